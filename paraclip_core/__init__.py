@@ -1,0 +1,1 @@
+"""The knowledge of paraclip, importable without Prefect."""

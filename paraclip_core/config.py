@@ -1,0 +1,371 @@
+"""Every option of paraclip, as one tree of pydantic models.
+
+The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
+Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
+:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OPERATIONAL = {"operational": True}
+"""``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
+
+SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text"]
+EngineName = Literal["smollm2", "transformers", "file"]
+GateName = Literal["paper", "small-model"]
+BenchmarkKind = Literal["paraphrased_retrieval", "retrieval", "sts", "sick", "sugarcrepe"]
+
+
+class Options(BaseModel):
+    """Base of all option groups: unknown names are errors, values are not changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ColumnNames(Options):
+    """Names of the columns of a tabular source, where they are not the usual ones."""
+
+    caption: str | None = None
+    """Column with the caption. Default: the first of caption, TEXT, text, title."""
+    image: str | None = None
+    """Column with the image's key or file name. Default: the first of image_id, image, filename, key, URL, url."""
+    licence: str | None = None
+    """Column with the row's licence. Default: the first of licence, license, LICENSE."""
+    split: str | None = None
+    """Column with the row's split. Default: split, if there is one."""
+
+
+class SourceOptions(Options):
+    """A file or folder with captions."""
+
+    path: str
+    """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set)."""
+    format: SourceFormat = "auto"
+    """Format of the file; `auto` decides by its name and first bytes."""
+    images: str | None = None
+    """Tar or folder with the images, relative to `data.root`; absent where a source has captions only."""
+    columns: ColumnNames = ColumnNames()
+    """Column names of Parquet, CSV, TSV and JSONL sources."""
+    split: str | None = None
+    """Split of rows that do not say their own. Default: train."""
+    licence: str = "unknown"
+    """Licence of rows that do not say their own; the strictest one ends up in the cards."""
+
+
+class ScenesOptions(Options):
+    """The rendered data set of the demo."""
+
+    images: Annotated[int, Field(ge=20, le=100_000)] = 3000
+    """Number of rendered images, held-out ones included."""
+    held_out: Annotated[float, Field(gt=0, lt=0.9)] = 0.25
+    """Share of the images that only evaluation sees."""
+    image_size: Annotated[int, Field(ge=64, le=1024)] = 224
+    """Side of a rendered image in pixels."""
+    seed: int = 7
+    """Seed of the renderer."""
+
+
+class DataOptions(Options):
+    """Where captions and images come from and which captions are kept."""
+
+    root: str = Field(default=".", json_schema_extra=OPERATIONAL)
+    """Folder that source paths are relative to. Contents count, not where they lie."""
+    scenes: ScenesOptions | None = None
+    """Render the demo's scenes and read the sources from them."""
+    sources: tuple[SourceOptions, ...] = ()
+    """Files and folders to read."""
+    min_words: Annotated[int, Field(ge=1)] = 2
+    """Captions with fewer words are rejected (published filter: 2)."""
+    max_words: Annotated[int, Field(ge=1)] = 15
+    """Captions with more words are rejected (published filter: 15)."""
+    max_chars: Annotated[int, Field(ge=10)] = 2000
+    """Captions with more characters are rejected before anything else looks at them."""
+    context_length: Annotated[int, Field(ge=8)] = 77
+    """Tokens that a text is cut to, start and end tokens included."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What an unreadable file does: stop the stage by name, or go to the rejects and let the rest go on."""
+
+    @model_validator(mode="after")
+    def _word_range(self) -> DataOptions:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
+        return self
+
+
+class SamplingOptions(Options):
+    """How the LLM draws its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.5
+    """0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus sampling."""
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
+    """Longest answer."""
+    n: Annotated[int, Field(ge=1, le=64)] = 4
+    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
+
+
+class FileEngineOptions(Options):
+    """Paraphrases that a user already has."""
+
+    path: str = ""
+    """Parquet, JSONL, CSV, TSV or Karpathy JSON (there each caption's next two siblings), relative to `data.root`."""
+    caption: str = "caption"
+    """Column with the caption."""
+    paraphrase_1: str = "paraphrase_1"
+    """Column with paraphrase 1."""
+    paraphrase_2: str = "paraphrase_2"
+    """Column with paraphrase 2."""
+
+
+class GateOptions(Options):
+    """Which answers are good enough to train on. `preset: paper` keeps everything that is not empty."""
+
+    preset: GateName = "small-model"
+    """`paper` turns the gates off, as published; `small-model` keeps what a 135 M model gets right."""
+    min_length_ratio: Annotated[float, Field(ge=0)] = 0.4
+    """Words of the answer over words of its input, at least."""
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Words of the answer over words of its input, at most (plus one word)."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.75
+    """Cosine of the sentence encoder between input and answer, at least."""
+    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.65
+    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
+    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
+    """Jaccard overlap of the words of input and answer, at most (both steps)."""
+    max_new_content_words: Annotated[int, Field(ge=0)] = 3
+    """Content words that the input does not hold, at most: guards against invention."""
+    max_repeats: Annotated[int, Field(ge=1)] = 200
+    """The same answer for this many different inputs is a flood, and further ones are rejected."""
+
+
+class ParaphraseOptions(Options):
+    """How captions are paraphrased."""
+
+    engine: EngineName = "smollm2"
+    """`smollm2` (embedded), `transformers` (a local Hugging Face model), `file` (paraphrases you already have)."""
+    model: str = ""
+    """Model folder of the `transformers` engine."""
+    prompts: Literal["paper", "few-shot"] = "few-shot"
+    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
+    sampling: SamplingOptions = SamplingOptions()
+    """How answers are drawn."""
+    gates: GateOptions = GateOptions()
+    """What is kept."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 1
+    """How often a rejected caption is asked for again, first time included."""
+    seed: int = 0
+    """Seed of the sampling."""
+    chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
+    """Requests that are in flight, and lost at most when the worker is killed."""
+    file: FileEngineOptions = FileEngineOptions()
+    """Options of the `file` engine."""
+
+
+class ModelOptions(Options):
+    """The CLIP model to repair."""
+
+    base: str = "embedded"
+    """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
+    `hf-hub:ORG/NAME`, or `ARCHITECTURE:TAG` of open_clip, for example `ViT-B-32-quickgelu:laion400m_e32`."""
+    text_width: Annotated[int, Field(ge=32, le=2048)] = 256
+    """Width of the embedded model's text tower."""
+    text_layers: Annotated[int, Field(ge=1, le=48)] = 4
+    """Layers of the embedded model's text tower."""
+    text_heads: Annotated[int, Field(ge=1, le=32)] = 4
+    """Attention heads of the embedded model's text tower."""
+    embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
+    """Dimension of the shared space of the embedded model."""
+    seed: int = 0
+    """Seed of the embedded model's new weights."""
+
+
+class FeatureOptions(Options):
+    """How image features are computed."""
+
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
+    """Images that go through the image tower together."""
+    shard_images: Annotated[int, Field(ge=1)] = 2048
+    """Images in a feature shard, the grain at which an interrupted stage goes on."""
+
+
+class OptimiserOptions(Options):
+    """Training of a text tower on stored image features."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Rows in a batch, and so candidates of each InfoNCE loss."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the text tower; the loss is always fp32."""
+    seed: int = 0
+    """Seed of the data order."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
+    """Time between two checkpoints."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Steps between two checkpoints, 0: by time only."""
+
+
+class BootstrapOptions(OptimiserOptions):
+    """Training of the embedded base model with the caption-image loss alone (LiT)."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
+    """Passes over the training captions."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Peak learning rate."""
+
+
+class LossWeights(Options):
+    """Weights of the InfoNCE losses; the published method is the sum of the three named ones."""
+
+    image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of image against paraphrase 2."""
+    caption_paraphrase_1: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of caption against paraphrase 1."""
+    paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of paraphrase 1 against paraphrase 2."""
+    image_caption: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
+    image_paraphrase_1: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of image against paraphrase 1; not in the published method."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one loss weight must be above 0")
+        return self
+
+
+class AlphaOptions(Options):
+    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
+
+    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Values of α to try; 0 is the base, 1 the tuned tower as trained."""
+    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
+    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins."""
+
+
+class FinetuneOptions(OptimiserOptions):
+    """Training of the text tower on captions, both paraphrases and image features."""
+
+    weights: LossWeights = LossWeights()
+    """Weights of the losses."""
+    mask_duplicates: bool = True
+    """Leave same-text and same-image pairs of a batch out of the negatives."""
+    texts: Literal["paraphrases", "captions"] = "paraphrases"
+    """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images that is held out to choose α."""
+    alpha: AlphaOptions = AlphaOptions()
+    """Interpolation with the base."""
+
+
+class BenchmarkOptions(Options):
+    """One benchmark: a local file or folder in its published format, or the ingested split."""
+
+    name: str
+    """Name in tables and results."""
+    kind: BenchmarkKind
+    """What is measured."""
+    path: str | None = None
+    """File or folder, relative to `data.root`; absent: the captions of `evaluate.split`."""
+    optional: bool = False
+    """Leave the benchmark out, and say so, where its path is absent."""
+
+
+class GateRule(Options):
+    """When a tuned model may replace its base."""
+
+    metric: str = "paraphrased_retrieval/ao@10"
+    """`kind/metric` whose interval must lie above zero."""
+    max_drop: dict[str, float] = {"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5}
+    """Points that other metrics may lose, `kind/metric: points`."""
+
+
+class EvaluateOptions(Options):
+    """Before-and-after evaluation."""
+
+    split: str = "val"
+    """Split of the ingested captions that evaluation uses."""
+    benchmarks: tuple[BenchmarkOptions, ...] = ()
+    """What is measured."""
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
+    """Bootstrap resamples behind each interval."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    seed: int = 0
+    """Seed of the resampling."""
+    gate: GateRule = GateRule()
+    """The verdict's rule."""
+
+
+class RunOptions(Options):
+    """How a run is carried out; nothing here changes a result."""
+
+    root: str = Field(default="runs", json_schema_extra=OPERATIONAL)
+    """Folder of artifacts, unfinished work and caches (environment: PARACLIP_ROOT)."""
+    placement: Literal["inline", "deployments"] = Field(default="inline", json_schema_extra=OPERATIONAL)
+    """`inline` runs the stages in this process, `deployments` each as its own deployment."""
+    device: str = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """CPU threads, 0: all."""
+
+
+class Settings(Options):
+    """A whole run of paraclip."""
+
+    name: str = Field(default="paraclip", json_schema_extra=OPERATIONAL)
+    """Name of the run, shown in the report and used for the channel that points at its model."""
+    data: DataOptions = DataOptions()
+    """Captions and images."""
+    paraphrase: ParaphraseOptions = ParaphraseOptions()
+    """Paraphrase generation."""
+    model: ModelOptions = ModelOptions()
+    """The CLIP model to repair."""
+    features: FeatureOptions = FeatureOptions()
+    """Image features."""
+    bootstrap: BootstrapOptions = BootstrapOptions()
+    """Training of the embedded base model; unused with any other base."""
+    finetune: FinetuneOptions = FinetuneOptions()
+    """Fine-tuning."""
+    evaluate: EvaluateOptions = EvaluateOptions()
+    """Evaluation."""
+    run: RunOptions = Field(default=RunOptions(), json_schema_extra=OPERATIONAL)
+    """Where and how to run."""
+
+
+def meaning(options: BaseModel) -> dict[str, Any]:
+    """The options that may change an output, as JSON-ready values: everything not marked :data:`OPERATIONAL`."""
+    kept: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("operational"):
+            continue
+        value = getattr(options, name)
+        kept[name] = _plain(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return meaning(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

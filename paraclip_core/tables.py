@@ -1,0 +1,108 @@
+"""Column layouts of the tables that stages hand on, as Arrow schemas.
+
+All ids are 16 bytes of blake2b. Token lists hold start and end token and are cut to the context length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+__all__ = ["CAPTIONS", "FEATURE_INDEX", "GENERATIONS", "PARAPHRASES", "PARAPHRASE_REJECTS", "REJECTS", "text_hash"]
+
+TOKENS = pa.list_(pa.uint16())
+
+CAPTIONS = pa.schema(
+    [
+        pa.field("caption_id", pa.binary(16), nullable=False),  # of (image_id, caption)
+        pa.field("image_id", pa.string()),  # key of the image, null where a source has captions only
+        pa.field("image_path", pa.string()),  # tar member or file name inside the source's `images`
+        pa.field("images", pa.string()),  # the source's `images`, relative to data.root
+        pa.field("caption", pa.string(), nullable=False),  # cleaned
+        pa.field("caption_raw", pa.string(), nullable=False),
+        pa.field("caption_tokens", TOKENS, nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train, val or test
+        pa.field("licence", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # file, relative to data.root
+        pa.field("source_row", pa.int64(), nullable=False),
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64()),  # null where the whole file is meant
+        pa.field("reason", pa.string(), nullable=False),  # a short code, e.g. too_few_words
+        pa.field("detail", pa.string(), nullable=False),  # what was found and what was expected
+        pa.field("caption_raw", pa.string()),  # cut to 2,000 characters
+    ]
+)
+
+PARAPHRASES = pa.schema(
+    [
+        pa.field("caption_id", pa.binary(16), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("paraphrase_1", pa.string(), nullable=False),
+        pa.field("paraphrase_2", pa.string()),  # null after step 1
+        pa.field("caption_tokens", TOKENS, nullable=False),
+        pa.field("paraphrase_1_tokens", TOKENS, nullable=False),
+        pa.field("paraphrase_2_tokens", TOKENS),
+        pa.field("similarity_1", pa.float32()),  # sentence-encoder cosine, caption against paraphrase 1
+        pa.field("similarity_2", pa.float32()),  # caption against paraphrase 2
+        pa.field("licence", pa.string(), nullable=False),
+        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the generation cache
+        pa.field("generation_2", pa.binary(16)),
+    ]
+)
+
+PARAPHRASE_REJECTS = pa.schema(
+    [
+        pa.field("caption_id", pa.binary(16), nullable=False),
+        pa.field("step", pa.int8(), nullable=False),
+        pa.field("attempt", pa.int16(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # a gate's code
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("input", pa.string(), nullable=False),
+        pa.field("answer", pa.string()),  # the best of the answers, null where there was none
+        pa.field("generation", pa.binary(16), nullable=False),
+    ]
+)
+
+GENERATIONS = pa.schema(
+    [
+        pa.field("key", pa.binary(16), nullable=False),  # see paraclip_core.paraphrase.keys
+        pa.field("step", pa.int8(), nullable=False),
+        pa.field("attempt", pa.int16(), nullable=False),
+        pa.field("input", pa.string(), nullable=False),  # the text that was to be paraphrased
+        pa.field("engine", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),  # id and revision
+        pa.field("prompt", pa.string(), nullable=False),  # prompt id
+        pa.field("prompt_hash", pa.binary(16), nullable=False),  # of its whole text
+        pa.field("sampling", pa.string(), nullable=False),  # canonical JSON
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("completions", pa.list_(pa.string()), nullable=False),  # raw, n of them
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("completion_tokens", pa.int32(), nullable=False),
+    ]
+)
+
+FEATURE_INDEX = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("pixels", pa.binary(16), nullable=False),  # blake2b of the image file: equal images share it
+    ]
+)
+
+
+def text_hash(*parts: str | None) -> bytes:
+    """16 bytes of blake2b over the parts, each with its length in front so that parts cannot run together."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        raw = b"\xff" if part is None else part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.digest()

@@ -1,0 +1,1 @@
+"""Where things are kept: artifacts, Parquet files, the generation cache, image features."""

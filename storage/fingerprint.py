@@ -1,0 +1,77 @@
+"""Names that say what a thing is: hashes over canonical JSON and over files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.errors import ArtifactError, InputError
+from storage.atomic import file_sha256, read_json, write_json
+
+__all__ = ["FileHashes", "canonical_json", "fingerprint"]
+
+log = logging.getLogger(__name__)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(stage: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Fingerprint of an artifact: 32 hex digits of blake2b over everything that gives it its meaning.
+
+    Args:
+        stage: the stage's name.
+        version: the stage's version; raise it when its code gives other output for the same input.
+        options: the meaning-bearing options, JSON-ready.
+        inputs: the fingerprint of each named input.
+    """
+    text = canonical_json({"stage": stage, "version": version, "options": options, "inputs": inputs})
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class FileHashes:
+    """SHA-256 of source files, remembered by path, size and modification time."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is the JSON file to remember in; a damaged one is started anew."""
+        self._path = path
+        self._known: dict[str, Any] = {}
+        if path.exists():
+            try:
+                self._known = read_json(path)
+            except ArtifactError:
+                log.warning("%s is damaged, source files are hashed again", path)
+
+    def of(self, files: Iterable[Path]) -> dict[str, str]:
+        """SHA-256 of each file, by its path as given.
+
+        Raises:
+            InputError: a file is missing or unreadable.
+        """
+        hashes, changed = {}, False
+        for path in files:
+            try:
+                stat = path.stat()
+                key = str(path.resolve())
+                known = self._known.get(key)
+                if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
+                    known = [stat.st_size, stat.st_mtime_ns, file_sha256(path)]
+                    self._known[key], changed = known, True
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+            hashes[str(path)] = known[2]
+        if changed:
+            self._remember()
+        return hashes
+
+    def _remember(self) -> None:
+        try:
+            write_json(self._path, self._known)
+        except ArtifactError as error:
+            log.warning("source hashes are not remembered: %s", error)

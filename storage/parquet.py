@@ -1,0 +1,103 @@
+"""Parquet files that appear whole, written and read in streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core.errors import ArtifactError
+from storage.atomic import write_atomic
+
+__all__ = ["PartWriter", "count_rows", "iter_batches", "parts", "read_table", "write_table"]
+
+
+class PartWriter:
+    """Writes record batches as ``<stem>-00000.parquet``, ``<stem>-00001.parquet`` … of bounded size.
+
+    Each part is written atomically when it is full. Memory holds one part at most. The same batches give the same
+    bytes, however they are cut.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, stem: str = "part", rows: int = 100_000) -> None:
+        """Write into `folder` parts of `rows` rows."""
+        self._folder, self._schema, self._stem, self._rows = folder, schema, stem, rows
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = 0
+        self._part = 0
+        self.rows_written = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add a batch; full parts go to disk."""
+        while batch.num_rows:
+            head = batch.slice(0, self._rows - self._waiting_rows)
+            self._waiting.append(head)
+            self._waiting_rows += head.num_rows
+            batch = batch.slice(head.num_rows)
+            if self._waiting_rows == self._rows:
+                self._flush()
+
+    def close(self) -> None:
+        """Write what is left; a writer that never got a row leaves one empty part, so that the schema is known."""
+        if self._waiting_rows or not self._part:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.Table.from_batches(self._waiting, schema=self._schema)
+        write_table(self._folder / f"{self._stem}-{self._part:05d}.parquet", table)
+        self.rows_written += table.num_rows
+        self._waiting, self._waiting_rows = [], 0
+        self._part += 1
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write one Parquet file atomically (zstd, one row group per 100,000 rows)."""
+    table = table.combine_chunks()
+    write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=100_000))
+
+
+def parts(folder: Path) -> list[Path]:
+    """The Parquet files of a folder in order; a path of one file stands for itself.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    if folder.is_file():
+        return [folder]
+    found = sorted(folder.glob("*.parquet"))
+    if not found:
+        raise ArtifactError(f"no Parquet file in {folder}")
+    return found
+
+
+def iter_batches(
+    folder: Path, columns: Sequence[str] | None = None, batch_rows: int = 65_536
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of all parts in order, `columns` only.
+
+    Raises:
+        ArtifactError: a part is not readable Parquet, or lacks a column.
+    """
+    for path in parts(folder):
+        try:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None)
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            raise ArtifactError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def read_table(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All parts as one table, in order; for tables that fit into memory."""
+    batches: Iterable[pa.RecordBatch] = list(iter_batches(folder, columns))
+    if batches:
+        return pa.Table.from_batches(batches)
+    schema = pq.read_schema(parts(folder)[0])
+    chosen = [schema.field(name) for name in columns] if columns else list(schema)
+    return pa.schema(chosen).empty_table()
+
+
+def count_rows(folder: Path) -> int:
+    """Rows of all parts, from their footers."""
+    return sum(pq.read_metadata(path).num_rows for path in parts(folder))

@@ -1,0 +1,94 @@
+"""What a stage is, and how one is carried out: found, resumed or started, then committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import Settings
+from paraclip_core.progress import Progress, silent
+from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
+from storage.fingerprint import FileHashes
+
+__all__ = ["Stage", "StageContext", "carry_out", "input_path", "no_sources", "software_versions"]
+
+PACKAGES = ("paraclip", "torch", "open_clip_torch", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage's body gets."""
+
+    settings: Settings
+    store: ArtifactStore
+    inputs: Mapping[str, Artifact]
+    """Finished upstream artifacts, by stage name."""
+    work: WorkFolder
+    """Where to write: `out` is the artifact to be, `scratch` keeps state between tries."""
+    progress: Progress = silent
+
+
+def no_sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+    """Sources of a stage that reads nothing from outside the store."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the DAG that turns artifacts into one artifact."""
+
+    name: str
+    version: int
+    """Raise it when the code gives other output for the same options and inputs."""
+    inputs: Callable[[Settings], tuple[str, ...]]
+    """Names of the stages whose artifacts it reads."""
+    options: Callable[[Settings], Mapping[str, Any]]
+    """The options that give its output its meaning."""
+    body: Callable[[StageContext], dict[str, Any]] = field(repr=False)
+    """Writes into `work.out` and returns the metrics for the manifest."""
+    sources: Callable[[Settings, FileHashes], Mapping[str, str]] = no_sources
+    """Fingerprints of what it reads from outside the store, by name."""
+    isolated: bool = True
+    """Run in a child process of its own, so that memory is freed and a kill is seen."""
+
+
+def carry_out(
+    stage: Stage,
+    draft: Draft,
+    settings: Settings,
+    store: ArtifactStore,
+    inputs: Mapping[str, Artifact],
+    progress: Progress = silent,
+) -> Artifact:
+    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it."""
+    found = store.find(stage.name, draft.fingerprint)
+    if found is not None:
+        return found
+    with store.writing(stage.name, draft.fingerprint) as work:
+        # Another process may have finished it while this one waited for the lock.
+        found = store.find(stage.name, draft.fingerprint)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        metrics = stage.body(StageContext(settings, store, inputs, work, progress))
+        return store.commit(draft, metrics, time.monotonic() - started)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an artifact holds."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def input_path(settings: Settings, path: str) -> Path:
+    """A user's path, relative to `data.root`."""
+    return Path(settings.data.root).expanduser() / path

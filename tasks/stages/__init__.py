@@ -1,0 +1,1 @@
+"""The stages, one file each; none of them knows Prefect."""
