@@ -1,0 +1,111 @@
+"""Measures of rankings and of similarity scores, per query where there is a query.
+
+Ranked lists are arrays of whole numbers, best first, without repeats inside a list.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.errors import BenchmarkError
+
+__all__ = ["average_overlap", "jaccard", "mid_ranks", "recall_at_k", "spearman"]
+
+ROWS = 8192
+
+
+def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
+    """Average overlap of each pair of ranked lists: AO@k = (1/k) Σ_{d=1..k} |A_{1:d} ∩ B_{1:d}| / d.
+
+    It is top-weighted: an item that both lists hold at ranks i and j counts from depth max(i, j) on.
+    (Cheng et al., arXiv 2405.03190, with the division by the depth that makes equal lists give 1.)
+
+    Args:
+        a: ranked ids, shape [n, ≥ k].
+        b: ranked ids of the other query of each pair, shape [n, ≥ k].
+        k: depth.
+
+    Returns:
+        One value in [0, 1] for each pair, float64 [n].
+
+    Raises:
+        BenchmarkError: the lists are shorter than k or differ in number.
+    """
+    _check(a, b, k)
+    later = np.maximum.outer(np.arange(k), np.arange(k))
+    # An item seen from depth m + 1 on adds 1/d at every depth d > m.
+    weight = np.cumsum((1.0 / np.arange(1, k + 1))[::-1])[::-1][later] / k
+    return _weighted_matches(a, b, k, weight)
+
+
+def jaccard(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
+    """Jaccard similarity of the two top-k sets of each pair: JS@k = |A_k ∩ B_k| / |A_k ∪ B_k|, float64 [n].
+
+    Args:
+        a: ranked ids, shape [n, ≥ k].
+        b: ranked ids of the other query of each pair, shape [n, ≥ k].
+        k: size of the sets.
+
+    Raises:
+        BenchmarkError: the lists are shorter than k or differ in number.
+    """
+    _check(a, b, k)
+    shared = _weighted_matches(a, b, k, np.ones((k, k)))
+    return shared / (2 * k - shared)
+
+
+def recall_at_k(ranked: NDArray[np.integer], target: NDArray[np.integer], k: int) -> NDArray[np.float64]:
+    """1 for each query with a right answer among its first k, else 0; float64 [n].
+
+    For text→image pass the ranked image rows and the caption's image row. For image→text, where an image has several
+    captions and one of them is enough, pass the ranked captions' image rows (``owner[ranked]``) and the image's own
+    row: this is what CLIP_benchmark's zero-shot retrieval counts.
+
+    Args:
+        ranked: candidate keys, best first, shape [n, ≥ k] (or all candidates, where there are fewer than k).
+        target: the right key of each query, shape [n].
+        k: depth.
+    """
+    return (ranked[:, :k] == target[:, None]).any(axis=1).astype(np.float64)
+
+
+def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN where one side is constant.
+
+    Args:
+        x: values, shape [n].
+        y: values of the same items, shape [n].
+    """
+    if len(x) != len(y) or len(x) < 2:
+        raise BenchmarkError(f"a rank correlation needs two lists of equal length ≥ 2, got {len(x)} and {len(y)}")
+    a, b = mid_ranks(x), mid_ranks(y)
+    a, b = a - a.mean(), b - b.mean()
+    size = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size > 0 else float("nan")
+
+
+def mid_ranks(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Ranks from 1 on, equal values with the mean of their ranks; float64 [n]."""
+    _, level, count = np.unique(np.asarray(x), return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2.0)[level]
+
+
+def _check(a: NDArray[np.integer], b: NDArray[np.integer], k: int) -> None:
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
+        raise BenchmarkError(f"ranked lists must come in pairs, got shapes {a.shape} and {b.shape}")
+    shortest = min(a.shape[1], b.shape[1])
+    if k < 1 or shortest < k:
+        raise BenchmarkError(f"overlap at {k} needs ranked lists of at least {k} images, got {shortest}; add images")
+
+
+def _weighted_matches(
+    a: NDArray[np.integer], b: NDArray[np.integer], k: int, weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Σ_{i,j<k} [a_i = b_j] · weight_{ij} of each pair, in blocks of rows so that memory stays small."""
+    result = np.empty(len(a), np.float64)
+    for start in range(0, len(a), ROWS):
+        block = slice(start, start + ROWS)
+        same = a[block, :k, None] == b[block, None, :k]
+        result[block] = same.reshape(len(same), -1).astype(np.float64) @ weight.reshape(-1)
+    return result
