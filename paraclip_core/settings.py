@@ -1,0 +1,218 @@
+"""Settings from a YAML file, the environment and ``--set a.b=c``, with errors that name the field and mend typos."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from paraclip_core.config import RunOptions, Settings
+from paraclip_core.errors import ConfigError
+
+__all__ = ["at_environment_root", "field_paths", "load_settings", "parse_settings"]
+
+ROOT_VARIABLE = "PARACLIP_ROOT"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, except that an option given twice is an error instead of the last one winning silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key != "<<" and key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_settings(
+    path: Path | str | None = None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT, then the overrides.
+
+    Args:
+        path: YAML file; None takes the defaults.
+        overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
+        environ: environment to look into for PARACLIP_ROOT.
+
+    Raises:
+        ConfigError: naming every wrong option at once.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    root = (environ or {}).get(ROOT_VARIABLE)
+    if root:
+        _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
+    for override in overrides:
+        _override(tree, override)
+    return parse_settings(tree, where=str(path) if path else "the settings")
+
+
+def parse_settings(tree: Mapping[str, Any], where: str = "the settings") -> Settings:
+    """Check a tree of plain values; `where` names its origin in errors.
+
+    Raises:
+        ConfigError: naming every wrong option at once, each with what was expected.
+    """
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+
+
+def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The settings with PARACLIP_ROOT as their root, unless they name a root of their own.
+
+    A form of the Prefect UI sends defaults along, so the default root counts as not named.
+    """
+    root = environ.get(ROOT_VARIABLE)
+    if not root or settings.run.root != RunOptions().root:
+        return settings
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"root": root})})
+
+
+def field_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every option, groups included; items of a list are written ``0``."""
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        yield path
+        inner = _model_in(info.annotation)
+        if inner is not None:
+            yield from field_paths(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold options (name: value), found {_kind(tree)}")
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override!r} must look like group.option=value")
+    try:
+        value = yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
+    # A file called 2024 is a name, not a number.
+    if _annotation_at(keys) in (str, "str | None") and not isinstance(value, str | None):
+        value = text
+    _put(tree, keys, value, f"--set {override}")
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, said: str) -> None:
+    here: Any = tree
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(here, list):
+            at: Any = int(key) if key.isdecimal() else -1
+            if not 0 <= at <= len(here):
+                parent = ".".join(keys[:position])
+                raise ConfigError(f"{said}: {parent} has {len(here)} items, so {key!r} names none (0 is the first)")
+            if at == len(here):
+                here.append({})
+        else:
+            at = key
+        if last:
+            here[at] = value
+            return
+        below = here[at] if isinstance(here, list) else here.get(at)
+        if not isinstance(below, dict | list):
+            below = [] if keys[position + 1].isdecimal() else {}
+            here[at] = below
+        here = below
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    location: tuple[str | int, ...] = detail["loc"]
+    path = ".".join(str(part) for part in location) or "settings"
+    kind, got = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"{path} is no option; {_nearest(location)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{path}: {message}"
+    if kind == "missing":
+        return f"{path} is needed and not given"
+    return f"{path}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
+
+
+def _nearest(location: Sequence[str | int]) -> str:
+    known = list(field_paths())
+    wrong = ".".join("0" if isinstance(part, int) else str(part) for part in location)
+    parent, _, name = wrong.rpartition(".")
+    siblings = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == parent}
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {siblings[close[0]]}?"
+    # The right name in the wrong place, or a typo in it.
+    elsewhere = [path for path in known if path.rpartition(".")[2] == name]
+    if not elsewhere:
+        names = {path.rpartition(".")[2]: path for path in reversed(known)}
+        elsewhere = [names[found] for found in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return f"{parent or 'the settings'} has {', '.join(siblings) or 'no options'}"
+
+
+def _annotation_at(keys: Sequence[str]) -> Any:
+    model: type[BaseModel] | None = Settings
+    for position, key in enumerate(keys):
+        if key.isdecimal():
+            continue
+        if model is None or key not in model.model_fields:
+            return None
+        annotation = model.model_fields[key].annotation
+        if position == len(keys) - 1:
+            return "str | None" if set(_arms(annotation)) == {str, type(None)} else annotation
+        model = _model_in(annotation)
+    return None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arm in get_args(annotation):
+        found = _model_in(arm)
+        if found is not None:
+            return found
+    return None
+
+
+def _arms(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _is_list(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_list(get_args(annotation)[0])
+    return get_origin(annotation) in (tuple, list)
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else f"the single value {value!r}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,34 @@
+"""Which options are part of a fingerprint."""
+
+from __future__ import annotations
+
+import json
+
+from paraclip_core.config import Settings, meaning
+from paraclip_core.settings import load_settings
+
+
+def test_operational_options_are_left_out() -> None:
+    here = load_settings(
+        None, ["data.root=/a", "run.threads=1", "features.batch_size=8", "paraphrase.chunk=2", "name=a"]
+    )
+    there = load_settings(None, ["data.root=/b", "run.threads=2", "features.batch_size=9", "paraphrase.chunk=3"])
+    assert meaning(here) == meaning(there)
+
+
+def test_options_with_a_meaning_stay() -> None:
+    base = meaning(Settings())
+    for override in (
+        "finetune.seed=1",
+        "paraphrase.sampling.n=1",
+        "data.min_words=3",
+        "data.scenes={}",
+        "model.seed=2",
+    ):
+        assert meaning(load_settings(None, [override])) != base, override
+
+
+def test_meaning_is_plain_json() -> None:
+    settings = load_settings(None, ["data.scenes={}", "data.sources.0.path=a", "data.sources.0.columns.caption=c"])
+    found = meaning(settings)
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,168 @@
+"""Settings from YAML, environment and overrides."""
+
+from __future__ import annotations
+
+import contextlib
+import string
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.settings import at_environment_root, field_paths, load_settings, parse_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_without_a_file() -> None:
+    assert load_settings() == Settings()
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "run: {root: from-file, threads: 3}\nname: file\n")
+    assert load_settings(path).run.root == "from-file"
+    assert load_settings(path, environ={"PARACLIP_ROOT": "from-env"}).run.root == "from-env"
+    settings = load_settings(path, ["run.root=from-set"], {"PARACLIP_ROOT": "from-env"})
+    assert (settings.run.root, settings.run.threads, settings.name) == ("from-set", 3, "file")
+
+
+def test_overrides_reach_lists_and_empty_groups() -> None:
+    settings = load_settings(
+        None,
+        [
+            "data.scenes.images=100",
+            "data.sources.0.path=a.csv",
+            "data.sources.1={path: b.csv, format: csv}",
+            "finetune.alpha.grid=[0, 1]",
+            "finetune.learning_rate=1e-4",
+            "evaluate.gate.max_drop={}",
+        ],
+    )
+    assert settings.data.scenes is not None and settings.data.scenes.images == 100
+    assert [source.path for source in settings.data.sources] == ["a.csv", "b.csv"]
+    assert settings.finetune.alpha.grid == (0.0, 1.0)
+    assert settings.finetune.learning_rate == 1e-4
+    assert settings.evaluate.gate.max_drop == {}
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
+    settings = load_settings(None, ["name=2024", "data.sources.0.path=17", "data.sources.0.split=null"])
+    assert (settings.name, settings.data.sources[0].path, settings.data.sources[0].split) == ("2024", "17", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("finetune.learning_rat=1", "finetune.learning_rate"),
+        ("paraphrase.gates.min_similarty=1", "paraphrase.gates.min_similarity"),
+        ("fine_tune={}", "finetune"),
+        ("sources=[]", "data.sources"),
+        ("data.sources.0.fomat=csv", "data.sources.0.format"),
+        ("data.zzz=1", "data has root"),
+    ],
+)
+def test_a_typo_names_the_nearest_option(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, ["data.sources.0.path=x", override])
+    assert override.partition("=")[0] in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
+    path = write(tmp_path, "finetune: {epochs: many, batch_size: 1}\nparaphrase: {engine: gpt}\nnam: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path)
+    text = str(caught.value)
+    for part in (str(path), "finetune.epochs", "'many'", "finetune.batch_size", "2, got 1", "smollm2", "nam is no"):
+        assert part in text, part
+
+
+def test_contradicting_options() -> None:
+    with pytest.raises(ConfigError, match=r"data: min_words \(9\) must not be above max_words \(3\)"):
+        load_settings(None, ["data.min_words=9", "data.max_words=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must hold options"),
+        ("a: [", "not valid YAML"),
+        ("name: a\nname: b\n", "'name' is given twice, again in line 2"),
+        ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(write(tmp_path, text))
+
+
+def test_a_missing_or_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_settings(tmp_path / "absent.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_settings(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "override", ["name", "=3", "a..b=1", "data.sources.5.path=x", "name=[", "data.sources.x.path=1"]
+)
+def test_bad_overrides(override: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {sources: [{path: a}]}")
+    with pytest.raises(ConfigError):
+        load_settings(path, [override])
+
+
+def test_the_environment_root_yields_to_a_named_one() -> None:
+    environ = {"PARACLIP_ROOT": "/there"}
+    assert at_environment_root(Settings(), environ).run.root == "/there"
+    assert at_environment_root(load_settings(None, ["run.root=mine"]), environ).run.root == "mine"
+    assert at_environment_root(Settings(), {}) == Settings()
+
+
+@given(st.dictionaries(st.text(string.ascii_lowercase + "._0", max_size=12), st.integers() | st.text(max_size=5)))
+def test_any_tree_is_read_or_refused_by_name(tree: dict[str, object]) -> None:
+    try:
+        parse_settings(tree)
+    except ConfigError as error:
+        assert str(error).startswith("the settings: ")
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
+    with contextlib.suppress(ConfigError):
+        load_settings(None, overrides)
+
+
+def test_settings_survive_json_and_yaml() -> None:
+    settings = load_settings(None, ["data.scenes={}", "data.sources.0.path=a"])
+    assert parse_settings(settings.model_dump(mode="json")) == settings
+    assert parse_settings(yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))) == settings
+
+
+def test_every_option_has_a_description() -> None:
+    paths = list(field_paths())
+    assert "paraphrase.gates.min_similarity" in paths and "data.sources.0.columns.caption" in paths
+    schema = Settings.model_json_schema()
+    bare = [
+        f"{group}.{name}"
+        for group, part in {**schema["$defs"], "Settings": schema}.items()
+        for name, field in part["properties"].items()
+        if not field.get("description") and "$ref" not in field
+    ]
+    assert not bare
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
+    assert load_settings(path).name
