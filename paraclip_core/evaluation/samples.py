@@ -1,0 +1,78 @@
+"""What a benchmark gives for one model: the values behind each figure, so that a delta can be given an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.evaluation.metrics import spearman
+
+__all__ = ["Measured", "Sample", "from_arrays", "to_arrays"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The values behind one figure: their mean, or, with `gold`, their rank correlation with it."""
+
+    values: NDArray[np.float64]
+    """One value for each query, shape [n]."""
+    clusters: NDArray[np.int64]
+    """Which queries belong together (one image's captions, say) and are not independent, shape [n]."""
+    gold: NDArray[np.float64] | None = None
+    """Human scores of the same items, shape [n], where the figure is Spearman's correlation."""
+
+    def statistic(self) -> float:
+        """The figure, as a fraction. A model that gives every pair the same score has no correlation, so 0."""
+        if self.gold is None:
+            return float(self.values.mean())
+        value = spearman(self.values, self.gold)
+        return 0.0 if np.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One benchmark's outcome for one model."""
+
+    samples: Mapping[str, Sample]
+    """By metric."""
+    notes: Mapping[str, Any]
+    """The protocol: split, number of images and captions, what was left out."""
+    ranked: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Ranked lists worth showing, by name: rows of the image pool, shape [n, k]."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures in percent."""
+        return {name: 100.0 * sample.statistic() for name, sample in self.samples.items()}
+
+
+def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
+    """Values and ranked lists as named arrays (for an .npz file); notes are not part of it."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, sample in measured.samples.items():
+        arrays[f"values:{name}"] = sample.values
+        arrays[f"clusters:{name}"] = sample.clusters
+        if sample.gold is not None:
+            arrays[f"gold:{name}"] = sample.gold
+    for name, ranked in measured.ranked.items():
+        arrays[f"ranked:{name}"] = ranked
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> Measured:
+    """The reverse of :func:`to_arrays`; the metrics keep their order."""
+    samples = {
+        name.removeprefix("values:"): Sample(
+            values,
+            arrays["clusters:" + name.removeprefix("values:")],
+            arrays.get("gold:" + name.removeprefix("values:")),
+        )
+        for name, values in arrays.items()
+        if name.startswith("values:")
+    }
+    ranked = {name.removeprefix("ranked:"): rows for name, rows in arrays.items() if name.startswith("ranked:")}
+    return Measured(samples, notes, ranked)
