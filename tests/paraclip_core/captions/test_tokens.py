@@ -1,0 +1,104 @@
+"""Tokens equal open_clip's SimpleTokenizer, id by id."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.captions.bpe import load_byte_pairs
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.tokens import Tokeniser
+
+TOKENISER = Tokeniser()
+
+
+@cache
+def simple() -> Any:
+    """open_clip's tokeniser, which cleans by itself."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def reference(text: str, length: int = 77) -> list[int]:
+    """The row of open_clip's tensor without its padding."""
+    return simple()(text, context_length=length)[0].tolist()
+
+
+def padded(ids: list[int], length: int = 77) -> list[int]:
+    """`ids` with open_clip's padding."""
+    return ids + [0] * (length - len(ids))
+
+
+@given(st.text())
+@example("<start_of_text> a <END_OF_TEXT> b")
+@example("<ſtart_of_text>")
+@example("it'ſ İstanbul ΑΣ")
+@example("")
+@example("a" * 300)
+@example("1234 ½ ² !!!??? don't we'll")
+@settings(max_examples=300, deadline=None)
+def test_any_text(text: str) -> None:
+    assert padded(TOKENISER.encode(clean(text))) == reference(text)
+
+
+@given(st.text(alphabet="abcdehilnorstu", min_size=1, max_size=60), st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_words_that_repeat(word: str, times: int) -> None:
+    ids = load_byte_pairs().encode(word * times)
+    assert list(ids) == simple().encode(word * times)
+
+
+@given(st.lists(st.sampled_from(["dog", "beach", "'s", "<", "42", "é", "🐶"]), max_size=40), st.integers(8, 77))
+@settings(max_examples=100, deadline=None)
+def test_any_context_length(words: list[str], length: int) -> None:
+    text = " ".join(words)
+    ids = Tokeniser(length).encode(text)
+    assert padded(ids, length) == reference(text, length)
+    assert ids[-1] == TOKENISER.end
+    assert len(ids) <= length
+
+
+def test_a_small_memo_changes_nothing() -> None:
+    texts = [f"word{n % 7} dog{n % 5} cat{n}" for n in range(60)] * 2
+    assert Tokeniser(memo_pieces=4).encode_batch(texts) == TOKENISER.encode_batch(texts)
+
+
+def test_a_batch_is_its_texts() -> None:
+    texts = ["a dog", "", "a " * 200]
+    batch = TOKENISER.encode_batch(texts)
+    assert str(batch.type.value_type) == "uint16"
+    assert batch.to_pylist() == [TOKENISER.encode(text) for text in texts]
+    assert TOKENISER.encode_batch([]).to_pylist() == []
+
+
+def test_a_word_of_one_megabyte_takes_no_quadratic_time() -> None:
+    assert len(TOKENISER.encode("ab" * 100_000)) == 77
+
+
+def test_torch_is_not_imported() -> None:
+    code = (
+        "import sys; from paraclip_core.captions.tokens import Tokeniser; Tokeniser().encode('a'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["flickr8k", "laion"])
+def test_real_captions(data_root: Path, name: str) -> None:
+    if name == "laion":
+        texts = pq.read_table(data_root / "laion_sample" / "test_10000.parquet")["TEXT"].to_pylist()[:5000]
+    else:
+        images = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())["images"]
+        texts = [sentence["raw"] for image in images[:1000] for sentence in image["sentences"]]
+    wrong = [text for text in texts if padded(TOKENISER.encode(clean(text))) != reference(text)]
+    assert wrong == []
