@@ -48,17 +48,17 @@ class Node:
         return self.draft.fingerprint
 
 
-def stage_names(settings: Settings) -> tuple[str, ...]:
+def stage_names(settings: Settings, stages: Mapping[str, Stage] = STAGES) -> tuple[str, ...]:
     """The stages that a run with these settings has, in order."""
     return tuple(
         name
-        for name in STAGES
+        for name in stages
         if not (name == "scenes" and settings.data.scenes is None)
         and not (name == "bootstrap" and settings.model.base != "embedded")
     )
 
 
-def resolve(settings: Settings, store: ArtifactStore) -> dict[str, Node]:
+def resolve(settings: Settings, store: ArtifactStore, stages: Mapping[str, Stage] = STAGES) -> dict[str, Node]:
     """Every stage of the run with its fingerprint, in order.
 
     Raises:
@@ -68,8 +68,8 @@ def resolve(settings: Settings, store: ArtifactStore) -> dict[str, Node]:
     hashes = FileHashes(store.cache / "source_hashes.json")
     versions = software_versions()
     nodes: dict[str, Node] = {}
-    for name in stage_names(settings):
-        stage = STAGES[name]
+    for name in stage_names(settings, stages):
+        stage = stages[name]
         inputs = {upstream: nodes[upstream].fingerprint for upstream in stage.inputs(settings)}
         sources = {f"source:{key}": value for key, value in stage.sources(settings, hashes).items()}
         options = dict(stage.options(settings))

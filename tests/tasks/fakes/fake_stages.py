@@ -1,0 +1,98 @@
+"""Small stages for tests of what surrounds a stage. A child process imports this module by its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from paraclip_core.config import Settings, meaning
+from paraclip_core.errors import InputError
+from tasks.stage import Stage, StageContext
+
+
+def _finish(context: StageContext) -> dict[str, Any]:
+    for step in range(3):
+        context.progress(step + 1, 3, loss=0.5 / (step + 1))
+        time.sleep(0.3)
+    texts = [artifact.path.joinpath("made.txt").read_text() for artifact in context.inputs.values()]
+    (context.work.out / "made.txt").write_text("".join([*texts, "x"]))
+    return {"rows": 3, "pid": os.getpid(), "prefect": "prefect" in sys.modules}
+
+
+def _refuse(context: StageContext) -> dict[str, Any]:
+    raise InputError("captions.csv row 7: expected a caption")
+
+
+def _crash(context: StageContext) -> dict[str, Any]:
+    raise ZeroDivisionError("the very reason")
+
+
+def _killed(context: StageContext) -> dict[str, Any]:
+    sys.stderr.write("about to be killed\n")
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def _hang(context: StageContext) -> dict[str, Any]:
+    """Say its process id in the scratch folder, then stay; TERM does not impress it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (context.work.scratch / "pid").write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.1)
+
+
+def _resume(context: StageContext) -> dict[str, Any]:
+    """Be killed the first time, go on the second."""
+    half = context.work.scratch / "half"
+    if not half.exists():
+        half.write_text("done")
+        os.kill(os.getpid(), signal.SIGKILL)
+    (context.work.out / "made.txt").write_text("whole")
+    return {"rows": 1, "resumed": True}
+
+
+def _talk(context: StageContext) -> dict[str, Any]:
+    """Write more than a pipe holds, from a grandchild too."""
+    sys.stdout.write("x" * 300_000 + "\n")
+    subprocess.run([sys.executable, "-c", "print('from the grandchild')"], check=True)
+    (context.work.out / "made.txt").write_text("")
+    return {}
+
+
+def _stage(name: str, body: Any, inputs: tuple[str, ...] = (), isolated: bool = True) -> Stage:
+    return Stage(
+        name=name,
+        version=1,
+        inputs=lambda settings: inputs,
+        options=lambda settings: {"finetune": meaning(settings.finetune)} if name == "second" else {},
+        body=body,
+        isolated=isolated,
+    )
+
+
+STAGES = {
+    "first": _stage("first", _finish),
+    "second": _stage("second", _finish, ("first",)),
+    "here": _stage("here", _finish, isolated=False),
+}
+TROUBLE = {
+    name: _stage(name, body)
+    for name, body in {
+        "refuse": _refuse,
+        "crash": _crash,
+        "killed": _killed,
+        "hang": _hang,
+        "resume": _resume,
+        "talk": _talk,
+    }.items()
+}
+
+
+def settings_at(root: object, **changes: Any) -> Settings:
+    """Default settings with this root."""
+    return Settings.model_validate({"run": {"root": str(root)}, **changes})

@@ -1,0 +1,140 @@
+"""A stage in a child process: how it ends, and what its end looks like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.errors import InputError, StageError
+from storage.artifacts import ArtifactStore, Draft
+from tasks.child import log_path, run_in_child
+
+FAKES = Path(__file__).parent / "fakes"
+OK, TROUBLE = "fake_stages:STAGES", "fake_stages:TROUBLE"
+
+
+@pytest.fixture(autouse=True)
+def _fakes_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FAKES))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+
+
+def draft(stage: str) -> Draft:
+    return Draft(stage, "0123abcd", 1, {}, {})
+
+
+def run(root: Path, stage: str, reference: str = TROUBLE, **kwargs: object) -> object:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    store = ArtifactStore(root)
+    return run_in_child(draft(stage), settings_at(root), store, {}, stages=reference, **kwargs)  # type: ignore[arg-type]
+
+
+def wait_for(what: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_it_runs_elsewhere_without_prefect_and_tells_progress(tmp_path: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    artifact = run(tmp_path, "first", OK, progress=lambda done, total, **facts: told.append((done, total)))
+    metrics = artifact.manifest.metrics  # type: ignore[attr-defined]
+    assert metrics["pid"] != os.getpid()
+    assert metrics["prefect"] is False
+    assert told and told[-1] == (3, 3) and told == sorted(told)
+
+
+def test_a_working_directory_with_equal_names_does_not_shadow_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "__init__.py").write_text("raise RuntimeError('not ours')")
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "root", "first", OK)
+
+
+def test_errors_keep_class_and_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^captions.csv row 7: expected a caption$"):
+        run(tmp_path, "refuse")
+
+
+def test_a_crash_shows_the_end_of_the_log(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="ended with code 1") as caught:
+        run(tmp_path, "crash")
+    assert "ZeroDivisionError: the very reason" in str(caught.value)
+    assert str(log_path(ArtifactStore(tmp_path), "crash", "0123abcd")) in str(caught.value)
+
+
+def test_a_kill_is_named_and_only_this_try_is_quoted(tmp_path: Path) -> None:
+    log_path(ArtifactStore(tmp_path), "killed", "0123abcd").parent.mkdir(parents=True)
+    log_path(ArtifactStore(tmp_path), "killed", "0123abcd").write_text("an older try\n")
+    with pytest.raises(StageError, match="was killed by SIGKILL") as caught:
+        run(tmp_path, "killed")
+    assert "about to be killed" in str(caught.value)
+    assert "an older try" not in str(caught.value)
+
+
+def test_a_killed_stage_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(StageError):
+        run(tmp_path, "resume")
+    assert run(tmp_path, "resume").manifest.metrics["resumed"] is True  # type: ignore[attr-defined]
+
+
+def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "talk")
+    text = log_path(ArtifactStore(tmp_path), "talk", "0123abcd").read_text()
+    assert len(text) > 300_000 and "from the grandchild" in text
+    assert capfd.readouterr().out == ""
+
+
+def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
+
+    def interrupt() -> None:
+        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "hang")
+    thread.join()
+    assert not alive(int(pid_file.read_text()))
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "from fake_stages import settings_at; from storage.artifacts import ArtifactStore, Draft;"
+        "from tasks.child import run_in_child;"
+        f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), settings_at({str(tmp_path)!r}),"
+        f"ArtifactStore({str(tmp_path)!r}), {{}}, stages={TROUBLE!r})"
+    )
+    paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[2])])
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
+    try:
+        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        child = int(pid_file.read_text())
+        assert alive(child) and os.getpgid(child) == os.getpgid(parent.pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not alive(child), 5)
