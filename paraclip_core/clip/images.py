@@ -1,0 +1,126 @@
+"""Images by name, out of a tar file or a folder."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import warnings
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from paraclip_core.errors import InputError
+
+__all__ = ["ImageArchive", "decode_image"]
+
+
+class ImageArchive:
+    """Random access to the images of a plain tar file or of a folder.
+
+    A tar is indexed once, when it is opened. Names are keys: one that leads out of the archive is just not found.
+    Reading is safe from several threads at once.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open and index `path`.
+
+        Raises:
+            InputError: it is missing, or is neither a folder nor a sound, uncompressed tar.
+        """
+        self.path = Path(path)
+        self._file: io.BufferedReader | None = None
+        self._index: dict[str, tuple[int, int]] = {}
+        if self.path.is_dir():
+            return
+        try:
+            self._index = _index_tar(self.path)
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
+
+    def read(self, name: str) -> bytes:
+        """Bytes of the image file.
+
+        Raises:
+            InputError: there is no such image, or it cannot be read.
+        """
+        key = _key(name)
+        if self._file is None:
+            return self._read_from_folder(key, name)
+        if key not in self._index:
+            raise InputError(f"{self.path} has no image {name!r}")
+        offset, size = self._index[key]
+        return os.pread(self._file.fileno(), size, offset)
+
+    def open(self, name: str) -> Image.Image:
+        """The decoded image, as RGB.
+
+        Raises:
+            InputError: there is no such image, or it is damaged.
+        """
+        return decode_image(self.read(name), f"{self.path}/{name}")
+
+    def names(self) -> list[str]:
+        """Names of all files, in the archive's order (a folder's: sorted)."""
+        if self._file is not None:
+            return list(self._index)
+        return sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
+
+    def close(self) -> None:
+        """Close the tar file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> ImageArchive:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _read_from_folder(self, key: str, name: str) -> bytes:
+        path = self.path / key
+        try:
+            # Resolved, because a symbolic link may lead out as well as dots do.
+            if ".." in PurePosixPath(key).parts or not path.resolve().is_relative_to(self.path.resolve()):
+                raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
+            return path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path} has no readable image {name!r}: {error}") from error
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode an image file to RGB; `name` is for the message.
+
+    Raises:
+        InputError: it is not an image, is cut short, or is absurdly large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                if "transparency" in image.info:
+                    return image.convert("RGBA").convert("RGB")
+                return image.convert("RGB")
+    except Exception as error:  # decoders raise whatever the damage happens to hit
+        raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("./").lstrip("/")
+
+
+def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size in bytes of each regular member; of two with one name the later one counts, as in tar."""
+    index: dict[str, tuple[int, int]] = {}
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    if member.offset_data + member.size > size:
+                        raise tarfile.ReadError(f"member {member.name!r} ends after the file does")
+                    index[_key(member.name)] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
+    return index
