@@ -1,0 +1,124 @@
+"""Training rows on disk: ragged tokens and image rows as flat files, memory-mapped when they are read.
+
+Resident memory does not grow with the number of rows: they are appended as they stream past, and a batch touches only
+its own pages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paraclip_core.clip.ragged import Ragged
+
+__all__ = ["Batch", "TrainingRows", "spool_rows", "token_keys"]
+
+DONE = "rows.json"
+RowBatch = tuple[Mapping[str, pa.ListArray | pa.ChunkedArray], NDArray[np.int64]]
+"""Texts of some rows by kind, and each row's row in the feature matrix."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on."""
+
+    texts: Mapping[str, Ragged]
+    """Tokens by kind: caption, paraphrase_1, paraphrase_2."""
+    image_rows: NDArray[np.int64]
+    """Row of each image in the feature matrix, int64 [n]."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows to train on: their texts by kind, and the feature row of each one's image."""
+
+    texts: Mapping[str, Ragged]
+    image_rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+    def take(self, indices: NDArray[np.int64], kinds: Sequence[str]) -> Batch:
+        """The rows at `indices`, with the texts of these kinds only."""
+        taken: dict[int, Ragged] = {}  # kinds that share their texts stay one object, so that they are encoded once
+        for kind in kinds:
+            if id(self.texts[kind]) not in taken:
+                taken[id(self.texts[kind])] = self.texts[kind].take(indices)
+        texts = {kind: taken[id(self.texts[kind])] for kind in kinds}
+        return Batch(texts, np.asarray(self.image_rows[indices]))
+
+    def as_captions(self) -> TrainingRows:
+        """The control: the caption in place of every other text."""
+        kinds = ("caption", "paraphrase_1", "paraphrase_2")
+        return TrainingRows(dict.fromkeys(kinds, self.texts["caption"]), self.image_rows)
+
+
+def spool_rows(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> TrainingRows:
+    """Write rows to flat files in `folder`, unless an earlier try finished that, and map them into memory.
+
+    Args:
+        folder: scratch folder of one fingerprint; it is made anew unless it is complete.
+        kinds: the texts to keep.
+        batches: the rows, in a fixed order; not looked at where the folder is complete.
+    """
+    if not (folder / DONE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        count = _write(folder, kinds, batches)
+        (folder / f".{DONE}").write_text(json.dumps({"rows": count, "kinds": list(kinds)}))
+        (folder / f".{DONE}").replace(folder / DONE)
+    image_rows = _mapped(folder / "image_rows.bin", np.int64)
+    texts = {
+        kind: Ragged(
+            _mapped(folder / f"{kind}.tokens.bin", np.uint16), _mapped(folder / f"{kind}.offsets.bin", np.int64)
+        )
+        for kind in kinds
+    }
+    return TrainingRows(texts, image_rows)
+
+
+def token_keys(tokens: Ragged) -> NDArray[np.int64]:
+    """A 64-bit key for each list of tokens, int64 [n]: equal lists have equal keys.
+
+    A multilinear hash, Σ weight[position] · (token + 1) mod 2⁶⁴ with fixed random weights. Texts that tokenise alike
+    (letter case, cut ends) are one text to the model, so they are one key here.
+    """
+    lengths = np.diff(tokens.offsets)
+    if not len(tokens.values):
+        return np.zeros(len(lengths), np.int64)
+    positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
+    weights = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(int(lengths.max()))
+    terms = (tokens.values.astype(np.uint64) + np.uint64(1)) * weights[positions]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
+
+
+def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> int:
+    count, ends = 0, dict.fromkeys(kinds, 0)
+    with ExitStack() as stack:
+        names = ["image_rows", *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
+        files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
+        for kind in kinds:
+            files[f"{kind}.offsets"].write(np.zeros(1, np.int64).data)
+        for texts, image_rows in batches:
+            files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
+            for kind in kinds:
+                ragged = Ragged.from_arrow(texts[kind])
+                files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, np.uint16).data)
+                files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
+                ends[kind] += len(ragged.values)
+            count += len(image_rows)
+    return count
+
+
+def _mapped(path: Path, dtype: type[np.generic]) -> NDArray:
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
