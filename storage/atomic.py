@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["file_sha256", "read_json", "storage_error", "write_atomic", "write_json"]
+__all__ = ["file_sha256", "read_json", "storage_error", "sync_folder", "write_atomic", "write_json"]
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -29,10 +29,20 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

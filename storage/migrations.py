@@ -1,0 +1,71 @@
+"""Ordered changes to the layout of the cache's DuckDB file.
+
+Each is applied once, in order, and noted in the table ``schema_migrations`` in the same transaction. Never change one
+that was released: add the next. A change that needs what only segments hold may empty ``segments`` and
+``generations``: they are filled again from the segment files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import duckdb
+
+from paraclip_core.errors import ArtifactError
+
+__all__ = ["MIGRATIONS", "Migration", "applied", "migrate"]
+
+log = logging.getLogger(__name__)
+
+Migration = Callable[[duckdb.DuckDBPyConnection], object]
+
+
+def m001_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """The segments that are indexed, and their generations. No primary key: it makes every insert slower."""
+    con.execute("CREATE TABLE segments (id INTEGER, name VARCHAR, rows BIGINT)")
+    con.execute(
+        "CREATE TABLE generations (key UHUGEINT, segment INTEGER, step TINYINT, attempt SMALLINT, "
+        "model VARCHAR, prompt VARCHAR, completions VARCHAR[])"
+    )
+
+
+def m002_readable_keys(con: duckdb.DuckDBPyConnection) -> None:
+    """A view for people: the key as the hex that artifacts show, and the segment's name."""
+    con.execute(
+        "CREATE VIEW answers AS SELECT printf('%032x', g.key) AS key, g.step, g.attempt, g.model, g.prompt, "
+        "g.completions, s.name AS segment FROM generations g JOIN segments s ON s.id = g.segment"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys)
+
+
+def applied(con: duckdb.DuckDBPyConnection) -> int:
+    """How many migrations the file has seen; 0 for a new one."""
+    known = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_migrations'").fetchall()
+    if not known[0][0]:
+        return 0
+    return con.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchall()[0][0]
+
+
+def migrate(con: duckdb.DuckDBPyConnection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring the file to the newest layout.
+
+    Raises:
+        ArtifactError: the file was written by a later release.
+    """
+    version = applied(con)
+    if version > len(migrations):
+        raise ArtifactError(
+            f"the cache's index has layout {version}, this release knows up to {len(migrations)}; install the "
+            "later paraclip, or delete generations.duckdb to have it rebuilt from its segments"
+        )
+    for number, migration in enumerate(migrations[version:], start=version + 1):
+        con.execute("BEGIN")
+        con.execute("CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER, name VARCHAR)")
+        migration(con)
+        con.execute("INSERT INTO schema_migrations VALUES (?, ?)", [number, getattr(migration, "__name__", "")])
+        con.execute("COMMIT")
+        if version:
+            log.info("the cache's index is migrated to layout %s", number)

@@ -1,0 +1,212 @@
+"""The generation cache's truth: immutable Parquet segments in one folder, each named by its turn and its contents.
+
+A segment's name is ``<number>-<digest>.parquet``: the number says in which order segments were published, the digest
+(blake2b-128 of the file's bytes) makes equal contents one segment and shows a file that was cut short or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core.errors import ArtifactError
+from storage.atomic import storage_error, sync_folder
+
+__all__ = ["INDEXED", "SegmentDraft", "SegmentFolder", "TornSegment", "check_generations"]
+
+log = logging.getLogger(__name__)
+
+INDEXED = pa.schema(
+    [
+        pa.field("key", pa.binary(16), nullable=False),
+        pa.field("step", pa.int8(), nullable=False),
+        pa.field("attempt", pa.int16(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("completions", pa.list_(pa.string()), nullable=False),
+    ]
+)
+"""The columns that every segment has; what else a segment holds is its writer's affair."""
+
+NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
+STALE_DRAFT_SECONDS = 24 * 3600
+
+
+class TornSegment(Exception):
+    """A segment's file is not what its name says, or not readable; it never leaves `storage`."""
+
+
+@dataclass(frozen=True)
+class SegmentDraft:
+    """A segment that is on disk under a temporary name."""
+
+    path: Path
+    digest: str
+
+
+class SegmentFolder:
+    """The folder ``<cache>/segments``. Publish, set aside and list only while holding the cache's lock."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made when the first segment is written."""
+        self.folder = folder
+
+    def draft(self, table: pa.Table) -> SegmentDraft:
+        """Write `table` to disk without publishing it; needs no lock.
+
+        Raises:
+            ArtifactError: the folder is read-only or the disk is full.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return self.draft_bytes(memoryview(sink.getvalue()))
+
+    def draft_bytes(self, data: bytes | memoryview) -> SegmentDraft:
+        """Write a segment's file as it is, for example one from another folder."""
+        path = self.folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise storage_error(error, path) from error
+        return SegmentDraft(path, _digest(data))
+
+    def publish(self, drafts: Iterable[SegmentDraft]) -> list[str]:
+        """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names."""
+        names = self.names()
+        digests = {digest_of(name) for name in names}
+        number = max((_number(name) for name in names), default=0)
+        published = []
+        try:
+            for draft in drafts:
+                if draft.digest in digests:
+                    draft.path.unlink()
+                    continue
+                number += 1
+                name = f"{number:08d}-{draft.digest}.parquet"
+                draft.path.rename(self.folder / name)
+                digests.add(draft.digest)
+                published.append(name)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        return published
+
+    def names(self) -> list[str]:
+        """Names of all segments, first published first; files that are no segments are left alone."""
+        return sorted((name for name in self._listing() if NAME.fullmatch(name)), key=_order)
+
+    def torn(self) -> int:
+        """How many segments were set aside."""
+        return sum(name.endswith(".torn") for name in self._listing())
+
+    def bytes(self) -> int:
+        """Bytes of all segments together."""
+        return sum((self.folder / name).stat().st_size for name in self.names())
+
+    def read_bytes(self, name: str) -> bytes:
+        """A segment's file, compared with its name.
+
+        Raises:
+            TornSegment: it was cut short or changed.
+            ArtifactError: it cannot be read at all.
+        """
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {self.folder / name}: {error.strerror}") from error
+        if _digest(data) != digest_of(name):
+            raise TornSegment(f"its {len(data)} bytes are not those that were written")
+        return data
+
+    def read(self, name: str) -> pa.Table:
+        """The `INDEXED` columns of a segment.
+
+        Raises:
+            TornSegment: it was cut short or changed, or lacks a column.
+            ArtifactError: it cannot be read at all.
+        """
+        data = self.read_bytes(name)
+        try:
+            table = pq.read_table(io.BytesIO(data), columns=INDEXED.names, read_dictionary=["model", "prompt"])
+            check_generations(table)
+        except (pa.ArrowException, OSError, ArtifactError) as error:
+            raise TornSegment(str(error)) from error
+        return table.select(INDEXED.names)
+
+    def set_aside(self, name: str, why: object) -> None:
+        """Rename a torn segment, so that it is neither read again nor lost."""
+        path = self.folder / name
+        log.warning("segment %s is torn and set aside as %s.torn: %s", path, name, why)
+        try:
+            path.rename(path.with_name(f"{name}.torn"))
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def sweep(self) -> None:
+        """Delete drafts that a killed writer left behind more than a day ago."""
+        for name in self._listing():
+            path = self.folder / name
+            if name.startswith(".") and name.endswith(".tmp"):
+                try:
+                    if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
+                        path.unlink()
+                except OSError as error:
+                    log.debug("cannot sweep %s: %s", path, error)
+
+    def _listing(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)  # noqa: PTH208 (names only; ten thousand of them in milliseconds)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ArtifactError(f"cannot read {self.folder}: {error.strerror}") from error
+
+
+def check_generations(table: pa.Table) -> None:
+    """See that a table has the columns that the cache needs.
+
+    Raises:
+        ArtifactError: a column is missing, of another type, or has nulls.
+    """
+    for field in INDEXED:
+        if field.name not in table.column_names:
+            raise ArtifactError(f"generations lack the column {field.name!r} ({field.type})")
+        column = table.column(field.name)
+        found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if found != field.type:
+            raise ArtifactError(f"column {field.name!r} of the generations is {found} instead of {field.type}")
+        if column.null_count:
+            raise ArtifactError(f"column {field.name!r} of the generations has {column.null_count} nulls")
+
+
+def digest_of(name: str) -> str:
+    """The digest in a segment's name."""
+    return name.partition("-")[2].removesuffix(".parquet")
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _order(name: str) -> tuple[int, str]:
+    return _number(name), name
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
