@@ -1,0 +1,32 @@
+"""The stage that renders the demo's data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paraclip_core.config import Settings, meaning
+from paraclip_core.errors import ConfigError
+from paraclip_core.scenes.dataset import write_scenes
+from storage.atomic import storage_error
+from tasks.stage import Stage, StageContext
+
+__all__ = ["SCENES"]
+
+
+def _options(settings: Settings) -> Mapping[str, Any]:
+    return meaning(settings.data.scenes) if settings.data.scenes else {}
+
+
+def _body(ctx: StageContext) -> dict[str, Any]:
+    """Render everything; it takes well under a minute, so a try that was cut off starts again."""
+    options = ctx.settings.data.scenes
+    if options is None:
+        raise ConfigError("the stage `scenes` needs `data.scenes`; set it, for example to {images: 3000}")
+    try:
+        return dict(write_scenes(options, ctx.work.out, ctx.progress))
+    except OSError as error:
+        raise storage_error(error, ctx.work.out) from error
+
+
+SCENES = Stage(name="scenes", version=1, inputs=lambda settings: (), options=_options, body=_body)

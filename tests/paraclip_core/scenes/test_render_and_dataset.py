@@ -1,0 +1,114 @@
+"""Rendering and the files of the data set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paraclip_core.config import ScenesOptions
+from paraclip_core.scenes.dataset import write_scenes
+from paraclip_core.scenes.plan import Scene, SceneImage, Thing
+from paraclip_core.scenes.render import DRAWINGS, render
+from paraclip_core.scenes.vocabulary import COLOURS, KINDS, PLACES, RELATIONS
+
+OPTIONS = ScenesOptions(images=40, image_size=96)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def pixels(scene: Scene, index: int = 0) -> np.ndarray:
+    return np.asarray(render(SceneImage(index, 0, "val", scene), 96, 7), np.int16)
+
+
+def test_every_kind_has_a_drawing_and_known_colours() -> None:
+    assert set(DRAWINGS) == set(KINDS)
+    assert all(set(kind.colours) <= set(COLOURS) for kind in KINDS.values())
+
+
+def test_every_kind_shows_its_colour() -> None:
+    for kind in KINDS.values():
+        for colour in kind.colours:
+            image = pixels(Scene(Thing(kind.word, colour), "in the snow"))
+            near = np.abs(image - np.array(COLOURS[colour].rgb)).max(axis=2) < 48
+            assert near.mean() > 0.02, f"{colour} {kind.word}"
+
+
+def test_a_large_thing_covers_more_than_a_small_one() -> None:
+    ball = [pixels(Scene(Thing("ball", "red", size), "in the sea")) for size in ("small", None, "large")]
+    red = [((image[..., 0] > 150) & (image[..., 2] < 110)).mean() for image in ball]
+    assert red[0] * 1.5 < red[1] < red[2]
+
+
+def test_places_and_relations_all_render_at_full_size() -> None:
+    for index, place in enumerate(PLACES):
+        for relation in RELATIONS:
+            scene = Scene(Thing("cat", "black"), place, relation, Thing("table", "white", "large"))
+            image = render(SceneImage(index, 0, "train", scene), 224, 7)
+            assert (image.size, image.mode) == ((224, 224), "RGB")
+
+
+def test_what_is_above_is_drawn_higher_and_what_is_left_further_left() -> None:
+    def centre(scene: Scene) -> tuple[float, float]:
+        image = pixels(scene)
+        rows, columns = np.nonzero((image[..., 0] > 150) & (image[..., 1] < 110) & (image[..., 2] < 110))
+        return float(columns.mean()), float(rows.mean())
+
+    red, blue = Thing("ball", "red"), Thing("ball", "blue")
+    assert centre(Scene(red, "in a field", "above", blue))[1] < 48 < centre(Scene(red, "in a field", "under", blue))[1]
+    left, right = (centre(Scene(red, "in a field", side, blue))[0] for side in ("left of", "right of"))
+    assert left < 48 < right
+
+
+def test_the_files_hold_what_they_say(tmp_path: Path) -> None:
+    counts = write_scenes(OPTIONS, tmp_path)
+    captions = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    rewordings = [json.loads(line) for line in (tmp_path / "rewordings.jsonl").read_text().splitlines()]
+    assert counts["images"] == 40
+    assert counts["captions"] == len(captions) == 80
+    assert counts["rewordings"] == len(rewordings) == 10
+    held_out = {row["image_id"] for row in captions if row["split"] == "val"}
+    assert [row["image_id"] for row in rewordings] == sorted(held_out)
+    assert set(captions[0]) == {"image_id", "image", "caption", "split", "licence"}
+    with tarfile.open(tmp_path / "images.tar") as archive:
+        members = archive.getmembers()
+        assert {member.name for member in members} == {row["image"] for row in captions}
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+        file = archive.extractfile(members[0])
+        assert file is not None
+        assert Image.open(io.BytesIO(file.read())).size == (96, 96)
+
+
+def test_a_second_try_over_half_written_files_gives_the_same_bytes(tmp_path: Path) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    whole.mkdir()
+    again.mkdir()
+    write_scenes(OPTIONS, whole)
+
+    class Killed(BaseException):
+        pass
+
+    (again / "images.tar").write_bytes(b"left over from a try that was cut off" * 100_000)
+    with pytest.raises(Killed):
+        write_scenes(ScenesOptions(images=200, image_size=96), again, progress=lambda *_, **__: _raise(Killed()))
+    write_scenes(OPTIONS, again)
+    assert digests(whole) == digests(again)
+
+
+def test_another_seed_gives_other_scenes(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        write_scenes(ScenesOptions(images=20, image_size=64, seed=seed), tmp_path / str(seed))
+    assert set(digests(tmp_path / "1").values()).isdisjoint(digests(tmp_path / "2").values())
+
+
+def _raise(error: BaseException) -> None:
+    raise error
