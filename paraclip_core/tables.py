@@ -9,7 +9,16 @@ import hashlib
 
 import pyarrow as pa
 
-__all__ = ["CAPTIONS", "FEATURE_INDEX", "GENERATIONS", "PARAPHRASES", "PARAPHRASE_REJECTS", "REJECTS", "text_hash"]
+__all__ = [
+    "CAPTIONS",
+    "FEATURE_INDEX",
+    "GENERATIONS",
+    "PARAPHRASES",
+    "PARAPHRASE_REJECTS",
+    "PER_QUERY",
+    "REJECTS",
+    "text_hash",
+]
 
 TOKENS = pa.list_(pa.uint16())
 
@@ -94,6 +103,22 @@ FEATURE_INDEX = pa.schema(
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
         pa.field("pixels", pa.binary(16), nullable=False),  # blake2b of the image file: equal images share it
+    ]
+)
+
+PER_QUERY = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),  # image_id that both texts tell of
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("rewording", pa.string(), nullable=False),
+        pa.field("base_ao", pa.float64(), nullable=False),  # AO@10 of the pair, 0 to 1
+        pa.field("tuned_ao", pa.float64(), nullable=False),
+        pa.field("base_js", pa.float64(), nullable=False),  # JS@10
+        pa.field("tuned_js", pa.float64(), nullable=False),
+        pa.field("base_caption_top", pa.list_(pa.string()), nullable=False),  # ten image_ids, best first
+        pa.field("base_rewording_top", pa.list_(pa.string()), nullable=False),
+        pa.field("tuned_caption_top", pa.list_(pa.string()), nullable=False),
+        pa.field("tuned_rewording_top", pa.list_(pa.string()), nullable=False),
     ]
 )
 

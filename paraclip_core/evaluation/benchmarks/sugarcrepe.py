@@ -1,0 +1,112 @@
+"""SugarCrepe (Hsieh et al., NeurIPS 2023): is the caption nearer to its image than a hard negative is?
+
+Format: a folder of JSON files, one a category, each an object keyed "0".."n" of filename, caption, negative_caption. The
+images are COCO val2017, in a tar or folder beside the files. Where they are not all there, nothing is said about
+accuracy: the only figure is then ``text_only_closeness``, the mean cosine (x 100) between a caption and its negative,
+where lower means that the text tower tells them further apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.candidate import Encoder, ImagePool, folder_pool, unique_features
+from paraclip_core.evaluation.published import image_names, images_beside
+from paraclip_core.evaluation.rows import field, records
+from paraclip_core.evaluation.samples import Measured, Sample
+
+__all__ = ["Rows", "load", "measure"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of all categories, in the order of category and file."""
+
+    categories: Sequence[str]
+    images: Sequence[str]
+    captions: Sequence[str]
+    negatives: Sequence[str]
+    pool: ImagePool | None
+    """The images, None unless all of them are there."""
+    images_found: int
+    duplicates: int
+    """Rows that repeat an earlier one of their category; the published counts hold them, so they are measured."""
+
+
+def load(path: Path) -> Rows:
+    """Read the folder.
+
+    Raises:
+        BenchmarkError: it has no JSON files, or an entry lacks a field; names file, entry and expectation.
+    """
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    rows = [
+        (
+            file.stem,
+            field(file, number, row, "filename"),
+            field(file, number, row, "caption"),
+            field(file, number, row, "negative_caption"),
+        )
+        for file in files
+        for number, row in records(file)
+    ]
+    if not rows:
+        raise BenchmarkError(f"{path} has no SugarCrepe rows; expected a folder with add_obj.json and its six siblings")
+    categories, images, captions, negatives = zip(*rows, strict=True)
+    pool, found = _pool(path, list(dict.fromkeys(images)))
+    return Rows(categories, images, captions, negatives, pool, found, len(rows) - len(set(rows)))
+
+
+def measure(rows: Rows, encoder: Encoder) -> Measured:
+    """Accuracy of each category and their unweighted mean, or the text-only figure; an image's rows form a cluster."""
+    features, index = unique_features(encoder.texts, [*rows.captions, *rows.negatives])
+    caption, negative = features[index[: len(rows.captions)]], features[index[len(rows.captions) :]]
+    if rows.pool is None:
+        name, values = "text_only_closeness", np.einsum("nd,nd->n", caption, negative, dtype=np.float64)
+    else:
+        images = np.asarray(rows.pool.features(encoder), np.float32)[rows.pool.find(rows.images)]
+        # A tie is a miss, so that a model that cannot tell the texts apart scores 0 and not 100.
+        right = np.einsum("nd,nd->n", images, caption) > np.einsum("nd,nd->n", images, negative)
+        name, values = "accuracy", right.astype(np.float64)
+    _, clusters = np.unique(np.array(rows.images), return_inverse=True)
+    return Measured(_by_category(name, values, clusters.astype(np.int64), np.array(rows.categories)), _notes(rows))
+
+
+def _by_category(
+    name: str, values: NDArray[np.float64], clusters: NDArray[np.int64], categories: NDArray[np.str_]
+) -> dict[str, Sample]:
+    kinds, counts = np.unique(categories, return_counts=True)
+    # Weights turn the mean over rows into the unweighted mean over categories.
+    weight = dict(zip(kinds.tolist(), (len(values) / (len(kinds) * counts)).tolist(), strict=True))
+    samples = {name: Sample(values * np.array([weight[c] for c in categories.tolist()]), clusters)}
+    for kind in kinds.tolist():
+        rows = categories == kind
+        samples[f"{name}@{kind}"] = Sample(values[rows], clusters[rows])
+    return samples
+
+
+def _pool(path: Path, ids: list[str]) -> tuple[ImagePool | None, int]:
+    images = images_beside(path)
+    names = image_names(images, ids) if images is not None else {}
+    if images is None or len(names) < len(ids):
+        return None, len(names)
+    return folder_pool(ids, images, [names[image] for image in ids]), len(names)
+
+
+def _notes(rows: Rows) -> dict[str, Any]:
+    with_images = "accuracy: cosine of image and caption above that of image and negative, mean over categories"
+    text_only = "text only, images are not all there: mean cosine of caption and negative, lower is further apart"
+    return {
+        "protocol": text_only if rows.pool is None else with_images,
+        "rows": len(rows.captions),
+        "duplicate_rows": rows.duplicates,
+        "images": len(set(rows.images)),
+        "images_found": rows.images_found,
+    }
