@@ -50,7 +50,7 @@ def captions(image: SceneImage, seed: int) -> tuple[str, str]:
     """Two captions of an image, 4 to 13 words each.
 
     They depend on the scene's type alone, noise included: images of one type share them, so the number of distinct
-    captions stays two for each type. The first caption of a held-out image is its plain one.
+    captions stays two for each type. The first caption of a held-out image is its plain one (up to 14 words).
     """
     rng = generator(seed, 2, image.type_id)
     first = _caption(image.scene, rng) if image.split == "train" else plain_caption(image.scene)
@@ -67,7 +67,7 @@ def plain_caption(scene: Scene) -> str:
 
 def with_article(phrase: str) -> str:
     """The phrase after its "a" or "an"."""
-    return f"{'an' if phrase[0].lower() in 'aeio' else 'a'} {phrase}"
+    return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> str:
