@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 60.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.2
 
 
 @contextmanager
 def lock(path: Path, wait_seconds: float | None = None, poll: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; a dead owner's lock is taken over, a living owner's is waited for.
 
-    An owner is dead when its process is gone from this machine, or when it runs on another one and its heartbeat is
-    older than a minute.
+    An owner is dead when its process is gone from this machine, or when it runs on another one and its heartbeat has
+    stood still for a minute, by the clock of the one who waits.
 
     Args:
         path: the lock file.
@@ -56,32 +58,41 @@ def lock(path: Path, wait_seconds: float | None = None, poll: Callable[[], None]
 
 
 def _acquire(path: Path, token: str, wait_seconds: float | None, poll: Callable[[], None] | None) -> None:
-    started, told = time.monotonic(), False
+    started, told, pause = time.monotonic(), False, FIRST_PAUSE_SECONDS
+    last_sign: tuple[Any, ...] = ()
+    sign_seen = started
     while not _create(path, token):
         owner = _owner(path)
-        if _dead(owner, path):
+        sign = (owner.get("token"), _beat(path))
+        if sign != last_sign:
+            last_sign, sign_seen = sign, time.monotonic()
+        if _dead(owner, time.monotonic() - sign_seen):
             _take_over(path, owner)
             continue
         if wait_seconds is not None and time.monotonic() - started >= wait_seconds:
             raise LockedError(
                 f"{path} is held by process {owner.get('pid')} on {owner.get('host')}; wait for it to end"
             )
-        if not told:
-            log.info("waiting for process %s on %s, which makes the same artifact", owner.get("pid"), owner.get("host"))
+        if not told and pause >= LONGEST_PAUSE_SECONDS:
+            log.info("waiting for process %s on %s, which holds %s", owner.get("pid"), owner.get("host"), path)
             told = True
         if poll is not None:
             poll()
-        time.sleep(0.2)
+        time.sleep(pause)
+        pause = min(1.3 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _create(path: Path, token: str) -> bool:
-    owner = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    draft = path.with_name(f"{path.name}.{token}")
     try:
+        if path.exists():
+            return False
         path.parent.mkdir(parents=True, exist_ok=True)
         # The content is written first and linked second, so no other process sees a lock without an owner.
-        draft = path.with_name(f"{path.name}.{token}")
-        draft.write_text(json.dumps(owner))
         try:
+            draft.write_text(
+                json.dumps({"token": token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()})
+            )
             os.link(draft, path)
         except FileExistsError:
             return False
@@ -92,35 +103,62 @@ def _create(path: Path, token: str) -> bool:
     return True
 
 
+def _here() -> dict[str, str]:
+    """Where process numbers mean the same: the machine, and the container if it is one."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return {"host": socket.gethostname(), "space": space}
+
+
 def _owner(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        owner = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return owner if isinstance(owner, dict) else {}
 
 
-def _dead(owner: dict[str, Any], path: Path) -> bool:
-    if owner.get("host") == socket.gethostname():
-        return _started(int(owner["pid"])) != owner.get("started")
+def _beat(path: Path) -> int | None:
     try:
-        return time.time() - path.stat().st_mtime > DEAD_SECONDS
+        return path.stat().st_mtime_ns
     except OSError:
-        return False
+        return None
+
+
+def _dead(owner: dict[str, Any], silent_seconds: float) -> bool:
+    here = _here()
+    if isinstance(owner.get("pid"), int) and all(owner.get(key) == value for key, value in here.items()):
+        return _started(owner["pid"]) != owner.get("started")
+    return silent_seconds > DEAD_SECONDS
 
 
 def _take_over(path: Path, owner: dict[str, Any]) -> None:
-    # Only one of several waiting processes succeeds in renaming the file away.
-    grave = path.with_name(f"{path.name}.dead-{uuid.uuid4().hex}")
     try:
-        path.rename(grave)
+        with _one_at_a_time(path.parent):
+            # Somebody else may have taken it over in between.
+            if _owner(path).get("token") != owner.get("token"):
+                return
+            path.unlink()
     except FileNotFoundError:
         return
-    if _owner(grave).get("token") != owner.get("token"):
-        # Somebody took it over in between; give it back.
-        os.link(grave, path)
-    else:
-        log.warning("took over the lock of dead process %s on %s", owner.get("pid"), owner.get("host"))
-    grave.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    log.warning("took over the lock %s of dead process %s on %s", path, owner.get("pid"), owner.get("host"))
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let the processes of this machine look and take over one after another; ends with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems cannot do this; what is left there is a race of microseconds.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _started(pid: int) -> str | None:
