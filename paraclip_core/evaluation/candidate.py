@@ -1,12 +1,10 @@
-"""A CLIP model as evaluation sees it: texts in, unit vectors out, loaded when it is first needed."""
+"""A CLIP model as evaluation sees it: texts and images in, unit vectors out, loaded when it is first needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +12,10 @@ from numpy.typing import NDArray
 from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, pick_device, preprocess_hash
-from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = ["Candidate", "Encoder", "ImagePool", "TextEncoder", "folder_pool", "stored_pool", "unique_features"]
+__all__ = ["Candidate"]
 
 TEXTS = 4096
-
-TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
-"""n texts to float32 [n, d], rows of length 1."""
-
-
-class Encoder(Protocol):
-    """What benchmarks need of a model."""
-
-    @property
-    def tower(self) -> str:
-        """Hash of the image tower: equal ones give equal image features."""
-        ...
-
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """float32 [n, d], rows of length 1."""
-        ...
-
-    def images(self, archive: Path, names: Sequence[str]) -> NDArray[np.float16]:
-        """float16 [n, d] of images in a tar or folder, rows of length 1 before rounding."""
-        ...
 
 
 class Candidate:
@@ -53,9 +30,13 @@ class Candidate:
         """The loaded model."""
         return load_clip(self.reference, pick_device(self._device))
 
-    @cached_property
+    @property
     def tower(self) -> str:
         """Hash of image tower and preprocessing."""
+        return self._tower
+
+    @cached_property
+    def _tower(self) -> str:
         return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}"
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -67,74 +48,3 @@ class Candidate:
         """Encode images of a tar or folder: float16 [n, d]."""
         with ImageArchive(archive) as images:
             return encode_images(self.clip, (images.open(name) for name in names))
-
-
-@dataclass(frozen=True)
-class ImagePool:
-    """The images that a benchmark searches."""
-
-    ids: Sequence[str]
-    """Row i of the features is image ids[i]."""
-    features: Callable[[Encoder], NDArray[np.floating]]
-    """The features by this model's image tower, [n, d]."""
-    rows: dict[str, int] = field(init=False, repr=False, compare=False)
-    """Row of each image."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", {image_id: row for row, image_id in enumerate(self.ids)})
-
-    def find(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Row of each image, -1 where it is not in the pool; int64 [n]."""
-        return np.fromiter((self.rows.get(image_id, -1) for image_id in image_ids), np.int64, len(image_ids))
-
-
-def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]], tower: str | None) -> ImagePool:
-    """A pool whose features were computed before; `tower` is the image tower's hash that they were computed with."""
-
-    def checked(encoder: Encoder) -> NDArray[np.floating]:
-        if tower is not None and not encoder.tower.startswith(tower):
-            raise ModelError(
-                f"the stored image features come from image tower {tower}, the model has {encoder.tower}; "
-                "compute features with this model, or evaluate one with the same image tower"
-            )
-        return features()
-
-    return ImagePool(ids, checked)
-
-
-def folder_pool(ids: Sequence[str], archive: Path, names: Sequence[str]) -> ImagePool:
-    """A pool of images in a tar or folder, encoded once for each image tower."""
-    known: dict[str, NDArray[np.float16]] = {}
-
-    def encoded(encoder: Encoder) -> NDArray[np.float16]:
-        if encoder.tower not in known:
-            known[encoder.tower] = encoder.images(archive, names)
-        return known[encoder.tower]
-
-    return ImagePool(ids, encoded)
-
-
-def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Encode each distinct text once.
-
-    Returns:
-        Features float32 [u, d] of the distinct texts in the order of their first use, and for each text its row
-        there, int64 [n].
-
-    Raises:
-        BenchmarkError: there is no text.
-        ModelError: a feature is not a finite number.
-    """
-    rows: dict[str, int] = {}
-    index = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), np.int64, len(texts))
-    if not rows:
-        raise BenchmarkError("there is no text to measure; check the file or the split")
-    distinct = list(rows)
-    features = encode(distinct)
-    for bad in _not_finite(features):
-        raise ModelError(f"the model gives no finite feature for {distinct[bad]!r}; its weights are damaged")
-    return features, index
-
-
-def _not_finite(features: NDArray[np.float32]) -> Iterator[int]:
-    yield from np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()

@@ -9,7 +9,7 @@ from typing import Any
 
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import ImagePool, folder_pool
+from paraclip_core.evaluation.pool import ImagePool, folder_pool
 from paraclip_core.evaluation.rows import field, read_json_file, records
 
 __all__ = ["Captions", "beside", "captions_file", "image_names", "images_beside", "load_captions", "pool_of"]
@@ -129,15 +129,11 @@ def _stem(name: str) -> str:
 def _all_of(path: Path, rows: list[tuple[str, str, str | None]], split: str | None) -> Captions:
     """The rows of one split; rows without a split belong to every split."""
     splits = {row_split for _, _, row_split in rows if row_split is not None}
-    chosen = split
-    if chosen is None:
-        chosen = next((name for name in EVALUATION_SPLITS if name in splits), None)
+    chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
     kept = [(image, caption) for image, caption, row_split in rows if row_split is None or row_split == chosen]
     if not kept:
-        raise BenchmarkError(
-            f"{path} has no captions of split {chosen or 'test or val'!r}; its splits: {sorted(splits)}"
-        )
-    return Captions([image for image, _ in kept], [caption for _, caption in kept], (splits and chosen) or "all")
+        raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
+    return Captions([image for image, _ in kept], [caption for _, caption in kept], chosen if splits else "all")
 
 
 def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, str | None]]:

@@ -16,15 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.ranking import top_k
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.samples import Measured, Sample
 from paraclip_core.tables import PER_QUERY
 
-__all__ = ["Pairs", "load", "measure", "pairs_file", "pairs_of_captions", "per_query", "within"]
+__all__ = ["Pairs", "load", "measure", "pairs_files", "pairs_of_captions", "per_query", "within"]
 
 DEPTH = 10
 RECALL_DEPTHS = (1, 5, 10)
@@ -44,35 +44,36 @@ class Pairs:
     """Pairs left out because their image is not in the pool."""
 
 
-def pairs_file(path: Path) -> Path:
-    """The file with the pairs itself, or ``rewordings.*`` or ``pairs.*`` in a folder, or the only file that may be it.
+def pairs_files(path: Path) -> list[Path]:
+    """The file itself; of a folder ``rewordings.*`` or ``pairs.*``, else its only pairs file, else all its JSON files.
 
     Raises:
-        BenchmarkError: the folder has none, or several.
+        BenchmarkError: the folder has none, or several of different formats.
     """
     if not path.is_dir():
-        return path
+        return [path]
     found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"))
     found = [p for p in found if p.stem in ("rewordings", "pairs")] or found
-    if len(found) != 1:
+    if len(found) != 1 and {p.suffix for p in found} != {".json"}:
         names = ", ".join(p.name for p in found) or "none"
         raise BenchmarkError(f"{path}: expected one file with pairs (rewordings.jsonl), found {names}; name the file")
-    return found[0]
+    return found
 
 
 def load(path: Path) -> Pairs:
-    """Read pairs from JSONL, JSON, CSV, TSV or Parquet.
+    """Read pairs from JSONL, JSON, CSV, TSV or Parquet, or a folder (see :func:`pairs_files`).
 
     Raises:
         BenchmarkError: a row lacks a field, or there is no row; names file, row and expectation.
     """
     rows = [
         (
-            field(path, number, row, "image_id", "filename", "image"),
-            field(path, number, row, "caption"),
-            field(path, number, row, "rewording", "caption2", "paraphrase"),
+            field(file, number, row, "image_id", "filename", "image"),
+            field(file, number, row, "caption"),
+            field(file, number, row, "rewording", "caption2", "paraphrase"),
         )
-        for number, row in records(path)
+        for file in pairs_files(path)
+        for number, row in records(file)
     ]
     if not rows:
         raise BenchmarkError(f"{path} has no rows; expected image_id, caption and rewording")

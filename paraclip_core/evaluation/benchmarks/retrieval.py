@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.metrics import recall_at_k
+from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.ranking import top_k
 from paraclip_core.evaluation.samples import Measured, Sample

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import TextEncoder, unique_features
+from paraclip_core.evaluation.pool import TextEncoder, unique_features
 from paraclip_core.evaluation.rows import lines, plain_tsv
 from paraclip_core.evaluation.samples import Measured, Sample
 

@@ -1,9 +1,9 @@
 """SugarCrepe (Hsieh et al., NeurIPS 2023): is the caption nearer to its image than a hard negative is?
 
-Format: a folder of JSON files, one a category, each an object keyed "0".."n" of filename, caption, negative_caption. The
-images are COCO val2017, in a tar or folder beside the files. Where they are not all there, nothing is said about
-accuracy: the only figure is then ``text_only_closeness``, the mean cosine (x 100) between a caption and its negative,
-where lower means that the text tower tells them further apart.
+Format: a folder of JSON files, one a category, each an object keyed "0".."n" of filename, caption and
+negative_caption. The images are COCO val2017, in a tar or folder beside the files. Where they are not all there,
+nothing is said about accuracy: the only figure is then ``text_only_closeness``, the mean cosine (x 100) between a
+caption and its negative, where lower means that the text tower tells them further apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import Encoder, ImagePool, folder_pool, unique_features
+from paraclip_core.evaluation.pool import Encoder, ImagePool, folder_pool, unique_features
 from paraclip_core.evaluation.published import image_names, images_beside
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.samples import Measured, Sample

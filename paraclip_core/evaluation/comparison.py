@@ -1,0 +1,150 @@
+"""Base against tuned: every figure with its difference and interval, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from paraclip_core.config import EvaluateOptions, GateRule
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.bootstrap import delta_interval
+from paraclip_core.evaluation.samples import Measured
+
+__all__ = ["Comparison", "Outcome", "Row", "compare", "judge"]
+
+DIGITS = 6
+"""Decimals of a percentage that are written: far below what any interval tells apart."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One benchmark, measured for both models."""
+
+    benchmark: str
+    kind: str
+    base: Measured
+    tuned: Measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one benchmark, in percent; `delta`, `low` and `high` are in points."""
+
+    benchmark: str
+    kind: str
+    metric: str
+    base: float
+    tuned: float
+    delta: float
+    low: float
+    high: float
+    n: int
+    """Queries."""
+    clusters: int
+    """Independent groups of queries, which the interval is drawn over."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows and what follows from them."""
+
+    rows: tuple[Row, ...]
+    verdict: Literal["promote", "hold"]
+    reason: str
+    notes: tuple[str, ...]
+    """Rules that could not be applied, benchmarks that were left out."""
+    confidence: float
+    resamples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Itself as plain values."""
+        return asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+
+
+def compare(
+    outcomes: Sequence[Outcome], options: EvaluateOptions, skipped: Mapping[str, str] | None = None
+) -> Comparison:
+    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
+
+    Args:
+        outcomes: what was measured.
+        options: resamples, confidence, seed and gate.
+        skipped: benchmarks that were left out, with the reason; they become notes.
+
+    Raises:
+        BenchmarkError: a benchmark has too few queries for an interval; the message names it.
+    """
+    rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
+    verdict, reason, notes = judge(rows, options.gate)
+    notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
+    return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
+
+
+def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Literal["promote", "hold"], str, list[str]]:
+    """Verdict, its reason, and notes on rules that could not be applied.
+
+    `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
+    `gate.max_drop`. A drop rule whose kind was not measured is noted; one whose kind was measured without that metric
+    is most likely misspelt, so the model is held.
+    """
+    notes: list[str] = []
+    gains = _matching(rows, gate.metric)
+    if not gains:
+        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_known(rows)}", notes
+    problems = [
+        f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}] is not clear of zero"
+        for row in gains
+        if row.low <= 0
+    ]
+    for rule, points in sorted(gate.max_drop.items()):
+        found = _matching(rows, rule)
+        if not found and any(row.kind == rule.partition("/")[0] for row in rows):
+            problems.append(f"the rule on {rule} names no measured metric; {_known(rows)}")
+        elif not found:
+            notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
+        problems += [
+            f"{_name(row)} fell by {-row.delta:.2f}, at most {points:g} is allowed"
+            for row in found
+            if -row.delta > points
+        ]
+    if problems:
+        return "hold", "; ".join(problems), notes
+    shown = "; ".join(f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in gains)
+    return "promote", f"{shown} is clear of zero and no other rule is broken", notes
+
+
+def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:
+    rows = []
+    base, tuned = outcome.base.metrics, outcome.tuned.metrics
+    for metric, sample in outcome.base.samples.items():
+        try:
+            interval = delta_interval(
+                sample,
+                outcome.tuned.samples[metric],
+                resamples=options.resamples,
+                confidence=options.confidence,
+                seed=options.seed,
+            )
+        except BenchmarkError as error:
+            raise BenchmarkError(f"benchmark {outcome.benchmark!r}, {metric}: {error}") from error
+        values = (base[metric], tuned[metric], 100 * interval.delta, 100 * interval.low, 100 * interval.high)
+        rounded = [round(value, DIGITS) + 0.0 for value in values]  # adding 0 turns -0 into 0
+        rows.append(
+            Row(outcome.benchmark, outcome.kind, metric, *rounded, n=len(sample.values), clusters=interval.clusters)
+        )
+    return rows
+
+
+def _matching(rows: Sequence[Row], rule: str) -> list[Row]:
+    kind, _, metric = rule.partition("/")
+    return [row for row in rows if row.kind == kind and row.metric == metric]
+
+
+def _name(row: Row) -> str:
+    return f"{row.benchmark} {row.metric}"
+
+
+def _known(rows: Sequence[Row]) -> str:
+    names = sorted({f"{row.kind}/{row.metric}" for row in rows})
+    return f"measured were {', '.join(names)}" if names else "nothing was measured"
