@@ -92,6 +92,8 @@ class GenerationStore:
             ArtifactError: a column is missing or wrong, the disk is full, or the folder read-only.
         """
         check_generations(generations)
+        if not generations.num_rows:
+            return
         starts = range(0, generations.num_rows, SEGMENT_ROWS)
         drafts = [self.segments.draft(generations.slice(start, SEGMENT_ROWS)) for start in starts]
         with self._locked():

@@ -63,9 +63,13 @@ def migrate(con: duckdb.DuckDBPyConnection, migrations: Sequence[Migration] = MI
         )
     for number, migration in enumerate(migrations[version:], start=version + 1):
         con.execute("BEGIN")
-        con.execute("CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER, name VARCHAR)")
-        migration(con)
-        con.execute("INSERT INTO schema_migrations VALUES (?, ?)", [number, getattr(migration, "__name__", "")])
+        try:
+            con.execute("CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER, name VARCHAR)")
+            migration(con)
+            con.execute("INSERT INTO schema_migrations VALUES (?, ?)", [number, getattr(migration, "__name__", "")])
+        except BaseException:
+            con.execute("ROLLBACK")
+            raise
         con.execute("COMMIT")
         if version:
             log.info("the cache's index is migrated to layout %s", number)

@@ -1,0 +1,553 @@
+"""The generation cache: found again in bulk, by many processes, after kills, damage and upgrades."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.errors import ArtifactError, LockedError
+from paraclip_core.tables import GENERATIONS
+from storage import generation_index, migrations
+from storage.generation_index import GenerationIndex
+from storage.generations import GenerationStore
+from storage.migrations import migrate
+from storage.segments import SegmentFolder  # noqa: F401 (used by a child's program)
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+from test_generations import *
+"""
+
+
+def key(number: int) -> bytes:
+    return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
+
+
+def keys(numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
+    return pa.array([key(n) for n in numbers], pa.binary(16))
+
+
+def rows(answers: Sequence[tuple[bytes, list[str | None]]], step: int = 1, model: str = "m") -> pa.Table:
+    filled = {"step": step, "attempt": 0, "input": "a dog", "engine": "file", "model": model, "prompt": "paper"}
+    filled |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
+    return pa.Table.from_pylist([filled | {"key": k, "completions": c} for k, c in answers], schema=GENERATIONS)
+
+
+def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa.Table:
+    return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
+
+
+def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[str]]:
+    wanted = list(numbers)
+    table = store.lookup(keys(wanted))
+    names = {key(n): n for n in wanted}
+    return {names[k]: c for k, c in zip(*(table.column(i).to_pylist() for i in range(2)), strict=True)}
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    program = CHILD.format(here=str(Path(__file__).parent)) + code
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GenerationStore:
+    return GenerationStore(tmp_path / "cache")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: GenerationStore) -> None:
+    found = store.lookup(keys([1]))
+    assert (found.num_rows, found.column_names) == (0, ["key", "completions"])
+    assert store.stats().rows == store.stats().segments == 0
+    assert not store.folder.exists()
+    store.close()
+
+
+def test_answers_come_once_in_the_order_of_the_question(store: GenerationStore) -> None:
+    store.append(numbered(range(10)))
+    found = store.lookup(keys([7, 99, 3, 7, 3, 0]))
+    assert found.column("key").to_pylist() == [key(7), key(3), key(0)]
+    assert found.column("completions").to_pylist() == [["answer 7"], ["answer 3"], ["answer 0"]]
+    assert found.schema.field("key").type == pa.binary(16)
+
+
+def test_slices_chunks_and_nothing_can_be_asked(store: GenerationStore) -> None:
+    store.append(numbered(range(10)).slice(2, 5))
+    whole = keys(range(10))
+    chunked = pa.chunked_array([whole.slice(1, 3), whole.slice(6, 3)])
+    assert store.lookup(chunked).column("key").to_pylist() == [key(2), key(3), key(6)]
+    assert store.lookup(whole.slice(4, 4)).num_rows == 3
+    assert store.lookup(whole.slice(0, 0)).num_rows == 0
+    assert store.lookup(pa.chunked_array([], pa.binary(16))).num_rows == 0
+
+
+def test_lookups_of_many_chunks(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_index, "LOOKUP_KEYS", 7)
+    store.append(numbered(range(0, 100, 2)))
+    assert list(answers(store, range(100))) == list(range(0, 100, 2))
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_the_first_answer_counts(store: GenerationStore, rebuild: bool) -> None:
+    store.append(numbered([1, 2], "first"))
+    store.append(rows([(key(2), ["second"]), (key(3), ["third"]), (key(3), ["fourth"])]))
+    if rebuild:
+        store.rebuild()
+    assert answers(store, [1, 2, 3]) == {1: ["first 1"], 2: ["first 2"], 3: ["third"]}
+    stats = store.stats()
+    assert (stats.rows, stats.keys, stats.segments, stats.torn) == (5, 3, 2, 0)
+
+
+def test_the_first_answer_counts_whatever_order_the_index_saw(store: GenerationStore) -> None:
+    store.append(numbered([1], "first"))
+    (name,) = store.segments.names()
+    hidden = store.segments.folder / f".{name}"
+    (store.segments.folder / name).rename(hidden)
+    store.append(numbered([1], "second"))
+    later = store.segments.names()[0]
+    (store.segments.folder / later).rename(store.segments.folder / later.replace("00000001", "00000002"))
+    assert answers(store, [1]) == {1: ["second 1"]}
+    hidden.rename(store.segments.folder / name)
+    assert answers(store, [1]) == {1: ["first 1"]}
+
+
+def test_the_same_table_twice_is_one_segment(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.append(numbered(range(5)))
+    assert (store.stats().segments, store.stats().rows) == (1, 5)
+    assert not list(store.segments.folder.glob(".*"))
+
+
+def test_raw_completions_are_kept_to_the_byte(store: GenerationStore) -> None:
+    hostile: list[str | None] = ["", None, "a\0b", "'; DROP TABLE generations; --", "\u202e\U0001f600", "x" * 100_000]
+    store.append(rows([(key(1), hostile), (key(2), [])]))
+    assert store.lookup(keys([1, 2])).column("completions").to_pylist() == [hostile, []]
+    store.rebuild()
+    assert store.lookup(keys([1, 2])).column("completions").to_pylist() == [hostile, []]
+
+
+def test_segments_keep_every_column(store: GenerationStore) -> None:
+    store.append(numbered(range(3)))
+    (name,) = store.segments.names()
+    assert pq.read_table(store.segments.folder / name).equals(numbered(range(3)))
+
+
+def test_statistics_by_step_model_and_prompt(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.append(numbered(range(3), "again"))
+    store.append(numbered(range(10, 12), step=2, model="n"))
+    groups = [(g.step, g.model, g.prompt, g.rows, g.keys) for g in store.stats().groups]
+    assert groups == [(1, "m", "paper", 8, 5), (2, "n", "paper", 2, 2)]
+    assert store.stats().bytes == sum(p.stat().st_size for p in store.segments.folder.iterdir())
+
+
+@pytest.mark.parametrize("column", ["key", "completions", "step", "model"])
+def test_a_table_without_a_column_is_refused_by_name(store: GenerationStore, column: str) -> None:
+    with pytest.raises(ArtifactError, match=f"lack the column '{column}'"):
+        store.append(numbered([1]).drop_columns([column]))
+    assert not store.folder.exists()
+
+
+def test_wrong_columns_and_keys_are_refused(store: GenerationStore) -> None:
+    table = numbered([1])
+    with pytest.raises(ArtifactError, match="'step' of the generations is int64 instead of int8"):
+        store.append(table.set_column(1, "step", pa.array([1])))
+    with pytest.raises(ArtifactError, match="'key' of the generations has 1 nulls"):
+        store.append(table.set_column(0, pa.field("key", pa.binary(16)), pa.array([None], pa.binary(16))))
+    with pytest.raises(ArtifactError, match=r"expected binary\(16\)"):
+        store.lookup(pa.array(["a"]))
+    with pytest.raises(ArtifactError, match="1 nulls"):
+        store.lookup(pa.array([None], pa.binary(16)))
+
+
+# Kills
+
+
+APPEND_FOREVER = """
+store = GenerationStore(sys.argv[1])
+for chunk in range(10_000):
+    store.append(numbered(range(int(sys.argv[2]) + 10 * chunk, int(sys.argv[2]) + 10 * chunk + 10)))
+    if chunk % 3 == 2:
+        store.refresh()
+    print(chunk, flush=True)
+"""
+
+
+def test_what_was_appended_survives_kills_at_any_time(store: GenerationStore) -> None:
+    chance, kept = random.Random(0), 0
+    for turn in range(6):
+        base = 1_000_000 * turn
+        with child(APPEND_FOREVER, store.folder, base) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.3 * chance.random())
+            process.send_signal(signal.SIGKILL)
+            chunks = 1 + len(process.stdout.read().split())
+        found = answers(store, range(base, base + 10 * chunks + 10))
+        assert set(range(base, base + 10 * chunks)) <= set(found)
+        kept += len(found)
+    assert store.stats().rows == store.stats().keys == kept
+    assert store.stats().torn == 0
+
+
+KILL_AT = """
+import storage.generations, storage.segments
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+point = sys.argv[2]
+original = GenerationIndex.add
+def add_then_die(self, segments):
+    original(self, segments)
+    die()
+if point == "before the segment has its name":
+    SegmentFolder.publish = die
+elif point == "before the index is open":
+    GenerationIndex.opened = die
+elif point == "before the rows are indexed":
+    GenerationIndex.add = die
+elif point == "inside the transaction":
+    generation_index._halves = die
+elif point == "after the rows are indexed":
+    GenerationIndex.add = add_then_die
+store = GenerationStore(sys.argv[1])
+store.append(numbered(range(5, 10)))
+store.refresh()
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "rows_kept"),
+    [
+        ("before the segment has its name", 5),
+        ("before the index is open", 10),
+        ("before the rows are indexed", 10),
+        ("inside the transaction", 10),
+        ("after the rows are indexed", 10),
+    ],
+)
+def test_killed_between_segment_and_index(store: GenerationStore, point: str, rows_kept: int) -> None:
+    store.append(numbered(range(5)))
+    store.refresh()
+    with child(KILL_AT, store.folder, point) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    started = time.monotonic()
+    assert list(answers(store, range(10))) == list(range(rows_kept))
+    assert time.monotonic() - started < 1
+    assert store.stats().rows == rows_kept
+
+
+def test_drafts_of_killed_writers_are_swept_after_a_day(store: GenerationStore) -> None:
+    store.append(numbered([1]))
+    old, new = (store.segments.folder / f".{name}.tmp" for name in ("old", "new"))
+    old.write_bytes(b"")
+    new.write_bytes(b"")
+    os.utime(old, (0, time.time() - 90_000))
+    store.close()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+# Many at once
+
+
+APPEND = """
+store = GenerationStore(sys.argv[1])
+base = int(sys.argv[2])
+for chunk in range(15):
+    numbers = range(base + 20 * chunk, base + 20 * chunk + 20)
+    store.append(numbered(numbers))
+    assert list(answers(store, numbers)) == list(numbers)
+"""
+
+
+def test_processes_append_and_look_up_at_once(store: GenerationStore) -> None:
+    processes = [child(APPEND, store.folder, base) for base in (0, 1000, 2000, 150)]
+    for process in processes:
+        with process:
+            assert process.wait(120) == 0
+    assert set(answers(store, range(3000))) == {*range(450), *range(1000, 1300), *range(2000, 2300)}
+    stats = store.stats()
+    assert (stats.keys, stats.segments, stats.torn) == (1050, 60, 0)
+    numbers = [int(name.partition("-")[0]) for name in store.segments.names()]
+    assert numbers == list(range(1, 61))
+
+
+def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
+    def work(base: int) -> bool:
+        for start in range(base, base + 100, 20):
+            store.append(numbered(range(start, start + 20)))
+            assert len(answers(store, range(start, start + 20))) == 20
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(0, 400, 100)))
+    assert store.stats().rows == 400
+
+
+def test_a_program_that_keeps_the_index_open_is_named(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_index, "FOREIGN_WAIT_SECONDS", 0.2)
+    store.append(numbered([1]))
+    store.refresh()
+    code = "c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+    with child(code, store.index_path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(LockedError, match="another program keeps"):
+            store.lookup(keys([1]))
+        process.kill()
+    assert answers(store, [1]) == {1: ["answer 1"]}
+
+
+# Damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_a_torn_segment_is_set_aside(store: GenerationStore, damage, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN001
+    store.append(numbered(range(5)))
+    store.append(numbered(range(5, 10)))
+    name = store.segments.names()[0]
+    damage(store.segments.folder / name)
+    assert list(answers(store, range(10))) == list(range(5, 10))
+    assert f"{name}.torn" in caplog.text
+    stats = store.stats()
+    assert (stats.segments, stats.torn, stats.rows) == (1, 1, 5)
+    store.append(numbered(range(5)))
+    store.rebuild()
+    assert len(answers(store, range(10))) == 10
+
+
+def test_a_parquet_file_that_is_no_segment_is_set_aside(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.segments.publish([store.segments.draft(pa.table({"other": [1]}))])
+    store.segments.publish([store.segments.draft_bytes(b"no Parquet at all")])
+    (store.segments.folder / "notes.txt").write_text("left alone")
+    assert len(answers(store, range(5))) == 5
+    assert (store.stats().segments, store.stats().torn) == (1, 2)
+
+
+def test_a_segment_that_is_gone_is_forgotten(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.append(numbered(range(5, 10)))
+    store.refresh()
+    (store.segments.folder / store.segments.names()[0]).unlink()
+    assert list(answers(store, range(10))) == list(range(5, 10))
+    assert store.stats().rows == 5
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def scramble(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for position in range(8192, len(data), 512):
+        data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [garbage, empty, half, scramble, Path.unlink])
+def test_a_damaged_index_is_made_again(store: GenerationStore, damage) -> None:  # noqa: ANN001
+    store.append(numbered(range(3000)))
+    before = store.stats()
+    damage(store.index_path)
+    assert len(answers(store, range(3000))) == 3000
+    assert store.stats() == before
+
+
+def test_rebuilding_changes_nothing(store: GenerationStore) -> None:
+    for start in range(0, 50, 10):
+        store.append(numbered(range(start, start + 20), f"text {start}"))
+    before = store.stats(), answers(store, range(100))
+    store.rebuild()
+    assert (store.stats(), answers(store, range(100))) == before
+
+
+# Layouts
+
+
+def test_an_index_of_the_first_layout_is_migrated(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
+    store.append(numbered(range(5)))
+    with duckdb.connect(store.index_path) as con:
+        migrate(con, migrations.MIGRATIONS[:1])
+    store.append(numbered(range(5, 10)))
+    with GenerationIndex.opened(store.index_path) as index:
+        index.add([(name, store.segments.read(name)) for name in store.segments.names()[:1]])
+    with caplog.at_level("INFO"):
+        assert len(answers(store, range(10))) == 10
+    with duckdb.connect(store.index_path) as con:
+        assert migrations.applied(con) == len(migrations.MIGRATIONS)
+        shown = con.execute("SELECT key, segment FROM answers ORDER BY key").fetchall()
+    assert [k for k, _ in shown] == sorted(key(n).hex() for n in range(10))
+    assert {name for _, name in shown} == set(store.segments.names())
+
+
+def test_migrations_run_once_and_all_or_nothing() -> None:
+    with duckdb.connect(":memory:") as con:
+        migrate(con)
+        migrate(con)
+        assert con.execute("SELECT version, name FROM schema_migrations").fetchall() == [
+            (1, "m001_tables"),
+            (2, "m002_readable_keys"),
+        ]
+
+        def broken(con: duckdb.DuckDBPyConnection) -> None:
+            con.execute("CREATE TABLE half (x INTEGER)")
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            migrate(con, (*migrations.MIGRATIONS, broken))
+        assert migrations.applied(con) == 2
+        assert not con.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'half'").fetchall()
+
+
+def test_an_index_of_a_later_release_is_left_alone(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.refresh()
+    with duckdb.connect(store.index_path) as con:
+        con.execute("INSERT INTO schema_migrations VALUES (99, 'm099_unheard_of')")
+    with pytest.raises(ArtifactError, match=r"layout 99, this release knows up to 2; .* delete generations\.duckdb"):
+        store.lookup(keys([1]))
+    store.rebuild()
+    assert len(answers(store, range(5))) == 5
+
+
+# Merging
+
+
+def test_caches_merge_and_merging_twice_changes_nothing(tmp_path: Path) -> None:
+    ours, theirs = GenerationStore(tmp_path / "ours"), GenerationStore(tmp_path / "theirs")
+    ours.append(numbered(range(5), "ours"))
+    theirs.append(numbered(range(3, 8), "theirs"))
+    theirs.append(numbered(range(8, 10), "theirs"))
+    theirs.append(numbered(range(10, 12), "theirs"))
+    flip(theirs.segments.folder / theirs.segments.names()[2])
+    assert ours.import_from(theirs.folder) == 2
+    merged = answers(ours, range(20))
+    assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
+    assert ours.import_from(theirs.folder) == 0
+    assert answers(ours, range(20)) == merged
+    with pytest.raises(ArtifactError, match="is no cache folder"):
+        ours.import_from(tmp_path)
+
+
+# Disks
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "cache", Path("/proc/nothing/cache")):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            GenerationStore(folder).append(numbered([1]))
+
+
+def test_a_read_only_cache_answers_and_refuses(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = GenerationStore(small_disk / "cache")
+    store.append(numbered(range(5)))
+    store.refresh()
+    store.append(numbered(range(5, 10)))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert len(answers(store, range(10))) == 5
+    assert "1 segments are not in its index" in caplog.text
+    with pytest.raises(ArtifactError, match=r"cannot write .*Read-only file system; choose a writable root"):
+        store.append(numbered([11]))
+
+
+def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path) -> None:
+    store = GenerationStore(small_disk / "cache")
+    chance, done = random.Random(0), 0
+    with pytest.raises(ArtifactError, match="no space left while writing"):
+        for done in range(100):
+            store.append(rows([(key(done * 100 + i), [chance.randbytes(500).hex()]) for i in range(100)]))
+            store.refresh()
+    assert done
+    GenerationIndex.delete(store.index_path)
+    names = store.segments.names()
+    assert len(names) in (done, done + 1)
+    shutil.copytree(store.folder, small_disk.parent / "saved")
+    saved = GenerationStore(small_disk.parent / "saved")
+    assert len(answers(saved, range(done * 100))) == done * 100
+    assert saved.stats().torn == 0
+
+
+# Against a model
+
+
+CACHE_ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("append"), st.lists(st.tuples(st.integers(0, 30), st.lists(st.text(max_size=5), max_size=3)))
+        ),
+        st.tuples(st.sampled_from(["rebuild", "reopen", "refresh", "lookup"]), st.lists(st.integers(0, 30))),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=CACHE_ACTIONS)
+def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    store, model = GenerationStore(folder), {}
+    for action, argument in actions:
+        if action == "append":
+            store.append(rows([(key(n), completions) for n, completions in argument]))
+            for n, completions in argument:
+                model.setdefault(n, completions)
+        elif action == "rebuild":
+            store.rebuild()
+        elif action == "refresh":
+            store.refresh()
+        elif action == "reopen":
+            store.close()
+            store = GenerationStore(folder)
+        else:
+            assert answers(store, argument) == {n: model[n] for n in argument if n in model}
+    assert answers(store, range(31)) == model
+    assert store.stats().keys == len(model)
+    shutil.rmtree(folder)
