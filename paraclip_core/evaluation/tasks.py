@@ -139,6 +139,8 @@ def _captions(path: Path | None, stored: Stored | None, split: str | None) -> tu
         return captions, published.pool_of(file, captions.image_ids)
     if stored is None:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
+    if not stored.captions.captions:
+        raise BenchmarkError(f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split")
     return stored.captions, stored.pool(stored.captions.image_ids)
 
 

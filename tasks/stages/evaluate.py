@@ -1,0 +1,217 @@
+"""Stage ``evaluate``: base against tuned on every benchmark, with intervals and a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paraclip_core.config import BenchmarkOptions, Settings, meaning
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.evaluate import Evaluation, check_names, measure_all
+from paraclip_core.evaluation.pool import ImagePool, stored_pool
+from paraclip_core.evaluation.published import Captions
+from paraclip_core.evaluation.results import result_json
+from paraclip_core.evaluation.samples import Measured, from_arrays, to_arrays
+from paraclip_core.evaluation.summary import summary
+from paraclip_core.evaluation.tasks import Stored, Task, prepare, source_files
+from storage.artifacts import Artifact
+from storage.atomic import write_atomic, write_json
+from storage.features import FeatureStore
+from storage.fingerprint import FileHashes, canonical_json
+from storage.parquet import iter_batches, write_table
+from tasks.models import base_inputs, base_reference
+from tasks.stage import Stage, StageContext, input_path
+
+__all__ = ["EVALUATE", "write_evaluation"]
+
+log = logging.getLogger(__name__)
+
+IN_SCENES = ("paraphrased_retrieval", "retrieval")
+ABSENT = "absent"
+
+
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, names: Mapping[str, str], fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write results, tables of queries, ``comparison.json`` and ``summary.json`` into `folder`.
+
+    Args:
+        folder: where to write.
+        evaluation: what was measured.
+        names: the weights of `base` and of `tuned`: a fingerprint or a reference.
+        fingerprints: names of the artifacts or references that took part, for the summary.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    for outcome in evaluation.outcomes:
+        for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
+            result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured)
+            write_json(folder / "results" / model / f"{outcome.benchmark}.json", result)
+    for benchmark, table in evaluation.per_query.items():
+        write_table(folder / "per_query" / f"{benchmark}.parquet", table)
+    notes = {outcome.benchmark: dict(outcome.base.notes) for outcome in evaluation.outcomes}
+    write_json(folder / "comparison.json", evaluation.comparison.as_json() | {"protocols": notes})
+    totals = summary(evaluation.comparison, fingerprints)
+    write_json(folder / "summary.json", totals)
+    return totals
+
+
+def _inputs(settings: Settings) -> tuple[str, ...]:
+    scenes = ("scenes",) if any(_from_scenes(settings, b) for b in settings.evaluate.benchmarks) else ()
+    return (*scenes, "ingest", "features", *base_inputs(settings), "finetune")
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    options = meaning(settings.evaluate)
+    for benchmark, plain in zip(settings.evaluate.benchmarks, options["benchmarks"], strict=True):
+        # What a file holds is in the sources; where it lies has no meaning, except inside the scenes.
+        if not _from_scenes(settings, benchmark):
+            plain["path"] = benchmark.path is not None
+    return options
+
+
+def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
+    check_names(settings.evaluate.benchmarks)
+    found = {}
+    for benchmark in settings.evaluate.benchmarks:
+        if benchmark.path is None or _from_scenes(settings, benchmark):
+            continue
+        path = input_path(settings, benchmark.path)
+        if benchmark.optional and not path.exists():
+            found[benchmark.name] = ABSENT
+            continue
+        start = path if path.is_dir() else path.parent
+        contents = hashes.of(source_files(benchmark.kind, path))
+        named = {Path(file).relative_to(start).as_posix(): value for file, value in contents.items()}
+        found[benchmark.name] = hashlib.sha256(canonical_json(named).encode()).hexdigest()
+    return found
+
+
+def _body(ctx: StageContext) -> dict[str, Any]:
+    # Here, because torch takes seconds to import and a plan needs none of it.
+    from paraclip_core.evaluation.candidate import Candidate
+    from tasks.stages.training_data import use_threads
+
+    settings = ctx.settings
+    use_threads(settings)
+    tuned = ctx.inputs["finetune"]
+    references = {"base": base_reference(settings, ctx.inputs), "tuned": str(tuned.path / "release")}
+    models = {name: Candidate(reference, settings.run.device) for name, reference in references.items()}
+    tasks, skipped = _tasks(settings, ctx.inputs)
+    keep = _Kept(ctx.work.scratch / "measured")
+    evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
+    base = ctx.inputs.get("bootstrap")
+    names = {"base": base.fingerprint if base else settings.model.base, "tuned": tuned.fingerprint}
+    fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
+    totals = write_evaluation(ctx.work.out, evaluation, names, fingerprints)
+    return {
+        "verdict": totals["verdict"],
+        "reason": totals["reason"],
+        "benchmarks": len(evaluation.outcomes),
+        "skipped": sorted(skipped),
+        "deltas": totals["deltas"],
+    }
+
+
+def _tasks(settings: Settings, inputs: Mapping[str, Artifact]) -> tuple[list[Task], dict[str, str]]:
+    tasks, skipped = [], {}
+    stored = _stored(settings, inputs)
+    for benchmark in settings.evaluate.benchmarks:
+        path = _path(settings, inputs, benchmark)
+        if benchmark.optional and path is not None and not path.exists():
+            skipped[benchmark.name] = "its path is absent"
+            log.warning("benchmark %s is left out: %s is absent", benchmark.name, path)
+            continue
+        tasks.append(prepare(benchmark, path, stored))
+    return tasks, skipped
+
+
+def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
+    """Whether the path lies in the rendered scenes: that of a benchmark about images does, where scenes are set."""
+    if settings.data.scenes is None or benchmark.path is None or benchmark.kind not in IN_SCENES:
+        return False
+    return not Path(benchmark.path).expanduser().is_absolute()
+
+
+def _path(settings: Settings, inputs: Mapping[str, Artifact], benchmark: BenchmarkOptions) -> Path | None:
+    if benchmark.path is None:
+        return None
+    if _from_scenes(settings, benchmark):
+        return inputs["scenes"].path / benchmark.path
+    return input_path(settings, benchmark.path)
+
+
+def _stored(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
+    features = inputs["features"]
+    store = FeatureStore(features.path)
+    tower = features.manifest.metrics.get("image_tower_hash")
+
+    def pool(image_ids: Sequence[str]) -> ImagePool:
+        distinct = list(dict.fromkeys(image_ids))
+        rows = store.find(distinct)
+        ids = [image_id for image_id, row in zip(distinct, rows.tolist(), strict=True) if row >= 0]
+        if not ids:
+            raise BenchmarkError(
+                f"none of {len(distinct)} images has features; are they the images that were ingested?"
+            )
+        return stored_pool(ids, lambda: store.matrix()[rows[rows >= 0]], tower)
+
+    return Stored(_split(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
+
+
+def _split(folder: Path, split: str) -> Captions:
+    """Captions with images of one split; an absent split has none, which only matters to benchmarks that use it."""
+    ids: list[str] = []
+    captions: list[str] = []
+    for batch in iter_batches(folder, ["image_id", "caption", "split"]):
+        table = pa.Table.from_batches([batch])
+        wanted = pc.and_(pc.equal(table["split"], split), pc.is_valid(table["image_id"]))
+        kept = table.filter(wanted)
+        ids += kept["image_id"].to_pylist()
+        captions += kept["caption"].to_pylist()
+    return Captions(ids, captions, split)
+
+
+class _Kept:
+    """Outcomes of single (model, benchmark) pairs, kept so that an interrupted stage goes on after the last one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        path = self._folder / model / f"{benchmark}.npz"
+        found = _read(path)
+        if found is not None:
+            return found
+        measured = compute()
+        arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
+        write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
+        return measured
+
+
+def _read(path: Path) -> Measured | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("%s cannot be read (%s) and is measured again", path, error)
+        return None
+
+
+EVALUATE = Stage("evaluate", 1, _inputs, _options, _body, _sources)
