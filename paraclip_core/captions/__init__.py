@@ -1,1 +1,1 @@
-"""captions."""
+"""Captions: readers of every source format, cleaning, filters, tokens, and the pipeline that joins them."""

@@ -1,0 +1,181 @@
+"""From a source file to accepted captions and rejects: cleaned, filtered, de-duplicated, tokenised, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from typing import TypeVar
+
+import pyarrow as pa
+
+from paraclip_core import tables
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.counts import Outcome
+from paraclip_core.captions.filters import CaptionFilter, configured_split, split_name
+from paraclip_core.captions.ids import caption_ids, id_keys, text_keys
+from paraclip_core.captions.readers.registry import READERS, detect, read
+from paraclip_core.captions.readers.rows import Reject, RowBatch
+from paraclip_core.captions.rejects import drop_undecodable, reject_batch, reject_row
+from paraclip_core.captions.seen import KeySet
+from paraclip_core.captions.sources import SourceFile
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.config import DataOptions
+from paraclip_core.errors import InputError
+
+__all__ = ["CaptionPipeline"]
+
+T = TypeVar("T")
+
+_NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
+
+
+class CaptionPipeline:
+    """Takes source files one after another; what it has seen in one counts as a duplicate in the next.
+
+    Memory: the keys of the duplicate filter (8 bytes an accepted caption, and 8 or 16 an image with an archive) and
+    one batch.
+    """
+
+    def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
+        """Prepare for `files`, whose archives of images decide whether image ids can clash.
+
+        Raises:
+            ConfigError: a source's split is none of train, val and test.
+            ModelError: the tokeniser's vocabulary is missing.
+        """
+        for file in files:
+            configured_split(file.options.split)
+        self._options = options
+        self._filter = CaptionFilter(options)
+        self._tokeniser = Tokeniser(options.context_length)
+        self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
+        self._clashes = len({file.images for file in files} - {None}) > 1
+
+    @property
+    def images(self) -> int:
+        """Different images of accepted captions whose archive is known."""
+        return len(self._images)
+
+    def run(self, file: SourceFile) -> Iterator[Outcome]:
+        """Accepted and rejected rows of a file.
+
+        With `on_error: skip` a file that is bad as a whole gives one reject without a row; the rows before the damage
+        are kept.
+
+        Raises:
+            InputError: the file is missing or bad as a whole, with `on_error: stop`.
+        """
+        try:
+            form = file.form if file.form in READERS else detect(file.path) if file.path.is_file() else "unknown"
+            for batch in read(file.path, file.options, form):
+                yield self._outcome(batch, file)
+        except InputError as error:
+            if self._options.on_error == "stop":
+                raise
+            # The path differs between machines, and equal inputs must give equal bytes.
+            detail = str(error).replace(str(file.path), file.name)
+            yield self._outcome(RowBatch(rejects=[Reject(None, "unreadable", detail)]), file)
+
+    def restore(self, accepted: pa.RecordBatch) -> None:
+        """Remember captions that an earlier try accepted (columns caption_id, image_id and images)."""
+        self._captions.add(id_keys(accepted.column("caption_id").to_pylist()))
+        groups, ids = accepted.column("images").to_pylist(), accepted.column("image_id").to_pylist()
+        for group in sorted({group for group in groups if group is not None}):
+            self._own([image for image, of in zip(ids, groups, strict=True) if of == group], group)
+
+    def _outcome(self, batch: RowBatch, file: SourceFile) -> Outcome:
+        rejects = list(batch.rejects)
+        drop_undecodable(batch, rejects)
+        default = configured_split(file.options.split)
+        splits = [default if split is None else split_name(split) for split in batch.splits]
+        texts, keep = self._judge(batch, splits, rejects)
+        image_ids = [batch.image_ids[n] for n in keep]
+        taken = self._taken(image_ids, file.images)
+        if any(taken):
+            for n in _kept(keep, taken):
+                detail = f"image id {str(batch.image_ids[n])[:200]!r} already names an image of another archive"
+                rejects.append(reject_row(batch, n, "image_conflict", detail))
+            free = [not is_taken for is_taken in taken]
+            texts, keep, image_ids = _kept(texts, free), _kept(keep, free), _kept(image_ids, free)
+        ids = caption_ids(image_ids, texts)
+        new = self._captions.add(id_keys(ids))
+        if not new.all():
+            for n in _kept(keep, ~new):
+                rejects.append(reject_row(batch, n, "duplicate", "the same caption of the same image came before"))
+            ids, texts, keep = _kept(ids, new), _kept(texts, new), _kept(keep, new)
+        accepted = self._accepted(batch, file, ids, texts, keep, splits)
+        self._own([batch.image_ids[n] for n in keep], file.images)
+        return Outcome(accepted, reject_batch(rejects, file.name))
+
+    def _judge(self, batch: RowBatch, splits: list[str | None], rejects: list[Reject]) -> tuple[list[str], list[int]]:
+        """Cleaned texts of the rows that pass the filters, and where they are in the batch."""
+        texts: list[str] = []
+        keep: list[int] = []
+        longest, judge = self._filter.max_chars, self._filter.words
+        for n, raw in enumerate(batch.captions):
+            if len(raw) > longest:
+                rejects.append(reject_row(batch, n, *self._filter.length(raw)))
+                continue
+            text = clean(raw)
+            problem = judge(text)
+            if problem is not None:
+                rejects.append(reject_row(batch, n, *problem))
+            elif splits[n] is None:
+                detail = f"split {str(batch.splits[n])[:80]!r}, expected train, val or test"
+                rejects.append(reject_row(batch, n, "unknown_split", detail))
+            else:
+                texts.append(text)
+                keep.append(n)
+        return texts, keep
+
+    def _taken(self, image_ids: list[str | None], group: str | None) -> list[bool]:
+        """For each image id of an archive, whether another archive has it already."""
+        if group is None or not self._clashes:
+            return [False] * len(image_ids)
+        unique = list(dict.fromkeys(image for image in image_ids if image is not None))
+        elsewhere = self._images.contains(text_keys(unique)) & ~self._owned.contains(text_keys(unique, group))
+        clashing = set(compress(unique, elsewhere))
+        return [image in clashing for image in image_ids]
+
+    def _own(self, image_ids: list[str | None], group: str | None) -> None:
+        """Remember the images of accepted captions, and their archive if ids can clash."""
+        unique = list(dict.fromkeys(image for image in image_ids if image is not None))
+        if group is None or not unique:
+            return
+        self._images.add(text_keys(unique))
+        if self._clashes:
+            self._owned.add(text_keys(unique, group))
+
+    def _accepted(
+        self,
+        batch: RowBatch,
+        file: SourceFile,
+        ids: list[bytes],
+        texts: list[str],
+        keep: list[int],
+        splits: list[str | None],
+    ) -> pa.RecordBatch:
+        licences, default = batch.licences, file.options.licence
+        count = len(keep)
+        own = [licences[n] for n in keep]
+        paths = [batch.image_paths[n] for n in keep] if file.images is not None else [None] * count
+        columns = [
+            pa.array(ids, pa.binary(16)),
+            pa.array([batch.image_ids[n] for n in keep], pa.string()),
+            pa.array(paths, pa.string()),
+            pa.repeat(pa.scalar(file.images, pa.string()), count),
+            pa.array(texts, pa.string()),
+            pa.array([batch.captions[n] for n in keep], pa.string()),
+            self._tokeniser.encode_batch(texts),
+            pa.array([splits[n] for n in keep], pa.string()),
+            pa.array([default if licence is None or licence.lower() in _NO_LICENCE else licence for licence in own]),
+            pa.repeat(pa.scalar(file.name, pa.string()), count),
+            pa.array([batch.rows[n] for n in keep], pa.int64()),
+        ]
+        return pa.RecordBatch.from_arrays(
+            [column.cast(of.type) for column, of in zip(columns, tables.CAPTIONS, strict=True)], schema=tables.CAPTIONS
+        )
+
+
+def _kept(values: list[T], mask: Iterable[bool]) -> list[T]:
+    return list(compress(values, mask))

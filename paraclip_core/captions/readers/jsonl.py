@@ -1,0 +1,118 @@
+"""JSON records: one object a line, or one array of objects. A list of captions counts as a row for each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.captions.readers.columns import Columns, choose_columns
+from paraclip_core.captions.readers.json_file import load_json
+from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
+from paraclip_core.captions.readers.rows import Batcher, RowBatch
+from paraclip_core.config import SourceOptions
+from paraclip_core.errors import InputError
+
+__all__ = ["read_jsonl"]
+
+SEARCHED_RECORDS = 1000
+"""Records among which every wanted field must turn up, or the file is taken for one with other fields."""
+
+
+def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
+    """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array.
+
+    Raises:
+        InputError: the file cannot be read, or its first records hold no JSON or none of the wanted fields.
+    """
+    batcher, columns, count = Batcher(), _Chooser(path, options), 0
+    for count, (number, record) in enumerate(_records(path), start=1):
+        if isinstance(record, Exception):
+            columns.note(InputError(f"line {number} of {path} is not JSON: {record}; expected one object a line"))
+            batcher.reject(number, "bad_json", f"not a JSON object: {record}")
+        elif not isinstance(record, dict):
+            columns.note(InputError(f"record {number} of {path} is no JSON object; expected an object with a caption"))
+            batcher.reject(number, "wrong_type", f"a JSON {type(record).__name__}, expected an object with a caption")
+        else:
+            chosen = columns.of(record)
+            if chosen is None:
+                batcher.reject(
+                    number, "missing_field", f"no caption among the fields {', '.join(sorted(record))[:200]}"
+                )
+            else:
+                batcher.add(number, *_fields(record, chosen))
+        if count == SEARCHED_RECORDS:
+            columns.check()
+        yield from batcher.full()
+    if count:
+        columns.check()
+    yield from batcher.rest()
+
+
+def _fields(record: dict[str, Any], columns: Columns) -> tuple[Any, ...]:
+    return tuple(
+        record.get(name) if name else None
+        for name in (columns.caption, columns.image, columns.path, columns.split, columns.licence)
+    )
+
+
+class _Chooser:
+    """Chooses the columns of each record by its fields; most records of a file have the same ones."""
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        self._path, self._wanted = path, options.columns
+        self._known: dict[tuple[str, ...], Columns | None] = {}
+        self._found = False
+        self._unseen = {name for _, name in options.columns if name is not None}
+        self._error: InputError | None = None
+
+    def note(self, error: InputError) -> None:
+        """Remember the first error, for the case that no record is any good."""
+        self._error = self._error or error
+
+    def of(self, record: dict[str, Any]) -> Columns | None:
+        """The record's columns, None where it has no caption."""
+        fields = tuple(record)
+        if fields not in self._known:
+            if len(self._known) >= SEARCHED_RECORDS:
+                self._known.clear()
+            self._known[fields] = self._choose(fields)
+        return self._known[fields]
+
+    def check(self) -> None:
+        """Raise the first error if no record had a caption, or a field that the user named never turned up."""
+        if not self._found and self._error is not None:
+            raise self._error
+        if self._found and self._unseen:
+            fields = next(fields for fields, columns in self._known.items() if columns)
+            choose_columns(fields, self._wanted, str(self._path))
+
+    def _choose(self, fields: tuple[str, ...]) -> Columns | None:
+        self._unseen -= set(fields)
+        # Only the caption must be there: JSON writers leave out fields that have no value.
+        absent = {option: None for option, name in self._wanted if option != "caption" and name not in fields}
+        try:
+            columns = choose_columns(fields, self._wanted.model_copy(update=absent), str(self._path))
+        except InputError as error:
+            self.note(error)
+            return None
+        self._found = True
+        return columns
+
+
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    with open_bytes(path) as file:
+        is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if is_array:
+        # An object a line never begins with a bracket, so this is one document.
+        yield from enumerate(load_json(path))
+        return
+    for number, line in numbered_lines(path):
+        if line is None:
+            yield number, ValueError("a line of more than 16 MiB")
+        elif line and not line.isspace():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, error

@@ -1,0 +1,91 @@
+"""The files behind the configured sources, in an order that depends on their names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from paraclip_core.captions.readers.registry import detect, named_format
+from paraclip_core.config import SourceOptions
+from paraclip_core.errors import ConfigError, InputError
+
+__all__ = ["SourceFile", "expand"]
+
+NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file with captions. It may be missing; reading it says so."""
+
+    path: Path
+    name: str
+    """As tables name it: relative to `data.root`."""
+    form: str
+    """Its format, ``unknown`` where that cannot be told."""
+    options: SourceOptions
+
+    @property
+    def images(self) -> str | None:
+        """Archive of its images, relative to `data.root`: as configured; a webdataset tar holds them itself."""
+        return self.options.images or (self.name if self.form == "webdataset" else None)
+
+
+def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:
+    """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
+
+    A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
+    plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
+    source's own `images`, nor the Parquet file that lies beside a webdataset tar of the same name (it repeats it).
+    A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
+
+    Raises:
+        ConfigError: there is no source, or one names a split that is none of train, val and test.
+    """
+    if not sources:
+        raise ConfigError("data.sources is empty; name at least one file or folder with captions")
+    return [file for source in sources for file in _files(root, source)]
+
+
+def _files(root: Path, source: SourceOptions) -> Iterator[SourceFile]:
+    path = root / source.path
+    if not path.is_dir():
+        yield _source_file(path, PurePosixPath(source.path), source)
+        return
+    skipped = (root / source.images) if source.images else None
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)
+    chosen = _caption_files([p for p in found if not _hidden(p.relative_to(path))], source.format)
+    for inner in chosen or [path]:
+        yield _source_file(inner, PurePosixPath(source.path) / inner.relative_to(path).as_posix(), source)
+
+
+def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> SourceFile:
+    form: str = source.format
+    if form == "auto":
+        try:
+            form = detect(path) if path.is_file() else "unknown"
+        except InputError:
+            form = "unknown"
+    return SourceFile(path, str(name), form, source)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _caption_files(found: list[Path], wanted: str) -> list[Path]:
+    named = [(path, named_format(path)) for path in found]
+    if wanted != "auto":
+        expected = "json" if wanted in ("coco", "karpathy") else wanted
+        return [path for path, form in named if form == expected]
+    tars = {path.with_suffix("") for path, form in named if form == "webdataset"}
+    structured = [
+        path
+        for path, form in named
+        if form not in (None, "text")
+        and not path.name.endswith("_stats.json")
+        and not (form == "parquet" and path.with_suffix("") in tars)
+    ]
+    texts = [path for path, form in named if form == "text" and not path.name.lower().startswith(NOT_CAPTIONS)]
+    return structured or texts

@@ -1,0 +1,177 @@
+"""Ingest: source files to clean, filtered, de-duplicated and tokenised captions, and rejects with their reasons.
+
+It resumes at the grain of a source file: each finished file leaves its parts in the artifact and a marker with its
+counts in scratch. A file that was cut off is read again; the duplicate filter is rebuilt from the finished parts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from paraclip_core import tables
+from paraclip_core.captions.counts import Counts
+from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.sources import SourceFile, expand
+from paraclip_core.config import Settings, meaning
+from paraclip_core.errors import ArtifactError, InputError
+from storage.artifacts import ArtifactStore
+from storage.atomic import read_json, write_json
+from storage.fingerprint import FileHashes, fingerprint
+from storage.parquet import PartWriter, iter_batches, write_table
+from tasks.stage import Stage, StageContext, input_path
+
+__all__ = ["INGEST", "scan"]
+
+log = logging.getLogger(__name__)
+
+RESTORED = ("caption_id", "image_id", "images")
+
+
+def scan(settings: Settings, store: ArtifactStore) -> Iterator[pa.RecordBatch]:
+    """The captions that ingest will accept (schema `tables.CAPTIONS`), batch by batch, without writing anything.
+
+    Raises:
+        InputError: a source file is missing or bad as a whole.
+        ArtifactError: the scenes, from which the sources are to be read, have not been rendered yet.
+    """
+    files = expand(_root(settings, _scenes_folder(settings, store)), settings.data.sources)
+    pipeline = CaptionPipeline(settings.data, files)
+    for file in files:
+        for outcome in pipeline.run(file):
+            if outcome.accepted.num_rows:
+                yield outcome.accepted
+
+
+def _body(ctx: StageContext) -> dict[str, Any]:
+    scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
+    files = expand(_root(ctx.settings, scenes), ctx.settings.data.sources)
+    pipeline = CaptionPipeline(ctx.settings.data, files)
+    _remove_temporaries(ctx.work.out)
+    total = Counts()
+    for number, file in enumerate(files):
+        marker = ctx.work.scratch / f"file-{number:06d}.json"
+        if marker.exists():
+            total.add(Counts.from_json(read_json(marker)))
+            _restore(pipeline, ctx.work.out, number)
+        else:
+            counts = _ingest_file(ctx, pipeline, number, len(files), file, total)
+            write_json(marker, counts.to_json())
+            total.add(counts)
+            log.info("%s: %d of %d rows accepted", file.name, counts.accepted, counts.read)
+        ctx.progress(number + 1, len(files), rows=total.read, accepted=total.accepted)
+    _ensure_parts(ctx.work.out)
+    return {**total.to_json(), "files": len(files), "images": pipeline.images}
+
+
+def _ingest_file(
+    ctx: StageContext, pipeline: CaptionPipeline, number: int, files: int, file: SourceFile, before: Counts
+) -> Counts:
+    captions = _FileWriter(ctx.work.out / "captions", tables.CAPTIONS, number)
+    rejects = _FileWriter(ctx.work.out / "rejects", tables.REJECTS, number)
+    counts = Counts()
+    for outcome in pipeline.run(file):
+        captions.write(outcome.accepted)
+        rejects.write(outcome.rejects)
+        counts.note(outcome)
+        ctx.progress(number, files, rows=before.read + counts.read, accepted=before.accepted + counts.accepted)
+    captions.close()
+    rejects.close()
+    return counts
+
+
+class _FileWriter:
+    """Parts of one source file, none where it gave no rows; what a cut-off try left of them is removed first."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, number: int) -> None:
+        for stale in folder.glob(f"{_stem(number)}-*.parquet"):
+            stale.unlink()
+        self._folder, self._schema, self._number = folder, schema, number
+        self._writer: PartWriter | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._writer = self._writer or PartWriter(self._folder, self._schema, _stem(self._number))
+            self._writer.write(batch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _stem(number: int) -> str:
+    return f"part-{number:06d}"
+
+
+def _restore(pipeline: CaptionPipeline, out: Path, number: int) -> None:
+    for part in sorted((out / "captions").glob(f"{_stem(number)}-*.parquet")):
+        for batch in iter_batches(part, RESTORED):
+            pipeline.restore(batch)
+
+
+def _remove_temporaries(out: Path) -> None:
+    """Remove what a kill left in the middle of a write."""
+    for temporary in out.rglob(".*.tmp"):
+        temporary.unlink()
+
+
+def _ensure_parts(out: Path) -> None:
+    """An empty table is still a table."""
+    for name, schema in (("captions", tables.CAPTIONS), ("rejects", tables.REJECTS)):
+        if not any((out / name).glob("part-*.parquet")):
+            write_table(out / name / "part-000000-00000.parquet", schema.empty_table())
+
+
+def _root(settings: Settings, scenes: Path | None) -> Path:
+    return input_path(settings, ".") if scenes is None else scenes
+
+
+def _scenes_folder(settings: Settings, store: ArtifactStore) -> Path | None:
+    if settings.data.scenes is None:
+        return None
+    from tasks.stages.scenes import SCENES
+
+    name = fingerprint(SCENES.name, SCENES.version, dict(SCENES.options(settings)), {})
+    artifact = store.find(SCENES.name, name)
+    if artifact is None:
+        raise ArtifactError("the scenes have not been rendered yet, so their captions cannot be counted; run scenes")
+    return artifact.path
+
+
+def _inputs(settings: Settings) -> tuple[str, ...]:
+    return () if settings.data.scenes is None else ("scenes",)
+
+
+def _options(settings: Settings) -> Mapping[str, Any]:
+    """Everything of `data` but the scenes, which the input's fingerprint stands for."""
+    return {name: value for name, value in meaning(settings.data).items() if name != "scenes"}
+
+
+def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+    """The content of every caption file by its name; a missing one is an error unless bad files are skipped."""
+    if settings.data.scenes is not None:
+        return {}
+    found = {}
+    for file in expand(input_path(settings, "."), settings.data.sources):
+        try:
+            found[file.name] = _content(file, hashes)
+        except InputError:
+            if settings.data.on_error == "stop":
+                raise
+            found[file.name] = "unreadable"
+    return found
+
+
+def _content(file: SourceFile, hashes: FileHashes) -> str:
+    if file.path.is_dir():
+        raise InputError(f"{file.path} holds no caption file (data.sources[].path: {file.name})")
+    if not file.path.exists():
+        raise InputError(f"{file.path} does not exist; data.sources[].path is relative to data.root")
+    return hashes.of([file.path])[str(file.path)]
+
+
+INGEST = Stage(name="ingest", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)
