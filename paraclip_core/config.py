@@ -152,6 +152,10 @@ class ParaphraseOptions(Options):
     """Model folder of the `transformers` engine."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
     """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
+    prompt_1: str = ""
+    """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
+    prompt_2: str = ""
+    """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
     sampling: SamplingOptions = SamplingOptions()

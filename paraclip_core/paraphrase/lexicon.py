@@ -1,0 +1,164 @@
+"""Small word lists with which gates see that a meaning changed: numbers, colours, kinds, directions.
+
+They judge answers only. No list is ever shown to the LLM, and none puts a word into a paraphrase.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+__all__ = [
+    "COLOURS",
+    "KINDS",
+    "NEGATIONS",
+    "NUMBERS",
+    "OPPOSITES",
+    "STOP_WORDS",
+    "content_words",
+    "stem",
+    "words",
+]
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+
+STOP_WORDS = frozenset(
+    """a an the this that these those some any each every all both other another such same own and or but nor so
+    if as than then of in on at to from by for with without into onto upon over under above below up down out off
+    near beside between behind through across along around against about after before during while until past
+    toward towards inside outside within next close front back side top is are was were be been being am do does
+    did has have had having will would can could may might must shall should it its it's they them their he him
+    his she her hers we us our you your i my me who whom whose which what where when how there here not no very
+    just also too only one it`s there's""".split()
+)
+
+NEGATIONS = frozenset("no not without never none nobody nothing neither nor cannot".split())
+
+NUMBERS = {
+    **{w: n for n, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())},
+    "couple": 2, "pair": 2, "pairs": 2, "both": 2, "duo": 2, "twins": 2, "trio": 3, "dozen": 12,
+}  # fmt: skip
+"""Number words with their value; `one` says no more than `a`."""
+
+
+def _families(text: str) -> dict[str, str]:
+    """Word → head of its line."""
+    return {word: line.split()[0] for line in text.strip().splitlines() for word in line.split()}
+
+
+COLOURS = _families(
+    """
+    red crimson scarlet maroon ruby reddish
+    blue navy azure teal turquoise cyan bluish
+    green olive emerald lime greenish
+    yellow golden gold yellowish blond blonde
+    orange
+    purple violet lilac lavender magenta
+    pink rosy
+    black ebony
+    white ivory
+    gray grey silver silvery
+    brown tan beige chestnut brunette
+    """
+)
+"""Colour word → its family; words of one family may stand for one another."""
+
+# One block: things of which one is not another. A word of a line that the input does not know, in a block of which
+# the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
+_KIND_BLOCKS = {
+    "animal": """
+        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch terrier retriever poodle pitbull
+        cat cats kitten kittens kitty feline felines lion lioness
+        horse horses pony ponies mare stallion foal colt
+        cow cows cattle calf bull ox bovine
+        bird birds chicken duck seagull goose parrot
+        sheep lamb goat goats
+        pig pigs hog
+        mouse mice rat
+        fish shark
+        rabbit bunny
+        bear bears
+        monkey ape
+        elephant
+        squirrel
+        deer moose
+        """,
+    "person": """
+        man men guy guys gentleman gentlemen male father dad husband
+        woman women lady ladies female mother mom wife
+        boy boys lad
+        girl girls
+        """,
+    "vehicle": """
+        car cars automobile automobiles auto sedan
+        bus buses
+        truck trucks lorry pickup
+        bicycle bicycles bike bikes cycle
+        motorcycle motorcycles motorbike scooter
+        boat boats ship ships vessel vessels sailboat yacht
+        train trains locomotive
+        airplane airplanes plane planes jet aircraft
+        rocket spaceship
+        """,
+    "thing": """
+        house houses home homes cottage cabin hut
+        tree trees
+        chair chairs stool
+        table desk
+        lamp lamps lantern lanterns
+        umbrella umbrellas parasol
+        kite kites
+        cup cups mug mugs
+        ball balls
+        flower flowers blossom blossoms
+        bed
+        """,
+    "ground": """
+        beach beaches shore seaside coast seashore
+        street streets road roads avenue roadway sidewalk pavement lane
+        desert dunes
+        kitchen
+        bathroom
+        mountain mountains
+        """,
+}  # fmt: skip
+
+KINDS = {word: f"{block}/{head}" for block, lines in _KIND_BLOCKS.items() for word, head in _families(lines).items()}
+"""Noun → the kind of thing it names."""
+
+OPPOSITES = (
+    (frozenset({"left"}), frozenset({"right"})),
+    (frozenset({"above", "over", "atop"}), frozenset({"below", "under", "beneath", "underneath"})),
+    (frozenset({"front", "ahead", "before"}), frozenset({"behind", "rear"})),
+    (frozenset({"inside", "indoors", "indoor"}), frozenset({"outside", "outdoors", "outdoor"})),
+    (frozenset({"night", "nighttime", "dark"}), frozenset({"day", "daytime", "daylight", "sunny"})),
+    (
+        frozenset({"small", "tiny", "little", "mini"}),
+        frozenset({"large", "big", "huge", "giant", "enormous", "massive"}),
+    ),
+    (frozenset({"old", "aged", "elderly"}), frozenset({"young", "new"})),
+    (frozenset({"sitting", "sits", "seated"}), frozenset({"standing", "stands"})),
+)
+"""Pairs of word sets of which one says what the other denies."""
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+@lru_cache(maxsize=65_536)
+def stem(word: str) -> str:
+    """A crude stem under which the forms of one English word meet (`jumping`, `jumps`, `jumped` → `jump`)."""
+    for suffix, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
+        if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= 3:
+            word = word[: -len(suffix)] + rest
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
+        word = word[:-1]
+    return word.rstrip("e") or word
+
+
+def content_words(found: list[str]) -> list[str]:
+    """Those of the words that carry meaning."""
+    return [word for word in found if word not in STOP_WORDS and len(word) > 1]

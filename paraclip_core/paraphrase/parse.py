@@ -1,0 +1,57 @@
+"""From a raw answer to the paraphrase in it."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["parse_answer"]
+
+_QUOTES = "\"'“”‘’«»„`*_"
+_NUMBERING = re.compile(r"^(?:[-*•·–]|\(?\d{1,2}[.):])\s+")
+_TEMPLATE = re.compile(r"<\s*[|｜]?\s*/?\s*(?:im_start|im_end|endoftext|eot_id|end_of_turn|s)\s*[|｜]?\s*>.*$", re.S)
+_LABEL = re.compile(
+    r"^(?:(?:the\s+|an?\s+|my\s+)?(?:concise\s+|possible\s+|rewritten\s+|new\s+|simple\s+)*"
+    r"(?:paraphrase[ds]?|paraphrasing|paraphrased\s+\w+|rewrite|rewritten|rephrased?|caption|answer|output|response"
+    r"|sentence|text|assistant|result|version)"
+    r"(?:\s+(?:of|for)\s+(?:the|this)\s+(?:\w+\s+)?(?:caption|text|sentence))?(?:\s+(?:is|could\s+be|would\s+be))?)\s*:\s*",
+    re.I,
+)
+_LEAD = re.compile(
+    r"^(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s| is| are)|(?:the|this) (?:original )?"
+    r"(?:text|sentence|caption)(?: can be (?:paraphrased|rewritten|rephrased))?(?: as)?(?: is)?)\b[^:\n]{0,80}:\s*",
+    re.I,
+)
+_SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
+
+
+def parse_answer(raw: str) -> str:
+    """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
+
+    Returns an empty string where nothing is left. Never raises, whatever the text.
+    """
+    text = _TEMPLATE.sub("", raw)
+    for line in text.splitlines():
+        found = _parse_line(line)
+        if found:
+            return found
+    return ""
+
+
+def _parse_line(line: str) -> str:
+    text = " ".join(line.split())
+    for pattern in (_NUMBERING, _LEAD, _LABEL, _NUMBERING):
+        text = pattern.sub("", text, count=1)
+    text = _unquote(text)
+    return _SPACE_BEFORE_STOP.sub(r"\1", text).strip()
+
+
+def _unquote(text: str) -> str:
+    """Take off quotes that stand around the whole text, and a lone one at either end."""
+    text = text.strip()
+    if text[:1] and text[0] in _QUOTES:
+        text = text.lstrip(_QUOTES)
+        head = text.rstrip(_QUOTES + " ")
+        return head.strip()
+    if text[-1:] and text[-1] in '"“”*`' and text.count(text[-1]) == 1:
+        return text[:-1].strip()
+    return text
