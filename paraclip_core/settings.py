@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
 
-__all__ = ["at_environment_root", "field_paths", "load_settings", "parse_settings"]
+__all__ = ["at_environment_root", "describe_options", "field_paths", "load_settings", "parse_settings"]
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 
@@ -87,6 +87,21 @@ def field_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator
         inner = _model_in(info.annotation)
         if inner is not None:
             yield from field_paths(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
+
+
+def describe_options(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Path, type, default and description of every option that is not a group."""
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        inner = _model_in(info.annotation)
+        if inner is not None:
+            yield from describe_options(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
+            continue
+        default = "needed" if info.is_required() else f"default {info.default!r}"
+        bounds = ", ".join(str(bound) for bound in info.metadata)
+        kind = info.annotation.__name__ if isinstance(info.annotation, type) else str(info.annotation)
+        kind = kind.replace("typing.", "").replace("NoneType", "None")
+        yield path, f"{kind}, {bounds}" if bounds else kind, default, " ".join((info.description or "").split())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

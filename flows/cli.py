@@ -1,0 +1,69 @@
+"""The command line. Errors that are meant for a user are printed in one piece, without a traceback.
+
+Exit codes: 0 done, 1 a stage failed, 2 wrong usage or configuration, 3 nothing to do (`--require-work`), 4 the verdict
+is `hold` (`--gate`), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from flows.commands import artifacts, cache, config
+from flows.commands.household import serve, stop
+from flows.commands.models import evaluate, export, search
+from flows.commands.plan import plan
+from flows.commands.run import run
+from paraclip_core.errors import ParaclipError
+
+__all__ = ["app", "main", "run_cli"]
+
+WRONG_USAGE = 2
+INTERRUPTED = 130
+
+WrongUsage: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""Base of all usage errors; newer Typers bring their own copy of click, so it is not always click's class."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Repair a CLIP text encoder with LLM paraphrases; the image encoder and every image index stay as they are.",
+)
+for command in (run, plan, evaluate, search, export, serve, stop):
+    app.command()(command)
+app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(cache.app, name="cache")
+app.add_typer(config.app, name="config")
+
+
+def run_cli(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result = app(list(arguments), standalone_mode=False, prog_name="paraclip")
+    except WrongUsage as error:
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        return WRONG_USAGE
+    except ParaclipError as error:
+        typer.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; run again to go on from there", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away. Python would complain once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `paraclip` command."""
+    sys.exit(run_cli(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

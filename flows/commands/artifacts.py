@@ -1,0 +1,150 @@
+"""`paraclip artifacts`: what is under the root, where it came from, whether it is whole, and what may go."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.common import JsonOption, RootOption, human_bytes, human_seconds, print_json, print_table
+from storage.artifacts import Artifact, ArtifactStore
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")
+
+NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]
+DEFAULT_ROOT = Path("runs")
+
+
+@app.command("ls")
+def list_artifacts(
+    root: RootOption = DEFAULT_ROOT,
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Finished and unfinished artifacts, and the channels."""
+    store = ArtifactStore(root)
+    rows = [_row(artifact) for artifact in store.list(stage)]
+    unfinished = [
+        {"stage": name, "fingerprint": fingerprint, "path": str(path)}
+        for name, fingerprint, path in store.unfinished()
+        if stage in (None, name)
+    ]
+    if as_json:
+        print_json({"artifacts": rows, "unfinished": unfinished, "channels": store.channels()})
+        return
+    shown = [{**row, "size": human_bytes(row["bytes"]), "took": human_seconds(row["seconds"])} for row in rows]
+    print_table("", ["stage", "fingerprint", "created", "took", "size"], shown)
+    if unfinished:
+        print_table("unfinished", ["stage", "fingerprint", "path"], unfinished)
+    for name, value in store.channels().items():
+        typer.echo(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}")
+
+
+@app.command()
+def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """An artifact's manifest."""
+    artifact = _find(ArtifactStore(root), name)
+    manifest = {**asdict(artifact.manifest), "path": str(artifact.path)}
+    if as_json:
+        print_json(manifest)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@app.command()
+def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """What an artifact was made from, down to the source files."""
+    store = ArtifactStore(root)
+    tree = _lineage(store, _find(store, name))
+    if as_json:
+        print_json(tree)
+    else:
+        _print_tree(tree, 0)
+
+
+@app.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="As for show; all artifacts without it.")] = None,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every file with its manifest; ends with code 1 where something differs."""
+    store = ArtifactStore(root)
+    chosen = store.list() if name is None else [_find(store, name)]
+    found = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
+    bad = [entry for entry in found if entry["problems"]]
+    if as_json:
+        print_json({"checked": len(found), "damaged": bad})
+    else:
+        for entry in bad:
+            for problem in entry["problems"]:
+                typer.echo(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
+        typer.echo(f"{len(found)} artifacts checked, {len(bad)} damaged")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    root: RootOption = DEFAULT_ROOT,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
+    keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 0.0,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what no channel's model needs. The generation cache is never touched."""
+    from tasks.cleaning import collect, remove
+
+    rubbish = collect(ArtifactStore(root), keep_days, unfinished)
+    if yes:
+        remove(rubbish)
+    if as_json:
+        print_json({"deleted": yes, "items": [item.as_json() for item in rubbish]})
+        return
+    for item in rubbish:
+        typer.echo(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
+    total = human_bytes(sum(item.size for item in rubbish))
+    typer.echo(f"{len(rubbish)} folders, {total}" + ("" if yes or not rubbish else "; --yes deletes them"))
+
+
+def _find(store: ArtifactStore, name: str) -> Artifact:
+    channel = None if "/" in name or name.startswith(".") else store.channel(name)
+    return store.resolve(name if channel is None else f"{channel['stage']}/{channel['fingerprint']}")
+
+
+def _row(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "stage": manifest.stage,
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+        "seconds": manifest.wall_seconds,
+        "bytes": manifest.size(),
+        "metrics": manifest.metrics,
+        "path": str(artifact.path),
+    }
+
+
+def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
+    sources, inputs = {}, []
+    for name, value in artifact.manifest.inputs.items():
+        if name.startswith("source:"):
+            sources[name.removeprefix("source:")] = value
+            continue
+        found = store.find(name, value)
+        inputs.append({"stage": name, "fingerprint": value, "gone": True} if found is None else _lineage(store, found))
+    return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
+
+
+def _print_tree(tree: dict[str, Any], depth: int) -> None:
+    typer.echo(f"{'  ' * depth}{tree['stage']}/{tree['fingerprint']}{' (gone)' if tree.get('gone') else ''}")
+    for name, value in tree.get("sources", {}).items():
+        typer.echo(f"{'  ' * (depth + 1)}{name} {value[:12]}")
+    for below in tree.get("inputs", []):
+        _print_tree(below, depth + 1)

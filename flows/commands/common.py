@@ -1,0 +1,99 @@
+"""Options and output that commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from paraclip_core.config import Settings
+from paraclip_core.settings import load_settings
+
+__all__ = [
+    "ConfigOption",
+    "JsonOption",
+    "RootOption",
+    "SetOption",
+    "human_bytes",
+    "human_seconds",
+    "print_json",
+    "print_table",
+    "settings_from",
+]
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one option, e.g. finetune.epochs=3; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+RootOption = Annotated[
+    Path, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder of artifacts, unfinished work and caches.")
+]
+
+
+def settings_from(config: Path | None, overrides: Sequence[str] | None) -> Settings:
+    """Settings from the file, the environment and the overrides.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+    return load_settings(config, overrides or (), os.environ)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table on standard output; text is shown as it is, markup in it included."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in columns:
+        numeric = bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        # A Text is never parsed for markup, and captions may hold anything.
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    _console().print(table)
+
+
+def human_bytes(count: float | None) -> str:
+    """A size for people."""
+    if count is None:
+        return ""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """A duration for people."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _cell(value: Any) -> Any:
+    from rich.text import Text
+
+    if value is None:
+        return ""
+    return Text(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+def _console() -> Console:
+    # Piped output keeps whole lines: a program that reads it must not find words cut by a width of 80.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)

@@ -1,0 +1,54 @@
+"""`paraclip serve` and `paraclip stop`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import JsonOption, RootOption, print_json
+from paraclip_core.errors import ConfigError
+
+__all__ = ["serve", "stop"]
+
+DEFAULT_ROOT = Path("runs")
+PREFECT_FILE = "prefect.yaml"
+
+
+def serve(
+    root: RootOption = DEFAULT_ROOT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
+    folder: Annotated[Path, typer.Option(help="Folder that relative paths in settings start from.")] = Path(),
+    prefect_file: Annotated[Path | None, typer.Option(help="Deployments; default: prefect.yaml.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a Prefect server, two work pools and a worker each, and register every deployment."""
+    from flows.household import serve as start_household
+
+    found = start_household(root, port, folder.absolute(), prefect_file or _prefect_file())
+    if as_json:
+        print_json({"url": found.url, "processes": [asdict(process) for process in found.processes]})
+        return
+    typer.echo(f"UI: {found.url}  (PREFECT_API_URL={found.api_url})")
+    typer.echo(f"logs: {root.absolute() / 'logs'}; `paraclip stop --root {root}` ends it")
+
+
+def stop(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """End exactly the processes that `serve` started under this root."""
+    from flows.household import stop as stop_household
+
+    ended = stop_household(root)
+    if as_json:
+        print_json({"ended": ended})
+    else:
+        typer.echo(f"ended: {', '.join(ended)}" if ended else f"nothing runs under {root}")
+
+
+def _prefect_file() -> Path:
+    places = [Path.cwd() / PREFECT_FILE, Path(__file__).resolve().parents[2] / PREFECT_FILE]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"no {PREFECT_FILE} in {' or '.join(str(place.parent) for place in places)}; give --prefect-file")

@@ -1,0 +1,57 @@
+"""`paraclip plan`: what a run would do, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from flows.commands.common import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    human_bytes,
+    human_seconds,
+    print_json,
+    print_table,
+    settings_from,
+)
+
+__all__ = ["plan"]
+
+
+def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
+    from storage.artifacts import ArtifactStore
+    from tasks.planning import plan_run
+
+    settings = settings_from(config, set_)
+    stages = plan_run(settings, ArtifactStore(settings.run.root))
+    totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
+    to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
+    # A total of which a part is unknown is a lower bound.
+    complete = all(stage.seconds is not None for stage in stages)
+    total: dict[str, Any] = {**totals, "bytes": to_write, "complete": complete}
+    if as_json:
+        print_json({"root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total})
+        return
+    rows = [
+        {
+            "stage": stage.stage,
+            "state": stage.state,
+            "why": "\n".join(stage.why),
+            "rows": stage.rows,
+            "requests": stage.requests,
+            "tokens": stage.tokens,
+            "time": human_seconds(stage.seconds),
+            "disk": human_bytes(stage.bytes),
+            "estimated from": "" if stage.state == "cached" else stage.basis,
+        }
+        for stage in stages
+    ]
+    print_table("", list(rows[0]), rows)
+    bound = "" if complete else "at least "
+    typer.echo(
+        f"total: {bound}{human_seconds(totals['seconds'])}, {human_bytes(to_write)} to write, "
+        f"{totals['requests']} requests, {totals['tokens']} tokens"
+    )

@@ -1,0 +1,111 @@
+"""`paraclip run`: the whole DAG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.commands.common import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    human_seconds,
+    print_json,
+    print_table,
+    settings_from,
+)
+from paraclip_core.config import Settings
+
+__all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
+
+NOTHING_TO_DO = 3
+HELD = 4
+
+GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
+WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
+
+
+def run(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    gate: GateOption = False,
+    require_work: WorkOption = False,
+) -> None:
+    """Run every stage that is not finished, and compare base and tuned model."""
+    settings = settings_from(config, set_)
+    outcome = _finished(settings) or _carry_out(settings)
+    if as_json:
+        print_json(outcome)
+    else:
+        _print_outcome(outcome)
+    if require_work and not any(row["state"] != "cached" for row in outcome["stages"]):
+        raise typer.Exit(NOTHING_TO_DO)
+    if gate and outcome["verdict"] != "promote":
+        raise typer.Exit(HELD)
+
+
+def _finished(settings: Settings) -> dict[str, Any] | None:
+    """The outcome if every stage is finished, without starting Prefect."""
+    from storage.artifacts import ArtifactStore
+    from tasks.dag import resolve
+    from tasks.results import record_result, stage_row
+    from tasks.run import finished_artifacts
+
+    store = ArtifactStore(settings.run.root)
+    nodes = resolve(settings, store)
+    artifacts = finished_artifacts(nodes, store)
+    if len(artifacts) < len(nodes):
+        return None
+    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
+    return record_result(settings, store, rows, artifacts).as_json()
+
+
+def _carry_out(settings: Settings) -> dict[str, Any]:
+    from flows.quiet import prepare_prefect, show_own_logs
+
+    prepare_prefect(Path(settings.run.root))
+    # Prefect takes seconds to import, so only now.
+    from flows.pipeline import pipeline
+
+    show_own_logs()
+    return pipeline(settings)
+
+
+def _print_outcome(outcome: Mapping[str, Any]) -> None:
+    stages = outcome["stages"]
+    if all(row["state"] == "cached" for row in stages):
+        typer.echo("Nothing to do, every stage is finished:")
+    rows = [{**row, "took": human_seconds(row["made_in"]), "artifact": row["path"]} for row in stages]
+    print_table("", ["stage", "state", "took", "artifact"], rows)
+    if outcome["summary"]:
+        print_comparison(outcome["summary"])
+    for label, key in (("report", "report"), ("summary", "summary_path")):
+        if outcome[key]:
+            typer.echo(f"{label}: {outcome[key]}")
+
+
+def print_comparison(summary: Mapping[str, Any]) -> None:
+    """The table base | tuned | delta | interval, and the verdict."""
+    from tasks.results import comparison_rows, why
+
+    rows = [
+        {
+            "benchmark": row["benchmark"],
+            "metric": row["metric"],
+            "base": _figure(row["base"]),
+            "tuned": _figure(row["tuned"]),
+            "delta": _figure(row["delta"], "+.2f"),
+            "interval": "" if row["low"] is None else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+        }
+        for row in comparison_rows(summary)
+    ]
+    print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval"], rows)
+    typer.echo(f"verdict: {summary['verdict']} ({why(summary)})")
+
+
+def _figure(value: float | None, form: str = ".2f") -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,214 @@
+"""`paraclip serve` and `paraclip stop`: a Prefect server, two work pools, a worker each, and every deployment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flows.processes import Process, end_all, living, start
+from paraclip_core.errors import ConfigError, StageError
+from storage.atomic import read_json, write_json
+
+__all__ = ["POOLS", "Household", "living_api_url", "read_household", "serve", "stop"]
+
+log = logging.getLogger(__name__)
+
+POOLS = ("paraclip-cpu", "paraclip-gpu")
+HOST = "127.0.0.1"
+START_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Household:
+    """What was started, as the file `prefect/household.json` under the root remembers it."""
+
+    url: str
+    """Where the UI is."""
+    processes: tuple[Process, ...]
+
+    @property
+    def api_url(self) -> str:
+        """Where clients find the API."""
+        return f"{self.url}/api"
+
+
+def read_household(root: Path) -> Household | None:
+    """The household under this root, if one was started."""
+    path = _file(root)
+    if not path.exists():
+        return None
+    told = read_json(path)
+    return Household(told["url"], tuple(Process(**process) for process in told["processes"]))
+
+
+def living_api_url(root: Path) -> str | None:
+    """API of the household under this root, None where its server does not run."""
+    household = read_household(root)
+    if household is None or not any(living(process) for process in household.processes if process.name == "server"):
+        return None
+    return household.api_url
+
+
+def serve(root: Path, port: int, folder: Path, prefect_file: Path) -> Household:
+    """Start what does not run yet and deploy everything.
+
+    Args:
+        root: artifact root; logs and Prefect's own data go below it.
+        port: port of the server, on 127.0.0.1.
+        folder: working folder of the workers, which relative paths in settings start from.
+        prefect_file: the deployments.
+
+    Raises:
+        ConfigError: the port is taken, or the household runs already.
+        StageError: a part did not start; the message has the end of its log.
+    """
+    root = root.absolute()
+    if living_api_url(root):
+        raise ConfigError(f"the household under {root} runs already; `paraclip stop` ends it")
+    stop(root)
+    _need_free_port(port)
+    url = f"http://{HOST}:{port}"
+    environment = _environment(root, url, folder)
+    started: list[Process] = []
+    try:
+        server = ["server", "start", "--host", HOST, "--port", str(port)]
+        _start(root, url, started, "server", server, environment, folder)
+        _wait_for_health(root, f"{url}/api/health", started[0])
+        _set_up(root, prefect_file, environment, folder)
+        for pool in POOLS:
+            worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
+            # Two stages at once on one GPU would share its memory.
+            worker += ["--limit", "1" if pool.endswith("gpu") else "8", "--install-policy", "never"]
+            _start(root, url, started, pool, worker, environment, folder)
+    except BaseException:
+        end_all(started)
+        _file(root).unlink(missing_ok=True)
+        raise
+    return Household(url, tuple(started))
+
+
+def stop(root: Path) -> list[str]:
+    """End the household's processes, workers first, and nothing else; returns the names of those that ran."""
+    household = read_household(root)
+    if household is None:
+        return []
+    ran = [process.name for process in household.processes if living(process)]
+    workers = [process for process in household.processes if process.name != "server"]
+    for name in end_all(workers):
+        log.warning("%s did not end when asked and was killed", name)
+    if "server" in ran and any(name != "server" for name in ran):
+        _close_runs(household.api_url)
+    end_all(process for process in household.processes if process.name == "server")
+    _file(root).unlink(missing_ok=True)
+    return ran
+
+
+def _file(root: Path) -> Path:
+    return root / "prefect" / "household.json"
+
+
+def _environment(root: Path, url: str, folder: Path) -> dict[str, str]:
+    here = str(Path(__file__).resolve().parents[1])
+    return {
+        **os.environ,
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(root / "prefect" / "server"),
+        "PREFECT_API_URL": f"{url}/api",
+        # Without it the UI calls port 4200, whatever the server's port is.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,paraclip_core,storage",
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "PARACLIP_ROOT": str(root),
+        "PARACLIP_HOME": str(folder.absolute()),
+    }
+
+
+def _need_free_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+
+
+def _start(
+    root: Path,
+    url: str,
+    started: list[Process],
+    name: str,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    folder: Path,
+) -> None:
+    command = [sys.executable, "-P", "-m", "prefect", *arguments]
+    started.append(start(name, command, environment, _log(root, name), folder))
+    # Written after each start, so that `stop` finds all of them even if this process is killed in between.
+    write_json(_file(root), {"url": url, "processes": [asdict(process) for process in started]})
+
+
+def _log(root: Path, name: str) -> Path:
+    return root / "logs" / f"prefect-{name}.log"
+
+
+def _wait_for_health(root: Path, url: str, server: Process) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if not living(server):
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if json.load(answer) is True:
+                    return
+        except (urllib.error.URLError, OSError, ValueError):
+            pass
+        time.sleep(0.3)
+    raise StageError(
+        f"the Prefect server did not start; end of {_log(root, 'server')}:\n{_end_of(_log(root, 'server'))}"
+    )
+
+
+def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:
+    """Create pools, deployments and the automation, in a process that knows the server by its environment."""
+    command = [sys.executable, "-P", "-m", "flows.setup", str(prefect_file.absolute())]
+    done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
+    _log(root, "setup").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        raise StageError(f"the deployments were refused; end of {_log(root, 'setup')}:\n{_end_of(_log(root, 'setup'))}")
+
+
+def _close_runs(api_url: str) -> None:
+    """Mark the runs that the stop cut off as crashed, so that they can be retried when the household is back."""
+    try:
+        running = _post(f"{api_url}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
+        for run in running:
+            state = {"type": "CRASHED", "name": "Crashed", "message": "paraclip stop ended the worker"}
+            _post(f"{api_url}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        log.warning("runs that were cut off stay marked as running: %s", error)
+
+
+def _post(url: str, body: object) -> list[dict[str, str]]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def _end_of(path: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(nothing was written)"

@@ -1,0 +1,56 @@
+"""The whole DAG of one run, as one flow."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from prefect import flow, task
+
+from flows.children import run_child
+from flows.work import carry_stage, publish_result
+from paraclip_core.config import Settings
+from paraclip_core.settings import at_environment_root
+from storage.artifacts import ArtifactStore
+from tasks.dag import resolve, stage_names
+from tasks.publish import artifact_key, publish_table
+from tasks.results import Result, record_result
+from tasks.run import finished_artifacts
+
+__all__ = ["pipeline", "run_stages"]
+
+log = logging.getLogger(__name__)
+
+carry = task(persist_result=False)(carry_stage)
+
+
+@flow(name="pipeline", flow_run_name="pipeline-{settings.name}")
+def pipeline(settings: Settings) -> dict[str, Any]:
+    """Run every stage in order and return what came out.
+
+    A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
+    so it goes on with the one that failed.
+    """
+    return run_stages(at_environment_root(settings, os.environ)).as_json()
+
+
+def run_stages(settings: Settings) -> Result:
+    """Run every stage in order, here or in its own deployment; for use inside a flow.
+
+    Raises:
+        ParaclipError: what a stage raised.
+    """
+    store = ArtifactStore(settings.run.root)
+    rows: list[dict[str, Any]] = []
+    for name in stage_names(settings):
+        if settings.run.placement == "deployments":
+            row = run_child(name, settings)
+        else:
+            row = carry.with_options(name=name, task_run_name=name)(name, settings)
+        rows.append(row)
+        publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
+    artifacts = finished_artifacts(resolve(settings, store), store)
+    result = record_result(settings, store, rows, artifacts)
+    publish_result(settings, result)
+    return result

@@ -1,0 +1,76 @@
+"""Pools, deployments and the automation that a server needs; run as ``python -m flows.setup prefect.yaml``.
+
+It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
+Running it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+
+from prefect import get_client
+from prefect.automations import Automation
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists
+
+from flows.household import POOLS
+
+__all__ = ["create_automation", "create_pools", "deploy"]
+
+AUTOMATION = "paraclip: runs without a heartbeat have crashed"
+SILENT_SECONDS = 90
+"""Three heartbeats of 30 seconds."""
+
+
+def create_pools() -> None:
+    """The process work pools, where they are not there yet."""
+    with get_client(sync_client=True) as client:
+        for pool in POOLS:
+            try:
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+            except ObjectAlreadyExists:
+                continue
+
+
+def create_automation() -> None:
+    """Mark a run whose process went away together with its worker as crashed; no service of Prefect does."""
+    try:
+        Automation.read(name=AUTOMATION)  # pyright: ignore[reportUnusedCoroutine] - async code only
+        return
+    except ValueError:
+        pass
+    ended = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={f"prefect.flow-run.{state}" for state in ended},
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENT_SECONDS),
+    )
+    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message="no heartbeat", force=False)
+    Automation(name=AUTOMATION, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
+
+
+def deploy(prefect_file: str) -> int:
+    """Register every deployment of `prefect_file`; returns the command's exit code."""
+    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", prefect_file]
+    return subprocess.run(command).returncode
+
+
+def _main() -> int:
+    create_pools()
+    code = deploy(sys.argv[1])
+    create_automation()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

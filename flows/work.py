@@ -1,0 +1,48 @@
+"""What a stage's flow or task does: run the stage, show its progress, say what came out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from paraclip_core.config import Settings
+from storage.artifacts import ArtifactStore
+from tasks.dag import resolve
+from tasks.display import both, shown_progress
+from tasks.publish import artifact_key, publish_markdown, publish_table, published_progress, report_note
+from tasks.results import Result, comparison_rows, stage_row, why
+from tasks.run import run_stage
+
+__all__ = ["carry_stage", "publish_result"]
+
+log = logging.getLogger(__name__)
+
+
+def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
+    """Run one stage and return its row of the stage table.
+
+    Raises:
+        ParaclipError: what the stage raised.
+    """
+    store = ArtifactStore(settings.run.root)
+    started = time.monotonic()
+    node = resolve(settings, store).get(name)
+    cached = node is not None and store.find(name, node.fingerprint) is not None
+    with shown_progress(name) as progress:
+        seen = published_progress(artifact_key(settings.name, name, "progress"), f"Progress of {name}")
+        artifact = run_stage(name, settings, both(progress, seen))
+    row = stage_row(artifact, cached, time.monotonic() - started)
+    log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
+    return row
+
+
+def publish_result(settings: Settings, result: Result) -> None:
+    """Show the comparison and the way to the report in the UI."""
+    if result.summary:
+        rows = comparison_rows(result.summary)
+        text = f"Verdict: {result.verdict} ({why(result.summary)})"
+        publish_table(artifact_key(settings.name, "comparison"), rows, text)
+    if result.report and result.summary_path:
+        note = report_note(result.report, result.summary_path)
+        publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")

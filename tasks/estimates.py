@@ -1,0 +1,67 @@
+"""How long a stage takes and how much it writes: from earlier runs under this root, else from stated defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.artifacts import Artifact
+from tasks.amounts import Amount, units_of
+
+__all__ = ["Cost", "estimate"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A stage's cost: a fixed part and one per unit of work."""
+
+    start: float
+    """Seconds before the first unit: loading libraries and models."""
+    seconds: float
+    """Seconds per unit."""
+    bytes: float
+    """Bytes of the artifact per unit."""
+
+
+DEFAULTS = {
+    "scenes": Rate(3, 0.012, 40_000),
+    "ingest": Rate(3, 0.0001, 300),
+    "paraphrase_1": Rate(12, 0.13, 400),
+    "paraphrase_2": Rate(12, 0.13, 400),
+    "features": Rate(8, 0.015, 550),
+    "bootstrap": Rate(10, 0.0016, 500),
+    "finetune": Rate(10, 0.003, 1_000),
+    "evaluate": Rate(15, 0.005, 300),
+    "report": Rate(10, 0.0, 0.0),
+}
+"""Measured on two busy CPU cores with the embedded models. Units are those of :func:`tasks.amounts.units_of`."""
+
+FIXED_BYTES = {"bootstrap": 80_000_000, "finetune": 80_000_000, "report": 2_000_000}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate and where it comes from."""
+
+    seconds: float | None
+    bytes: int | None
+    basis: str
+
+
+def estimate(stage: str, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
+    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
+    rate = DEFAULTS.get(stage, Rate(5, 0.0, 0.0))
+    if amount.units is None:
+        return Cost(None, None, "unknown before the stages ahead of it are finished")
+    seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
+    for artifact in reversed(earlier):
+        units = units_of(stage, artifact.manifest.metrics)
+        if units:
+            share = amount.units / units
+            # The start costs the same for any amount, so only what is above it grows.
+            beyond = max(artifact.manifest.wall_seconds - rate.start, 0.0)
+            seconds = min(artifact.manifest.wall_seconds, rate.start) + beyond * share
+            fixed = min(FIXED_BYTES.get(stage, 0), artifact.manifest.size())
+            size = fixed + (artifact.manifest.size() - fixed) * share
+            return Cost(round(seconds, 1), int(size), f"{stage}/{artifact.fingerprint[:12]}")
+    return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")

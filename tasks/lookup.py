@@ -1,0 +1,98 @@
+"""From what a user calls a model to its release folder, its base, and the image index that stays valid for both."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from paraclip_core.errors import ArtifactError, ModelError
+from storage.artifacts import Artifact, ArtifactStore
+
+__all__ = ["FoundModel", "find_model", "find_release"]
+
+MODEL_STAGES = ("finetune", "bootstrap")
+RELEASE = "release"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A tuned model with what belongs to it."""
+
+    tuned: str
+    """Reference of the tuned model."""
+    base: str
+    """Reference of the model that it was tuned from."""
+    features: Artifact
+    """Features of the images that it can be asked about."""
+    captions: Artifact | None
+    """The ingested captions, None where they were deleted."""
+
+
+def find_model(name: str, store: ArtifactStore) -> FoundModel:
+    """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
+
+    Raises:
+        ArtifactError: there is no such model, or what it was made from was deleted.
+    """
+    artifact = _artifact(name, store)
+    if artifact.stage != "finetune":
+        raise ArtifactError(f"{name!r} is a {artifact.stage} artifact; expected a tuned model (finetune)")
+    inputs = artifact.manifest.inputs
+    features = store.find("features", inputs["features"])
+    if features is None:
+        raise ArtifactError(
+            f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
+        )
+    base = str(artifact.manifest.options.get("base", ""))
+    if "bootstrap" in inputs:
+        bootstrap = store.find("bootstrap", inputs["bootstrap"])
+        if bootstrap is None:
+            raise ArtifactError(
+                f"the base model {inputs['bootstrap']} of {name!r} was deleted; run the same settings again"
+            )
+        base = str(bootstrap.path / RELEASE)
+    captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
+    return FoundModel(str(artifact.path / RELEASE), base, features, captions)
+
+
+def find_release(name: str, store: ArtifactStore) -> Path | str:
+    """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is.
+
+    Raises:
+        ArtifactError: an artifact's name fits none or several, or the artifact holds no model.
+        ModelError: the folder holds no model.
+    """
+    if name.startswith("hf-hub:") or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
+        return name
+    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    if folder.is_dir():
+        folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
+        if not (folder / "open_clip_config.json").is_file():
+            raise ModelError(
+                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model"
+            )
+        return folder
+    artifact = _artifact(name, store)
+    if artifact.stage not in MODEL_STAGES:
+        raise ArtifactError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
+    return artifact.path / RELEASE
+
+
+def _artifact(name: str, store: ArtifactStore) -> Artifact:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        folder = folder.parent if folder.name == RELEASE else folder
+        found = store.find(folder.parent.name, folder.name)
+        if found is None or found.path.resolve() != folder:
+            raise ArtifactError(
+                f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
+                f"give --root, or the model's channel or fingerprint"
+            )
+        return found
+    channel = None if "/" in name or name.startswith(".") else store.channel(name)
+    if channel is not None:
+        return store.resolve(f"{channel['stage']}/{channel['fingerprint']}")
+    # A bare start of a fingerprint means a model.
+    return store.resolve(name if "/" in name else f"finetune/{name}")

@@ -1,0 +1,97 @@
+"""What a run shows in the Prefect UI, under stable keys; outside a flow run nothing happens."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from paraclip_core.progress import Progress, silent
+
+__all__ = ["artifact_key", "in_flow_run", "publish_markdown", "publish_table", "published_progress", "report_note"]
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 5.0
+
+
+def in_flow_run() -> bool:
+    """Whether this code runs inside a Prefect flow or task run."""
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def artifact_key(*parts: str) -> str:
+    """A key that Prefect takes (lowercase letters, digits and dashes), the same for every run of the same name."""
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts))) or "paraclip"
+
+
+def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+    """Show `rows` as a table; a new version of what has the same key."""
+
+    def create() -> None:
+        from prefect.artifacts import create_table_artifact
+
+        create_table_artifact(table=[dict(row) for row in rows], key=key, description=description)
+
+    _try(key, create)
+
+
+def publish_markdown(key: str, text: str, description: str) -> None:
+    """Show Markdown; a new version of what has the same key."""
+
+    def create() -> None:
+        from prefect.artifacts import create_markdown_artifact
+
+        create_markdown_artifact(markdown=text, key=key, description=description)
+
+    _try(key, create)
+
+
+def published_progress(key: str, description: str) -> Progress:
+    """A progress that is also seen in the UI, renewed every few seconds."""
+    if not in_flow_run():
+        return silent
+    state: dict[str, Any] = {"id": None, "last": 0.0}
+
+    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+        now = time.monotonic()
+        if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
+            return
+        state["last"] = now
+        percent = round(100 * min(done, total) / total, 1)
+
+        def show() -> None:
+            from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+            if state["id"] is None:
+                state["id"] = create_progress_artifact(progress=percent, key=key, description=description)
+            else:
+                update_progress_artifact(artifact_id=state["id"], progress=percent)
+
+        _try(key, show)
+
+    return progress
+
+
+def report_note(report: str, summary: str) -> str:
+    """Markdown that says where the report lies; the UI does not follow links to files."""
+    return (
+        f"The report is a page of its own. Open it in a browser:\n\n`{report}`\n\nThe same for machines: `{summary}`\n"
+    )
+
+
+def _try(key: str, show: Callable[[], None]) -> None:
+    if not in_flow_run():
+        return
+    try:
+        show()
+    except Exception as error:
+        # A picture of the work is not worth losing the work.
+        log.warning("the artifact %s is not shown: %s", key, error)

@@ -1,0 +1,144 @@
+"""What a finished run leaves behind for people and machines, at paths that stay the same from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError
+from storage.artifacts import Artifact, ArtifactStore
+from storage.atomic import read_json, write_atomic
+
+__all__ = ["Result", "channel_value", "comparison_rows", "gather_result", "record_result", "stage_row", "why"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome."""
+
+    name: str
+    stages: list[dict[str, Any]]
+    """A row per stage: its name, state, fingerprint, seconds, bytes and path."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What `summary.json` holds; empty where nothing was evaluated."""
+    report: str | None = None
+    summary_path: str | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """`promote` or `hold`, None where nothing was evaluated."""
+        return self.summary.get("verdict")
+
+    @property
+    def worked(self) -> bool:
+        """Whether any stage did something."""
+        return any(row["state"] != "cached" for row in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.name,
+            "stages": self.stages,
+            "summary": self.summary,
+            "verdict": self.verdict,
+            "report": self.report,
+            "summary_path": self.summary_path,
+        }
+
+
+def gather_result(
+    settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
+) -> Result:
+    """Read the outcome of finished stages, and copy report and summary to `results/<name>/` under the root.
+
+    Raises:
+        ArtifactError: a file is missing, or the root cannot be written.
+    """
+    folder = store.root / "results" / settings.name
+    summary: dict[str, Any] = {}
+    summary_path = report = None
+    if "evaluate" in artifacts:
+        source = artifacts["evaluate"].path / "summary.json"
+        summary, summary_path = read_json(source), folder / "summary.json"
+        _copy(source, summary_path)
+    if "report" in artifacts:
+        report = folder / "report.html"
+        _copy(artifacts["report"].path / "report.html", report)
+    plain = [dict(row) for row in rows]
+    return Result(settings.name, plain, summary, _text(report), _text(summary_path))
+
+
+def record_result(
+    settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
+) -> Result:
+    """Gather the outcome and point the run's channel at its model.
+
+    Raises:
+        ArtifactError: a file is missing, or the root cannot be written.
+    """
+    result = gather_result(settings, store, rows, artifacts)
+    if "finetune" in artifacts:
+        stages = {name: artifact.fingerprint for name, artifact in artifacts.items()}
+        store.set_channel(settings.name, channel_value(stages, result.verdict))
+    return result
+
+
+def channel_value(stages: Mapping[str, str], verdict: str | None) -> dict[str, Any]:
+    """What a channel says about the model that it points at; `stages` has the fingerprint of each stage of its run."""
+    return {"stage": "finetune", "fingerprint": stages["finetune"], "verdict": verdict, "stages": dict(stages)}
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row for each benchmark and metric of both models: base, tuned, delta and its interval."""
+    rows = []
+    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
+    for benchmark, metrics in base.items():
+        for metric, value in metrics.items():
+            other = tuned.get(benchmark, {}).get(metric)
+            interval = summary.get("intervals", {}).get(benchmark, {}).get(metric)
+            rows.append(
+                {
+                    "benchmark": benchmark,
+                    "metric": metric,
+                    "base": value,
+                    "tuned": other,
+                    "delta": summary.get("deltas", {}).get(benchmark, {}).get(metric),
+                    "low": None if interval is None else interval[0],
+                    "high": None if interval is None else interval[1],
+                }
+            )
+    return rows
+
+
+def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
+    """A stage's row of the stage table: plain values, the same for people and machines."""
+    return {
+        "stage": artifact.stage,
+        "state": "cached" if cached else "made",
+        "fingerprint": artifact.fingerprint,
+        "seconds": round(seconds, 1),
+        "made_in": artifact.manifest.wall_seconds,
+        "bytes": artifact.manifest.size(),
+        "path": str(artifact.path),
+    }
+
+
+def why(summary: Mapping[str, Any]) -> str:
+    """The verdict's reason in words."""
+    reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
+    return reasons if isinstance(reasons, str) else "; ".join(str(reason) for reason in reasons)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {source}: {error.strerror}") from error
+    write_atomic(target, lambda file: file.write(content))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
