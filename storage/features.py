@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,9 +15,18 @@ from pyarrow import compute
 from paraclip_core.errors import ArtifactError
 from storage.atomic import write_atomic
 
-__all__ = ["FeatureStore", "shard_path", "write_shard"]
+__all__ = ["FeatureStore", "shard_path", "write_index", "write_shard"]
 
 CHECK_ROWS = 65_536
+
+INDEX = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("pixels", pa.binary(16), nullable=False),
+    ]
+)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -32,6 +41,17 @@ def write_shard(folder: Path, shard: int, features: np.ndarray) -> None:
         np.save(file, np.ascontiguousarray(features, dtype=np.float16), allow_pickle=False)
 
     write_atomic(shard_path(folder, shard), save)
+
+
+def write_index(folder: Path, tables: Iterable[pa.Table]) -> None:
+    """Write the index of an artifact folder, atomically and table by table, in the order of the shards."""
+
+    def save(file: BinaryIO) -> None:
+        with pq.ParquetWriter(file, INDEX, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table.cast(INDEX))
+
+    write_atomic(folder / "index.parquet", save)
 
 
 class FeatureStore:

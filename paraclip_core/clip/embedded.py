@@ -14,10 +14,7 @@ from paraclip_core.clip.base import ClipModel
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 
-__all__ = ["IMAGE_WEIGHTS", "embedded_clip"]
-
-IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
-"""Names the image tower's trunk; part of the fingerprint of what is computed with it."""
+__all__ = ["embedded_clip"]
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 PREPROCESS: dict[str, Any] = {

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 
 from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.load import LOCAL
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.reference import LOCAL
 from paraclip_core.errors import InputError, ModelError
 
 __all__ = [
@@ -113,11 +113,15 @@ def encode_images(clip: ClipModel, images: Iterable[Image.Image], *, batch_size:
     return np.concatenate(parts)
 
 
-def encode_pixels(clip: ClipModel, pixels: torch.Tensor) -> np.ndarray:
-    """Encode preprocessed images float32 [n, 3, height, width] without gradients: float16 [n, embed_dim]."""
+def encode_pixels(clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | None = None) -> np.ndarray:
+    """Encode preprocessed images float32 [n, 3, height, width] without gradients: float16 [n, embed_dim].
+
+    `tower` stands in for the model's image tower, see :func:`paraclip_core.clip.fold.folded`.
+    """
+    visual: Any = clip.visual if tower is None else tower
     with torch.inference_mode():
-        pixels = pixels.to(clip.device, memory_format=torch.channels_last)
-        return F.normalize(_open_clip(clip).encode_image(pixels).float(), dim=-1).half().cpu().numpy()
+        features = _first(visual(pixels.to(clip.device, memory_format=torch.channels_last)))
+        return F.normalize(features.float(), dim=-1).half().cpu().numpy()
 
 
 def _causal_tower(model: nn.Module) -> Any:

@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import warnings
+import weakref
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -36,6 +37,7 @@ class ImageArchive:
         try:
             self._index = _index_tar(self.path)
             self._file = self.path.open("rb")
+            weakref.finalize(self, self._file.close)
         except OSError as error:
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 

@@ -14,20 +14,12 @@ import torch
 from open_clip.factory import get_model_config
 
 from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.reference import CONFIG, HUB, LOCAL, WEIGHTS, local_folder
 from paraclip_core.errors import ModelError
 
-__all__ = ["load_clip", "local_folder"]
+__all__ = ["load_clip"]
 
 log = logging.getLogger(__name__)
-
-LOCAL, HUB = "local-dir:", "hf-hub:"
-CONFIG = "open_clip_config.json"
-WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-)
 
 
 def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
@@ -50,15 +42,6 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         clip = _load_tag(reference)
     clip.model.to(device).eval()
     return clip
-
-
-def local_folder(reference: str) -> Path | None:
-    """The folder that a reference means, None where it means a model from elsewhere."""
-    if reference.startswith(LOCAL):
-        return Path(reference.removeprefix(LOCAL)).expanduser()
-    if reference.startswith(HUB):
-        return None
-    return Path(reference).expanduser() if ":" not in reference or Path(reference).is_dir() else None
 
 
 def _load_folder(folder: Path, reference: str) -> ClipModel:

@@ -1,9 +1,10 @@
 """CLIP models: load or build one, freeze its image tower, tell its identity, save it."""
 
 from paraclip_core.clip.base import ClipModel, freeze_image_tower, pick_device
-from paraclip_core.clip.embedded import IMAGE_WEIGHTS, embedded_clip
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.identity import image_tower_hash, preprocess_hash
-from paraclip_core.clip.load import load_clip, local_folder
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.reference import IMAGE_WEIGHTS, local_folder
 from paraclip_core.clip.release import save_release
 
 __all__ = [

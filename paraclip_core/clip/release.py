@@ -13,7 +13,7 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 
 from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.load import CONFIG, LOCAL, WEIGHTS
+from paraclip_core.clip.reference import CONFIG, LOCAL, WEIGHTS
 from paraclip_core.errors import ModelError
 
 __all__ = ["save_release"]

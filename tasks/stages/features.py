@@ -1,0 +1,213 @@
+"""Features: the base model's image tower over every image of the ingested captions, once.
+
+The image tower is frozen, so this is all that training and evaluation will ever need of an image. It resumes at the
+grain of a shard: each finished shard leaves its matrix in the artifact and its rows of index and rejects in scratch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core import tables
+from paraclip_core.clip.reference import IMAGE_WEIGHTS, local_folder
+from paraclip_core.config import Settings
+from paraclip_core.errors import InputError
+from storage.features import write_index, write_shard
+from storage.fingerprint import FileHashes, canonical_json
+from storage.parquet import PartWriter, iter_batches, parts, read_table, write_table
+from tasks.models import base_sources
+from tasks.stage import Stage, StageContext, input_path
+
+if TYPE_CHECKING:
+    from paraclip_core.clip.base import ClipModel
+    from paraclip_core.clip.featurise import Featuriser, ImageFile
+
+__all__ = ["FEATURES"]
+
+log = logging.getLogger(__name__)
+
+# The first caption of an image decides its place and its file. `spot` is the row's place among all parts.
+UNIQUE_IMAGES = """
+    SELECT image_id, arg_min(image_path, spot) AS image_path, arg_min(images, spot) AS images
+    FROM (SELECT *, file_index * 1099511627776 + file_row_number AS spot FROM read_parquet($parts))
+    WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
+    GROUP BY image_id
+    ORDER BY min(spot)
+"""
+
+
+def _body(ctx: StageContext) -> dict[str, Any]:
+    # Imported here, because torch and open_clip take seconds and a plan needs neither.
+    import torch
+
+    from paraclip_core.clip.featurise import Featuriser
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.clip.models import image_tower_hash, pick_device, preprocess_hash
+
+    settings = ctx.settings
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    clip = _base(settings)
+    clip.model.to(pick_device(settings.run.device))
+    images = ctx.work.scratch / "images.parquet"
+    total = _list_images(ctx.inputs["ingest"].path / "captions", images)
+    with Featuriser(clip, lambda name: ImageArchive(_archive(ctx, name)), settings.features.batch_size) as featuriser:
+        shards = _encode_shards(ctx, featuriser, images, total)
+    if not shards:
+        write_shard(ctx.work.out, 0, torch.zeros(0, clip.embed_dim).half().numpy())
+    rejected = _join(ctx, shards, total)
+    return {
+        "images": total - rejected,
+        "rejected": rejected,
+        "shards": max(shards, 1),
+        "embed_dim": clip.embed_dim,
+        "image_tower_hash": image_tower_hash(clip),
+        "preprocess_hash": preprocess_hash(clip),
+    }
+
+
+def _base(settings: Settings) -> ClipModel:
+    from paraclip_core.clip.models import embedded_clip, load_clip
+
+    if settings.model.base == "embedded":
+        return embedded_clip(settings.model)
+    return load_clip(settings.model.base)
+
+
+def _archive(ctx: StageContext, name: str) -> Path:
+    scenes = ctx.inputs.get("scenes")
+    return scenes.path / name if scenes is not None else input_path(ctx.settings, name)
+
+
+def _list_images(captions: Path, target: Path) -> int:
+    """Write image_id, image_path and images of each image, in the order of first mention; returns their number.
+
+    DuckDB does it out of core, so that memory does not grow with the captions.
+    """
+    if not target.exists():
+        temporary = target.with_suffix(".tmp")
+        with duckdb.connect() as connection:
+            connection.execute(
+                "SET memory_limit = '1GB'; SET threads = 2; SET temp_directory = $folder",
+                {"folder": str(target.parent / "spill")},
+            )
+            files = [str(path) for path in parts(captions)]
+            connection.sql(UNIQUE_IMAGES, params={"parts": files}).write_parquet(str(temporary))
+        temporary.replace(target)
+    return pq.read_metadata(target).num_rows
+
+
+def _encode_shards(ctx: StageContext, featuriser: Featuriser, images: Path, total: int) -> int:
+    """Encode what is not encoded yet; returns the number of shards."""
+    size, shard = ctx.settings.features.shard_images, -1
+    for shard, files in enumerate(_shards(images, size)):
+        if not _part(ctx, "index", shard).exists():
+            first = shard * size
+            result = featuriser.encode(files, lambda done, first=first: ctx.progress(first + done, total))
+            write_shard(ctx.work.out, shard, result.features)
+            write_table(_part(ctx, "rejects", shard), _reject_rows(result.rejected))
+            # Last, because it marks the shard as finished.
+            write_table(_part(ctx, "index", shard), _index_rows(shard, result.image_ids, result.pixels))
+        ctx.progress(min((shard + 1) * size, total), total)
+    return shard + 1
+
+
+def _shards(images: Path, size: int) -> Iterator[list[ImageFile]]:
+    from paraclip_core.clip.featurise import ImageFile
+
+    waiting: list[ImageFile] = []
+    for batch in iter_batches(images):
+        columns = (batch.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
+        waiting += [ImageFile(*row) for row in zip(*columns, strict=True)]
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if waiting:
+        yield waiting
+
+
+def _part(ctx: StageContext, kind: str, shard: int) -> Path:
+    return ctx.work.scratch / f"{kind}-{shard:05d}.parquet"
+
+
+def _index_rows(shard: int, image_ids: list[str], pixels: list[bytes]) -> pa.Table:
+    rows = range(len(image_ids))
+    return pa.table(
+        {"image_id": image_ids, "shard": [shard] * len(rows), "row": rows, "pixels": pixels},
+        schema=tables.FEATURE_INDEX,
+    )
+
+
+def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
+    rows = [
+        {"source": file.archive, "source_row": None, "reason": reason, "detail": f"image {file.image_id!r}: {detail}"}
+        for file, reason, detail in rejected
+    ]
+    return pa.Table.from_pylist([{**row, "caption_raw": None} for row in rows], schema=tables.REJECTS)
+
+
+def _join(ctx: StageContext, shards: int, total: int) -> int:
+    """Put the shards' rows of index and rejects together; returns the number of rejected images."""
+    rejects = PartWriter(ctx.work.out / "rejects", tables.REJECTS)
+    for shard in range(shards):
+        for batch in iter_batches(_part(ctx, "rejects", shard)):
+            rejects.write(batch)
+    rejects.close()
+    if total and rejects.rows_written == total:
+        first = read_table(_part(ctx, "rejects", 0))["detail"][0].as_py()
+        raise InputError(f"none of the {total} images can be read; the first: {first}. See data.sources[].images")
+    if rejects.rows_written:
+        log.warning("%d of %d images cannot be read; see the rejects", rejects.rows_written, total)
+    write_index(ctx.work.out, (read_table(_part(ctx, "index", shard)) for shard in range(shards)))
+    return rejects.rows_written
+
+
+def _inputs(settings: Settings) -> tuple[str, ...]:
+    return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
+
+
+def _options(settings: Settings) -> Mapping[str, Any]:
+    """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
+    model = settings.model
+    if model.base == "embedded":
+        tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim, "seed": model.seed}
+    else:
+        tower = {"base": "local" if local_folder(model.base) is not None else model.base}
+    return {"image_tower": tower, "shard_images": settings.features.shard_images}
+
+
+def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+    """Contents of the image archives and of a base in a local folder."""
+    found = dict(base_sources(settings, hashes))
+    if settings.data.scenes is not None:
+        return found
+    for number, source in enumerate(settings.data.sources):
+        if source.images is not None and f"images/{source.images}" not in found:
+            found[f"images/{source.images}"] = _content(settings, source.images, number, hashes)
+    return found
+
+
+def _content(settings: Settings, images: str, number: int, hashes: FileHashes) -> str:
+    path = input_path(settings, images)
+    if path.is_file():
+        return hashes.of([path])[str(path)]
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; data.sources[{number}].images names a tar or folder under data.root")
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    contents = hashes.of(files)
+    listing = {file.relative_to(path).as_posix(): contents[str(file)] for file in files}
+    return f"folder:{_digest(listing)}"
+
+
+def _digest(listing: Mapping[str, str]) -> str:
+    return tables.text_hash(canonical_json(dict(listing))).hex()
+
+
+FEATURES = Stage(name="features", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)

@@ -1,0 +1,245 @@
+"""The features stage: every image once, resumable at a shard, corrupt images told and left out."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from paraclip_core import tables
+from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
+from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
+from paraclip_core.errors import InputError, ModelError
+from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
+from storage.features import FeatureStore
+from storage.fingerprint import FileHashes
+from storage.parquet import read_table, write_table
+from tasks.stage import carry_out
+from tasks.stages.features import FEATURES
+
+SMALL = ModelOptions(embed_dim=16, text_width=32, text_layers=1, text_heads=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def photos(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with nine real photographs in a tar."""
+    root = tmp_path_factory.mktemp("data")
+    with ImageArchive(data_root / "flickr8k/images_128.tar") as images:
+        _tar(root / "photos.tar", {name: images.read(name) for name in images.names()[:9]})
+    return root
+
+
+def _tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def _settings(root: Path, images: str = "photos.tar", shard: int = 4, batch: int = 3, **model: Any) -> Settings:
+    return Settings(
+        data=DataOptions(root=str(root), sources=(SourceOptions(path="captions.jsonl", images=images),)),
+        features=FeatureOptions(shard_images=shard, batch_size=batch),
+        model=ModelOptions(**{**SMALL.model_dump(), **model}),
+        run=RunOptions(device="cpu", threads=1),
+    )
+
+
+def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | None]], parts: int = 1) -> Artifact:
+    """An ingest artifact whose captions have these image_id, image_path and images."""
+    table = pa.Table.from_pylist(
+        [
+            {
+                "caption_id": tables.text_hash(str(number)),
+                "image_id": image_id,
+                "image_path": name,
+                "images": images,
+                "caption": f"caption {number}",
+                "caption_raw": f"caption {number}",
+                "caption_tokens": [49406, 49407],
+                "split": "train",
+                "licence": "unknown",
+                "source": "captions.jsonl",
+                "source_row": number,
+            }
+            for number, (image_id, name, images) in enumerate(rows)
+        ],
+        schema=tables.CAPTIONS,
+    )
+    size = max(1, -(-table.num_rows // parts))
+    for part in range(parts):
+        write_table(folder / "captions" / f"part-{part:05d}.parquet", table.slice(part * size, size))
+    return Artifact(folder, Manifest("ingest", "0" * 32, 1, {}, {}, {}, {}, {}, 0.0, ""))
+
+
+def _names(root: Path) -> list[str]:
+    with ImageArchive(root / "photos.tar") as images:
+        return images.names()
+
+
+def _rows(root: Path) -> list[tuple[str | None, str | None, str | None]]:
+    """Two captions of each image, one caption without an image among them."""
+    rows: list[tuple[str | None, str | None, str | None]] = [(n, n, "photos.tar") for n in _names(root)]
+    return [*rows[:5], (None, None, None), *rows[::-1]]
+
+
+def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f" * 32) -> Artifact:
+    draft = Draft("features", fingerprint, FEATURES.version, {}, {})
+    return carry_out(FEATURES, draft, settings, ArtifactStore(root), {"ingest": ingest})
+
+
+def _files(artifact: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+
+
+def test_every_image_once_in_the_order_of_first_mention(photos: Path, tmp_path: Path) -> None:
+    rows = _rows(photos)
+    artifact = _run(_settings(photos), _ingested(tmp_path / "ingest", rows, parts=3), tmp_path / "root")
+    store = FeatureStore(artifact.path)
+    names = _names(photos)
+    assert store.image_ids == [*names[:5], *names[:4:-1]]
+    clip = embedded_clip(SMALL)
+    with ImageArchive(photos / "photos.tar") as images:
+        expected = encode_images(clip, (images.open(name) for name in store.image_ids))
+    np.testing.assert_allclose(store.matrix().astype(float), expected.astype(float), atol=2e-3)
+    metrics = artifact.manifest.metrics
+    assert metrics["image_tower_hash"] == image_tower_hash(clip)
+    assert (metrics["images"], metrics["rejected"], metrics["shards"], metrics["embed_dim"]) == (9, 0, 3, 16)
+    assert pq.read_schema(artifact.path / "index.parquet").equals(tables.FEATURE_INDEX)
+    assert read_table(artifact.path / "rejects").num_rows == 0
+
+
+def test_corrupt_and_missing_images_are_rejected_by_name(photos: Path, tmp_path: Path) -> None:
+    names = _names(photos)[:4]
+    with ImageArchive(photos / "photos.tar") as images:
+        members = {name: images.read(name) for name in names}
+    members[names[1]] = members[names[1]][:200]
+    members[names[2]] = b"not an image"
+    _tar(tmp_path / "photos.tar", members)
+    rows = [(f"id{n}", name, "photos.tar") for n, name in enumerate([*names, "../../etc/passwd"])]
+    artifact = _run(_settings(tmp_path), _ingested(tmp_path / "ingest", rows), tmp_path / "root")
+    store = FeatureStore(artifact.path)
+    assert store.image_ids == ["id0", "id3"]
+    assert store.matrix().shape == (2, 16)
+    rejects = read_table(artifact.path / "rejects")
+    assert rejects.schema.equals(tables.REJECTS)
+    assert rejects["reason"].to_pylist() == ["corrupt_image", "corrupt_image", "missing_image"]
+    assert "id1" in rejects["detail"][0].as_py() and names[1] in rejects["detail"][0].as_py()
+    assert str(tmp_path) not in str(rejects.to_pylist())
+
+
+def test_only_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
+    _tar(tmp_path / "photos.tar", {"a.jpg": b"", "b.jpg": b"\x89PNG\r\n"})
+    ingest = _ingested(tmp_path / "ingest", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
+    with pytest.raises(InputError, match=r"none of the 2 images can be read.*'a'"):
+        _run(_settings(tmp_path), ingest, tmp_path / "root")
+
+
+def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
+    ingest = _ingested(tmp_path / "ingest", [(None, None, None), ("a", None, None)])
+    artifact = _run(_settings(tmp_path), ingest, tmp_path / "root")
+    store = FeatureStore(artifact.path)
+    assert store.image_ids == [] and store.matrix().shape == (0, 16)
+    assert store.find(["a", None]).tolist() == [-1, -1]
+
+
+def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    ingest = _ingested(tmp_path / "ingest", _rows(photos))
+    whole = _run(_settings(photos), ingest, tmp_path / "whole")
+    settings = _settings(photos)
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    code = (
+        "import os, pathlib, runpy, signal, sys\n"
+        "import tasks.stages.features as stage\n"
+        "space = runpy.run_path(sys.argv[1])\n"
+        "write, here = stage.write_table, pathlib.Path(sys.argv[2])\n"
+        "def deadly(path, table):\n"
+        "    if path.name == sys.argv[3]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    write(path, table)\n"
+        "stage.write_table = deadly\n"
+        "settings = space['Settings'].model_validate_json((here / 'settings.json').read_text())\n"
+        "ingest = space['Artifact'](here / 'ingest', None)\n"
+        "space['_run'](settings, ingest, here / 'killed')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    for last_words in ("index-00000.parquet", "rejects-00002.parquet"):
+        command = [sys.executable, "-c", code, __file__, str(tmp_path), last_words]
+        assert subprocess.run(command, env=environment, timeout=120).returncode == -9
+    work = tmp_path / "killed/work/features" / ("f" * 32)
+    finished = work / "out/features/shard-00001.npy"
+    before = finished.stat().st_mtime_ns
+    resumed = _run(settings, ingest, tmp_path / "killed")
+    assert _files(resumed) == _files(whole)
+    assert (resumed.path / "features/shard-00001.npy").stat().st_mtime_ns == before
+
+
+def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -> None:
+    clip = embedded_clip(SMALL)
+    visual: Any = clip.model.visual
+    save_release(clip, tmp_path / "model", "card")
+    with torch.no_grad():
+        visual.head.proj.weight.fill_(float("nan"))
+    ingest = _ingested(tmp_path / "ingest", [("the id", _names(photos)[0], "photos.tar")])
+    with pytest.raises(ModelError, match="not finite"):
+        save_release(clip, tmp_path / "damaged", "card")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tmp_path / "model/open_clip_model.safetensors")
+    weights["visual.head.proj.weight"].fill_(float("nan"))
+    save_file(weights, tmp_path / "model/open_clip_model.safetensors")
+    with pytest.raises(ModelError, match="'the id'"):
+        _run(_settings(photos, base=f"local-dir:{tmp_path / 'model'}"), ingest, tmp_path / "root")
+
+
+def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path: Path) -> None:
+    hashes = FileHashes(tmp_path / "hashes.json")
+    settings = _settings(photos)
+    sources = FEATURES.sources(settings, hashes)
+    assert list(sources) == ["images/photos.tar"]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.copy(photos / "photos.tar", moved / "photos.tar")
+    assert FEATURES.sources(_settings(moved), hashes) == sources
+    folder = moved / "folder"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    one = FEATURES.sources(_settings(moved, images="folder"), hashes)
+    Image.new("RGB", (8, 8), "red").save(folder / "b.png")
+    assert FEATURES.sources(_settings(moved, images="folder"), hashes) != one
+    with pytest.raises(InputError, match=r"data\.sources\[0\]\.images"):
+        FEATURES.sources(_settings(moved, images="absent.tar"), hashes)
+    same = FEATURES.options(settings)
+    assert FEATURES.options(_settings(photos, batch=64, text_layers=2)) == same
+    assert FEATURES.options(_settings(photos, seed=1)) != same
+    assert FEATURES.options(_settings(photos, embed_dim=32)) != same
+    assert FEATURES.options(_settings(photos, base="local-dir:/a")) == FEATURES.options(_settings(photos, base="/b"))
+
+
+def test_batch_size_moves_no_value_by_more_than_a_last_bit(photos: Path, tmp_path: Path) -> None:
+    ingest = _ingested(tmp_path / "ingest", _rows(photos))
+    found = [
+        FeatureStore(_run(_settings(photos, batch=batch), ingest, tmp_path / str(batch)).path).matrix()
+        for batch in (1, 4)
+    ]
+    np.testing.assert_allclose(found[0].astype(float), found[1].astype(float), atol=5e-4)
