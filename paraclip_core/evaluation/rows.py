@@ -145,7 +145,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]
                 raise BenchmarkError(f"{path}, line {reader.line_num}: the number of fields differs from the header's")
             yield reader.line_num, row
     except csv.Error as error:
-        raise BenchmarkError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+        raise BenchmarkError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

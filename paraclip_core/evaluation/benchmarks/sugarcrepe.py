@@ -37,7 +37,7 @@ class Rows:
     """The images, None unless all of them are there."""
     images_found: int
     duplicates: int
-    """Rows that repeat an earlier one of their category; the published counts hold them, so they are measured."""
+    """Rows that an earlier category has too; the published counts hold them, so they are measured."""
 
 
 def load(path: Path) -> Rows:
@@ -61,7 +61,7 @@ def load(path: Path) -> Rows:
         raise BenchmarkError(f"{path} has no SugarCrepe rows; expected a folder with add_obj.json and its six siblings")
     categories, images, captions, negatives = zip(*rows, strict=True)
     pool, found = _pool(path, list(dict.fromkeys(images)))
-    return Rows(categories, images, captions, negatives, pool, found, len(rows) - len(set(rows)))
+    return Rows(categories, images, captions, negatives, pool, found, len(rows) - len({row[1:] for row in rows}))
 
 
 def measure(rows: Rows, encoder: Encoder) -> Measured:

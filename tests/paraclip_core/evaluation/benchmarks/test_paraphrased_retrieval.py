@@ -1,0 +1,138 @@
+"""Paraphrased retrieval: reading pairs, pairing captions, and the figures against a plain loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pv
+import pyarrow.parquet as pq
+import pytest
+from fake_encoder import WordEncoder, word_pool
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.benchmarks import paraphrased_retrieval as family
+from paraclip_core.evaluation.published import Captions, load_captions
+from paraclip_core.tables import PER_QUERY
+
+WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
+ROWS = [
+    {"image_id": "red_dog", "caption": 'a "red" dog', "rewording": "a scarlet, small dog"},
+    {"image_id": "blue_car", "caption": "blue car", "rewording": "azure automobile on a road"},
+]
+
+
+def write(folder: Path, suffix: str) -> Path:
+    path = folder / f"rewordings{suffix}"
+    table = pa.Table.from_pylist(ROWS)
+    if suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    elif suffix == ".json":
+        path.write_text(json.dumps({str(i): row for i, row in enumerate(ROWS)}))
+    elif suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        pv.write_csv(table, path, pv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv", ".tsv"])
+def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, suffix)
+    pairs = family.load(path)
+    assert list(zip(pairs.image_ids, pairs.captions, pairs.rewordings, strict=True)) == [
+        tuple(row.values()) for row in ROWS
+    ]
+    assert family.load(tmp_path).captions == pairs.captions
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"image_id": "x", "caption": "y"}', "row 1: no field rewording or caption2 or paraphrase"),
+        ("a.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}', "row 1: caption is '  '"),
+        ("a.jsonl", "{}\n", "row 1: no field image_id"),
+        ("a.jsonl", '{"image_id": "x"', "line 1: not valid JSON"),
+        ("a.jsonl", "[1]", "line 1: a list, expected a JSON object"),
+        ("a.json", "3", "a int, expected a list of objects"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.csv", "image_id,caption,rewording\nx,y\n", "line 2: the number of fields differs"),
+        ("a.csv", 'image_id,caption,rewording\nx,"y"q,z\n', "line 2: not valid CSV"),
+        ("a.parquet", "PAR1", "cannot be read as Parquet"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.xml", "", "expected a .jsonl"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(BenchmarkError, match=message) as caught:
+        family.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
+    captions = Captions(["i"] * 5 + ["j"] * 2, ["a dog", "b", "c", "d", "e", "Same  words", "same words"], "val")
+    pairs = family.pairs_of_captions(captions)
+    assert len(pairs.captions) == 10
+    assert (pairs.captions[0], pairs.rewordings[0], pairs.equal) == ("a dog", "b", 1)
+    with pytest.raises(BenchmarkError, match="no image of split 'val' has two captions"):
+        family.pairs_of_captions(Captions(["i"], ["a"], "val"))
+
+
+def test_all_pairs_of_the_real_captions(data_root: Path) -> None:
+    captions = load_captions(data_root / "flickr8k" / "dataset_flickr8k.json")
+    pairs = family.pairs_of_captions(captions)
+    assert captions.split == "val"
+    assert len(pairs.captions) + pairs.equal == 10_000
+    assert 0 < pairs.equal < 50
+
+
+def test_figures_against_a_plain_loop() -> None:
+    encoder = WordEncoder()
+    pool = word_pool(WORDS, encoder)
+    pairs = family.Pairs(
+        WORDS, [f"a {w}".replace("_", " ") for w in WORDS], [w.replace("_", " by ") for w in WORDS], "val"
+    )
+    measured = family.measure(pairs, pool, encoder)
+    images = pool.features(encoder)
+    overlap, union, found = [], [], []
+    for row, (caption, rewording) in enumerate(zip(pairs.captions, pairs.rewordings, strict=True)):
+        a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, rewording))
+        overlap.append(sum(len(set(a[:d]) & set(b[:d])) / d for d in range(1, 11)) / 10)
+        union.append(len(set(a) & set(b)) / len(set(a) | set(b)))
+        found.append(row in b[:5])
+    assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(overlap))
+    assert measured.metrics["js@10"] == pytest.approx(100 * np.mean(union))
+    assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(found))
+    assert set(measured.metrics) == {"ao@10", "js@10"} | {
+        f"{side}_text_to_image_recall@{k}" for side in ("caption", "rewording") for k in (1, 5, 10)
+    }
+
+
+def test_the_table_of_queries() -> None:
+    encoder, other = WordEncoder(), WordEncoder(seed=1)
+    pool = word_pool(WORDS, encoder)
+    pairs = family.Pairs(["red_dog", "gone", "red_dog"], ["red dog", "x", "dog"], ["old dog", "y", "red boat"], "val")
+    pairs = family.within(pairs, pool)
+    assert pairs.without_image == 1
+    base, tuned = family.measure(pairs, pool, encoder), family.measure(pairs, pool, other)
+    table = family.per_query(pairs, pool, base, tuned)
+    table.validate(full=True)
+    assert table.schema == PER_QUERY
+    assert table["group"].to_pylist() == ["red_dog", "red_dog"]
+    np.testing.assert_array_equal(table["tuned_ao"], tuned.samples["ao@10"].values)
+    expected = [[pool.ids[row] for row in ranked] for ranked in base.ranked["rewording"]]
+    assert table["base_rewording_top"].to_pylist() == expected
+    assert base.samples["ao@10"].clusters.tolist() == [0, 0]
+    with pytest.raises(BenchmarkError, match=r"none of 1 pairs .* first missing: 'gone'"):
+        family.within(family.Pairs(["gone"], ["a"], ["b"], "val"), pool)
+
+
+def test_a_small_pool_is_refused() -> None:
+    encoder = WordEncoder()
+    pool = word_pool(WORDS[:7], encoder)
+    with pytest.raises(BenchmarkError, match="at least 10 images, got 7"):
+        family.measure(family.Pairs(WORDS[:1], ["a"], ["b"], "val"), pool, encoder)

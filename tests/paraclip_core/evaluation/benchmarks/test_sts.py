@@ -1,0 +1,118 @@
+"""STS and SICK: the real files, their traps, and Spearman against scipy."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_encoder import WordEncoder
+from scipy import stats
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.benchmarks import sick, sts
+
+
+def expected_spearman(encoder: WordEncoder, rows: list[tuple[str, str, float]]) -> float:
+    a, b = encoder.texts([row[0] for row in rows]), encoder.texts([row[1] for row in rows])
+    return float(stats.spearmanr((a.astype(float) * b).sum(1), [row[2] for row in rows]).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(("name", "count"), [("STSB-test", 1379), ("STSB-dev", 1500), ("STS13", 1500)])
+def test_real_sts(data_root: Path, name: str, count: int) -> None:
+    path = data_root / "sts" / "raw" / f"{name}.tsv"
+    pairs = sts.load(path)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(pairs.gold) == len(rows) == count
+    assert pairs.first == [row["sentence1"].strip() for row in rows]
+    encoder = WordEncoder()
+    measured = sts.measure(pairs, encoder.texts)
+    triples = list(zip(pairs.first, pairs.second, pairs.gold, strict=True))
+    assert measured.metrics["spearman"] == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
+    assert measured.notes["pairs"] == count
+
+
+def test_real_sick(data_root: Path) -> None:
+    pairs = sick.load(data_root / "sts" / "sick")
+    assert len(pairs.gold) == 4927
+    assert pairs.first[0] == "There is no boy playing outdoors and there is no man smiling"
+    assert (min(pairs.gold), max(pairs.gold)) == (1.0, 5.0)
+    encoder = WordEncoder()
+    triples = list(zip(pairs.first, pairs.second, pairs.gold, strict=True))
+    found = sick.measure(pairs, encoder.texts).metrics["spearman"]
+    assert found == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
+
+
+def test_the_single_sick_file_counts_its_test_rows(tmp_path: Path) -> None:
+    header = "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set"
+    rows = [f"{i}\ta {i}\tb {i}\tNEUTRAL\t{i}.5\t{'TEST' if i % 2 else 'TRAIN'}" for i in range(6)]
+    (tmp_path / "SICK.txt").write_text("\r\n".join([header, *rows]))
+    assert sick.load(tmp_path).gold == [1.5, 3.5, 5.5]
+
+
+def test_quotes_blanks_and_odd_line_ends_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(
+        'id\tscore\tsentence1\tsentence2\n1\t\tno\tscore\n2\t3\t"open\tb\u2028c\n3\t4\ta\tb\n', encoding="utf-8"
+    )
+    pairs = sts.load(path)
+    assert (pairs.gold, pairs.without_score) == ([3.0, 4.0], 1)
+    assert (pairs.first[0], pairs.second[0]) == ('"open', "b\u2028c")
+
+
+def test_the_headerless_file_of_the_sts_benchmark(tmp_path: Path) -> None:
+    path = tmp_path / "sts-test.csv"
+    path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicence\n")
+    assert sts.load(path) == sts.ScoredPairs(["one", "three"], ["two", "four"], [2.5, 3.5])
+
+
+def test_semevals_folder_is_one_list_with_blanks_left_out(tmp_path: Path) -> None:
+    for subset, scores in (("A", "1\n\n"), ("B", "5\n")):
+        lines = [f"{subset}{i} left\t{subset}{i} right" for i in range(scores.count("\n"))]
+        (tmp_path / f"STS.input.{subset}.txt").write_text("\n".join(lines) + "\n")
+        (tmp_path / f"STS.gs.{subset}.txt").write_text(scores)
+    pairs = sts.load(tmp_path)
+    assert (pairs.first, pairs.gold, pairs.without_score) == (["A0 left", "B0 left"], [1.0, 5.0], 1)
+    (tmp_path / "STS.gs.B.txt").write_text("5\n4\n")
+    with pytest.raises(BenchmarkError, match=r"gs\.B\.txt has 2 lines, expected 1"):
+        sts.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\n1\t2\n", "line 1: no column score, sentence1, sentence2"),
+        ("score\tsentence1\tsentence2\n1\tx\n", "line 2: 2 fields, expected 3"),
+        ("score\tsentence1\tsentence2\nlots\tx\ty\n", "line 2: score 'lots', expected a number"),
+        ("score\tsentence1\tsentence2\nnan\tx\ty\n", "line 2: score 'nan', expected a number"),
+        ("score\tsentence1\tsentence2\n1\tx\ty\n1\tx\ty\n", "2 scored pairs without two different scores"),
+        ("", "is empty"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(text)
+    with pytest.raises(BenchmarkError, match=message) as caught:
+        sts.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_invalid_utf8_and_absent_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(b"score\tsentence1\tsentence2\n1\tcaf\xe9\ty\n")
+    with pytest.raises(BenchmarkError, match="line 2, byte 6: not valid UTF-8"):
+        sts.load(path)
+    with pytest.raises(BenchmarkError, match=r"cannot read .*absent"):
+        sts.load(tmp_path / "absent.tsv")
+    with pytest.raises(BenchmarkError, match=r"no STS\.input"):
+        sts.load(tmp_path)
+    with pytest.raises(BenchmarkError, match="SICK_test_annotated"):
+        sick.load(tmp_path)
+
+
+def test_a_collapsed_model_has_no_correlation() -> None:
+    pairs = sts.ScoredPairs(["a", "b"], ["c", "d"], [1.0, 2.0])
+    measured = sts.measure(pairs, lambda texts: np.ones((len(texts), 1), np.float32))
+    assert measured.metrics == {"spearman": 0.0}

@@ -1,0 +1,41 @@
+"""A deterministic encoder: texts and images become unit vectors by their words and names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paraclip_core.evaluation.pool import ImagePool, stored_pool
+
+
+class WordEncoder:
+    """A text is the sum of its words' random directions, an image the same for the words of its name."""
+
+    def __init__(self, dimension: int = 32, seed: int = 0, tower: str = "tower") -> None:
+        self._dimension, self._seed, self._tower = dimension, seed, tower
+        self.encoded_images = 0
+
+    @property
+    def tower(self) -> str:
+        return self._tower
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.stack([sum(map(self._word, text.casefold().split())) for text in texts])
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    def images(self, archive: Path, names: Sequence[str]) -> np.ndarray:
+        self.encoded_images += len(names)
+        return self.texts([Path(name).stem.replace("_", " ") for name in names]).astype(np.float16)
+
+    def _word(self, word: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.blake2b(f"{self._seed}{word}".encode(), digest_size=8).digest())
+        return np.random.default_rng(seed).normal(size=self._dimension)
+
+
+def word_pool(ids: Sequence[str], encoder: WordEncoder) -> ImagePool:
+    """Images whose ids are the words that they show."""
+    features = encoder.texts([image_id.replace("_", " ") for image_id in ids])
+    return stored_pool(list(ids), lambda: features, encoder.tower)

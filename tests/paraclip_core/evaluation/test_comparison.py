@@ -1,0 +1,118 @@
+"""Rows, verdict and summary."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from paraclip_core.config import EvaluateOptions, GateRule
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.comparison import Outcome, Row, compare, judge
+from paraclip_core.evaluation.results import result_json
+from paraclip_core.evaluation.samples import Measured, Sample, from_arrays, to_arrays
+from paraclip_core.evaluation.summary import summary
+
+
+def row(kind: str, metric: str, delta: float, low: float, name: str | None = None) -> Row:
+    return Row(name or kind, kind, metric, 50.0, 50.0 + delta, delta, low, delta + (delta - low), 10, 10)
+
+
+GAIN = row("paraphrased_retrieval", "ao@10", 1.0, 0.4)
+RECALL = "text_to_image_recall@10"
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "reason"),
+    [
+        ([GAIN], "promote", "paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] is clear of zero"),
+        ([GAIN, row("retrieval", RECALL, -0.9, -1.5)], "promote", "no other rule is broken"),
+        ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
+        ([GAIN, row("sts", "spearman", -0.6, -1, "stsb")], "hold", "stsb spearman fell by 0.60"),
+        ([row("paraphrased_retrieval", "ao@10", 1.0, 0.0)], "hold", "not clear of zero"),
+        ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "second ao@10 +0.10"),
+        ([row("sts", "spearman", 1, 0.5)], "hold", "paraphrased_retrieval/ao@10 was not measured"),
+        ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
+        ([], "hold", "nothing was measured"),
+    ],
+)
+def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
+    found, why, _ = judge(rows, GateRule())
+    assert found == verdict
+    assert reason in why
+
+
+def test_a_rule_without_its_benchmark_is_noted() -> None:
+    notes = judge([GAIN], GateRule())[2]
+    assert notes == [
+        f"the rule on {rule} was not applied: no such benchmark was measured"
+        for rule in (f"retrieval/{RECALL}", "sts/spearman")
+    ]
+
+
+def outcome(gain: float = 0.2) -> Outcome:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), 3)
+    values = rng.random(90)
+
+    def measured(shift: float) -> Measured:
+        return Measured(
+            {"ao@10": Sample(values + shift, clusters)}, {"split": "val"}, {"caption": np.eye(3, dtype=int)}
+        )
+
+    return Outcome("rewordings", "paraphrased_retrieval", measured(0.0), measured(gain))
+
+
+def test_rows_are_in_percent() -> None:
+    comparison = compare([outcome()], EvaluateOptions(resamples=200), {"stsb": "its path is absent"})
+    (only,) = comparison.rows
+    assert (only.delta, only.low, only.high) == pytest.approx((20.0, 20.0, 20.0))
+    assert (only.n, only.clusters) == (90, 30)
+    assert only.tuned - only.base == pytest.approx(20.0, abs=1e-5)
+    assert comparison.verdict == "promote"
+    assert "stsb was left out: its path is absent" in comparison.notes
+    assert json.loads(json.dumps(comparison.as_json()))["rows"][0]["metric"] == "ao@10"
+
+
+def test_equal_models_are_held() -> None:
+    comparison = compare([outcome(0.0)], EvaluateOptions(resamples=200))
+    assert comparison.verdict == "hold"
+    assert str(comparison.rows[0].low) == "0.0"
+
+
+def test_too_few_queries_name_the_benchmark() -> None:
+    one = Measured({"spearman": Sample(np.ones(3), np.zeros(3, int))}, {})
+    with pytest.raises(BenchmarkError, match=r"benchmark 'tiny', spearman: .* at least two"):
+        compare([Outcome("tiny", "sts", one, one)], EvaluateOptions())
+
+
+def test_summary_has_the_agreed_shape() -> None:
+    comparison = compare([outcome()], EvaluateOptions(resamples=200))
+    found = summary(comparison, {"finetune": "abc"})
+    assert set(found) == {"models", "deltas", "intervals", "verdict", "reason", "fingerprints"}
+    assert found["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
+    assert found["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
+    assert found["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
+
+
+def test_arrays_there_and_back() -> None:
+    gold = Sample(np.arange(4.0), np.arange(4), np.arange(4.0)[::-1])
+    before = Measured(
+        {"spearman": gold, "ao@10": Sample(np.ones(2), np.arange(2))}, {"a": 1}, {"x": np.eye(2, dtype=int)}
+    )
+    after = from_arrays(to_arrays(before), {"a": 1})
+    assert after.metrics == before.metrics == {"spearman": -100.0, "ao@10": 100.0}
+    assert list(after.samples) == list(before.samples)
+    np.testing.assert_array_equal(after.ranked["x"], before.ranked["x"])
+
+
+def test_published_result_shapes() -> None:
+    hits = Sample(np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4))
+    found = result_json(
+        "retrieval", "karpathy", "base", "abc", Measured({f"text_to_image_{'recall@5'}": hits}, {"split": "test"})
+    )
+    assert found["metrics"] == {"image_retrieval_recall@5": 0.75}
+    assert (found["task"], found["dataset"], found["language"]) == ("zeroshot_retrieval", "karpathy", "en")
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
+    assert found["scores"]["test"][0]["main_score"] == found["scores"]["test"][0]["cosine_spearman"] == 0.75

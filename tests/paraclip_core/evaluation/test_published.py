@@ -1,0 +1,106 @@
+"""Captioned images in their published formats, real ones where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from fake_encoder import WordEncoder
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation import published
+
+
+def karpathy(*splits: str) -> str:
+    images = [
+        {"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": f"dog {i}"}, {"raw": " cat "}, {"raw": ""}]}
+        for i, split in enumerate(splits)
+    ]
+    return json.dumps({"dataset": "x", "images": images})
+
+
+def test_real_karpathy_file(data_root: Path) -> None:
+    folder = data_root / "flickr8k"
+    file = published.captions_file(folder)
+    captions = published.load_captions(file)
+    assert (captions.split, len(captions.captions), len(set(captions.image_ids))) == ("val", 5000, 1000)
+    assert published.images_beside(file) == published.images_beside(folder) == folder / "images_128.tar"
+    names = published.image_names(folder / "images_128.tar", captions.image_ids)
+    assert names[captions.image_ids[0]] == f"images/{captions.image_ids[0]}"
+    assert len(names) == 1000
+
+
+def test_real_coco_files(data_root: Path) -> None:
+    captions = published.load_captions(data_root / "coco" / "captions_val2017.json")
+    assert (captions.split, len(captions.captions), len(set(captions.image_ids))) == ("all", 25_014, 5000)
+    mini = data_root / "coco" / "coco_val2017_mini.jsonl"
+    captions = published.load_captions(mini)
+    pool = published.pool_of(mini, captions.image_ids)
+    assert len(pool.ids) == 33
+    encoder, twin, other = WordEncoder(), WordEncoder(), WordEncoder(tower="other")
+    for one in (encoder, twin, other):
+        pool.features(one)
+    assert [one.encoded_images for one in (encoder, twin, other)] == [33, 0, 33]
+
+
+def test_the_test_split_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "dataset_x.json"
+    path.write_text(karpathy("train", "val", "test", "restval"))
+    assert published.load_captions(path).image_ids == ["2.jpg", "2.jpg"]
+    assert published.load_captions(path, "val").captions == ["dog 1", "cat"]
+    path.write_text(karpathy("train"))
+    with pytest.raises(BenchmarkError, match=r"no captions of split 'test'; its splits: \['train'\]"):
+        published.load_captions(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no list `images`"),
+        ('{"images": [3]}', "images entry 1: a int"),
+        ('{"images": [{"filename": "a.jpg"}]}', "images entry 1: no list `sentences`"),
+        ('{"images": [{"id": 1}], "annotations": []}', "row 1: no field file_name"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]}',
+            "annotations entry 1: image_id 2 is unknown",
+        ),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text(text)
+    with pytest.raises(BenchmarkError, match=message) as caught:
+        published.load_captions(path)
+    assert str(path) in str(caught.value)
+
+
+def test_images_beside_the_captions(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "b", "captions": ["y", "z"], "split": "test"}\n')
+    ids = published.load_captions(path).image_ids
+    assert ids == ["a.jpg", "b", "b"]
+    with pytest.raises(BenchmarkError, match="no images beside"):
+        published.pool_of(path, ids)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.jpg").touch()
+    with tarfile.open(tmp_path / "mine.tar", "w") as tar:
+        tar.add(tmp_path / "deep" / "a.jpg", "deep/a.jpg")
+    with pytest.raises(BenchmarkError, match=r"lacks 1 of 2 images of mine\.jsonl, first 'b'"):
+        published.pool_of(path, ids)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.png").touch()
+    (tmp_path / "images" / "a.jpg").touch()
+    (tmp_path / "mine.tar").unlink()
+    assert published.image_names(tmp_path / "images", ids) == {"a.jpg": "a.jpg", "b": "b.png"}
+    assert published.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
+
+
+def test_a_folder_with_several_candidates(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(BenchmarkError, match=r"found a\.json, b\.json"):
+        published.captions_file(tmp_path)
+    (tmp_path / "dataset_c.json").touch()
+    assert published.captions_file(tmp_path).name == "dataset_c.json"
