@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class CheckpointFolder:
         Raises:
             TrainingError: it belongs to another run.
         """
+        for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         for path in reversed(self._found("step")):
             found = self._read(path)
             if found is None:
@@ -115,11 +118,11 @@ class CheckpointFolder:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                temporary.unlink()
             raise TrainingError(
                 f"cannot write the checkpoint {path}: {error}; free some space or choose another root"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         try:

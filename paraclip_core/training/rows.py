@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.errors import TrainingError
 
 __all__ = ["Batch", "TrainingRows", "spool_rows", "token_keys"]
 
@@ -42,6 +43,8 @@ class TrainingRows:
 
     texts: Mapping[str, Ragged]
     image_rows: NDArray[np.int64]
+    facts: Mapping[str, int] = field(default_factory=dict)
+    """What was noted while they were collected."""
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -58,23 +61,32 @@ class TrainingRows:
     def as_captions(self) -> TrainingRows:
         """The control: the caption in place of every other text."""
         kinds = ("caption", "paraphrase_1", "paraphrase_2")
-        return TrainingRows(dict.fromkeys(kinds, self.texts["caption"]), self.image_rows)
+        return replace(self, texts=dict.fromkeys(kinds, self.texts["caption"]))
 
 
-def spool_rows(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> TrainingRows:
+def spool_rows(
+    folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], facts: Callable[[], Mapping[str, int]] = dict
+) -> TrainingRows:
     """Write rows to flat files in `folder`, unless an earlier try finished that, and map them into memory.
 
     Args:
         folder: scratch folder of one fingerprint; it is made anew unless it is complete.
         kinds: the texts to keep.
         batches: the rows, in a fixed order; not looked at where the folder is complete.
+        facts: asked when the last row has streamed past; kept with the rows.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
     """
     if not (folder / DONE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        count = _write(folder, kinds, batches)
-        (folder / f".{DONE}").write_text(json.dumps({"rows": count, "kinds": list(kinds)}))
-        (folder / f".{DONE}").replace(folder / DONE)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            _write(folder, kinds, batches)
+            (folder / f".{DONE}").write_text(json.dumps(dict(facts())))
+            (folder / f".{DONE}").replace(folder / DONE)
+        except OSError as error:
+            raise TrainingError(f"cannot write the training rows to {folder}: {error}; free some space") from error
     image_rows = _mapped(folder / "image_rows.bin", np.int64)
     texts = {
         kind: Ragged(
@@ -82,7 +94,7 @@ def spool_rows(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) 
         )
         for kind in kinds
     }
-    return TrainingRows(texts, image_rows)
+    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()))
 
 
 def token_keys(tokens: Ragged) -> NDArray[np.int64]:
@@ -101,8 +113,8 @@ def token_keys(tokens: Ragged) -> NDArray[np.int64]:
     return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
 
 
-def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> int:
-    count, ends = 0, dict.fromkeys(kinds, 0)
+def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> None:
+    ends = dict.fromkeys(kinds, 0)
     with ExitStack() as stack:
         names = ["image_rows", *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
@@ -115,8 +127,6 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> i
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, np.uint16).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
-            count += len(image_rows)
-    return count
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> NDArray:

@@ -113,6 +113,7 @@ class _Run:
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
         self.best_step, self.best = 0, -math.inf
+        self.saved_best = 0
         self.loss = math.nan
 
     def carry_out(self, progress: Progress) -> TrainingResult:
@@ -161,7 +162,7 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), options.clip_norm)
-        self.loss = float(loss)
+        self.loss = float(loss.detach())
         if not math.isfinite(self.loss) or not math.isfinite(float(norm)):
             raise self._diverged(step, batch, float(norm))
         self.optimiser.step()
@@ -177,7 +178,7 @@ class _Run:
                 "losses": {name: rounded(float(part)) for name, part in parts.items()},
                 "learning_rate": rounded(rate),
                 "gradient_norm": rounded(norm),
-                "logit_scale": rounded(float(self.logit_scale.exp())),
+                "logit_scale": rounded(float(self.logit_scale.detach().exp())),
             }
         )
 
@@ -200,6 +201,9 @@ class _Run:
         best = self.best if math.isfinite(self.best) else None
         facts = {"log_bytes": self.log.sync(), "best_step": self.best_step, "best": best}
         self.checkpoints.save(Checkpoint(done, tensors, facts))
+        # The checkpoint before this one is still there, and names its own best weights.
+        self.checkpoints.drop_best({self.best_step, self.saved_best})
+        self.saved_best = self.best_step
 
     def _resume(self) -> int:
         """Restore the newest checkpoint whose log and best weights are still there; the number of steps it has."""
@@ -224,7 +228,8 @@ class _Run:
         moments = {k.removeprefix("adam."): v for k, v in found.tensors.items() if k.startswith("adam.")}
         restore_optimiser(self.optimiser, self.parameters, moments)
         best = found.facts["best"]
-        self.best_step, self.best = int(found.facts["best_step"]), -math.inf if best is None else float(best)
+        self.best_step = self.saved_best = int(found.facts["best_step"])
+        self.best = -math.inf if best is None else float(best)
 
     def _take_best(self) -> None:
         if self.best_step in (0, self.steps):

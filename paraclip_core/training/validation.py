@@ -51,7 +51,7 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
     """
     k = min(K, len(held_out.gallery))
     found = {RECALL: _percent(recall_at_k(_rank(clip, held_out.captions, held_out.gallery, k), held_out.targets, k))}
-    if held_out.first is not None and held_out.second is not None and len(held_out.first):
+    if held_out.first is not None and held_out.second is not None:
         first = _rank(clip, held_out.first, held_out.gallery, k)
         second = _rank(clip, held_out.second, held_out.gallery, k)
         found |= {AO: _percent(average_overlap(first, second, k)), JS: _percent(jaccard(first, second, k))}

@@ -1,0 +1,230 @@
+"""What both training stages read: images with their features, rows with their tokens, and the held-out part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from paraclip_core.clip.models import ClipModel, image_tower_hash
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.config import Settings
+from paraclip_core.errors import ModelError, TrainingError
+from paraclip_core.training.rows import RowBatch, TrainingRows
+from paraclip_core.training.validation import ValidationSet
+from storage.artifacts import Artifact
+from storage.features import FeatureStore
+from storage.parquet import iter_batches, read_table
+
+__all__ = [
+    "HeldOut",
+    "Images",
+    "RowCounts",
+    "caption_rows",
+    "enough",
+    "hold_out",
+    "paraphrase_rows",
+    "same_image_tower",
+    "use_threads",
+    "validation_set",
+]
+
+MAX_IMAGES = 2000
+MAX_QUERIES = 10_000
+Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which rows, by the feature row of their image, are wanted."""
+
+
+class Images:
+    """Images that have features."""
+
+    def __init__(self, artifact: Path) -> None:
+        """Read the index of a features artifact."""
+        self._store = FeatureStore(artifact)
+        index = read_table(artifact / "index.parquet", ["pixels"])
+        pixels = b"".join(index["pixels"].to_pylist())
+        self._pixels = np.frombuffer(pixels, "<u8").reshape(-1, 2)
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float16]:
+        """Features, [N, d]."""
+        return self._store.matrix()
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """The first image with the same pixels, [N]: equal images are one image."""
+        _, first, same = np.unique(self._pixels, axis=0, return_index=True, return_inverse=True)
+        return first[same.reshape(-1)].astype(np.int64)
+
+    @cached_property
+    def places(self) -> NDArray[np.float64]:
+        """A place in [0, 1) for each image by its pixels, [N]: it does not change when images are added."""
+        return self._pixels[:, 0] / 2.0**64
+
+    def find(self, ids: pa.Array) -> NDArray[np.int64]:
+        """Row of each image in the matrix, -1 where it has none."""
+        return self._store.find(ids)
+
+
+@dataclass
+class RowCounts:
+    """What became of the rows of a table."""
+
+    read: int = 0
+    without_image: int = 0
+    """Left out: they name no image, or one without features."""
+    held_out: int = 0
+    """Left out: their image is for validation."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The images that training leaves out."""
+
+    all: NDArray[np.bool_]
+    """For each image of the matrix."""
+    gallery: NDArray[np.int64]
+    """Rows of the images that validation looks among, each picture once."""
+    images: Images
+
+    def trains(self, image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows are for training, by their image."""
+        return ~self.all[image_rows]
+
+    def position(self, image_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each image in the gallery, -1 where it is not there."""
+        return self._positions[self.images.keys[image_rows]]
+
+    @cached_property
+    def _positions(self) -> NDArray[np.int64]:
+        positions = np.full(len(self.all), -1, np.int64)
+        positions[self.gallery] = np.arange(len(self.gallery))
+        return positions
+
+
+def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
+    """Hold out the training images whose place is below `share`; one at least, where there are two.
+
+    The gallery has the first 2,000 of them.
+    """
+    seen = np.zeros(len(images.keys), bool)
+    for _, rows in caption_rows(captions, images, ()):
+        seen[images.keys[rows]] = True
+    candidates = np.flatnonzero(seen)
+    candidates = candidates[np.argsort(images.places[candidates], kind="stable")]
+    chosen = candidates[images.places[candidates] < share]
+    if not len(chosen) and len(candidates) > 1:
+        chosen = candidates[:1]
+    held_out = np.isin(images.keys, chosen)
+    return HeldOut(held_out, chosen[:MAX_IMAGES], images)
+
+
+def enough(rows: TrainingRows, source: str) -> TrainingRows:
+    """The rows, if there are enough to train on.
+
+    Raises:
+        TrainingError: there are fewer than 2.
+    """
+    if len(rows) < 2:
+        facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
+        raise TrainingError(
+            f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
+            "add captions of images that can be read, or loosen the gates (paraphrase.gates)"
+        )
+    return rows
+
+
+def same_image_tower(clip: ClipModel, features: Artifact) -> str:
+    """The hash of the model's image tower, which must be the one that the features come from.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    found, expected = image_tower_hash(clip), features.manifest.metrics.get("image_tower_hash")
+    if expected != found:
+        raise ModelError(
+            f"the image tower of {clip.reference} is {found}, but the features {features.fingerprint} come from "
+            f"{expected}; run the features stage for this model"
+        )
+    return found
+
+
+def use_threads(settings: Settings) -> None:
+    """Let torch use as many CPU threads as the settings say."""
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+
+
+def caption_rows(
+    folder: Path,
+    images: Images,
+    columns: Sequence[str] = ("caption_tokens",),
+    counts: RowCounts | None = None,
+    keep: Keep | None = None,
+) -> Iterator[RowBatch]:
+    """Rows of the ingested training captions with the feature row of their image, in the order of the table."""
+    for batch in iter_batches(folder, [*columns, "image_id", "split"]):
+        train = batch.filter(pc.call_function("equal", [batch["split"], pa.scalar("train")]))
+        yield from _rows(train, images, columns, counts, keep)
+
+
+def paraphrase_rows(
+    folder: Path, images: Images, counts: RowCounts | None = None, keep: Keep | None = None
+) -> Iterator[RowBatch]:
+    """Rows that have both paraphrases, with the feature row of their image, in the order of the table."""
+    columns = ("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens")
+    for batch in iter_batches(folder, [*columns, "image_id"]):
+        whole = batch.filter(batch["paraphrase_2_tokens"].is_valid())
+        yield from _rows(whole, images, columns, counts, keep)
+
+
+def validation_set(captions: Path, held_out: HeldOut, paraphrases: Path | None = None) -> ValidationSet:
+    """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order."""
+    images = held_out.images
+    texts, targets = _queries(caption_rows(captions, images, keep=lambda rows: held_out.position(rows) >= 0), held_out)
+    gallery = np.asarray(images.matrix[held_out.gallery])
+    if paraphrases is None:
+        return ValidationSet(gallery, texts["caption"], targets)
+    rows = paraphrase_rows(paraphrases, images, keep=lambda rows: held_out.position(rows) >= 0)
+    pairs, pair_targets = _queries(rows, held_out, ("caption", "paraphrase_2"))
+    return ValidationSet(gallery, texts["caption"], targets, pairs["caption"], pairs["paraphrase_2"], pair_targets)
+
+
+def _queries(
+    rows: Iterator[RowBatch], held_out: HeldOut, kinds: Sequence[str] = ("caption",)
+) -> tuple[dict[str, Ragged], NDArray[np.int64]]:
+    parts: dict[str, list[Ragged]] = {kind: [] for kind in kinds}
+    targets: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    wanted = MAX_QUERIES
+    for texts, image_rows in rows:
+        for kind in kinds:
+            parts[kind].append(Ragged.from_arrow(texts[kind].slice(0, wanted)))
+        targets.append(held_out.position(image_rows)[:wanted])
+        wanted -= len(targets[-1])
+        if not wanted:
+            break
+    return {kind: Ragged.concatenate(found) for kind, found in parts.items()}, np.concatenate(targets)
+
+
+def _rows(
+    batch: pa.RecordBatch, images: Images, columns: Sequence[str], counts: RowCounts | None, keep: Keep | None
+) -> Iterator[RowBatch]:
+    found = images.find(batch["image_id"])
+    usable = found >= 0
+    wanted = usable.copy()
+    if keep is not None:
+        wanted[usable] = keep(found[usable])
+    if counts is not None:
+        counts.read += len(found)
+        counts.without_image += int((~usable).sum())
+        counts.held_out += int((usable & ~wanted).sum())
+    kept = batch.filter(pa.array(wanted))
+    if kept.num_rows:
+        yield {column.removesuffix("_tokens"): kept[column] for column in columns}, found[wanted]

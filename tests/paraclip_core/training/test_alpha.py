@@ -1,0 +1,48 @@
+"""Interpolation with the base, and the rule that chooses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from paraclip_core.training.alpha import choose_alpha, copy_weights, interpolate, sweep
+from paraclip_core.training.validation import AO, JS, RECALL
+
+
+def points(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
+    return [{"alpha": alpha, AO: ao, JS: 0.0, RECALL: recall} for alpha, ao, recall in rows]
+
+
+def test_ends_are_exact_and_the_middle_is_between() -> None:
+    parameters = {"w": nn.Parameter(torch.randn(50)), "s": nn.Parameter(torch.tensor(2.0))}
+    base = copy_weights(parameters)
+    tuned = {name: value + torch.randn_like(value) for name, value in base.items()}
+    for alpha, expected in ((0.0, base), (1.0, tuned)):
+        interpolate(parameters, base, tuned, alpha)
+        assert all(torch.equal(parameters[name], expected[name]) for name in parameters)
+    interpolate(parameters, base, tuned, 0.25)
+    torch.testing.assert_close(parameters["w"].detach(), 0.75 * base["w"] + 0.25 * tuned["w"])
+
+
+def test_sweep_measures_the_base_too() -> None:
+    parameters = {"w": nn.Parameter(torch.zeros(()))}
+    found = sweep(parameters, {"w": torch.tensor(0.0)}, {"w": torch.tensor(8.0)}, (1.0, 0.5),
+                  lambda: {"w": float(parameters["w"].detach())})  # fmt: skip
+    assert found == [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.5, "w": 4.0}, {"alpha": 1.0, "w": 8.0}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        ([(0, 20, 50), (0.5, 25, 49.6), (1, 30, 48)], 0.5),  # the best one loses too much recall
+        ([(0, 20, 50), (0.5, 25, 49.5), (1, 25, 52)], 0.5),  # exactly the limit is allowed; the smaller of equals
+        ([(0, 20, 50), (0.5, 19, 51), (1, 25, 20)], 0.0),  # nothing is better: the base stays
+        ([(0, 0, 0)], 0.0),
+    ],
+)
+def test_rule(rows: list[tuple[float, float, float]], chosen: float) -> None:
+    found = choose_alpha(points(*rows), 0.5)
+    assert found["chosen"] == chosen
+    assert "0.5 points" in found["rule"]
+    assert [point["alpha"] for point in found["alphas"]] == [row[0] for row in rows]

@@ -1,0 +1,60 @@
+"""The order of the data, as a function of seed and step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.errors import TrainingError
+from paraclip_core.training.batches import DataOrder, epoch_order
+from paraclip_core.training.schedule import learning_rate
+
+
+@given(st.integers(1, 200), st.integers(-3, 2**40), st.integers(0, 5))
+def test_every_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(rows, seed, epoch)) == list(range(rows))
+
+
+@given(st.integers(2, 60), st.integers(2, 80), st.integers(0, 40))
+def test_any_step_is_had_without_the_ones_before(rows: int, size: int, step: int) -> None:
+    straight, order = DataOrder(rows, size, 5), DataOrder(rows, size, 5)
+    for earlier in range(step):
+        straight.batch(earlier)
+    found = order.batch(step)
+    assert np.array_equal(found, straight.batch(step))
+    assert len(set(found)) == min(rows, size)
+
+
+def test_epochs_and_seeds_differ_and_cover_all_rows() -> None:
+    order = DataOrder(100, 10, 0)
+    first = np.concatenate([order.batch(step) for step in range(10)])
+    second = np.concatenate([order.batch(step) for step in range(10, 20)])
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(order.batch(0), DataOrder(100, 10, 1).batch(0))
+
+
+def test_the_order_stays_the_same_in_every_release() -> None:
+    assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert epoch_order(8, 7, 3).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
+
+
+def test_steps_count_rows_and_not_whole_batches() -> None:
+    assert DataOrder(1000, 512, 0).steps(2.0) == 4
+    assert DataOrder(3, 512, 0).steps(0.01) == 1
+
+
+def test_one_row_is_too_few() -> None:
+    with pytest.raises(TrainingError, match="1 training rows are too few"):
+        DataOrder(1, 8, 0)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == rates[9] == rates[10] == 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 1e-6
+    assert learning_rate(0, 1, 1e-3, 0.5) == 1e-3

@@ -1,0 +1,68 @@
+"""Checkpoints that are damaged, lost, or of another run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from paraclip_core.errors import TrainingError
+from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
+
+
+def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
+    checkpoints = CheckpointFolder(folder, "this run")
+    for step in range(1, steps + 1):
+        checkpoints.save(Checkpoint(step, {"w": torch.full((100,), float(step)), "s": torch.tensor(1.0)}, {"n": step}))
+    return checkpoints
+
+
+def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
+    found = saved(tmp_path).newest()
+    assert found is not None
+    assert (found.step, dict(found.facts), float(found.tensors["w"][0])) == (3, {"n": 3}, 3.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert CheckpointFolder(tmp_path / "none", "x").newest() is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "nonsense"])
+def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = saved(tmp_path)
+    path = tmp_path / "step-00000003.safetensors"
+    data = bytearray(path.read_bytes())
+    flipped = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+    path.write_bytes({"cut": data[:-9], "empty": b"", "flipped": flipped, "nonsense": b"\xff" * 64}[damage])
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.newest()
+    assert found is not None and found.step == 2
+    assert "step-00000003.safetensors is damaged" in caplog.text
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(TrainingError, match="belongs to another run"):
+        CheckpointFolder(tmp_path, "that run").newest()
+
+
+def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot write the checkpoint"):
+        saved(tmp_path / "file" / "folder", 1)
+
+
+def test_best_weights(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path, "x")
+    for step in (4, 9):
+        checkpoints.save_best(step, {"w": torch.tensor([float(step)])})
+    checkpoints.drop_best({9})
+    assert checkpoints.load_best(4) is None
+    found = checkpoints.load_best(9)
+    assert found is not None and float(found["w"]) == 9.0

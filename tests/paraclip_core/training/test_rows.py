@@ -1,0 +1,65 @@
+"""Rows on disk and the keys of their texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.training.rows import spool_rows, token_keys
+
+TOKENS = pa.list_(pa.uint16())
+lists = st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=20)
+
+
+@given(lists)
+def test_equal_texts_have_equal_keys_and_others_have_others(texts: list[list[int]]) -> None:
+    keys = token_keys(Ragged.from_lists(texts))
+    assert len(set(keys.tolist())) == len({tuple(text) for text in texts})
+    alone = [int(token_keys(Ragged.from_lists([text]))[0]) for text in texts]
+    assert keys.tolist() == alone
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    first = ({"caption": pa.array([[1, 2], [3]], TOKENS)}, np.array([4, 5]))
+    second = ({"caption": pa.array([[], [6, 7, 8]], TOKENS)}, np.array([0, 1]))
+    rows = spool_rows(tmp_path / "rows", ("caption",), [first, second], lambda: {"read": 9})
+    assert len(rows) == 4
+    assert rows.facts == {"read": 9}
+    batch = rows.take(np.array([3, 0, 2]), ("caption",))
+    assert batch.image_rows.tolist() == [1, 4, 0]
+    assert batch.texts["caption"].values.tolist() == [6, 7, 8, 1, 2]
+    assert batch.texts["caption"].lengths.tolist() == [3, 2, 0]
+
+
+def test_finished_rows_are_not_read_again(tmp_path: Path) -> None:
+    source = [({"caption": pa.array([[1]], TOKENS)}, np.array([0]))]
+    spool_rows(tmp_path / "rows", ("caption",), source)
+    again = spool_rows(tmp_path / "rows", ("caption",), (pytest.fail("read again") for _ in [0]))
+    assert len(again) == 1
+
+
+def test_unfinished_rows_are_begun_anew(tmp_path: Path) -> None:
+    def cut() -> object:
+        yield {"caption": pa.array([[1]], TOKENS)}, np.array([0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spool_rows(tmp_path / "rows", ("caption",), cut())  # type: ignore[arg-type]
+    rows = spool_rows(tmp_path / "rows", ("caption",), [({"caption": pa.array([[2]], TOKENS)}, np.array([3]))])
+    assert rows.image_rows.tolist() == [3]
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    assert len(spool_rows(tmp_path / "rows", ("caption",), [])) == 0
+
+
+def test_the_control_encodes_a_caption_once(tmp_path: Path) -> None:
+    rows = spool_rows(tmp_path / "r", ("caption",), [({"caption": pa.array([[1], [2]], TOKENS)}, np.array([0, 1]))])
+    batch = rows.as_captions().take(np.array([1]), ("caption", "paraphrase_1", "paraphrase_2"))
+    assert batch.texts["caption"] is batch.texts["paraphrase_1"] is batch.texts["paraphrase_2"]

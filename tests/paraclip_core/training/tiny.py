@@ -1,0 +1,117 @@
+"""A training run small enough to be killed often. As a script: kill one at random moments until it is through.
+
+python tiny.py FOLDER THREADS KILLS SEED
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from paraclip_core.clip.models import ClipModel
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.config import FinetuneOptions, LossWeights
+from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.rows import TrainingRows
+from paraclip_core.training.trainer import TrainingJob, train
+from paraclip_core.training.validation import RECALL, ValidationSet, measure
+
+VOCABULARY = 500
+KINDS = ("caption", "paraphrase_1", "paraphrase_2")
+CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 1},
+}
+
+
+def tiny_clip(seed: int = 0) -> ClipModel:
+    """A CLIP model with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ClipModel(open_clip.CLIP(**CONFIG), CONFIG, {"size": [32, 32]}, "tiny")
+
+
+def tiny_texts(words: np.ndarray) -> Ragged:
+    """Token lists from rows of word numbers, of lengths 3 to 10."""
+    lists = [[VOCABULARY - 2, *row[: 1 + i % 8].tolist(), VOCABULARY - 1] for i, row in enumerate(words)]
+    return Ragged.from_lists(lists)
+
+
+def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarray]:
+    """Rows whose texts follow their image, so that there is something to learn; and the images' features."""
+    random_state = np.random.RandomState(0)
+    features = random_state.randn(images, 16)
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
+    image_rows = np.arange(rows) % images
+    names = random_state.randint(1, VOCABULARY - 2, (images, 10))
+    texts = {kind: tiny_texts((names[image_rows] + number) % (VOCABULARY - 2)) for number, kind in enumerate(KINDS)}
+    return TrainingRows(texts, image_rows), features
+
+
+def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
+    """A run of 45 steps with a validation after every 5."""
+    clip = tiny_clip()
+    rows, features = tiny_rows()
+    held_out = ValidationSet(features, rows.texts["caption"], rows.image_rows)
+    options = {"epochs": 9.0, "batch_size": 12, "learning_rate": 2e-3, "precision": "fp32", "checkpoint_steps": 4}
+    job: dict[str, Any] = {
+        "clip": clip,
+        "rows": rows,
+        "features": features,
+        "image_keys": np.arange(len(features)),
+        "pairs": named_pairs(LossWeights()),
+        "options": FinetuneOptions.model_validate({**options, **changed.pop("options", {})}),
+        "scratch": folder / "scratch",
+        "log_path": folder / "training_log.jsonl",
+        "validate": lambda: measure(clip, held_out),
+        "keep_best": RECALL,
+    }
+    return TrainingJob(**{**job, **changed})
+
+
+def carry_out(folder: Path) -> None:
+    """Train and write the weights to `folder`."""
+    job = tiny_job(folder)
+    train(job)
+    save_file({name: value.contiguous() for name, value in job.clip.model.state_dict().items()}, folder / "w.st")
+
+
+def main(folder: Path, threads: int, kills: int, seed: int) -> None:
+    """Start the run again and again; each child lives for a random number of further steps, the last one to its end."""
+    moments, killed = random.Random(seed), 0
+    for attempt in range(kills + 1):
+        # A fork, because importing torch takes longer than the run.
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(threads)
+            carry_out(folder)
+            os._exit(0)
+        if attempt < kills:
+            _wait_for_growth(folder / "training_log.jsonl", moments.randrange(200, 4000), child)
+            time.sleep(moments.random() * 0.05)
+            os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    (folder / "killed").write_text(str(killed))
+
+
+def _wait_for_growth(path: Path, size: int, child: int) -> None:
+    start = path.stat().st_size if path.exists() else 0
+    while not path.exists() or path.stat().st_size < start + size:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))

@@ -1,0 +1,160 @@
+"""Finished artifacts as the training stages find them, of images that are vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from paraclip_core import tables
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.clip.models import embedded_clip, image_tower_hash
+from paraclip_core.config import Settings
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.features import write_shard
+from storage.parquet import write_table
+from tasks.stage import Stage, carry_out
+
+COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
+THINGS = ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird", "child", "ball")
+OTHER = {"dog": "hound", "cat": "kitten", "car": "vehicle", "boat": "ship", "child": "kid", "house": "home"}
+TRAINING: dict[str, Any] = {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3, "precision": "fp32"}
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    """A small embedded model, trained in a few seconds on one thread (more of them do not survive a fork)."""
+    return Settings.model_validate(
+        {
+            "model": {"text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+            "run": {"threads": 1, "device": "cpu"},
+            "bootstrap": TRAINING,
+            "finetune": {**TRAINING, "epochs": 3.0, "learning_rate": 1e-3, "validation": 0.3},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tower(settings: Settings) -> str:
+    """Hash of the image tower that the features claim to come from."""
+    return image_tower_hash(embedded_clip(settings.model))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    """An empty store."""
+    return ArtifactStore(tmp_path / "runs")
+
+
+@pytest.fixture
+def sources(store: ArtifactStore, tower: str) -> dict[str, Artifact]:
+    """The artifacts ingest, paraphrase_2 and features of 80 training images and some held-out ones."""
+    return {
+        "ingest": _commit(store, "ingest", lambda out: write_table(out / "captions/part-00000.parquet", _captions())),
+        "paraphrase_2": _commit(
+            store, "paraphrase_2", lambda out: write_table(out / "paraphrases/part-00000.parquet", _paraphrases())
+        ),
+        "features": _commit(store, "features", _write_features, {"image_tower_hash": tower}),
+    }
+
+
+@pytest.fixture
+def run_stage(store: ArtifactStore, settings: Settings) -> Callable[..., Artifact]:
+    """Carry out a stage on given artifacts; a second call with another name does the work again."""
+
+    def run(stage: Stage, inputs: dict[str, Artifact], name: str = "f" * 32, changed: Settings = settings) -> Artifact:
+        return carry_out(stage, Draft(stage.name, name, stage.version, {}, {}), changed, store, inputs)
+
+    return run
+
+
+def _names() -> list[tuple[str, str, str]]:
+    return [(f"image-{c}-{t}", c, t) for c in COLOURS for t in THINGS]
+
+
+def _split(number: int) -> str:
+    return "val" if number % 10 == 9 else "train"
+
+
+def _captions() -> pa.Table:
+    rows = []
+    for number, (image, colour, thing) in enumerate(_names()):
+        rows += [(image, text, _split(number)) for text in (f"a {colour} {thing}", f"the {thing} is {colour}")]
+    rows.append((None, "a caption without an image", "train"))
+    rows.append(("not-there", "an image without features", "train"))
+    tokens = Tokeniser().encode_batch([text for _, text, _ in rows])
+    columns: dict[str, Any] = {
+        "caption_id": [tables.text_hash(image, text) for image, text, _ in rows],
+        "image_id": [image for image, _, _ in rows],
+        "caption": [text for _, text, _ in rows],
+        "caption_raw": [text for _, text, _ in rows],
+        "caption_tokens": tokens,
+        "split": [split for _, _, split in rows],
+        "licence": ["CC0-1.0"] * len(rows),
+        "source": ["made"] * len(rows),
+        "source_row": range(len(rows)),
+    }
+    missing = dict.fromkeys(("image_path", "images"), [None] * len(rows))
+    return pa.table({**columns, **missing}).select(tables.CAPTIONS.names).cast(tables.CAPTIONS)
+
+
+def _paraphrases() -> pa.Table:
+    rows = []
+    for number, (image, colour, thing) in enumerate(_names()):
+        if _split(number) == "train":
+            other = OTHER.get(thing, thing)
+            rows.append((image, f"a {colour} {thing}", f"{thing}, {colour}", f"{colour} {other} in a picture"))
+            rows.append((image, f"the {thing} is {colour}", f"{colour} {thing}", f"one {other}, all {colour}"))
+    rows.append((None, "a caption without an image", "no image", "nothing to see"))
+    encode = Tokeniser().encode_batch
+    texts = {"caption": 1, "paraphrase_1": 2, "paraphrase_2": 3}
+    columns: dict[str, Any] = {
+        "caption_id": [tables.text_hash(row[0], row[1]) for row in rows],
+        "image_id": [row[0] for row in rows],
+        "licence": ["CC0-1.0"] * len(rows),
+        "generation_1": [bytes(16)] * len(rows),
+        "generation_2": [bytes(16)] * len(rows),
+    }
+    for name, place in texts.items():
+        columns |= {name: [row[place] for row in rows], f"{name}_tokens": encode([row[place] for row in rows])}
+    unmeasured = dict.fromkeys(("similarity_1", "similarity_2"), [0.9] * len(rows))
+    return pa.table({**columns, **unmeasured}).select(tables.PARAPHRASES.names).cast(tables.PARAPHRASES)
+
+
+def _write_features(out: Path) -> None:
+    random_state = np.random.RandomState(0)
+    meaning = {word: random_state.randn(32) for word in (*COLOURS, *THINGS)}
+    vectors = np.stack([meaning[colour] + meaning[thing] for _, colour, thing in _names()])
+    write_shard(out, 0, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    images = [image for image, _, _ in _names()]
+    index = pa.table(
+        {
+            "image_id": images,
+            "shard": [0] * len(images),
+            "row": range(len(images)),
+            "pixels": [hashlib.blake2b(image.encode(), digest_size=16).digest() for image in images],
+        }
+    )
+    write_table(out / "index.parquet", index.cast(tables.FEATURE_INDEX))
+
+
+def _commit(
+    store: ArtifactStore, stage: str, write: Callable[[Path], None], metrics: dict[str, Any] | None = None
+) -> Artifact:
+    draft = Draft(stage, hashlib.md5(stage.encode()).hexdigest(), 1, {}, {})
+    with store.writing(stage, draft.fingerprint) as work:
+        write(work.out)
+        return store.commit(draft, metrics or {}, 0.0)

@@ -1,0 +1,41 @@
+"""The bootstrap stage on images that are vectors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import open_clip
+import pytest
+
+from paraclip_core.clip.models import image_tower_hash, load_clip
+from paraclip_core.config import Settings
+from paraclip_core.errors import ModelError
+from storage.artifacts import Artifact
+from tasks.stages.bootstrap import BOOTSTRAP
+
+Run = Callable[..., Artifact]
+
+
+def test_it_learns_and_its_release_loads_in_open_clip(run_stage: Run, sources: dict[str, Artifact], tower: str) -> None:
+    made = run_stage(BOOTSTRAP, sources)
+    lines = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.6 * losses[0]
+    assert set(lines[0]["losses"]) == {"image~caption"}
+    metrics = made.manifest.metrics
+    assert metrics["without_image"] == 2
+    assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 146
+    assert metrics["validation_images"] >= 1 and metrics["validation_text_to_image_recall@10"] >= 0
+    assert image_tower_hash(load_clip(str(made.path / "release"))) == tower == metrics["image_tower_hash"]
+    open_clip.create_model_and_transforms(f"local-dir:{made.path / 'release'}")
+    card = (made.path / "release/README.md").read_text()
+    assert tower in card and "CC0-1.0" in card
+
+
+def test_features_of_another_model_are_refused(
+    run_stage: Run, sources: dict[str, Artifact], settings: Settings
+) -> None:
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"seed": 5})})
+    with pytest.raises(ModelError, match="run the features stage for this model"):
+        run_stage(BOOTSTRAP, sources, changed=other)

@@ -1,0 +1,109 @@
+"""The fine-tuning stage on images that are vectors, after a real bootstrap."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import TrainingError
+from storage.artifacts import Artifact
+from storage.fingerprint import FileHashes
+from tasks.models import base_reference, base_sources
+from tasks.stages.bootstrap import BOOTSTRAP
+from tasks.stages.finetune import FINETUNE
+
+Run = Callable[..., Artifact]
+
+
+@pytest.fixture
+def inputs(run_stage: Run, sources: dict[str, Artifact]) -> dict[str, Artifact]:
+    """All that fine-tuning reads."""
+    return {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
+
+
+def files(made: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in made.manifest.files.items()}
+
+
+def test_it_writes_release_log_and_sweep(run_stage: Run, inputs: dict[str, Artifact], tower: str) -> None:
+    made = run_stage(FINETUNE, inputs)
+    sweep = json.loads((made.path / "alpha_sweep.json").read_text())
+    assert [point["alpha"] for point in sweep["alphas"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert {"ao@10", "js@10", "text_to_image_recall@10"} <= set(sweep["alphas"][0])
+    assert all(0 <= value <= 100 for point in sweep["alphas"] for value in point.values())
+    best = max(sweep["alphas"], key=lambda point: point["ao@10"])
+    assert best["ao@10"] > sweep["alphas"][0]["ao@10"] and "ao@10" in sweep["rule"]
+    metrics = made.manifest.metrics
+    assert metrics["image_tower_hash_before"] == metrics["image_tower_hash_after"] == tower
+    assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
+    assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
+    assert f"bootstrap/{inputs['bootstrap'].fingerprint}" in (made.path / "release/README.md").read_text()
+
+
+def test_killed_and_gone_on_with_it_gives_the_same_files(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+) -> None:
+    often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
+    whole = files(run_stage(FINETUNE, inputs))
+    work = inputs["ingest"].path.parents[2] / "work/finetune" / ("e" * 32)
+    for lines in (1, 5, 9):
+        child = os.fork()
+        if child == 0:
+            run_stage(FINETUNE, inputs, "e" * 32, often)
+            os._exit(0)
+        _wait_for_lines(work / "out/training_log.jsonl", lines, child)
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert list((work / "scratch/checkpoints").glob("step-*"))
+    assert files(run_stage(FINETUNE, inputs, "e" * 32, often)) == whole
+
+
+def _wait_for_lines(path: Path, lines: int, child: int) -> None:
+    until = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT), "ended before it was killed"
+        assert time.monotonic() < until, "no step was taken"
+        time.sleep(0.005)
+
+
+def test_the_control_trains_on_captions_alone(run_stage: Run, inputs: dict[str, Artifact], settings: Settings) -> None:
+    control = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"texts": "captions"})})
+    paraphrased, captions = run_stage(FINETUNE, inputs), run_stage(FINETUNE, inputs, "c" * 32, control)
+    assert captions.manifest.metrics["steps"] == paraphrased.manifest.metrics["steps"]
+    assert files(captions)["training_log.jsonl"] != files(paraphrased)["training_log.jsonl"]
+
+
+def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    pq.write_table(pq.read_table(path).filter(pc.field("image_id") == "nowhere"), path)
+    with pytest.raises(TrainingError, match="0 rows of paraphrase_2 can be trained on"):
+        run_stage(FINETUNE, inputs)
+
+
+def test_two_rows_are_enough(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    pq.write_table(pq.read_table(path).slice(60, 12), path)
+    assert run_stage(FINETUNE, inputs).manifest.metrics["steps"] >= 1
+
+
+def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    assert base_reference(settings, inputs) == str(inputs["bootstrap"].path / "release")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    assert base_sources(settings, hashes) == {}
+    folder = inputs["bootstrap"].path / "release"
+    local = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{folder}"})})
+    assert base_reference(local, {}) == f"local-dir:{folder}"
+    assert FINETUNE.inputs(local) == ("ingest", "paraphrase_2", "features")
+    assert set(base_sources(local, hashes)) == {
+        "base/open_clip_config.json",
+        "base/open_clip_model.safetensors",
+    }
