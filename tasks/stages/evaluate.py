@@ -103,7 +103,7 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
 def _body(ctx: StageContext) -> dict[str, Any]:
     # Here, because torch takes seconds to import and a plan needs none of it.
     from paraclip_core.evaluation.candidate import Candidate
-    from tasks.stages.training_data import use_threads
+    from tasks.training.data import use_threads
 
     settings = ctx.settings
     use_threads(settings)
@@ -178,8 +178,7 @@ def _split(folder: Path, split: str) -> Captions:
     captions: list[str] = []
     for batch in iter_batches(folder, ["image_id", "caption", "split"]):
         table = pa.Table.from_batches([batch])
-        wanted = pc.and_(pc.equal(table["split"], split), pc.is_valid(table["image_id"]))
-        kept = table.filter(wanted)
+        kept = table.filter((pc.field("split") == split) & pc.field("image_id").is_valid())
         ids += kept["image_id"].to_pylist()
         captions += kept["caption"].to_pylist()
     return Captions(ids, captions, split)
