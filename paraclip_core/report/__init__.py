@@ -1,1 +1,1 @@
-"""report."""
+"""The report: one self-contained page about a run."""

@@ -1,0 +1,182 @@
+"""The report as one HTML file that needs nothing else: no script, no network, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from paraclip_core.report.data import Comparison, QueryPair, RejectGroup, ReportData
+from paraclip_core.report.plots import alpha_plot, loss_plot, validation_plot
+
+__all__ = ["render_report"]
+
+HEADLINES = ("ao@10", "js@10", "text_to_image_recall@10", "spearman")
+"""Metrics of the figures at the top of the page, first benchmark each."""
+
+NAMES = {
+    "ao@10": "AO@10",
+    "js@10": "JS@10",
+    "spearman": "Spearman",
+    "text_to_image_recall": "text → image recall",
+    "image_to_text_recall": "image → text recall",
+    "caption_text_to_image_recall": "caption → image recall",
+    "rewording_text_to_image_recall": "rewording → image recall",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart with the words under it."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class ListOfImages:
+    """A ranked list as it is drawn."""
+
+    model: str
+    side: str
+    images: Sequence[tuple[str, str, bool, bool]]
+    """Image id, CSS class, whether the model's other list has it too, whether it is the right one."""
+
+
+def render_report(data: ReportData) -> str:
+    """Fill the template.
+
+    Every text is escaped; a content security policy forbids scripts and network besides. Equal data gives equal bytes.
+
+    Returns:
+        The page, to be written as UTF-8.
+    """
+    environment = Environment(
+        loader=PackageLoader("paraclip_core.report", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        metric=_metric, percent=_percent, points=_points, share=_share, size=_size, duration=_duration, compact=_compact
+    )
+    classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
+    return environment.get_template("template.html").render(
+        data=data,
+        headlines=_headlines(data.comparison),
+        benchmarks=[(name, list(rows)) for name, rows in groupby(data.comparison, key=lambda row: row.benchmark)],
+        reach=_reach(data.comparison),
+        plots=_plots(data),
+        better=[(pair, _lists(pair, classes)) for pair in data.better],
+        worse=[(pair, _lists(pair, classes)) for pair in data.worse],
+        rejects=_by_stage(data.rejects),
+        funnel_top=max((count for _, count in data.funnel), default=1) or 1,
+        classes=classes,
+        thumbnails=_style_rules(data.thumbnails, classes),
+    )
+
+
+def _headlines(comparison: Sequence[Comparison]) -> list[Comparison]:
+    found = (next((row for row in comparison if row.metric == metric), None) for metric in HEADLINES)
+    return [row for row in found if row is not None]
+
+
+def _reach(comparison: Iterable[Comparison]) -> float:
+    """Half the width of the interval bars' common scale, in points."""
+    ends = [abs(end) for row in comparison for end in (row.low, row.high, row.delta) if end is not None]
+    return max(ends, default=1.0) or 1.0
+
+
+def _plots(data: ReportData) -> list[Plot]:
+    drawn: list[tuple[str | None, str]] = []
+    for training in data.trainings:
+        drawn.append((loss_plot(training), f"{training.name}: training loss"))
+        drawn.append((validation_plot(training), f"{training.name}: on training images that are left out"))
+    if data.alpha_sweep:
+        chosen = data.alpha_sweep.get("chosen")
+        drawn.append((alpha_plot(data.alpha_sweep), f"Interpolation with the base: α = {chosen} was chosen"))
+    # Safe because plots.py builds it from numbers and escaped names.
+    return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
+
+
+def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[ListOfImages]]:
+    """Both lists of each model, the base first."""
+    sides = {
+        "base": (pair.base_caption, pair.base_rewording),
+        "tuned": (pair.tuned_caption, pair.tuned_rewording),
+    }
+    return [
+        [
+            ListOfImages(
+                model,
+                side,
+                [(image, classes.get(image, "none"), image in set(other), image == pair.image_id) for image in images],
+            )
+            for side, images, other in (("caption", caption, rewording), ("rewording", rewording, caption))
+        ]
+        for model, (caption, rewording) in sides.items()
+    ]
+
+
+def _by_stage(rejects: Sequence[RejectGroup]) -> list[tuple[str, int, list[RejectGroup]]]:
+    stages = [(stage, list(groups)) for stage, groups in groupby(rejects, key=lambda group: group.stage)]
+    return [(stage, sum(g.count for g in groups), sorted(groups, key=lambda g: -g.count)) for stage, groups in stages]
+
+
+def _style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> Markup:
+    """Each picture once, as the background of its class, however often it is shown."""
+    rules = (
+        f".{classes[image_id]}{{background-image:url(data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})}}"
+        for image_id, jpeg in sorted(thumbnails.items())
+    )
+    return Markup("\n".join(rules))
+
+
+def _metric(name: str) -> str:
+    head, at, depth = name.partition("@")
+    if name in NAMES:
+        return NAMES[name]
+    return NAMES.get(head, head.replace("_", " ")) + at + depth
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _points(value: float | None) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
+
+
+def _share(value: float, reach: float) -> str:
+    """Place of a difference on the interval bar's scale, as a CSS percentage."""
+    return f"{50 + 50 * max(-1.0, min(1.0, value / reach)):.2f}%"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)

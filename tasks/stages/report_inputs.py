@@ -1,0 +1,257 @@
+"""What the report says, gathered from the artifacts of a run. Tables are streamed; only what is shown is kept."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.report.data import (
+    Comparison,
+    Licence,
+    ParaphraseSample,
+    QueryPair,
+    RejectGroup,
+    RejectSample,
+    ReportData,
+    StageRow,
+    Training,
+)
+from storage.artifacts import Artifact
+from storage.atomic import read_json
+from storage.parquet import count_rows, iter_batches
+from tasks.stage import input_path
+
+__all__ = ["gather"]
+
+log = logging.getLogger(__name__)
+
+Inputs = Mapping[str, Artifact]
+
+PAIRS = 4
+SAMPLES = 12
+REJECT_SAMPLES = 5
+SHOWN = 300
+"""Characters of an untrusted text that the page shows."""
+PAIR_COLUMNS = {
+    "group": "image_id",
+    "caption": "caption",
+    "rewording": "rewording",
+    "base_ao": "base_overlap",
+    "tuned_ao": "tuned_overlap",
+    "base_caption_top": "base_caption",
+    "base_rewording_top": "base_rewording",
+    "tuned_caption_top": "tuned_caption",
+    "tuned_rewording_top": "tuned_rewording",
+}
+
+
+def gather(settings: Settings, inputs: Inputs) -> ReportData:
+    """Read everything that the page shows.
+
+    Raises:
+        ArtifactError: an artifact lacks a file, or one cannot be read.
+    """
+    comparison = read_json(inputs["evaluate"].path / "comparison.json")
+    better, worse = _pairs(inputs["evaluate"].path / "per_query")
+    samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
+    shown = [image for pair in (*better, *worse) for image in _images(pair)]
+    shown += [sample.image_id for sample in samples if sample.image_id is not None]
+    return ReportData(
+        name=settings.name,
+        verdict=comparison["verdict"],
+        reasons=[comparison["reason"]],
+        comparison=[_comparison(row) for row in comparison["rows"]],
+        confidence=comparison["confidence"],
+        notes=comparison["notes"],
+        finetune=inputs["finetune"].fingerprint,
+        image_tower_before=inputs["finetune"].manifest.metrics.get("image_tower_hash_before", ""),
+        image_tower_after=inputs["finetune"].manifest.metrics.get("image_tower_hash_after", ""),
+        funnel=_funnel(inputs),
+        trainings=[_training(name, inputs[name]) for name in ("bootstrap", "finetune") if name in inputs],
+        alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
+        better=better,
+        worse=worse,
+        paraphrases=samples,
+        rejects=[*_ingest_rejects(inputs["ingest"]), *_step_rejects(inputs)],
+        stages=[_stage(artifact) for artifact in inputs.values()],
+        versions=_versions(inputs.values()),
+        licences=_licences(inputs),
+        thumbnails=_thumbnails(settings, inputs, set(shown)),
+    )
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison:
+    figures = {name: row[name] for name in ("base", "tuned", "delta", "low", "high")}
+    return Comparison(row["benchmark"], row["metric"], **figures, n=row["n"])
+
+
+def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in iter_batches(folder, columns, batch_rows=4096):
+        yield from batch.to_pylist()
+
+
+def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
+    """The pairs whose overlap rose most and fell most, of all benchmarks with pairs; ties go by the table's order."""
+
+    def changed(sign: int) -> Iterator[tuple[float, int, int, QueryPair]]:
+        for number, path in enumerate(sorted(folder.glob("*.parquet"))):
+            for index, row in enumerate(_rows(path, list(PAIR_COLUMNS))):
+                change = sign * (row["tuned_ao"] - row["base_ao"])
+                if change > 0:
+                    yield -change, number, index, QueryPair(**{PAIR_COLUMNS[k]: v for k, v in row.items()})
+
+    better, worse = (heapq.nsmallest(PAIRS, changed(sign), key=lambda entry: entry[:3]) for sign in (1, -1))
+    return [entry[3] for entry in better], [entry[3] for entry in worse]
+
+
+def _images(pair: QueryPair) -> list[str]:
+    lists = (pair.base_caption, pair.base_rewording, pair.tuned_caption, pair.tuned_rewording)
+    return [image for ranked in lists for image in ranked]
+
+
+def _paraphrases(folder: Path) -> list[ParaphraseSample]:
+    """Accepted paraphrases of different captions, drawn by the captions' hashes."""
+    columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
+    kept: dict[str, dict[str, Any]] = {}
+    for row in _rows(folder, columns):
+        other = kept.get(row["caption"])
+        if row["paraphrase_2"] is None or (other is not None and other["caption_id"] <= row["caption_id"]):
+            continue
+        kept[row["caption"]] = row
+        if len(kept) > 4 * SAMPLES:
+            first = heapq.nsmallest(SAMPLES, kept.items(), key=lambda item: item[1]["caption_id"])
+            kept = dict(first)
+    rows = sorted(kept.values(), key=lambda row: row["caption_id"])[:SAMPLES]
+    return [
+        ParaphraseSample(
+            row["image_id"],
+            _cut(row["caption"]),
+            _cut(row["paraphrase_1"]),
+            _cut(row["paraphrase_2"]),
+            row["similarity_1"],
+            row["similarity_2"],
+        )
+        for row in rows
+    ]
+
+
+def _ingest_rejects(ingest: Artifact) -> list[RejectGroup]:
+    rows = _rows(ingest.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"])
+    samples = (
+        (row["reason"], RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(_place(row) + row["detail"])))
+        for row in rows
+    )
+    return _groups("ingest", samples)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['source']}: " if row["source_row"] is None else f"{row['source']}, row {row['source_row']}: "
+
+
+def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
+    for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
+        rows = _rows(inputs[stage].path / "rejects", ["step", "reason", "detail", "input", "answer"])
+        samples = (
+            (
+                row["reason"],
+                RejectSample(_cut(row["input"]), _cut(row["detail"]), row["answer"] and _cut(row["answer"])),
+            )
+            for row in rows
+            if row["step"] == step
+        )
+        yield from _groups(f"paraphrase step {step}", samples)
+
+
+def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:
+    counts: Counter[str] = Counter()
+    samples: dict[str, list[RejectSample]] = {}
+    for reason, sample in rows:
+        counts[reason] += 1
+        kept = samples.setdefault(reason, [])
+        if len(kept) < REJECT_SAMPLES and sample not in kept:
+            kept.append(sample)
+    return [RejectGroup(stage, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _funnel(inputs: Inputs) -> list[tuple[str, int]]:
+    train = sum(row["split"] == "train" for row in _rows(inputs["ingest"].path / "captions", ["split"]))
+    accepted = count_rows(inputs["ingest"].path / "captions")
+    return [
+        ("rows read", accepted + count_rows(inputs["ingest"].path / "rejects")),
+        ("captions kept", accepted),
+        ("for training", train),
+        ("with paraphrase 1", count_rows(inputs["paraphrase_1"].path / "paraphrases")),
+        ("with both", count_rows(inputs["paraphrase_2"].path / "paraphrases")),
+    ]
+
+
+def _training(name: str, artifact: Artifact) -> Training:
+    path = artifact.path / "training_log.jsonl"
+    try:
+        return Training(name, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON lines ({error}); delete {artifact.path}") from error
+
+
+def _licences(inputs: Inputs) -> list[Licence]:
+    captions = Counter(row["licence"] for row in _rows(inputs["ingest"].path / "captions", ["licence"]))
+    trained = Counter(row["licence"] for row in _rows(inputs["paraphrase_2"].path / "paraphrases", ["licence"]))
+    return [Licence(name, captions[name], trained[name]) for name in sorted(captions | trained)]
+
+
+def _stage(artifact: Artifact) -> StageRow:
+    manifest = artifact.manifest
+    return StageRow(
+        manifest.stage,
+        manifest.fingerprint,
+        manifest.wall_seconds,
+        len(manifest.files),
+        manifest.size(),
+        manifest.inputs,
+        manifest.options,
+        manifest.metrics,
+    )
+
+
+def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """Every version that took part; mostly one for each package."""
+    found: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for package, version in artifact.manifest.versions.items():
+            found.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
+
+
+def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
+    """Thumbnails of the images that are still there; a page without one of them is better than none."""
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.report.thumbnails import thumbnail
+
+    root = inputs["scenes"].path if "scenes" in inputs else input_path(settings, ".")
+    members: dict[str, dict[str, str]] = {}
+    for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
+        if row["image_id"] in wanted and row["images"] and row["image_path"]:
+            members.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
+    found: dict[str, bytes] = {}
+    for images, names in sorted(members.items()):
+        try:
+            with ImageArchive(root / images) as archive:
+                for image_id, name in sorted(names.items()):
+                    try:
+                        found[image_id] = thumbnail(archive.open(name))
+                    except InputError as error:
+                        log.warning("no thumbnail of %s: %s", image_id, error)
+        except InputError as error:
+            log.warning("no thumbnails from %s: %s", images, error)
+    return found

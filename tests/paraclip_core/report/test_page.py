@@ -1,0 +1,131 @@
+"""The report page: what it shows, that every text stays text, and that its bytes depend on its data alone."""
+
+from __future__ import annotations
+
+import io
+from html.parser import HTMLParser
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from paraclip_core.report.data import (
+    Comparison,
+    Licence,
+    ParaphraseSample,
+    QueryPair,
+    RejectGroup,
+    RejectSample,
+    ReportData,
+    StageRow,
+    Training,
+)
+from paraclip_core.report.page import render_report
+from paraclip_core.report.thumbnails import thumbnail
+
+ROWS = (
+    Comparison("pairs", "ao@10", 29.04, 31.0, 1.96, 1.2, 2.7, 900),
+    Comparison("pairs", "text_to_image_recall@10", 54.0, 53.8, -0.2, -0.6, 0.2, 900),
+    Comparison("sts-b", "spearman", 60.0, 59.0, -1.0, -1.5, -0.5, 1379),
+    Comparison("other", "made_up@3", 1.0, 1.0, -0.001, None, None, None),
+)
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and texts of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def full(text: str) -> ReportData:
+    """Data with `text` wherever a text comes from outside."""
+    pair = QueryPair(text, text, text, 0.2, 0.6, [text, "b"], ["b"], [text], [text, "b"])
+    return ReportData(
+        name=text,
+        verdict="promote",
+        reasons=[text],
+        comparison=[Comparison(text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10)],
+        finetune=text,
+        notes=[text],
+        trainings=[Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])],
+        better=[pair],
+        paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
+        rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])],
+        stages=[StageRow(text, text, 1.0, 1, 1, {text: text}, {text: text}, {text: [text]})],
+        versions={text: text},
+        licences=[Licence(text, 1, 1)],
+        thumbnails={text: b"\xff\xd8"},
+    )
+
+
+def test_figures_are_shown_as_percentages_and_points() -> None:
+    page = render_report(ReportData("demo", "hold", ["it fell"], ROWS, "f" * 64))
+    text = " ".join(Reader(page).text)
+    assert "Hold: keep the base model" in text
+    assert "AO@10 · pairs" in text
+    for shown in ("29.0", "31.0", "+1.96", "+1.20 to +2.70", "−0.20", "−1.50 to −0.50", "made up@3", "0.00", "1379"):
+        assert shown in text
+    assert page.count('<tr class="up">') == 1
+    assert page.count('<tr class="down">') == 1
+
+
+def test_an_empty_run_still_has_a_page() -> None:
+    page = render_report(ReportData("demo", "hold", [], [], "f" * 64))
+    assert "Load the model" in page
+    assert "Provenance" not in page
+
+
+def test_a_picture_is_embedded_once_however_often_it_is_shown() -> None:
+    pair = QueryPair("a", "x", "y", 0.1, 0.2, ["a", "b"], ["b", "a"], ["a"], ["a"])
+    data = ReportData("demo", "hold", [], [], "f", better=[pair], worse=[pair], thumbnails={"a": b"AAA", "b": b"BBB"})
+    page = render_report(data)
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert page.count('class="thumb t0') == 8
+
+
+def test_an_image_without_thumbnail_leaves_its_place_empty() -> None:
+    pair = QueryPair("a", "x", "y", 0.1, 0.2, ["a"], ["a"], ["a"], ["a"])
+    assert "thumb none shared right" in render_report(ReportData("demo", "hold", [], [], "f", better=[pair]))
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=60))
+@settings(max_examples=30, deadline=None)
+def test_any_text_stays_text(text: str) -> None:
+    plain, hostile = Reader(render_report(full("plain"))), Reader(render_report(full(text)))
+    assert hostile.tags == plain.tags
+    assert hostile.attributes == plain.attributes
+    assert text in hostile.text
+
+
+def test_markup_in_texts_adds_no_element_and_no_attribute() -> None:
+    for text in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; }</style><b>", "{{ 7*7 }}"):
+        page = Reader(render_report(full(text)))
+        assert not page.tags & {"script", "img", "b"} - {"b"}
+        assert "onerror" not in page.attributes
+        assert text in page.text
+
+
+def test_equal_data_gives_equal_bytes() -> None:
+    assert render_report(full("a dog")) == render_report(full("a dog"))
+
+
+def test_a_thumbnail_is_a_small_square_jpeg_without_metadata() -> None:
+    image = Image.effect_noise((640, 360), 60).convert("RGB")
+    content = thumbnail(image)
+    with Image.open(io.BytesIO(content)) as small:
+        assert (small.format, small.size) == ("JPEG", (112, 112))
+        assert "exif" not in small.info
+    assert len(content) < 12_000
