@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                 yield file
     except EOFError as error:
         raise InputError(f"{path} is cut short: its gzip stream has no end; fetch it again") from error
+    except zlib.error as error:
+        raise InputError(f"{path} is damaged: its gzip stream cannot be unpacked ({error}); fetch it again") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 

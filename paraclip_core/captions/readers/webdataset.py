@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,18 @@ __all__ = ["read_webdataset"]
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "text", "caption"})
+READ = TEXTS | {"json"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of the tar; its data only where they are wanted and not too large."""
+
+    name: str
+    key: str
+    extension: str
+    size: int
+    data: bytes | None
 
 
 @dataclass(slots=True)
@@ -77,61 +90,62 @@ def _first(record: dict[str, Any], names: tuple[str | None, ...]) -> Any:
 
 def _samples(path: Path) -> Iterator[_Sample]:
     sample: _Sample | None = None
-    for tar, member in _members(path):
-        name = PurePosixPath(member.name)
-        stem, _, extension = name.name.partition(".")
-        key = str(name.with_name(stem)) if stem else ""
-        if not key:
-            continue
-        if sample is None or sample.key != key:
+    for member in _members(path):
+        if sample is None or sample.key != member.key:
             if sample is not None:
                 yield sample
-            sample = _Sample(key)
-        _take(sample, tar, member, extension.lower())
+            sample = _Sample(member.key)
+        _take(sample, member)
     if sample is not None:
         yield sample
 
 
-def _take(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-    if extension in IMAGES:
+def _take(sample: _Sample, member: _Member) -> None:
+    if member.extension in IMAGES:
         sample.image = member.name
-    elif extension in TEXTS or extension == "json":
-        file = tar.extractfile(member) if member.size <= LONGEST_RECORD else None
-        if file is None:
-            sample.problem = f".{extension} has {member.size} bytes, at most {LONGEST_RECORD} are read"
-            return
-        raw = file.read()
-        if len(raw) != member.size:
-            raise tarfile.ReadError("unexpected end of data")
-        if extension in TEXTS:
-            sample.text = decode(raw)
-            return
+    elif member.extension in READ and member.data is None:
+        sample.problem = f".{member.extension} has {member.size} bytes, at most {LONGEST_RECORD} are read"
+    elif member.extension in TEXTS and member.data is not None:
+        sample.text = decode(member.data)
+    elif member.data is not None:
         try:
-            record = json.loads(decode(raw))
+            record = json.loads(decode(member.data))
         except (ValueError, RecursionError) as error:
             sample.problem = f".json is not JSON: {error}"
-            return
-        if isinstance(record, dict):
-            sample.record = record
+        else:
+            sample.record = record if isinstance(record, dict) else {}
 
 
-def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(path: Path) -> Iterator[_Member]:
     """Every file of a tar in order, in constant memory, with a check that the tar has its end."""
     try:
         with tarfile.open(path, "r:*") as tar:
-            while (member := tar.next()) is not None:
+            while (info := tar.next()) is not None:
                 # The list of members would grow with the archive; nothing here looks members up by name.
                 cast(Any, tar).members.clear()
-                if member.isreg():
-                    yield tar, member
+                member = _member(tar, info)
+                if member is not None:
+                    yield member
             end = tar.offset
         _check_end(path, end)
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read as a tar, it is damaged or cut short: {error}; fetch it again"
         ) from error
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member | None:
+    """A regular file with a name, None for anything else."""
+    name = PurePosixPath(info.name)
+    stem, _, extension = name.name.partition(".")
+    if not info.isreg() or not stem:
+        return None
+    extension = extension.lower()
+    wanted = extension in READ and info.size <= LONGEST_RECORD
+    file = tar.extractfile(info) if wanted else None
+    return _Member(info.name, str(name.with_name(stem)), extension, info.size, None if file is None else file.read())
 
 
 def _check_end(path: Path, end: int) -> None:

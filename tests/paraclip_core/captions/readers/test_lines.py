@@ -1,0 +1,195 @@
+"""Text files line by line: CSV, TSV, JSONL and plain text."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.captions.readers.delimited import read_csv, read_tsv
+from paraclip_core.captions.readers.jsonl import read_jsonl
+from paraclip_core.captions.readers.rows import LONGEST_RECORD, RowBatch
+from paraclip_core.captions.readers.text import read_text
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import InputError
+
+OPTIONS = SourceOptions(path="x")
+
+
+def write(folder: Path, data: bytes | str) -> Path:
+    path = folder / "rows"
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def first(batches: object) -> RowBatch:
+    return next(iter(batches), RowBatch())  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
+    return [(reject.row, reject.reason) for reject in batch.rejects]
+
+
+def test_tsv_without_header_as_conceptual_captions(tmp_path: Path) -> None:
+    batch = first(read_tsv(write(tmp_path, 'a "dog" , yes\thttp://a/1.jpg\n"a cat\thttps://b\n'), OPTIONS))
+    assert batch.captions == ['a "dog" , yes', '"a cat']
+    assert batch.image_ids == ["http://a/1.jpg", "https://b"]
+    assert batch.rows == [1, 2]
+
+
+def test_tsv_with_the_image_first(tmp_path: Path) -> None:
+    batch = first(read_tsv(write(tmp_path, "100 a.jpg#0\ta dog\n100 a.jpg#1\ta cat\n"), OPTIONS))
+    assert (batch.captions, batch.image_ids) == (["a dog", "a cat"], ["100 a.jpg#0", "100 a.jpg#1"])
+
+
+def test_real_conceptual_captions(data_root: Path) -> None:
+    batches = list(read_tsv(data_root / "cc3m" / "Validation_GCC-1.1.0-Validation.tsv", OPTIONS))
+    assert sum(map(len, batches)) == 15_833
+    assert not any(batch.rejects for batch in batches)
+    assert all(image is not None and image.startswith("http") for batch in batches for image in batch.image_ids)
+
+
+def test_csv_with_header_quotes_and_line_breaks(tmp_path: Path) -> None:
+    text = '\ufeffimage,caption,split\r\n1.jpg,"a ""dog"",\non a beach",val\r\n\r\n2.jpg,a cat\r\n3.jpg,a fox,test\r\n'
+    batch = first(read_csv(write(tmp_path, text), OPTIONS))
+    assert batch.captions == ['a "dog",\non a beach', "a fox"]
+    assert (batch.image_ids, batch.splits, batch.rows) == (["1.jpg", "3.jpg"], ["val", "test"], [2, 6])
+    assert rejects(batch) == [(4, "empty"), (5, "missing_field")]
+
+
+def test_columns_by_number(tmp_path: Path) -> None:
+    options = SourceOptions(path="x", columns=ColumnNames(caption="2", image="0"))
+    batch = first(read_csv(write(tmp_path, "1,x,a dog\n2,y,a cat\n"), options))
+    assert (batch.captions, batch.image_ids, batch.rows) == (["a dog", "a cat"], ["1", "2"], [1, 2])
+
+
+def test_one_column_without_header(tmp_path: Path) -> None:
+    assert first(read_csv(write(tmp_path, "a dog\na cat\n"), OPTIONS)).captions == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize("text", ["a,b,c\n", "a dog,a cat\n", "1.jpg,2.jpg\n"])
+def test_a_caption_column_that_cannot_be_guessed(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"no header that names a caption.*columns\.caption"):
+        first(read_csv(write(tmp_path, text), OPTIONS))
+
+
+def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
+    options = SourceOptions(path="x", columns=ColumnNames(caption="captoin"))
+    with pytest.raises(InputError, match=r"no column 'captoin'.*'image', 'caption'"):
+        first(read_csv(write(tmp_path, "image,caption\n1,a dog\n"), options))
+    with pytest.raises(InputError, match=r"no column '5'.*'0', '1'"):
+        first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
+
+
+def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
+        list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
+
+
+def test_a_caption_of_a_megabyte_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "caption\n" + "x" * 1_000_000 + "\n")
+    assert len(first(read_csv(path, OPTIONS)).captions[0]) == 1_000_000
+    assert len(first(read_tsv(path, OPTIONS)).captions[0]) == 1_000_000
+
+
+def test_an_endless_line_is_rejected_without_being_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, b"caption\na dog\n" + b"x" * (2 * LONGEST_RECORD + 5) + b"\na cat\n")
+    for reader in (read_tsv, read_text, read_jsonl):
+        options = OPTIONS
+        if reader is read_jsonl:
+            path = write(tmp_path, b'{"text": "a dog"}\n' + b"x" * (LONGEST_RECORD + 5) + b'\n{"text": "a cat"}\n')
+        batches = list(reader(path, options))
+        captions = [caption for batch in batches for caption in batch.captions]
+        assert captions[-2:] == ["a dog", "a cat"]
+        assert len([reject for batch in batches for reject in batch.rejects]) == 1
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path, b"caption,image\ncaf\xe9,1\na dog,2\n")
+    assert first(read_csv(path, OPTIONS)).captions == ["caf\udce9", "a dog"]
+    path = write(tmp_path, b'{"caption": "caf\xe9"}\n{"caption": "\\ud800"}\n')
+    assert first(read_jsonl(path, OPTIONS)).captions == ["caf\udce9", "\ud800"]
+    with pytest.raises(InputError, match="UTF-16, expected UTF-8; convert"):
+        first(read_text(write(tmp_path, "a dog".encode("utf-16")), OPTIONS))
+
+
+def test_gzip(tmp_path: Path) -> None:
+    packed = gzip.compress(b"a dog\n" * 10_000 + bytes(range(65, 91)) * 50)
+    path = write(tmp_path, packed)
+    assert first(read_text(path, OPTIONS)).captions[0] == "a dog"
+    with pytest.raises(InputError, match="cut short"):
+        list(read_text(write(tmp_path, packed[:-20]), OPTIONS))
+    with pytest.raises(InputError, match="damaged"):
+        list(read_text(write(tmp_path, packed[:40] + b"\xff" * 40 + packed[80:]), OPTIONS))
+    with pytest.raises(InputError, match="cannot read"):
+        list(read_text(write(tmp_path, packed[:-8] + b"\x00" * 8), OPTIONS))
+
+
+def test_text(tmp_path: Path) -> None:
+    batch = first(read_text(write(tmp_path, "\ufeffa dog\r\n\n<b>cat</b>, ignore the above"), OPTIONS))
+    assert batch.captions == ["a dog", "", "<b>cat</b>, ignore the above"]
+    assert (batch.rows, batch.image_ids) == ([1, 2, 3], [None, None, None])
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [
+        '{"image_id": "a", "image": "images/a.png", "caption": "a dog", "split": "val", "licence": "CC0"}',
+        "",
+        '{"image": "b.jpg", "captions": ["a cat", "one cat", 5]}',
+        '{"image": 7, "text": "a fox"}',
+        '{"image": "c.jpg"}',
+        '{"image": [], "text": "a cow"}',
+        '["no", "object"]',
+        "{broken",
+        '{"caption": null}',
+    ]
+    batch = first(read_jsonl(write(tmp_path, "\n".join(lines)), OPTIONS))
+    assert batch.captions == ["a dog", "a cat", "one cat", "a fox"]
+    assert batch.image_ids == ["a", "b.jpg", "b.jpg", "7"]
+    assert batch.image_paths == ["images/a.png", "b.jpg", "b.jpg", "7"]
+    assert batch.rows == [1, 3, 3, 4]
+    assert (batch.splits[0], batch.licences[0]) == ("val", "CC0")
+    assert rejects(batch) == [
+        (3, "wrong_type"), (5, "missing_field"), (6, "wrong_type"), (7, "wrong_type"), (8, "bad_json"),
+        (9, "missing_field"),
+    ]  # fmt: skip
+
+
+def test_an_array_of_objects(tmp_path: Path) -> None:
+    batch = first(read_jsonl(write(tmp_path, ' [{"image": "1", "caption": "a dog"},\n {"caption": "x"}]'), OPTIONS))
+    assert (batch.captions, batch.rows) == (["a dog", "x"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ('{"alt": "a dog", "src": "1"}\n', ColumnNames(), "none of the columns caption.*'alt', 'src'"),
+        ('{"alt": "a dog", "src": "1"}\n', ColumnNames(caption="txt"), "no column 'txt'.*'alt', 'src'"),
+        ('{"caption": "a dog"}\n', ColumnNames(image="pic"), "no column 'pic'.*'caption'"),
+        ("a dog\na cat\n", ColumnNames(), "line 1 of .* is not JSON"),
+        ("[1, 2", ColumnNames(), "not valid JSON"),
+    ],
+)
+def test_jsonl_with_other_fields(tmp_path: Path, text: str, columns: ColumnNames, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(read_jsonl(write(tmp_path, text), SourceOptions(path="x", columns=columns)))
+
+
+FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
+
+
+@given(st.lists(st.tuples(FIELD, FIELD), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_csv_reads_what_csv_writes(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows([("caption", "image"), *rows])
+    path = write(tmp_path_factory.mktemp("csv"), buffer.getvalue())
+    batch = first(read_csv(path, OPTIONS))
+    expected = [caption.replace("\r\n", "\n") for caption, _ in rows]
+    assert [caption.replace("\r\n", "\n") for caption in batch.captions] == expected
+    assert not batch.rejects

@@ -1,0 +1,113 @@
+"""Parquet sources: LAION's and img2dataset's columns, bad rows and bad files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.captions.readers.parquet import read_parquet
+from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import InputError
+
+OPTIONS = SourceOptions(path="x")
+
+
+def write(folder: Path, **columns: pa.Array | list) -> Path:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def one(path: Path, options: SourceOptions = OPTIONS) -> RowBatch:
+    (batch,) = read_parquet(path, options)
+    return batch
+
+
+def test_laion_columns(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, URL=["http://a", "http://b"], TEXT=["a dog", "a cat"], LICENSE=["?", "CC0"], NSFW=["NO", "NO"]
+    )
+    batch = one(path)
+    assert batch.captions == ["a dog", "a cat"]
+    assert batch.image_ids == ["http://a", "http://b"]
+    assert batch.licences == ["?", "CC0"]
+    assert batch.splits == [None, None]
+    assert batch.rows == [0, 1]
+
+
+def test_img2dataset_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, url=["http://a"], caption=["a dog"], key=["000000000"], status=["success"])
+    assert one(path).image_ids == ["000000000"]
+
+
+def test_columns_of_the_user(tmp_path: Path) -> None:
+    path = write(tmp_path, words=["a dog"], pic=[7], of=["val"], terms=pa.array(["CC0"]).dictionary_encode())
+    names = ColumnNames(caption="words", image="pic", split="of", licence="terms")
+    batch = one(path, SourceOptions(path="x", columns=names))
+    assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog"], ["7"], ["7"])
+    assert (batch.splits, batch.licences) == (["val"], ["CC0"])
+
+
+def test_lists_of_captions_and_nulls(tmp_path: Path) -> None:
+    path = write(tmp_path, caption=[["a dog", "one dog"], None, ["a cat"]], image=["1", "2", "3"])
+    batch = one(path)
+    assert batch.captions == ["a dog", "one dog", "a cat"]
+    assert batch.image_ids == ["1", "1", "3"]
+    assert batch.rows == [0, 0, 2]
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field")]
+
+
+def test_bytes_that_are_not_utf8_cost_one_row(tmp_path: Path) -> None:
+    raw = pa.array([b"a dog", b"caf\xe9 table", "ünïcode".encode()])
+    path = write(tmp_path, TEXT=pa.Array.from_buffers(pa.string(), 3, raw.buffers()))
+    assert one(path).captions == ["a dog", "caf\udce9 table", "ünïcode"]
+
+
+def test_rows_go_on_counting_over_batches(tmp_path: Path) -> None:
+    path = write(tmp_path, caption=[f"caption {n}" for n in range(20_000)])
+    rows = [row for batch in read_parquet(path, OPTIONS) for row in batch.rows]
+    assert rows == list(range(20_000))
+
+
+def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
+    path = write(tmp_path, caption=["a dog"], picture=["1"])
+    with pytest.raises(InputError, match=r"no column 'TXT'.*columns\.caption.*'caption', 'picture'"):
+        one(path, SourceOptions(path="x", columns=ColumnNames(caption="TXT")))
+
+
+def test_no_caption_column(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of the columns caption, TEXT.*'picture'"):
+        one(write(tmp_path, picture=["1"]))
+
+
+def test_a_column_of_the_wrong_type(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'caption' .* has type double, expected text"):
+        one(write(tmp_path, caption=[1.5]))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -5])
+def test_a_damaged_file(tmp_path: Path, keep: int) -> None:
+    path = write(tmp_path, caption=["a dog"] * 100)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"rows\.parquet cannot be read as Parquet, it is damaged or cut short"):
+        list(read_parquet(path, OPTIONS))
+
+
+def test_a_damaged_page(tmp_path: Path) -> None:
+    path = write(tmp_path, caption=[f"caption {n}" for n in range(5000)])
+    raw = bytearray(path.read_bytes())
+    raw[4:400] = b"\xff" * 396
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        list(read_parquet(path, OPTIONS))
+
+
+def test_real_rows(data_root: Path) -> None:
+    batches = list(read_parquet(data_root / "laion_sample" / "test_10000.parquet", OPTIONS))
+    assert sum(map(len, batches)) == 10_000
+    assert batches[0].image_ids[0] is not None
+    assert not any(batch.rejects for batch in batches)

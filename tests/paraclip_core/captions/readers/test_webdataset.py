@@ -1,0 +1,123 @@
+"""Webdataset tars: samples, names that try to lead out, and tars that are cut short."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.readers.webdataset import read_webdataset
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import InputError
+
+OPTIONS = SourceOptions(path="x")
+
+
+def write(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:  # pyright: ignore[reportArgumentType, reportCallIssue]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def one(path: Path, options: SourceOptions = OPTIONS) -> RowBatch:
+    (batch,) = read_webdataset(path, options)
+    return batch
+
+
+SAMPLES = {
+    "000000000.jpg": b"\xff\xd8" + b"x" * 3000,
+    "000000000.txt": b"a dog on a beach",
+    "000000000.json": json.dumps({"caption": "other", "key": "000000000", "license": "CC0", "split": "val"}).encode(),
+    "000000001.json": json.dumps({"caption": "two cats", "url": "http://b"}).encode(),
+    "000000001.png": b"png",
+    "sub/000000002.webp": b"webp",
+    "sub/000000002.txt": "café".encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("pax.tar", "w")])
+def test_samples(tmp_path: Path, name: str, mode: str) -> None:
+    batch = one(write(tmp_path / name, SAMPLES, mode))
+    assert batch.captions == ["a dog on a beach", "two cats", "caf\udce9"]
+    assert batch.image_ids == ["000000000", "000000001", "sub/000000002"]
+    assert batch.image_paths == ["000000000.jpg", "000000001.png", "sub/000000002.webp"]
+    assert batch.licences == ["CC0", None, None]
+    assert batch.splits == ["val", None, None]
+    assert batch.rows == [0, 1, 2]
+
+
+def test_another_field_of_the_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", {"1.json": b'{"alt": "a dog", "caption": "no"}', "1.txt": b"no"})
+    assert one(path, SourceOptions(path="x", columns=ColumnNames(caption="alt"))).captions == ["a dog"]
+
+
+def test_bad_members_cost_one_row(tmp_path: Path) -> None:
+    members = {
+        "1.txt": b"a dog",
+        "2.json": b"{not json",
+        "3.jpg": b"x",
+        "4.txt": b"x" * (17 << 20),
+        "5.json": b'{"caption": 7}',
+        "6.json": b"[1]",
+    }
+    batch = one(write(tmp_path / "a.tar", members))
+    assert batch.captions == ["a dog"]
+    reasons = [(reject.row, reject.reason) for reject in batch.rejects]
+    assert reasons == [
+        (1, "bad_member"), (2, "missing_field"), (3, "bad_member"), (4, "wrong_type"), (5, "missing_field")
+    ]  # fmt: skip
+
+
+def test_names_are_only_keys(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    members = {"../../evil.jpg": b"x", "../../evil.txt": b"a dog", "/etc/passwd.txt": b"a cat"}
+    link = tarfile.TarInfo("link.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    path = write(inside / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    batch = one(path)
+    assert batch.image_ids == ["../../evil", "/etc/passwd"]
+    assert batch.image_paths == ["../../evil.jpg", None]
+    assert batch.captions == ["a dog", "a cat"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("blocks", range(1, 16))
+def test_a_tar_cut_short_anywhere_is_an_error(tmp_path: Path, blocks: int) -> None:
+    whole = write(tmp_path / "a.tar", SAMPLES).read_bytes()
+    cut = tmp_path / "cut.tar"
+    for size in (512 * blocks, 512 * blocks + 100):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"cut\.tar cannot be read as a tar, it is damaged or cut short"):
+            list(read_webdataset(cut, OPTIONS))
+
+
+def test_a_packed_tar_cut_short(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar.gz", SAMPLES, "w:gz")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        list(read_webdataset(path, OPTIONS))
+
+
+def test_garbage_in_the_middle(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", SAMPLES)
+    raw = bytearray(path.read_bytes())
+    raw[512 * 7 : 512 * 8] = b"\x07" * 512
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="damaged or cut short"):
+        list(read_webdataset(path, OPTIONS))
+
+
+def test_a_tar_of_images_alone(data_root: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no caption among its 33 keys.*data\.sources\[\]\.images"):
+        list(read_webdataset(data_root / "coco" / "coco_val2017_mini.tar", OPTIONS))

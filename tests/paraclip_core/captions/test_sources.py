@@ -1,0 +1,98 @@
+"""Which files stand behind a source, and which format each has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.captions.readers.registry import detect
+from paraclip_core.captions.sources import expand
+from paraclip_core.config import SourceOptions
+from paraclip_core.errors import ConfigError, InputError
+
+KARPATHY = json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog"}]}]})
+COCO = json.dumps({"info": {}, "annotations": [], "images": []})
+
+
+def names(root: Path, **options: str) -> list[tuple[str, str, str | None]]:
+    return [(f.name, f.form, f.images) for f in expand(root, [SourceOptions.model_validate(options)])]
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    files = {
+        "b/00001.tar": "", "b/00001.parquet": "", "b/00001_stats.json": "{}", "a.csv": "", "z.jsonl.gz": "",
+        "README.txt": "", "LICENSE": "", "notes.txt": "", ".hidden/x.csv": "", "b/pic.jpg": "", "images.tar": "",
+        "images/x.csv": "",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text(text)
+    assert names(tmp_path, path="data", images="data/images.tar") == [
+        ("data/a.csv", "csv", "data/images.tar"),
+        ("data/b/00001.tar", "webdataset", "data/images.tar"),
+        ("data/images/x.csv", "csv", "data/images.tar"),
+        ("data/z.jsonl.gz", "jsonl", "data/images.tar"),
+    ]
+    assert ("data/images/x.csv", "csv", "data/images") not in names(tmp_path, path="data", images="data/images")
+    assert names(tmp_path, path="data", format="text")[0][0] == "data/README.txt"
+    assert names(tmp_path, path="data", format="parquet") == [("data/b/00001.parquet", "parquet", None)]
+
+
+def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "readme.txt"):
+        (tmp_path / name).write_text("a dog")
+    assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
+
+
+def test_a_webdataset_holds_its_own_images(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_text("")
+    assert names(tmp_path, path="./0.tar") == [("0.tar", "webdataset", "0.tar")]
+
+
+def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert names(tmp_path, path="nope.csv") == [("nope.csv", "unknown", None)]
+    assert names(tmp_path, path="empty") == [("empty", "unknown", None)]
+    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
+        expand(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form"),
+    [
+        ("a.json", KARPATHY, "karpathy"),
+        ("a.json", COCO, "coco"),
+        ("a.json", '{"caption": "a"}\n{"caption": "b"}\n', "jsonl"),
+        ("a.json", '[{"caption": "a"}]', "jsonl"),
+        ("rows", KARPATHY, "karpathy"),
+        ("A.TSV", "", "tsv"),
+        ("a.csv.gz", "", "csv"),
+        ("captions.txt", "", "text"),
+    ],
+)
+def test_detection(tmp_path: Path, name: str, text: str, form: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert detect(path) == form
+
+
+def test_detection_by_first_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "rows")
+    assert detect(tmp_path / "rows") == "parquet"
+    (tmp_path / "what").write_text("a dog\n")
+    with pytest.raises(InputError, match=r"cannot tell the format .* set data\.sources\[\]\.format"):
+        detect(tmp_path / "what")
+    (tmp_path / "x.json").write_text('{"a":\n 1\n}')
+    with pytest.raises(InputError, match="neither Karpathy's"):
+        detect(tmp_path / "x.json")
+
+
+def test_real_files(data_root: Path) -> None:
+    assert detect(data_root / "coco" / "captions_val2017.json") == "coco"
+    assert detect(data_root / "flickr8k" / "dataset_flickr8k.json") == "karpathy"
+    found = names(data_root, path="flickr8k", images="flickr8k/images_128.tar")
+    assert found == [("flickr8k/dataset_flickr8k.json", "karpathy", "flickr8k/images_128.tar")]

@@ -1,0 +1,87 @@
+"""Parquet parts: whole, bounded, and the same bytes however the batches are cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.errors import ArtifactError
+from storage.parquet import PartWriter, count_rows, iter_batches, parts, read_table, write_table
+
+SCHEMA = pa.schema([pa.field("n", pa.int64()), pa.field("text", pa.string())])
+
+
+def rows(start: int, stop: int) -> pa.RecordBatch:
+    values = list(range(start, stop))
+    return pa.record_batch([pa.array(values, pa.int64()), pa.array([f"row {n}" for n in values])], schema=SCHEMA)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@given(st.lists(st.integers(0, 40), max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_equal_rows_give_equal_bytes(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
+    whole = PartWriter(one, SCHEMA, rows=25)
+    whole.write(rows(0, sum(cuts)))
+    whole.close()
+    pieces, start = PartWriter(many, SCHEMA, rows=25), 0
+    for cut in cuts:
+        pieces.write(rows(start, start + cut))
+        start += cut
+    pieces.close()
+    assert contents(one) == contents(many)
+    assert pieces.rows_written == sum(cuts) == count_rows(many)
+    assert read_table(many)["n"].to_pylist() == list(range(sum(cuts)))
+
+
+def test_part_names_and_sizes(tmp_path: Path) -> None:
+    writer = PartWriter(tmp_path, SCHEMA, stem="x", rows=10)
+    writer.write(rows(0, 25))
+    assert [path.name for path in parts(tmp_path)] == ["x-00000.parquet", "x-00001.parquet"]
+    writer.close()
+    assert [count_rows(path) for path in parts(tmp_path)] == [10, 10, 5]
+
+
+def test_a_writer_without_rows_leaves_the_schema(tmp_path: Path) -> None:
+    PartWriter(tmp_path, SCHEMA).close()
+    assert read_table(tmp_path).schema == SCHEMA
+    assert read_table(tmp_path, ["text"]).column_names == ["text"]
+
+
+def test_batches_of_chosen_columns(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", pa.Table.from_batches([rows(0, 100)]))
+    write_table(tmp_path / "b.parquet", pa.Table.from_batches([rows(100, 110)]))
+    batches = list(iter_batches(tmp_path, ["n"], batch_rows=64))
+    assert [batch.num_rows for batch in batches] == [64, 36, 10]
+    assert batches[0].schema.names == ["n"]
+    assert read_table(tmp_path / "b.parquet")["n"].to_pylist() == list(range(100, 110))
+
+
+@pytest.mark.parametrize("keep", [0, 10, -3])
+def test_a_damaged_part_is_named(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.parquet"
+    write_table(path, pa.Table.from_batches([rows(0, 100)]))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"a\.parquet cannot be read as Parquet"):
+        list(iter_batches(tmp_path))
+
+
+def test_a_folder_without_parts(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no Parquet file in"):
+        parts(tmp_path)
+
+
+def test_no_temporary_is_left(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        write_table(blocked / "a.parquet", SCHEMA.empty_table())
+    write_table(tmp_path / "sub" / "a.parquet", SCHEMA.empty_table())
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.parquet"]
