@@ -21,12 +21,6 @@ FAKES = Path(__file__).parent / "fakes"
 OK, TROUBLE = "fake_stages:STAGES", "fake_stages:TROUBLE"
 
 
-@pytest.fixture(autouse=True)
-def _fakes_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FAKES))
-    monkeypatch.setenv("PYTHONPATH", str(FAKES))
-
-
 def draft(stage: str) -> Draft:
     return Draft(stage, "0123abcd", 1, {}, {})
 

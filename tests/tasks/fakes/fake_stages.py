@@ -17,7 +17,7 @@ from tasks.stage import Stage, StageContext
 def _finish(context: StageContext) -> dict[str, Any]:
     for step in range(3):
         context.progress(step + 1, 3, loss=0.5 / (step + 1))
-        time.sleep(0.3)
+        time.sleep(0.03)
     texts = [artifact.path.joinpath("made.txt").read_text() for artifact in context.inputs.values()]
     (context.work.out / "made.txt").write_text("".join([*texts, "x"]))
     return {"rows": 3, "pid": os.getpid(), "prefect": "prefect" in sys.modules}

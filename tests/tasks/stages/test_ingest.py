@@ -1,0 +1,241 @@
+"""The ingest stage: artifact, metrics, resuming after a kill, fingerprints, memory."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core import tables
+from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.fingerprint import FileHashes
+from storage.parquet import read_table
+from tasks.stage import carry_out
+from tasks.stages.ingest import INGEST, scan
+
+WORDS = ["a", "dog", "cat", "on", "the", "beach", "with", "red", "ball", "man", "woman", "rides", "bike", "near", "old", "house", "in", "snow", "under", "blue", "sky"]
+
+
+def settings_of(root: Path, *paths: str, **options: Any) -> Settings:
+    sources = tuple(SourceOptions(path=path, images="images.tar") for path in paths)
+    return Settings(data=DataOptions(root=str(root), sources=sources, **options))
+
+
+def ingest(settings: Settings, store: ArtifactStore, **inputs: Artifact) -> Artifact:
+    draft = Draft("ingest", "f" * 32, INGEST.version, {}, dict(INGEST.options(settings)))
+    return carry_out(INGEST, draft, settings, store, inputs)
+
+
+def contents(artifact: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+
+
+def web_rows(count: int, start: int = 0) -> Iterator[dict[str, str]]:
+    """Rows like LAION's: one in ten has an accent, one in twenty is too long, one in fifty comes twice."""
+    for n in range(start, start + count):
+        words = [WORDS[(n * 7 + k * (n % 11 + 1)) % len(WORDS)] for k in range(20 if n % 20 == 3 else 4 + n % 9)]
+        tail = f"é{n}" if n % 10 == 1 else f"n{n - n % 50}" if n % 50 == 1 else f"n{n}"
+        yield {"URL": f"http://example.org/{n}.jpg", "TEXT": " ".join([*words, tail])}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four source files of different formats with 3,000 rows each."""
+    data = tmp_path / "data"
+    data.mkdir()
+    pq.write_table(pa.Table.from_pylist(list(web_rows(3000))), data / "a.parquet")
+    with (data / "b.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in web_rows(3000, 2900))
+    with (data / "c.tsv").open("w") as file:
+        file.writelines(f"{row['TEXT']}\t{row['URL']}\n" for row in web_rows(3000, 6000))
+    (data / "d.txt").write_text("\n".join(row["TEXT"] for row in web_rows(3000, 9000)) + "\n\xad")
+    return data
+
+
+def test_the_artifact(folder: Path, tmp_path: Path) -> None:
+    artifact = ingest(settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs"))
+    captions, rejects = read_table(artifact.path / "captions"), read_table(artifact.path / "rejects")
+    metrics = artifact.manifest.metrics
+    assert captions.schema.equals(tables.CAPTIONS)
+    assert rejects.schema.equals(tables.REJECTS)
+    assert (metrics["accepted"], metrics["files"]) == (captions.num_rows, 4)
+    assert metrics["read"] == captions.num_rows + rejects.num_rows == 12_001
+    assert sum(metrics["rejected"].values()) == rejects.num_rows
+    assert metrics["rejected"]["duplicate"] >= 90
+    assert metrics["splits"] == {"train": captions.num_rows}
+    assert metrics["images"] == len(set(captions["image_id"].to_pylist()) - {None})
+    assert len(set(captions["caption_id"].to_pylist())) == captions.num_rows
+    assert sorted(artifact.manifest.files)[:2] == [
+        "captions/part-000000-00000.parquet",
+        "captions/part-000001-00000.parquet",
+    ]
+
+
+def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
+    settings, store = settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs")
+    scanned = pa.Table.from_batches(scan(settings, store), tables.CAPTIONS)
+    assert not store.root.exists()
+    artifact = ingest(settings, store)
+    assert scanned.equals(read_table(artifact.path / "captions"))
+
+
+def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
+    """Ingest until the given call of write, then die without a word."""
+    import storage.atomic
+
+    left = [calls]
+    real = storage.atomic.os.fsync
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    storage.atomic.os.fsync = fsync
+    ingest(settings, ArtifactStore(root))
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 4, 7, 10])
+def test_a_killed_run_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path, writes: int) -> None:
+    settings = settings_of(folder.parent, "data", "data/b.jsonl")
+    whole = ingest(settings, ArtifactStore(tmp_path / "whole"))
+    child = multiprocessing.get_context("fork").Process(target=killed_ingest, args=(settings, tmp_path / "cut", writes))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    store = ArtifactStore(tmp_path / "cut")
+    assert store.resumable("ingest", "f" * 32)
+    resumed = ingest(settings, store)
+    assert contents(resumed) == contents(whole)
+    assert resumed.manifest.metrics == whole.manifest.metrics
+
+
+def test_finished_files_are_not_read_again(folder: Path, tmp_path: Path) -> None:
+    settings, store = settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs")
+    raw = (folder / "d.txt").read_bytes()
+    (folder / "d.txt").write_bytes("a dog".encode("utf-16"))
+    with pytest.raises(InputError, match=r"d\.txt is UTF-16"):
+        ingest(settings, store)
+    (folder / "d.txt").write_bytes(raw)
+    for name in ("a.parquet", "b.jsonl", "c.tsv"):
+        (folder / name).write_text("would be an error if it were read")
+    assert ingest(settings, store).manifest.metrics["read"] == 12_001
+
+
+def test_nothing_accepted_is_an_empty_table(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    artifact = ingest(settings_of(tmp_path, "a.txt"), ArtifactStore(tmp_path / "runs"))
+    assert read_table(artifact.path / "captions").schema.equals(tables.CAPTIONS)
+    assert read_table(artifact.path / "rejects").num_rows == 0
+    assert artifact.manifest.metrics["accepted"] == 0
+
+
+def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> None:
+    hashes = FileHashes(tmp_path / "hashes.json")
+    before = INGEST.sources(settings_of(folder.parent, "data"), hashes)
+    assert list(before) == ["data/a.parquet", "data/b.jsonl", "data/c.tsv", "data/d.txt"]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    folder.rename(moved / "data")
+    assert INGEST.sources(settings_of(moved, "data"), hashes) == before
+    (moved / "data" / "d.txt").write_text("a dog\n")
+    after = INGEST.sources(settings_of(moved, "data"), hashes)
+    assert [name for name in before if before[name] != after[name]] == ["data/d.txt"]
+
+
+def test_a_missing_source(tmp_path: Path) -> None:
+    hashes, store = FileHashes(tmp_path / "hashes.json"), ArtifactStore(tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    for path, message in (("nope.csv", "does not exist"), ("empty", "holds no caption file")):
+        with pytest.raises(InputError, match=f"{path} {message}"):
+            INGEST.sources(settings_of(tmp_path, path), hashes)
+        assert INGEST.sources(settings_of(tmp_path, path, on_error="skip"), hashes) == {path: "unreadable"}
+    rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", on_error="skip"), store).path / "rejects")
+    assert rejects.select(["source", "source_row", "reason"]).to_pylist() == [
+        {"source": "nope.csv", "source_row": None, "reason": "unreadable"}
+    ]
+    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
+        INGEST.sources(Settings(), hashes)
+
+
+def test_options_are_those_that_matter() -> None:
+    assert set(INGEST.options(Settings())) == {
+        "sources", "min_words", "max_words", "max_chars", "context_length", "on_error"
+    }  # fmt: skip
+
+
+def test_sources_inside_the_scenes(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "runs")
+    sources = (SourceOptions(path="captions.jsonl", images="images.tar"),)
+    settings = Settings(data=DataOptions(root="/nowhere", scenes=ScenesOptions(), sources=sources))
+    assert INGEST.inputs(settings) == ("scenes",)
+    assert INGEST.sources(settings, FileHashes(tmp_path / "hashes.json")) == {}
+    with store.writing("scenes", "s" * 32) as work:
+        row = {
+            "image_id": "s1",
+            "image": "images/s1.png",
+            "caption": "a red ball",
+            "split": "val",
+            "licence": "CC0-1.0",
+        }
+        (work.out / "captions.jsonl").write_text(json.dumps(row) + "\n")
+        scenes = store.commit(Draft("scenes", "s" * 32, 1, {}, {}), {}, 0)
+    (row,) = read_table(ingest(settings, store, scenes=scenes).path / "captions").to_pylist()
+    assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
+    assert (row["split"], row["licence"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
+    with pytest.raises(ArtifactError, match="have not been rendered yet"):
+        list(scan(settings, store))
+
+
+def test_real_captions(data_root: Path, tmp_path: Path) -> None:
+    sources = (
+        SourceOptions(path="flickr8k", images="flickr8k/images_128.tar", licence="research only"),
+        SourceOptions(path="cc3m"),
+        SourceOptions(path="laion_sample/test_10000.parquet"),
+    )
+    settings = Settings(data=DataOptions(root=str(data_root), sources=sources))
+    metrics = ingest(settings, ArtifactStore(tmp_path / "runs")).manifest.metrics
+    assert (metrics["read"], metrics["files"]) == (60_833, 3)
+    assert metrics["splits"]["val"] == 4162
+    assert 6900 < metrics["images"] <= 7000
+    assert metrics["licences"]["research only"] > 29_000
+    assert set(metrics["rejected"]) == {"duplicate", "too_few_words", "too_long", "too_many_words"}
+
+
+def peak_megabytes(settings: Settings, root: Path, pipe: Any) -> None:
+    """Ingest and report by how much the memory peak grew."""
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    artifact = ingest(settings, ArtifactStore(root))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    pipe.send((grown, artifact.manifest.metrics["read"], artifact.manifest.metrics["accepted"]))
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_little_memory(tmp_path: Path) -> None:
+    with pq.ParquetWriter(tmp_path / "web.parquet", pa.schema([("URL", pa.string()), ("TEXT", pa.string())])) as writer:
+        for start in range(0, 1_000_000, 100_000):
+            writer.write_table(pa.Table.from_pylist(list(web_rows(100_000, start)), writer.schema))
+    settings = Settings(data=DataOptions(root=str(tmp_path), sources=(SourceOptions(path="web.parquet"),)))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=peak_megabytes, args=(settings, tmp_path / "runs", theirs))
+    child.start()
+    theirs.close()
+    grown, rows, accepted = ours.recv()
+    child.join()
+    assert (rows, accepted > 900_000) == (1_000_000, True)
+    assert grown < 600, f"ingest of a million rows took {grown:.0f} MB"

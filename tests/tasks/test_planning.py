@@ -1,0 +1,108 @@
+"""The plan: states, reasons and estimates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.settings import load_settings
+from storage.artifacts import ArtifactStore
+from tasks.amounts import Amount, amounts
+from tasks.estimates import estimate
+from tasks.planning import StagePlan, plan_run
+from tasks.run import run_stage
+
+REFERENCE = "fake_stages:STAGES"
+
+
+def plan(root: Path, **changes: Any) -> dict[str, StagePlan]:
+    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+
+    found = plan_run(
+        settings_at(root, **changes), ArtifactStore(root), STAGES, lambda *_: {"first": Amount(rows=3, units=3)}
+    )
+    return {stage.stage: stage for stage in found}
+
+
+def run(name: str, root: Path, **changes: Any) -> None:
+    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+
+    run_stage(name, settings_at(root, **changes), stages=STAGES, reference=REFERENCE)
+
+
+def test_nothing_ever_ran(tmp_path: Path) -> None:
+    stages = plan(tmp_path)
+    assert {stage.state for stage in stages.values()} == {"to run"}
+    assert stages["first"].why == ("never ran under this root",)
+    assert not (tmp_path / "artifacts").exists() and not (tmp_path / "work").exists()
+
+
+def test_cached_and_resumable(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    first, second = plan(tmp_path)["first"], plan(tmp_path)["second"]
+    assert (first.state, first.why, first.seconds, first.rows) == ("cached", (), 0.0, 3)
+    assert first.bytes == 1
+    with ArtifactStore(tmp_path).writing("second", second.fingerprint):
+        pass
+    assert plan(tmp_path)["second"].state == "resumable"
+
+
+def test_an_option_that_changed_is_named_old_and_new(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    run("second", tmp_path)
+    run("second", tmp_path, finetune={"epochs": 7, "batch_size": 64})
+    stage = plan(tmp_path, finetune={"epochs": 7, "batch_size": 32, "weights": {"image_caption": 0.5}})["second"]
+    assert stage.state == "to run"
+    assert stage.why == (
+        "option finetune.batch_size: 64 → 32",
+        "option finetune.weights.image_caption: 0.0 → 0.5",
+    ), "compared with the nearest artifact, not with the oldest"
+
+
+def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    from dataclasses import replace
+
+    import fake_stages  # pyright: ignore[reportMissingImports]
+
+    run("first", tmp_path)
+    run("second", tmp_path)
+    newer = replace(fake_stages.STAGES["first"], version=2)
+    monkeypatch.setitem(fake_stages.STAGES, "first", newer)
+    stages = plan(tmp_path)
+    assert stages["first"].why == ("stage version 1 → 2",)
+    assert len(stages["second"].why) == 1 and stages["second"].why[0].startswith("input first: ")
+
+
+def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    made = ArtifactStore(tmp_path).list("first")[0]
+    (made.path / "made.txt").write_text("edited")
+    stage = plan(tmp_path)["first"]
+    assert stage.state == "damaged" and "made.txt" in stage.why[0]
+
+
+def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    earlier = ArtifactStore(tmp_path).list("first")
+    same, double = (estimate("first", Amount(units=units), earlier) for units in (3, 6))
+    assert same.basis == f"first/{earlier[0].fingerprint[:12]}"
+    assert same.seconds is not None and double.seconds is not None and double.bytes == 2 * (same.bytes or 0)
+    assert estimate("features", Amount(units=1000), []).basis.startswith("defaults")
+    assert estimate("features", Amount(), []).seconds is None
+
+
+def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
+    lines = "".join(f"a picture of number {number}\n" for number in range(20)) + "x\n"
+    (tmp_path / "a.txt").write_text(lines)
+    settings = load_settings(
+        None, [f"data.root={tmp_path}", "data.sources.0.path=a.txt", f"run.root={tmp_path}/root", "finetune.epochs=3"]
+    )
+    found = amounts(settings, ArtifactStore(tmp_path / "root"), {})
+    assert found["ingest"].rows == 20 and found["paraphrase_1"].rows == 20
+    assert found["evaluate"].rows == 0
+
+
+def test_scenes_are_estimated_before_they_are_rendered(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
+    found = amounts(settings, ArtifactStore(tmp_path), {})
+    assert found["scenes"].rows == 100 and (found["ingest"].rows or 0) > 100

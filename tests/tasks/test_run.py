@@ -1,0 +1,66 @@
+"""One stage of a run: found or made, here or in a child process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.errors import ArtifactError, ConfigError
+from storage.artifacts import Artifact, ArtifactStore
+from tasks.dag import resolve
+from tasks.run import finished_artifacts, run_stage
+
+REFERENCE = "fake_stages:STAGES"
+
+
+def run(name: str, root: Path, **changes: Any) -> Artifact:
+    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+
+    return run_stage(name, settings_at(root, **changes), stages=STAGES, reference=REFERENCE)
+
+
+def test_a_finished_stage_is_found_not_made_again(tmp_path: Path) -> None:
+    first = run("first", tmp_path)
+    changed = (first.path / "manifest.json").stat().st_mtime_ns
+    assert run("first", tmp_path).fingerprint == first.fingerprint
+    assert (first.path / "manifest.json").stat().st_mtime_ns == changed
+
+
+def test_inputs_come_first_and_are_handed_on(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="run first first"):
+        run("second", tmp_path)
+    first = run("first", tmp_path)
+    second = run("second", tmp_path)
+    assert second.manifest.inputs == {"first": first.fingerprint}
+    assert (second.path / "made.txt").read_text() == "xx"
+
+
+def test_a_stage_that_needs_no_isolation_runs_here(tmp_path: Path) -> None:
+    assert run("here", tmp_path).manifest.metrics["pid"] == os.getpid()
+    assert run("first", tmp_path).manifest.metrics["pid"] != os.getpid()
+
+
+def test_an_unknown_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no stage 'third'; it has first, second"):
+        run("third", tmp_path)
+
+
+def test_another_option_is_another_artifact(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    assert run("second", tmp_path).fingerprint != run("second", tmp_path, finetune={"epochs": 3}).fingerprint
+
+
+def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
+    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+
+    store = ArtifactStore(tmp_path)
+    nodes = resolve(settings_at(tmp_path), store, STAGES)
+    assert finished_artifacts(nodes, store) == {}
+    made = run("first", tmp_path)
+    assert list(finished_artifacts(nodes, store)) == ["first"]
+    (made.path / "made.txt").write_text("edited")
+    with pytest.raises(ArtifactError, match="damaged"):
+        finished_artifacts(nodes, store)
