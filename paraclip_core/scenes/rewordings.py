@@ -36,8 +36,7 @@ SINGLES = (
 def reword(image: SceneImage, seed: int) -> str:
     """A sentence that says what the image's plain caption says, in other words.
 
-    The first thing's kind or, for every second image, another concept is always renamed, so that each rewording holds
-    a word that no base caption has.
+    The thing that is named first is always renamed, so that each rewording holds a word that no base caption has.
     """
     rng = generator(seed, 3, image.index)
     scene = image.scene
