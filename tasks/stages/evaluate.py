@@ -205,7 +205,7 @@ def _read(path: Path) -> Measured | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,0 +1,132 @@
+"""Two real models on published benchmarks, outside any run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.models import embedded_clip, save_release
+from paraclip_core.config import BenchmarkOptions, EvaluateOptions, ModelOptions
+from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
+from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.evaluation.evaluate import check_names, evaluate_models
+from paraclip_core.evaluation.tasks import parse_benchmark, source_files
+
+SMALL = ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    clip = embedded_clip(SMALL)
+    save_release(clip, folder / "base", "card")
+    with torch.no_grad():
+        torch.manual_seed(0)
+        clip.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
+    save_release(clip, folder / "tuned", "card")
+    return str(folder / "base"), str(folder / "tuned")
+
+
+@pytest.fixture
+def mini(data_root: Path, tmp_path: Path) -> Path:
+    """The real COCO images that are at hand, with their captions in JSONL."""
+    for name in ("coco_val2017_mini.tar", "coco_val2017_mini.jsonl"):
+        (tmp_path / name).symlink_to(data_root / "coco" / name)
+    return tmp_path / "coco_val2017_mini.jsonl"
+
+
+def test_retrieval_equals_stock_open_clip(models: tuple[str, str], mini: Path) -> None:
+    found = evaluate_models(*models, [parse_benchmark(f"coco={mini}")], EvaluateOptions(resamples=100), device="cpu")
+    rows = [json.loads(line) for line in mini.read_text().splitlines()]
+    scores, owner = stock_scores(models[0], mini, rows)
+    for k in (1, 5, 10):
+        hits = [owner[t] in np.argsort(-scores[t], kind="stable")[:k] for t in range(len(owner))]
+        # Stock keeps image features in float32 and pads texts, so a near tie may turn over.
+        measured = found.outcomes[0].base.metrics[f"text_to_image_recall@{k}"]
+        assert measured == pytest.approx(100 * np.mean(hits), abs=1.3)
+    assert found.comparison.rows[0].metric == "text_to_image_recall@1"
+    assert found.comparison.verdict == "hold"
+
+
+def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarray, list[int]]:
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{reference}")
+    with torch.no_grad(), ImageArchive(mini.with_suffix(".tar")) as archive:
+        model.eval()
+        pixels = torch.stack([preprocess(archive.open(row["image"])) for row in rows])  # pyright: ignore
+        texts = open_clip.SimpleTokenizer()([caption for row in rows for caption in row["captions"]])
+        images = torch.nn.functional.normalize(model.encode_image(pixels), dim=-1)  # pyright: ignore
+        features = torch.nn.functional.normalize(model.encode_text(texts), dim=-1)  # pyright: ignore
+    owner = [i for i, row in enumerate(rows) for _ in row["captions"]]
+    return (features @ images.T).numpy(), owner
+
+
+def test_pairs_with_images_beside_them(models: tuple[str, str], mini: Path) -> None:
+    rows = [json.loads(line) for line in mini.read_text().splitlines()]
+    pairs = mini.with_name("rewordings.jsonl")
+    lines = [{"image_id": r["image"], "caption": r["captions"][0], "rewording": r["captions"][1]} for r in rows]
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    found = evaluate_models(
+        models[0], models[0], [parse_benchmark(f"rewordings={pairs}")], EvaluateOptions(resamples=100), device="cpu"
+    )
+    table = found.per_query["rewordings"]
+    assert table.num_rows == 33
+    assert table["base_caption_top"].to_pylist() == table["tuned_caption_top"].to_pylist()
+    assert all(row.delta == 0 for row in found.comparison.rows)
+    assert found.comparison.verdict == "hold"
+
+
+def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = Candidate(models[0], "cpu")
+    texts = [f"a dog {i}" for i in range(9)]
+    whole = candidate.texts(texts)
+    monkeypatch.setattr("paraclip_core.evaluation.candidate.TEXTS", 4)
+    np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
+    assert candidate.texts([]).shape == (0, 32)
+    assert candidate.tower == Candidate(models[1], "cpu").tower
+
+
+def test_names_on_the_command_line(tmp_path: Path) -> None:
+    assert parse_benchmark("stsb=a/b=c.tsv") == BenchmarkOptions(name="stsb", kind="sts", path="a/b=c.tsv")
+    assert parse_benchmark("mine:sts=x").kind == "sts"
+    assert parse_benchmark("karpathy=x").kind == "retrieval"
+    for wrong in ("stsb", "stsb=", "=x", "unheard=x", "a:b=x"):
+        with pytest.raises(ConfigError, match="--benchmark"):
+            parse_benchmark(wrong)
+    with pytest.raises(BenchmarkError, match="does not exist"):
+        source_files("sts", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("../a",), ("",), (".a",), ("a/b",)])
+def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="name"):
+        check_names([BenchmarkOptions(name=name, kind="sts", path="x") for name in names])
+
+
+def test_absent_benchmarks(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
+    gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
+    with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
+        evaluate_models("unused", "unused", [gone], root=tmp_path)
+    with pytest.raises(BenchmarkError, match="needs a path"):
+        evaluate_models("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
+    with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
+        evaluate_models("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
+    found = evaluate_models(
+        *models,
+        [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")],
+        EvaluateOptions(resamples=100),
+        root=data_root,
+        device="cpu",
+    )
+    assert "gone was left out: its path is absent" in found.comparison.notes
+    assert [outcome.benchmark for outcome in found.outcomes] == ["sick"]
+
+
+def test_an_unknown_model_is_named(data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        evaluate_models(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)

@@ -1,0 +1,252 @@
+"""The evaluate stage over a small store: real captions and sentence pairs, a real small model, stored features."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
+from paraclip_core.config import Settings
+from paraclip_core.errors import BenchmarkError, InputError, ModelError
+from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.features import write_shard
+from storage.fingerprint import FileHashes
+from storage.parquet import write_table
+from tasks.stage import carry_out
+from tasks.stages.evaluate import EVALUATE
+
+IMAGES = 30
+MODEL = {"text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32}
+
+
+def settings_with(root: Path, benchmarks: list[dict[str, Any]] | None = None, **more: Any) -> Settings:
+    benchmarks = benchmarks or [
+        {"name": "captions", "kind": "paraphrased_retrieval"},
+        {"name": "retrieval", "kind": "retrieval"},
+        {"name": "sts", "kind": "sts", "path": "pairs.tsv"},
+        {"name": "gone", "kind": "sts", "path": "gone.tsv", "optional": True},
+    ]
+    return Settings.model_validate(
+        {
+            "model": MODEL,
+            "data": {"root": str(root), **more},
+            "evaluate": {"benchmarks": benchmarks, "resamples": 100, "split": "val"},
+            "run": {"device": "cpu", "threads": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """A data folder with the first real sentence pairs."""
+    folder = tmp_path_factory.mktemp("data")
+    with (data_root / "sts" / "raw" / "STSB-dev.tsv").open("rb") as file:
+        (folder / "pairs.tsv").write_bytes(b"".join(file.readline() for _ in range(200)))
+    return folder
+
+
+def commit(store: ArtifactStore, stage: str, write: Callable[[Path], dict[str, Any]]) -> Artifact:
+    with store.writing(stage, stage) as work:
+        metrics = write(work.out)
+        return store.commit(Draft(stage, stage, 1, {}, {}), metrics, 0.0)
+
+
+def captions_table(data_root: Path) -> pa.Table:
+    raw = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())
+    images = [image for image in raw["images"] if image["split"] == "val"][:IMAGES]
+    rows = [
+        {
+            "caption_id": text_hash(image["filename"], sentence["raw"]),
+            "image_id": None if number == 0 and position == 4 else image["filename"],
+            "image_path": image["filename"],
+            "images": "images.tar",
+            "caption": sentence["raw"],
+            "caption_raw": sentence["raw"],
+            "caption_tokens": [49406, 49407],
+            "split": "val" if number < IMAGES - 2 else "train",
+            "licence": "x",
+            "source": "x",
+            "source_row": number,
+        }
+        for number, image in enumerate(images)
+        for position, sentence in enumerate(image["sentences"])
+    ]
+    return pa.Table.from_pylist(rows, CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> tuple[ArtifactStore, dict[str, Artifact]]:
+    store = ArtifactStore(tmp_path_factory.mktemp("root"))
+    clip = embedded_clip(settings_with(data_root).model)
+    table = captions_table(data_root)
+    ids = list(dict.fromkeys(filter(None, table["image_id"].to_pylist())))
+
+    def ingest(out: Path) -> dict[str, Any]:
+        write_table(out / "captions" / "part-00000.parquet", table)
+        return {}
+
+    def features(out: Path) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        matrix = rng.normal(size=(len(ids) - 1, 32))
+        write_shard(out, 0, matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
+        rows = [{"image_id": i, "shard": 0, "row": n, "pixels": text_hash(i)} for n, i in enumerate(ids[:1] + ids[2:])]
+        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
+        return {"image_tower_hash": image_tower_hash(clip)}
+
+    def release(out: Path) -> dict[str, Any]:
+        save_release(clip, out / "release", "card")
+        return {}
+
+    artifacts = {"ingest": commit(store, "ingest", ingest), "features": commit(store, "features", features)}
+    artifacts["bootstrap"] = commit(store, "bootstrap", release)
+    weight: Any = clip.model.token_embedding.weight  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        weight.add_(0.05 * torch.randn_like(weight))
+    artifacts["finetune"] = commit(store, "finetune", release)
+    return store, artifacts
+
+
+def run(
+    world: tuple[ArtifactStore, dict[str, Artifact]],
+    settings: Settings,
+    name: str,
+    progress: Callable[..., None] | None = None,
+    **other: Artifact,
+) -> Artifact:
+    store, artifacts = world
+    draft = Draft("evaluate", name, EVALUATE.version, {}, {})
+    inputs = {**artifacts, **other}
+    return carry_out(EVALUATE, draft, settings, store, inputs, *([progress] if progress else []))
+
+
+@pytest.fixture(scope="module")
+def whole(world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path) -> Artifact:
+    return run(world, settings_with(folder), "whole")
+
+
+def test_what_it_leaves_behind(whole: Artifact) -> None:
+    comparison = json.loads((whole.path / "comparison.json").read_text())
+    summary = json.loads((whole.path / "summary.json").read_text())
+    assert {row["benchmark"] for row in comparison["rows"]} == {"captions", "retrieval", "sts"}
+    assert "gone was left out: its path is absent" in comparison["notes"]
+    assert summary["verdict"] == comparison["verdict"] == whole.manifest.metrics["verdict"]
+    assert summary["fingerprints"] == {name: name for name in ("ingest", "features", "bootstrap", "finetune")}
+    protocol = comparison["protocols"]["captions"]
+    # 28 images of the split, one without features, one with a caption of no image: 26 · 10 + 6 pairs.
+    assert (protocol["images"], protocol["pairs"] + protocol["pairs_with_equal_texts"]) == (27, 266)
+    assert protocol["pairs_without_image"] == 10
+    table = pq.read_table(whole.path / "per_query" / "captions.parquet")
+    assert table.schema.equals(PER_QUERY)
+    assert table.num_rows == protocol["pairs"]
+    for model in ("base", "tuned"):
+        result = json.loads((whole.path / "results" / model / "sts.json").read_text())
+        assert 100 * result["scores"]["test"][0]["main_score"] == pytest.approx(
+            summary["models"][model]["sts"]["spearman"], abs=1e-4
+        )
+
+
+def files_of(artifact: Artifact) -> Mapping[str, bytes]:
+    return {name: (artifact.path / name).read_bytes() for name in artifact.manifest.files}
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6])
+def test_an_interrupted_stage_goes_on(
+    world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path, calls: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    measured: list[str] = []
+    encode = Candidate.texts
+    monkeypatch.setattr(Candidate, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
+
+    def stop(done: int, total: int | None, **facts: float | int | str) -> None:
+        if done == calls:
+            raise KeyboardInterrupt
+
+    settings = settings_with(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, settings, f"cut-{calls}", stop)
+    again = run(world, settings, f"cut-{calls}")
+    assert len(measured) == 6
+    assert files_of(again) == files_of(whole)
+    assert run(world, settings, f"cut-{calls}").manifest == again.manifest
+
+
+def test_a_damaged_intermediate_is_measured_again(
+    world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, _ = world
+    scratch = store.work_path("evaluate", "damaged") / "scratch" / "measured" / "base"
+    scratch.mkdir(parents=True)
+    (scratch / "captions.npz").write_bytes(b"PK\x03\x04 cut short")
+    assert files_of(run(world, settings_with(folder), "damaged")) == files_of(whole)
+    assert "is measured again" in caplog.text
+
+
+def test_a_file_of_rewordings(
+    world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path, tmp_path: Path
+) -> None:
+    rows = captions_table(data_root).to_pylist()
+    rows = [row for row in rows if row["image_id"]]
+    lines = [{"image_id": r["image_id"], "caption": r["caption"], "rewording": f"so: {r['caption']}"} for r in rows]
+    (tmp_path / "rewordings.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    artifact = run(world, settings_with(tmp_path, [benchmark]), "rewordings")
+    notes = json.loads((artifact.path / "comparison.json").read_text())["protocols"]["rewordings"]
+    # The file's two images of another split join the pool.
+    assert notes["images"] == 29
+    scenes = Artifact(tmp_path, artifact.manifest)
+    settings = settings_with(tmp_path / "elsewhere", [benchmark], scenes={})
+    assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "bootstrap", "finetune")
+    assert dict(EVALUATE.sources(settings, FileHashes(tmp_path / "hashes.json"))) == {}
+    again = run(world, settings, "scenes", scenes=scenes)
+    assert files_of(again)["per_query/rewordings.parquet"] == files_of(artifact)["per_query/rewordings.parquet"]
+
+
+def test_features_of_another_tower_are_refused(world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path) -> None:
+    features = world[1]["features"]
+    other = dataclasses.replace(
+        features, manifest=dataclasses.replace(features.manifest, metrics={"image_tower_hash": "0" * 32})
+    )
+    with pytest.raises(ModelError, match="the stored image features come from image tower 0000"):
+        run(world, settings_with(folder), "tower", features=other)
+
+
+def test_a_split_without_captions(world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path) -> None:
+    settings = settings_with(data_root, [{"name": "r", "kind": "retrieval"}])
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "test"})})
+    with pytest.raises(BenchmarkError, match="benchmark 'r': no ingested caption of split 'test' has an image"):
+        run(world, settings, "empty")
+
+
+def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path) -> None:
+    hashes = FileHashes(tmp_path / "hashes.json")
+
+    def seen(folder: Path, path: str) -> tuple[Any, Any]:
+        settings = settings_with(folder, [{"name": "s", "kind": "sts", "path": path, "optional": True}])
+        return EVALUATE.options(settings), EVALUATE.sources(settings, hashes)
+
+    original = seen(data_root, "sts/raw/STSB-test.tsv")
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "STSB-test.tsv"
+    shutil.copy(data_root / "sts/raw/STSB-test.tsv", copy)
+    assert seen(tmp_path, "copy/STSB-test.tsv") == original
+    with copy.open("a") as file:
+        file.write("\n")
+    assert seen(tmp_path, "copy/STSB-test.tsv")[1] != original[1]
+    assert seen(tmp_path, "gone.tsv")[1] == {"s": "absent"}
+    settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}])
+    with pytest.raises((BenchmarkError, InputError), match=r"gone\.tsv does not exist"):
+        EVALUATE.sources(settings, hashes)
