@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.lexicon import (
@@ -294,7 +295,7 @@ def _numbers(found: Sequence[str]) -> set[int]:
 def _owned_colours(found: Sequence[str]) -> dict[str, set[str]]:
     """Noun → colour families that stand right before it."""
     owned: dict[str, set[str]] = {}
-    for colour, noun in zip(found, found[1:], strict=False):
+    for colour, noun in pairwise(found):
         if colour in COLOURS and noun not in COLOURS and noun not in STOP_WORDS:
             owned.setdefault(KINDS.get(noun, stem(noun)), set()).add(COLOURS[colour])
     return owned

@@ -22,21 +22,27 @@ __all__ = [
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
-STOP_WORDS = frozenset(
+
+def _list(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+STOP_WORDS = _list(
     """a an the this that these those some any each every all both other another such same own and or but nor so
     if as than then of in on at to from by for with without into onto upon over under above below up down out off
     near beside between behind through across along around against about after before during while until past
     toward towards inside outside within next close front back side top is are was were be been being am do does
     did has have had having will would can could may might must shall should it its it's they them their he him
     his she her hers we us our you your i my me who whom whose which what where when how there here not no very
-    just also too only one it`s there's""".split()
+    just also too only one there's"""
 )
 
-NEGATIONS = frozenset("no not without never none nobody nothing neither nor cannot".split())
+NEGATIONS = _list("no not without never none nobody nothing neither nor cannot")
 
 NUMBERS = {
-    **{w: n for n, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())},
-    "couple": 2, "pair": 2, "pairs": 2, "both": 2, "duo": 2, "twins": 2, "trio": 3, "dozen": 12,
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "couple": 2, "pair": 2, "pairs": 2, "both": 2, "duo": 2, "twins": 2,
+    "trio": 3, "dozen": 12,
 }  # fmt: skip
 """Number words with their value; `one` says no more than `a`."""
 

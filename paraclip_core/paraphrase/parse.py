@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from paraclip_core.captions.clean import clean
+
 __all__ = ["parse_answer"]
 
 _QUOTES = "\"'“”‘’«»„`*_"
@@ -27,7 +29,8 @@ _SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
 def parse_answer(raw: str) -> str:
     """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
 
-    Returns an empty string where nothing is left. Never raises, whatever the text.
+    The result is cleaned as captions are, so that it is tokenised as it stands; it is empty where nothing is left.
+    Never raises, whatever the text.
     """
     text = _TEMPLATE.sub("", raw)
     for line in text.splitlines():
@@ -42,7 +45,7 @@ def _parse_line(line: str) -> str:
     for pattern in (_NUMBERING, _LEAD, _LABEL, _NUMBERING):
         text = pattern.sub("", text, count=1)
     text = _unquote(text)
-    return _SPACE_BEFORE_STOP.sub(r"\1", text).strip()
+    return clean(_SPACE_BEFORE_STOP.sub(r"\1", text))
 
 
 def _unquote(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
@@ -55,9 +56,7 @@ class PromptTemplate:
     def examples(self) -> tuple[tuple[str, str], ...]:
         """The examples as (user, assistant) pairs."""
         return tuple(
-            (one[1], two[1])
-            for one, two in zip(self.turns, self.turns[1:], strict=False)
-            if one[0] == "user" and two[0] == "assistant"
+            (one[1], two[1]) for one, two in pairwise(self.turns) if one[0] == "user" and two[0] == "assistant"
         )
 
 

@@ -69,7 +69,7 @@ class SentenceEncoder:
 
             folder = str(self._folder or _packaged_folder())
             log.info("loading the sentence encoder from %s", folder)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).eval()
+            model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
             self._loaded = model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return self._loaded
 

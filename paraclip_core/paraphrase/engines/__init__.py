@@ -1,1 +1,38 @@
-"""engines."""
+"""Engines that paraphrase, one per file, behind :class:`paraclip_core.paraphrase.protocol.Engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.protocol import Engine
+
+__all__ = ["make_engine"]
+
+
+def make_engine(options: ParaphraseOptions, data_root: Path | str = ".") -> Engine:
+    """The engine that the options name; no model is loaded before the first request.
+
+    Args:
+        options: the paraphrase options.
+        data_root: folder that the paths of the `file` engine are relative to.
+
+    Raises:
+        ConfigError: an option that this engine needs is missing.
+    """
+    if options.engine == "smollm2":
+        from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine
+
+        return SmolLM2Engine()
+    if options.engine == "transformers":
+        from paraclip_core.paraphrase.engines.transformers import TransformersEngine
+
+        if not options.model:
+            raise ConfigError("paraphrase.engine=transformers needs paraphrase.model, the folder of a local model")
+        return TransformersEngine(Path(options.model).expanduser())
+    from paraclip_core.paraphrase.engines.file import FileEngine
+
+    if not options.file.path:
+        raise ConfigError("paraphrase.engine=file needs paraphrase.file.path, the file with your paraphrases")
+    return FileEngine(Path(data_root).expanduser() / options.file.path, options.file)

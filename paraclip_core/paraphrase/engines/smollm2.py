@@ -75,9 +75,9 @@ class SmolLM2Engine:
             said = _token_counts(tokeniser, answers)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO GenAI failed on {len(texts)} prompts: {error}") from error
-        if len(answers) != len(prompts) * sampling.n:
-            raise EngineError(f"OpenVINO GenAI gave {len(answers)} answers for {len(prompts)} prompts × {sampling.n}")
-        n = sampling.n
+        n = config.num_return_sequences
+        if len(answers) != len(prompts) * n:
+            raise EngineError(f"OpenVINO GenAI gave {len(answers)} answers for {len(prompts)} prompts × {n}")
         return [
             Completion(tuple(answers[i * n : (i + 1) * n]), asked[i], sum(said[i * n : (i + 1) * n]))
             for i in range(len(prompts))
@@ -146,6 +146,7 @@ def _generation_config(sampling: SamplingOptions, seed: int) -> Any:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
     else:
+        # Greedy decoding has one answer.
         config.num_return_sequences = 1
     return config
 

@@ -1,0 +1,170 @@
+"""Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import FileEngineOptions, SamplingOptions
+from paraclip_core.errors import InputError
+from paraclip_core.paraphrase.lexicon import words
+from paraclip_core.paraphrase.protocol import Completion, Prompt
+
+__all__ = ["FileEngine"]
+
+Row = tuple[str, str, str]
+"""Caption, paraphrase 1, paraphrase 2 (empty where there is none)."""
+
+
+class FileEngine:
+    """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a Karpathy JSON.
+
+    Texts are compared by their words alone: case, punctuation and blanks do not matter. Where a text comes twice the
+    first row counts. A text that the file does not hold gets a completion without answers.
+    """
+
+    name = "file"
+
+    def __init__(self, path: Path, options: FileEngineOptions | None = None) -> None:
+        """`options` names the columns."""
+        self._path, self._options = path, options or FileEngineOptions()
+        self._answers: dict[int, dict[str, str]] | None = None
+        self._model = ""
+
+    @property
+    def model(self) -> str:
+        """``file:`` and the hash of the file's bytes and of the columns that are read.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        if not self._model:
+            self._model = f"file:{self._digest()[:32]}"
+        return self._model
+
+    def _digest(self) -> str:
+        try:
+            with self._path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        except OSError as error:
+            raise InputError(
+                f"paraphrase.file.path: cannot read {self._path}: {error.strerror or error} "
+                "(the path is relative to data.root)"
+            ) from error
+        columns = (self._options.caption, self._options.paraphrase_1, self._options.paraphrase_2)
+        digest.update(json.dumps(columns).encode())
+        return digest.hexdigest()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        """The file's paraphrase of each prompt's text, or none.
+
+        Raises:
+            InputError: the file cannot be read or lacks a column.
+        """
+        answers = self._load()
+        found = [answers[prompt.step].get(_key(prompt.text)) for prompt in prompts]
+        return [Completion((text,) if text else (), 0, 0) for text in found]
+
+    def close(self) -> None:
+        """Forget the file's contents."""
+        self._answers = None
+
+    def _load(self) -> dict[int, dict[str, str]]:
+        if self._answers is None:
+            answers: dict[int, dict[str, str]] = {1: {}, 2: {}}
+            for caption, first, second in _rows(self._path, self._options):
+                if first and _key(caption):
+                    answers[1].setdefault(_key(caption), first)
+                if first and second:
+                    answers[2].setdefault(_key(first), second)
+            self._answers = answers
+        return self._answers
+
+
+def _key(text: str) -> str:
+    return " ".join(words(text))
+
+
+def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".json": _karpathy}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"paraphrase.file.path: {path} is none of {', '.join(readers)}")
+    try:
+        yield from reader(path, options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
+
+
+def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        _check(path, options, file.schema_arrow.names)
+        for batch in file.iter_batches(columns=[options.caption, options.paraphrase_1, options.paraphrase_2]):
+            for row in batch.to_pylist():
+                yield _row(row, options)
+
+
+def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
+            if number == 1:
+                _check(path, options, list(row))
+            yield _row(row, options)
+
+
+def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    tabs = path.suffix.lower() == ".tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(
+            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        )
+        try:
+            _check(path, options, list(rows.fieldnames or ()))
+            for row in rows:
+                yield _row(row, options)
+        except csv.Error as error:
+            raise InputError(f"paraphrase.file.path: {path} line {rows.line_num}: {error}") from error
+
+
+def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    """Each caption with the next human caption of its image, and the one after that, in a circle."""
+    content = json.loads(path.read_bytes())
+    try:
+        for image in content["images"]:
+            texts = list({_key(s["raw"]): " ".join(s["raw"].split()) for s in image["sentences"]}.values())
+            count = len(texts)
+            for at, text in enumerate(texts):
+                if count > 1:
+                    yield text, texts[(at + 1) % count], texts[(at + 2) % count]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"paraphrase.file.path: {path} is not in Karpathy's format (images → sentences → raw): {error!r}"
+        ) from error
+
+
+def _check(path: Path, options: FileEngineOptions, names: Sequence[str]) -> None:
+    for wanted in (options.caption, options.paraphrase_1, options.paraphrase_2):
+        if wanted not in names:
+            raise InputError(
+                f"paraphrase.file.path: {path} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
+                "(name yours with paraphrase.file.caption, .paraphrase_1 and .paraphrase_2)"
+            )
+
+
+def _row(row: dict[str, Any], options: FileEngineOptions) -> Row:
+    caption, first, second = (row.get(n) for n in (options.caption, options.paraphrase_1, options.paraphrase_2))
+    return tuple(value if isinstance(value, str) else "" for value in (caption, first, second))  # pyright: ignore[reportReturnType]
