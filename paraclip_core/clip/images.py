@@ -7,6 +7,8 @@ import os
 import tarfile
 import warnings
 import weakref
+from collections import Counter
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -50,9 +52,10 @@ class ImageArchive:
         key = _key(name)
         if self._file is None:
             return self._read_from_folder(key, name)
-        if key not in self._index:
+        place = self._index.get(key) or self._index.get(self._by_file_name.get(key, ""))
+        if place is None:
             raise InputError(f"{self.path} has no image {name!r}")
-        offset, size = self._index[key]
+        offset, size = place
         return os.pread(self._file.fileno(), size, offset)
 
     def open(self, name: str) -> Image.Image:
@@ -79,6 +82,12 @@ class ImageArchive:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @cached_property
+    def _by_file_name(self) -> dict[str, str]:
+        """Members by their bare file name where only one has it: many data sets name images without their folder."""
+        counts = Counter(PurePosixPath(member).name for member in self._index)
+        return {name: member for member in self._index if counts[name := PurePosixPath(member).name] == 1}
 
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key

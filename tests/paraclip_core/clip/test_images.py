@@ -1,0 +1,117 @@
+"""Images out of tars and folders, damaged and hostile ones included."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from paraclip_core.clip.images import ImageArchive, decode_image
+from paraclip_core.errors import InputError
+
+
+def _png(colour: str = "red", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (9, 7), colour if mode == "RGB" else 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def _tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_real_photographs(data_root: Path) -> None:
+    with ImageArchive(data_root / "flickr8k/images_128.tar") as archive:
+        names = archive.names()
+        assert len(names) == 7000
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(archive.read, names[:200]))
+        assert together == [archive.read(name) for name in names[:200]]
+        image = archive.open(names[-1])
+        assert image.mode == "RGB" and image.size == (128, 128)
+
+
+def test_tar_and_folder_answer_alike(tmp_path: Path) -> None:
+    members = [("b/two.png", _png("blue")), ("one.png", _png())]
+    tar = ImageArchive(_tar(tmp_path / "x.tar", [(f"./{name}", data) for name, data in members]))
+    folder = tmp_path / "folder"
+    for name, data in members:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    plain = ImageArchive(folder)
+    assert sorted(tar.names()) == plain.names() == ["b/two.png", "one.png"]
+    for name, data in members:
+        assert tar.read(name) == plain.read(name) == plain.read(f"./{name}") == data
+    for archive in (tar, plain):
+        with pytest.raises(InputError, match=r"three\.png"):
+            archive.read("three.png")
+        archive.close()
+
+
+def test_names_never_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(_png())
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    tar = _tar(tmp_path / "x.tar", [("../secret.png", b"member"), ("/etc/passwd", b"member too")])
+    with ImageArchive(folder) as plain, ImageArchive(tar) as packed:
+        for name in ("../secret.png", "link.png", str(tmp_path / "secret.png"), "a/../../secret.png", "x\0y", ""):
+            with pytest.raises(InputError):
+                plain.read(name)
+        assert packed.read("../secret.png") == b"member" and packed.read("/etc/passwd") == b"member too"
+        with pytest.raises(InputError):
+            packed.read("/etc/hostname")
+
+
+@pytest.mark.parametrize("keep", [200, 700, 1500])
+def test_a_tar_cut_short_is_told(tmp_path: Path, keep: int) -> None:
+    whole = _tar(tmp_path / "x.tar", [("a.bin", b"x" * 600), ("b.bin", b"y" * 900)]).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:keep])
+    with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
+        ImageArchive(tmp_path / "cut.tar")
+
+
+def test_what_is_no_plain_tar_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_bytes(b"hello " * 500)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "text.tar", "a")
+    for name in ("text.tar", "x.tar.gz"):
+        with pytest.raises(InputError, match="uncompressed tar"):
+            ImageArchive(tmp_path / name)
+    with pytest.raises(InputError, match=r"absent\.tar"):
+        ImageArchive(tmp_path / "absent.tar")
+
+
+def test_modes_become_rgb_and_damage_is_named() -> None:
+    for mode in ("L", "P", "1", "RGBA", "I;16"):
+        assert decode_image(_png("red", "RGB") if mode == "P" else _png(mode=mode), "x").mode == "RGB"
+    data = _png()
+    for damaged in (b"", b"GIF89a", data[:40], data[: len(data) // 2], b"\xff\xd8\xff" + data):
+        with pytest.raises(InputError, match="the name"):
+            decode_image(damaged, "the name")
+
+
+def test_absurdly_large_images_are_refused() -> None:
+    header = bytearray(_png())
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    import zlib
+
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+    with pytest.raises(InputError, match="DecompressionBomb"):
+        decode_image(bytes(header), "bomb")
+
+
+def test_a_bare_file_name_finds_the_one_member_that_has_it(data_root: Path) -> None:
+    with ImageArchive(data_root / "flickr8k/images_128.tar") as archive:
+        member = archive.names()[0]
+        assert "/" in member
+        assert archive.read(Path(member).name) == archive.read(member)
