@@ -7,7 +7,7 @@ memo of pieces answers nearly all of them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 import numpy as np
@@ -29,7 +29,7 @@ class Tokeniser:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = 77, memo_pieces: int = _MEMO_PIECES) -> None:
-        """Cut texts to `context_length` ids; remember the ids of at most twice `memo_pieces` pieces.
+        """Cut texts to `context_length` ids; remember the ids of at most twice `memo_pieces` pieces and as many words.
 
         Raises:
             ModelError: open_clip's vocabulary file is not there.
@@ -37,7 +37,7 @@ class Tokeniser:
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
-        self._ids_of = _Memo(pairs, memo_pieces).__getitem__
+        self._ids_of = _pieces(pairs, memo_pieces).__getitem__
 
     def encode(self, text: str) -> list[int]:
         """Ids of one cleaned text: start … end, at most `context_length` of them, the end always last."""
@@ -60,27 +60,35 @@ class Tokeniser:
 
 
 class _Memo(dict[str, tuple[int, ...]]):
-    """Ids of the pieces seen lately: when it is full it becomes the old generation, from which hits are taken over."""
+    """Ids of the texts seen lately: when it is full it becomes the old generation, from which hits are taken over."""
 
-    def __init__(self, pairs: BytePairs, size: int) -> None:
+    def __init__(self, compute: Callable[[str], tuple[int, ...]], size: int) -> None:
         super().__init__()
-        self._pairs, self._size = pairs, size
+        self._compute, self._size = compute, size
         self._old: dict[str, tuple[int, ...]] = {}
-        self._symbols = byte_symbols()
 
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        ids = self._old.get(piece)
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        ids = self._old.get(text)
         if ids is None:
-            ids = self._encode(piece)
-        if len(piece) <= _MEMO_LETTERS:
+            ids = self._compute(text)
+        if len(text) <= _MEMO_LETTERS:
             if len(self) >= self._size:
                 self._old = dict(self)
                 self.clear()
-            self[piece] = ids
+            self[text] = ids
         return ids
 
-    def _encode(self, piece: str) -> tuple[int, ...]:
-        ids: list[int] = []
-        for word in _PATTERN.findall(piece):
-            ids.extend(self._pairs.encode("".join(self._symbols[byte] for byte in word.encode())))
-        return tuple(ids)
+
+def _pieces(pairs: BytePairs, size: int) -> _Memo:
+    """Memo of blank-separated pieces over a memo of the pattern's words: a new piece mostly consists of known words."""
+    symbols = byte_symbols()
+
+    def of_word(word: str) -> tuple[int, ...]:
+        return pairs.encode("".join([symbols[byte] for byte in word.encode()]))
+
+    word_ids = _Memo(of_word, size).__getitem__
+
+    def of_piece(piece: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(word_ids, _PATTERN.findall(piece))))
+
+    return _Memo(of_piece, size)

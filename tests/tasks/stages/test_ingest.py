@@ -25,7 +25,8 @@ from storage.parquet import read_table
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST, scan
 
-WORDS = ["a", "dog", "cat", "on", "the", "beach", "with", "red", "ball", "man", "woman", "rides", "bike", "near", "old", "house", "in", "snow", "under", "blue", "sky"]
+TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"
+WORDS = TEXT.split()
 
 
 def settings_of(root: Path, *paths: str, **options: Any) -> Settings:
@@ -65,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_artifact(folder: Path, tmp_path: Path) -> None:
-    artifact = ingest(settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs"))
+    artifact = ingest(settings_of(folder.parent, "data", "data/d.txt"), ArtifactStore(tmp_path / "runs"))
     captions, rejects = read_table(artifact.path / "captions"), read_table(artifact.path / "rejects")
     metrics = artifact.manifest.metrics
     assert captions.schema.equals(tables.CAPTIONS)
@@ -84,7 +85,7 @@ def test_the_artifact(folder: Path, tmp_path: Path) -> None:
 
 
 def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
-    settings, store = settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs")
+    settings, store = settings_of(folder.parent, "data", "data/d.txt"), ArtifactStore(tmp_path / "runs")
     scanned = pa.Table.from_batches(scan(settings, store), tables.CAPTIONS)
     assert not store.root.exists()
     artifact = ingest(settings, store)
@@ -110,7 +111,7 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 4, 7, 10])
 def test_a_killed_run_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path, writes: int) -> None:
-    settings = settings_of(folder.parent, "data", "data/b.jsonl")
+    settings = settings_of(folder.parent, "data/d.txt", "data", "data/b.jsonl")
     whole = ingest(settings, ArtifactStore(tmp_path / "whole"))
     child = multiprocessing.get_context("fork").Process(target=killed_ingest, args=(settings, tmp_path / "cut", writes))
     child.start()
@@ -124,7 +125,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path, wr
 
 
 def test_finished_files_are_not_read_again(folder: Path, tmp_path: Path) -> None:
-    settings, store = settings_of(folder.parent, "data"), ArtifactStore(tmp_path / "runs")
+    settings, store = settings_of(folder.parent, "data", "data/d.txt"), ArtifactStore(tmp_path / "runs")
     raw = (folder / "d.txt").read_bytes()
     (folder / "d.txt").write_bytes("a dog".encode("utf-16"))
     with pytest.raises(InputError, match=r"d\.txt is UTF-16"):
@@ -145,14 +146,14 @@ def test_nothing_accepted_is_an_empty_table(tmp_path: Path) -> None:
 
 def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> None:
     hashes = FileHashes(tmp_path / "hashes.json")
-    before = INGEST.sources(settings_of(folder.parent, "data"), hashes)
+    before = INGEST.sources(settings_of(folder.parent, "data", "data/d.txt"), hashes)
     assert list(before) == ["data/a.parquet", "data/b.jsonl", "data/c.tsv", "data/d.txt"]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     folder.rename(moved / "data")
-    assert INGEST.sources(settings_of(moved, "data"), hashes) == before
+    assert INGEST.sources(settings_of(moved, "data", "data/d.txt"), hashes) == before
     (moved / "data" / "d.txt").write_text("a dog\n")
-    after = INGEST.sources(settings_of(moved, "data"), hashes)
+    after = INGEST.sources(settings_of(moved, "data", "data/d.txt"), hashes)
     assert [name for name in before if before[name] != after[name]] == ["data/d.txt"]
 
 
