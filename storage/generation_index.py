@@ -22,7 +22,7 @@ from storage.segments import INDEXED
 __all__ = ["CacheGroup", "GenerationIndex"]
 
 FOREIGN_WAIT_SECONDS = 30.0
-LOOKUP_KEYS = 100_000
+LOOKUP_KEYS = 500_000
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "1GB",
     "autoinstall_known_extensions": "false",

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SEGMENT_ROWS = 100_000
-INDEX_ROWS = 100_000
+INDEX_ROWS = 500_000
+GROUP_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class GenerationStore:
     def append(self, generations: pa.Table) -> None:
         """Keep generations; on return they are on disk and survive a kill.
 
-        The index follows at the latest with the next lookup; every 100,000 rows it follows at once.
+        The index follows at the latest with the next lookup; every 500,000 rows it follows at once.
 
         Args:
             generations: any table with the columns `storage.segments.INDEXED`; the others are kept, too.
@@ -196,7 +197,7 @@ class GenerationStore:
                 group.append((name, self.segments.read(name)))
             except TornSegment as error:
                 self.segments.set_aside(name, error)
-            if sum(table.num_rows for _, table in group) >= INDEX_ROWS:
+            if sum(table.num_rows for _, table in group) >= GROUP_ROWS:
                 index.add(group)
                 group = []
         if group:

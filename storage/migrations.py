@@ -43,10 +43,10 @@ MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys)
 
 def applied(con: duckdb.DuckDBPyConnection) -> int:
     """How many migrations the file has seen; 0 for a new one."""
-    known = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_migrations'").fetchall()
-    if not known[0][0]:
+    try:
+        return con.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchall()[0][0]
+    except duckdb.CatalogException:
         return 0
-    return con.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchall()[0][0]
 
 
 def migrate(con: duckdb.DuckDBPyConnection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

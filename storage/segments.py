@@ -40,6 +40,8 @@ INDEXED = pa.schema(
 )
 """The columns that every segment has; what else a segment holds is its writer's affair."""
 
+# Dictionaries of columns whose values are all different cost time and save nothing.
+DIFFERENT = ("key", "input", "completions")
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
 STALE_DRAFT_SECONDS = 24 * 3600
 
@@ -70,7 +72,8 @@ class SegmentFolder:
             ArtifactError: the folder is read-only or the disk is full.
         """
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        repeated = [name for name in table.column_names if name not in DIFFERENT]
+        pq.write_table(table, sink, compression="zstd", use_dictionary=repeated)  # pyright: ignore[reportArgumentType]
         return self.draft_bytes(memoryview(sink.getvalue()))
 
     def draft_bytes(self, data: bytes | memoryview) -> SegmentDraft:
