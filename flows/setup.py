@@ -18,6 +18,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
 
 from flows.household import POOLS
 
@@ -30,10 +31,12 @@ SILENT_SECONDS = 90
 
 def create_pools() -> None:
     """The process work pools, where they are not there yet."""
+    # With the template in place, the workers need not write it, which two at once do badly on SQLite.
+    template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         for pool in POOLS:
             try:
-                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
             except ObjectAlreadyExists:
                 continue
 

@@ -54,14 +54,20 @@ def estimate(stage: str, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
     if amount.units is None:
         return Cost(None, None, "unknown before the stages ahead of it are finished")
     seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
-    for artifact in reversed(earlier):
-        units = units_of(stage, artifact.manifest.metrics)
-        if units:
-            share = amount.units / units
-            # The start costs the same for any amount, so only what is above it grows.
-            beyond = max(artifact.manifest.wall_seconds - rate.start, 0.0)
-            seconds = min(artifact.manifest.wall_seconds, rate.start) + beyond * share
-            fixed = min(FIXED_BYTES.get(stage, 0), artifact.manifest.size())
-            size = fixed + (artifact.manifest.size() - fixed) * share
-            return Cost(round(seconds, 1), int(size), f"{stage}/{artifact.fingerprint[:12]}")
+    if earlier:
+        return _scaled(rate, FIXED_BYTES.get(stage, 0), amount.units, earlier[-1])
     return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
+
+
+def _scaled(rate: Rate, fixed_bytes: int, units: float, earlier: Artifact) -> Cost:
+    manifest = earlier.manifest
+    basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
+    before = units_of(manifest.stage, manifest.metrics)
+    if not before:
+        # Nothing says how much it had to do, so the same again is the best guess.
+        return Cost(manifest.wall_seconds, manifest.size(), basis)
+    # The start costs the same for any amount, so only what is above it grows.
+    start, fixed = min(rate.start, manifest.wall_seconds), min(fixed_bytes, manifest.size())
+    share = units / before
+    seconds = start + (manifest.wall_seconds - start) * share
+    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * share), basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,18 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "high": None if interval is None else interval[1],
                 }
             )
-    return rows
+    return sorted(rows, key=_headline_first)
+
+
+HEADLINES = ("ao@10", "js@10", "text_to_image_recall@10", "image_to_text_recall@10", "spearman")
+
+
+def _headline_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Paraphrased retrieval's own measures, then the others; recall@5 before recall@10."""
+    metric = row["metric"]
+    place = HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
+    numbers = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", metric)]
+    return place, row["benchmark"], numbers
 
 
 def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:

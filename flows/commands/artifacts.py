@@ -65,7 +65,7 @@ def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOp
     if as_json:
         print_json(tree)
     else:
-        _print_tree(tree, 0)
+        _print_tree(tree, 0, set())
 
 
 @app.command()
@@ -142,9 +142,14 @@ def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
     return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
 
 
-def _print_tree(tree: dict[str, Any], depth: int) -> None:
-    typer.echo(f"{'  ' * depth}{tree['stage']}/{tree['fingerprint']}{' (gone)' if tree.get('gone') else ''}")
-    for name, value in tree.get("sources", {}).items():
-        typer.echo(f"{'  ' * (depth + 1)}{name} {value[:12]}")
+def _print_tree(tree: dict[str, Any], depth: int, seen: set[str]) -> None:
+    name = f"{tree['stage']}/{tree['fingerprint']}"
+    note = " (gone)" if tree.get("gone") else " (see above)" if name in seen and tree.get("inputs") else ""
+    typer.echo(f"{'  ' * depth}{name}{note}")
+    if note:
+        return
+    seen.add(name)
+    for source, value in tree.get("sources", {}).items():
+        typer.echo(f"{'  ' * (depth + 1)}{source} {value[:12]}")
     for below in tree.get("inputs", []):
-        _print_tree(below, depth + 1)
+        _print_tree(below, depth + 1, seen)
