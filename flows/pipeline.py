@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow, task
 
 from flows.children import run_child
+from flows.logs import let_own_logs_through
 from flows.work import carry_stage, publish_result
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
@@ -41,6 +42,7 @@ def run_stages(settings: Settings) -> Result:
     Raises:
         ParaclipError: what a stage raised.
     """
+    let_own_logs_through()
     store = ArtifactStore(settings.run.root)
     rows: list[dict[str, Any]] = []
     for name in stage_names(settings):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 
 from flows.household import living_api_url
 from storage.atomic import storage_error
 
-__all__ = ["local_environment", "prepare_prefect", "show_own_logs"]
-
-OWN_LOGGERS = ("flows", "tasks", "paraclip_core", "storage")
+__all__ = ["local_environment", "prepare_prefect"]
 
 
 def local_environment() -> dict[str, str]:
@@ -48,14 +44,3 @@ def prepare_prefect(root: Path) -> None:
             chosen["PREFECT_API_URL"] = url
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
-
-
-def show_own_logs(level: int = logging.INFO) -> None:
-    """Send this project's own log lines, and no one else's, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in OWN_LOGGERS:
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.handlers = [handler]
-        logger.propagate = False

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from flows.logs import let_own_logs_through
 from paraclip_core.config import Settings
 from storage.artifacts import ArtifactStore
 from tasks.dag import resolve
@@ -25,6 +26,7 @@ def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
     Raises:
         ParaclipError: what the stage raised.
     """
+    let_own_logs_through()
     store = ArtifactStore(settings.run.root)
     started = time.monotonic()
     node = resolve(settings, store).get(name)

@@ -65,7 +65,8 @@ def _finished(settings: Settings) -> dict[str, Any] | None:
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
-    from flows.quiet import prepare_prefect, show_own_logs
+    from flows.logs import show_own_logs
+    from flows.quiet import prepare_prefect
 
     prepare_prefect(Path(settings.run.root))
     # Prefect takes seconds to import, so only now.
