@@ -93,7 +93,10 @@ def test_what_is_no_plain_tar_is_told(tmp_path: Path) -> None:
 
 def test_modes_become_rgb_and_damage_is_named() -> None:
     for mode in ("L", "P", "1", "RGBA", "I;16"):
-        assert decode_image(_png("red", "RGB") if mode == "P" else _png(mode=mode), "x").mode == "RGB"
+        assert decode_image(_png(mode=mode), "x").mode == "RGB"
+    see_through = io.BytesIO()
+    Image.new("P", (9, 7), 3).save(see_through, "PNG", transparency=b"\x00\x80\xff")
+    assert decode_image(see_through.getvalue(), "x").mode == "RGB"
     data = _png()
     for damaged in (b"", b"GIF89a", data[:40], data[: len(data) // 2], b"\xff\xd8\xff" + data):
         with pytest.raises(InputError, match="the name"):

@@ -1,0 +1,113 @@
+"""The image-feature store: what was written is read, what is damaged is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraclip_core import tables
+from paraclip_core.errors import ArtifactError
+from storage.features import INDEX, FeatureStore, shard_path, write_index, write_shard
+
+
+def _store(folder: Path, sizes: list[int], d: int = 4) -> np.ndarray:
+    """Write shards of these sizes; returns all features."""
+    features = np.random.default_rng(0).normal(size=(sum(sizes), d)).astype(np.float16)
+    tables_, start = [], 0
+    for shard, size in enumerate(sizes):
+        write_shard(folder, shard, features[start : start + size])
+        names = [f"i{start + row}" for row in range(size)]
+        columns = {"image_id": names, "shard": [shard] * size, "row": range(size), "pixels": [b"0" * 16] * size}
+        tables_.append(pa.table(columns, schema=INDEX))
+        start += size
+    write_index(folder, tables_)
+    return features
+
+
+def test_the_index_has_the_documented_columns() -> None:
+    assert INDEX.equals(tables.FEATURE_INDEX)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_rows_of_any_shards_come_back(sizes: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("features")
+    features = _store(folder, sizes)
+    store = FeatureStore(folder)
+    n = sum(sizes)
+    assert len(store) == n and store.image_ids == [f"i{row}" for row in range(n)]
+    matrix = store.matrix()
+    assert matrix.dtype == np.float16 and matrix.shape == (n, 4)
+    np.testing.assert_array_equal(matrix, features)
+    wanted = [f"i{row}" for row in reversed(range(n))] * 2
+    assert store.rows(wanted).tolist() == [*reversed(range(n))] * 2
+    assert store.rows(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64
+
+
+def test_one_shard_is_memory_mapped(tmp_path: Path) -> None:
+    _store(tmp_path, [3])
+    assert isinstance(FeatureStore(tmp_path).matrix(), np.memmap)
+
+
+def test_missing_images_are_named_or_marked(tmp_path: Path) -> None:
+    _store(tmp_path, [2, 1])
+    store = FeatureStore(tmp_path)
+    assert store.find(["i2", None, "x", "i0"]).tolist() == [2, -1, -1, 0]
+    assert store.find([]).tolist() == []
+    with pytest.raises(ArtifactError, match="'gone'"):
+        store.rows(["i0", "gone"])
+    with pytest.raises(ArtifactError, match="'gone'"):
+        store.rows(pa.array(["i0", "gone"]))
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    features = _store(tmp_path, [3, 2])
+    path = shard_path(tmp_path, 1)
+    whole = path.read_bytes()
+
+    def message() -> str:
+        with pytest.raises(ArtifactError) as caught:
+            FeatureStore(tmp_path).matrix()
+        return str(caught.value)
+
+    for value in (np.nan, np.inf):
+        bad = features[3:].copy()
+        bad[1, 2] = value
+        write_shard(tmp_path, 1, bad)
+        assert f"row 1 of {path}" in message()
+    write_shard(tmp_path, 1, features[:3])
+    assert "expected float16 with 2 rows" in message()
+    np.save(path, features[3:].astype(np.float32))
+    assert "float32" in message()
+    write_shard(tmp_path, 1, features[3:, :2])
+    assert "dimension" in message()
+    for damaged in (b"", whole[:20], whole[:-3]):
+        path.write_bytes(damaged)
+        assert str(path) in message()
+    np.save(path, np.array([{}, {}], dtype=object), allow_pickle=True)
+    assert str(path) in message()
+    path.unlink()
+    assert str(path) in message()
+
+
+def test_a_damaged_index_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="run the features stage"):
+        FeatureStore(tmp_path)
+    _store(tmp_path, [2])
+    index = tmp_path / "index.parquet"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-30])
+    with pytest.raises(ArtifactError, match="index"):
+        FeatureStore(tmp_path)
+    columns = {"image_id": ["a", "a"], "shard": [0, 0], "row": [0, 1], "pixels": [b"0" * 16] * 2}
+    write_index(tmp_path, [pa.table(columns, schema=INDEX)])
+    with pytest.raises(ArtifactError, match="twice"):
+        FeatureStore(tmp_path)
+    write_index(tmp_path, [pa.table({**columns, "image_id": ["a", "b"], "row": [1, 0]}, schema=INDEX)])
+    with pytest.raises(ArtifactError, match="order"):
+        FeatureStore(tmp_path).matrix()
