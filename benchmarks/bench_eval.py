@@ -1,0 +1,181 @@
+"""Retrieval evaluation over stored image features against CLIP_benchmark's own loop, on the same model and captions.
+
+Ours encodes each distinct caption at its real length and ranks against features that the features stage has stored.
+CLIP_benchmark decodes and encodes every image and pads every text, each time a model is evaluated. It is used where it
+is installed (`pip install --no-deps clip-benchmark`); else its loop is restated here. Both sides run in fp32 and must
+agree in every recall.
+
+    python benchmarks/bench_eval.py --data FOLDER/flickr8k
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from record import record
+
+from paraclip_core.clip.encode import encode_images, image_transform
+from paraclip_core.clip.images import ImageArchive, decode_image
+from paraclip_core.clip.models import ClipModel, embedded_clip, image_tower_hash
+from paraclip_core.config import ModelOptions
+from paraclip_core.evaluation.benchmarks import retrieval
+from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.evaluation.pool import stored_pool
+from paraclip_core.evaluation.published import Captions, image_names, images_beside, load_captions
+
+DEPTHS = [1, 5, 10]
+BATCH = 32
+
+Files = list[bytes]
+
+
+class Loaded(Candidate):
+    """A candidate whose model is there already."""
+
+    def __init__(self, clip: ClipModel) -> None:
+        super().__init__("embedded")
+        self.__dict__["clip"] = clip
+
+
+class Batches:
+    """What CLIP_benchmark iterates over: preprocessed images with their lists of captions."""
+
+    def __init__(self, files: Files, captions: Sequence[list[str]], transform: Callable[[Image.Image], Any]) -> None:
+        self._files, self._captions, self._transform = files, captions, transform
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Sequence[list[str]]]]:
+        for start in range(0, len(self._files), BATCH):
+            files = self._files[start : start + BATCH]
+            pixels = [self._transform(decode_image(data, "image")) for data in files]
+            yield torch.stack(pixels), self._captions[start : start + BATCH]
+
+    def __len__(self) -> int:
+        return -(-len(self._files) // BATCH)
+
+
+def restated(
+    model: Any, dataloader: Batches, tokenizer: Any, device: str, amp: bool, recall_k_list: Sequence[int]
+) -> dict[str, float]:
+    """CLIP_benchmark's zeroshot_retrieval.evaluate, step for step."""
+    images, texts, owner = [], [], []
+    for pixels, captions in dataloader:
+        owner += [sum(map(len, images)) + i for i, some in enumerate(captions) for _ in some]
+        with torch.no_grad():
+            images.append(F.normalize(model.encode_image(pixels.to(device)), dim=-1))
+            texts.append(F.normalize(model.encode_text(tokenizer([t for some in captions for t in some])), dim=-1))
+    scores = torch.cat(texts) @ torch.cat(images).T
+    positive = torch.zeros_like(scores, dtype=torch.bool)
+    positive[torch.arange(len(scores)), owner] = True
+    found = {}
+    for k in recall_k_list:
+        for name, values, pairs in (("image", scores, positive), ("text", scores.T, positive.T)):
+            chosen = F.one_hot(torch.topk(values, k, dim=1)[1], values.shape[1]).sum(1)
+            found[f"{name}_retrieval_recall@{k}"] = ((chosen * pairs).sum(1) > 0).float().mean().item()
+    return found
+
+
+def theirs() -> tuple[Callable[..., dict[str, float]], str]:
+    """CLIP_benchmark's function where it is installed, else the restated one; and its name."""
+    try:
+        from clip_benchmark.metrics.zeroshot_retrieval import evaluate  # pyright: ignore[reportMissingImports]
+
+        return evaluate, f"clip-benchmark {version('clip-benchmark')}"
+    except (ImportError, PackageNotFoundError):
+        return restated, "CLIP_benchmark's loop, restated"
+
+
+def real_data(folder: Path, count: int) -> tuple[Captions, Files]:
+    """The first validation images of a Karpathy folder, with their captions."""
+    file = next(folder.glob("dataset_*.json"))
+    captions, images = load_captions(file, "val"), images_beside(file)
+    assert images is not None, f"no images beside {file}"
+    ids = list(dict.fromkeys(captions.image_ids))[:count]
+    names = image_names(images, ids)
+    kept = [row for row in zip(captions.image_ids, captions.captions, strict=True) if row[0] in names]
+    with ImageArchive(images) as archive:
+        files = [archive.read(names[image_id]) for image_id in ids]
+    return Captions([row[0] for row in kept], [row[1] for row in kept], "val"), files
+
+
+def made_up_data(count: int) -> tuple[Captions, Files]:
+    """Noise with captions of eleven words, where no real data is given."""
+    rng = np.random.default_rng(0)
+    words = ["a", "the", "dog", "red", "small", "old", "man", "runs", "sits", "near", "water", "grass", "two"]
+    files = []
+    for _ in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        files.append(buffer.getvalue())
+    ids = [f"{image:05d}" for image in range(count) for _ in range(5)]
+    return Captions(ids, [" ".join(rng.choice(words, 11)) for _ in ids], "made up"), files
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `work` takes, and what it gives."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    """Measure both sides in turn and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(os.environ.get("PARACLIP_DATA", "../shared/data")) / "flickr8k"
+    parser.add_argument("--data", type=Path, default=default, help="folder with a Karpathy JSON and its images")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    captions, files = (real_data if options.data.is_dir() else lambda _, n: made_up_data(n))(
+        options.data, options.images
+    )
+    ids = list(dict.fromkeys(captions.image_ids))
+    by_image = {image_id: [] for image_id in ids}
+    for image_id, caption in zip(captions.image_ids, captions.captions, strict=True):
+        by_image[image_id].append(caption)
+    clip = embedded_clip(ModelOptions())
+    once, features = timed(lambda: encode_images(clip, (decode_image(data, "image") for data in files)))
+    pool = stored_pool(ids, lambda: features, image_tower_hash(clip))
+    evaluate, name = theirs()
+    batches = Batches(files, [by_image[image_id] for image_id in ids], image_transform(clip))
+    tokenizer = open_clip.SimpleTokenizer()
+
+    ours_s, theirs_s = [], []
+    for _ in range(options.repeats):
+        seconds, found = timed(lambda: retrieval.measure(captions, pool, Loaded(clip)))
+        ours_s.append(seconds)
+        seconds, expected = timed(
+            lambda: evaluate(clip.model, batches, tokenizer, "cpu", amp=False, recall_k_list=DEPTHS)
+        )
+        theirs_s.append(seconds)
+        check(found.metrics, expected, len(captions.captions))
+    ours, other = statistics.median(ours_s), statistics.median(theirs_s)
+    print(f"{len(ids)} images, {len(captions.captions)} captions ({captions.split}), embedded model, fp32")
+    print(f"ours {ours:.2f} s, {name} {other:.2f} s; storing the features took {once:.2f} s, once for all models")
+    record("eval_vs_clip_benchmark", len(captions.captions) / ours, "captions/s", name, other / ours)
+
+
+def check(ours: dict[str, float], expected: dict[str, float], captions: int) -> None:
+    """Both sides must agree, but for near ties that float16 features may turn over."""
+    for k in DEPTHS:
+        for mine, their in ((f"text_to_image_recall@{k}", "image"), (f"image_to_text_recall@{k}", "text")):
+            other = 100 * expected[f"{their}_retrieval_recall@{k}"]
+            if abs(ours[mine] - other) > max(0.5, 300 / captions):
+                raise SystemExit(f"{mine}: ours {ours[mine]:.3f}, CLIP_benchmark {other:.3f}")
+
+
+if __name__ == "__main__":
+    main()
