@@ -286,7 +286,8 @@ class BenchmarkOptions(Options):
     kind: BenchmarkKind
     """What is measured."""
     path: str | None = None
-    """File or folder, relative to `data.root`; absent: the captions of `evaluate.split`."""
+    """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
+    scenes); absent: the captions of `evaluate.split`."""
     optional: bool = False
     """Leave the benchmark out, and say so, where its path is absent."""
 
