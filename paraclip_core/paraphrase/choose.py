@@ -10,7 +10,7 @@ import numpy as np
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.flood import FloodCounter
-from paraclip_core.paraphrase.gates import REASONS, Pair, Pieces, first_failure, jaccard
+from paraclip_core.paraphrase.gates import REASONS, Pair, Pieces, first_failure
 from paraclip_core.paraphrase.lexicon import words
 from paraclip_core.paraphrase.parse import parse_answer
 
@@ -81,7 +81,7 @@ class Chooser:
     def choose(self, requests: Sequence[Request]) -> list[Verdict]:
         """A verdict for each request, in order.
 
-        The choice among answers is max(cosine − 0.3 · word overlap), answers of at most 1.3 times the input's words
+        The choice among answers is max(cosine − 0.3 · overlap of the content words), answers of at most 1.3 times the input's words
         and one before longer ones, the first of equals. Preset `paper` takes the first answer that is not empty.
         """
         candidates = [self._candidates(row, request) for row, request in enumerate(requests)]
@@ -144,7 +144,7 @@ class Chooser:
             detail = f"cosine {to_caption:.2f} with the caption, at least {options.min_caption_similarity:g}"
             return Verdict(pair.answer, "low_caption_similarity", detail, to_caption), (False, 0.0)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
-        score = min(to_source, to_caption) - OVERLAP_WEIGHT * jaccard(pair.answer_words, pair.source_words)
+        score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
         return Verdict(pair.answer, similarity=to_caption), (short, score)
 
     def _flooded(self, answer: str) -> bool:

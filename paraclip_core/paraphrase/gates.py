@@ -21,6 +21,7 @@ from paraclip_core.paraphrase.lexicon import (
     NEGATIONS,
     NUMBERS,
     OPPOSITES,
+    SPATIAL,
     STOP_WORDS,
     content_words,
     stem,
@@ -83,6 +84,12 @@ class Pair:
         """Content words of the answer that neither input nor caption holds in any form, each once."""
         found = content_words(self.answer_words)
         return [word for word in dict.fromkeys(found) if stem(word) not in self.known_stems]
+
+    @property
+    def content_overlap(self) -> float:
+        """Jaccard overlap of the stems of both sides' content words: articles and word forms are no novelty."""
+        one, two = ([stem(word) for word in content_words(ws)] for ws in (self.source_words, self.answer_words))
+        return jaccard(one, two)
 
 
 def jaccard(one: Sequence[str], two: Sequence[str]) -> float:
@@ -177,7 +184,7 @@ def broken_words(pair: Pair, options: GateOptions) -> str | None:
         return f"{found.group()!r}"
     if pair.pieces is not None:
         for word in pair.new_words:
-            if pair.pieces(word) > 1:
+            if pair.pieces(word) > 1 and pair.pieces(stem(word)) > 1:
                 return f"{word!r} is no common word"
     return None
 
@@ -215,9 +222,15 @@ def changed_colour(pair: Pair, options: GateOptions) -> str | None:
         if word in COLOURS and COLOURS[word] not in before:
             return f"says {word}, which the input does not"
     owned = _owned_colours(pair.source_words)
+    named = {_thing(word) for word in (*pair.source_words, *words(pair.caption))}
     for noun, colours in _owned_colours(pair.answer_words).items():
-        if noun in owned and not colours & owned[noun]:
-            return f"{sorted(colours)[0]} {noun} was {sorted(owned[noun])[0]}"
+        for colour in sorted(colours - owned.get(noun, set())):
+            others = [other for other in owned if other != noun and colour in owned[other]]
+            if noun in owned:
+                return f"{colour} {_last(noun)} was {min(owned[noun])}"
+            # `pink` of `a boy in pink in a field` belongs to the boy, and is no colour of the field.
+            if noun in named and (others or f"in {colour}" in pair.source.lower()):
+                return f"{colour} belongs to {_last(others[0]) if others else 'somebody'}, not to {_last(noun)}"
     return None
 
 
@@ -231,8 +244,14 @@ def changed_kind(pair: Pair, options: GateOptions) -> str | None:
 
 
 def changed_relation(pair: Pair, options: GateOptions) -> str | None:
-    """Left for right, above for below, large for small, and such."""
+    """Left for right, above for below, large for small; or both things are there and their relation is not."""
     before, after = set(pair.source_words), set(pair.answer_words)
+    kinds = {KINDS[word] for word in after if word in KINDS}
+    if len(kinds) >= 2:
+        for pairs in SPATIAL:
+            for side in pairs:
+                if before & side and not after & side and not (kinds - {KINDS.get(word) for word in before}):
+                    return f"{min(before & side)} is lost"
     for one, two in OPPOSITES:
         for side, other in ((one, two), (two, one)):
             if after & side and before & other and not before & side:
@@ -284,8 +303,12 @@ def _latin(char: str) -> bool:
     return unicodedata.name(char, "").startswith("LATIN") or unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po")
 
 
+_SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for word in side}
+
+
 def _family(word: str) -> str | None:
-    return KINDS.get(word) or COLOURS.get(word)
+    """What a word stands for, where a list knows it: words of one family are no new words for each other."""
+    return KINDS.get(word) or COLOURS.get(word) or _SIDES.get(word)
 
 
 def _numbers(found: Sequence[str]) -> set[int]:
@@ -297,5 +320,13 @@ def _owned_colours(found: Sequence[str]) -> dict[str, set[str]]:
     owned: dict[str, set[str]] = {}
     for colour, noun in pairwise(found):
         if colour in COLOURS and noun not in COLOURS and noun not in STOP_WORDS:
-            owned.setdefault(KINDS.get(noun, stem(noun)), set()).add(COLOURS[colour])
+            owned.setdefault(_thing(noun), set()).add(COLOURS[colour])
     return owned
+
+
+def _thing(noun: str) -> str:
+    return KINDS.get(noun) or stem(noun)
+
+
+def _last(thing: str) -> str:
+    return thing.rpartition("/")[2]

@@ -14,6 +14,7 @@ __all__ = [
     "NEGATIONS",
     "NUMBERS",
     "OPPOSITES",
+    "SPATIAL",
     "STOP_WORDS",
     "content_words",
     "stem",
@@ -74,7 +75,7 @@ COLOURS = _families(
 _KIND_BLOCKS = {
     "animal": """
         dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch terrier retriever poodle pitbull
-        cat cats kitten kittens kitty feline felines lion lioness
+        cat cats kitten kittens kitty feline felines
         horse horses pony ponies mare stallion foal colt
         cow cows cattle calf bull ox bovine
         bird birds chicken duck seagull goose parrot
@@ -82,6 +83,7 @@ _KIND_BLOCKS = {
         pig pigs hog
         mouse mice rat
         fish shark
+        lion lions lioness
         rabbit bunny
         bear bears
         monkey ape
@@ -132,10 +134,15 @@ _KIND_BLOCKS = {
 KINDS = {word: f"{block}/{head}" for block, lines in _KIND_BLOCKS.items() for word, head in _families(lines).items()}
 """Noun → the kind of thing it names."""
 
-OPPOSITES = (
+SPATIAL = (
     (frozenset({"left"}), frozenset({"right"})),
     (frozenset({"above", "over", "atop"}), frozenset({"below", "under", "beneath", "underneath"})),
     (frozenset({"front", "ahead", "before"}), frozenset({"behind", "rear"})),
+)
+"""Where one thing stands to another."""
+
+OPPOSITES = (
+    *SPATIAL,
     (frozenset({"inside", "indoors", "indoor"}), frozenset({"outside", "outdoors", "outdoor"})),
     (frozenset({"night", "nighttime", "dark"}), frozenset({"day", "daytime", "daylight", "sunny"})),
     (

@@ -12,15 +12,21 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "neutralise", "prompt_for"]
+__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "neutralise", "prompt_for", "tidy"]
 
 Turns = tuple[tuple[str, str], ...]
-RULES = "neutralise-1"
+RULES = "neutralise-1 tidy-1"
 SLOT = "{}"
 
 # A chat-template token of any model begins with `<` or `[` and a letter, a bar or a slash: `<|im_end|>`, `</s>`,
 # `<start_of_turn>`, `[INST]`, `[/INST]`. A blank after the bracket makes it plain text and leaves it readable.
 _TOKEN_START = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
+_NOISE = re.compile(
+    r"<[^<>]{0,200}>|https?:\S+|www\.\S+|\b(?:IMG|DSC|DSCN|DSCF|PIC|P)[_ -]?\d{3,}\b|#\d+"
+    r"|\.(?:jpe?g|png|gif|webp|bmp)\b",
+    re.I,
+)
+_RUNS = re.compile(r"[!?]{2,}|\.{2,}")
 # Some models' templates use the full-width forms.
 _FULL_WIDTH = str.maketrans({"＜": "<", "＞": ">", "｜": "|"})
 
@@ -38,16 +44,18 @@ class PromptTemplate:
     """Words of the last turn behind the text."""
     quoted: bool = False
     """The text stands between double quotes, so it must not hold one."""
+    tidied: bool = False
+    """Show the text without file names, links and shouting, which small models copy or take for words."""
 
     @cached_property
     def hash(self) -> bytes:
         """16 bytes over everything that decides what the model reads."""
         flat = [part for turn in self.turns for part in turn]
-        return text_hash(self.id, RULES, *flat, None, self.before, None, self.after, str(self.quoted))
+        return text_hash(self.id, RULES, *flat, None, self.before, None, self.after, str(self.quoted), str(self.tidied))
 
     def messages(self, text: str) -> Turns:
         """The chat turns for one text, which is neutralised and never interpreted."""
-        safe = neutralise(text)
+        safe = neutralise(tidy(text) if self.tidied else text)
         if self.quoted:
             safe = safe.replace('"', "'")
         return (*self.turns, ("user", f"{self.before}{safe}{self.after}"))
@@ -77,6 +85,20 @@ def neutralise(text: str) -> str:
     return _TOKEN_START.sub(lambda found: f"{found.group()} ", line)
 
 
+def tidy(text: str) -> str:
+    """A web caption without tags, links, file names, camera numbers and hash numbers; shouting in lower case.
+
+    Where nothing would be left, the text as it is.
+    """
+    found = _NOISE.sub(" ", text)
+    letters = [char for char in found if char.isalpha()]
+    capitals = [word for word in found.split() if word[:1].isupper()]
+    if letters and (all(char.isupper() for char in letters) or len(capitals) == len(found.split()) > 3):
+        found = found.lower()
+    found = " ".join(_RUNS.sub(lambda run: run.group()[0], found).split()).strip(" -|,;:#")
+    return found or text
+
+
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
     """The prompt of a step: the user's own where there is one, else the chosen set's.
 
@@ -98,7 +120,7 @@ def _few_shot(step: int, system: str, examples: Turns) -> PromptTemplate:
     turns: list[tuple[str, str]] = [("system", system)] if system else []
     for text, answer in examples:
         turns += [("user", text), ("assistant", answer)]
-    return PromptTemplate(f"few-shot/{step}", tuple(turns))
+    return PromptTemplate(f"few-shot/{step}", tuple(turns), tidied=True)
 
 
 # Word for word from the published code (one user message, no system turn).

@@ -1,0 +1,118 @@
+"""Gates: what each one stops, what it lets pass, and that no text makes one fail."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.gates import REASONS, TEXT_GATES, Pair, first_failure, jaccard
+
+OPTIONS = GateOptions()
+WHOLE = Tokeniser(context_length=4096)
+EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
+
+
+def pieces(text: str) -> int:
+    return len(WHOLE.encode(text)) - 2
+
+
+def pair(source: str, answer: str, step: int = 1, caption: str | None = None) -> Pair:
+    return Pair(caption or source, source, answer, step, EXAMPLES, pieces)
+
+
+REJECTED = [
+    ("empty", "a dog", ""),
+    ("empty", "a dog", "..."),
+    ("refusal_or_preamble", "a dog", "I'm sorry, but I cannot do that"),
+    ("refusal_or_preamble", "a dog", "The original text is about a dog"),
+    ("refusal_or_preamble", "a dog on grass", "dog = puppy => a puppy on grass"),
+    ("copied_instruction", "a dog on the beach", "a dog drinking coffee on the beach"),
+    ("character_set", "a dog", "<b>a puppy</b>"),
+    ("character_set", "a dog", "一只小狗 dog"),
+    ("character_set", "a dog", "a puppy {name}"),
+    ("length_ratio", "a small dog runs over the wet grass", "dog"),
+    ("length_ratio", "a dog", "a dog that runs and runs and jumps over it"),
+    ("too_long", "dogs and cats", "cats and dogs " + "x1" * 120),
+    ("echo", "A small red dog.", "a small red dog"),
+    ("repetition", "a white boat on the sea", "a white white boat on the sea"),
+    ("broken_words", "three houses by the sea", "a three houses near the sea"),
+    ("broken_words", "a woman is walking on the sand", "a woman is strollacing on the sand"),
+    ("changed_negation", "a man with a hat", "a man with no hat"),
+    ("changed_number", "two dogs on the grass", "three dogs on the lawn"),
+    ("changed_number", "two dogs on the grass", "dogs on the lawn"),
+    ("changed_colour", "a black bicycle and a helmet", "a blue bike and a helmet"),
+    ("changed_colour", "a black boat near a red cat", "a red boat near a black cat"),
+    ("changed_colour", "a boy in pink in a field", "a boy in a pink field"),
+    ("changed_kind", "a brown dog goes into the water", "a brown cat goes into the water"),
+    ("changed_kind", "a pitbull with a stick", "a pitbull in a kitchen"),
+    ("changed_relation", "a dog left of a cat", "a dog to the right of a cat"),
+    ("changed_relation", "a lamp above a cup", "a lamp under a cup"),
+    ("changed_relation", "a lamp above a cup", "a lamp with a cup"),
+    ("changed_relation", "a large dog on the street", "a tiny dog on the street"),
+    ("too_many_new_words", "a dog on the grass", "a dog enjoys sunny happy weather today"),
+    ("high_overlap", "a big dog on the wet green grass near trees", "the big dog on the wet green grass near trees"),
+]
+
+KEPT = [
+    ("Photo of a white boat in a field.jpg", "A white boat in a field."),
+    ("a hiker walks through the snowfield", "A hiker strolls through a snowy field"),
+    ("five men playing in a soccer game", "A group of five men play soccer"),
+    ("a boy in a red top hangs upside down from a tree", "A boy wearing a crimson top is hanging from a tree"),
+    ("two dogs on the grass", "a pair of dogs on a lawn"),
+    ("a small bicycle behind a large bus", "a little bike at the rear of a big coach"),
+    ("a dog on the beach", "a puppy on the shore"),
+    ("stock photo 88213 of a silver train", "a train in silver"),
+    ("two kids on the grass", "two children sitting on the lawn"),
+    ("an orange cat in a café", "an orange kitten in a café"),
+]
+
+
+@pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
+def test_a_gate_stops_what_it_is_for(reason: str, source: str, answer: str) -> None:
+    found = first_failure(pair(source, answer), OPTIONS)
+    assert found is not None
+    assert found[0] == reason, found
+    assert found[1]
+
+
+@pytest.mark.parametrize(("source", "answer"), KEPT)
+def test_good_paraphrases_pass(source: str, answer: str) -> None:
+    assert first_failure(pair(source, answer), OPTIONS) is None
+
+
+def test_step_2_may_not_go_back_to_the_caption() -> None:
+    found = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), OPTIONS)
+    assert found == ("echo", "repeats the caption")
+
+
+def test_an_example_word_that_the_input_calls_for_is_no_leak() -> None:
+    assert first_failure(pair("Two kids on the beach", "Two children by the beach"), OPTIONS) is None
+
+
+def test_every_gate_has_an_example_here() -> None:
+    assert {reason for reason, _, _ in REJECTED} == set(TEXT_GATES)
+    assert set(TEXT_GATES) < set(REASONS)
+
+
+@pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
+def test_preset_paper_keeps_everything_that_is_not_empty(reason: str, source: str, answer: str) -> None:
+    found = first_failure(pair(source, answer), GateOptions(preset="paper"))
+    assert (found is None) == (reason != "empty")
+
+
+@given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
+def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int) -> None:
+    looked_at = Pair(caption, source, answer, step, EXAMPLES, pieces)
+    for reason, gate in TEXT_GATES.items():
+        detail = gate(looked_at, OPTIONS)
+        assert detail is None or (reason and isinstance(detail, str))
+
+
+@given(st.lists(st.sampled_from("abcdef")), st.lists(st.sampled_from("abcdef")))
+def test_jaccard(one: list[str], two: list[str]) -> None:
+    assert jaccard(one, two) == jaccard(two, one)
+    assert 0 <= jaccard(one, two) <= 1
+    assert jaccard(one, one) == 1

@@ -1,0 +1,46 @@
+"""Parsing of raw answers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.paraphrase.parse import parse_answer
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("A dog runs.", "A dog runs."),
+        ("  A dog runs .\nAnother line", "A dog runs."),
+        ('"A dog runs."', "A dog runs."),
+        ("“A dog runs.”", "A dog runs."),
+        ("1. A dog runs.", "A dog runs."),
+        ("- A dog runs.", "A dog runs."),
+        ("2 dogs run.", "2 dogs run."),
+        ("Paraphrase: A dog runs.", "A dog runs."),
+        ('Paraphrased caption: "A dog runs."', "A dog runs."),
+        ("Sure, here is a paraphrase: A dog runs.", "A dog runs."),
+        ("Here's the rewritten caption:\nA dog runs.", "A dog runs."),
+        ('The original text is: "A dog runs."', "A dog runs."),
+        ("The paraphrased sentence is: A dog runs.", "A dog runs."),
+        ("A dog runs.<|im_end|>\n<|im_start|>user", "A dog runs."),
+        ("A dog &amp; a cat\u00a0run", "A dog & a cat run"),
+        ('A man says "hello" to a dog', 'A man says "hello" to a dog'),
+        ("The kids' dog runs", "The kids' dog runs"),
+        ("", ""),
+        ("\n\n", ""),
+        ('""', ""),
+    ],
+)
+def test_parse(raw: str, expected: str) -> None:
+    assert parse_answer(raw) == expected
+
+
+@given(st.text(max_size=120) | st.text(alphabet='Sure here paraphrase:<|im_end>\n"1.-*` ', max_size=80))
+def test_any_text_gives_one_clean_line(raw: str) -> None:
+    found = parse_answer(raw)
+    assert "\n" not in found
+    assert found == " ".join(found.split())
+    assert "<|im_end|>" not in found
