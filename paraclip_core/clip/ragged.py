@@ -67,7 +67,7 @@ class Ragged:
     def take(self, indices: np.ndarray | Sequence[int]) -> Ragged:
         """The lists at `indices`, in that order; an index may come more than once."""
         chosen = np.asarray(indices, dtype=np.int64)
-        lengths = self.lengths[chosen]
+        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         offsets = np.zeros(len(chosen) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
