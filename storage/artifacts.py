@@ -2,6 +2,9 @@
 
 Layout under one root: ``artifacts/<stage>/<fingerprint>/`` (finished), ``work/<stage>/<fingerprint>/`` (unfinished,
 resumable; ``out/`` becomes the artifact, ``scratch/`` is thrown away), ``cache/`` and ``channels/<name>.json``.
+
+A commit writes the manifest into ``out/`` and then renames the folder, a removal renames the folder and then deletes
+it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import file_sha256, read_json, storage_error, write_json
+from storage.atomic import file_sha256, read_json, remove_temporary, storage_error, sync_folder, write_json
 from storage.locks import lock
 
 __all__ = ["Artifact", "ArtifactStore", "Draft", "FileEntry", "Manifest", "WorkFolder"]
@@ -149,8 +153,10 @@ class ArtifactStore:
         with lock(work.with_name(f"{fingerprint}.lock"), poll=poll):
             folder = WorkFolder(work / "out", work / "scratch")
             try:
-                self._undo_cut_commit(stage, fingerprint, folder.out)
+                self._clear(self.path(stage, fingerprint))
                 folder.out.mkdir(parents=True, exist_ok=True)
+                # Left by a commit that was cut off before the rename.
+                (folder.out / MANIFEST).unlink(missing_ok=True)
                 folder.scratch.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise storage_error(error, work) from error
@@ -161,29 +167,28 @@ class ArtifactStore:
         work, target = self.work_path(draft.stage, draft.fingerprint), self.path(draft.stage, draft.fingerprint)
         out = work / "out"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out.rename(target)
-            files = {str(p.relative_to(target)): FileEntry(p.stat().st_size, file_sha256(p)) for p in _files(target)}
+            remove_temporary(out)
             manifest = Manifest(
-                **{k: v for k, v in vars(draft).items()},
-                files=files,
+                **vars(draft),
+                files={name: _seal(out / name) for name in _names(out)},
                 metrics=metrics,
                 wall_seconds=round(wall_seconds, 3),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            write_json(target / MANIFEST, asdict(manifest))
-            shutil.rmtree(work, ignore_errors=True)
+            write_json(out / MANIFEST, asdict(manifest))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out.rename(target)
+            sync_folder(target.parent)
         except OSError as error:
             raise storage_error(error, target) from error
+        shutil.rmtree(work, ignore_errors=True)
         return Artifact(target, manifest)
 
-    def _undo_cut_commit(self, stage: str, fingerprint: str, out: Path) -> None:
-        """Move back what a commit that was cut off before its manifest had moved."""
-        target = self.path(stage, fingerprint)
+    def _clear(self, target: Path) -> None:
+        """Delete a folder without a manifest: somebody was deleting it, so it must not come back by halves."""
         if target.is_dir() and not (target / MANIFEST).exists():
-            shutil.rmtree(out, ignore_errors=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            target.rename(out)
+            log.warning("%s has no manifest and is deleted", target)
+            shutil.rmtree(target)
 
     def list(self, stage: str | None = None) -> list[Artifact]:
         """All finished artifacts, by stage and age; damaged manifests are logged and left out."""
@@ -214,9 +219,20 @@ class ArtifactStore:
         return _check(artifact, contents=True)
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact, its manifest first, so that no half of it is ever taken for whole."""
-        (artifact.path / MANIFEST).unlink()
-        shutil.rmtree(artifact.path)
+        """Delete an artifact, at once for all who look.
+
+        Raises:
+            ArtifactError: the root is read-only.
+        """
+        trash = self.root / "trash"
+        try:
+            trash.mkdir(parents=True, exist_ok=True)
+            artifact.path.rename(trash / uuid.uuid4().hex)
+        except OSError as error:
+            raise storage_error(error, artifact.path) from error
+        # With this one goes what an earlier removal that was cut off has left.
+        for folder in trash.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
         """Stage, fingerprint and folder of every unfinished work."""
@@ -243,9 +259,21 @@ def _safe_name(name: str) -> str:
     return name
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for directory, _, names in sorted(os.walk(folder)):
-        yield from (Path(directory) / name for name in sorted(names) if name != MANIFEST)
+def _names(folder: Path) -> list[str]:
+    """Every file below `folder` but its manifest, as sorted paths with slashes."""
+    found = [
+        (Path(directory) / name).relative_to(folder).as_posix()
+        for directory, _, names in os.walk(folder)
+        for name in names
+    ]
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def _seal(path: Path) -> FileEntry:
+    """Flush a file to disk, so that a manifest never outlives what it names, and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return FileEntry(path.stat().st_size, file_sha256(path))
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -253,7 +281,12 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         if raw["schema_version"] != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{folder / MANIFEST} has schema version {raw['schema_version']}, this release reads {SCHEMA_VERSION}"
+                f"{folder / MANIFEST} has schema version {raw['schema_version']}, this release reads {SCHEMA_VERSION}; "
+                f"use the paraclip that wrote it, or delete {folder} to have it made again"
+            )
+        if (raw["stage"], raw["fingerprint"]) != (folder.parent.name, folder.name):
+            raise ArtifactError(
+                f"{folder / MANIFEST} belongs to {raw['stage']}/{raw['fingerprint']}; move or delete the folder"
             )
         raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
         return Manifest(**raw)
@@ -262,23 +295,29 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _check(artifact: Artifact, contents: bool) -> list[str]:
-    problems = []
-    committed = (artifact.path / MANIFEST).stat().st_mtime_ns
-    for name, entry in artifact.manifest.files.items():
-        path = artifact.path / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-            continue
-        stat = path.stat()
-        if stat.st_size != entry.size:
-            problems.append(f"{name} has {stat.st_size} bytes instead of {entry.size}")
-        # A file that is younger than the manifest was touched after the commit, so its contents are looked at.
-        elif (contents or stat.st_mtime_ns > committed) and file_sha256(path) != entry.sha256:
-            problems.append(f"{name} was changed (its SHA-256 differs)")
-    if contents:
-        extra = {str(p.relative_to(artifact.path)) for p in _files(artifact.path)} - set(artifact.manifest.files)
-        problems += [f"{name} is not in the manifest" for name in sorted(extra)]
+    try:
+        committed = (artifact.path / MANIFEST).stat().st_mtime_ns
+        checks = (_check_file(artifact, name, committed, contents) for name in artifact.manifest.files)
+        problems = [problem for problem in checks if problem]
+        if contents:
+            extra = set(_names(artifact.path)) - set(artifact.manifest.files)
+            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename or artifact.path}: {error.strerror or error}") from error
     return problems
+
+
+def _check_file(artifact: Artifact, name: str, committed: int, contents: bool) -> str | None:
+    path, entry = artifact.path / name, artifact.manifest.files[name]
+    if not path.is_file():
+        return f"{name} is missing"
+    stat = path.stat()
+    if stat.st_size != entry.size:
+        return f"{name} has {stat.st_size} bytes instead of {entry.size}"
+    # A file that is younger than the manifest was touched after the commit, so its contents are looked at.
+    if (contents or stat.st_mtime_ns > committed) and file_sha256(path) != entry.sha256:
+        return f"{name} was changed (its SHA-256 differs)"
+    return None
 
 
 def _damaged(artifact: Artifact, problems: list[str]) -> str:

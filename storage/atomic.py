@@ -14,7 +14,15 @@ from typing import Any, BinaryIO
 
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["file_sha256", "read_json", "storage_error", "sync_folder", "write_atomic", "write_json"]
+__all__ = [
+    "file_sha256",
+    "read_json",
+    "remove_temporary",
+    "storage_error",
+    "sync_folder",
+    "write_atomic",
+    "write_json",
+]
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -40,6 +48,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+def remove_temporary(folder: Path) -> None:
+    """Delete what killed writers left anywhere below `folder`; call it only when nobody writes there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -50,9 +64,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write `value` as indented JSON with sorted keys, atomically.
+
+    Raises:
+        ArtifactError: it cannot be written, or `value` is not JSON (NaN and infinity are not).
+    """
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be written, its content is not JSON: {error}") from error
+    write_atomic(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
 
 
 def read_json(path: Path) -> Any:

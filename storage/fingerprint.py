@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from storage.atomic import file_sha256, read_json, write_json
 __all__ = ["FileHashes", "canonical_json", "fingerprint"]
 
 log = logging.getLogger(__name__)
+
+SETTLED_NS = 100_000_000
 
 
 def canonical_json(value: Any) -> str:
@@ -32,11 +35,11 @@ def fingerprint(stage: str, version: int, options: Mapping[str, Any], inputs: Ma
         inputs: the fingerprint of each named input.
     """
     text = canonical_json({"stage": stage, "version": version, "options": options, "inputs": inputs})
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class FileHashes:
-    """SHA-256 of source files, remembered by path, size and modification time."""
+    """SHA-256 of source files, remembered by path, size and times of change."""
 
     def __init__(self, path: Path) -> None:
         """`path` is the JSON file to remember in; a damaged one is started anew."""
@@ -44,7 +47,7 @@ class FileHashes:
         self._known: dict[str, Any] = {}
         if path.exists():
             try:
-                self._known = read_json(path)
+                self._known = _sound(read_json(path))
             except ArtifactError:
                 log.warning("%s is damaged, source files are hashed again", path)
 
@@ -59,13 +62,16 @@ class FileHashes:
             try:
                 stat = path.stat()
                 key = str(path.resolve())
+                seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
                 known = self._known.get(key)
-                if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
-                    known = [stat.st_size, stat.st_mtime_ns, file_sha256(path)]
-                    self._known[key], changed = known, True
+                if known is None or known[:3] != seen:
+                    known = [*seen, file_sha256(path)]
+                    # A file that changed just now may change again without showing a later time.
+                    if time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+                        self._known[key], changed = known, True
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-            hashes[str(path)] = known[2]
+            hashes[str(path)] = known[3]
         if changed:
             self._remember()
         return hashes
@@ -75,3 +81,9 @@ class FileHashes:
             write_json(self._path, self._known)
         except ArtifactError as error:
             log.warning("source hashes are not remembered: %s", error)
+
+
+def _sound(known: Any) -> dict[str, Any]:
+    """The entries of a file of hashes that have the right form."""
+    entries = known.items() if isinstance(known, dict) else ()
+    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 4}

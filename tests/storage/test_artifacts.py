@@ -1,0 +1,447 @@
+"""The artifact store: whole artifacts or none, whatever is killed, edited, full, read-only or done twice at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.errors import ArtifactError
+from storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
+
+FP = "0123456789abcdef0123456789abcdef"
+CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}
+
+
+def draft(fingerprint: str = FP, stage: str = "ingest") -> Draft:
+    return Draft(stage, fingerprint, 1, {"source": "s"}, {"words": [2, 15]}, {"paraclip": "0"})
+
+
+def make(store: ArtifactStore, fingerprint: str = FP, stage: str = "ingest") -> Artifact:
+    """What a stage does: find it, or else resume and commit it."""
+    found = store.find(stage, fingerprint)
+    if found is not None:
+        return found
+    with store.writing(stage, fingerprint) as work:
+        found = store.find(stage, fingerprint)
+        if found is not None:
+            return found
+        for name, content in CONTENT.items():
+            path = work.out / name
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        (work.scratch / "state").write_text("resumable")
+        return store.commit(draft(fingerprint, stage), {"rows": 3}, 1.23456)
+
+
+def contents(artifact: Artifact) -> dict[str, bytes]:
+    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
+
+
+def touch(path: Path, nanoseconds: int) -> None:
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "root")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# The plain way
+
+
+def test_committed_found_and_described(store: ArtifactStore) -> None:
+    assert store.find("ingest", FP) is None
+    made = make(store)
+    found = store.find("ingest", FP)
+    assert found == made
+    assert found is not None
+    assert (found.stage, found.fingerprint, found.path) == ("ingest", FP, store.path("ingest", FP))
+    manifest = found.manifest
+    assert set(manifest.files) == set(CONTENT)
+    assert manifest.files["a.txt"] == FileEntry(5, "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8")
+    assert manifest.size() == sum(map(len, CONTENT.values()))
+    assert (manifest.metrics, manifest.wall_seconds, manifest.inputs) == ({"rows": 3}, 1.235, {"source": "s"})
+    assert (manifest.options, manifest.versions) == ({"words": [2, 15]}, {"paraclip": "0"})
+    assert not store.resumable("ingest", FP)
+    assert store.unfinished() == []
+    assert store.verify(found) == []
+
+
+def test_a_store_that_is_only_asked_makes_no_folder(store: ArtifactStore) -> None:
+    assert (store.list(), store.unfinished(), store.channels(), store.channel("x")) == ([], [], {}, None)
+    assert store.find("ingest", FP) is None
+    assert not store.root.exists()
+
+
+def test_unfinished_work_is_kept_and_gone_on_with(store: ArtifactStore) -> None:
+    with pytest.raises(KeyboardInterrupt), store.writing("ingest", FP) as work:
+        (work.out / "a.txt").write_bytes(b"from the first try")
+        (work.scratch / "state").write_text("7")
+        raise KeyboardInterrupt
+    assert store.resumable("ingest", FP)
+    assert store.unfinished() == [("ingest", FP, store.work_path("ingest", FP))]
+    with store.writing("ingest", FP) as work:
+        assert (work.scratch / "state").read_text() == "7"
+    assert (make(store).path / "a.txt").read_bytes() == b"from the first try"
+
+
+def test_half_written_files_of_killed_tries_are_not_committed(store: ArtifactStore) -> None:
+    with store.writing("ingest", FP) as work:
+        (work.out / "sub").mkdir()
+        (work.out / "sub" / ".b.bin.123.tmp").write_text("half")
+    assert set(make(store).manifest.files) == set(CONTENT)
+
+
+def test_metrics_that_are_no_json_are_refused_and_the_work_is_kept(store: ArtifactStore) -> None:
+    with store.writing("ingest", FP) as work:
+        (work.out / "a.txt").write_bytes(b"alpha")
+        with pytest.raises(ArtifactError, match="is not JSON"):
+            store.commit(draft(), {"loss": float("nan")}, 1)
+    assert store.find("ingest", FP) is None
+    assert store.resumable("ingest", FP)
+    assert store.verify(make(store)) == []
+
+
+# Killed
+
+KILL_AT = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+import storage.artifacts
+from test_artifacts import *
+before, point, call = sys.argv[2] == "before", sys.argv[3], int(sys.argv[4])
+owner = Path if point == "rename" else storage.artifacts.shutil if point == "rmtree" else storage.artifacts
+original, calls = getattr(owner, point), 0
+def deadly(*arguments, **options):
+    global calls
+    calls += 1
+    if before and calls == call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    value = original(*arguments, **options)
+    if calls == call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+setattr(owner, point, deadly)
+store = ArtifactStore(sys.argv[1])
+if sys.argv[5] == "make":
+    make(store)
+else:
+    store.remove(store.resolve(FP))
+"""
+
+
+def killed(store: ArtifactStore, when: str, point: str, call: int, action: str = "make") -> None:
+    program = KILL_AT.format(here=str(Path(__file__).parent))
+    command = [sys.executable, "-c", program, str(store.root), when, point, str(call), action]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("point", "call"),
+    [
+        ("remove_temporary", 1),
+        ("_seal", 1),
+        ("_seal", 3),
+        ("write_json", 1),
+        ("rename", 1),
+        ("sync_folder", 1),
+        ("rmtree", 1),
+    ],
+)
+def test_killed_at_every_step_of_a_commit(
+    store: ArtifactStore, tmp_path: Path, when: str, point: str, call: int
+) -> None:
+    killed(store, when, point, call)
+    renamed = (point, when) in {("rename", "after"), ("sync_folder", "before"), ("sync_folder", "after")}
+    assert (store.find("ingest", FP) is not None) == (renamed or point == "rmtree")
+    started = time.monotonic()
+    made = make(store)
+    assert time.monotonic() - started < 1
+    undisturbed = contents(make(ArtifactStore(tmp_path / "other")))
+    assert {n: c for n, c in contents(made).items() if n != "manifest.json"} == CONTENT
+    ours, theirs = (json.loads(c["manifest.json"]) | {"created": ""} for c in (contents(made), undisturbed))
+    assert ours == theirs
+    assert store.verify(made) == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("point", ["rename", "rmtree"])
+def test_a_removal_that_is_killed_never_leaves_half_an_artifact(store: ArtifactStore, when: str, point: str) -> None:
+    make(store)
+    killed(store, when, point, 1, "remove")
+    gone = (point, when) != ("rename", "before")
+    assert (store.find("ingest", FP) is None) == gone
+    assert len(store.list()) == (0 if gone else 1)
+    assert not store.resumable("ingest", FP)
+    store.remove(make(store))
+    assert list((store.root / "trash").iterdir()) == []
+
+
+def test_a_folder_without_a_manifest_does_not_exist_and_is_not_resumed(store: ArtifactStore) -> None:
+    made = make(store)
+    (made.path / "a.txt").write_bytes(b"omega")
+    (made.path / "manifest.json").unlink()  # as `rm -r` does that is cut off
+    assert store.find("ingest", FP) is None
+    assert (make(store).path / "a.txt").read_bytes() == b"alpha"
+
+
+# Two at once
+
+MAKE = """
+import sys, time
+sys.path.insert(0, {here!r})
+from test_artifacts import *
+store = ArtifactStore(sys.argv[1])
+with store.writing("ingest", FP) as work:
+    print("writing", flush=True)
+    time.sleep(float(sys.argv[2]))
+    for name, content in CONTENT.items():
+        (work.out / name).parent.mkdir(exist_ok=True)
+        (work.out / name).write_bytes(content)
+    store.commit(draft(), {{"by": "the first"}}, 1.0)
+"""
+
+
+@pytest.fixture
+def other(store: ArtifactStore) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes the artifact for a second and then commits it."""
+    program = MAKE.format(here=str(Path(__file__).parent))
+    command = [sys.executable, "-c", program, str(store.root), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+
+
+def test_the_second_gets_what_the_first_made(store: ArtifactStore, other: subprocess.Popen[str]) -> None:
+    polled = []
+    with store.writing("ingest", FP, poll=lambda: polled.append(1)):
+        found = store.find("ingest", FP)
+        assert found is not None
+        assert found.manifest.metrics == {"by": "the first"}
+    assert polled
+    assert other.wait(10) == 0
+    assert make(store) == found
+
+
+def test_a_killed_first_is_followed_within_a_second(store: ArtifactStore, other: subprocess.Popen[str]) -> None:
+    other.send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    assert make(store).manifest.metrics == {"rows": 3}
+    assert time.monotonic() - started < 1
+
+
+# Edited and damaged
+
+
+def test_an_edit_of_the_same_size_is_found(store: ArtifactStore) -> None:
+    path = make(store).path / "a.txt"
+    path.write_bytes(b"ALPHA")
+    with pytest.raises(ArtifactError, match=rf"ingest/{FP} is damaged: a\.txt was changed .* Delete .*{FP}"):
+        store.find("ingest", FP)
+
+
+def test_an_edit_with_the_time_put_back_is_found_by_verify(store: ArtifactStore) -> None:
+    made = make(store)
+    path = made.path / "a.txt"
+    time_before = path.stat().st_mtime_ns
+    path.write_bytes(b"ALPHA")
+    touch(path, time_before)
+    assert store.find("ingest", FP) == made
+    assert store.verify(made) == ["a.txt was changed (its SHA-256 differs)"]
+
+
+def test_a_touched_or_copied_artifact_is_sound(store: ArtifactStore) -> None:
+    made = make(store)
+    touch(made.path / "a.txt", time.time_ns() + 10**9)
+    assert store.find("ingest", FP) == made
+    copy = ArtifactStore(store.root.parent / "copy")
+    shutil.copytree(store.root, copy.root, copy_function=shutil.copyfile)
+    found = copy.find("ingest", FP)
+    assert found is not None
+    assert copy.verify(found) == []
+
+
+def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
+    made = make(store)
+    (made.path / "a.txt").write_bytes(b"alp")
+    (made.path / "sub" / "b.bin").unlink()
+    (made.path / "extra").write_text("")
+    with pytest.raises(ArtifactError, match=r"a\.txt has 3 bytes instead of 5; sub/b\.bin is missing"):
+        store.find("ingest", FP)
+    assert store.verify(made) == [
+        "a.txt has 3 bytes instead of 5",
+        "sub/b.bin is missing",
+        "extra is not in the manifest",
+    ]
+
+
+def test_a_file_that_became_a_folder(store: ArtifactStore) -> None:
+    path = make(store).path / "a.txt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ArtifactError, match=r"a\.txt is missing"):
+        store.find("ingest", FP)
+
+
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_manifest_of_another_version_is_refused(store: ArtifactStore) -> None:
+    made = make(store)
+    change(made.path / "manifest.json", schema_version=99)
+    with pytest.raises(ArtifactError, match=r"schema version 99, this release reads 1; use the paraclip that wrote it"):
+        store.find("ingest", FP)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "7", "{}", '{"schema_version": 1}', '{"schema_version": 1, "files": []}']
+)
+def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
+    store: ArtifactStore, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make(store)
+    other = make(store, "f" * 32)
+    (made.path / "manifest.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        store.find("ingest", FP)
+    assert store.list() == [other]
+    assert FP in caplog.text
+
+
+def test_unknown_and_missing_fields_are_named(store: ArtifactStore) -> None:
+    path = make(store).path / "manifest.json"
+    change(path, surprise=1)
+    with pytest.raises(ArtifactError, match="surprise"):
+        store.find("ingest", FP)
+    raw = json.loads(path.read_text())
+    del raw["surprise"], raw["metrics"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match="metrics"):
+        store.find("ingest", FP)
+
+
+def test_an_artifact_under_a_wrong_name_is_refused(store: ArtifactStore) -> None:
+    made = make(store)
+    made.path.rename(made.path.with_name("f" * 32))
+    with pytest.raises(ArtifactError, match=f"belongs to ingest/{FP}"):
+        store.find("ingest", "f" * 32)
+
+
+# Listing, naming, channels
+
+
+def test_artifacts_are_resolved_by_the_start_of_their_name(store: ArtifactStore) -> None:
+    one, two = make(store, "aa11" + "0" * 28), make(store, "aa22" + "0" * 28)
+    three = make(store, "aa11" + "0" * 28, "features")
+    assert store.resolve("aa22") == two
+    assert store.resolve("features/aa11") == store.resolve("features/") == three
+    assert store.resolve("ingest/aa1") == one
+    with pytest.raises(ArtifactError, match=r"2 artifacts .* 'aa11' .*features/aa1100000000, ingest/aa1100000000"):
+        store.resolve("aa11")
+    for wrong in ("zz", "nothing/aa11", "../aa11", "aa11/"):
+        with pytest.raises(ArtifactError, match=r"no artifact under .*see `paraclip artifacts ls`"):
+            store.resolve(wrong)
+
+
+def test_lists_are_by_stage_and_age(store: ArtifactStore) -> None:
+    new, old = make(store, "a" * 32), make(store, "b" * 32)
+    features = make(store, "c" * 32, "features")
+    change(old.path / "manifest.json", created="2020-01-01T00:00:00+00:00")
+    assert [a.fingerprint for a in store.list()] == [a.fingerprint for a in (features, old, new)]
+    assert [a.fingerprint for a in store.list("ingest")] == [old.fingerprint, new.fingerprint]
+
+
+def test_removed_is_gone(store: ArtifactStore) -> None:
+    made = make(store)
+    store.remove(made)
+    assert store.find("ingest", FP) is None
+    assert not made.path.exists()
+    assert make(store).manifest.files == made.manifest.files
+
+
+def test_channels_point_and_point_anew(store: ArtifactStore) -> None:
+    store.set_channel("production", {"finetune": FP})
+    store.set_channel("nightly", {"finetune": "x"})
+    store.set_channel("production", {"finetune": "y"})
+    assert store.channel("production") == {"finetune": "y"}
+    assert store.channels() == {"nightly": {"finetune": "x"}, "production": {"finetune": "y"}}
+    (store.root / "channels" / "production.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"production\.json is not valid JSON"):
+        store.channel("production")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", ".hidden"])
+def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore, name: str) -> None:
+    for use in (store.channel, lambda n: store.set_channel(n, {})):
+        with pytest.raises(ArtifactError, match="cannot be a channel's name"):
+            use(name)
+
+
+# Disks
+
+
+def test_a_root_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", Path("/proc/nothing")):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            make(ArtifactStore(root))
+        with pytest.raises(ArtifactError, match="cannot write"):
+            ArtifactStore(root).set_channel("production", {})
+
+
+def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:
+    store = ArtifactStore(small_disk)
+    made = make(store)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert make(store) == made
+    assert store.verify(made) == []
+    with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
+        make(store, "f" * 32)
+    with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
+        store.remove(made)
+    assert store.find("ingest", FP) == made
+
+
+def test_a_full_disk_keeps_the_work_for_when_there_is_room(small_disk: Path) -> None:
+    store = ArtifactStore(small_disk)
+    ballast = small_disk / "ballast"
+    with store.writing("ingest", FP) as work:
+        for name, content in CONTENT.items():
+            (work.out / name).parent.mkdir(exist_ok=True)
+            (work.out / name).write_bytes(content)
+        with pytest.raises(OSError, match="No space"):
+            ballast.write_bytes(bytes(2_000_000))
+        with pytest.raises(ArtifactError, match=r"no space left while writing .*paraclip artifacts gc"):
+            store.commit(draft(), {"rows": 3}, 1.0)
+    assert store.find("ingest", FP) is None
+    with pytest.raises(OSError, match="No space"), ballast.open("ab") as file:
+        file.write(bytes(2_000_000))
+    with pytest.raises(ArtifactError, match="no space left"), store.writing("ingest", "f" * 32):
+        pass
+    ballast.unlink()
+    assert [p.name for p in (small_disk / "work" / "ingest").iterdir()] == [FP]
+    assert store.verify(make(store)) == []

@@ -1,0 +1,190 @@
+"""Files that appear whole or not at all, and what is said when they cannot."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.errors import ArtifactError
+from storage.atomic import file_sha256, read_json, remove_temporary, storage_error, write_atomic, write_json
+from storage.parquet import write_table
+
+REWRITE = """
+import sys
+from pathlib import Path
+from storage.atomic import write_json
+print("ready", flush=True)
+for number in range(10**9):
+    write_json(Path(sys.argv[1]), {"numbers": [number] * 20_000})
+"""
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_folders_are_made_and_nothing_else_stays(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "b" / "file", lambda file: file.write(b"content"))
+    assert [p.name for p in tmp_path.rglob("*")] == ["a", "b", "file"]
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"content"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", 1)
+
+    def broken(file: Any) -> None:
+        file.write(b"half")
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        write_atomic(tmp_path / "file", broken)
+    assert read_json(tmp_path / "file") == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_reader_never_sees_half_a_file_and_a_kill_leaves_none(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"numbers": [0] * 20_000})
+    for _ in range(3):
+        command = [sys.executable, "-c", REWRITE, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            until = time.monotonic() + 0.2
+            while time.monotonic() < until:
+                assert len(set(read_json(path)["numbers"])) == 1
+            child.send_signal(signal.SIGKILL)
+        assert len(read_json(path)["numbers"]) == 20_000
+    remove_temporary(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_may_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_json(path, [number] * 1000), range(64)))
+    assert len(set(read_json(path))) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(JSON)
+def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
+def test_json_is_the_same_bytes_for_equal_values(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"b": 1, "a": "é"})
+    write_json(tmp_path / "b", {"a": "é", "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
+
+
+def test_a_lone_surrogate_comes_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", "\ud800")
+    assert read_json(tmp_path / "a") == "\ud800"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
+def test_what_is_not_json_is_refused_by_file(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ArtifactError, match=r"a\.json cannot be written, its content is not JSON"):
+        write_json(tmp_path / "a.json", {"metric": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_what_is_absent_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"cannot read .*nothing\.json: No such file"):
+        read_json(tmp_path / "nothing.json")
+    for content in (b"", b"{", b"\xff\xfe\xfa", b'{"a": 1}{'):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"bad\.json is not valid JSON"):
+            read_json(tmp_path / "bad.json")
+
+
+@given(st.binary(max_size=100))
+def test_sha256(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "content"
+    path.write_bytes(content)
+    assert file_sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_temporary_files_are_removed_at_any_depth(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in (".x.json.1.tmp", "a/b/.y.tmp", "a/keep.tmp", "a/.hidden"):
+        (tmp_path / name).write_text("")
+    remove_temporary(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".hidden", "keep.tmp"]
+
+
+def test_a_file_in_place_of_a_folder_and_a_kernel_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x.json", Path("/proc/nothing/x.json")):
+        with pytest.raises(ArtifactError, match=r"cannot write .*x\.json"):
+            write_json(path, 1)
+
+
+def test_a_full_disk_is_said_and_the_old_file_stays(small_disk: Path) -> None:
+    write_json(small_disk / "a.json", "old")
+    with pytest.raises(ArtifactError, match=r"no space left while writing .*a\.json; free some"):
+        write_atomic(small_disk / "a.json", lambda file: file.write(os.urandom(2_000_000)))
+    table = pa.table({"x": [os.urandom(100) for _ in range(20_000)]})
+    with pytest.raises(ArtifactError, match="no space left"):
+        write_table(small_disk / "t.parquet", table)
+    assert [p.name for p in small_disk.iterdir()] == ["a.json"]
+    assert json.loads((small_disk / "a.json").read_text()) == "old"
+
+
+def test_a_read_only_disk_is_said(small_disk: Path) -> None:
+    write_json(small_disk / "a.json", "old")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for path in (small_disk / "a.json", small_disk / "new" / "b.json"):
+        with pytest.raises(ArtifactError, match="Read-only file system; choose a writable root with PARACLIP_ROOT"):
+            write_json(path, 1)
+    assert read_json(small_disk / "a.json") == "old"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EACCES, "choose a writable root"),
+        (errno.EROFS, "choose a writable root"),
+        (errno.EIO, "cannot write"),
+        (None, "cannot write"),
+    ],
+)
+def test_every_error_names_the_path(code: int | None, text: str) -> None:
+    error = OSError(code, os.strerror(code)) if code else OSError("odd")
+    assert text in str(storage_error(error, Path("/root/x"))) and "/root/x" in str(
+        storage_error(error, Path("/root/x"))
+    )

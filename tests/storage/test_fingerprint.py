@@ -1,0 +1,136 @@
+"""Names of artifacts, and hashes of source files that are remembered only while they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.errors import InputError
+from storage import fingerprint as module
+from storage.fingerprint import FileHashes, canonical_json, fingerprint
+
+OPTIONS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()))
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files that were written just now be remembered."""
+    monkeypatch.setattr(module, "SETTLED_NS", -1)
+
+
+@given(OPTIONS)
+def test_the_order_of_options_does_not_matter(options: dict[str, Any]) -> None:
+    turned = dict(reversed(options.items()))
+    assert canonical_json(options) == canonical_json(turned)
+    assert fingerprint("s", 1, options, options and {"a": "b"}) == fingerprint("s", 1, turned, options and {"a": "b"})
+
+
+@given(OPTIONS, OPTIONS)
+def test_other_options_give_another_name(one: dict[str, Any], other: dict[str, Any]) -> None:
+    same = canonical_json(one) == canonical_json(other)
+    assert (fingerprint("s", 1, one, {}) == fingerprint("s", 1, other, {})) == same
+    assert json.loads(canonical_json(one)) == one
+
+
+def test_everything_counts() -> None:
+    names = {
+        fingerprint("s", 1, {"a": 1}, {"i": "x"}),
+        fingerprint("t", 1, {"a": 1}, {"i": "x"}),
+        fingerprint("s", 2, {"a": 1}, {"i": "x"}),
+        fingerprint("s", 1, {"a": 2}, {"i": "x"}),
+        fingerprint("s", 1, {"a": "1"}, {"i": "x"}),
+        fingerprint("s", 1, {"a": 1}, {"i": "y"}),
+        fingerprint("s", 1, {"a": 1}, {"j": "x"}),
+        fingerprint("s", 1, {"a": 1, "i": "x"}, {}),
+        fingerprint("s", 1, {"a": "\ud800"}, {}),
+    }
+    assert len(names) == 9
+    assert all(len(name) == 32 and int(name, 16) >= 0 for name in names)
+
+
+def test_a_name_stays_the_same_for_ever() -> None:
+    expected = hashlib.blake2b(
+        b'{"inputs":{"i":"x"},"options":{"a":1},"stage":"s","version":1}', digest_size=16
+    ).hexdigest()
+    assert fingerprint("s", 1, {"a": 1}, {"i": "x"}) == expected
+
+
+@pytest.mark.usefixtures("settled")
+def test_hashes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    expected = {str(source): hashlib.sha256(b"abc").hexdigest()}
+    assert FileHashes(tmp_path / "hashes.json").of([source]) == expected
+    monkeypatch.setattr(module, "file_sha256", pytest.fail)
+    assert FileHashes(tmp_path / "hashes.json").of([source]) == expected
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_edit_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    hashes.of([source])
+    stat = source.stat()
+    time.sleep(0.02)
+    source.write_bytes(b"abd")
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert source.stat().st_mtime_ns == stat.st_mtime_ns
+    assert hashes.of([source]) == {str(source): hashlib.sha256(b"abd").hexdigest()}
+
+
+def test_a_file_that_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    hashes = FileHashes(tmp_path / "hashes.json")
+    for content in (b"abc", b"abd", b"abe"):
+        source.write_bytes(content)  # perhaps within one tick of the file system's clock
+        assert hashes.of([source])[str(source)] == hashlib.sha256(content).hexdigest()
+    assert not (tmp_path / "hashes.json").exists()
+    time.sleep(0.15)
+    hashes.of([source])
+    assert (tmp_path / "hashes.json").exists()
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_link_to_another_file_is_another_file(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    link = tmp_path / "link"
+    hashes = FileHashes(tmp_path / "hashes.json")
+    link.symlink_to(tmp_path / "a")
+    first = hashes.of([link])
+    link.unlink()
+    link.symlink_to(tmp_path / "b")
+    assert hashes.of([link]) != first
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"SOURCE": 5}', '{"SOURCE": [1, 2, "x"]}', '{"SOURCE": []}'])
+def test_a_damaged_memory_is_started_anew(tmp_path: Path, content: str) -> None:
+    source, memory = tmp_path / "source", tmp_path / "hashes.json"
+    source.write_bytes(b"abc")
+    memory.write_text(content.replace("SOURCE", str(source)))
+    assert FileHashes(memory).of([source]) == {str(source): hashlib.sha256(b"abc").hexdigest()}
+    assert json.loads(memory.read_text())[str(source)][3] == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(InputError, match=f"cannot read {path}"):
+            FileHashes(tmp_path / "hashes.json").of([path])
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_memory_that_cannot_be_written_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    assert FileHashes(source / "hashes.json").of([source])
+    assert "source hashes are not remembered" in caplog.text
