@@ -17,6 +17,7 @@ class WordEncoder:
     def __init__(self, dimension: int = 32, seed: int = 0, tower: str = "tower") -> None:
         self._dimension, self._seed, self._tower = dimension, seed, tower
         self.encoded_images = 0
+        self._words: dict[str, np.ndarray] = {}
 
     @property
     def tower(self) -> str:
@@ -31,8 +32,10 @@ class WordEncoder:
         return self.texts([Path(name).stem.replace("_", " ") for name in names]).astype(np.float16)
 
     def _word(self, word: str) -> np.ndarray:
-        seed = int.from_bytes(hashlib.blake2b(f"{self._seed}{word}".encode(), digest_size=8).digest())
-        return np.random.default_rng(seed).normal(size=self._dimension)
+        if word not in self._words:
+            seed = int.from_bytes(hashlib.blake2b(f"{self._seed}{word}".encode(), digest_size=8).digest())
+            self._words[word] = np.random.default_rng(seed).normal(size=self._dimension)
+        return self._words[word]
 
 
 def word_pool(ids: Sequence[str], encoder: WordEncoder) -> ImagePool:
