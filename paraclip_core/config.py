@@ -99,7 +99,7 @@ class DataOptions(Options):
 class SamplingOptions(Options):
     """How the LLM draws its answers."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.5
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
     """0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Nucleus sampling."""
@@ -139,6 +139,8 @@ class GateOptions(Options):
     """Jaccard overlap of the words of input and answer, at most (both steps)."""
     max_new_content_words: Annotated[int, Field(ge=0)] = 3
     """Content words that the input does not hold, at most: guards against invention."""
+    min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.4
+    """Cosine between each new content word and the nearest word of the input, at least: keeps out inventions."""
     max_repeats: Annotated[int, Field(ge=1)] = 200
     """The same answer for this many different inputs is a flood, and further ones are rejected."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.flood import FloodCounter
 from paraclip_core.paraphrase.gates import REASONS, Pair, Pieces, first_failure
-from paraclip_core.paraphrase.lexicon import words
+from paraclip_core.paraphrase.lexicon import content_words, words
 from paraclip_core.paraphrase.parse import parse_answer
 
 __all__ = ["Chooser", "Encoder", "Request", "Verdict"]
@@ -81,8 +81,9 @@ class Chooser:
     def choose(self, requests: Sequence[Request]) -> list[Verdict]:
         """A verdict for each request, in order.
 
-        The choice among answers is max(cosine − 0.3 · overlap of the content words), answers of at most 1.3 times the input's words
-        and one before longer ones, the first of equals. Preset `paper` takes the first answer that is not empty.
+        The choice among answers is max(cosine − 0.3 · overlap of the content words), answers of at most 1.3 times the
+        input's words and one before longer ones, the first of equals. Preset `paper` takes the first answer that is
+        not empty.
         """
         candidates = [self._candidates(row, request) for row, request in enumerate(requests)]
         scores = self._similarities([c for some in candidates for c in some if c.failure is None])
@@ -100,7 +101,11 @@ class Chooser:
     def _similarities(self, candidates: Sequence[_Candidate]) -> Callable[[str, str], float] | None:
         if self._encoder is None or not candidates:
             return None
-        texts = sorted({t for c in candidates for t in (c.pair.caption, c.pair.source, c.pair.answer)})
+        wanted = {text for c in candidates for text in (c.pair.caption, c.pair.source, c.pair.answer)}
+        for candidate in candidates:
+            if candidate.pair.unknown_words:
+                wanted.update(candidate.pair.unknown_words, _given_words(candidate.pair))
+        texts = sorted(wanted)
         row = {text: number for number, text in enumerate(texts)}
         vectors = self._encoder.encode(texts)
         return lambda one, two: round(float(np.dot(vectors[row[one]], vectors[row[two]])), DECIMALS)
@@ -143,6 +148,12 @@ class Chooser:
         if self._step == 2 and to_caption < options.min_caption_similarity:
             detail = f"cosine {to_caption:.2f} with the caption, at least {options.min_caption_similarity:g}"
             return Verdict(pair.answer, "low_caption_similarity", detail, to_caption), (False, 0.0)
+        for word in pair.unknown_words:
+            nearest = max((cosine(word, given) for given in _given_words(pair)), default=0.0)
+            if nearest < options.min_word_similarity:
+                detail = f"{word!r} has cosine {nearest:.2f} with the nearest word of the input, at least "
+                detail += f"{options.min_word_similarity:g} is wanted"
+                return Verdict(pair.answer, "invented_word", detail, to_caption), (False, 0.0)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
         score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
         return Verdict(pair.answer, similarity=to_caption), (short, score)
@@ -151,6 +162,10 @@ class Chooser:
         if self._options.preset == "paper":
             return False
         return self._flood.count(_spoken(answer)) >= self._options.max_repeats
+
+
+def _given_words(pair: Pair) -> list[str]:
+    return sorted(set(content_words([*pair.source_words, *words(pair.caption)])))
 
 
 def _spoken(answer: str) -> str:

@@ -18,6 +18,7 @@ from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.lexicon import (
     COLOURS,
     KINDS,
+    LIGHT_WORDS,
     NEGATIONS,
     NUMBERS,
     OPPOSITES,
@@ -84,6 +85,12 @@ class Pair:
         """Content words of the answer that neither input nor caption holds in any form, each once."""
         found = content_words(self.answer_words)
         return [word for word in dict.fromkeys(found) if stem(word) not in self.known_stems]
+
+    @cached_property
+    def unknown_words(self) -> list[str]:
+        """New words that no list knows as another word for something in input or caption."""
+        known = {family for word in (*self.source_words, *words(self.caption)) if (family := _family(word))}
+        return [word for word in self.new_words if word not in LIGHT_WORDS and _family(word) not in known]
 
     @property
     def content_overlap(self) -> float:
@@ -197,8 +204,7 @@ def high_overlap(pair: Pair, options: GateOptions) -> str | None:
 
 def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
     """More content words that the input lacks than a rewording needs; words for a known kind do not count."""
-    known = {family for word in (*pair.source_words, *words(pair.caption)) if (family := _family(word))}
-    new = [word for word in pair.new_words if _family(word) not in known]
+    new = pair.unknown_words
     if len(new) <= options.max_new_content_words:
         return None
     return f"{len(new)} new words ({', '.join(new[:4])}), at most {options.max_new_content_words}"
@@ -277,7 +283,14 @@ TEXT_GATES: dict[str, Gate] = {
 }  # fmt: skip
 """Gates that need the texts only, in the order in which they are asked."""
 
-REASONS = (*TEXT_GATES, "low_similarity", "low_caption_similarity", "repeated_flood", "no_paraphrase")
+REASONS = (
+    *TEXT_GATES,
+    "low_similarity",
+    "low_caption_similarity",
+    "invented_word",
+    "repeated_flood",
+    "no_paraphrase",
+)
 """Every reason code."""
 
 

@@ -128,8 +128,8 @@ class Paraphraser:
         self.counts = Counts()
         self.missing: list[tuple[bytes, str]] = []
         """Key and text of the requests that were missing in the last block, where `ask` is False."""
-        self.undecided: list[int] = []
-        """Rows of the last block that wait for a missing answer."""
+        self.first_missing: list[tuple[bytes, str]] = []
+        """Those of the last block's missing requests that are a first attempt."""
         self._chooser, self._tokens, self._progress = chooser, tokens, progress
         self._total, self._ask_engine = total, ask
         self._sampling = sampling_json(options.sampling)
@@ -154,7 +154,7 @@ class Paraphraser:
         captions = block.column("caption").to_pylist()
         sources = captions if self.step == 1 else block.column("paraphrase_1").to_pylist()
         self.missing.clear()
-        self.undecided.clear()
+        self.first_missing.clear()
         kept: dict[int, tuple[Verdict, bytes]] = {}
         rejects: list[tuple[int, int, Verdict, bytes]] = []
         pending = list(range(len(captions)))
@@ -162,7 +162,8 @@ class Paraphraser:
             if not pending:
                 break
             answers = self._answers(list(dict.fromkeys(sources[row] for row in pending)), attempt)
-            self.undecided += [row for row in pending if sources[row] not in answers]
+            if attempt == 0:
+                self.first_missing += self.missing
             pending = [row for row in pending if sources[row] in answers]
             pairs = list(dict.fromkeys((captions[row], sources[row]) for row in pending))
             verdicts = dict(

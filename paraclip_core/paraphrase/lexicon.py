@@ -11,6 +11,7 @@ from functools import lru_cache
 __all__ = [
     "COLOURS",
     "KINDS",
+    "LIGHT_WORDS",
     "NEGATIONS",
     "NUMBERS",
     "OPPOSITES",
@@ -37,6 +38,12 @@ STOP_WORDS = _list(
     his she her hers we us our you your i my me who whom whose which what where when how there here not no very
     just also too only one there's"""
 )
+
+LIGHT_WORDS = _list(
+    """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
+    scene view"""
+)
+"""Words that a rewording may add because they say next to nothing about an image."""
 
 NEGATIONS = _list("no not without never none nobody nothing neither nor cannot")
 

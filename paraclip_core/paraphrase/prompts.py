@@ -116,8 +116,8 @@ def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
     return PromptTemplate(f"own/{step}", (), before, after, quoted=before.endswith('"') and after.startswith('"'))
 
 
-def _few_shot(step: int, system: str, examples: Turns) -> PromptTemplate:
-    turns: list[tuple[str, str]] = [("system", system)] if system else []
+def _few_shot(step: int, examples: Turns) -> PromptTemplate:
+    turns: list[tuple[str, str]] = []
     for text, answer in examples:
         turns += [("user", text), ("assistant", answer)]
     return PromptTemplate(f"few-shot/{step}", tuple(turns), tidied=True)
@@ -145,28 +145,38 @@ PAPER = {
 FEW_SHOT = {
     1: _few_shot(
         1,
-        "You rewrite image captions in plain words. Keep every object, colour and number. Add nothing.",
         (
-            ("photo of a gray kitten on a sofa.jpg", "There is a gray kitten on a sofa."),
-            ("two women with guitars, concert hall, 2014", "A couple of women with guitars in a concert hall."),
+            ("photo of a gray kitten on a sofa", "There is a gray kitten sitting on a sofa."),
             ("A man is climbing up a ladder near a brick wall", "A man climbs a ladder close to a brick wall."),
-            ("large silver train at the station - stock photo 88213", "A big silver train at the station."),
-            ("a pink cupcake below a tiny spoon on a plate | free image", "A pink cupcake under a little spoon."),
-            ("Three children wearing coats stand by a brown door .", "Three kids in coats are next to a brown door."),
+            (
+                "large silver train next to a purple rocket at the station stock photo",
+                "A big silver train beside a purple rocket at the station.",
+            ),
+            (
+                "Three children wearing coats stand by a brown door .",
+                "Three kids in coats are standing next to a brown door.",
+            ),
+            (
+                "in the forest, pink cupcake above tiny spoon | free image",
+                "A pink cupcake over a little spoon in the forest.",
+            ),
+            (
+                "monkey in red on a purple drum in a kitchen",
+                "A monkey wearing red on top of a purple drum in a kitchen.",
+            ),
         ),
     ),
     2: _few_shot(
         2,
-        "",
         (
-            ("A small gray kitten is beside a large sofa.", "A little grey cat sits next to a big couch."),
-            ("A purple rocket is above a big rock.", "A violet spaceship is over a huge stone."),
-            ("Two kids are playing in the yard.", "A pair of children have fun in the garden."),
-            ("A man is climbing up a ladder.", "A guy goes up some steps."),
-            ("Three pink mugs on a desk.", "A trio of rosy cups on a table."),
-            ("A woman in a long coat walks in a forest.", "A lady wearing a big jacket strolls in the woods."),
-            ("A huge airplane at the airport.", "A giant jet on the runway."),
-            ("A silver train to the right of a tiny hut.", "A gray locomotive on the right side of a small cabin."),
+            ("A gray kitten on a sofa.", "A grey cat on a couch."),
+            ("A purple rocket above a huge rock.", "A purple spaceship over an enormous stone."),
+            ("A silver train beside a hut in the forest.", "A silver locomotive next to a cabin in the woods."),
+            ("A monkey holding a pink cupcake.", "An ape with a pink cake."),
+            ("A man on a ladder near a brown door.", "A guy on some steps close to a brown gate."),
+            ("A tiny spoon on top of a red drum.", "A little spoon sitting on a red drum."),
+            ("Three kids are running at the airport.", "Three children jog on the airfield."),
+            ("A woman in a long white coat is speaking.", "A lady wearing a long white jacket is talking."),
         ),
     ),
 }

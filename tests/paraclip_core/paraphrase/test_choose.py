@@ -95,3 +95,9 @@ def test_the_flood_counter_counts_distinct_inputs(pairs: list[tuple[str, str]]) 
 def test_no_text_breaks_the_choice(caption: str, source: str, answers: list[str]) -> None:
     verdict = chooser(2).choose([Request(caption, source, answers)])[0]
     assert (verdict.reason is None) <= (verdict.answer is not None)
+
+
+def test_a_word_that_nothing_in_the_input_is_near_to_is_an_invention() -> None:
+    request = Request("a small dog on the beach", "a small dog on the beach", ["A small dog on the beach with a quux."])
+    assert chooser(min_word_similarity=0.9).choose([request])[0].reason == "invented_word"
+    assert chooser(min_word_similarity=-1).choose([request])[0].reason is None

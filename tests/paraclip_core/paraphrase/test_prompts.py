@@ -38,12 +38,10 @@ def test_the_paper_prompts_are_word_for_word_the_published_ones() -> None:
     assert PAPER[1].messages("a dog") == (
         ("user", 'Paraphrase the given caption "a dog" concisely while preserving the meaning.'),
     )
-    assert PAPER[2].messages("a dog") == (
-        (
-            "user",
-            'Paraphrase the given text "a dog" concisely while preserving the meaning and avoiding use of existing words.',
-        ),
+    published = (
+        'Paraphrase the given text "{}" concisely while preserving the meaning and avoiding use of existing words.'
     )
+    assert PAPER[2].messages("a dog") == (("user", published.replace("{}", "a dog")),)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
