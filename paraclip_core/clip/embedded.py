@@ -32,9 +32,9 @@ def embedded_clip(options: ModelOptions) -> ClipModel:
     """Build the embedded model: pretrained image trunk, fixed projection, text tower drawn from `options.seed`.
 
     The image tower is frozen from the start, so its projection to the shared space is not trained either. It is an
-    orthonormal one, drawn from the seed, which distorts the trunk's angles least among maps that have not seen data. (In
-    trials on photographs a Gaussian one, or centring by the batch norm's statistics, gave the same retrieval.) Image
-    tower and preprocessing depend on `embed_dim` and `seed` alone.
+    orthonormal one, drawn from the seed, which distorts the trunk's angles least among maps that have not seen data.
+    In trials on photographs a Gaussian one, or centring by batch-norm statistics, gave the same retrieval. Image tower
+    and preprocessing depend on `embed_dim` and `seed` alone.
 
     Raises:
         ModelError: the package with the weights is not installed, or its file is damaged.
