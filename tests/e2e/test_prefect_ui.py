@@ -1,0 +1,215 @@
+"""A real server, real workers and a real browser: a stage is killed, Retry is pressed, the pipeline goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from PIL import Image
+
+from paraclip_core.settings import parse_settings
+from storage.artifacts import ArtifactStore
+from tasks.child import log_path
+from tasks.dag import resolve
+from tasks.run import run_stage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+T = TypeVar("T")
+BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
+COLOURS = ("red", "blue", "green", "white", "black", "orange")
+THINGS = {"ball": "sphere", "dog": "puppy", "car": "vehicle", "tree": "plant", "house": "home", "boat": "vessel"}
+
+
+def make_data(folder: Path) -> None:
+    """36 tiny images with a caption and two paraphrases each, the last six held out."""
+    (folder / "images").mkdir(parents=True)
+    chance = random.Random(1)
+    rows = []
+    for number, (colour, thing) in enumerate((c, t) for c in COLOURS for t in THINGS):
+        name = f"{number:02d}.png"
+        Image.new("RGB", (32, 32), tuple(chance.choices(range(256), k=3))).save(folder / "images" / name)
+        row = {"image": name, "caption": f"a {colour} {thing}", "split": "val" if number >= 30 else "train"}
+        rows.append(
+            row | {"paraphrase_1": f"one {colour} {thing} outside", "paraphrase_2": f"the {THINGS[thing]} is {colour}"}
+        )
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tiny_run(root: Path, data: Path) -> dict[str, Any]:
+    """A run of seconds, except that fine-tuning takes long enough to be killed half-way."""
+    return {
+        "name": "e2e",
+        "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
+        "paraphrase": {"engine": "file", "file": {"path": "captions.jsonl"}, "gates": {"preset": "paper"}},
+        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+        "bootstrap": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
+        "finetune": {"epochs": 400, "batch_size": 8, "checkpoint_steps": 5, "precision": "fp32"},
+        "evaluate": {"resamples": 100, "benchmarks": [{"name": "captions", "kind": "retrieval"}]},
+        "run": {"placement": "deployments", "threads": 1, "root": str(root)},
+    }
+
+
+def eventually(what: Callable[[], T], message: str, seconds: float = 180) -> T:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, message
+        time.sleep(0.3)
+    return found
+
+
+class Api:
+    """Prefect's REST API, as far as this test needs it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def call(self, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(f"{self.url}/api/{path}", headers={"Content-Type": "application/json"})
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            return json.load(answer)
+
+    def run_deployment(self, name: str, settings: dict[str, Any]) -> str:
+        deployment = self.call(f"deployments/name/{name}/{name}")
+        made = self.call(f"deployments/{deployment['id']}/create_flow_run", {"parameters": {"settings": settings}})
+        return made["id"]
+
+    def state(self, run: str) -> str:
+        return self.call(f"flow_runs/{run}")["state"]["name"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs that were not only scheduled, by the name of their flow."""
+        found = self.call("flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}})
+        flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
+        return [{**run, "flow": flows[run["flow_id"]]} for run in found]
+
+
+@pytest.fixture
+def household(tmp_path: Path) -> Iterator[Api]:
+    root = tmp_path / "root"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "flows.cli"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
+    place = ["--root", str(root)]
+    try:
+        subprocess.run(
+            [*command, "serve", *place, "--port", str(port), "--folder", str(tmp_path)],
+            check=True,
+            env=environment,
+            timeout=300,
+        )
+        yield Api(f"http://127.0.0.1:{port}")
+    finally:
+        subprocess.run([*command, "stop", *place], check=True, env=environment, timeout=120)
+        left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]
+        assert not left, "`paraclip stop` left processes behind"
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def stage_process(root: Path) -> int | None:
+    """The child process in which a worker below this root carries out a stage."""
+    found = [
+        pid
+        for pid in processes()
+        if "tasks.child" in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)
+    ]
+    return found[0] if found else None
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def press_retry(url: str, run: str) -> None:
+    """Retry a run in the UI as a user would."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{url}/v2/runs/flow-run/{run}")
+        page.get_by_role("button", name="Open menu").click()
+        page.get_by_role("menuitem", name="Retry").click()
+        dialog = page.get_by_role("alertdialog")
+        dialog.get_by_role("button", name="Retry").click()
+        page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
+        browser.close()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root, data = tmp_path / "root", tmp_path / "data"
+    make_data(data)
+    plain = tiny_run(root, data)
+    settings, store = parse_settings(plain), ArtifactStore(root)
+
+    # What comes before fine-tuning is made while the server starts.
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(lambda: [run_stage(name, settings) for name in BEFORE])
+        api: Api = request.getfixturevalue("household")
+        made = {artifact.stage: (artifact.path / "manifest.json").stat().st_mtime_ns for artifact in ahead.result()}
+
+    pipeline = api.run_deployment("pipeline", plain)
+    fingerprint = resolve(settings, store)["finetune"].fingerprint
+    work = store.work_path("finetune", fingerprint) / "scratch" / "checkpoints"
+    eventually(lambda: work.is_dir() and any(work.iterdir()), "fine-tuning left no checkpoint")
+    child = eventually(lambda: stage_process(root), "fine-tuning has no process")
+    assert child is not None
+    os.kill(parent_of(child), signal.SIGKILL)
+
+    eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 10)
+    eventually(lambda: api.state(pipeline) == "Failed", "the pipeline did not see that its stage was killed")
+    killed = [run for run in api.runs() if run["flow"] == "finetune"]
+    assert [run["state"]["name"] for run in killed] == ["Crashed"]
+
+    press_retry(api.url, pipeline)
+    eventually(lambda: api.state(pipeline) == "Completed", "the retried pipeline did not complete", 300)
+
+    runs = {run["flow"]: run for run in api.runs()}
+    assert len(runs) == len(api.runs()), "no stage has two runs"
+    assert runs["pipeline"]["run_count"] == 2
+    assert runs["finetune"]["id"] == killed[0]["id"] and runs["finetune"]["run_count"] == 2
+    assert not set(BEFORE) & set(runs), "finished stages started nothing"
+    for stage, changed in made.items():
+        found = store.list(stage)
+        assert len(found) == 1 and (found[0].path / "manifest.json").stat().st_mtime_ns == changed
+    log = log_path(store, "finetune", fingerprint).read_text()
+    assert log.count(" starts in process ") == 2 and "going on after step" in log
+    assert (root / "results" / "e2e" / "report.html").is_file()
+    keys = {artifact["key"] for artifact in api.call("artifacts/latest/filter", {})}
+    assert {"e2e-stages", "e2e-comparison", "e2e-report", "e2e-finetune-progress"} <= keys
