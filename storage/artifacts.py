@@ -158,6 +158,9 @@ class ArtifactStore:
                 # Left by a commit that was cut off before the rename.
                 (folder.out / MANIFEST).unlink(missing_ok=True)
                 folder.scratch.mkdir(parents=True, exist_ok=True)
+                # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
+                for stale in folder.out.rglob(".*.tmp"):
+                    stale.unlink(missing_ok=True)
             except OSError as error:
                 raise storage_error(error, work) from error
             yield folder

@@ -189,6 +189,7 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos:
     work = tmp_path / "killed/work/features" / ("f" * 32)
     finished = work / "out/features/shard-00000.npy"
     before = finished.stat().st_mtime_ns
+    finished.with_name(".shard-00002.npy.123.tmp").write_bytes(b"half a shard")
     resumed = _run(settings, ingest, tmp_path / "killed")
     assert _files(resumed) == _files(whole)
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
