@@ -97,7 +97,6 @@ class StageRow:
 
     name: str
     fingerprint: str
-    wall_seconds: float
     files: int
     size: int
     """Bytes."""

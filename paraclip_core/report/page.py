@@ -65,7 +65,7 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        metric=_metric, percent=_percent, points=_points, share=_share, size=_size, duration=_duration, compact=_compact
+        metric=_metric, percent=_percent, points=_points, share=_share, size=_size, compact=_compact
     )
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
@@ -168,14 +168,6 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _compact(value: Any) -> str:

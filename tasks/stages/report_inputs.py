@@ -37,6 +37,8 @@ Inputs = Mapping[str, Artifact]
 PAIRS = 4
 SAMPLES = 12
 REJECT_SAMPLES = 5
+OF_THE_TRY = frozenset({"cached", "generated", "engine_seconds", "samples_per_second", "loss"})
+"""Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not."""
 SHOWN = 300
 """Characters of an untrusted text that the page shows."""
 PAIR_COLUMNS = {
@@ -215,12 +217,11 @@ def _stage(artifact: Artifact) -> StageRow:
     return StageRow(
         manifest.stage,
         manifest.fingerprint,
-        manifest.wall_seconds,
         len(manifest.files),
         manifest.size(),
         manifest.inputs,
         manifest.options,
-        manifest.metrics,
+        {name: value for name, value in manifest.metrics.items() if name not in OF_THE_TRY},
     )
 
 

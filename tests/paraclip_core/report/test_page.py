@@ -64,7 +64,7 @@ def full(text: str) -> ReportData:
         better=[pair],
         paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
         rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])],
-        stages=[StageRow(text, text, 1.0, 1, 1, {text: text}, {text: text}, {text: [text]})],
+        stages=[StageRow(text, text, 1, 1, {text: text}, {text: text}, {text: [text]})],
         versions={text: text},
         licences=[Licence(text, 1, 1)],
         thumbnails={text: b"\xff\xd8"},
