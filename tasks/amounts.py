@@ -14,8 +14,9 @@ from storage.artifacts import Artifact, ArtifactStore
 __all__ = ["Amount", "amounts", "units_of"]
 
 CAPTIONS_PER_SCENE = 3
-ACCEPTED = 0.6
-"""Share of captions whose two paraphrases pass the gates, where no run has said yet."""
+
+TOKENS_PER_REQUEST = 340
+"""Examples, the caption and four short answers."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def units_of(stage: str, metrics: Mapping[str, Any]) -> float | None:
 UNITS = {
     "scenes": ("images",),
     "ingest": ("read", "rows"),
-    "paraphrase_1": ("requests", "rows"),
-    "paraphrase_2": ("requests", "rows"),
+    "paraphrase_1": ("generated",),
+    "paraphrase_2": ("generated",),
     "features": ("images",),
     "evaluate": ("queries", "rows"),
 }
@@ -77,8 +78,8 @@ def amounts(settings: Settings, store: ArtifactStore, found: Mapping[str, Artifa
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    result |= _paraphrase_amounts(settings, found, captions.train)
-    result["finetune"] = _training(result["paraphrase_2"].rows, settings.finetune.epochs)
+    result |= _paraphrase_amounts(settings, store, found, captions.train)
+    result["finetune"] = _training(_pairs(settings, found, captions.train), settings.finetune.epochs)
     if captions.accepted is not None and captions.train is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
@@ -104,9 +105,43 @@ def _count_captions(settings: Settings, store: ArtifactStore, found: Mapping[str
     return _Captions(total, total, train, len(images))
 
 
-def _paraphrase_amounts(settings: Settings, found: Mapping[str, Artifact], train: int | None) -> dict[str, Amount]:
-    rows = None if train is None else round(train * settings.paraphrase.fraction)
-    return {"paraphrase_1": Amount(rows, units=rows), "paraphrase_2": Amount(rows, units=rows)}
+def _paraphrase_amounts(
+    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], train: int | None
+) -> dict[str, Amount]:
+    steps = ("paraphrase_1", "paraphrase_2")
+    done = {name: found[name].manifest.metrics.get("captions") for name in steps if name in found}
+    if len(done) == len(steps):
+        return {name: Amount(rows, 0, 0, 0.0) for name, rows in done.items()}
+    if train is None:
+        return {name: Amount(done.get(name)) for name in steps}
+    if settings.data.scenes is not None and "scenes" not in found:
+        # Nothing is rendered, so every caption may be a request of its own.
+        rows = round(train * settings.paraphrase.fraction)
+        tokens = round(rows * TOKENS_PER_REQUEST)
+        return {name: _asked(settings, rows, rows, tokens) for name in steps}
+    from tasks.requests import count_requests
+
+    missing = count_requests(settings, store, found)
+    tokens = missing.prompt_tokens + missing.completion_tokens
+    requests = {"paraphrase_1": missing.step_1, "paraphrase_2": missing.step_2 + missing.step_2_expected}
+    return {
+        name: _asked(settings, missing.captions, count, round(tokens * count / max(missing.total, 1)))
+        for name, count in requests.items()
+    }
+
+
+def _asked(settings: Settings, rows: int, requests: int, tokens: int) -> Amount:
+    if settings.paraphrase.engine == "file":
+        # Looking answers up in a file asks no model, and takes a fraction of the time.
+        return Amount(rows, 0, 0, rows / 30)
+    return Amount(rows, requests, tokens, float(requests))
+
+
+def _pairs(settings: Settings, found: Mapping[str, Artifact], train: int | None) -> int | None:
+    """Captions with both paraphrases; before anybody knows how many pass the gates, all of the chosen share."""
+    if "paraphrase_2" in found:
+        return found["paraphrase_2"].manifest.metrics.get("accepted")
+    return None if train is None else round(train * settings.paraphrase.fraction)
 
 
 def _training(rows: int | None, epochs: float) -> Amount:

@@ -39,6 +39,10 @@ DEFAULTS = {
 FIXED_BYTES = {"bootstrap": 80_000_000, "finetune": 80_000_000, "report": 2_000_000}
 
 
+MOST_GROWTH = 30
+"""A run that did less than this part of the work was mostly start, and says little about the rest."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """An estimate and where it comes from."""
@@ -54,18 +58,21 @@ def estimate(stage: str, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
     if amount.units is None:
         return Cost(None, None, "unknown before the stages ahead of it are finished")
     seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
-    if earlier:
-        return _scaled(rate, FIXED_BYTES.get(stage, 0), amount.units, earlier[-1])
+    scaled = _scaled(rate, FIXED_BYTES.get(stage, 0), amount.units, earlier[-1]) if earlier else None
+    if scaled is not None:
+        return scaled
     return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
 
 
-def _scaled(rate: Rate, fixed_bytes: int, units: float, earlier: Artifact) -> Cost:
+def _scaled(rate: Rate, fixed_bytes: int, units: float, earlier: Artifact) -> Cost | None:
     manifest = earlier.manifest
     basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
     before = units_of(manifest.stage, manifest.metrics)
     if not before:
         # Nothing says how much it had to do, so the same again is the best guess.
         return Cost(manifest.wall_seconds, manifest.size(), basis)
+    if units > MOST_GROWTH * before:
+        return None
     # The start costs the same for any amount, so only what is above it grows.
     start, fixed = min(rate.start, manifest.wall_seconds), min(fixed_bytes, manifest.size())
     share = units / before

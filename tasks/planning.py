@@ -82,7 +82,9 @@ def _plan(
     state: State = "resumable" if store.resumable(name, node.fingerprint) else "to run"
     earlier = store.list(name)
     why = (damage,) if damage else tuple(_reasons(node, earlier))
-    cost = estimate(name, amount, earlier)
+    # Another engine is another speed.
+    alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
+    cost = estimate(name, amount, alike)
     return StagePlan(
         name,
         node.fingerprint,

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.models import load_clip
-from paraclip_core.evaluation.ranking import top_k
+from paraclip_core.clip.models import load_clip, pick_device
+from paraclip_core.clip.search import search as nearest_images
 from storage.features import FeatureStore
 from storage.parquet import iter_batches
 from tasks.lookup import FoundModel
@@ -38,19 +35,13 @@ def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> di
     """
     store = FeatureStore(model.features.path)
     gallery, ids = store.matrix(), store.image_ids
-    count = min(count, len(ids))
-    found: dict[str, list[tuple[int, float]]] = {}
-    for name, reference in (("base", model.base), ("tuned", model.tuned)):
-        vector = encode_texts(load_clip(reference, device), [query])
-        rows = top_k(vector, gallery, count)[0]
-        scores = np.asarray(gallery[rows], dtype=np.float32) @ vector[0]
-        found[name] = list(zip(rows.tolist(), scores.tolist(), strict=True))
-    wanted = {ids[row] for hits in found.values() for row, _ in hits}
-    captions = _captions(model, wanted)
+    found = {
+        name: nearest_images(load_clip(reference, pick_device(device)), gallery, ids, query, min(count, len(ids)))
+        for name, reference in (("base", model.base), ("tuned", model.tuned))
+    }
+    captions = _captions(model, {image for hits in found.values() for image, _ in hits})
     return {
-        name: [
-            Hit(rank, ids[row], round(score, 4), captions.get(ids[row])) for rank, (row, score) in enumerate(hits, 1)
-        ]
+        name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
         for name, hits in found.items()
     }
 

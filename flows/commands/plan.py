@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -18,6 +19,9 @@ from flows.commands.common import (
 )
 
 __all__ = ["plan"]
+
+SHOWN = 4
+"""Reasons in the table; all of them are in the JSON."""
 
 
 def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
@@ -39,7 +43,7 @@ def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOptio
         {
             "stage": stage.stage,
             "state": stage.state,
-            "why": "\n".join(stage.why),
+            "why": _some(stage.why),
             "rows": stage.rows,
             "requests": stage.requests,
             "tokens": stage.tokens,
@@ -55,3 +59,8 @@ def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOptio
         f"total: {bound}{human_seconds(totals['seconds'])}, {human_bytes(to_write)} to write, "
         f"{totals['requests']} requests, {totals['tokens']} tokens"
     )
+
+
+def _some(why: Sequence[str]) -> str:
+    left = len(why) - SHOWN
+    return "\n".join([*why[:SHOWN], f"and {left} more, see --json"] if left > 1 else why)
