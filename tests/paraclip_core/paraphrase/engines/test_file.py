@@ -1,0 +1,113 @@
+"""The file engine: formats, look-ups, and what it says about files that are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines.file import FileEngine
+from paraclip_core.paraphrase.protocol import Prompt
+
+ROWS = [
+    {"caption": "A red dog.", "paraphrase_1": "a dog in red", "paraphrase_2": "a puppy in red"},
+    {"caption": "two {cats}", "paraphrase_1": "a pair of cats", "paraphrase_2": "a couple of kittens"},
+    {"caption": "no second", "paraphrase_1": "only one", "paraphrase_2": None},
+    {"caption": "A red dog!", "paraphrase_1": "ignored: the first counts", "paraphrase_2": "ignored"},
+]
+
+
+def write(folder: Path, kind: str) -> Path:
+    path = folder / f"mine.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    else:
+        blank = "," if kind == "csv" else "\t"
+        lines = [blank.join(ROWS[0]), *(blank.join(value or "" for value in row.values()) for row in ROWS)]
+        path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def ask(engine: FileEngine, step: int, text: str) -> tuple[str, ...]:
+    prompt = Prompt((("user", f"whatever {text}"),), text, step, 0)
+    return engine.generate([prompt], SamplingOptions())[0].texts
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv"])
+def test_formats(kind: str, tmp_path: Path) -> None:
+    engine = FileEngine(write(tmp_path, kind))
+    assert ask(engine, 1, "a red DOG") == ("a dog in red",)
+    assert ask(engine, 2, "A dog in red.") == ("a puppy in red",)
+    assert ask(engine, 1, "two {cats}") == ("a pair of cats",)
+    assert ask(engine, 2, "only one") == ()
+    assert ask(engine, 1, "unknown") == ()
+    assert engine.model.startswith("file:")
+
+
+def test_the_model_id_follows_content_and_columns_and_not_the_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl")
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(path.read_bytes())
+    assert FileEngine(path).model == FileEngine(other).model
+    assert FileEngine(path).model != FileEngine(path, FileEngineOptions(paraphrase_2="paraphrase_1")).model
+    other.write_bytes(path.read_bytes() + b"\n")
+    assert FileEngine(path).model != FileEngine(other).model
+
+
+def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> None:
+    path = data_root / "flickr8k" / "dataset_flickr8k.json"
+    content = json.loads(path.read_bytes())
+    engine = FileEngine(path)
+    texts = [sentence["raw"] for sentence in content["images"][0]["sentences"]]
+    first = ask(engine, 1, texts[4])
+    assert first == (" ".join(texts[0].split()),)
+    assert ask(engine, 2, first[0]) == (" ".join(texts[1].split()),)
+
+
+def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
+    path = tmp_path / "k.json"
+    path.write_text(json.dumps({"images": [{"sentences": [{"raw": "alone"}, {"raw": "Alone."}]}]}))
+    assert ask(FileEngine(path), 1, "alone") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "x,y\n1,2\n", "has no column 'caption'; it has x, y"),
+        ("a.jsonl", '{"caption": "a"}\n', "has no column 'paraphrase_1'"),
+        ("a.jsonl", "{broken\n", "line 1 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("a.json", '{"annotations": []}', "not in Karpathy's format"),
+        ("a.json", "{broken", "cannot read"),
+        ("a.parquet", "PAR1 broken", "cannot read"),
+        ("a.txt", "x", "is none of .parquet"),
+        ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", "cannot read"),
+        ("a.csv", "", "has no column 'caption'; it has none"),
+    ],
+)
+def test_bad_files_are_named(name: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        ask(FileEngine(path), 1, "a")
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    options = ParaphraseOptions(engine="file", file=FileEngineOptions(path="nowhere.csv"))
+    with pytest.raises(InputError, match=r"nowhere\.csv"):
+        _ = make_engine(options, tmp_path).model
+
+
+@pytest.mark.parametrize("engine", ["file", "transformers"])
+def test_an_engine_without_its_option_is_refused(engine: str) -> None:
+    with pytest.raises(ConfigError, match=f"paraphrase.engine={engine} needs"):
+        make_engine(ParaphraseOptions.model_validate({"engine": engine}))
