@@ -51,12 +51,14 @@ def run_cli(arguments: Sequence[str]) -> int:
         typer.echo(f"error: {error}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; run again to go on from there", err=True)
-        return INTERRUPTED
+        result = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away. Python would complain once more when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    # Some Typers turn an interrupt into this code themselves.
+    if result == INTERRUPTED:
+        typer.echo("interrupted; run again to go on from there", err=True)
     return result if isinstance(result, int) else 0
 
 

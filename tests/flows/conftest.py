@@ -1,0 +1,71 @@
+"""A run whose every stage is finished, made without any of the work: for what surrounds the stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.config import Settings
+from paraclip_core.settings import load_settings
+from storage.artifacts import Artifact, ArtifactStore
+from tasks.dag import resolve
+
+
+def summary(verdict: str = "hold") -> dict[str, object]:
+    """A `summary.json` as evaluate writes it."""
+    return {
+        "models": {"base": {"rewordings": {"ao@10": 40.0}}, "tuned": {"rewordings": {"ao@10": 42.5}}},
+        "deltas": {"rewordings": {"ao@10": 2.5}},
+        "intervals": {"rewordings": {"ao@10": [1.0, 4.0]}},
+        "verdict": verdict,
+        "reason": "because this test says so",
+        "fingerprints": {},
+    }
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A configuration file and the store in which all its stages are finished."""
+
+    config: Path
+    settings: Settings
+    store: ArtifactStore
+    artifacts: dict[str, Artifact]
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FinishedRun]:
+    """Makes a finished run below `tmp_path`; overrides as the command line takes them."""
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+
+    def make(*overrides: str, verdict: str = "hold") -> FinishedRun:
+        config = tmp_path / "run.yaml"
+        config.write_text(
+            "name: made\n"
+            f"run: {{root: {tmp_path / 'root'}}}\n"
+            "data: {scenes: {images: 30}, sources: [{path: captions.jsonl, images: images.tar}]}\n"
+        )
+        settings = load_settings(config, overrides)
+        store = ArtifactStore(settings.run.root)
+        artifacts = {}
+        for name, node in resolve(settings, store).items():
+            artifacts[name] = store.find(name, node.fingerprint)
+            if artifacts[name] is not None:
+                continue
+            with store.writing(name, node.fingerprint) as work:
+                (work.out / "made.txt").write_text(name)
+                if name == "evaluate":
+                    (work.out / "summary.json").write_text(json.dumps(summary(verdict)))
+                if name == "report":
+                    (work.out / "report.html").write_text("<title>made</title>")
+                if name in ("bootstrap", "finetune"):
+                    (work.out / "release").mkdir(exist_ok=True)
+                    (work.out / "release" / "open_clip_config.json").write_text("{}")
+                artifacts[name] = store.commit(node.draft, {"rows": 1, "verdict": verdict}, 1.5)
+        return FinishedRun(config, settings, store, artifacts)
+
+    return make

@@ -1,0 +1,216 @@
+"""The command line: exit codes, messages and what machines read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.cli import run_cli
+from paraclip_core.config import Settings
+
+Capture = pytest.CaptureFixture[str]
+STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report"]
+
+
+def told(capsys: Capture, arguments: Sequence[str], code: int = 0) -> Any:
+    """Run a command with --json and read its one document."""
+    assert run_cli([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["run", "--set"], ["search", "a dog"]]
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
+    assert run_cli(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_ends_with_0(capsys: Capture) -> None:
+    assert run_cli(["--help"]) == 0
+    assert run_cli(["run", "--help"]) == 0
+    assert "--require-work" in capsys.readouterr().out
+
+
+def test_a_typo_names_the_nearest_option(capsys: Capture) -> None:
+    assert run_cli(["run", "--set", "finetune.lerning_rate=1"]) == 2
+    error = capsys.readouterr().err
+    assert "finetune.lerning_rate is no option; did you mean finetune.learning_rate?" in error
+    assert "Traceback" not in error
+
+
+def test_an_absent_configuration_file(capsys: Capture) -> None:
+    assert run_cli(["plan", "-c", "absent.yaml"]) == 2
+    assert "cannot read absent.yaml" in capsys.readouterr().err
+
+
+def test_an_absent_source_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["run", "--set", f"data.root={tmp_path}", "--set", "data.sources.0.path=absent.csv"]
+    assert run_cli([*arguments, "--set", f"run.root={tmp_path}/root"]) == 1
+    error = capsys.readouterr().err
+    assert "absent.csv" in error and "Traceback" not in error
+
+
+def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    assert run_cli(["run", "-c", str(run.config)]) == 0
+    shown = capsys.readouterr().out
+    assert "Nothing to do" in shown and all(stage in shown for stage in STAGES)
+    assert "+2.50" in shown and "[+1.00, +4.00]" in shown and "verdict: hold (because this test says so)" in shown
+    folder = run.store.root / "results" / "made"
+    assert f"report: {folder / 'report.html'}" in shown and f"summary: {folder / 'summary.json'}" in shown
+    assert (folder / "report.html").read_text() == "<title>made</title>"
+    assert json.loads((folder / "summary.json").read_text())["verdict"] == "hold"
+
+
+def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    config = str(finished_run().config)
+    assert run_cli(["run", "-c", config, "--require-work"]) == 3
+    assert run_cli(["run", "-c", config, "--gate"]) == 4
+    better = str(finished_run("finetune.seed=1", verdict="promote").config)
+    assert run_cli(["run", "-c", better, "--set", "finetune.seed=1", "--gate"]) == 0
+
+
+def test_run_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    outcome = told(capsys, ["run", "-c", str(finished_run().config)])
+    assert set(outcome) == {"name", "stages", "summary", "verdict", "report", "summary_path"}
+    assert [row["stage"] for row in outcome["stages"]] == STAGES
+    assert {row["state"] for row in outcome["stages"]} == {"cached"}
+    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
+
+
+def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[..., Any]) -> None:
+    code = (
+        "import sys; from flows.cli import run_cli; code = run_cli(sys.argv[1:]);"
+        "print(sorted({'torch', 'prefect', 'transformers', 'matplotlib'} & set(sys.modules))); sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "-c", str(finished_run().config)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.monotonic() - started < 15
+
+
+def test_a_damaged_artifact_is_refused(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
+    assert run_cli(["run", "-c", str(run.config)]) == 1
+    error = capsys.readouterr().err
+    assert "is damaged" in error and "made.txt" in error
+
+
+def test_plan_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    config = str(finished_run().config)
+    plan = told(capsys, ["plan", "-c", config])
+    assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
+    assert plan["total"]["requests"] == 0 and plan["total"]["seconds"] == 0
+    plan = told(capsys, ["plan", "-c", config, "--set", "finetune.epochs=9"])
+    states = {stage["stage"]: stage for stage in plan["stages"]}
+    assert states["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
+    assert [stage["stage"] for stage in plan["stages"] if stage["state"] == "to run"] == [
+        "finetune",
+        "evaluate",
+        "report",
+    ]
+    assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "bytes", "basis", "fingerprint"}
+
+
+def test_artifacts_commands(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    root = ["--root", str(run.store.root)]
+    assert run_cli(["run", "-c", str(run.config)]) == 0  # sets the channel
+    capsys.readouterr()
+    listed = told(capsys, ["artifacts", "ls", *root])
+    assert {artifact["stage"] for artifact in listed["artifacts"]} == set(STAGES)
+    assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
+    shown = told(capsys, ["artifacts", "show", "made", *root])
+    assert shown["stage"] == "finetune" and shown["wall_seconds"] == 1.5
+    tree = told(capsys, ["artifacts", "lineage", "made", *root])
+    assert {below["stage"] for below in tree["inputs"]} == set(run.artifacts["finetune"].manifest.inputs)
+    assert told(capsys, ["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
+    assert told(capsys, ["artifacts", "gc", *root]) == {"deleted": False, "items": []}
+    for command in ("ls", "lineage made", "verify", "show made", "gc"):
+        assert run_cli(["artifacts", *command.split(), *root]) == 0
+    assert "scenes/" in capsys.readouterr().out
+
+
+def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    (run.artifacts["ingest"].path / "made.txt").write_text("other")
+    found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
+    assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
+
+
+def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    assert run_cli(["run", "-c", str(run.config)]) == 0
+    other = finished_run("finetune.epochs=5")
+    capsys.readouterr()
+    root = ["--root", str(run.store.root)]
+    named = {item["stage"] for item in told(capsys, ["artifacts", "gc", *root])["items"]}
+    assert named == {"finetune", "evaluate", "report"}
+    assert other.artifacts["finetune"].path.exists(), "without --yes nothing is deleted"
+    assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "1"])["items"] == []
+    told(capsys, ["artifacts", "gc", *root, "--yes"])
+    assert not other.artifacts["finetune"].path.exists() and run.artifacts["finetune"].path.exists()
+
+
+def test_export(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
+    run = finished_run()
+    root = ["--root", str(run.store.root)]
+    name = run.artifacts["finetune"].fingerprint[:8]
+    made = told(capsys, ["export", name, str(tmp_path / "model"), *root])
+    assert made["files"] == ["open_clip_config.json"] and (tmp_path / "model" / "open_clip_config.json").is_file()
+    assert run_cli(["export", name, str(tmp_path / "model"), *root]) == 2
+    assert run_cli(["export", "nothing", str(tmp_path / "other"), *root]) == 1
+    assert "begins with 'finetune/nothing'" in capsys.readouterr().err
+
+
+def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None:
+    assert run_cli(["config", "show", "--set", "finetune.epochs=3"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert Settings.model_validate(tree).finetune.epochs == 3
+    assert told(capsys, ["config", "show"])["finetune"]["epochs"] == 2
+    assert told(capsys, ["config", "schema"])["properties"]["finetune"]
+    assert run_cli(["config", "schema"]) == 0
+    assert "data.sources.0.path" in capsys.readouterr().out
+
+
+def test_cache_commands(tmp_path: Path, capsys: Capture) -> None:
+    assert told(capsys, ["cache", "stats", "--root", str(tmp_path)])["rows"] == 0
+    assert told(capsys, ["cache", "rebuild", "--root", str(tmp_path)])["rows"] == 0
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.commands.run.settings_from", interrupt)
+    assert run_cli(["run"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_nothing_runs_under_an_unused_root(tmp_path: Path, capsys: Capture) -> None:
+    assert told(capsys, ["stop", "--root", str(tmp_path)]) == {"ended": []}
+
+
+@pytest.mark.slow
+def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
+    options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
+    command = [sys.executable, "-m", "flows.cli", "run", *(part for text in options for part in ("--set", text))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "error:" in done.stderr and "bad.parquet" in done.stderr
+    assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
+    assert done.stdout == ""

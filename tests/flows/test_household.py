@@ -1,0 +1,67 @@
+"""The household's files: what is deployed where, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.household import POOLS, living_api_url, read_household, serve, stop
+from flows.processes import Process
+from paraclip_core.errors import ConfigError
+from paraclip_core.settings import load_settings, parse_settings
+from storage.atomic import write_json
+from tasks.dag import STAGES
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def declared() -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+
+
+def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
+    names = [deployment["name"] for deployment in declared["deployments"]]
+    assert sorted(names) == sorted([*STAGES, "pipeline", "regenerate"])
+    for deployment in declared["deployments"]:
+        module, _, flow = deployment["entrypoint"].rpartition(".")
+        assert getattr(importlib.import_module(module), flow).name == deployment["name"]
+        assert deployment["work_pool"]["name"] in POOLS
+
+
+def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
+    demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
+    for deployment in declared["deployments"]:
+        assert parse_settings(deployment["parameters"]["settings"]) == demo
+
+
+def test_shared_state_has_one_run_at_a_time(declared: dict[str, Any]) -> None:
+    limited = {d["name"] for d in declared["deployments"] if d.get("concurrency_limit")}
+    assert limited == {"paraphrase_1", "paraphrase_2", "regenerate"}
+    nightly = next(d for d in declared["deployments"] if d["name"] == "regenerate")
+    assert nightly["schedules"][0]["cron"] == "0 3 * * *"
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} cannot be used .*--port"):
+            serve(tmp_path, port, tmp_path, REPOSITORY / "prefect.yaml")
+    assert read_household(tmp_path) is None
+
+
+def test_what_is_gone_is_neither_used_nor_ended(tmp_path: Path) -> None:
+    assert living_api_url(tmp_path) is None and stop(tmp_path) == []
+    gone = {"name": "server", "pid": 1, "started": "never"}
+    write_json(tmp_path / "prefect" / "household.json", {"url": "http://127.0.0.1:1", "processes": [gone]})
+    found = read_household(tmp_path)
+    assert found is not None and found.processes == (Process("server", 1, "never"),)
+    assert living_api_url(tmp_path) is None
+    assert stop(tmp_path) == [] and read_household(tmp_path) is None

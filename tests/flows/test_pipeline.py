@@ -1,0 +1,79 @@
+"""The flows in a Prefect test server, over finished stages and over one that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from paraclip_core.errors import InputError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def shown(key: str) -> Any:
+    """The newest artifact of this key in the UI."""
+    from prefect.artifacts import Artifact
+
+    found: Any = Artifact.get(key)
+    return None if found is None else json.loads(found.data) if found.type == "table" else found.data
+
+
+def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: Callable[..., Any]) -> None:
+    from flows.pipeline import pipeline
+
+    run = finished_run("name=shown")
+    outcome = pipeline(run.settings)
+    assert {row["state"] for row in outcome["stages"]} == {"cached"}
+    assert [row["stage"] for row in shown("shown-stages")] == [row["stage"] for row in outcome["stages"]]
+    assert shown("shown-comparison")[0]["delta"] == 2.5
+    assert outcome["report"] in shown("shown-report")
+
+
+def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[..., Any]) -> None:
+    from flows.regenerate import regenerate
+
+    first = finished_run("name=nightly", verdict="promote")
+    decision = regenerate(first.settings)["decision"]
+    assert decision["moved"] and first.store.channel("production")["fingerprint"] == decision["after"]
+    second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
+    decision = regenerate(second.settings)["decision"]
+    assert not decision["moved"] and "held" in decision["reason"]
+    assert first.store.channel("production")["fingerprint"] == decision["before"]
+    assert decision["reason"] in shown("nightly-promotion")
+
+
+def test_a_failing_stage_fails_the_run_with_its_own_error(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.pipeline import pipeline
+
+    run = finished_run("name=failing")
+
+    def refuse(name: str, *_: object, **__: object) -> None:
+        raise InputError(f"{name}: captions.csv row 7 has no caption")
+
+    monkeypatch.setattr("flows.work.run_stage", refuse)
+    state = pipeline(run.settings, return_state=True)
+    assert state.is_failed() and "captions.csv row 7" in (state.message or "")
+    with pytest.raises(InputError):
+        pipeline(run.settings)
+
+
+def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:
+    from flows.pipeline import pipeline
+
+    schema = pipeline.parameters.model_dump()
+    epochs = schema["definitions"]["FinetuneOptions"]["properties"]["epochs"]
+    assert epochs["maximum"] == 1000 and epochs["description"]
+    assert schema["definitions"]["ParaphraseOptions"]["properties"]["engine"]["enum"]

@@ -1,0 +1,60 @@
+"""Processes that are started to outlive a command, and ended as exactly those."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.processes import Process, end_all, living, start
+
+
+def wait_for(what: Callable[[], object], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def begin(tmp_path: Path, name: str, code: str) -> Process:
+    return start(name, [sys.executable, "-c", code], os.environ, tmp_path / "log" / name, tmp_path)
+
+
+def test_output_goes_to_the_log_and_the_folder_is_taken(tmp_path: Path) -> None:
+    process = begin(tmp_path, "talk", "import os; print(os.getcwd())")
+    wait_for(lambda: not living(process))
+    assert (tmp_path / "log" / "talk").read_text().strip() == str(tmp_path)
+
+
+def test_only_what_was_started_is_ended(tmp_path: Path) -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = begin(tmp_path, "sleep", "import time; time.sleep(60)")
+    try:
+        assert living(process)
+        assert end_all([process]) == []
+        assert not living(process) and bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_stubborn_process_and_its_children_in_other_sessions_are_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True);"
+        "print(child.pid, flush=True); time.sleep(60)"
+    )
+    process = begin(tmp_path, "stubborn", code)
+    log = tmp_path / "log" / "stubborn"
+    wait_for(lambda: log.read_text().endswith("\n"))
+    child = int(log.read_text())
+    assert end_all([process], patience=0.3) == ["stubborn"]
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split())
+
+
+def test_a_reused_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
+    assert not living(Process("other", os.getpid(), "0"))
+    assert end_all([Process("other", os.getpid(), "0")]) == []
