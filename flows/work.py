@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from flows.logs import let_own_logs_through
@@ -11,9 +12,17 @@ from paraclip_core.config import Settings
 from storage.artifacts import ArtifactStore
 from tasks.dag import resolve
 from tasks.display import both, shown_progress
-from tasks.publish import artifact_key, publish_markdown, publish_table, published_progress, report_note
+from tasks.publish import (
+    artifact_key,
+    in_flow_run,
+    publish_markdown,
+    publish_table,
+    published_progress,
+    report_note,
+)
 from tasks.results import Result, comparison_rows, stage_row, why
 from tasks.run import run_stage
+from tasks.worst import worst_pairs
 
 __all__ = ["carry_stage", "publish_result"]
 
@@ -40,11 +49,16 @@ def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def publish_result(settings: Settings, result: Result) -> None:
-    """Show the comparison and the way to the report in the UI."""
+    """Show the comparison, the worst pairs and the way to the report in the UI."""
+    if not in_flow_run():
+        return
     if result.summary:
         rows = comparison_rows(result.summary)
         text = f"Verdict: {result.verdict} ({why(result.summary)})"
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
+    for row in result.stages:
+        if row["stage"] == "evaluate" and (pairs := worst_pairs(Path(row["path"]))):
+            publish_table(artifact_key(settings.name, "worst-pairs"), pairs, "Pairs whose two rankings agree least")
     if result.report and result.summary_path:
         note = report_note(result.report, result.summary_path)
         publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")
