@@ -33,7 +33,7 @@ bench-ingest bench-cache bench-train bench-eval: bench-%: $(VENV)/.dev
 # The versions that CI uses, without local suffixes, so that any index can serve them.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip freeze --exclude-editable \
-	  | grep -v -i -E '^(#|-e |vllm|nvidia|triton|paraclip)' \
+	  | grep -v -i -E '^(#|-e |vllm|nvidia|cuda|triton|paraclip)' \
 	  | sed -E 's/\+[A-Za-z0-9.]+$$//' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 

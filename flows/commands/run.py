@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ __all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
 
 NOTHING_TO_DO = 3
 HELD = 4
+TERMINATED = 143
 
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
 WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
@@ -73,6 +76,8 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     from flows.pipeline import pipeline
 
     show_own_logs()
+    # Leaving in good order ends the stage's process and Prefect's temporary server too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     return pipeline(settings)
 
 
