@@ -105,7 +105,7 @@ class SamplingOptions(Options):
     """Nucleus sampling."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
     """Longest answer."""
-    n: Annotated[int, Field(ge=1, le=64)] = 4
+    n: Annotated[int, Field(ge=1, le=64)] = 2
     """Answers drawn for one request; the most faithful one that passes the gates is kept."""
 
 
@@ -158,6 +158,8 @@ class ParaphraseOptions(Options):
     """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
     prompt_2: str = ""
     """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
+    synonyms: bool = True
+    """With the `few-shot` prompts, also try the LLM's own synonyms of single words in the sentence."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
     sampling: SamplingOptions = SamplingOptions()

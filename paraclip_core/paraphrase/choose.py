@@ -74,8 +74,11 @@ class Chooser:
     ) -> None:
         """Judge answers of `step`; `encoder` is asked only where the preset has gates on similarity."""
         self._options, self._step, self._examples = options, step, examples
-        self._encoder = encoder if options.preset != "paper" else None
-        self._pieces, self._context_length = pieces, context_length
+        self.encoder = encoder if options.preset != "paper" else None
+        """The sentence encoder, None where the preset has no gates on similarity."""
+        self.pieces = pieces
+        """Number of CLIP tokens of a text."""
+        self._context_length = context_length
         self._flood = FloodCounter()
 
     def choose(self, requests: Sequence[Request]) -> list[Verdict]:
@@ -93,13 +96,13 @@ class Chooser:
         found = []
         for answer in dict.fromkeys(parse_answer(raw) for raw in request.answers):
             pair = Pair(
-                request.caption, request.source, answer, self._step, self._examples, self._pieces, self._context_length
+                request.caption, request.source, answer, self._step, self._examples, self.pieces, self._context_length
             )
             found.append(_Candidate(row, pair, first_failure(pair, self._options)))
         return found
 
     def _similarities(self, candidates: Sequence[_Candidate]) -> Callable[[str, str], float] | None:
-        if self._encoder is None or not candidates:
+        if self.encoder is None or not candidates:
             return None
         wanted = {text for c in candidates for text in (c.pair.caption, c.pair.source, c.pair.answer)}
         for candidate in candidates:
@@ -107,7 +110,7 @@ class Chooser:
                 wanted.update(candidate.pair.unknown_words, _given_words(candidate.pair))
         texts = sorted(wanted)
         row = {text: number for number, text in enumerate(texts)}
-        vectors = self._encoder.encode(texts)
+        vectors = self.encoder.encode(texts)
         return lambda one, two: round(float(np.dot(vectors[row[one]], vectors[row[two]])), DECIMALS)
 
     def _verdict(

@@ -45,7 +45,9 @@ _PREAMBLE = re.compile(
     re.I,
 )
 _MARKUP = re.compile(r"</?[a-z!]|https?:|www\.|\{|\}|\||\\|<|>|\.(?:jpe?g|png|gif|html?|php)\b", re.I)
-_ARTICLE = re.compile(r"\ba (?:two|three|four|five|six|seven|eight|nine|ten|people|children|men|women|houses)\b", re.I)
+_ARTICLE = re.compile(
+    r"\ba (?:two|three|four|five|six|seven|eight|nine|ten|people|children|men|women|houses|cattle)\b", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,13 @@ class Pair:
 
     @property
     def content_overlap(self) -> float:
-        """Jaccard overlap of the stems of both sides' content words: articles and word forms are no novelty."""
-        one, two = ([stem(word) for word in content_words(ws)] for ws in (self.source_words, self.answer_words))
-        return jaccard(one, two)
+        """Jaccard overlap of the stems of the content words with input or caption, whichever is higher.
+
+        Articles and word forms are no novelty, and step 2 shall not go back to the caption's words.
+        """
+        told = ([stem(word) for word in content_words(ws)] for ws in (self.source_words, words(self.caption)))
+        said = [stem(word) for word in content_words(self.answer_words)]
+        return max(jaccard(one, said) for one in told)
 
 
 def jaccard(one: Sequence[str], two: Sequence[str]) -> float:

@@ -16,12 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.config import ParaphraseOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, Prompt
+from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, Synonyms, swapped
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES
 
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 4096
 """Rows that are judged together. Part of what an output means: the flood gate sees rows in this order."""
+
+SWAPS = {1: 2, 2: 3}
+"""Words that are swapped for synonyms, at most, by step."""
 
 INPUT_COLUMNS = {
     1: ("caption_id", "image_id", "caption", "caption_tokens", "licence"),
@@ -42,6 +47,8 @@ INPUT_COLUMNS = {
 """Columns of the rows that each step reads: of the captions at step 1, of step 1's output at step 2."""
 
 Tokens = Callable[[Sequence[str]], pa.Array]
+Answers = dict[str, tuple[bytes, Sequence[str]]]
+"""Text → key of its request and the raw answers."""
 
 
 @dataclass
@@ -132,7 +139,6 @@ class Paraphraser:
         """Those of the last block's missing requests that are a first attempt."""
         self._chooser, self._tokens, self._progress = chooser, tokens, progress
         self._total, self._ask_engine = total, ask
-        self._sampling = sampling_json(options.sampling)
         self._started = time.monotonic()
         self._seen_rows = 0
 
@@ -161,7 +167,8 @@ class Paraphraser:
         for attempt in range(self.options.attempts):
             if not pending:
                 break
-            answers = self._answers(list(dict.fromkeys(sources[row] for row in pending)), attempt)
+            answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in pending)), attempt)
+            answers = self._with_synonyms(answers)
             if attempt == 0:
                 self.first_missing += self.missing
             pending = [row for row in pending if sources[row] in answers]
@@ -184,10 +191,36 @@ class Paraphraser:
         rejects.sort(key=lambda reject: reject[:2])
         return self._rows(block, kept), self._rejects(block, sources, rejects)
 
-    def _answers(self, texts: Sequence[str], attempt: int) -> dict[str, tuple[bytes, Sequence[str]]]:
+    def _with_synonyms(self, answers: Answers) -> Answers:
+        """Every text's answers and, behind them, answers (at step 2 the text, too) with single words swapped."""
+        chosen, encoder = self.options, self._chooser.encoder
+        if not chosen.synonyms or not self.prompt.id.startswith("few-shot"):
+            return answers
+        if encoder is None or self.engine.name == "file":
+            return answers
+
+        def fetch(wanted: Sequence[str]) -> dict[str, Sequence[str]]:
+            return {word: found for word, (_, found) in self._answers(THESAURUS, wanted, 0).items()}
+
+        bases = {text: _swap_bases(text, found, self.step) for text, (_, found) in answers.items()}
+        synonyms = Synonyms(fetch, encoder.encode, self._chooser.pieces)
+        table = synonyms.table(base for some in bases.values() for base in some)
+        return {
+            text: (key, [*found, *swapped(bases[text], table, SWAPS[self.step])])
+            for text, (key, found) in answers.items()
+        }
+
+    def _answers(self, prompt: PromptTemplate, texts: Sequence[str], attempt: int) -> Answers:
         """Text → (key, raw answers), from the cache or the engine."""
+        sampling = WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
         request = RequestKeys(
-            self.step, self.engine.model, self.prompt.id, self.prompt.hash, self._sampling, self.options.seed, attempt
+            self._step_of(prompt),
+            self.engine.model,
+            prompt.id,
+            prompt.hash,
+            sampling_json(sampling),
+            self.options.seed,
+            attempt,
         )
         array = request.keys(texts)
         keys: list[bytes] = array.to_pylist()
@@ -201,48 +234,59 @@ class Paraphraser:
             return answers
         for start in range(0, len(todo), self.options.chunk):
             chunk = todo[start : start + self.options.chunk]
-            for (text, key), completion in zip(chunk, self._ask(chunk, attempt), strict=True):
+            for (text, key), completion in zip(chunk, self._ask(prompt, sampling, chunk, attempt), strict=True):
                 answers[text] = key, completion.texts
-            if attempt == 0:
+            if attempt == 0 and prompt is self.prompt:
                 self._report((len(texts) - len(todo) + start + len(chunk)) / len(texts))
         return answers
+
+    def _step_of(self, prompt: PromptTemplate) -> int:
+        """Both steps share what is known about words."""
+        return WORD_STEP if prompt is THESAURUS else self.step
 
     def _lookup(self, keys: pa.FixedSizeBinaryArray) -> dict[bytes, Sequence[str]]:
         found = self.cache.lookup(keys)
         return dict(zip(found.column("key").to_pylist(), found.column("completions").to_pylist(), strict=True))
 
-    def _ask(self, chunk: Sequence[tuple[str, bytes]], attempt: int) -> list[Completion]:
+    def _ask(
+        self, template: PromptTemplate, sampling: SamplingOptions, chunk: Sequence[tuple[str, bytes]], attempt: int
+    ) -> list[Completion]:
         options = self.options
         # Another attempt must draw other answers.
         seed = (options.seed + 7919 * attempt) % 2**31
-        prompts = [Prompt(self.prompt.messages(text), text, self.step, seed) for text, _ in chunk]
+        prompts = [Prompt(template.messages(text), text, self._step_of(template), seed) for text, _ in chunk]
         started = time.monotonic()
-        completions = self.engine.generate(prompts, options.sampling)
+        completions = self.engine.generate(prompts, sampling)
         self.counts.engine_seconds += time.monotonic() - started
         if len(completions) != len(chunk):
             raise EngineError(f"{self.engine.name} gave {len(completions)} completions for {len(chunk)} prompts")
         # What is judged now is what a cached run will judge.
         completions = [replace(found, texts=tuple(map(_storable, found.texts))) for found in completions]
-        self.cache.append(self._generations(chunk, completions, attempt))
+        self.cache.append(self._generations(template, sampling, chunk, completions, attempt))
         self.counts.generated += len(chunk)
         self.counts.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
         self.counts.completion_tokens += sum(completion.completion_tokens for completion in completions)
         return completions
 
     def _generations(
-        self, chunk: Sequence[tuple[str, bytes]], completions: Sequence[Completion], attempt: int
+        self,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        chunk: Sequence[tuple[str, bytes]],
+        completions: Sequence[Completion],
+        attempt: int,
     ) -> pa.Table:
         count = len(chunk)
         columns = {
             "key": [key for _, key in chunk],
-            "step": [self.step] * count,
+            "step": [self._step_of(template)] * count,
             "attempt": [attempt] * count,
             "input": [_storable(text) for text, _ in chunk],
             "engine": [self.engine.name] * count,
             "model": [self.engine.model] * count,
-            "prompt": [self.prompt.id] * count,
-            "prompt_hash": [self.prompt.hash] * count,
-            "sampling": [self._sampling] * count,
+            "prompt": [template.id] * count,
+            "prompt_hash": [template.hash] * count,
+            "sampling": [sampling_json(sampling)] * count,
             "seed": [self.options.seed] * count,
             "completions": [list(completion.texts) for completion in completions],
             "prompt_tokens": [completion.prompt_tokens for completion in completions],
@@ -305,6 +349,13 @@ def _wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> Iterator[pa.R
                 pa.array([in_fraction(text, fraction) for text in batch.column("caption").to_pylist()])
             )
         yield batch
+
+
+def _swap_bases(text: str, answers: Sequence[str], step: int) -> list[str]:
+    """Texts that words are swapped in: two of the answers, and at step 2, where it is plain, the input itself."""
+    found = [parsed for answer in answers if (parsed := parse_answer(answer))]
+    bases: dict[str, None] = dict.fromkeys([text, *found] if step == 2 else found)
+    return list(bases)[:2]
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -44,6 +44,8 @@ class PromptTemplate:
     """Words of the last turn behind the text."""
     quoted: bool = False
     """The text stands between double quotes, so it must not hold one."""
+    completion: bool = False
+    """Plain text to go on with, in no chat template: one message of the role `text`."""
     tidied: bool = False
     """Show the text without file names, links and shouting, which small models copy or take for words."""
 
@@ -51,14 +53,26 @@ class PromptTemplate:
     def hash(self) -> bytes:
         """16 bytes over everything that decides what the model reads."""
         flat = [part for turn in self.turns for part in turn]
-        return text_hash(self.id, RULES, *flat, None, self.before, None, self.after, str(self.quoted), str(self.tidied))
+        return text_hash(
+            self.id,
+            RULES,
+            *flat,
+            None,
+            self.before,
+            None,
+            self.after,
+            str(self.quoted),
+            str(self.tidied),
+            str(self.completion),
+        )
 
     def messages(self, text: str) -> Turns:
         """The chat turns for one text, which is neutralised and never interpreted."""
         safe = neutralise(tidy(text) if self.tidied else text)
         if self.quoted:
             safe = safe.replace('"', "'")
-        return (*self.turns, ("user", f"{self.before}{safe}{self.after}"))
+        role = "text" if self.completion else "user"
+        return (*self.turns, (role, f"{self.before}{safe}{self.after}"))
 
     @cached_property
     def examples(self) -> tuple[tuple[str, str], ...]:

@@ -18,11 +18,12 @@ class Prompt:
     """One request to an engine."""
 
     messages: tuple[tuple[str, str], ...]
-    """Chat turns as (role, content); the roles are system, user and assistant."""
+    """Chat turns as (role, content); the roles are system, user and assistant. A single message of the role `text`
+    is plain text to go on with; an engine that can only chat sends it as the user's turn."""
     text: str
     """The text that is to be paraphrased, which the last turn contains."""
     step: int
-    """1 or 2."""
+    """1 or 2; 0 where a single word is asked for."""
     seed: int
     """Seed of this request's sampling."""
 

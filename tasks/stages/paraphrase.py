@@ -141,6 +141,7 @@ def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
             "engine": chosen.engine,
             "model": "file" if chosen.engine == "file" else make_engine(chosen, settings.data.root).model,
             "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
+            "synonyms": chosen.synonyms and prompt.id.startswith("few-shot"),
             "fraction": chosen.fraction if step == 1 else 1.0,
             "sampling": meaning(chosen.sampling),
             "gates": gates,

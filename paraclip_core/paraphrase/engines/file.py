@@ -66,7 +66,7 @@ class FileEngine:
             InputError: the file cannot be read or lacks a column.
         """
         answers = self._load()
-        found = [answers[prompt.step].get(_key(prompt.text)) for prompt in prompts]
+        found = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
         return [Completion((text,) if text else (), 0, 0) for text in found]
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ class SmolLM2Engine:
 
     def _warm_up(self, pipeline: Any, prompt: Prompt, text: str, sampling: SamplingOptions) -> None:
         """Send one prompt alone, so that those which come together find their common prefix computed."""
-        prefix = prompt.messages[:-1]
+        prefix = prompt.messages[:-1] or ((prompt.messages[-1][0], ""),)
         if prefix in self._warm:
             return
         config = _generation_config(sampling.model_copy(update={"n": 1, "max_tokens": 1}), prompt.seed)
@@ -131,7 +131,12 @@ def gguf_file() -> Path:
 
 
 def chatml(messages: Sequence[tuple[str, str]]) -> str:
-    """Chat turns in SmolLM2's template, open for the assistant's answer; no default system turn is added."""
+    """Chat turns in SmolLM2's template, open for the assistant's answer; no default system turn is added.
+
+    A single message of the role `text` stays as it is.
+    """
+    if len(messages) == 1 and messages[0][0] == "text":
+        return messages[0][1]
     turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
     return f"{turns}<|im_start|>assistant\n"
 

@@ -99,6 +99,8 @@ class TransformersEngine:
 
     def _rendered(self, prompt: Prompt) -> str:
         _, tokeniser = self._load()
+        if prompt.messages[0][0] == "text":
+            return prompt.messages[0][1]
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
         if tokeniser.chat_template:
             return tokeniser.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -255,3 +256,39 @@ def test_blocks_have_their_size_however_the_rows_come(sizes: list[int], rows: in
     found = list(blocks(batches(), rows))
     assert [value for block in found for value in block.column("x").to_pylist()] == list(range(sum(sizes)))
     assert all(block.num_rows == rows for block in found[:-1])
+
+
+class Thesaurus(Scripted):
+    """Copies sentences, as small models do, and knows one word."""
+
+    name = "thesaurus"
+
+    def __init__(self) -> None:
+        known = {"fast": ("quick, rapid",), "quick": ("fast",)}
+        super().__init__(lambda prompt: known.get(prompt.text, ("",)) if prompt.step == 0 else (prompt.text,))
+
+
+class AllNear:
+    """An encoder for which all texts mean nearly the same."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return np.full((len(texts), 1), 1, dtype=np.float32)
+
+
+def test_synonyms_help_where_the_model_only_copies(cache: Any, rows_of: Rows, counting: Any) -> None:
+    engine = counting(Thesaurus())
+    options = ParaphraseOptions(gates=GateOptions(max_overlap=0.95))
+
+    def run(**changed: Any) -> list[str]:
+        chosen = options.model_copy(update=changed)
+        paraphraser = Paraphraser(1, chosen, engine, cache, Chooser(chosen.gates, 1, encoder=AllNear()), TOKENS)
+        return [
+            row["paraphrase_1"] for rows, _ in paraphraser.run([rows_of(["a fast car"])]) for row in rows.to_pylist()
+        ]
+
+    assert run() in (["a quick car"], ["a rapid car"])
+    # Words are asked for once, whichever step wants them, and what came of it is asked for backwards.
+    assert engine.asked == ["a fast car", "car", "fast", "quick", "rapid"]
+    assert run() in (["a quick car"], ["a rapid car"])
+    assert len(engine.asked) == 5
+    assert run(synonyms=False) == []

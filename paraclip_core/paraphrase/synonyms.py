@@ -1,0 +1,182 @@
+"""Other words for single words, from the LLM itself: what a small model knows better than it can rephrase.
+
+A small model copies whole sentences, yet goes on with a thesaurus well. So each content word is asked for once, as a
+request like any other (cached, and few: a corpus has far fewer words than captions); every alternative is asked for
+in turn, and one that is near (sentence encoder) and leads back to the word, or that is very near, may stand for it.
+The words are put into sentences here, as further answers beside the LLM's own, and pass the same gates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from paraclip_core.config import SamplingOptions
+from paraclip_core.paraphrase.gates import Pieces
+from paraclip_core.paraphrase.lexicon import COLOURS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES, content_words, stem, words
+from paraclip_core.paraphrase.prompts import PromptTemplate
+
+__all__ = ["THESAURUS", "WORD_SAMPLING", "WORD_STEP", "Fetch", "Synonyms", "alternatives", "swapped"]
+
+Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
+"""Words → their raw answers; words without an answer are left out."""
+
+_LINES = (
+    ("sofa", "couch, settee"), ("quick", "fast, rapid"), ("rock", "stone, boulder"), ("physician", "doctor, medic"),
+    ("forest", "woods, woodland"), ("airport", "airfield, aerodrome"), ("speak", "talk, chat"),
+    ("movie", "film, picture"),
+)  # fmt: skip
+
+THESAURUS = PromptTemplate(
+    "few-shot/words",
+    (),
+    before="A thesaurus of common words.\n" + "\n".join(f"{word}: {others}" for word, others in _LINES) + "\n",
+    after=":",
+    completion=True,
+)
+"""Asks for other words by letting the model go on with a thesaurus."""
+
+WORD_STEP = 0
+"""The step that word requests are filed under; what one step learnt of a word serves the other."""
+
+WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
+"""Several draws, because a word that comes more than once is more to be trusted."""
+
+VARIANTS = 6
+NEAR, VERY_NEAR = 0.58, 0.8
+KEPT = 4
+
+# Endings that say what part a word can play in a sentence.
+_ENDINGS = ("ing", "ed", "ly", "al", "ous", "ful", "rian")
+_SHAPE = re.compile(r"[a-z]{3,}(?: [a-z]{3,})?")
+_TOKEN = re.compile(r"[A-Za-z]+")
+# True of the thing and of too many others: an image of a dog is not described by them any more.
+_HYPERNYMS = frozenset(
+    "animal animals creature creatures beast pet pets individual being thing object item".split()  # noqa: SIM905
+)
+_PLURALS = frozenset("children people men women cattle sheep fish folk police".split())  # noqa: SIM905
+
+
+def alternatives(word: str, answers: Iterable[str]) -> list[str]:
+    """Words in the raw answers that could stand for `word`, the most frequent first.
+
+    Number and ending must agree (`dogs` → `pets`, `running` → `jogging`), and nothing that a word list knows as
+    another kind, another colour or the opposite is let in.
+    """
+    votes: Counter[str] = Counter()
+    for answer in answers:
+        votes.update(sorted({part.strip(" .\"'").lower() for part in answer.split(",")}))
+    found = [other for other, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0])) if _agrees(word, other)]
+    return found
+
+
+def _agrees(word: str, other: str) -> bool:
+    if not _SHAPE.fullmatch(other) or stem(other) == stem(word) or word in other.split():
+        return False
+    if any(part.startswith(word) for part in other.split()) or _plural(word) != _plural(other):
+        return False
+    if any(word.endswith(end) != other.endswith(end) for end in _ENDINGS):
+        return False
+    if word in KINDS and _HYPERNYMS & set(other.split()):
+        return False
+    if other in COLOURS or other in NUMBERS or not content_words(words(other)):
+        return False
+    if word in KINDS and other in KINDS and KINDS[word] != KINDS[other]:
+        return False
+    return not any((word in one and other in two) or (word in two and other in one) for one, two in OPPOSITES)
+
+
+def _plural(word: str) -> bool:
+    last = word.split()[-1]
+    return last in _PLURALS or (last.endswith("s") and not last.endswith(("ss", "us", "is")))
+
+
+class Synonyms:
+    """The LLM's synonyms of words, checked backwards."""
+
+    def __init__(
+        self, fetch: Fetch, encode: Callable[[Sequence[str]], np.ndarray], pieces: Pieces | None = None
+    ) -> None:
+        """Ask with `fetch`, compare with `encode` (unit vectors), leave out words that CLIP cuts into `pieces`."""
+        self._fetch, self._encode, self._pieces = fetch, encode, pieces
+
+    def table(self, texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Synonyms of the content words of the texts, the nearest first; words without any are left out."""
+        wanted = sorted({word for text in texts for word in _swappable(text)})
+        forward = {word: alternatives(word, answers) for word, answers in sorted(self._fetch(wanted).items())}
+        near = self._near(forward)
+        others = sorted({other for found in near.values() for other in found})
+        back = {other: alternatives(other, answers) for other, answers in self._fetch(others).items()}
+        table = {}
+        for word, found in near.items():
+            sure = [o for o, cosine in found.items() if cosine >= VERY_NEAR or word in back.get(o, ())]
+            if sure:
+                table[word] = tuple(sure[:KEPT])
+        return table
+
+    def _near(self, forward: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+        """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
+        texts = sorted({*forward, *(other for found in forward.values() for other in found)})
+        if not texts:
+            return {}
+        row = {text: number for number, text in enumerate(texts)}
+        vectors = self._encode(texts)
+        near = {}
+        for word, found in forward.items():
+            cosines = {o: round(float(vectors[row[word]] @ vectors[row[o]]), 4) for o in found if self._common(o)}
+            kept = sorted((-cosine, other) for other, cosine in cosines.items() if cosine >= NEAR)
+            near[word] = {other: -minus for minus, other in kept[: KEPT + 1]}
+        return near
+
+    def _common(self, other: str) -> bool:
+        return self._pieces is None or all(self._pieces(part) == 1 for part in other.split())
+
+
+def _swappable(text: str) -> list[str]:
+    found = content_words(words(text))
+    return [w for w in found if _SHAPE.fullmatch(w) and w not in COLOURS and w not in NUMBERS and w not in LIGHT_WORDS]
+
+
+def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
+    """The texts with one to `most` words in other words, six variants in all, taken from the texts in turn.
+
+    Every variant takes its words by hash, so that different captions see different synonyms; the same texts give the
+    same variants.
+    """
+    found = []
+    for variant in range(VARIANTS if texts else 0):
+        text = texts[variant % len(texts)]
+        here = [word for word in dict.fromkeys(_swappable(text)) if word in table]
+        if not here:
+            continue
+        digest = hashlib.blake2b(f"{variant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        # The first variants swap as much as they may, the later ones less.
+        count = min(len(here), max(1, most - variant // 2))
+        chosen = sorted(range(len(here)), key=lambda at: (digest[at % 16] ^ at, at))[:count]
+        swaps = {here[at]: table[here[at]][digest[(at + 7) % 16] % len(table[here[at]])] for at in chosen}
+        found.append(_put(text, swaps))
+    return list(dict.fromkeys(found))
+
+
+def _put(text: str, swaps: Mapping[str, str]) -> str:
+    def other(found: re.Match[str]) -> str:
+        word = found.group()
+        new = swaps.get(word.lower())
+        if new is None:
+            return word
+        return new.capitalize() if word[0].isupper() else new
+
+    return _ARTICLE.sub(_article, _TOKEN.sub(other, text))
+
+
+_ARTICLE = re.compile(r"\b([Aa])(n?) ([A-Za-z]+)")
+_VOWEL_SOUND = re.compile(r"(?:[aeio]|u(?!n[aeiou]|s[aeiou]|rin|te|rop)|hour|honest)", re.I)
+
+
+def _article(found: re.Match[str]) -> str:
+    article, _, word = found.groups()
+    return f"{article}{'n' if _VOWEL_SOUND.match(word) else ''} {word}"
