@@ -1,4 +1,4 @@
-"""Prefect for a run without a server of its own: quiet, local, and silent towards the network."""
+"""Prefect for `paraclip run`: quiet, local, and silent towards the network."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ import os
 from pathlib import Path
 
 from flows.household import living_api_url
+from flows.local_server import start_local_server
 from storage.atomic import storage_error
 
-__all__ = ["local_environment", "prepare_prefect"]
+__all__ = ["prepare_prefect"]
 
-
-def local_environment() -> dict[str, str]:
-    """Settings that keep Prefect off the network, server or not."""
-    return {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+}
 
 
 def prepare_prefect(root: Path) -> None:
     """Set Prefect's environment; call it before anything imports prefect.
 
     A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run is
-    seen there. Otherwise Prefect starts a temporary server, whose database stays under the root.
+    seen there. Otherwise one is started for this run alone.
 
     Raises:
         ArtifactError: the root cannot be written.
+        StageError: the temporary server did not start.
     """
-    home = root.absolute() / "prefect" / "local"
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise storage_error(error, home) from error
-    chosen = {**local_environment(), "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
+        raise storage_error(error, root) from error
+    chosen = dict(QUIET)
     if "PREFECT_API_URL" not in os.environ:
         url = living_api_url(root)
+        chosen |= {"PREFECT_API_URL": url} if url else {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
         if url is None:
-            chosen |= {
-                "PREFECT_HOME": str(home),
-                "PREFECT_LOGGING_TO_API_ENABLED": "false",
-                "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-                "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-            }
-        else:
-            chosen["PREFECT_API_URL"] = url
+            chosen |= start_local_server(chosen)
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
+    if "PREFECT_HOME" in chosen:
+        # The server's folder, whatever the user's own is.
+        os.environ["PREFECT_HOME"] = chosen["PREFECT_HOME"]

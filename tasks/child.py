@@ -32,7 +32,7 @@ from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.atomic import storage_error
 from tasks.stage import Stage, carry_out
 
-__all__ = ["STAGES_REFERENCE", "log_path", "run_in_child"]
+__all__ = ["STAGES_REFERENCE", "die_with", "log_path", "run_in_child"]
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _report_to(path: Path) -> Progress:
     return progress
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when `parent` ends, however it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -213,7 +213,7 @@ def _stages(reference: str) -> Mapping[str, Stage]:
 
 def _main(request_path: Path) -> int:
     request: dict[str, Any] = json.loads(request_path.read_text())
-    _die_with(request["parent"])
+    die_with(request["parent"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     draft = Draft(**request["draft"])
     log.info("%s %s starts in process %s", draft.stage, draft.fingerprint, os.getpid())

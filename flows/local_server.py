@@ -1,0 +1,100 @@
+"""A Prefect server for one run, which ends with it however it ends.
+
+Prefect's own temporary server shares its starter's process group, so Ctrl-C ends it first and the run then waits for
+it for minutes; and it stays for ever when its starter is killed. This one is in a session of its own and tied to the
+life of its starter. Its database lies in a temporary folder, so that runs side by side do not meet in it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from paraclip_core.errors import StageError
+from tasks.child import die_with
+
+__all__ = ["start_local_server"]
+
+HOST = "127.0.0.1"
+START_SECONDS = 180.0
+LOG = "server.log"
+
+
+def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
+    """Start the server and return the environment in which a client finds it. It ends when this process ends.
+
+    Call it before prefect is imported: what is registered first for the end of a process runs last.
+
+    Raises:
+        StageError: it did not start; the message has the end of its log.
+    """
+    home = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
+    port = _free_port()
+    here = str(Path(__file__).resolve().parents[1])
+    mine = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+    }
+    with (home / LOG).open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.local_server", str(os.getpid()), str(port)],
+            env={**os.environ, **environment, **mine},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    atexit.register(_end, server, home)
+    _wait(server, f"http://{HOST}:{port}/api/health", home / LOG)
+    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.1)
+    lines = log.read_text(errors="replace").splitlines()[-10:]
+    raise StageError("Prefect's temporary server did not start; end of its log:\n" + "\n".join(lines))
+
+
+def _end(server: subprocess.Popen[bytes], home: Path) -> None:
+    server.terminate()
+    try:
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _main() -> None:
+    die_with(int(sys.argv[1]))
+    # Imported here, for the line above must come first.
+    import uvicorn
+
+    application = "prefect.server.api.server:create_app"
+    uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,64 @@
+"""Ctrl-C, SIGTERM and SIGKILL of a running `paraclip run`: it ends at once and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of living processes whose environment has the mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PARACLIP_TEST={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [command for command in found if command]
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -signal.SIGKILL)],
+)
+def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_group: bool, code: int) -> None:
+    mark = tmp_path.name
+    options = ["data.scenes.images=50000", "data.sources.0.path=captions.jsonl", f"run.root={tmp_path / 'root'}"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", *(part for text in options for part in ("--set", text))],
+        env={**os.environ, "PARACLIP_TEST": mark},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert run.stderr is not None
+        assert "scenes" in run.stderr.readline()
+        deadline = time.monotonic() + 60
+        while not any("tasks.child" in command for command in marked(mark)):
+            assert time.monotonic() < deadline, "the stage got no process"
+            time.sleep(0.05)
+        # As a terminal does with Ctrl-C: every process of the group gets it.
+        (os.killpg if whole_group else os.kill)(run.pid, number)
+        _, rest = run.communicate(timeout=30)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == code
+    assert "Traceback" not in rest
+    deadline = time.monotonic() + 10
+    while marked(mark):
+        assert time.monotonic() < deadline, marked(mark)
+        time.sleep(0.05)
