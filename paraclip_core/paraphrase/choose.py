@@ -129,7 +129,8 @@ class Chooser:
         for _, verdict in sorted(passed, key=lambda item: item[0], reverse=True):
             answer = verdict.answer or ""
             if not self._flooded(answer):
-                self._flood.add(_spoken(answer), request.source)
+                if self._options.preset != "paper":
+                    self._flood.add(_spoken(answer), request.source)
                 return verdict
             count = f"the same answer for {self._options.max_repeats} other inputs"
             failed.append((REASONS.index("repeated_flood"), Verdict(answer, "repeated_flood", count)))

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.lexicon import stem, words
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, Prompt
@@ -168,7 +169,8 @@ class Paraphraser:
             if not pending:
                 break
             answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in pending)), attempt)
-            answers = self._with_synonyms(answers)
+            told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
+            answers = self._with_synonyms(answers, told)
             if attempt == 0:
                 self.first_missing += self.missing
             pending = [row for row in pending if sources[row] in answers]
@@ -191,8 +193,11 @@ class Paraphraser:
         rejects.sort(key=lambda reject: reject[:2])
         return self._rows(block, kept), self._rejects(block, sources, rejects)
 
-    def _with_synonyms(self, answers: Answers) -> Answers:
-        """Every text's answers and, behind them, answers (at step 2 the text, too) with single words swapped."""
+    def _with_synonyms(self, answers: Answers, captions: Mapping[str, str]) -> Answers:
+        """Every text's answers and, behind them, answers (at step 2 the text, too) with single words swapped.
+
+        `captions` has the (first) caption of each text: step 2 first tries to leave step 1's new words as they are.
+        """
         chosen, encoder = self.options, self._chooser.encoder
         if not chosen.synonyms or not self.prompt.id.startswith("few-shot"):
             return answers
@@ -205,10 +210,12 @@ class Paraphraser:
         bases = {text: _swap_bases(text, found, self.step) for text, (_, found) in answers.items()}
         synonyms = Synonyms(fetch, encoder.encode, self._chooser.pieces)
         table = synonyms.table(base for some in bases.values() for base in some)
-        return {
-            text: (key, [*found, *swapped(bases[text], table, SWAPS[self.step])])
-            for text, (key, found) in answers.items()
-        }
+        extended: Answers = {}
+        for text, (key, found) in answers.items():
+            most = SWAPS[self.step]
+            fresh = swapped(bases[text], _told(table, captions[text]), most) if self.step == 2 else []
+            extended[text] = key, [*found, *dict.fromkeys([*fresh, *swapped(bases[text], table, most)])]
+        return extended
 
     def _answers(self, prompt: PromptTemplate, texts: Sequence[str], attempt: int) -> Answers:
         """Text → (key, raw answers), from the cache or the engine."""
@@ -349,6 +356,12 @@ def _wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> Iterator[pa.R
                 pa.array([in_fraction(text, fraction) for text in batch.column("caption").to_pylist()])
             )
         yield batch
+
+
+def _told(table: Mapping[str, tuple[str, ...]], caption: str) -> dict[str, tuple[str, ...]]:
+    """The part of the table for words that the caption holds."""
+    known = {stem(word) for word in words(caption)}
+    return {word: others for word, others in table.items() if stem(word) in known}
 
 
 def _swap_bases(text: str, answers: Sequence[str], step: int) -> list[str]:

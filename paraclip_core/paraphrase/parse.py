@@ -42,7 +42,8 @@ def parse_answer(raw: str) -> str:
 
 def _parse_line(line: str) -> str:
     text = " ".join(line.split())
-    for pattern in (_NUMBERING, _LEAD, _LABEL, _NUMBERING):
+    # Labels end in a colon, and most answers have none.
+    for pattern in (_NUMBERING, _LEAD, _LABEL, _NUMBERING) if ":" in text else (_NUMBERING,):
         text = pattern.sub("", text, count=1)
     text = _unquote(text)
     return clean(_SPACE_BEFORE_STOP.sub(r"\1", text))
