@@ -235,6 +235,9 @@ class BootstrapOptions(OptimiserOptions):
     """Passes over the training captions."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Peak learning rate."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images that is held out to stop at the best epoch. Fine-tuning chooses α on images among
+    them, which the base has not seen."""
 
 
 class LossWeights(Options):

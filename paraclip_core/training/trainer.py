@@ -105,7 +105,7 @@ class _Run:
         freeze_image_tower(job.clip)
         self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed)
         self.steps = self.order.steps(job.options.epochs)
-        self.epoch_steps = max(1, round(len(job.rows) / self.order.batch_size))
+        self.checks = max(1, round(job.options.epochs))
         self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
@@ -124,7 +124,7 @@ class _Run:
             for step in range(start, self.steps):
                 self._step(step)
                 done = step + 1
-                if done % self.epoch_steps == 0 or done == self.steps:
+                if done * self.checks // self.steps > step * self.checks // self.steps:
                     self._validate(done)
                 now = time.monotonic()
                 if done == self.steps or terminated() or self._due(done, now - saved):

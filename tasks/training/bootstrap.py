@@ -33,9 +33,6 @@ from tasks.training.release import release
 
 __all__ = ["run"]
 
-VALIDATION = 0.05
-"""Share of the training images that is left out."""
-
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
@@ -45,7 +42,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before = same_image_tower(clip, ctx.inputs["features"])
     captions = ctx.inputs["ingest"].path / "captions"
     images = Images(ctx.inputs["features"].path)
-    held_out = hold_out(captions, images, VALIDATION)
+    held_out = hold_out(captions, images, ctx.settings.bootstrap.validation)
     rows = _rows(ctx, captions, images, held_out)
     validation = validation_set(captions, held_out)
     job = TrainingJob(

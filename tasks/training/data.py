@@ -109,10 +109,10 @@ class HeldOut:
         return positions
 
 
-def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
+def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) -> HeldOut:
     """Hold out the training images whose place is below `share`; one at least, where there are two.
 
-    The gallery has the first 2,000 of them.
+    The gallery has the first 2,000 of those whose place is also below `unseen`.
     """
     seen = np.zeros(len(images.keys), bool)
     for _, rows in caption_rows(captions, images, ()):
@@ -123,7 +123,8 @@ def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
     if not len(chosen) and len(candidates) > 1:
         chosen = candidates[:1]
     held_out = np.isin(images.keys, chosen)
-    return HeldOut(held_out, chosen[:MAX_IMAGES], images)
+    looked_at = chosen[images.places[chosen] < unseen] if unseen < share else chosen
+    return HeldOut(held_out, looked_at[:MAX_IMAGES], images)
 
 
 def enough(rows: TrainingRows, source: str) -> TrainingRows:

@@ -50,7 +50,9 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before = same_image_tower(clip, ctx.inputs["features"])
     captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
     images = Images(ctx.inputs["features"].path)
-    held_out = hold_out(captions, images, options.validation)
+    # A base that was trained here knows its own training images, and beats any tuned tower on them.
+    unseen = settings.bootstrap.validation if "bootstrap" in ctx.inputs else 1.0
+    held_out = hold_out(captions, images, options.validation, unseen)
     rows = _rows(ctx, paraphrases, images, held_out)
     validation = validation_set(captions, held_out, paraphrases)
     parameters = trained_parameters(clip.model)
