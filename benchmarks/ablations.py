@@ -1,0 +1,102 @@
+"""What each part of the method is worth: variants of one run, fine-tuned, evaluated and put into one table.
+
+    python benchmarks/ablations.py -c configs/demo.yaml --seeds 3
+    python benchmarks/ablations.py -c configs/demo.yaml --variant 'lr 1e-3: finetune.learning_rate=1e-3'
+
+All variants share the earlier stages' artifacts, so that each costs a fine-tuning and an evaluation; what is finished
+is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import Settings
+from paraclip_core.settings import load_settings
+from storage.artifacts import Artifact
+from tasks.dag import stage_names
+from tasks.run import run_stage
+
+STANDARD = {
+    "all three losses": [],
+    "captions only (control)": ["finetune.texts=captions"],
+    "without image~paraphrase 2": ["finetune.weights.image_paraphrase_2=0"],
+    "without caption~paraphrase 1": ["finetune.weights.caption_paraphrase_1=0"],
+    "without paraphrase 1~2": ["finetune.weights.paraphrase_1_paraphrase_2=0"],
+    "plus image~caption, as strong": ["finetune.weights.image_caption=1"],
+    "without image~caption": ["finetune.weights.image_caption=0"],
+    "no masking": ["finetune.mask_duplicates=false"],
+    "half the learning rate": [],
+    "double the learning rate": [],
+}
+METRICS = ("ao@10", "js@10", "text_to_image_recall@10", "rewording_text_to_image_recall@10", "spearman")
+
+
+def main() -> None:
+    """Run the variants and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--variant", action="append", default=[], metavar="'NAME: a.b=c d.e=f'")
+    chosen = parser.parse_args()
+    base = load_settings(chosen.config, chosen.overrides, os.environ)
+    variants = dict(parse_variant(text) for text in chosen.variant) or standard(base)
+    print(f"| variant | α | {' | '.join(METRICS)} | verdicts |\n|---|---|{'---|' * len(METRICS)}---|")
+    for name, overrides in variants.items():
+        results = []
+        for seed in range(chosen.seeds):
+            every = [*chosen.overrides, *overrides, f"finetune.seed={seed}"]
+            results.append(measure(load_settings(chosen.config, every, os.environ)))
+        print(row(name, results), flush=True)
+
+
+def standard(settings: Settings) -> dict[str, list[str]]:
+    """The variants that tell where a gain comes from."""
+    rate = settings.finetune.learning_rate
+    return STANDARD | {
+        "half the learning rate": [f"finetune.learning_rate={rate / 2}"],
+        "double the learning rate": [f"finetune.learning_rate={rate * 2}"],
+    }
+
+
+def parse_variant(text: str) -> tuple[str, list[str]]:
+    """``NAME: a.b=c d.e=f`` as a name and overrides."""
+    name, _, overrides = text.partition(":")
+    return name.strip(), overrides.split()
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """Deltas, intervals, chosen α and verdict of one variant."""
+    made: dict[str, Artifact] = {}
+    for name in stage_names(settings):
+        if name != "report":
+            made[name] = run_stage(name, settings)
+    comparison = json.loads((made["evaluate"].path / "comparison.json").read_text())
+    sweep = json.loads((made["finetune"].path / "alpha_sweep.json").read_text())
+    return {"comparison": comparison, "alpha": sweep["chosen"]}
+
+
+def row(name: str, results: list[dict[str, Any]]) -> str:
+    """A line of the table: means over the seeds, the first seed's interval in brackets."""
+    cells = []
+    for metric in METRICS:
+        per_seed = [r for result in results for r in result["comparison"]["rows"] if r["metric"] == metric]
+        if not per_seed:
+            cells.append("–")
+            continue
+        deltas = [entry["delta"] for entry in per_seed]
+        spread = f" ± {statistics.stdev(deltas):.2f}" if len(deltas) > 1 else ""
+        cells.append(f"{statistics.mean(deltas):+.2f}{spread} [{per_seed[0]['low']:+.2f}, {per_seed[0]['high']:+.2f}]")
+    alphas = ", ".join(f"{result['alpha']:g}" for result in results)
+    verdicts = ", ".join(result["comparison"]["verdict"] for result in results)
+    return f"| {name} | {alphas} | {' | '.join(cells)} | {verdicts} |"
+
+
+if __name__ == "__main__":
+    main()

