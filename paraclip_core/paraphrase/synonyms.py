@@ -69,7 +69,7 @@ def alternatives(word: str, answers: Iterable[str]) -> list[str]:
     """
     votes: Counter[str] = Counter()
     for answer in answers:
-        votes.update(sorted({part.strip(" .\"'").lower() for part in answer.split(",")}))
+        votes.update(sorted({part.strip(" .\"'").lower() for part in answer.strip().partition("\n")[0].split(",")}))
     found = [other for other, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0])) if _agrees(word, other)]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class TransformersEngine:
         self._folder, self._device = folder, device
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
+        self._breaks: Any = None
 
     @property
     def model(self) -> str:
@@ -120,13 +121,13 @@ class TransformersEngine:
         n = 1 if greedy else sampling.n
         with torch.inference_mode():
             output = model.generate(
-                **inputs,
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
                 **drawing,
                 num_return_sequences=n,
                 max_new_tokens=sampling.max_tokens,
                 pad_token_id=tokeniser.pad_token_id,
-                stop_strings=["\n"],
-                tokenizer=tokeniser,
+                stopping_criteria=[self._line_end(tokeniser, inputs["input_ids"].shape[1])],
             )
         fresh = output[:, inputs["input_ids"].shape[1] :]
         said = (fresh != tokeniser.pad_token_id).sum(1).tolist()
@@ -136,6 +137,22 @@ class TransformersEngine:
             Completion(tuple(answers[i * n : (i + 1) * n]), int(asked[i]), int(sum(said[i * n : (i + 1) * n])))
             for i in range(len(texts))
         ]
+
+    def _line_end(self, tokeniser: Any, prompt_length: int) -> Callable[..., Any]:
+        """Stops a sequence whose last token holds a line break, unless the answer only begins."""
+        import torch
+
+        if self._breaks is None:
+            ids = [i for i in range(len(tokeniser)) if "\n" in tokeniser.decode([i])]
+            self._breaks = torch.tensor(ids, dtype=torch.long)
+        breaks = self._breaks
+
+        def ended(ids: Any, scores: Any, **_: Any) -> Any:
+            if ids.shape[1] <= prompt_length + 1:
+                return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+            return torch.isin(ids[:, -1], breaks.to(ids.device))
+
+        return ended
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
