@@ -169,10 +169,10 @@ class Paraphraser:
             if not pending:
                 break
             answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in pending)), attempt)
-            told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
-            answers = self._with_synonyms(answers, told)
             if attempt == 0:
                 self.first_missing += self.missing
+            told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
+            answers = self._with_synonyms(answers, told)
             pending = [row for row in pending if sources[row] in answers]
             pairs = list(dict.fromkeys((captions[row], sources[row]) for row in pending))
             verdicts = dict(
