@@ -55,8 +55,8 @@ def missing_requests(
     """Count what a run would ask for, with the run's own loop, but without asking.
 
     Step 1's known answers are judged as the run would judge them, so the count is exact for everything whose input
-    is known. What hangs on an answer that is not there yet cannot be known and is not counted: retries (`attempts`), and
-    the words of `synonyms`.
+    is known. What hangs on an answer that is not there yet cannot be known and is not counted: retries (`attempts`)
+    and the words of `synonyms`.
 
     Args:
         captions: training captions with the columns `INPUT_COLUMNS[1]`.
