@@ -20,6 +20,8 @@ def deterministic() -> Iterator[None]:
     fillings: Any = torch.utils.deterministic  # its attributes are made at run time
     filled = fillings.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Every chunk of texts has a shape of its own. oneDNN keeps what it builds for each, tens of megabytes a step.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.use_deterministic_algorithms(True)
     fillings.fill_uninitialized_memory = False
     try:
