@@ -16,7 +16,7 @@ OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 
 SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text"]
 EngineName = Literal["smollm2", "transformers", "file"]
-GateName = Literal["paper", "small-model"]
+GateName = Literal["auto", "paper", "small-model"]
 BenchmarkKind = Literal["paraphrased_retrieval", "retrieval", "sts", "sick", "sugarcrepe"]
 
 
@@ -125,8 +125,9 @@ class FileEngineOptions(Options):
 class GateOptions(Options):
     """Which answers are good enough to train on. `preset: paper` keeps everything that is not empty."""
 
-    preset: GateName = "small-model"
-    """`paper` turns the gates off, as published; `small-model` keeps what a 135 M model gets right."""
+    preset: GateName = "auto"
+    """`paper` turns the gates off, as published; `small-model` keeps what a 135 M model gets right; `auto` is `paper`
+    for paraphrases that you already have and `small-model` for generated ones."""
     min_length_ratio: Annotated[float, Field(ge=0)] = 0.4
     """Words of the answer over words of its input, at least."""
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -171,9 +172,16 @@ class ParaphraseOptions(Options):
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Requests that are in flight, and lost at most when the worker is killed."""
+    """Requests that are in flight, and lost at most when the worker is killed. What is cached does not depend on it;
+    an engine whose draws depend on what it computes together may answer new requests otherwise."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
+
+    def chosen_gates(self) -> GateOptions:
+        """The gates with `auto` resolved."""
+        if self.gates.preset != "auto":
+            return self.gates
+        return self.gates.model_copy(update={"preset": "paper" if self.engine == "file" else "small-model"})
 
 
 class ModelOptions(Options):

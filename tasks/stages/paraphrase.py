@@ -36,7 +36,7 @@ def make_chooser(
     """The gates of a step as the settings want them."""
     whole = Tokeniser(context_length=4096)
     return Chooser(
-        settings.paraphrase.gates,
+        settings.paraphrase.chosen_gates(),
         step,
         encoder=encoder or SentenceEncoder(),
         examples=prompt_for(settings.paraphrase, step).examples,
@@ -132,10 +132,10 @@ def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
     def options(settings: Settings) -> Mapping[str, Any]:
         chosen = settings.paraphrase
         prompt = prompt_for(chosen, step)
-        gates = meaning(chosen.gates)
+        gates = meaning(chosen.chosen_gates())
         if step == 1:
             del gates["min_caption_similarity"]
-        if chosen.gates.preset == "paper":
+        if gates["preset"] == "paper":
             gates = {"preset": "paper"}
         return {
             "engine": chosen.engine,

@@ -143,7 +143,7 @@ def test_fingerprints_follow_meaning_only(flickr: Path) -> None:
     for stage in (PARAPHRASE_1, PARAPHRASE_2):
         assert options(stage) == options(stage, chunk=7)
         assert options(stage) != options(stage, seed=1)
-        assert options(stage) != options(stage, gates=GateOptions())
+        assert options(stage) != options(stage, gates=GateOptions(preset="small-model"))
     strict = GateOptions(min_caption_similarity=0.9)
     assert options(PARAPHRASE_1, gates=GateOptions()) == options(PARAPHRASE_1, gates=strict)
     assert options(PARAPHRASE_2, gates=GateOptions()) != options(PARAPHRASE_2, gates=strict)
