@@ -38,7 +38,10 @@ def write_shard(folder: Path, shard: int, features: np.ndarray) -> None:
     """Write float16 [n, d] as one shard, atomically."""
 
     def save(file: BinaryIO) -> None:
-        np.save(file, np.ascontiguousarray(features, dtype=np.float16), allow_pickle=False)
+        rows = np.ascontiguousarray(features, dtype=np.float16)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
+        # np.save would write the same, but its error on a full disk does not say that the disk is full.
+        file.write(rows.reshape(-1).view(np.uint8).data)
 
     write_atomic(shard_path(folder, shard), save)
 
@@ -134,5 +137,6 @@ class FeatureStore:
         for start in range(0, rows, CHECK_ROWS):
             bad = ~np.isfinite(shard[start : start + CHECK_ROWS]).all(axis=1)
             if bad.any():
-                raise ArtifactError(f"row {start + int(np.flatnonzero(bad)[0])} of {path} is not finite")
+                row = start + int(np.flatnonzero(bad)[0])
+                raise ArtifactError(f"row {row} of {path} is not finite; delete the artifact to have it made again")
         return shard

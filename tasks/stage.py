@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 from paraclip_core.config import Settings
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
+from storage.atomic import storage_error
 from storage.fingerprint import FileHashes
 
 __all__ = ["Stage", "StageContext", "carry_out", "input_path", "no_sources", "software_versions"]
 
 PACKAGES = ("paraclip", "torch", "open_clip_torch", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,28 @@ def carry_out(
     inputs: Mapping[str, Artifact],
     progress: Progress = silent,
 ) -> Artifact:
-    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it."""
+    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it.
+
+    Raises:
+        ParaclipError: what the stage raised.
+        ArtifactError: the disk is full or read-only. What was written stays, and the next try goes on from there.
+    """
     found = store.find(stage.name, draft.fingerprint)
     if found is not None:
         return found
-    with store.writing(stage.name, draft.fingerprint) as work:
+    waiting = partial(progress, 0, None, waiting="for another run of the same stage")
+    with store.writing(stage.name, draft.fingerprint, waiting) as work:
         # Another process may have finished it while this one waited for the lock.
         found = store.find(stage.name, draft.fingerprint)
         if found is not None:
             return found
         started = time.monotonic()
-        metrics = stage.body(StageContext(settings, store, inputs, work, progress))
+        try:
+            metrics = stage.body(StageContext(settings, store, inputs, work, progress))
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise storage_error(error, Path(error.filename or work.out)) from error
         return store.commit(draft, metrics, time.monotonic() - started)
 
 

@@ -143,6 +143,6 @@ class Featuriser:
             file = items[int(bad[0])].file
             raise ModelError(
                 f"the image tower of {self._clip.reference} gives values that are not finite for image "
-                f"{file.image_id!r} ({file.archive}/{file.name}); its weights are damaged"
+                f"{file.image_id!r} ({file.archive}/{file.name}); its weights are damaged, fetch them again"
             )
         return features

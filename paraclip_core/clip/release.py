@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from paraclip_core.clip.base import ClipModel
@@ -30,7 +31,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
         card: the README.md, see :func:`paraclip_core.clip.cards.model_card`.
 
     Raises:
-        ModelError: a weight is not finite.
+        ModelError: a weight is not finite, or the weights cannot be written (safetensors hides the OSError).
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,12 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     _replace(folder / "README.md", card.encode())
     _save_tokenizer(clip, folder)
     temporary = folder / f".{WEIGHTS[0]}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise ModelError(
+            f"cannot write {folder / WEIGHTS[0]}: {error}; free some space or choose another root and run again"
+        ) from error
     temporary.replace(folder / WEIGHTS[0])
 
 

@@ -49,6 +49,22 @@ def test_rows_of_any_shards_come_back(sizes: list[int], tmp_path_factory: pytest
     assert store.rows(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64
 
 
+def test_a_shard_has_the_bytes_that_numpy_writes(tmp_path: Path) -> None:
+    for shape in ((3, 4), (0, 4)):
+        features = np.ones(shape, np.float16)
+        write_shard(tmp_path, 0, features)
+        np.save(tmp_path / "numpy.npy", features)
+        assert shard_path(tmp_path, 0).read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: real(Path("/dev/full"), mode))
+    with pytest.raises(ArtifactError, match=r"no space left while writing .*shard-00000\.npy"):
+        write_shard(tmp_path, 0, np.ones((10_000, 16), np.float16))
+
+
 def test_one_shard_is_memory_mapped(tmp_path: Path) -> None:
     _store(tmp_path, [3])
     assert isinstance(FeatureStore(tmp_path).matrix(), np.memmap)
@@ -79,7 +95,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         bad = features[3:].copy()
         bad[1, 2] = value
         write_shard(tmp_path, 1, bad)
-        assert f"row 1 of {path}" in message()
+        assert f"row 1 of {path} is not finite; delete the artifact to have it made again" in message()
     write_shard(tmp_path, 1, features[:3])
     assert "expected float16 with 2 rows" in message()
     np.save(path, features[3:].astype(np.float32))

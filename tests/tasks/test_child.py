@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from paraclip_core.errors import InputError, StageError
+from paraclip_core.errors import ArtifactError, InputError, StageError
 from storage.artifacts import ArtifactStore, Draft
 from tasks.child import log_path, run_in_child
 
@@ -67,6 +68,28 @@ def test_a_working_directory_with_equal_names_does_not_shadow_ours(
 def test_errors_keep_class_and_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^captions.csv row 7: expected a caption$"):
         run(tmp_path, "refuse")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"^no space left while writing .*work/full/0123abcd/out; free some"):
+        run(tmp_path, "full")
+
+
+def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
+    told: list[str] = []
+    store = ArtifactStore(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        with store.writing("first", "0123abcd"):
+            second = pool.submit(
+                run, tmp_path, "first", OK, progress=lambda done, total, **facts: told.append(str(facts.get("waiting")))
+            )
+            wait_for(lambda: told)
+            assert not second.done()
+            (store.work_path("first", "0123abcd") / "out" / "made.txt").write_text("by the first run")
+            first = store.commit(draft("first"), {"rows": 0}, 0)
+        assert second.result(30) == first
+    assert set(told) == {"for another run of the same stage"}
 
 
 def test_a_crash_shows_the_end_of_the_log(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as Parquet, it is damaged or cut short: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as Parquet, it is damaged or cut short: {error}; fetch it again"
+        ) from error
 
 
 def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:

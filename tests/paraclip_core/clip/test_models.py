@@ -215,6 +215,13 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "m" / WEIGHTS).exists()
 
 
+def test_weights_that_cannot_be_written_are_said(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / f".{WEIGHTS}.tmp").mkdir()
+    with pytest.raises(ModelError, match=f"cannot write .*{WEIGHTS}: .*; free some space"):
+        save_release(tiny(), tmp_path, "card")
+    assert not (tmp_path / WEIGHTS).exists()
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         load_clip("ViT-B32:openai")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import Settings, meaning
@@ -44,6 +45,13 @@ def _hang(context: StageContext) -> dict[str, Any]:
     (context.work.scratch / "pid").write_text(str(os.getpid()))
     while True:
         time.sleep(0.1)
+
+
+def _full(context: StageContext) -> dict[str, Any]:
+    """Meet a full disk outside the store's own writers, as a library would."""
+    with Path("/dev/full").open("wb") as file:
+        file.write(bytes(100_000))
+    return {}
 
 
 def _resume(context: StageContext) -> dict[str, Any]:
@@ -87,6 +95,7 @@ TROUBLE = {
         "crash": _crash,
         "killed": _killed,
         "hang": _hang,
+        "full": _full,
         "resume": _resume,
         "talk": _talk,
     }.items()
