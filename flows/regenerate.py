@@ -12,7 +12,7 @@ from flows.pipeline import run_stages
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
 from storage.artifacts import ArtifactStore
-from tasks.promotion import decide
+from tasks.promotion import check_channel, decide
 from tasks.publish import artifact_key, publish_markdown
 
 __all__ = ["regenerate"]
@@ -29,10 +29,15 @@ def regenerate(settings: Settings, channel: str = "production") -> dict[str, Any
 
     Args:
         settings: the run's settings.
-        channel: the channel that serves the production model.
+        channel: the channel that serves the production model; not the run's own, which follows every run.
+
+    Raises:
+        ConfigError: the channel is the run's own.
+        ParaclipError: what a stage raised.
     """
     settings = at_environment_root(settings, os.environ)
     store = ArtifactStore(settings.run.root)
+    check_channel(settings.name, channel, store)
     result = run_stages(settings)
     decision = decide(store, channel, result)
     log.info("%s: %s", channel, decision["reason"])

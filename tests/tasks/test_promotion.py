@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from paraclip_core.errors import ArtifactError, ConfigError
 from storage.artifacts import ArtifactStore
-from tasks.promotion import decide
+from tasks.promotion import check_channel, decide
 from tasks.results import Result, comparison_rows
 
 
@@ -46,3 +49,12 @@ def test_headlines_come_first_and_numbers_are_sorted_as_numbers() -> None:
     rows = comparison_rows(summary)
     assert [row["metric"] for row in rows] == ["ao@10", "recall@5", "recall@10"]
     assert rows[0]["delta"] is None and rows[0]["low"] is None
+
+
+def test_a_channel_that_every_run_moves_cannot_be_the_promoted_one(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    check_channel("nightly", "production", store)
+    with pytest.raises(ConfigError, match="follows every run"):
+        check_channel("production", "production", store)
+    with pytest.raises(ArtifactError, match="cannot be a channel's name"):
+        check_channel("nightly", "../production", store)
