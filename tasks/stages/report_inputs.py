@@ -37,7 +37,9 @@ Inputs = Mapping[str, Artifact]
 PAIRS = 4
 SAMPLES = 12
 REJECT_SAMPLES = 5
-OF_THE_TRY = frozenset({"cached", "generated", "engine_seconds", "samples_per_second", "loss"})
+OF_THE_TRY = frozenset(
+    {"cached", "generated", "prompt_tokens", "completion_tokens", "engine_seconds", "samples_per_second", "loss"}
+)
 """Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not."""
 SHOWN = 300
 """Characters of an untrusted text that the page shows."""
