@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -367,6 +367,14 @@ class Settings(Options):
     """Evaluation."""
     run: RunOptions = Field(default=RunOptions(), json_schema_extra=OPERATIONAL)
     """Where and how to run."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        # Results and a channel are kept under the name, and a run should not find out at its end that they cannot be.
+        if not name.strip() or name.startswith(".") or any(c in "/\\" or ord(c) < 32 for c in name):
+            raise ValueError(f"{name!r} cannot name a run; use letters, digits, blanks, - and _")
+        return name
 
 
 def meaning(options: BaseModel) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from paraclip_core.config import Settings, meaning
+from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings
 
 
@@ -32,3 +35,14 @@ def test_meaning_is_plain_json() -> None:
     settings = load_settings(None, ["data.scenes={}", "data.sources.0.path=a", "data.sources.0.columns.caption=c"])
     found = meaning(settings)
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("name", ["''", '" "', "..", "../x", "a/b", "a\\b", '"a\\nb"', ".hidden"])
+def test_a_runs_name_cannot_leave_the_folder_of_results(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a run"):
+        load_settings(None, [f"name={name}"])
+
+
+def test_usual_names_of_runs() -> None:
+    for name in ("paraclip", "flickr8k seed 2", "größer_v1.5"):
+        assert load_settings(None, [f"name={name}"]).name == name
