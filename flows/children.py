@@ -28,8 +28,9 @@ POLL_SECONDS = 2.0
 def run_child(name: str, settings: Settings) -> dict[str, Any]:
     """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
 
-    The child run is keyed by its parent's run: a retried parent finds the children that it had. A completed one is
-    taken as it is, a failed one runs again as itself, and nothing is started twice.
+    The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
+    had, unless a source changed in between. A completed one is taken as it is, a failed one runs again as itself, and
+    nothing is started twice.
 
     Raises:
         StageError: the child run did not complete.
@@ -49,7 +50,7 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
             f"{name}/{name}",
             parameters={"settings": settings.model_dump(mode="json")},
             timeout=0,
-            idempotency_key=f"{flow_run.id}-{name}",
+            idempotency_key=f"{flow_run.id}-{name}-{node.fingerprint}",
         ),
     )
     state = _wait(child)
