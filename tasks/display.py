@@ -50,7 +50,8 @@ def _bar(stage: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}", style="dim"),
+        # Facts hold names that a user chose, and brackets in them are no markup.
+        TextColumn("{task.fields[facts]}", style="dim", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(stage, total=None, facts="")
