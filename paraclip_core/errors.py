@@ -25,7 +25,13 @@ __all__ = [
     "ParaclipError",
     "StageError",
     "TrainingError",
+    "with_notes",
 ]
+
+
+def with_notes(error: BaseException) -> str:
+    """An error's text and, on lines of their own, the notes that were added on its way up."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 class ParaclipError(Exception):

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import paraclip_core.errors
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ParaclipError, StageError
+from paraclip_core.errors import ArtifactError, ParaclipError, StageError, with_notes
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.atomic import storage_error
@@ -230,7 +230,7 @@ def _main(request_path: Path) -> int:
         carry_out(_stages(request["stages"])[draft.stage], draft, settings, store, inputs, report)
     except ParaclipError as error:
         log.exception("%s failed", draft.stage)
-        answer = {"class": type(error).__name__, "text": str(error)}
+        answer = {"class": type(error).__name__, "text": with_notes(error)}
         request_path.with_name("answer.json").write_text(json.dumps(answer))
         return error.exit_code
     log.info("%s is done", draft.stage)
