@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import typer
 
 from flows.commands import artifacts, cache, config
+from flows.commands.common import printable
 from flows.commands.household import serve, stop
 from flows.commands.models import evaluate, export, search
 from flows.commands.plan import plan
 from flows.commands.run import run
-from paraclip_core.errors import ParaclipError
+from paraclip_core.errors import ParaclipError, with_notes
 
 __all__ = ["app", "main", "run_cli"]
 
@@ -48,7 +49,7 @@ def run_cli(arguments: Sequence[str]) -> int:
         error.show()  # pyright: ignore[reportAttributeAccessIssue]
         return WRONG_USAGE
     except ParaclipError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable(f"error: {with_notes(error)}"), err=True)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED

@@ -196,12 +196,28 @@ class ArtifactStore:
     def list(self, stage: str | None = None) -> list[Artifact]:
         """All finished artifacts, by stage and age; damaged manifests are logged and left out."""
         found = []
-        for manifest in sorted((self.root / "artifacts").glob(f"{stage or '*'}/*/{MANIFEST}")):
+        for folder in self._folders(stage):
             try:
-                found.append(Artifact(manifest.parent, _read_manifest(manifest.parent)))
+                found.append(Artifact(folder, _read_manifest(folder)))
             except ArtifactError as error:
                 log.warning("%s", error)
         return sorted(found, key=lambda artifact: (artifact.stage, artifact.manifest.created))
+
+    def unreadable(self) -> list[tuple[str, str, str]]:
+        """Stage, fingerprint and problem of every artifact whose manifest is damaged, which :meth:`list` leaves out."""
+        found = []
+        for folder in self._folders(None):
+            try:
+                _read_manifest(folder)
+            except ArtifactError as error:
+                found.append((folder.parent.name, folder.name, str(error)))
+        return found
+
+    def _folders(self, stage: str | None) -> Iterator[Path]:
+        """Folders with a manifest. The stage comes from users, so it is compared and not put into a pattern."""
+        for manifest in sorted((self.root / "artifacts").glob(f"*/*/{MANIFEST}")):
+            if stage is None or manifest.parent.parent.name == stage:
+                yield manifest.parent
 
     def resolve(self, prefix: str) -> Artifact:
         """The one artifact whose fingerprint starts with `prefix` (``stage/prefix`` narrows it down).

@@ -78,6 +78,9 @@ def verify(
     store = ArtifactStore(root)
     chosen = store.list() if name is None else [_find(store, name)]
     found = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
+    if name is None:
+        lost = store.unreadable()
+        found += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in lost]
     bad = [entry for entry in found if entry["problems"]]
     if as_json:
         print_json({"checked": len(found), "damaged": bad})

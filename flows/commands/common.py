@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ __all__ = [
     "human_seconds",
     "print_json",
     "print_table",
+    "printable",
     "settings_from",
 ]
 
@@ -35,6 +37,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 RootOption = Annotated[
     Path, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder of artifacts, unfinished work and caches.")
 ]
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys instead of showing it; tabs and line breaks are harmless."""
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may have it: image ids and logs hold what others wrote, escape sequences included."""
+    return CONTROL.sub("\ufffd", text)
 
 
 def settings_from(config: Path | None, overrides: Sequence[str] | None) -> Settings:
@@ -90,7 +100,7 @@ def _cell(value: Any) -> Any:
 
     if value is None:
         return ""
-    return Text(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return Text(f"{value:.4g}" if isinstance(value, float) else printable(str(value)))
 
 
 def _console() -> Console:

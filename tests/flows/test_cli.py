@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from flows.cli import run_cli
+from flows.commands.common import print_table
 from paraclip_core.config import Settings
 
 Capture = pytest.CaptureFixture[str]
@@ -149,6 +150,30 @@ def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., 
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
     found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
     assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
+
+
+def test_verify_sees_a_damaged_manifest(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    (run.artifacts["report"].path / "manifest.json").write_text("{")
+    found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
+    assert found["checked"] == len(STAGES) and [entry["stage"] for entry in found["damaged"]] == ["report"]
+
+
+def test_a_path_that_is_no_artifact_is_one_message(tmp_path: Path, capsys: Capture) -> None:
+    for arguments in (
+        ["artifacts", "show", "/absent/finetune/abc"],
+        ["export", "/absent/model", str(tmp_path / "new")],
+    ):
+        assert run_cli([*arguments, "--root", str(tmp_path)]) == 1
+        assert "begins with '/absent/" in capsys.readouterr().err
+    assert told(capsys, ["artifacts", "ls", "--stage", "/absent", "--root", str(tmp_path)])["artifacts"] == []
+
+
+def test_a_terminal_is_not_told_what_to_do(capsys: Capture) -> None:
+    print_table("", ["image"], [{"image": "a\x1b]0;title\x07b \x9b31m [bold]c[/]"}])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\x07" not in shown and "\x9b" not in shown
+    assert "[bold]c[/]" in shown
 
 
 def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:

@@ -330,6 +330,8 @@ def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
         store.find("ingest", FP)
     assert store.list() == [other]
     assert FP in caplog.text
+    ((stage, name, problem),) = store.unreadable()
+    assert (stage, name) == ("ingest", FP) and "manifest.json" in problem
 
 
 def test_unknown_and_missing_fields_are_named(store: ArtifactStore) -> None:
@@ -362,7 +364,7 @@ def test_artifacts_are_resolved_by_the_start_of_their_name(store: ArtifactStore)
     assert store.resolve("ingest/aa1") == one
     with pytest.raises(ArtifactError, match=r"2 artifacts .* 'aa11' .*features/aa1100000000, ingest/aa1100000000"):
         store.resolve("aa11")
-    for wrong in ("zz", "nothing/aa11", "../aa11", "aa11/"):
+    for wrong in ("zz", "nothing/aa11", "../aa11", "aa11/", "/tmp/ingest/aa11", "*/aa11"):
         with pytest.raises(ArtifactError, match=r"no artifact under .*see `paraclip artifacts ls`"):
             store.resolve(wrong)
 
