@@ -10,7 +10,7 @@ from collections import Counter
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from paraclip_core.errors import InputError
 
@@ -113,6 +113,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        # Pillow's own text holds an address in memory, which would differ between two runs.
+        raise InputError(f"{name} cannot be decoded as an image: its format is unknown") from error
     except Exception as error:  # decoders raise whatever the damage happens to hit
         raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
 
@@ -132,6 +135,12 @@ def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"member {member.name!r} ends after the file does")
                     index[_key(member.name)] = (member.offset_data, member.size)
+            end = tar.offset
+        # tarfile takes a broken or absent header for the end, and would lose every image behind it without a word.
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no member and no end of the archive at byte {end}")
     except tarfile.TarError as error:
         raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
     return index
