@@ -14,6 +14,7 @@ from tasks.dag import resolve
 from tasks.display import both, shown_progress
 from tasks.publish import (
     artifact_key,
+    as_text,
     in_flow_run,
     publish_markdown,
     publish_table,
@@ -58,7 +59,8 @@ def publish_result(settings: Settings, result: Result) -> None:
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
     for row in result.stages:
         if row["stage"] == "evaluate" and (pairs := worst_pairs(Path(row["path"]))):
-            publish_table(artifact_key(settings.name, "worst-pairs"), pairs, "Pairs whose two rankings agree least")
+            rows = [as_text(pair) for pair in pairs]
+            publish_table(artifact_key(settings.name, "worst-pairs"), rows, "Pairs whose two rankings agree least")
     if result.report and result.summary_path:
         note = report_note(result.report, result.summary_path)
         publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")

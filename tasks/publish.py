@@ -11,11 +11,20 @@ from typing import Any
 
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["artifact_key", "in_flow_run", "publish_markdown", "publish_table", "published_progress", "report_note"]
+__all__ = [
+    "artifact_key",
+    "as_text",
+    "in_flow_run",
+    "publish_markdown",
+    "publish_table",
+    "published_progress",
+    "report_note",
+]
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 5.0
+MARKUP = re.compile(r"[\\`*_\[\]<>&~:#@.!|+={}]")
 
 
 def in_flow_run() -> bool:
@@ -30,6 +39,14 @@ def in_flow_run() -> bool:
 def artifact_key(*parts: str) -> str:
     """A key that Prefect takes (lowercase letters, digits and dashes), the same for every run of the same name."""
     return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts))) or "paraclip"
+
+
+def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's row whose texts the UI shows as they are.
+
+    It renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from anywhere.
+    """
+    return {name: MARKUP.sub(r"\\\g<0>", cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
