@@ -124,6 +124,9 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
         chosen = candidates[:1]
     held_out = np.isin(images.keys, chosen)
     looked_at = chosen[images.places[chosen] < unseen] if unseen < share else chosen
+    if not len(looked_at):
+        # The one that is held out where no place is below `unseen`.
+        looked_at = chosen[:1]
     return HeldOut(held_out, looked_at[:MAX_IMAGES], images)
 
 

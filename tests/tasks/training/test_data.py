@@ -36,4 +36,6 @@ def test_alpha_is_chosen_on_images_that_the_base_has_not_seen(sources: dict[str,
 
 def test_one_image_at_least_is_held_out(sources: dict[str, Artifact]) -> None:
     captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
-    assert len(hold_out(captions, images, 1e-9).gallery) == 1
+    base = hold_out(captions, images, 1e-9)
+    assert len(base.gallery) == 1
+    assert np.array_equal(hold_out(captions, images, 0.4, unseen=1e-9).gallery, base.gallery)
