@@ -51,7 +51,7 @@ def _load_folder(folder: Path, reference: str) -> ClipModel:
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise ModelError(f"{folder} has no weights; expected {WEIGHTS[0]} beside {CONFIG}")
-    model = _create(f"{LOCAL}{folder}", None, f"{weights} does not fit {CONFIG}, or is damaged")
+    model = _create(f"{LOCAL}{folder}", None, f"{weights} does not fit {CONFIG}, or is damaged; fetch it again")
     return _clip(model, config["model_cfg"], reference)
 
 
