@@ -9,6 +9,7 @@ from typing import Any, cast
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Scheduled
 
@@ -33,7 +34,7 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
     nothing is started twice.
 
     Raises:
-        StageError: the child run did not complete.
+        StageError: there is no such deployment, or the child run did not complete.
         ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
@@ -43,16 +44,7 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
     if found is not None:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(found, True, time.monotonic() - started)
-    # Prefect types it as awaitable too, which it is in async code only.
-    child = cast(
-        FlowRun,
-        run_deployment(
-            f"{name}/{name}",
-            parameters={"settings": settings.model_dump(mode="json")},
-            timeout=0,
-            idempotency_key=f"{flow_run.id}-{name}-{node.fingerprint}",
-        ),
-    )
+    child = _start(name, settings, node.fingerprint)
     state = _wait(child)
     if not state.is_completed():
         raise StageError(
@@ -66,6 +58,25 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
             f"run.root must be the same shared folder for every worker"
         )
     return stage_row(artifact, False, time.monotonic() - started)
+
+
+def _start(name: str, settings: Settings, fingerprint: str) -> FlowRun:
+    try:
+        # Prefect types it as awaitable too, which it is in async code only.
+        return cast(
+            FlowRun,
+            run_deployment(
+                f"{name}/{name}",
+                parameters={"settings": settings.model_dump(mode="json")},
+                timeout=0,
+                idempotency_key=f"{flow_run.id}-{name}-{fingerprint}",
+            ),
+        )
+    except ObjectNotFound as error:
+        raise StageError(
+            f"the Prefect server has no deployment {name}/{name}, which run.placement=deployments needs; "
+            "start one with `paraclip serve`, or use run.placement=inline"
+        ) from error
 
 
 def _wait(child: FlowRun) -> Any:
