@@ -93,9 +93,9 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
         if benchmark.optional and not path.exists():
             found[benchmark.name] = ABSENT
             continue
-        start = path if path.is_dir() else path.parent
         contents = hashes.of(source_files(benchmark.kind, path))
-        named = {Path(file).relative_to(start).as_posix(): value for file, value in contents.items()}
+        # With the folder's own name, which finds its images and is shown as the split.
+        named = {Path(file).relative_to(path.parent).as_posix(): value for file, value in contents.items()}
         found[benchmark.name] = hashlib.sha256(canonical_json(named).encode()).hexdigest()
     return found
 

@@ -250,3 +250,16 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
     settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}])
     with pytest.raises((BenchmarkError, InputError), match=r"gone\.tsv does not exist"):
         EVALUATE.sources(settings, hashes)
+
+
+def test_a_folders_name_counts_because_results_show_it(tmp_path: Path) -> None:
+    hashes = FileHashes(tmp_path / "hashes.json")
+
+    def seen(path: str) -> Any:
+        benchmark = {"name": "p", "kind": "paraphrased_retrieval", "path": path}
+        return EVALUATE.sources(settings_with(tmp_path, [benchmark]), hashes)
+
+    for folder in ("here/pairs", "there/pairs", "there/others"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "pairs.jsonl").write_text('{"image_id": "1", "caption": "a dog", "rewording": "a hound"}')
+    assert seen("here/pairs") == seen("there/pairs") != seen("there/others")
