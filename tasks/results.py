@@ -33,11 +33,6 @@ class Result:
         """`promote` or `hold`, None where nothing was evaluated."""
         return self.summary.get("verdict")
 
-    @property
-    def worked(self) -> bool:
-        """Whether any stage did something."""
-        return any(row["state"] != "cached" for row in self.stages)
-
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {

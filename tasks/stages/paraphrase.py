@@ -13,18 +13,16 @@ from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import Settings, meaning
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.estimate import MissingRequests, missing_requests
 from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, count_wanted
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.similarity import SentenceEncoder
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
-from storage.artifacts import ArtifactStore
 from storage.fingerprint import FileHashes
 from storage.generations import GenerationStore
 from storage.parquet import PartWriter, iter_batches
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["PARAPHRASE_1", "PARAPHRASE_2", "make_chooser", "requests_to_make", "step_rows"]
+__all__ = ["PARAPHRASE_1", "PARAPHRASE_2", "make_chooser", "step_rows"]
 
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 FOLDER = {1: "captions", 2: "paraphrases"}
@@ -54,34 +52,6 @@ def step_rows(folder: Path, step: int) -> Iterator[pa.RecordBatch]:
     for batch in iter_batches(folder / FOLDER[1], (*columns, "split")):
         wanted = pa.array([split == "train" for split in batch.column("split").to_pylist()], pa.bool_())
         yield batch.filter(wanted).select(list(columns))
-
-
-def requests_to_make(
-    settings: Settings, store: ArtifactStore, ingested: Path, paraphrased: Path | None = None
-) -> MissingRequests:
-    """What both steps would ask for, found with the run's own loop and without asking.
-
-    Args:
-        settings: the run.
-        store: holds the generation cache.
-        ingested: folder of the finished `ingest` artifact.
-        paraphrased: folder of the finished `paraphrase_1` artifact, where there is one.
-    """
-    tokeniser = Tokeniser(settings.data.context_length)
-    encoder = SentenceEncoder()
-    cache = GenerationStore(store.cache)
-    try:
-        return missing_requests(
-            step_rows(ingested, 1),
-            settings.paraphrase,
-            make_engine(settings.paraphrase, settings.data.root),
-            cache,
-            lambda step: make_chooser(settings, step, tokeniser, encoder),
-            tokeniser.encode_batch,
-            step_1_rows=step_rows(paraphrased, 2) if paraphrased else None,
-        )
-    finally:
-        cache.close()
 
 
 def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:

@@ -29,9 +29,10 @@ from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes, fingerprint
 from storage.generations import GenerationStore
 from storage.parquet import read_table
+from tasks.requests import count_requests
 from tasks.stage import Stage, carry_out
 from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, requests_to_make
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 
 FEW = 40
 """Images of the small data set; each has five captions."""
@@ -121,19 +122,19 @@ def test_a_change_costs_exactly_its_consequences(flickr: Path, tmp_path: Path) -
 
     everything = settings_of(flickr)
     ingested = run_stage(INGEST, everything, store)
-    planned = requests_to_make(everything, store, ingested.path)
+    planned = count_requests(everything, store, {"ingest": ingested})
     more, more_2 = run_all(everything, store)
     assert (planned.step_1, planned.step_2) == (more.manifest.metrics["generated"], 0)
     assert more.manifest.metrics["requested"] == asked + planned.step_1
     assert 0 < more_2.manifest.metrics["generated"] <= planned.step_2_expected
 
     other_prompt = settings_of(flickr, prompt_2="Say {} differently.")
-    planned = requests_to_make(other_prompt, store, ingested.path)
+    planned = count_requests(other_prompt, store, {"ingest": ingested})
     same, changed = run_all(other_prompt, store)
     assert same.fingerprint == more.fingerprint
     assert planned.step_1 == planned.step_2_expected == 0
     assert planned.step_2 == changed.manifest.metrics["generated"] > 0
-    assert requests_to_make(other_prompt, store, ingested.path, same.path).total == 0
+    assert count_requests(other_prompt, store, {"ingest": ingested, "paraphrase_1": same}).total == 0
 
 
 def test_fingerprints_follow_meaning_only(flickr: Path) -> None:
