@@ -51,7 +51,7 @@ class StagePlan:
 def plan_run(
     settings: Settings, store: ArtifactStore, stages: Mapping[str, Stage] = STAGES, count: Count = amounts
 ) -> list[StagePlan]:
-    """One entry per stage, in order; nothing is written but the hashes of source files.
+    """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
     Raises:
         InputError: a source file is missing.

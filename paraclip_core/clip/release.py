@@ -28,7 +28,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     Args:
         clip: the model; it is written in fp32.
         folder: made if need be.
-        card: the README.md, see :func:`paraclip_core.clip.cards.model_card`.
+        card: the README.md, see :func:`paraclip_core.training.card.model_card`.
 
     Raises:
         ModelError: a weight is not finite, or the weights cannot be written (safetensors hides the OSError).
