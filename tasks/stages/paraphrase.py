@@ -65,7 +65,7 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
     options = ctx.settings.paraphrase
     upstream = ctx.inputs[UPSTREAM[step]].path
     tokeniser = Tokeniser(ctx.settings.data.context_length)
-    engine = make_engine(options, ctx.settings.data.root)
+    engine = make_engine(options, ctx.settings.data.root, ctx.settings.run.device)
     # An earlier try that was killed may have left parts and half-written files.
     shutil.rmtree(ctx.work.out, ignore_errors=True)
     rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)

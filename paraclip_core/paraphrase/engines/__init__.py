@@ -11,12 +11,13 @@ from paraclip_core.paraphrase.protocol import Engine
 __all__ = ["make_engine"]
 
 
-def make_engine(options: ParaphraseOptions, data_root: Path | str = ".") -> Engine:
+def make_engine(options: ParaphraseOptions, data_root: Path | str = ".", device: str = "auto") -> Engine:
     """The engine that the options name; no model is loaded before the first request.
 
     Args:
         options: the paraphrase options.
         data_root: folder that the paths of the `file` engine are relative to.
+        device: where the `transformers` engine computes: a torch device, or `auto`.
 
     Raises:
         ConfigError: an option that this engine needs is missing.
@@ -30,7 +31,7 @@ def make_engine(options: ParaphraseOptions, data_root: Path | str = ".") -> Engi
 
         if not options.model:
             raise ConfigError("paraphrase.engine=transformers needs paraphrase.model, the folder of a local model")
-        return TransformersEngine(Path(options.model).expanduser())
+        return TransformersEngine(Path(options.model).expanduser(), device)
     from paraclip_core.paraphrase.engines.file import FileEngine
 
     if not options.file.path:

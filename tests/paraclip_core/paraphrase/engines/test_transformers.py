@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paraclip_core.config import SamplingOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.paraphrase.similarity import PACKAGE
@@ -85,3 +86,11 @@ def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(EngineError, match="cannot load"):
         ask(TransformersEngine(tmp_path), ["a dog"])
+
+
+def test_the_device_of_the_run_is_taken(folder: Path) -> None:
+    options = ParaphraseOptions(engine="transformers", model=str(folder))
+    engine = make_engine(options, device="meta")
+    assert isinstance(engine, TransformersEngine)
+    model, _ = engine._load()
+    assert model.device.type == "meta"
