@@ -243,6 +243,9 @@ class BootstrapOptions(OptimiserOptions):
     """Passes over the training captions."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Peak learning rate."""
+    logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
+    """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
+    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to stop at the best epoch. Fine-tuning chooses α on images among
     them, which the base has not seen."""

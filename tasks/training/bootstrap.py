@@ -7,9 +7,12 @@ unseen image harder to find.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from paraclip_core.clip.models import embedded_clip, pick_device
 from paraclip_core.config import meaning
@@ -39,6 +42,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     use_threads(ctx.settings)
     clip = embedded_clip(ctx.settings.model)
     clip.model.to(pick_device(ctx.settings.run.device))
+    with torch.no_grad():
+        clip.model.get_parameter("logit_scale").fill_(math.log(ctx.settings.bootstrap.logit_scale))
     before = same_image_tower(clip, ctx.inputs["features"])
     captions = ctx.inputs["ingest"].path / "captions"
     images = Images(ctx.inputs["features"].path)
