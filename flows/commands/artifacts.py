@@ -97,11 +97,14 @@ def verify(
 def gc(
     root: RootOption = DEFAULT_ROOT,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
-    keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 0.0,
+    keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 1.0,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no channel's model needs. The generation cache is never touched."""
+    """Delete what no channel's model needs. The generation cache is never touched.
+
+    A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
+    """
     from tasks.cleaning import collect, remove
 
     rubbish = collect(ArtifactStore(root), keep_days, unfinished)
