@@ -26,6 +26,7 @@ def export_release(release: Path | str, folder: Path) -> list[str]:
         raise ModelError(f"{release} is not a local model; only a run's model or a folder can be exported")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose a new folder")
+    folder = folder.absolute()
     draft = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(draft, ignore_errors=True)
