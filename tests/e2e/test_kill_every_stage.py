@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.settings import parse_settings
@@ -111,7 +111,5 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
         assert again.manifest.files == artifact.manifest.files, f"{name} has other bytes"
         assert store.verify(again) == []
     assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
-    segments = str(tmp_path / "disturbed/cache/segments/*.parquet")
-    rows = duckdb.sql("SELECT count(*), count(DISTINCT key) FROM read_parquet($1)", params=[segments]).fetchone()
-    assert rows is not None
-    assert rows[0] == rows[1], "a kept generation was asked for again"
+    keys = pq.read_table(tmp_path / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
+    assert len(keys) == len(set(keys)), "a kept generation was asked for again"
