@@ -98,7 +98,7 @@ def main(folder: Path, threads: int, kills: int, seed: int) -> None:
             carry_out(folder)
             os._exit(0)
         if attempt < kills:
-            _wait_for_growth(folder / "training_log.jsonl", moments.randrange(200, 4000), child)
+            _wait_for_growth(folder / "training_log.jsonl", moments.randrange(100, 900), child)
             time.sleep(moments.random() * 0.05)
             os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
