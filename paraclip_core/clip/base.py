@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from paraclip_core.errors import ConfigError
 
-__all__ = ["ClipModel", "freeze_image_tower", "pick_device"]
+__all__ = ["ClipModel", "freeze_image_tower", "pick_device", "stay_in_eval"]
+
+CLIP_VOCABULARY = 49408
+UNSEEN = ("text_decoder.", "logit_bias")
 
 
 @dataclass
@@ -26,6 +30,12 @@ class ClipModel:
     """open_clip's `preprocess_cfg`: size, mean, std, interpolation, resize_mode …"""
     reference: str
     """What it was loaded from."""
+    hub_name: str | None = None
+    """Its name on the Hugging Face hub, where it comes from there."""
+    revision: str | None = None
+    """The commit of the hub that it was read from, where that is known."""
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    """Kept by :func:`paraclip_core.clip.tokenizer.model_tokenizer` once it is loaded."""
 
     @property
     def embed_dim(self) -> int:
@@ -51,21 +61,42 @@ class ClipModel:
     def reads_clip_tokens(self) -> bool:
         """Whether its texts are tokenised by CLIP's own tokenizer, so that stored caption tokens fit."""
         text = self.model_cfg["text_cfg"]
-        return not text.get("hf_tokenizer_name") and int(text.get("vocab_size", 49408)) == 49408
+        own = text.get("hf_tokenizer_name") or text.get("hf_model_name") or text.get("tokenizer_kwargs")
+        return not own and int(text.get("vocab_size", CLIP_VOCABULARY)) >= CLIP_VOCABULARY
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the text tower knows; 0 where it does not say."""
+        known = getattr(self.model, "vocab_size", 0) or getattr(getattr(self.model, "text", None), "vocab_size", 0)
+        return int(known)
+
+    @property
+    def token_dtype(self) -> type[np.integer]:
+        """Type that its token ids fit in: uint16, int32 where the vocabulary is larger."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.int32
 
 
 def freeze_image_tower(clip: ClipModel) -> None:
-    """Take the image tower out of training for good: no gradients, and eval mode whatever `model.train()` says.
+    """Take all but the text tower and the logit scale out of training for good.
 
-    Without the second part, `train()` would let its batch norms drift and its dropout act.
+    The image tower gets no gradients and stays in eval mode whatever `model.train()` says: otherwise `train()` would
+    let its batch norms drift and its dropout act. CoCa's decoder and SigLIP's logit bias, which a contrastive loss over
+    softmaxes does not see, are kept as they are too.
     """
-    visual = clip.visual
-    visual.requires_grad_(False)
-    visual.eval()
-    visual.train = MethodType(_stay_in_eval, visual)  # type: ignore[method-assign]
+    clip.visual.requires_grad_(False)
+    stay_in_eval(clip.visual)
+    for name, parameter in clip.model.named_parameters():
+        if name.startswith(UNSEEN):
+            parameter.requires_grad_(False)
 
 
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+def stay_in_eval(module: nn.Module) -> None:
+    """Put a module in eval mode, and keep it there whatever `train()` says."""
+    module.eval()
+    module.train = MethodType(_unmoved, module)  # type: ignore[method-assign]
+
+
+def _unmoved(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 

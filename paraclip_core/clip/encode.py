@@ -8,26 +8,28 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import TextTransformer, text_global_pool
 from PIL import Image
 from torch import nn
 
 from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.prefixes import alphabetical, forest_of, runs
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.reference import LOCAL
+from paraclip_core.clip.tokenizer import tokenise
+from paraclip_core.clip.towers import PackedTower, TextTower, text_tower
 from paraclip_core.errors import InputError, ModelError
 
 __all__ = [
     "Precision",
+    "computed_tokens",
     "encode_images",
     "encode_pixels",
     "encode_ragged",
     "encode_texts",
     "image_transform",
+    "shares",
     "tokenise",
 ]
 
@@ -41,14 +43,15 @@ def encode_ragged(
 ) -> torch.Tensor:
     """Encode token lists, with gradients where grad mode is on.
 
-    Texts are sorted by length and cut into chunks that are padded to their own longest text. For a causal tower this
-    is exact: padding comes after the end token, which no earlier token attends to, and the end token's output is the
-    text's. Other towers (bidirectional, or of another library) get full padding and their own `encode_text`.
+    The result is that of the model's own `encode_text` on texts padded to the whole context. Texts of a causal tower
+    are sorted by their tokens, and what neighbours begin with is computed once (see :mod:`paraclip_core.clip.packed`).
+    Those of other towers are sorted by length and cut into chunks that are padded to their own longest text, plus what
+    the tower needs to see of the padding (see :mod:`paraclip_core.clip.towers`).
 
     Args:
         clip: the model.
         tokens: token lists by the model's own tokenizer; n of them.
-        chunk_tokens: tokens of a chunk, padding included. Affects speed only (and rounding).
+        chunk_tokens: tokens that are computed together, padding included. Affects speed only (and rounding).
         precision: `bf16` runs the tower under autocast.
 
     Returns:
@@ -56,47 +59,77 @@ def encode_ragged(
 
     Raises:
         InputError: a text is longer than the model's context.
-        ModelError: a token id is outside the model's vocabulary.
+        ModelError: a token id is outside the model's vocabulary, or the tower gives no single vector for a text.
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
     _check(clip, tokens)
-    tower = _causal_tower(clip.model)
-    order = np.argsort(tokens.lengths, kind="stable")
-    outputs = []
+    tower = text_tower(clip)
     with _autocast(clip.device, precision):
-        for chunk in _chunks(tokens.lengths[order], chunk_tokens if tower is not None else None, clip.context_length):
-            part = tokens.take(order[chunk])
-            if tower is not None:
-                outputs.append(_encode_causal(tower, torch.from_numpy(part.padded()).to(clip.device)))
-            else:
-                ids = part.padded(clip.context_length, _pad_id(clip.model))
-                outputs.append(_first(_open_clip(clip).encode_text(torch.from_numpy(ids).to(clip.device))))
+        if tower.packed is not None:
+            order, outputs = _packed(
+                tower.packed, tower.packed.cut(tokens, clip.context_length), chunk_tokens, precision
+            )
+        else:
+            order, outputs = _by_length(clip, tower, tokens, chunk_tokens)
     features = torch.cat([output.float() for output in outputs])
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(clip.device)
     return F.normalize(features, dim=-1).index_select(0, back)
+
+
+def computed_tokens(clip: ClipModel, tokens: Ragged, chunk_tokens: int = CHUNK_TOKENS) -> int:
+    """Tokens that encoding these texts computes at most, padding included; beginnings that texts share count each."""
+    tower = text_tower(clip)
+    if tower.packed is not None:
+        return len(tokens.values)
+    lengths = np.sort(tokens.lengths)
+    chunks = _chunks(lengths, chunk_tokens, tower, clip.context_length) if len(lengths) else ()
+    return sum(
+        (chunk.stop - chunk.start) * tower.width(int(lengths[chunk.stop - 1]), clip.context_length) for chunk in chunks
+    )
+
+
+def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
+    """Deal texts out so that each share costs about the same: `count` lists of their numbers, in the order of encoding.
+
+    Texts that begin alike stay together where the tower computes a common beginning once.
+    """
+    if not len(tokens):
+        return [np.zeros(0, np.int64)] * count
+    if text_tower(clip).packed is None:
+        order = np.argsort(tokens.lengths, kind="stable")
+        return [order[number::count] for number in range(count)]
+    order = alphabetical(tokens)
+    until = np.cumsum(tokens.lengths[order])
+    return np.split(order, np.searchsorted(until, until[-1] * np.arange(1, count) / count))
+
+
+def _packed(
+    tower: PackedTower, texts: Ragged, chunk_tokens: int, precision: Precision
+) -> tuple[np.ndarray, list[torch.Tensor]]:
+    order = alphabetical(texts)
+    texts = texts.take(order)
+    transformer = tower.transformer(torch.bfloat16 if precision == "bf16" else torch.float32)
+    forests = (forest_of(texts.take(np.arange(run.start, run.stop))) for run in runs(texts, chunk_tokens))
+    return order, [tower.forward(transformer, forest) for forest in forests]
+
+
+def _by_length(
+    clip: ClipModel, tower: TextTower, tokens: Ragged, chunk_tokens: int
+) -> tuple[np.ndarray, list[torch.Tensor]]:
+    order = np.argsort(tokens.lengths, kind="stable")
+    outputs = []
+    for chunk in _chunks(tokens.lengths[order], chunk_tokens, tower, clip.context_length):
+        part = tokens.take(order[chunk])
+        width = tower.width(int(part.lengths.max()), clip.context_length)
+        outputs.append(tower.forward(torch.from_numpy(part.padded(width, tower.pad)).to(clip.device)))
+    return order, outputs
 
 
 def encode_texts(clip: ClipModel, texts: Sequence[str], *, precision: Precision = "fp32") -> np.ndarray:
     """Tokenise and encode texts without gradients: float32 [n, embed_dim], rows of length 1."""
     with torch.inference_mode():
         return encode_ragged(clip, tokenise(clip, texts), precision=precision).cpu().numpy()
-
-
-def tokenise(clip: ClipModel, texts: Sequence[str]) -> Ragged:
-    """Token lists by the model's own tokenizer, cut to its context, padding removed."""
-    if not len(texts):
-        return Ragged.from_lists([])
-    ids = np.asarray(_tokenizer(clip)(list(texts)))
-    if clip.reads_clip_tokens:
-        # The end token has the highest id of the vocabulary; padding comes after it.
-        lengths = ids.argmax(axis=1) + 1
-    else:
-        pad = _pad_id(clip.model)
-        lengths = ids.shape[1] - (ids[:, ::-1] != pad).argmax(axis=1)
-    kept = np.arange(ids.shape[1]) < lengths[:, None]
-    values = ids[kept].astype(np.uint16 if int(ids.max()) < 65536 else np.int32)
-    return Ragged(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 
 
 def image_transform(clip: ClipModel) -> Any:
@@ -124,46 +157,11 @@ def encode_pixels(clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | N
         return F.normalize(features.float(), dim=-1).half().cpu().numpy()
 
 
-def _causal_tower(model: nn.Module) -> Any:
-    """The module whose forward can be cut to short texts exactly; None where the model's own must be used."""
-    if isinstance(model, open_clip.CLIP):
-        pool, mask = model.text_pool_type, model.attn_mask
-        return model if mask is not None and pool in ("argmax", "eos") else None
-    text = getattr(model, "text", None)
-    exact = (
-        isinstance(text, TextTransformer)
-        and text.attn_mask is not None
-        and text.cls_emb is None
-        and not text.use_pad_mask
-        and text.pool_type in ("argmax", "eos")
-    )
-    return text if exact else None
-
-
-def _encode_causal(tower: Any, ids: torch.Tensor) -> torch.Tensor:
-    """open_clip's text forward with positional table and mask cut to the chunk: [n, length] -> [n, embed_dim]."""
-    length = ids.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    x = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    pool = getattr(tower, "text_pool_type", None) or tower.pool_type
-    eos = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
-    # The final norm works token by token, so only the pooled token needs it.
-    x = tower.ln_final(text_global_pool(x, ids, pool, eos_token_id=eos))
-    if tower.text_projection is None:
-        return x
-    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
-
-
-def _chunks(lengths: np.ndarray, budget: int | None, context: int) -> Iterator[slice]:
+def _chunks(lengths: np.ndarray, budget: int, tower: TextTower, context: int) -> Iterator[slice]:
     """Cut rising lengths into slices of at most `budget` tokens, padding included (one text at least)."""
-    if budget is None:
-        size = max(1, CHUNK_TOKENS // context)
-        yield from (slice(start, min(start + size, len(lengths))) for start in range(0, len(lengths), size))
-        return
     start = 0
     for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - start) * int(lengths[end]) > budget:
+        if end == len(lengths) or (end + 1 - start) * tower.width(int(lengths[end]), context) > budget:
             yield slice(start, end)
             start = end
 
@@ -174,7 +172,7 @@ def _check(clip: ClipModel, tokens: Ragged) -> None:
         raise InputError(
             f"a text has {lengths.min()} or {lengths.max()} tokens; {clip.reference} reads 1 to {clip.context_length}"
         )
-    size = getattr(clip.model, "vocab_size", 0)
+    size = clip.vocab_size
     highest = int(tokens.values.max(initial=0))
     if size and highest >= size:
         raise ModelError(
@@ -183,34 +181,12 @@ def _check(clip: ClipModel, tokens: Ragged) -> None:
         )
 
 
-def _pad_id(model: nn.Module) -> int:
-    text: Any = getattr(model, "text", model)
-    config = getattr(text, "config", None)
-    return int(getattr(text, "pad_id", 0) if config is None else config.pad_token_id)
-
-
-def _open_clip(clip: ClipModel) -> Any:
-    return clip.model  # torch types a module's own methods as tensors
-
-
 def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
 def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _tokenizer(clip: ClipModel) -> Any:
-    if clip.reads_clip_tokens:
-        return open_clip.SimpleTokenizer(context_length=clip.context_length)
-    name = clip.reference if ":" in clip.reference else f"{LOCAL}{clip.reference}"
-    if not name.startswith((LOCAL, "hf-hub:")):
-        name = name.rpartition(":")[0]
-    try:
-        return open_clip.get_tokenizer(name)
-    except Exception as error:  # the hub client's or tokenizers' own
-        raise ModelError(f"cannot load the tokenizer of {clip.reference}: {error}") from error
 
 
 def _batches(items: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:

@@ -6,10 +6,11 @@ import hashlib
 import json
 
 import torch
+from torch import nn
 
 from paraclip_core.clip.base import ClipModel
 
-__all__ = ["image_tower_hash", "preprocess_hash"]
+__all__ = ["image_tower_hash", "preprocess_hash", "weights_hash"]
 
 
 def image_tower_hash(clip: ClipModel) -> str:
@@ -17,8 +18,16 @@ def image_tower_hash(clip: ClipModel) -> str:
 
     Buffers count: batch-norm statistics change an image's features as much as weights do.
     """
-    visual = clip.visual
-    tensors: dict[str, torch.Tensor] = {**dict(visual.named_parameters()), **dict(visual.named_buffers())}
+    return _hash(clip.visual)
+
+
+def weights_hash(clip: ClipModel) -> str:
+    """The same of the whole model: what a base is called where no hub has given it a revision."""
+    return _hash(clip.model)
+
+
+def _hash(module: nn.Module) -> str:
+    tensors: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,21 +1,38 @@
-"""Loading CLIP models from a release folder, the Hugging Face hub, or open_clip's list of pretrained weights."""
+"""Loading CLIP models: folders and files of every published format, the Hugging Face hub, open_clip's list."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip.factory import get_model_config
+from open_clip.hf_model import HFTextEncoder
 
-from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.reference import CONFIG, HUB, LOCAL, WEIGHTS, local_folder
-from paraclip_core.errors import ModelError
+from paraclip_core.clip.base import ClipModel, stay_in_eval
+from paraclip_core.clip.build import build_model, fit_weights, openai_model_cfg
+from paraclip_core.clip.hf_format import from_hf, hf_model_cfg, hf_preprocess_cfg
+from paraclip_core.clip.reference import (
+    CONFIG,
+    HF_CONFIG,
+    HUB,
+    LOCAL,
+    TEXT_CONFIG,
+    WEIGHTS,
+    local_file,
+    local_folder,
+    model_files,
+)
+from paraclip_core.clip.torchscript import is_torchscript
+from paraclip_core.clip.weights import read_weights
+from paraclip_core.errors import ModelError, UnknownModelError
 
 __all__ = ["load_clip"]
 
@@ -26,33 +43,103 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
     """Load a CLIP model in fp32 and eval mode.
 
     Args:
-        reference: a release folder or ``local-dir:FOLDER``, ``hf-hub:ORG/NAME``, or ``ARCHITECTURE:TAG`` of open_clip.
+        reference: one of
+
+            - a release folder of open_clip or Hugging Face's ``CLIPModel``, with or without ``local-dir:`` before it;
+            - ``ARCHITECTURE:PATH``, weights for one of open_clip's architectures: open_clip's and LaCLIP's checkpoints,
+              safetensors, OpenAI's archives (the latter also without the architecture). Only an archive tells its
+              activation, QuickGELU. Other files get the architecture's: OpenAI's and LaCLIP's state dicts were trained
+              with QuickGELU and need its name, for example ``ViT-L-14-quickgelu:PATH``;
+            - ``hf-hub:ORG/NAME``;
+            - ``ARCHITECTURE:TAG`` of open_clip.
         device: where the weights go.
 
     Raises:
-        ModelError: there is no such model, or its files are damaged. Nothing in a file is ever executed: weights are
-            safetensors, or are read with torch's restricted unpickler.
+        ModelError: there is no such model, or its files are damaged. Nothing in a file is ever executed, see
+            :func:`paraclip_core.clip.weights.read_weights`.
     """
-    folder = local_folder(reference)
-    if folder is not None:
-        clip = _load_folder(folder, reference)
+    folder, file = local_folder(reference), local_file(reference)
+    if file is not None:
+        clip = _load_file(*file, reference)
+    elif folder is not None:
+        clip = _load_local(folder, reference)
     elif reference.startswith(HUB):
         clip = _load_hub(reference)
     else:
         clip = _load_tag(reference)
+    text: Any = getattr(clip.model, "text", None)
+    if isinstance(text, HFTextEncoder):
+        # Its dropout would make a step depend on how its texts are cut into chunks.
+        stay_in_eval(text)
     clip.model.to(device).eval()
     return clip
 
 
-def _load_folder(folder: Path, reference: str) -> ClipModel:
-    if not folder.is_dir():
-        raise ModelError(f"no model folder {folder}; expected one with {CONFIG} and {WEIGHTS[0]}")
-    config = _read_config(folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise ModelError(f"{folder} has no weights; expected {WEIGHTS[0]} beside {CONFIG}")
-    model = _create(f"{LOCAL}{folder}", None, f"{weights} does not fit {CONFIG}, or is damaged; fetch it again")
-    return _clip(model, config["model_cfg"], reference)
+def _load_local(place: Path, reference: str) -> ClipModel:
+    if place.is_file():
+        return _load_openai(place, reference)
+    if not place.is_dir():
+        raise ModelError(f"no model folder {place}; expected one with {CONFIG} and {WEIGHTS[0]}")
+    config_file, weights = model_files(reference)[:2]
+    if not weights.is_file() and config_file.is_file():
+        raise ModelError(f"{place} has no weights; expected {weights.name} beside {config_file.name}")
+    if config_file.name == HF_CONFIG:
+        model_cfg, preprocess_cfg = hf_model_cfg(place), hf_preprocess_cfg(place)
+        return _local(model_cfg, preprocess_cfg, from_hf(read_weights(weights)), reference, f"{weights} does not fit")
+    config = _read_config(config_file)
+    source = place / TEXT_CONFIG if (place / TEXT_CONFIG).is_file() else None
+    return _local(
+        config["model_cfg"],
+        config.get("preprocess_cfg") or {},
+        read_weights(weights),
+        reference,
+        f"{weights} does not fit {CONFIG}",
+        source,
+    )
+
+
+def _load_openai(file: Path, reference: str) -> ClipModel:
+    if not is_torchscript(file):
+        raise ModelError(f"{file} does not say which architecture it is for; use ARCHITECTURE:{file}")
+    tensors = read_weights(file)
+    return _local(openai_model_cfg(tensors, str(file)), {}, tensors, reference, f"{file} is no CLIP model of OpenAI")
+
+
+def _load_file(architecture: str, file: Path, reference: str) -> ClipModel:
+    config = _architecture(architecture)
+    tensors = read_weights(file)
+    if is_torchscript(file):
+        # The format of OpenAI's models, which were all trained with QuickGELU.
+        config["quick_gelu"] = True
+        log.info("%s is an archive of OpenAI's format, so its activation is QuickGELU", file)
+    else:
+        activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
+        log.info(
+            "%s does not tell its activation; %s has %s (state dicts of OpenAI and LaCLIP need "
+            "QuickGELU, which open_clip has in architectures named …-quickgelu)",
+            file,
+            architecture,
+            activation,
+        )
+    if "image_projection" in tensors:
+        raise ModelError(
+            f"{file} has an image tower that open_clip does not have (LaCLIP's for CC3M, CC12M and RedCaps); "
+            "of LaCLIP use the models for LAION-400M"
+        )
+    return _local(config, {}, tensors, reference, f"{file} does not fit {architecture}")
+
+
+def _local(
+    model_cfg: Mapping[str, Any],
+    preprocess_cfg: Mapping[str, Any],
+    tensors: dict[str, torch.Tensor],
+    reference: str,
+    doing: str,
+    text_config: Path | None = None,
+) -> ClipModel:
+    model = build_model(model_cfg, preprocess_cfg, reference, text_config)
+    fit_weights(model, tensors, f"{doing}, or is damaged; name the architecture that it is of, or fetch it again")
+    return _clip(model, dict(model_cfg), reference)
 
 
 def _load_hub(reference: str) -> ClipModel:
@@ -61,19 +148,37 @@ def _load_hub(reference: str) -> ClipModel:
         config = get_model_config(reference)
     except Exception as error:  # whatever the hub client raises
         raise ModelError(f"{doing}: {error}") from error
-    return _clip(_create(reference, None, doing), config, reference)
+    clip = _clip(_create(reference, None, doing), config, reference)
+    return _from_hub(clip, reference.removeprefix(HUB))
+
+
+def _from_hub(clip: ClipModel, name: str) -> ClipModel:
+    """Note where the model comes from; the hub's cache keeps each commit's files in a folder of its name."""
+    name = name.rstrip("/")
+    clip.hub_name = name or None
+    for file in (CONFIG, *WEIGHTS) if name else ():
+        found = try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            clip.revision = Path(found).parent.name
+            break
+    return clip
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    config = get_model_config(name)
+    if config is None:
+        raise ModelError(f"open_clip has no architecture {name!r}{_nearest(name, open_clip.list_models())}")
+    return config
 
 
 def _load_tag(reference: str) -> ClipModel:
     architecture, _, tag = reference.rpartition(":")
-    config = get_model_config(architecture)
-    if config is None:
-        raise ModelError(
-            f"open_clip has no architecture {architecture!r}{_nearest(architecture, open_clip.list_models())}"
-        )
+    config = _architecture(architecture)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
-        raise ModelError(f"{architecture} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
+        raise UnknownModelError(
+            f"{architecture} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}"
+        )
     known = open_clip.get_pretrained_cfg(architecture, tag) or {}
     trained_quick, built_quick = bool(known.get("quick_gelu")), bool(config.get("quick_gelu"))
     if built_quick and not trained_quick:
@@ -86,7 +191,8 @@ def _load_tag(reference: str) -> ClipModel:
         log.info("%s was trained with QuickGELU; it is turned on for %s", tag, architecture)
         config["quick_gelu"] = True
     doing = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
-    return _clip(_create(architecture, tag, doing, trained_quick), config, reference)
+    clip = _clip(_create(architecture, tag, doing, trained_quick), config, reference)
+    return _from_hub(clip, str(known.get("hf_hub") or ""))
 
 
 def _create(name: str, pretrained: str | None, doing: str, quick_gelu: bool = False) -> torch.nn.Module:

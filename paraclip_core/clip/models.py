@@ -2,7 +2,7 @@
 
 from paraclip_core.clip.base import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.clip.embedded import embedded_clip
-from paraclip_core.clip.identity import image_tower_hash, preprocess_hash
+from paraclip_core.clip.identity import image_tower_hash, preprocess_hash, weights_hash
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, local_folder
 from paraclip_core.clip.release import save_release
@@ -18,4 +18,5 @@ __all__ = [
     "pick_device",
     "preprocess_hash",
     "save_release",
+    "weights_hash",
 ]

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CONFIG", "HUB", "IMAGE_WEIGHTS", "LOCAL", "WEIGHTS", "local_folder", "model_files"]
+from paraclip_core.errors import UnknownModelError
+
+__all__ = [
+    "CONFIG",
+    "HF_CONFIG",
+    "HUB",
+    "IMAGE_WEIGHTS",
+    "LOCAL",
+    "TEXT_CONFIG",
+    "WEIGHTS",
+    "check_reference",
+    "is_model_folder",
+    "local_file",
+    "local_folder",
+    "model_files",
+    "place_free_name",
+    "pretrained_tags",
+    "tokenizer_reference",
+]
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -17,12 +38,21 @@ WEIGHTS = (
 )
 """Names of a release folder's weights, best first."""
 
+HF_CONFIG = "config.json"
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HF_PREPROCESS = "preprocessor_config.json"
+TEXT_CONFIG = "hf_text_config.json"
+"""A release's copy of its Hugging Face text tower's configuration, so that it loads where there is no network."""
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
 IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
 """Names the embedded model's image trunk; part of the fingerprint of what is computed with it."""
 
 
 def local_folder(reference: str) -> Path | None:
-    """The folder that a reference means, None where it means a model from elsewhere."""
+    """The folder (or the weights file without an architecture) that a reference means, None where it means another."""
     if reference.startswith(LOCAL):
         return Path(reference.removeprefix(LOCAL)).expanduser()
     if reference.startswith(HUB):
@@ -30,7 +60,110 @@ def local_folder(reference: str) -> Path | None:
     return Path(reference).expanduser() if ":" not in reference or Path(reference).is_dir() else None
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a release folder that say what the model is; those that are missing are listed all the same."""
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / WEIGHTS[0])
-    return [folder / CONFIG, weights]
+def local_file(reference: str) -> tuple[str, Path] | None:
+    """Architecture and weights of ``ARCHITECTURE:PATH``, None where the reference is none of that form."""
+    if local_folder(reference) is not None or reference.startswith(HUB):
+        return None
+    architecture, _, path = reference.partition(":")
+    return (architecture, Path(path).expanduser()) if "/" in path or path.endswith(FILES) else None
+
+
+def check_reference(reference: str) -> None:
+    """Find a mistyped model without loading it, before other stages have been paid for.
+
+    Raises:
+        UnknownModelError: the folder is not there, or open_clip has no such architecture or no such weights of it.
+    """
+    folder = local_folder(reference)
+    if folder is not None and not folder.exists():
+        raise UnknownModelError(
+            f"model {reference!r}: {folder} does not exist; expected embedded, a folder, {HUB}ORG/NAME, "
+            f"ARCHITECTURE:TAG or ARCHITECTURE:FILE"
+        )
+    spec = find_spec("open_clip")
+    if folder is not None or reference.startswith(HUB) or spec is None or spec.origin is None:
+        return
+    name = reference.rpartition(":")[0] if local_file(reference) is None else reference.partition(":")[0]
+    known = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
+    if known and name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+        raise UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
+    tags = pretrained_tags(Path(spec.origin).with_name("pretrained.py"), name)
+    if tags is not None and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
+        raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
+
+
+def pretrained_tags(source: Path, architecture: str) -> set[str] | None:
+    """The weights that open_clip has of an architecture, read from its own table in `source`, which is not run.
+
+    None where the table is written in another way than today.
+    """
+    values: dict[str, ast.expr] = {}
+    try:
+        for node in ast.parse(source.read_bytes()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                values[node.targets[0].id] = node.value
+        table = values["_PRETRAINED"]
+        if not isinstance(table, ast.Dict):
+            return None
+        named = {ast.literal_eval(key): value for key, value in zip(table.keys, table.values, strict=True) if key}
+        if architecture in named:
+            return set(_keywords(named[architecture], values))
+        # The table gets such an entry from every architecture with weights of that kind.
+        base = named.get(architecture.removesuffix("-quickgelu"))
+        found = {} if base is None or not architecture.endswith("-quickgelu") else _keywords(base, values)
+        return {tag for tag, value in found.items() if "quick_gelu" in _keywords(value, values)}
+    except (OSError, SyntaxError, ValueError, KeyError):
+        return None
+
+
+def _keywords(value: ast.expr, values: dict[str, ast.expr]) -> dict[str, ast.expr]:
+    """What a call like `dict(a=…, b=…)` gets by name; the call may have a name of its own."""
+    call = values[value.id] if isinstance(value, ast.Name) else value
+    if not isinstance(call, ast.Call) or not all(keyword.arg for keyword in call.keywords):
+        raise ValueError(ast.dump(call))
+    return {str(keyword.arg): keyword.value for keyword in call.keywords}
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder claims to hold a model, open_clip's or Hugging Face's."""
+    return (folder / CONFIG).is_file() or (folder / HF_CONFIG).is_file()
+
+
+def model_files(reference: str) -> list[Path]:
+    """The local files that say what the model is; none for a model from elsewhere.
+
+    Those that must be there are listed even where they are missing.
+    """
+    file, place = local_file(reference), local_folder(reference)
+    if file is not None:
+        return [file[1]]
+    if place is None:
+        return []
+    if place.is_file():
+        return [place]
+    config, names = (CONFIG, WEIGHTS) if not _is_hf(place) else (HF_CONFIG, HF_WEIGHTS)
+    weights = next((place / name for name in names if (place / name).is_file()), place / names[0])
+    more = [place / name for name in (HF_PREPROCESS, TEXT_CONFIG, *TOKENIZER)]
+    return [place / config, weights, *(path for path in more if path.is_file())]
+
+
+def place_free_name(reference: str) -> str:
+    """The reference without the place of local files, whose contents are told apart by their hashes."""
+    file = local_file(reference)
+    if file is not None:
+        return f"{file[0]}:local"
+    return reference if local_folder(reference) is None else "local"
+
+
+def tokenizer_reference(reference: str) -> str | None:
+    """What open_clip finds the model's tokenizer by, None where only the model's configuration names it."""
+    folder = local_folder(reference)
+    if folder is not None:
+        return None if folder.is_file() or _is_hf(folder) else f"{LOCAL}{folder}"
+    return reference if reference.startswith(HUB) else reference.partition(":")[0]
+
+
+def _is_hf(folder: Path) -> bool:
+    return not (folder / CONFIG).is_file() and (folder / HF_CONFIG).is_file()

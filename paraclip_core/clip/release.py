@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
+from open_clip.hf_model import HFTextEncoder
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.reference import CONFIG, LOCAL, WEIGHTS
+from paraclip_core.clip.reference import CONFIG, TEXT_CONFIG, WEIGHTS
+from paraclip_core.clip.tokenizer import save_tokenizer
 from paraclip_core.errors import ModelError
 
 __all__ = ["save_release"]
@@ -44,7 +44,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
     _replace(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
     _replace(folder / "README.md", card.encode())
-    _save_tokenizer(clip, folder)
+    _save_text_files(clip, folder)
     temporary = folder / f".{WEIGHTS[0]}.tmp"
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
@@ -55,16 +55,17 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     temporary.replace(folder / WEIGHTS[0])
 
 
-def _save_tokenizer(clip: ClipModel, folder: Path) -> None:
-    """A tokenizer of its own lies beside the weights, where open_clip looks for it."""
-    if not clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
-        return
-    source = clip.reference if ":" in clip.reference else f"{LOCAL}{clip.reference}"
-    if not source.startswith((LOCAL, "hf-hub:")):
-        source = source.rpartition(":")[0]
-    tokenizer: Any = open_clip.get_tokenizer(source)
-    if isinstance(tokenizer, HFTokenizer):
-        tokenizer.save_pretrained(folder)
+def _save_text_files(clip: ClipModel, folder: Path) -> None:
+    """A tokenizer of its own lies beside the weights, where open_clip looks for it, and a Hugging Face text tower's
+    configuration does too, because open_clip keeps only its name."""
+    text: Any = getattr(clip.model, "text", None)
+    if isinstance(text, HFTextEncoder):
+        stored: Any = text.config
+        config: dict[str, Any] = dict(stored.to_dict())
+        config.pop("_name_or_path", None)  # says where it was loaded from, not what it is
+        _replace(folder / TEXT_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+    if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        save_tokenizer(clip, folder)
 
 
 def _replace(path: Path, data: bytes) -> None:

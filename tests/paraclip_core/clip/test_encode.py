@@ -16,6 +16,7 @@ from paraclip_core.clip.encode import encode_images, encode_ragged, encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.models import ClipModel
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.towers import TextTower
 from paraclip_core.errors import InputError, ModelError
 
 Tiny = Callable[..., ClipModel]
@@ -100,11 +101,15 @@ def test_wrong_tokens_are_told(tiny: Tiny) -> None:
 
 def test_chunks_stay_within_the_budget_and_waste_little() -> None:
     lengths = np.sort(np.random.default_rng(0).integers(4, 30, 1500))
-    slices = list(encode._chunks(lengths, 2048, 77))
+    tower = TextTower("causal", lambda ids: ids, pad=0)
+    slices = list(encode._chunks(lengths, 2048, tower, 77))
     assert [s.start for s in slices[1:]] == [s.stop for s in slices[:-1]] and slices[-1].stop == 1500
     padded = [(s.stop - s.start) * int(lengths[s.stop - 1]) for s in slices]
     assert max(padded) <= 2048
     assert sum(padded) < 1.06 * lengths.sum()
+    padded_tower = TextTower("padded", lambda ids: ids, pad=0)
+    whole = list(encode._chunks(lengths, 2048, padded_tower, 77))
+    assert {s.stop - s.start for s in whole[:-1]} == {2048 // 77}
 
 
 def test_images_of_a_real_archive(tiny: Tiny, data_root: Path) -> None:

@@ -271,6 +271,24 @@ def test_quick_gelu_is_turned_on_for_weights_that_need_it(
     assert load.local_folder("ViT-B-32:laion400m_e32") is None
 
 
+def test_the_hubs_commit_is_noted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny(quick_gelu=True)
+    save_file(source.model.state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32-quickgelu", source.model_cfg)
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *a, **k: str(tmp_path / "weights.safetensors"))
+    asked: list[str] = []
+
+    def cached(name: str, file: str) -> str | None:
+        asked.append(name)
+        return f"/cache/snapshots/1a25a446/{file}" if file.endswith(".bin") else None
+
+    monkeypatch.setattr(load, "try_to_load_from_cache", cached)
+    clip = load_clip("ViT-B-32-quickgelu:laion400m_e32")
+    known: Any = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "laion400m_e32")
+    assert clip.hub_name == known["hf_hub"].rstrip("/") and set(asked) == {clip.hub_name}
+    assert clip.revision == "1a25a446"
+
+
 def test_folding_changes_nothing_but_rounding(tiny: Tiny) -> None:
     clip = embedded_clip(SMALL)
     before = image_tower_hash(clip)

@@ -1,0 +1,181 @@
+"""What each kind of text tower needs to see of the padding, and its forward pass on texts without the rest.
+
+============  ==========================================================  =======================================
+kind          examples                                                    padding
+============  ==========================================================  =======================================
+``causal``    CLIP, EVA-02, MobileCLIP-B, worldwide CLIP                   none: it comes after the pooled token
+``cls``       CoCa                                                        one token: its class token looks at it
+``masked``    RoBERTa, XLM-RoBERTa, mT5, NLLB (Hugging Face)              none: the attention mask hides it
+``padded``    SigLIP, CLIPA, MobileCLIP-S: every token sees the padding   all of it, which is part of the model
+============  ==========================================================  =======================================
+
+A causal tower of plain blocks computes a beginning that texts share once, see :mod:`paraclip_core.clip.packed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import nn
+from torch.nn import functional as F
+
+from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.packed import PackedTransformer, packs
+from paraclip_core.clip.prefixes import Forest
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.tokenizer import pad_token
+from paraclip_core.errors import ModelError
+
+__all__ = ["Kind", "PackedTower", "TextTower", "text_tower"]
+
+Kind = Literal["causal", "cls", "masked", "padded"]
+
+
+@dataclass(frozen=True)
+class PackedTower:
+    """A causal tower that computes shared beginnings of texts once."""
+
+    tower: Any
+    pool: str
+    end: int | None
+    pad: int
+    room: int
+
+    def cut(self, texts: Ragged, context: int) -> Ragged:
+        """The texts up to the token that is pooled."""
+        ids = texts.padded(min(int(texts.lengths.max()) + self.room, context), self.pad)
+        found = ids == self.end if self.pool == "eos" else ids
+        pooled = np.zeros(len(ids), np.int64) if self.pool == "first" else found.argmax(1)
+        kept = np.arange(ids.shape[1]) <= pooled[:, None]
+        return Ragged(ids[kept].astype(texts.values.dtype), np.concatenate([[0], np.cumsum(pooled + 1)]))
+
+    def transformer(self, dtype: torch.dtype) -> PackedTransformer:
+        """Its blocks, for one pass over any number of forests."""
+        return PackedTransformer(self.tower.transformer.resblocks, dtype)
+
+    def forward(self, transformer: PackedTransformer, forest: Forest) -> torch.Tensor:
+        """The texts of a forest to [n, embed_dim], not normalised."""
+        tower = self.tower
+        table: torch.Tensor = tower.positional_embedding
+        tokens, depths, texts = (
+            torch.from_numpy(part).to(table.device) for part in (forest.tokens, forest.depths, forest.texts)
+        )
+        x = tower.token_embedding(tokens) + F.embedding(depths, table)
+        return _project(tower, tower.ln_final(transformer(x, forest))).index_select(0, texts)
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """How to encode texts with one model."""
+
+    kind: Kind
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    """int64 [n, length] to [n, embed_dim], not normalised or normalised as the model pleases."""
+    pad: int
+    """The id that fills shorter texts up."""
+    room: int = 0
+    """Padding that the longest text needs all the same, where the context has room for it."""
+    packed: PackedTower | None = None
+    """A faster way with the same result, where there is one."""
+
+    def width(self, longest: int, context: int) -> int:
+        """Tokens that texts are padded to, the longest of them having `longest`."""
+        return context if self.kind == "padded" else min(longest + self.room, context)
+
+    def widths(self, lengths: NDArray[np.int64], context: int) -> NDArray[np.int64]:
+        """Tokens that each text of these lengths is to the tower, apart from what a longer neighbour adds."""
+        if self.packed is not None:
+            return lengths
+        return np.full_like(lengths, context) if self.kind == "padded" else np.minimum(lengths + self.room, context)
+
+
+def text_tower(clip: ClipModel) -> TextTower:
+    """The text tower of a model.
+
+    Raises:
+        ModelError: it gives no single vector for a text, or its tokenizer cannot be loaded.
+    """
+    model: Any = clip.model
+    pad = pad_token(clip)
+    if isinstance(model, open_clip.CLIP):
+        pool, tower = str(model.text_pool_type), model
+    else:
+        tower = getattr(model, "text", None)
+        pool = str(getattr(tower, "pool_type", ""))
+    if pool == "none":
+        raise ModelError(
+            f"the text tower of {clip.reference} (text_cfg.pool_type none) gives a vector for each token and none for "
+            "the text; choose a model that pools by argmax, eos, first or last"
+        )
+    if isinstance(tower, HFTextEncoder):
+        return TextTower("masked", partial(_own, tower), pad)
+    if isinstance(tower, TextTransformer) and tower.cls_emb is not None:
+        exact = pad == tower.pad_id
+        return TextTower("cls", partial(_with_class_token, tower), pad, 1) if exact else _padded(model, pad)
+    if isinstance(tower, open_clip.CLIP | TextTransformer) and tower.attn_mask is not None and pool != "last":
+        end = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
+        # An end token that pads as well was taken off with the padding.
+        room = int(pool == "eos" and end == pad)
+        packed = PackedTower(tower, pool, end, pad, room) if _packs(tower) else None
+        return TextTower("causal", partial(_causal, tower, pool, end), pad, room, packed)
+    return _padded(model, pad)
+
+
+def _packs(tower: Any) -> bool:
+    weights = (tower.token_embedding.weight, tower.positional_embedding)
+    return (
+        packs(tower.transformer.resblocks)
+        and not tower.transformer.grad_checkpointing
+        and all(weight.dtype is torch.float32 for weight in weights)
+    )
+
+
+def _padded(model: Any, pad: int) -> TextTower:
+    return TextTower("padded", partial(_own, model.encode_text), pad)
+
+
+def _own(encode: Callable[[torch.Tensor], Any], ids: torch.Tensor) -> torch.Tensor:
+    output = encode(ids)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _causal(tower: Any, pool: str, end: int | None, ids: torch.Tensor) -> torch.Tensor:
+    """open_clip's text forward with positional table and mask cut to the texts."""
+    length = ids.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    # The final norm works token by token, so only the pooled token needs it.
+    return _project(tower, tower.ln_final(text_global_pool(x, ids, pool, eos_token_id=end)))
+
+
+def _with_class_token(tower: Any, ids: torch.Tensor) -> torch.Tensor:
+    """CoCa's text forward, with the class token at the position that it has after the whole context.
+
+    The published weights were trained with a mask that is off by one: the class token looks at the first padding token
+    instead of itself. So one padding token stays, and only those after it can go.
+    """
+    length = ids.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = torch.cat([tower.token_embedding(ids).to(dtype), tower.cls_emb.to(dtype).expand(ids.shape[0], 1, -1)], dim=1)
+    positions = torch.cat([tower.positional_embedding[:length], tower.positional_embedding[-1:]])
+    mask = tower._build_additive_mask(ids, length + 1, x.dtype)
+    if tower.attn_mask is not None:
+        mask = mask + tower.attn_mask[: length + 1, : length + 1]
+    x = tower.transformer(x + positions.to(dtype), attn_mask=mask)
+    return _project(tower, tower.ln_final(x[:, -1]))
+
+
+def _project(tower: Any, x: torch.Tensor) -> torch.Tensor:
+    if tower.text_projection is None:
+        return x
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection

@@ -1,0 +1,128 @@
+"""Whether image embeddings made with one model are those of another: by weights, by preprocessing, by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.identity import image_tower_hash, preprocess_hash
+from paraclip_core.errors import ModelError
+
+__all__ = ["FEATURE_TOLERANCE", "IndexCheck", "check_features", "check_images", "check_towers"]
+
+FEATURE_TOLERANCE = 2e-3
+"""How far a coordinate of a stored unit vector may be off: float16 and another batch size make up to about 1e-3."""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class IndexCheck:
+    """One comparison."""
+
+    what: str
+    """image tower, preprocessing, images or stored features."""
+    valid: bool
+    detail: str
+    differences: tuple[str, ...] = ()
+    """What differs, the first ten of them."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Itself as plain values."""
+        return asdict(self) | {"differences": list(self.differences)}
+
+
+def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
+    """Compare the hashes of image towers and of preprocessing, and say which tensors and options differ."""
+    towers = image_tower_hash(base), image_tower_hash(tuned)
+    processing = preprocess_hash(base), preprocess_hash(tuned)
+    tensors = _tensor_differences(base, tuned) if towers[0] != towers[1] else []
+    options = [
+        f"{name}: {base.preprocess_cfg.get(name)!r} and {tuned.preprocess_cfg.get(name)!r}"
+        for name in sorted({*base.preprocess_cfg, *tuned.preprocess_cfg})
+        if base.preprocess_cfg.get(name) != tuned.preprocess_cfg.get(name)
+    ]
+    return [_compared("image tower", towers, tensors), _compared("preprocessing", processing, options)]
+
+
+def check_images(
+    base: ClipModel, tuned: ClipModel, images: Sequence[Image.Image], names: Sequence[str]
+) -> tuple[IndexCheck, np.ndarray]:
+    """Encode images with both models and compare bit for bit.
+
+    Returns:
+        The outcome, and the base's features: float16 [n, embed_dim].
+    """
+    first, second = encode_images(base, images), encode_images(tuned, images)
+    if first.shape != second.shape:
+        detail = f"the models give {first.shape[1]} and {second.shape[1]} dimensions"
+        return IndexCheck("images", False, detail), first
+    equal = (first.view(np.uint16) == second.view(np.uint16)).all(axis=1)
+    gap = np.abs(first.astype(np.float32) - second.astype(np.float32)).max(axis=1, initial=0.0)
+    differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(~equal)[:SHOWN])
+    detail = f"{int(equal.sum())} of {len(equal)} images have the same embedding, bit for bit"
+    return IndexCheck("images", bool(equal.all()), detail, differences), first
+
+
+def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str]) -> IndexCheck:
+    """Compare stored embeddings with computed ones; both are brought to length 1.
+
+    Args:
+        stored: [n, d] of any floating-point type.
+        computed: [n, d], of the same images.
+        names: of the images.
+
+    Raises:
+        ModelError: the shapes differ.
+    """
+    if stored.shape != computed.shape:
+        raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")
+    gap = np.abs(_units(stored) - _units(computed)).max(axis=1, initial=0.0)
+    wrong = ~(gap <= FEATURE_TOLERANCE)  # so that what is no number counts as wrong
+    differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(wrong)[:SHOWN])
+    detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings are the model's within {FEATURE_TOLERANCE:g}"
+    return IndexCheck("stored features", not wrong.any(), detail, differences)
+
+
+def _compared(what: str, hashes: tuple[str, str], differences: list[str]) -> IndexCheck:
+    valid = hashes[0] == hashes[1]
+    detail = f"{hashes[0]} in both" if valid else f"{hashes[0]} in the base, {hashes[1]} in the tuned model"
+    more = len(differences) - SHOWN
+    shown = (*differences[:SHOWN], *([f"and {more} more"] if more > 0 else []))
+    return IndexCheck(what, valid, detail, shown)
+
+
+def _tensor_differences(base: ClipModel, tuned: ClipModel) -> list[str]:
+    first, second = (_tensors(clip) for clip in (base, tuned))
+    found = []
+    for name in sorted({*first, *second}):
+        if name not in first or name not in second:
+            found.append(f"{name}: only in the {'tuned model' if name not in first else 'base'}")
+        elif first[name].shape != second[name].shape:
+            found.append(f"{name}: {tuple(first[name].shape)} and {tuple(second[name].shape)}")
+        elif not _same(first[name], second[name]):
+            gap = (first[name].double() - second[name].double()).abs().max()
+            found.append(f"{name}: by up to {float(gap):.2g}")
+    return found
+
+
+def _tensors(clip: ClipModel) -> dict[str, torch.Tensor]:
+    found = {**dict(clip.visual.named_parameters()), **dict(clip.visual.named_buffers())}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    # As the hash sees them: -0.0 is not 0.0.
+    bits = (tensor.reshape(-1).view(torch.uint8) for tensor in (first, second))
+    return first.dtype == second.dtype and torch.equal(*bits)
+
+
+def _units(rows: np.ndarray) -> np.ndarray:
+    wide = np.asarray(rows, np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,184 @@
+"""Every kind of text tower: encoding without padding equals the model's own, forward and backward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.factory import get_model_config
+
+from paraclip_core.clip.base import ClipModel, freeze_image_tower
+from paraclip_core.clip.build import build_model
+from paraclip_core.clip.encode import encode_ragged, encode_texts, tokenise
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.release import save_release
+from paraclip_core.clip.tokenizer import model_tokenizer, pad_token
+from paraclip_core.clip.towers import text_tower
+from paraclip_core.errors import ModelError
+
+# fmt: off
+KINDS = [
+    "clip", "clip-quickgelu", "clip-short", "eva", "pe", "worldwide", "eos-is-pad", "coca", "roberta",
+    "xlm-roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "siglip2", "clipa", "mobileclip-s",
+]
+# fmt: on
+TEXTS = 7
+
+
+def _own(clip: ClipModel, texts: list[str]) -> torch.Tensor:
+    """What open_clip itself makes of the texts, padded to the whole context."""
+    output = clip.model.encode_text(model_tokenizer(clip)(texts))  # type: ignore[operator]
+    return F.normalize(output[0] if isinstance(output, tuple) else output, dim=-1)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def clip(kind: str, towers: Any, tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    return towers.model_of(kind, tmp_path_factory.mktemp(kind))
+
+
+def test_all_kinds_are_tested(towers: Any) -> None:
+    assert set(KINDS) == set(towers.KINDS)
+    assert {kind for kind, _ in towers.KINDS.values()} == {"causal", "cls", "masked", "padded"}
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 60, 100_000])
+def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, chunk_tokens: int) -> None:
+    assert text_tower(clip).kind == towers.KINDS[kind][0]
+    tokens = tokenise(clip, towers.TEXTS)
+    assert tokens.values.dtype == np.uint16 and int(tokens.lengths.min()) < clip.context_length
+    with torch.no_grad():
+        expected = _own(clip, towers.TEXTS)
+        found = encode_ragged(clip, tokens, chunk_tokens=chunk_tokens)
+    assert found.shape == (TEXTS, 32)
+    assert (found - expected).abs().max() <= 1e-5
+    # The texts differ from each other by far more than that.
+    assert (expected[0] - expected[1]).abs().max() > 1e-2 and (expected[0] - expected[6]).abs().max() > 1e-3
+
+
+def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any) -> None:
+    target = torch.randn(TEXTS, 32, generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for encode in (_own, lambda clip, texts: encode_ragged(clip, tokenise(clip, texts), chunk_tokens=60)):
+        clip.model.zero_grad(set_to_none=True)
+        (encode(clip, towers.TEXTS) * target).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None})
+    clip.model.zero_grad(set_to_none=True)
+    expected, found = gradients
+    assert expected.keys() == found.keys() and len(found) > 20
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).norm())
+        # A key's bias moves all scores of a query alike, so its gradient is nothing but rounding.
+        nothing = max(float(gradient.norm()), float(found[name].norm())) < 1e-5 * largest
+        assert nothing or error <= 1e-4 * float(gradient.norm()), name
+
+
+def test_a_release_loads_back_without_network(clip: ClipModel, kind: str, towers: Any, tmp_path: Path) -> None:
+    save_release(clip, tmp_path / "a", "card")
+    again = load_clip(str(tmp_path / "a"))
+    assert type(again.model) is type(clip.model)
+    np.testing.assert_array_equal(encode_texts(again, towers.TEXTS), encode_texts(clip, towers.TEXTS))
+    save_release(again, tmp_path / "b", "card")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert [(tmp_path / "b" / name).read_bytes() for name in names] == [
+        (tmp_path / "a" / name).read_bytes() for name in names
+    ]
+
+
+def test_only_what_the_loss_sees_is_trained(clip: ClipModel, towers: Any) -> None:
+    freeze_image_tower(clip)
+    trained = {name for name, parameter in clip.model.named_parameters() if parameter.requires_grad}
+    clip.model.zero_grad(set_to_none=True)
+    clip.model.train()
+    scale = clip.model.get_parameter("logit_scale").exp()
+    (scale * encode_ragged(clip, tokenise(clip, towers.TEXTS))).sum().backward()
+    clip.model.eval()
+    reached = {name for name, parameter in clip.model.named_parameters() if parameter.grad is not None}
+    assert reached == trained and "logit_scale" in trained
+
+
+def test_dropout_of_a_hugging_face_tower_stays_off(towers: Any, tmp_path: Path) -> None:
+    save_release(towers.model_of("roberta", tmp_path), tmp_path / "release", "card")
+    clip = load_clip(str(tmp_path / "release"))
+    tokens = tokenise(clip, towers.TEXTS)
+    clip.model.train()
+    with torch.no_grad():
+        assert torch.equal(encode_ragged(clip, tokens), encode_ragged(clip, tokens))
+    assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in clip.model.modules())
+
+
+def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
+    for kind, pad in (("clip", 0), ("roberta", 1), ("bert", 0), ("siglip", 1), ("coca", 0)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        clip = towers.model_of(kind, folder)
+        assert pad_token(clip) == pad
+        assert clip.reads_clip_tokens is (kind in ("clip", "coca"))
+    clip.model.text.vocab_size = 250_002
+    assert tokenise(clip, ["a dog"]).values.dtype == np.int32
+
+
+def test_a_tower_without_a_text_vector_is_refused(towers: Any, tmp_path: Path) -> None:
+    towers.KINDS["none"] = ("padded", {"text_cfg": {**towers.TEXT, "pool_type": "none"}, "custom_text": True})
+    clip = towers.model_of("none", tmp_path)
+    del towers.KINDS["none"]
+    with pytest.raises(ModelError, match=r"pool_type none.*choose a model that pools"):
+        encode_ragged(clip, Ragged.from_lists([[49406, 320, 49407]]))
+
+
+def test_a_tokenizer_that_is_not_there(towers: Any, tmp_path: Path) -> None:
+    clip = towers.model_of("roberta", tmp_path)
+    clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):
+        tokenise(clip, ["a"])
+
+
+def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built with one layer and without memory; Hugging Face towers, which need the hub, are of one kind anyway."""
+    monkeypatch.setattr("paraclip_core.clip.towers.pad_token", lambda clip: 1 if "SigLIP" in clip.reference else 0)
+    found: dict[str, set[str]] = {}
+    for name in open_clip.list_models():
+        config: Any = get_model_config(name)
+        if "hf_model_name" in config["text_cfg"]:
+            continue
+        config["text_cfg"] |= {"layers": 1}
+        attentional = {"attentional_pool": True, "output_tokens": True} if "multimodal_cfg" in config else {}
+        config["vision_cfg"] = {**towers.VISION, **attentional}
+        with torch.device("meta"):
+            model = build_model(config, {}, name)
+        kind = text_tower(ClipModel(model, config, {}, name)).kind
+        found.setdefault(kind, set()).add(name)
+    assert {"ViT-B-32", "RN50-quickgelu", "EVA02-B-16", "PE-Core-B-16", "MobileCLIP-B"} <= found["causal"]
+    assert {"ViT-H-14-worldwide", "ViT-L-14-worldwide", "convnext_base"} <= found["causal"]
+    assert found["cls"] == {"coca_ViT-B-32", "coca_ViT-L-14", "coca_base"}
+    assert {"ViT-B-16-SigLIP", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "MobileCLIP-S1"} <= found["padded"]
+    assert sum(map(len, found.values())) > 100
+
+
+def test_code_beside_a_tokenizer_is_not_run(towers: Any, tmp_path: Path) -> None:
+    save_release(towers.model_of("roberta", tmp_path), tmp_path / "m", "card")
+    config = json.loads((tmp_path / "m/open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (tmp_path / "m/open_clip_config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((tmp_path / "m/tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps(tokenizer))
+    mark = tmp_path / "mark"
+    (tmp_path / "m/own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: ...\n")
+    try:
+        tokenise(load_clip(str(tmp_path / "m")), ["a dog"])
+    except ModelError as error:
+        assert "cannot load the tokenizer" in str(error)
+    assert not mark.exists()

@@ -1,0 +1,177 @@
+"""Small models with every kind of text tower, and tokenizers for them, made without network."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.build import build_model
+
+TEXTS = [
+    "a dog runs on a beach",
+    "two men",
+    "A",
+    "a much longer caption about a small red car that stands beside an old house & a tree, on a rainy day",
+    "photo!!! of 1,000 “things”",
+    "word " * 100,
+    "a dog runs on the beach !!!",
+]
+
+VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+SMALL = {"context_length": 32, "vocab_size": 400, "width": 64, "heads": 2, "layers": 2}
+SIGLIP = {
+    **SMALL,
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+    "norm_kwargs": {"eps": 1e-6},
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+}
+HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 400}
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 400}
+M2M = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": 400,
+    "max_position_embeddings": 96,
+}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clip": ("causal", {"text_cfg": TEXT}),
+    "clip-quickgelu": ("causal", {"text_cfg": TEXT, "quick_gelu": True}),
+    "clip-short": ("causal", {"text_cfg": {**TEXT, "context_length": 16}}),
+    "eva": ("causal", {"text_cfg": TEXT, "custom_text": True}),
+    "pe": ("causal", {"text_cfg": {**TEXT, "block_type": "custom", "scale_attn": True}, "custom_text": True}),
+    "worldwide": ("causal", {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "roberta"}}),
+    "eos-is-pad": ("causal", {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 1, "hf_tokenizer_name": "siglip"}}),
+    "coca": (
+        "cls",
+        {
+            "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+            "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+            "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+            "custom_text": True,
+        },
+    ),
+    "roberta": ("masked", {"text_cfg": {"hf_model_name": "roberta", "hf_pooler_type": "mean_pooler"}}),
+    "xlm-roberta": ("masked", {"text_cfg": {"hf_model_name": "xlm-roberta", "hf_pooler_type": "mean_pooler"}}),
+    "bert": ("masked", {"text_cfg": {"hf_model_name": "bert", "hf_pooler_type": "cls_pooler"}}),
+    "mt5": ("masked", {"text_cfg": {"hf_model_name": "mt5", "hf_pooler_type": "mean_pooler"}}),
+    "nllb": (
+        "masked",
+        {"text_cfg": {"hf_model_name": "m2m_100", "hf_pooler_type": "cls_pooler", "hf_proj_type": "linear"}},
+    ),
+    "coca-roberta": (
+        "masked",
+        {
+            "text_cfg": {"hf_model_name": "roberta", "hf_proj_type": "linear", "output_tokens": True},
+            "multimodal_cfg": {"context_length": 76, "vocab_size": 400, "width": 64, "heads": 2, "layers": 1},
+            "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+            "custom_text": True,
+        },
+    ),
+    "siglip": (
+        "padded",
+        {"text_cfg": {**SIGLIP, "hf_tokenizer_name": "siglip"}, "custom_text": True, "init_logit_bias": -10},
+    ),
+    "siglip2": (
+        "padded",
+        {
+            "text_cfg": {**SIGLIP, "act_kwargs": {"approximate": "tanh"}, "hf_tokenizer_name": "bert"},
+            "custom_text": True,
+            "init_logit_bias": -10,
+        },
+    ),
+    "clipa": (
+        "padded",
+        {
+            "text_cfg": {
+                **SMALL,
+                "no_causal_mask": True,
+                "pool_type": "last",
+                "hf_tokenizer_name": "bert",
+                "tokenizer_kwargs": {"strip_sep_token": True},
+            }
+        },
+    ),
+    "mobileclip-s": ("padded", {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
+}
+"""Architectures in small: how the text tower takes padding, and the `model_cfg`."""
+
+
+def model_of(kind: str, folder: Path) -> ClipModel:
+    """A randomly initialised model; what its text tower and tokenizer need is written below `folder`."""
+    config: dict[str, Any] = {"embed_dim": 32, "vision_cfg": dict(VISION), **deepcopy(KINDS[kind][1])}
+    text = config["text_cfg"]
+    hf = text.get("hf_model_name")
+    if hf:
+        text["hf_model_name"] = str(_hf_config(hf, folder))
+        text["hf_tokenizer_name"] = str(_tokenizer("bert" if hf == "bert" else "t5" if hf == "mt5" else hf, folder))
+    elif "hf_tokenizer_name" in text:
+        text["hf_tokenizer_name"] = str(_tokenizer(text["hf_tokenizer_name"], folder))
+    # Its place is no reference, so that the tokenizer is found by the configuration.
+    file = folder / "weights.pt"
+    file.touch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = _drawn(config)
+    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), str(file))
+
+
+def _drawn(config: dict[str, Any]) -> Any:
+    model: Any = build_model(config, {}, "test")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Drawn here, because building leaves the random state as it was; and larger than at the start of training,
+            # where every text is nearly the same.
+            if not name.startswith(("visual.", "logit_")) and parameter.ndim > 1:
+                parameter.copy_(
+                    torch.randn_like(parameter) * (0.3 if "embed" in name else 3 / parameter.shape[-1] ** 0.5)
+                )
+    return model
+
+
+def _hf_config(name: str, folder: Path) -> Path:
+    from transformers import AutoConfig
+
+    sizes: dict[str, Any] = {"mt5": T5, "m2m_100": M2M}.get(name, {**HF, "max_position_embeddings": 96})
+    special = {"bert": (0, 2), "mt5": (0, 1)}.get(name, (1, 2))
+    config: Any = AutoConfig.for_model(name, **sizes, pad_token_id=special[0], eos_token_id=special[1])
+    config.save_pretrained(folder / f"config-{name}")
+    return folder / f"config-{name}"
+
+
+def _tokenizer(name: str, folder: Path) -> Path:
+    """Byte-level BPE with the special tokens of a family: where padding, start and end have their ids."""
+    from transformers import PreTrainedTokenizerFast
+
+    start, pad, end, others = {
+        "bert": ("[CLS]", "[PAD]", "[SEP]", ["[PAD]", "[CLS]", "[SEP]"]),
+        "t5": (None, "<pad>", "</s>", ["<pad>", "</s>", "<unk>"]),
+        "siglip": (None, "</s>", "</s>", ["<unk>", "</s>"]),
+    }.get(name, ("<s>", "<pad>", "</s>", ["<s>", "<pad>", "</s>"]))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=others, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    template = f"{start} $A {end}" if start else f"$A {end}"
+    ids = [(token, tokenizer.token_to_id(token)) for token in {start, end} if token]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=sorted(ids))
+    names = {"bos_token": start, "eos_token": end, "pad_token": pad, "cls_token": start, "sep_token": end}
+    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{k: v for k, v in names.items() if v})
+    fast.save_pretrained(folder / f"tokenizer-{name}")
+    return folder / f"tokenizer-{name}"
