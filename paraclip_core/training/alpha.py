@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from paraclip_core.training.validation import AO, RECALL
 
-__all__ = ["choose_alpha", "copy_weights", "interpolate", "sweep"]
+__all__ = ["BY_RULE", "best_so_far", "choose_alpha", "copy_weights", "interpolate", "sweep"]
+
+BY_RULE = "by_rule"
 
 
 def copy_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -49,8 +51,28 @@ def sweep(
     return points
 
 
+def best_so_far(
+    measure: Callable[[], Mapping[str, float]], base: Mapping[str, float], max_recall_drop: float
+) -> Callable[[], dict[str, float]]:
+    """Measure weights while they are trained, with a figure `by_rule` that puts them in the order of α's rule.
+
+    It is their AO@10 (their recall where there are no pairs), or, if they lose more recall against the base than α's
+    rule allows, what they lose, below zero.
+    """
+
+    def measured() -> dict[str, float]:
+        figures = dict(measure())
+        lost = base[RECALL] - figures[RECALL]
+        return figures | {BY_RULE: figures.get(AO, figures[RECALL]) if lost <= max_recall_drop + 1e-9 else -lost}
+
+    return measured
+
+
 def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) -> dict[str, Any]:
     """Choose among the points of a sweep, in percent.
+
+    Where no pairs were measured the overlap says nothing. Then the tower that is tuned most wins, within the same
+    limit: a tie at the base would undo the training because of what was not looked at.
 
     Returns:
         ``alpha_sweep.json``: the points, the chosen α and the rule in words.
@@ -58,9 +80,17 @@ def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) 
     floor = points[0][RECALL] - max_recall_drop
     # Recalls are rounded figures, so a drop of exactly the limit must not fail on its last binary digit.
     allowed = [point for point in points if point[RECALL] >= floor - 1e-9]
-    chosen = max(allowed, key=lambda point: (point.get(AO, 0.0), -point["alpha"]))
-    rule = (
-        f"highest {AO} on validation among the α whose {RECALL} is at most {max_recall_drop:g} points below that of "
-        "α = 0 (the base); the smaller α where two are equal"
-    )
+    within = f"{RECALL} is at most {max_recall_drop:g} points below that of α = 0 (the base)"
+    if AO not in points[0]:
+        rule = (
+            f"highest α whose {within}; {AO} could not be looked at, because no row with paraphrases is of an image "
+            "held out for validation (raise finetune.validation, or paraphrase.fraction if it is below 1)"
+        )
+        return _chosen(points, max(allowed, key=lambda point: point["alpha"]), rule)
+    chosen = max(allowed, key=lambda point: (point[AO], -point["alpha"]))
+    rule = f"highest {AO} on validation among the α whose {within}; the smaller α where two are equal"
+    return _chosen(points, chosen, rule)
+
+
+def _chosen(points: Sequence[Mapping[str, float]], chosen: Mapping[str, float], rule: str) -> dict[str, Any]:
     return {"alphas": [dict(point) for point in points], "chosen": chosen["alpha"], "rule": rule}

@@ -1,4 +1,4 @@
-"""The model card of a trained release."""
+"""The model card of a trained release, and its completion with what was measured later."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["model_card"]
+import yaml
 
-LOAD = """import open_clip
+__all__ = ["completed_card", "model_card"]
+
+LOAD = {
+    "open_clip": """import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
-"""
+""",
+    "hf": """from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained("PATH_OF_THIS_FOLDER")
+processor = CLIPProcessor.from_pretrained("PATH_OF_THIS_FOLDER")
+""",
+    "sentence-transformers": """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("PATH_OF_THIS_FOLDER")
+vectors = model.encode(["a dog on a beach"], normalize_embeddings=True)
+""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
+(vectors,) = session.run(None, {"input_ids": ids})  # int64 [batch, length], see text_model.json
+""",
+}
+LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
+TASKS = {"sts": "sentence-similarity", "sick": "sentence-similarity", "sugarcrepe": "image-text-matching"}
+CURVE_POINTS = 12
 
 
 def model_card(
@@ -23,7 +45,12 @@ def model_card(
     image_tower_hash: str,
     licences: Mapping[str, int],
     options: Mapping[str, Any],
+    sources: Mapping[str, int] | None = None,
+    paraphraser: str | None = None,
     figures: Sequence[Mapping[str, float]] = (),
+    base_model: str | None = None,
+    revision: str | None = None,
+    weights: str | None = None,
 ) -> str:
     """A README.md that says what the model is, where it came from and how to load it.
 
@@ -33,16 +60,35 @@ def model_card(
         base: the model that it started from.
         image_tower_hash: hash of the image tower, equal before and after training.
         licences: training rows under each stated licence.
+        sources: training rows from each source.
+        paraphraser: who wrote the paraphrases, where there are any.
         options: hyper-parameters.
         figures: rows of the table of validation figures, all with the same columns.
+        base_model: the base's name on the Hugging Face hub, where it has one.
+        revision: the base's commit there, where it is known.
+        weights: hash of the base's weights.
     """
+    head: dict[str, Any] = {
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "license": "other",
+        "license_name": " ".join(", ".join(sorted(licences)).split()) or "unknown",
+        "tags": ["clip", "open_clip", "paraclip"],
+    }
+    if base_model is not None:
+        head |= {"base_model": base_model, "base_model_relation": "finetune"}
+    at = (f" at revision `{revision}`" if revision else "") + (f", weights `{weights}`" if weights else "")
+    data = [f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []
+    data.append(_table(("licence as stated", "rows"), sorted(licences.items())))
+    if sources:
+        data.append(_table(("source", "rows"), sorted(sources.items())))
     parts = [
-        "---\nlibrary_name: open_clip\npipeline_tag: zero-shot-image-classification\nlicense: other\n"
-        f"license_name: {_quoted(', '.join(sorted(licences)) or 'unknown')}\ntags: [clip, open_clip, paraclip]\n---",
-        f"# {title}\n\n{summary}\n\n- Base: `{base}`\n- Image tower: `{image_tower_hash}` before and after training, "
-        "so image embeddings made with the base stay valid.",
-        f"## Load\n\n```python\n{LOAD}```",
-        "## Data\n\n" + _table(("licence as stated", "rows"), sorted(licences.items())),
+        _front_matter(head),
+        f"# {title}\n\n{summary}\n\n- Base: `{base}`{at}\n"
+        f"- Image tower: `{image_tower_hash}` before and after training, so image embeddings made with the base stay "
+        "valid.",
+        f"## Load\n\n```python\n{LOAD['open_clip']}```",
+        "## Data\n\n" + "\n\n".join(data),
         "## Options\n\n"
         + _table(("option", "value"), [(k, json.dumps(v, sort_keys=True)) for k, v in options.items()]),
     ]
@@ -50,6 +96,92 @@ def model_card(
         rows = [tuple(f"{value:g}" for value in row.values()) for row in figures]
         parts.append("## Validation, percent\n\n" + _table(tuple(figures[0]), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def completed_card(
+    card: str,
+    *,
+    layout: str = "open_clip",
+    name: str = "tuned",
+    comparison: Mapping[str, Any] | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """A release's card for another layout, with the training's curve and the evaluation.
+
+    The figures also go into the front matter as the hub's `model-index`.
+
+    Args:
+        card: what :func:`model_card` gave.
+        layout: open_clip, hf, onnx or sentence-transformers; decides how to load the model.
+        name: the model's name in the index.
+        comparison: an evaluation's ``comparison.json``.
+        log: lines of the training log, with `step` and `loss`.
+    """
+    head, body = _parted(card)
+    body = body.replace(LOAD["open_clip"], LOAD[layout])
+    head["library_name"] = LIBRARIES.get(layout, head.get("library_name", "open_clip"))
+    curve = _curve(log)
+    if curve:
+        body += "\n## Training\n\n" + _table(("step", "loss"), curve) + "\n"
+    if comparison is not None:
+        head["model-index"] = [{"name": name, "results": _results(comparison["rows"])}]
+        body += f"\n## Evaluation\n\n{_evaluation(comparison)}\n"
+    return f"{_front_matter(head)}\n{body}"
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    results: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kind, benchmark = str(row["kind"]), str(row["benchmark"])
+        result = results.setdefault(
+            benchmark,
+            {
+                "task": {"type": TASKS.get(kind, "image-text-retrieval"), "name": kind.replace("_", " ")},
+                "dataset": {"type": benchmark, "name": benchmark},
+                "metrics": [],
+            },
+        )
+        metric = {"type": str(row["metric"]), "name": f"{row['metric']}, percent", "value": round(row["tuned"], 2)}
+        result["metrics"].append(metric)
+    return list(results.values())
+
+
+def _evaluation(comparison: Mapping[str, Any]) -> str:
+    share = f"{100 * comparison['confidence']:g} %"
+    rows = [
+        (
+            row["benchmark"],
+            row["metric"],
+            row["n"],
+            f"{row['base']:.2f}",
+            f"{row['tuned']:.2f}",
+            f"{row['delta']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
+        )
+        for row in comparison["rows"]
+    ]
+    head = ("benchmark", "metric", "queries", "base", "this model", f"difference, {share} interval")
+    return f"Percent. Verdict: {_cell(comparison['verdict'])} ({_cell(comparison['reason'])}).\n\n{_table(head, rows)}"
+
+
+def _curve(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    points = [(entry["step"], entry["loss"]) for entry in log if "step" in entry and "loss" in entry]
+    if not points:
+        return []
+    last = len(points) - 1
+    chosen = sorted({round(number * last / (CURVE_POINTS - 1)) for number in range(CURVE_POINTS)})
+    return [(str(points[place][0]), f"{points[place][1]:.4g}") for place in chosen]
+
+
+def _parted(card: str) -> tuple[dict[str, Any], str]:
+    if not card.startswith("---\n") or "\n---\n" not in card:
+        return {}, card
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    return yaml.safe_load(head) or {}, body
+
+
+def _front_matter(head: Mapping[str, Any]) -> str:
+    plain = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True, width=1_000)
+    return f"---\n{plain}---"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -60,7 +192,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _cell(value: object) -> str:
     # Licences come from data files: they must not break out of their cell.
     return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(" ".join(text.split()), ensure_ascii=False)

@@ -1,49 +1,82 @@
-"""From a batch of rows to embeddings and to the keys by which false negatives are found."""
+"""From rows to what a step computes with: token lists that are encoded once each, image features, and keys of both."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paraclip_core.clip.encode import Precision, encode_ragged
-from paraclip_core.clip.models import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.losses import IMAGE
-from paraclip_core.training.rows import Batch, token_keys
+from paraclip_core.training.rows import Batch, TrainingRows, token_keys
 
-__all__ = ["batch_keys", "embed_batch", "image_features"]
+__all__ = ["ImageFeatures", "Prepared", "batches_ahead", "image_features", "prepare"]
 
 
-def embed_batch(
-    clip: ClipModel, batch: Batch, features: NDArray[np.float16], precision: Precision = "fp32"
-) -> dict[str, Tensor]:
-    """Embeddings of a batch: texts through the text tower, images from their stored features.
+class ImageFeatures(Protocol):
+    """Stored image features: an array, or anything that gives rows of one."""
 
-    All texts go through one call, so that its chunks are tight; texts that several kinds share go through it once.
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]: ...
 
-    Returns:
-        float32 [n, d], L2-normalised, for each kind of text and for ``image``.
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch as arrays."""
+
+    batch: Batch
+    tokens: Ragged
+    """The texts of every kind, one kind after the other; texts that kinds share come once."""
+    parts: Mapping[str, slice]
+    """Where each kind's n texts are among them."""
+    features: NDArray[np.float32]
+    """Stored features of the images, [n, d]."""
+    keys: Mapping[str, NDArray[np.int64]] | None
+    """For each kind and for ``image`` a key per row, [n]; equal keys mean equal texts or images. None: not wanted."""
+
+    def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
+        """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
+        images = torch.from_numpy(self.features).to(texts.device)
+        # Normalised again, because fp16 rounded them.
+        return {IMAGE: functional.normalize(images, dim=-1)} | {kind: texts[part] for kind, part in self.parts.items()}
+
+    def key_tensors(self, device: torch.device) -> dict[str, Tensor] | None:
+        """The keys on a device."""
+        if self.keys is None:
+            return None
+        return {kind: torch.from_numpy(values).to(device) for kind, values in self.keys.items()}
+
+
+def prepare(batch: Batch, features: ImageFeatures, image_keys: NDArray[np.int64] | None) -> Prepared:
+    """Look up what a step needs; without `image_keys` no keys are made.
+
+    Raises:
+        TrainingError: an image's features are not finite numbers.
     """
     unique = list({id(tokens): tokens for tokens in batch.texts.values()}.values())
-    place = {id(tokens): number for number, tokens in enumerate(unique)}
-    with _attention(clip.device):
-        encoded = encode_ragged(clip, Ragged.concatenate(unique), precision=precision)
-    parts = encoded.split([len(tokens) for tokens in unique])
-    embeddings = {kind: parts[place[id(tokens)]] for kind, tokens in batch.texts.items()}
-    embeddings[IMAGE] = image_features(features, batch.image_rows, clip.device)
-    return embeddings
+    n = len(batch.image_rows)
+    places = {id(tokens): slice(number * n, (number + 1) * n) for number, tokens in enumerate(unique)}
+    tokens = Ragged.concatenate(unique)
+    keys = None
+    if image_keys is not None:
+        by_text = token_keys(tokens)
+        keys = {kind: by_text[places[id(texts)]] for kind, texts in batch.texts.items()}
+        keys[IMAGE] = np.asarray(image_keys[batch.image_rows])
+    parts = {kind: places[id(texts)] for kind, texts in batch.texts.items()}
+    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys)
 
 
-def image_features(features: NDArray[np.float16], rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Stored features of these rows as float32 [n, d], normalised again because fp16 rounded them.
+def image_features(features: ImageFeatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Stored features of these rows as float32 [n, d].
 
     Raises:
         TrainingError: one of them is not a finite number.
@@ -54,24 +87,33 @@ def image_features(features: NDArray[np.float16], rows: NDArray[np.int64], devic
         raise TrainingError(
             f"row {row} of the image features is not finite; delete the features artifact and run again"
         )
-    return functional.normalize(torch.from_numpy(found).to(device), dim=-1)
+    return found
 
 
-def batch_keys(batch: Batch, image_keys: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
-    """Keys of a batch's texts and images, int64 [n] for each kind; equal keys mean equal texts or images."""
-    known: dict[int, Tensor] = {}
-    for tokens in batch.texts.values():
-        if id(tokens) not in known:
-            known[id(tokens)] = _tensor(token_keys(tokens), device)
-    keys = {kind: known[id(tokens)] for kind, tokens in batch.texts.items()}
-    keys[IMAGE] = _tensor(np.asarray(image_keys[batch.image_rows]), device)
-    return keys
+class _Order(Protocol):
+    def batch(self, step: int) -> NDArray[np.int64]: ...
 
 
-def _tensor(values: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device)
+@contextmanager
+def batches_ahead(
+    rows: TrainingRows,
+    order: _Order,
+    kinds: tuple[str, ...],
+    features: ImageFeatures,
+    image_keys: NDArray[np.int64] | None,
+    steps: range,
+) -> Iterator[Iterator[Prepared]]:
+    """The batches of these steps; each is made in a thread of its own while the one before it is trained on."""
 
+    def make(step: int) -> Prepared:
+        return prepare(rows.take(order.batch(step), kinds), features, image_keys)
 
-def _attention(device: torch.device) -> AbstractContextManager[Any]:
-    # The fused kernel's backward pass takes a CPU three times as long, in bf16 and on texts this short.
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    def batches() -> Iterator[Prepared]:
+        coming: Future[Prepared] | None = None
+        for step in steps:
+            found = coming.result() if coming is not None else make(step)
+            coming = pool.submit(partial(make, step + 1)) if step + 1 in steps else None
+            yield found
+
+    with ThreadPoolExecutor(1, "batches") as pool:
+        yield batches()

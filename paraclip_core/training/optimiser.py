@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["build_optimiser", "clamp_scale", "optimiser_tensors", "restore_optimiser", "trained_parameters"]
+from paraclip_core.errors import TrainingError
+
+__all__ = [
+    "build_optimiser",
+    "clamp_scale",
+    "embedding_tables",
+    "optimiser_tensors",
+    "restore_optimiser",
+    "select_parameters",
+    "set_learning_rate",
+    "trained_parameters",
+]
 
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 MAX_LOGIT_SCALE = math.log(100)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALE = "logit_scale"
+WHOLE_TOWER = "text"
+LAYER = re.compile(r"(?:^|\.)(?:resblocks|layers?|blocks?|h)\.(\d+)\.")
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -21,13 +38,73 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimiser(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW with open_clip's betas; matrices decay, gains, biases and the logit scale do not."""
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+def select_parameters(model: nn.Module, pattern: str, learn_scale: bool = True) -> None:
+    """Take gradients in some of the text tower's parameters only; the image tower must be frozen already.
+
+    Args:
+        model: the CLIP model.
+        pattern: ``text`` for the whole tower, or names of parameters with ``*``, ``?`` and ``[…]``, separated by
+            commas, for example ``transformer.resblocks.1[01].*, ln_final.*, text_projection``. A leading ``text.`` may
+            be left out.
+        learn_scale: whether the logit scale is trained, which the pattern says nothing of.
+
+    Raises:
+        TrainingError: there is no pattern, or a part of it fits no parameter; the message names those that come near.
+    """
+    tower = {name: p for name, p in trained_parameters(model).items() if name not in (SCALE, "logit_bias")}
+    patterns = [part.strip() for part in pattern.split(",") if part.strip()]
+    if not patterns:
+        raise TrainingError(
+            f"finetune.train is {pattern!r} and so trains nothing; write `text` for the whole text tower, or names of "
+            f"its parameters like {', '.join([n.removeprefix('text.') for n in tower][-3:])}"
+        )
+    if patterns != [WHOLE_TOWER]:
+        short = {name: name.removeprefix("text.") for name in tower}
+        for part in patterns:
+            if not any(fnmatchcase(name, part) or fnmatchcase(short[name], part) for name in tower):
+                near = difflib.get_close_matches(part, short.values(), 3, 0.0)
+                raise TrainingError(
+                    f"finetune.train: {part!r} fits no parameter of the text tower; write `text` for all of it, or "
+                    f"names like {', '.join(near)}"
+                )
+        for name, parameter in tower.items():
+            parameter.requires_grad_(any(fnmatchcase(name, p) or fnmatchcase(short[name], p) for p in patterns))
+    model.get_parameter(SCALE).requires_grad_(learn_scale)
+
+
+def build_optimiser(
+    parameters: Mapping[str, nn.Parameter],
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    tables: Collection[str] = (),
+) -> torch.optim.AdamW:
+    """Fused AdamW with open_clip's betas; matrices decay, gains, biases and the logit scale do not.
+
+    A `layer_decay` below 1 makes lower layers learn more slowly: a parameter d layers below the top has
+    layer_decay^d times the rate. What follows the last layer is the top, the embeddings are one below the first layer:
+    parameters that are called embeddings, and `tables` (see :func:`embedding_tables`).
+    """
+    depths = _depths(parameters, tables)
+    groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        depth = 0 if layer_decay == 1.0 else depths[name]
+        groups.setdefault((parameter.ndim < 2, depth), []).append(parameter)
+    listed = [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "rate": layer_decay ** key[1]}
+        for key in sorted(groups)
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+    return torch.optim.AdamW(listed, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+
+
+def embedding_tables(model: nn.Module) -> set[str]:
+    """Names of the tables of a model's embedding modules, whatever the modules are called."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def set_learning_rate(optimiser: torch.optim.AdamW, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
 
 
 def clamp_scale(logit_scale: Tensor) -> None:
@@ -53,3 +130,11 @@ def restore_optimiser(
         if f"step.{name}" in tensors:
             state = {key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in MOMENTS}
             optimiser.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device, copy=True), **state}
+
+
+def _depths(parameters: Mapping[str, nn.Parameter], tables: Collection[str]) -> dict[str, int]:
+    """How many layers below the top each parameter is."""
+    layers = {name: int(found[1]) + 1 for name in parameters if (found := LAYER.search(name)) is not None}
+    top = max(layers.values(), default=0) + 1
+    lowest = {name for name in parameters if name in tables or "embedding" in name or "cls_emb" in name}
+    return {name: top - layers.get(name, 0 if name in lowest else top) for name in parameters}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 
-__all__ = ["Batch", "TrainingRows", "spool_rows", "token_keys"]
+__all__ = ["CAPTION_ID", "Batch", "TrainingRows", "spool_rows", "token_keys"]
 
 DONE = "rows.json"
-RowBatch = tuple[Mapping[str, pa.ListArray | pa.ChunkedArray], NDArray[np.int64]]
-"""Texts of some rows by kind, and each row's row in the feature matrix."""
+CAPTION_ID = "caption_id"
+ID_BYTES = 16
+RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
+"""Texts of some rows by kind, as token lists, and each row's row in the feature matrix. Under ``caption_id`` may be the
+rows' ids, binary(16)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class TrainingRows:
     image_rows: NDArray[np.int64]
     facts: Mapping[str, int] = field(default_factory=dict)
     """What was noted while they were collected."""
+    ids: NDArray[np.uint8] | None = None
+    """Each row's caption id, [n, 16]; None where they were not collected."""
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -58,6 +64,10 @@ class TrainingRows:
         texts = {kind: taken[id(self.texts[kind])] for kind in kinds}
         return Batch(texts, np.asarray(self.image_rows[indices]))
 
+    def caption_ids(self, indices: NDArray[np.int64]) -> list[str]:
+        """Ids of the rows at `indices` in hexadecimal, as the tables have them; none where they were not collected."""
+        return [] if self.ids is None else [row.tobytes().hex() for row in self.ids[indices]]
+
     def as_captions(self) -> TrainingRows:
         """The control: the caption in place of every other text."""
         kinds = ("caption", "paraphrase_1", "paraphrase_2")
@@ -65,7 +75,11 @@ class TrainingRows:
 
 
 def spool_rows(
-    folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], facts: Callable[[], Mapping[str, int]] = dict
+    folder: Path,
+    kinds: Sequence[str],
+    batches: Iterable[RowBatch],
+    facts: Callable[[], Mapping[str, int]] = dict,
+    dtype: type[np.integer] = np.uint16,
 ) -> TrainingRows:
     """Write rows to flat files in `folder`, unless an earlier try finished that, and map them into memory.
 
@@ -74,6 +88,7 @@ def spool_rows(
         kinds: the texts to keep.
         batches: the rows, in a fixed order; not looked at where the folder is complete.
         facts: asked when the last row has streamed past; kept with the rows.
+        dtype: type of the tokens.
 
     Raises:
         TrainingError: the disk is full or read-only.
@@ -82,19 +97,19 @@ def spool_rows(
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            _write(folder, kinds, batches)
+            _write(folder, kinds, batches, dtype)
             (folder / f".{DONE}").write_text(json.dumps(dict(facts())))
             (folder / f".{DONE}").replace(folder / DONE)
         except OSError as error:
             raise TrainingError(f"cannot write the training rows to {folder}: {error}; free some space") from error
     image_rows = _mapped(folder / "image_rows.bin", np.int64)
     texts = {
-        kind: Ragged(
-            _mapped(folder / f"{kind}.tokens.bin", np.uint16), _mapped(folder / f"{kind}.offsets.bin", np.int64)
-        )
+        kind: Ragged(_mapped(folder / f"{kind}.tokens.bin", dtype), _mapped(folder / f"{kind}.offsets.bin", np.int64))
         for kind in kinds
     }
-    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()))
+    ids = folder / f"{CAPTION_ID}.bin"
+    known = _mapped(ids, np.uint8).reshape(-1, ID_BYTES) if ids.exists() else None
+    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), known)
 
 
 def token_keys(tokens: Ragged) -> NDArray[np.int64]:
@@ -113,7 +128,7 @@ def token_keys(tokens: Ragged) -> NDArray[np.int64]:
     return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
 
 
-def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> None:
+def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtype: type[np.integer]) -> None:
     ends = dict.fromkeys(kinds, 0)
     with ExitStack() as stack:
         names = ["image_rows", *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
@@ -122,11 +137,20 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch]) -> N
             files[f"{kind}.offsets"].write(np.zeros(1, np.int64).data)
         for texts, image_rows in batches:
             files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
+            if CAPTION_ID in texts:
+                if CAPTION_ID not in files:
+                    files[CAPTION_ID] = stack.enter_context((folder / f"{CAPTION_ID}.bin").open("wb"))
+                files[CAPTION_ID].write(_bytes(texts[CAPTION_ID]))
             for kind in kinds:
                 ragged = Ragged.from_arrow(texts[kind])
-                files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, np.uint16).data)
+                files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
+
+
+def _bytes(ids: pa.FixedSizeBinaryArray) -> bytes:
+    # A view of the buffer instead of a Python object a row.
+    return bytes(memoryview(ids.buffers()[1])[ids.offset * ID_BYTES : (ids.offset + len(ids)) * ID_BYTES])
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> NDArray:

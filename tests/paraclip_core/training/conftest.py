@@ -10,14 +10,25 @@ from types import ModuleType
 import pytest
 
 TINY = Path(__file__).with_name("tiny.py")
+TOWERS = Path(__file__).parents[1] / "clip/towers.py"
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module `tiny.py`."""
-    spec = importlib.util.spec_from_file_location("tiny_training", TINY)
+    return _module("tiny_training", TINY)
+
+
+@pytest.fixture(scope="session")
+def towers() -> ModuleType:
+    """The module that makes small models of every kind."""
+    return _module("towers_of_clip", TOWERS)
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_training"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

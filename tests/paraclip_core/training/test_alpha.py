@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from paraclip_core.training.alpha import choose_alpha, copy_weights, interpolate, sweep
+from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
 from paraclip_core.training.validation import AO, JS, RECALL
 
 
@@ -30,6 +30,26 @@ def test_sweep_measures_the_base_too() -> None:
     found = sweep(parameters, {"w": torch.tensor(0.0)}, {"w": torch.tensor(8.0)}, (1.0, 0.5),
                   lambda: {"w": float(parameters["w"].detach())})  # fmt: skip
     assert found == [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.5, "w": 4.0}, {"alpha": 1.0, "w": 8.0}]
+
+
+def test_weights_are_ordered_as_alphas_are() -> None:
+    base = {AO: 20.0, RECALL: 50.0}
+    tried = [{AO: 25.0, RECALL: 49.5}, {AO: 60.0, RECALL: 49.4}, {AO: 0.0, RECALL: 60.0}, {AO: 90.0, RECALL: 10.0}]
+    figures = iter(tried)
+    measured = best_so_far(lambda: next(figures), base, 0.5)
+    found = [measured() for _ in tried]
+    assert [{AO: figure[AO], RECALL: figure[RECALL]} for figure in found] == tried
+    assert [figure[BY_RULE] for figure in found] == pytest.approx([25.0, -0.6, 0.0, -40.0])
+    assert best_so_far(lambda: {RECALL: 51.0}, {RECALL: 50.0}, 0.5)() == {RECALL: 51.0, BY_RULE: 51.0}
+
+
+@pytest.mark.parametrize(("recalls", "chosen"), [((50, 49.8, 49.5, 49.4), 0.75), ((50, 40, 40, 40), 0.0)])
+def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[float, ...], chosen: float) -> None:
+    found = choose_alpha(
+        [{"alpha": alpha, RECALL: recall} for alpha, recall in zip((0.0, 0.5, 0.75, 1.0), recalls, strict=True)], 0.5
+    )
+    assert found["chosen"] == chosen
+    assert all(part in found["rule"] for part in ("could not be", "finetune.validation", "paraphrase.fraction"))
 
 
 @pytest.mark.parametrize(

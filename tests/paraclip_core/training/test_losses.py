@@ -9,6 +9,7 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paraclip_core.config import LossWeights
 from paraclip_core.training.losses import Pair, contrastive_loss, false_negatives, info_nce, named_pairs
@@ -29,6 +30,69 @@ def by_loop(first: Tensor, second: Tensor, scale: float, left_out: list[list[boo
         right = scale * float(first[i] @ second[i])
         total += math.log(sum(map(math.exp, forward))) - right + math.log(sum(map(math.exp, back))) - right
     return total / (2 * rows)
+
+
+def naive(first: Tensor, second: Tensor, scale: Tensor, left_out: Tensor | None = None) -> Tensor:
+    logits = scale * first @ second.T
+    if left_out is not None:
+        logits = logits.masked_fill(left_out, float("-inf"))
+    right = logits.diagonal()
+    return ((logits.logsumexp(1) - right) + (logits.logsumexp(0) - right)).mean() / 2
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 16, 50, 1024])
+def test_chunked_loss_equals_the_whole_matrix(chunk_rows: int, masked: bool) -> None:
+    mask = torch.rand(50, 50, generator=torch.Generator().manual_seed(1)) < 0.3 if masked else torch.zeros(50, 50) > 0
+    mask.fill_diagonal_(False)
+    values, gradients = [], []
+    for chunked in (False, True):
+        found = embeddings(50)
+        inputs = [found["image"], found["caption"], torch.tensor(14.0)]
+        for tensor in inputs:
+            tensor.requires_grad_()
+        first, second, scale = inputs
+        rows = lambda start, stop: mask[start:stop]  # noqa: E731
+        loss = info_nce(first, second, scale, rows, chunk_rows) if chunked else naive(first, second, scale, mask)
+        (3 * loss).backward()
+        values.append(float(loss.detach()))
+        gradients.append([tensor.grad for tensor in inputs])
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
+    for ours, plain in zip(*gradients, strict=True):
+        assert ours is not None and plain is not None
+        assert float((ours - plain).norm() / plain.norm()) < 1e-6
+
+
+def test_gradients_are_those_of_the_value() -> None:
+    found = {kind: tensor.double().requires_grad_() for kind, tensor in embeddings(6).items()}
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    mask = torch.eye(6, dtype=torch.bool).roll(2, 1)
+
+    def loss(first: Tensor, second: Tensor, factor: Tensor) -> Tensor:
+        return info_nce(first, second, factor, lambda start, stop: mask[start:stop], 4)
+
+    assert torch.autograd.gradcheck(loss, (found["image"], found["caption"], scale))
+
+
+def test_the_whole_matrix_is_never_in_memory() -> None:
+    rows, largest = 3000, 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    first, second = (functional.normalize(torch.randn(rows, 4), dim=-1).requires_grad_() for _ in range(2))
+    keys = torch.arange(rows)
+    pair = Pair("image", "caption")
+    with Watch():
+        total, _ = contrastive_loss({"image": first, "caption": second}, torch.tensor(1.0), [pair],
+                                    {"image": keys, "caption": keys})  # fmt: skip
+        total.backward()
+    assert rows < largest <= 1024 * rows
 
 
 def test_equals_open_clip() -> None:
@@ -63,6 +127,7 @@ def test_masked_loss_equals_a_loop(pair: Pair) -> None:
     ]
     tensors = {kind: torch.tensor(values) for kind, values in keys.items()}
     assert false_negatives(pair, tensors).tolist() == left_out
+    assert false_negatives(pair, tensors, 2, 5).tolist() == left_out[2:5]
     ours, parts = contrastive_loss(found, torch.tensor(math.log(9.0)), [pair], tensors)
     expected = by_loop(found[pair.first], found[pair.second], 9.0, left_out)
     assert float(ours) == pytest.approx(expected, rel=1e-5)

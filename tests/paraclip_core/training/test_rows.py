@@ -37,6 +37,20 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert batch.texts["caption"].lengths.tolist() == [3, 2, 0]
 
 
+def test_ids_come_back_where_they_were_given(tmp_path: Path) -> None:
+    ids = pa.array([bytes([n]) * 16 for n in range(5)], pa.binary(16))
+    texts = pa.array([[1]] * 5, TOKENS)
+    parts = [
+        ({"caption": texts[start:stop], "caption_id": ids[start:stop]}, np.arange(start, stop))
+        for start, stop in ((0, 2), (2, 5))
+    ]
+    rows = spool_rows(tmp_path / "rows", ("caption",), parts)
+    assert rows.caption_ids(np.array([4, 0])) == ["04" * 16, "00" * 16]
+    assert rows.as_captions().caption_ids(np.array([2])) == ["02" * 16]
+    without = spool_rows(tmp_path / "others", ("caption",), [({"caption": texts}, np.arange(5))])
+    assert without.caption_ids(np.array([4, 0])) == []
+
+
 def test_finished_rows_are_not_read_again(tmp_path: Path) -> None:
     source = [({"caption": pa.array([[1]], TOKENS)}, np.array([0]))]
     spool_rows(tmp_path / "rows", ("caption",), source)

@@ -7,16 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from paraclip_core.clip.models import image_tower_hash
+from paraclip_core.clip.models import freeze_image_tower, image_tower_hash
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
+from paraclip_core.training.guards import save_batch
+from paraclip_core.training.optimiser import select_parameters
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
@@ -76,13 +81,15 @@ def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
     assert_equal(kept, job.clip.model.state_dict())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_killed_runs_give_the_same_bytes(tmp_path: Path, threads: int) -> None:
-    for name, kills in (("undisturbed", 0), ("killed", 5)):
-        (tmp_path / name).mkdir()
-        command = [sys.executable, str(SCRIPT), str(tmp_path / name), str(threads), str(kills), "11"]
-        subprocess.run(command, check=True, cwd=Path(__file__).parents[3], timeout=300)
-    assert int((tmp_path / "killed/killed").read_text()) >= 3
+@pytest.mark.parametrize(
+    ("precision", "threads", "kills", "epochs"), [("bf16", 1, 10, 24), ("bf16", 2, 10, 24), ("fp32", 1, 4, 12)]
+)
+def test_killed_runs_give_the_same_bytes(tmp_path: Path, precision: str, threads: int, kills: int, epochs: int) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), str(threads), str(kills), "11", precision, str(epochs)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[3], timeout=300)
+    # Every kill met a training that had taken a step and was not through.
+    steps = json.loads((tmp_path / "killed/killed").read_text())
+    assert len(steps) == kills and min(steps) > 0 and max(steps) < 5 * epochs and len(set(steps)) > kills // 2
     for file in ("w.st", "training_log.jsonl"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
@@ -110,14 +117,54 @@ def test_other_options_do_not_go_on_from_its_checkpoints(tiny: ModuleType, tmp_p
         weights(tiny, tmp_path, options={"learning_rate": 1e-3})
 
 
+@pytest.mark.parametrize("other", ["base", "frozen part of the base", "images", "captions", "paraphrases"])
+def test_another_base_or_other_data_does_not_go_on_from_its_checkpoints(
+    tiny: ModuleType, tmp_path: Path, other: str
+) -> None:
+    ids = np.random.RandomState(0).randint(0, 256, (60, 16), np.uint8)
+
+    def run(changed: str = "") -> None:
+        job = tiny.tiny_job(tmp_path, options={"epochs": 1.0})
+        freeze_image_tower(job.clip)
+        select_parameters(job.clip.model, "ln_final.*,text_projection")
+        changes = {"base": "text_projection", "frozen part of the base": "token_embedding.weight"}
+        if changed in changes:
+            with torch.no_grad():
+                job.clip.model.get_parameter(changes[changed])[1, 1] += 1e-3
+        rows, keys = replace(job.rows, ids=ids), job.image_keys
+        if changed == "images":
+            keys = keys[::-1].copy()
+        if changed == "captions":
+            rows = replace(rows, ids=ids[::-1].copy())
+        if changed == "paraphrases":
+            longer = Ragged.from_lists([[1, 2, 3]] * len(rows))
+            rows = replace(rows, texts={**rows.texts, "paraphrase_2": longer})
+        train(replace(job, rows=rows, image_keys=keys))
+
+    run()
+    run()
+    with pytest.raises(TrainingError, match="belongs to another run"):
+        run(other)
+
+
 def test_divergence_stops_with_the_batch_saved(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path)
+    ids = np.random.RandomState(0).randint(0, 256, (len(job.rows), 16), np.uint8)
     with torch.no_grad():
         job.clip.model.token_embedding.weight[3:] = torch.inf
     with pytest.raises(TrainingError, match="step 1 of 45: loss nan"):
-        train(job)
-    saved = np.load(tmp_path / "scratch/diverged-step-00000001.npz")
+        train(replace(job, rows=replace(job.rows, ids=ids)))
+    saved = np.load(tmp_path / "scratch/diverged-step-00000001.npz", allow_pickle=False)
     assert len(saved["image_rows"]) == 12 and {"caption_values", "paraphrase_2_offsets"} <= set(saved)
+    assert saved["caption_ids"].tolist() == [bytes(ids[row]).hex() for row in saved["rows"]]
+
+
+def test_a_batch_without_known_ids_is_saved_too(tmp_path: Path, tiny: ModuleType) -> None:
+    rows, _ = tiny.tiny_rows()
+    indices = np.array([3, 1])
+    save_batch(tmp_path / "new/batch.npz", rows, indices, rows.take(indices, ("caption",)))
+    saved = np.load(tmp_path / "new/batch.npz", allow_pickle=False)
+    assert saved["caption_ids"].tolist() == [] and saved["image_rows"].tolist() == [3, 1]
 
 
 def test_features_that_are_not_finite_are_named(tiny: ModuleType, tmp_path: Path) -> None:
@@ -159,3 +206,31 @@ def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
     assert came == [signal.SIGTERM]
     assert [path.name for path in (tmp_path / "scratch").glob("step-*")] == ["step-00000010.safetensors"]
     assert_equal(whole, weights(tiny, tmp_path))
+
+
+def test_the_average_is_validated_and_returned(tiny: ModuleType, tmp_path: Path) -> None:
+    plain = weights(tiny, tmp_path / "plain", keep_best=None)
+    averaged = weights(tiny, tmp_path / "averaged", keep_best=None, options={"ema": 0.9})
+    name = "text_projection"
+    assert not torch.equal(plain[name], averaged[name])
+    # The weights themselves went the same way; only what is looked at differs.
+    newest = load_file(max((tmp_path / "averaged/scratch").glob("step-*")))
+    assert torch.equal(newest[f"model.{name}"], plain[name]) and torch.equal(newest[f"average.{name}"], averaged[name])
+    losses = [[line["loss"] for line in lines(tmp_path / folder) if "loss" in line] for folder in ("plain", "averaged")]
+    assert losses[0] == losses[1]
+    checks = [[x["validation"] for x in lines(tmp_path / f) if "validation" in x] for f in ("plain", "averaged")]
+    assert checks[0] != checks[1]
+
+
+def test_a_frozen_scale_stays_as_it_is(tiny: ModuleType, tmp_path: Path) -> None:
+    job = tiny.tiny_job(tmp_path, validate=None, keep_best=None, options={"checkpoint_steps": 0})
+    with torch.no_grad():
+        job.clip.model.logit_scale.fill_(np.log(150.0))
+    before = float(job.clip.model.logit_scale.detach())
+    freeze_image_tower(job.clip)
+    select_parameters(job.clip.model, "ln_final.*,text_projection", learn_scale=False)
+    others = job.clip.model.token_embedding.weight.detach().clone()
+    train(job)
+    assert float(job.clip.model.logit_scale.detach()) == before
+    assert torch.equal(job.clip.model.token_embedding.weight, others)
+    assert {line["logit_scale"] for line in lines(tmp_path)} == {150.0}

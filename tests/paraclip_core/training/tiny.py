@@ -1,22 +1,25 @@
-"""A training run small enough to be killed often. As a script: kill one at random moments until it is through.
+"""A training run small enough to be killed often. As a script: one undisturbed run, and one killed at random moments.
 
-python tiny.py FOLDER THREADS KILLS SEED
+python tiny.py FOLDER THREADS KILLS SEED PRECISION EPOCHS
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from paraclip_core.clip.models import ClipModel
 from paraclip_core.clip.ragged import Ragged
@@ -39,7 +42,12 @@ def tiny_clip(seed: int = 0) -> ClipModel:
     """A CLIP model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ClipModel(open_clip.CLIP(**CONFIG), CONFIG, {"size": [32, 32]}, "tiny")
+        return tiny_model(open_clip.CLIP(**CONFIG), CONFIG)
+
+
+def tiny_model(model: nn.Module, config: dict[str, Any]) -> ClipModel:
+    """A model whose tokenizer is never asked for more than its padding, 0."""
+    return ClipModel(model, config, {"size": [32, 32]}, "tiny", tokenizer=SimpleNamespace())
 
 
 def tiny_texts(words: np.ndarray) -> Ragged:
@@ -80,29 +88,48 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     return TrainingJob(**{**job, **changed})
 
 
-def carry_out(folder: Path) -> None:
+def carry_out(folder: Path, **options: Any) -> None:
     """Train and write the weights to `folder`."""
-    job = tiny_job(folder)
+    job = tiny_job(folder, options=options)
     train(job)
     save_file({name: value.contiguous() for name, value in job.clip.model.state_dict().items()}, folder / "w.st")
 
 
-def main(folder: Path, threads: int, kills: int, seed: int) -> None:
-    """Start the run again and again; each child lives for a random number of further steps, the last one to its end."""
-    moments, killed = random.Random(seed), 0
+def main(folder: Path, threads: int, kills: int, seed: int, precision: str, epochs: float) -> None:
+    """The run in `undisturbed`, and the same one in `killed`."""
+    for name, count in (("undisturbed", 0), ("killed", kills)):
+        (folder / name).mkdir()
+        lives(folder / name, threads, count, seed, precision, epochs)
+
+
+def lives(folder: Path, threads: int, kills: int, seed: int, precision: str, epochs: float) -> None:
+    """Start the run again and again; each child lives for a random number of further steps, the last one to its end.
+
+    The file `killed` says after which step each of them was killed while it trained.
+    """
+    moments, killed = random.Random(seed), []
     for attempt in range(kills + 1):
         # A fork, because importing torch takes longer than the run.
         child = os.fork()
         if child == 0:
             torch.set_num_threads(threads)
-            carry_out(folder)
+            carry_out(folder, precision=precision, epochs=epochs)
             os._exit(0)
         if attempt < kills:
             _wait_for_growth(folder / "training_log.jsonl", moments.randrange(100, 900), child)
             time.sleep(moments.random() * 0.05)
             os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    (folder / "killed").write_text(str(killed))
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            killed.append(_last_step(folder / "training_log.jsonl"))
+        elif status:
+            sys.exit(f"a child ended with {status}")
+    (folder / "killed").write_text(json.dumps(killed))
+
+
+def _last_step(log: Path) -> int:
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return json.loads(whole[-1])["step"]
 
 
 def _wait_for_growth(path: Path, size: int, child: int) -> None:
@@ -114,4 +141,4 @@ def _wait_for_growth(path: Path, size: int, child: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], float(sys.argv[6]))

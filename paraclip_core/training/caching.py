@@ -1,0 +1,173 @@
+"""Embeddings of any number of texts, with gradients, in fixed memory.
+
+Gradient caching (GradCache, arXiv 2101.06983): embed all texts without keeping anything for the backward pass, compute
+the loss's gradient by the embeddings, then embed group by group again and send each group's part of the gradient back.
+Where all groups fit into memory at once the first pass is kept instead. Either way every group runs backward on its
+own and in the same order, so that the gradients are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares
+from paraclip_core.clip.models import ClipModel
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.towers import text_tower
+from paraclip_core.training.distributed import ALONE, Processes
+from paraclip_core.training.guards import free_heap
+
+__all__ = ["GROUP_TOKENS", "CachedTexts", "activation_bytes", "touched_vocabulary"]
+
+GROUP_TOKENS = 8192
+"""Tokens that go backward together. Gradients of one group's weights add up in the precision of its arithmetic, those
+of several groups in fp32."""
+
+NOT_COMPUTED = ("visual.", "text_decoder.")
+"""Parts of a model that texts do not pass: the image tower, and what CoCa writes captions with."""
+
+
+class CachedTexts:
+    """The texts of one step."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        tokens: Ragged,
+        *,
+        precision: Precision,
+        keep: bool,
+        seed: int = 0,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Take this process's share of the texts.
+
+        Args:
+            clip: the model.
+            tokens: all texts of the step, n of them.
+            precision: arithmetic of the tower.
+            keep: keep the first pass for the backward one. More memory, less time, the same result.
+            seed: of the dropout, where the tower has any.
+            processes: who embeds the rest.
+        """
+        self._clip, self._tokens, self._keep = clip, tokens, keep
+        self._precision: Precision = precision
+        self._seed, self._processes = seed, processes
+        mine = shares(clip, tokens, processes.count)[processes.rank]
+        tower = text_tower(clip)
+        # Weights whose gradients add up in fp32 need no small chunks; the others' chunks are short, to save padding.
+        self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
+        self._groups = _groups(mine, tower.widths(tokens.lengths[mine], clip.context_length))
+        self._kept: list[Tensor] = []
+
+    def embed(self) -> Tensor:
+        """Embeddings of all texts, float32 [n, d], L2-normalised, without history."""
+        found = torch.zeros(len(self._tokens), self._clip.embed_dim, device=self._clip.device)
+        for number, rows in enumerate(self._groups):
+            with torch.set_grad_enabled(self._keep):
+                output = self._encode(number, rows)
+            if self._keep:
+                self._kept.append(output)
+            found[torch.from_numpy(rows).to(found.device)] = output.detach()
+            self._tidy()
+        return self._processes.sum(found)
+
+    def send_back(self, gradient: Tensor) -> None:
+        """Add to the parameters' gradients what follows from the gradient by the embeddings, [n, d]."""
+        for number, rows in enumerate(self._groups):
+            output = self._kept[number] if self._keep else self._encode(number, rows)
+            output.backward(gradient[torch.from_numpy(rows).to(gradient.device)])
+            if self._keep:
+                self._kept[number] = gradient  # so that this group's memory is free
+            del output
+            self._tidy()
+
+    def _tidy(self) -> None:
+        if not self._keep:
+            free_heap()
+
+    def _encode(self, number: int, rows: NDArray[np.int64]) -> Tensor:
+        torch.manual_seed((self._seed * 1_000_003 + number * self._processes.count + self._processes.rank) % 2**63)
+        with _attention(self._clip.device):
+            texts = self._tokens.take(rows)
+            return encode_ragged(self._clip, texts, chunk_tokens=self._chunk_tokens, precision=self._precision)
+
+
+def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut rows into groups of about as many tokens each, near GROUP_TOKENS at most; padding is among `lengths`."""
+    until = np.cumsum(lengths)
+    count = -(-int(until[-1]) // GROUP_TOKENS) if len(until) else 0
+    cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count) if count else []
+    return [group for group in np.split(rows, cuts) if len(group)]
+
+
+def activation_bytes(clip: ClipModel, precision: Precision) -> int:
+    """About how many bytes the backward pass needs to find for each token: the inputs and outputs of every matrix.
+
+    Right within a factor of 2.5 whatever the tower; attention's square of the text's length is left out.
+    """
+    embeddings = {id(module.weight) for module in clip.model.modules() if isinstance(module, nn.Embedding)}
+    numbers = sum(
+        sum(parameter.shape)
+        for name, parameter in clip.model.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in embeddings and not name.startswith(NOT_COMPUTED)
+    )
+    return numbers * (4 if precision == "fp32" else 3)
+
+
+@contextmanager
+def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[None]:
+    """Let the token embedding take gradients in the rows of these tokens only, and give them to it at the end.
+
+    Otherwise every chunk makes and adds a gradient of the whole vocabulary, which is most of the parameters.
+    """
+    module = _vocabulary(clip)
+    if module is None:
+        yield
+        return
+    weight, whole, device = module.weight, module.forward, module.weight.device
+    # 0 and 1 are what towers pad with; chunks that hold a token beyond these rows use the whole table.
+    padding = [0, 1] if module.padding_idx is None else [0, 1, module.padding_idx]
+    known = np.union1d(tokens.values.astype(np.int64), padding)
+    place = torch.full((len(weight),), -1, dtype=torch.int64)
+    place[torch.from_numpy(known)] = torch.arange(len(known))
+    place, rows = place.to(device), torch.from_numpy(known).to(device)
+    few = weight.detach()[rows].requires_grad_()
+
+    def forward(ids: Tensor) -> Tensor:
+        places = place[ids]
+        return whole(ids) if bool((places < 0).any()) else functional.embedding(places, few)
+
+    module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        module.forward = whole
+    if few.grad is not None:
+        if module.padding_idx is not None:
+            few.grad[place[module.padding_idx]] = 0.0
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad[rows] += few.grad
+
+
+def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
+    """The token embedding, if it is trained: the largest table of the text tower."""
+    tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    plain = largest is not None and largest.max_norm is None and not largest.scale_grad_by_freq and not largest.sparse
+    return largest if plain and largest is not None and largest.weight.requires_grad else None
+
+
+def _attention(device: torch.device) -> AbstractContextManager[Any]:
+    # The fused kernel's backward pass takes a CPU three times as long, in bf16 and on texts this short.
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,0 +1,164 @@
+"""Training curves in other people's tools: one small interface, several of them, none by default.
+
+A tracker gets figures for the eye only. What it loses is in the training log all the same, so a tracker that fails
+while training goes on is named in a warning and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from paraclip_core.errors import ConfigError
+
+__all__ = ["Run", "Tracker", "Trackers", "open_trackers"]
+
+log = logging.getLogger(__name__)
+
+PROJECT = "paraclip"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker is told of a run."""
+
+    name: str
+    """Stays the same when the run goes on after a kill."""
+    folder: Path
+    """Where trackers that write files write them, each in a folder of its own."""
+    options: Mapping[str, Any]
+    """Hyper-parameters, JSON-ready."""
+
+
+class Tracker(Protocol):
+    """Something that draws curves."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take the figures after `step` steps, by names such as ``loss`` or ``validation/ao@10``."""
+        ...
+
+    def close(self) -> None:
+        """Bring everything to where it belongs."""
+        ...
+
+
+class FileTracker:
+    """JSON lines in ``<folder>/file/<run>.jsonl``: the interface in its plainest form."""
+
+    def __init__(self, run: Run) -> None:
+        """Append to the run's file."""
+        path = run.folder / "file" / f"{run.name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write a line."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardTracker:
+    """Event files in ``<folder>/tensorboard/<run>``."""
+
+    def __init__(self, run: Run) -> None:
+        """Open the run's event file."""
+        module = _imported("torch.utils.tensorboard", "tensorboard")
+        self._writer = module.SummaryWriter(str(run.folder / "tensorboard" / run.name))
+        self._writer.add_text("options", f"```json\n{json.dumps(run.options, indent=2, sort_keys=True)}\n```")
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a scalar for each figure."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """Weights & Biases, or Trackio, which has the same functions; both find their server and account by themselves."""
+
+    def __init__(self, run: Run, package: str) -> None:
+        """Begin a run, or go on with it."""
+        self._module = _imported(package, package)
+        own = {"dir": str(run.folder), "id": run.name} if package == "wandb" else {}
+        if own:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        self._module.init(project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **own)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Send the figures."""
+        self._module.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._module.finish()
+
+
+OPENERS: Mapping[str, Callable[[Run], Tracker]] = {
+    "file": FileTracker,
+    "tensorboard": TensorBoardTracker,
+    "trackio": lambda run: WandbTracker(run, "trackio"),
+    "wandb": lambda run: WandbTracker(run, "wandb"),
+}
+
+
+class Trackers:
+    """Several trackers as one, of which none can stop the training."""
+
+    def __init__(self, trackers: Mapping[str, Tracker] | None = None) -> None:
+        """Tell these; none at all is fine."""
+        self._trackers = dict(trackers or {})
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Tell each tracker the figures after `step` steps."""
+        self._each(lambda tracker: tracker.log(step, figures))
+
+    def close(self) -> None:
+        """Close each tracker."""
+        self._each(lambda tracker: tracker.close())
+        self._trackers = {}
+
+    def _each(self, tell: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:  # whatever a service's client raises
+                log.warning("tracker %s failed and is left alone from here: %s", name, error)
+                del self._trackers[name]
+
+
+def open_trackers(names: Sequence[str], run: Run) -> Trackers:
+    """Open the named trackers.
+
+    Raises:
+        ConfigError: a tracker's package is not installed, or it cannot begin a run (no account, no network).
+    """
+    opened: dict[str, Tracker] = {}
+    for name in dict.fromkeys(names):
+        try:
+            opened[name] = OPENERS[name](run)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a service's client raises
+            raise ConfigError(f"run.trackers: {name} cannot begin the run {run.name}: {error}; take it out") from error
+    return Trackers(opened)
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"run.trackers names a tracker that needs the package {package}, which is not installed; "
+            f"`pip install {package}` or take it out"
+        ) from error

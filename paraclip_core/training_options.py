@@ -1,0 +1,119 @@
+"""Options of the two training stages, part of the tree in :mod:`paraclip_core.config`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from paraclip_core.options import OPERATIONAL, Options
+
+__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimiserOptions"]
+
+
+class OptimiserOptions(Options):
+    """Training of a text tower on stored image features."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Rows in a batch, and so candidates of each InfoNCE loss."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the text tower; the loss is always fp32."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer to the one below it; 1 lets all learn as fast."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, which is validated and released in their place; 0: none.
+    Short runs use less of it: at most (1 + step) / (10 + step)."""
+    seed: int = 0
+    """Seed of the data order."""
+    memory_gib: Annotated[float, Field(gt=0)] = Field(default=4.0, json_schema_extra=OPERATIONAL)
+    """Memory for what the backward pass needs of a batch. A batch that needs more has its texts embedded twice
+    (gradient caching): a third slower, within this memory, and the same to the last bit."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
+    """Time between two checkpoints."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Steps between two checkpoints, 0: by time only."""
+
+
+class BootstrapOptions(OptimiserOptions):
+    """Training of the embedded base model with the caption-image loss alone (LiT)."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
+    """Passes over the training captions."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Peak learning rate."""
+    logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
+    """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
+    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images that is held out to stop at the best epoch. Fine-tuning chooses α on images among
+    them, which the base has not seen."""
+
+
+class LossWeights(Options):
+    """Weights of the InfoNCE losses; the published method is the sum of the three named ones."""
+
+    image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of image against paraphrase 2."""
+    caption_paraphrase_1: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of caption against paraphrase 1."""
+    paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of paraphrase 1 against paraphrase 2."""
+    image_caption: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
+    image_paraphrase_1: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of image against paraphrase 1; not in the published method."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one loss weight must be above 0")
+        return self
+
+
+class AlphaOptions(Options):
+    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
+
+    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Values of α to try; 0 is the base, 1 the tuned tower as trained."""
+    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
+    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins."""
+
+
+class FinetuneOptions(OptimiserOptions):
+    """Training of the text tower on captions, both paraphrases and image features."""
+
+    weights: LossWeights = LossWeights()
+    """Weights of the losses."""
+    mask_duplicates: bool = True
+    """Leave same-text and same-image pairs of a batch out of the negatives."""
+    texts: Literal["paraphrases", "captions"] = "paraphrases"
+    """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
+    train: str = "text"
+    """What is trained: `text` for the whole text tower, or names of its parameters with `*`, `?` and `[…]`, separated
+    by commas, for example `transformer.resblocks.1[01].*, ln_final.*, text_projection`."""
+    logit_scale: Literal["learn", "freeze"] = "learn"
+    """Whether the factor of the cosines is trained (it stays between 1 and 100) or left as the base has it."""
+    distil: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
+    l2_sp: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of half the squared distance to the base's weights: against forgetting."""
+    image_gate: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
+    more than this; null: none. Small bases know too little for it, see docs/gates.md."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images that is held out to choose α."""
+    validations: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """How often training is validated on these images, at even distances and the last time at its end. The curve is in
+    log and report, and α is chosen for the best of the weights by α's own rule. 0: never, the last weights it is."""
+    alpha: AlphaOptions = AlphaOptions()
+    """Interpolation with the base."""

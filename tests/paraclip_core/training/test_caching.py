@@ -1,0 +1,204 @@
+"""Gradient caching against the plain gradient, and against itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from paraclip_core.clip.encode import computed_tokens, encode_ragged, shares, tokenise
+from paraclip_core.clip.models import ClipModel, freeze_image_tower
+from paraclip_core.config import LossWeights
+from paraclip_core.training import caching
+from paraclip_core.training.forgetting import Anchor
+from paraclip_core.training.forward import Prepared, prepare
+from paraclip_core.training.guards import deterministic
+from paraclip_core.training.losses import contrastive_loss, named_pairs
+from paraclip_core.training.objective import Objective
+from paraclip_core.training.optimiser import trained_parameters
+
+KINDS = ("caption", "paraphrase_1", "paraphrase_2")
+TOWER_KINDS = (
+    "clip", "eva", "pe", "worldwide", "coca", "roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "clipa",
+    "mobileclip-s",
+)  # fmt: skip
+WORDS = "a dog runs on the beach with two men and small red car near old house under trees rain day photo"
+PAIRS = named_pairs(LossWeights())
+
+
+@pytest.fixture(autouse=True)
+def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(caching, "GROUP_TOKENS", 64)  # so that a small batch has many groups
+    with deterministic():
+        yield
+
+
+def batch(tiny: ModuleType, rows: int = 40) -> Prepared:
+    stored, features = tiny.tiny_rows()
+    return prepare(stored.take(np.arange(rows), KINDS), features, np.arange(len(features)))
+
+
+def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = {**tiny.CONFIG, "text_cfg": {**tiny.CONFIG["text_cfg"], **text}}
+        model = (open_clip.CustomTextCLIP if text else open_clip.CLIP)(**config)
+    clip = tiny.tiny_model(model, config)
+    freeze_image_tower(clip)
+    clip.model.train()
+    return clip
+
+
+def gradients(clip: ClipModel) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in trained_parameters(clip.model).items() if p.grad is not None}
+    clip.model.zero_grad()
+    return found
+
+
+def plain(clip: ClipModel, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+    embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
+    keys = prepared.key_tensors(clip.device)
+    loss, _ = contrastive_loss(embeddings, clip.model.get_parameter("logit_scale"), PAIRS, keys)
+    loss.backward()
+    return loss.detach(), gradients(clip)
+
+
+@pytest.mark.parametrize("memory", [4.0, 1e-9])
+@pytest.mark.parametrize(
+    ("text", "noise"),
+    # A tower that sees its padding sums many more terms.
+    [({}, 1e-6), ({"no_causal_mask": True, "pool_type": "last"}, 2e-6)],
+)
+def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[str, object], noise: float) -> None:
+    clip, prepared = clip_of(tiny, **text), batch(tiny)
+    expected, by_hand = plain(clip, prepared)
+    loss, terms = Objective(clip, PAIRS, memory_gib=memory).gradients(prepared)
+    ours = gradients(clip)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6) and set(terms) == {pair.name for pair in PAIRS}
+    assert set(ours) == set(by_hand)
+    whole = torch.cat([value.flatten() for value in by_hand.values()]).norm()
+    apart = {name: (ours[name] - value).norm() for name, value in by_hand.items()}
+    assert float(torch.stack(list(apart.values())).norm()) <= noise * float(whole)
+    for name, value in by_hand.items():
+        assert float(apart[name]) <= 2 * noise * float(max(value.norm(), 1e-2 * whole)), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("anchored", [False, True])
+def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor = Anchor(clip, 1.0, 0.1) if anchored else None
+    found = []
+    for memory, fits in ((4.0, True), (1e-9, False)):
+        objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
+        assert objective.fits(prepared) is fits
+        loss, _ = objective.gradients(prepared)
+        found.append({"loss": loss, **gradients(clip)})
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_dropout_is_the_same_in_both_passes(tiny: ModuleType) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    block = clip.model.get_submodule("transformer.resblocks.0")
+    block.attn.dropout = 0.3  # type: ignore[assignment]
+    found = []
+    for memory, seed in ((4.0, 1), (1e-9, 1), (4.0, 2)):
+        Objective(clip, PAIRS, memory_gib=memory).gradients(prepared, seed)
+        found.append(gradients(clip)["text_projection"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", TOWER_KINDS)
+def test_the_estimate_is_near_what_is_kept(
+    kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "GROUP_TOKENS", 8192)
+    clip = towers.model_of(kind, tmp_path)
+    freeze_image_tower(clip)
+    clip.model.train()
+    draw = np.random.RandomState(0)
+    tokens = tokenise(clip, [" ".join(draw.choice(WORDS.split(), draw.randint(3, 14))) for _ in range(48)])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in clip.model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with (
+        caching.touched_vocabulary(clip, tokens),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        caching.CachedTexts(clip, tokens, precision=precision, keep=True).embed()  # type: ignore[arg-type]
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    estimate = computed_tokens(clip, tokens) * caching.activation_bytes(clip, precision)  # type: ignore[arg-type]
+    assert needed / 2.5 < estimate < needed * 2.5
+
+
+def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
+    tokens = batch(tiny).tokens
+    clip = clip_of(tiny)
+    texts = caching.CachedTexts(clip, tokens, precision="fp32", keep=False)
+    # Where only real tokens are computed, groups are as they always were: another cut would be other last bits.
+    mine = shares(clip, tokens, 1)[0]
+    until = np.cumsum(tokens.lengths[mine])
+    count = -(-int(until[-1]) // 64)
+    cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count)
+    assert [group.tolist() for group in texts._groups] == [group.tolist() for group in np.split(mine, cuts)]
+    padded = clip_of(tiny, no_causal_mask=True, pool_type="last")
+    texts = caching.CachedTexts(padded, tokens, precision="fp32", keep=False)
+    sizes = [len(group) * padded.context_length for group in texts._groups]
+    assert sum(sizes) == computed_tokens(padded, tokens) and max(sizes) <= 64 + padded.context_length
+    assert computed_tokens(clip, tokens) == len(tokens.values)
+    assert computed_tokens(padded, tokens.take(np.zeros(0, np.int64))) == 0
+
+
+def test_a_whole_batch_is_never_kept(tiny: ModuleType) -> None:
+    clip = clip_of(tiny)
+    peaks = []
+    for rows in (20, 60):
+        live = peak = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal live, peak
+            live += tensor.numel()
+            peak = max(peak, live)
+            return tensor
+
+        prepared = batch(tiny, rows)
+        texts = caching.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)
+        embeddings = texts.embed()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            before = live
+            texts.send_back(torch.ones_like(embeddings))
+        peaks.append((live - before) / len(texts._groups))
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    table = clip.model.get_submodule("token_embedding")
+    with caching.touched_vocabulary(clip, prepared.tokens):
+        encode_ragged(clip, prepared.tokens).sum().backward()
+        assert table.weight.grad is None
+    assert isinstance(table.weight.grad, Tensor)
+    used = np.unique(prepared.tokens.values)
+    assert set(np.flatnonzero(table.weight.grad.abs().sum(1).numpy())) <= set(used)
+    few = table.weight.grad.clone()
+    clip.model.zero_grad()
+    encode_ragged(clip, prepared.tokens).sum().backward()
+    torch.testing.assert_close(few, table.weight.grad)
+    # Tokens that were not foreseen are looked up in the whole table.
+    clip.model.zero_grad()
+    with caching.touched_vocabulary(clip, prepared.tokens.take([0])):
+        encode_ragged(clip, prepared.tokens).sum().backward()
+    torch.testing.assert_close(few, table.weight.grad)

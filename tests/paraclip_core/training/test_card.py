@@ -1,0 +1,95 @@
+"""Model cards: what they say, and that the hub's own library reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from paraclip_core.training.card import completed_card, model_card
+
+ROW = {
+    "benchmark": "rewordings",
+    "kind": "paraphrased_retrieval",
+    "metric": "ao@10",
+    "base": 11.8196,
+    "tuned": 14.0189,
+    "delta": 2.1993,
+    "low": 1.2342,
+    "high": 3.2074,
+    "n": 750,
+    "clusters": 750,
+}
+COMPARISON: dict[str, Any] = {
+    "rows": [ROW, {**ROW, "metric": "js@10"}, {**ROW, "benchmark": "sts-b", "kind": "sts", "metric": "spearman"}],
+    "verdict": "promote",
+    "reason": "ao@10 +2.20 is clear of zero",
+    "confidence": 0.95,
+}
+
+
+def card(**changes: Any) -> str:
+    settings: dict[str, Any] = {
+        "title": "A model",
+        "summary": "Tuned.",
+        "base": "ViT-B-32:laion2b_s34b_b79k",
+        "image_tower_hash": "ab" * 16,
+        "licences": {"CC BY 4.0": 3, 'evil"\n---\nlicense: mit | <b>': 1},
+        "options": {"epochs": 2.0},
+        "figures": [{"alpha": 0.0, "ao@10": 29.0}, {"alpha": 1.0, "ao@10": 31.5}],
+    }
+    return model_card(**{**settings, **changes})
+
+
+def test_the_hubs_library_reads_it() -> None:
+    text = card(base_model="laion/CLIP-ViT-B-32-laion2B-s34B-b79K", revision="1a25a446")
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "other" and data["library_name"] == "open_clip"
+    assert data["base_model"] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    assert data["license_name"] == 'CC BY 4.0, evil" --- license: mit | <b>'
+    assert "at revision `1a25a446`" in text and "`abab" in text and "local-dir:" in text
+    assert "<b>" not in text.partition("\n---\n")[2] and "| 1 | 31.5 |" in text
+
+
+def test_it_names_sources_and_paraphraser() -> None:
+    body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `smollm2`, model `x`").partition("\n---\n")[2]
+    assert "Paraphrases: engine `smollm2`, model `x`." in body
+    assert "| source | rows |\n|---|---|\n| a\\|b&lt;i>.parquet | 4 |" in body
+    assert "Paraphrases" not in card() and "| source |" not in card()
+
+
+def test_the_evaluation_becomes_the_hubs_model_index() -> None:
+    log = [{"step": step, "loss": 5 / step} for step in range(1, 101)]
+    text = completed_card(card(), name="paraclip-1234", comparison=COMPARISON, log=[*log, {"note": "no step"}])
+    read: Any = ModelCard(text).data
+    results = read.eval_results
+    assert results is not None and read.model_name == "paraclip-1234"
+    found = [(result.task_type, result.dataset_name, result.metric_type, result.metric_value) for result in results]
+    assert found == [
+        ("image-text-retrieval", "rewordings", "ao@10", 14.02),
+        ("image-text-retrieval", "rewordings", "js@10", 14.02),
+        ("sentence-similarity", "sts-b", "spearman", 14.02),
+    ]
+    assert "| rewordings | ao@10 | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
+    assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
+    assert "| 1 | 5 |" in text and "| 100 | 0.05 |" in text and text.count("\n| ") < 40
+    assert completed_card(card()) == card(), "nothing known, nothing added"
+
+
+@pytest.mark.parametrize(
+    ("layout", "library", "call"),
+    [
+        ("hf", "transformers", "CLIPModel.from_pretrained"),
+        ("onnx", "onnx", "onnxruntime.InferenceSession"),
+        ("sentence-transformers", "sentence-transformers", "SentenceTransformer("),
+    ],
+)
+def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: str) -> None:
+    text = completed_card(card(), layout=layout)
+    assert ModelCard(text).data.to_dict()["library_name"] == library
+    assert call in text and "open_clip.create_model" not in text
+
+
+def test_a_card_of_unknown_origin_is_kept() -> None:
+    assert completed_card("# Mine\n").endswith("# Mine\n")

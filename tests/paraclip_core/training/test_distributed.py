@@ -1,0 +1,87 @@
+"""Two real processes under torchrun against one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paraclip_core.training.trainer import train
+
+SCRIPT = Path(__file__).with_name("together.py")
+OPTIONS = {"ema": 0.9, "checkpoint_steps": 4, "batch_size": 13}
+
+
+def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    changed = {"options": OPTIONS, **changed}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [str(SCRIPT), str(folder), json.dumps(changed)]
+    return subprocess.run(
+        command, cwd=SCRIPT.parents[3], timeout=300, capture_output=True, text=True, errors="replace", check=False
+    )
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert len([line["step"] for line in lines if "loss" in line]) == len({x["step"] for x in lines})
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("alone")
+    job = tiny.tiny_job(folder, options=OPTIONS, distil=0.5, l2_sp=0.01)
+    train(job)
+    return folder, dict(job.clip.model.state_dict())
+
+
+def assert_near(found: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    assert losses(found) == pytest.approx(losses(alone[0]), rel=1e-3)
+    weights = load_file(found / "w.st")
+    for name, value in alone[1].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    ended = torchrun(tmp_path, 2, distil=0.5, l2_sp=0.01)
+    assert ended.returncode == 0, ended.stderr
+    first = losses(tmp_path)
+    assert [first[step] for step in (1, 2, 3)] == pytest.approx(
+        [losses(alone[0])[step] for step in (1, 2, 3)], rel=1e-5
+    )
+    assert_near(tmp_path, alone)
+
+
+def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(tmp_path: Path) -> None:
+    anchored = {"distil": 0.5, "l2_sp": 0.01}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = torchrun(whole, 2, **anchored)
+    assert ended.returncode == 0, ended.stderr
+    died = torchrun(killed, 2, **anchored, die=6)
+    assert died.returncode != 0 and not (killed / "w.st").exists(), died.stderr
+    # What was done after the checkpoint is done again, by processes of which only the first one has read it.
+    assert max(losses(killed)) == 28
+    assert max((killed / "scratch").glob("step-*")).name == "step-00000024.safetensors"
+    again = torchrun(killed, 2, **anchored)
+    assert again.returncode == 0, again.stderr
+    assert [(folder / "validations").read_text() for folder in (whole, killed)] == ["9", "4"]
+    for file in ("w.st", "training_log.jsonl"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    died = torchrun(tmp_path, 2, distil=0.5, l2_sp=0.01, die=4)
+    assert died.returncode != 0 and max(losses(tmp_path)) == 19, died.stderr
+    assert (tmp_path / "scratch/step-00000016.safetensors").exists()
+    ended = torchrun(tmp_path, 1, distil=0.5, l2_sp=0.01)
+    assert ended.returncode == 0, ended.stderr
+    assert_near(tmp_path, alone)

@@ -1,0 +1,118 @@
+"""What is trained, and how fast each part learns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from paraclip_core.clip.models import freeze_image_tower
+from paraclip_core.config import BootstrapOptions, FinetuneOptions, meaning
+from paraclip_core.errors import TrainingError
+from paraclip_core.training.optimiser import (
+    build_optimiser,
+    embedding_tables,
+    select_parameters,
+    set_learning_rate,
+    trained_parameters,
+)
+
+KINDS = (
+    "clip", "eva", "pe", "worldwide", "coca", "roberta", "xlm-roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip",
+    "clipa", "mobileclip-s",
+)  # fmt: skip
+NATIVE = (
+    "token_embedding.weight", "positional_embedding", "transformer.resblocks.0.ln_1.weight",
+    "transformer.resblocks.1.mlp.c_fc.weight", "ln_final.bias", "text_projection", "logit_scale",
+)  # fmt: skip
+HUGGING_FACE = (
+    "text.transformer.embeddings.word_embeddings.weight", "text.transformer.embeddings.LayerNorm.bias",
+    "text.transformer.encoder.layer.0.output.dense.bias", "text.transformer.encoder.layer.1.output.dense.weight",
+    "text.proj.0.weight", "text.proj.2.weight", "logit_scale",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [NATIVE, HUGGING_FACE])
+def test_lower_layers_learn_more_slowly(names: tuple[str, ...]) -> None:
+    shapes = {name: (4,) if name.endswith(("bias", "ln_1.weight")) else (4, 4) for name in names}
+    parameters = {name: nn.Parameter(torch.zeros(() if name == "logit_scale" else shapes[name])) for name in names}
+    optimiser = build_optimiser(parameters, 0.1, 0.5)
+    set_learning_rate(optimiser, 8.0)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in optimiser.param_groups for p in group["params"]}
+    rates = [found[id(parameter)][0] for parameter in parameters.values()]
+    assert rates == [1.0, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert [found[id(p)][1] > 0 for p in parameters.values()] == [p.ndim > 1 for p in parameters.values()]
+    plain = build_optimiser(parameters, 0.1)
+    set_learning_rate(plain, 8.0)
+    assert [group["lr"] for group in plain.param_groups] == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_embeddings_of_every_tower_learn_most_slowly(kind: str, towers: ModuleType, tmp_path: Path) -> None:
+    clip = towers.model_of(kind, tmp_path)
+    freeze_image_tower(clip)
+    parameters = trained_parameters(clip.model)
+    optimiser = build_optimiser(parameters, 0.1, 0.5, embedding_tables(clip.model))
+    set_learning_rate(optimiser, 1.0)
+    found = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    # The layers of a tower, by the numbers that stand alone in its parameters' names.
+    numbers = {n: int(m[1]) for n in parameters if (m := re.search(r"(?:blocks?|layers?)\.(\d+)\.", n))}
+    layers = max(numbers.values()) + 1
+    tables = [m.weight for m in clip.model.modules() if isinstance(m, nn.Embedding)]
+    embedded = [n for n, p in parameters.items() if n not in numbers and any(p is table for table in tables)]
+    assert embedded
+    for name, parameter in parameters.items():
+        embeds = name in embedded or any(part in name for part in ("positional_", "cls_emb", "embeddings."))
+        depth = layers - numbers[name] if name in numbers else layers + 1 if embeds else 0
+        assert found[id(parameter)] == 0.5**depth, name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "trained"),
+    [
+        ("ln_final.*, text_projection", {"ln_final.weight", "ln_final.bias", "text_projection", "logit_scale"}),
+        ("text.ln_final.weight", None),
+        ("token_embedding.weight", {"token_embedding.weight", "logit_scale"}),
+    ],
+)
+def test_a_pattern_says_what_is_trained(tiny: ModuleType, pattern: str, trained: set[str] | None) -> None:
+    clip = tiny.tiny_clip()
+    freeze_image_tower(clip)
+    if trained is None:
+        with pytest.raises(TrainingError, match=r"'text\.ln_final\.weight' fits no parameter .* ln_final\.weight"):
+            select_parameters(clip.model, pattern)
+        return
+    select_parameters(clip.model, pattern)
+    assert set(trained_parameters(clip.model)) == trained
+
+
+@pytest.mark.parametrize("pattern", ["", ",", " , "])
+def test_a_pattern_of_nothing_is_refused(tiny: ModuleType, pattern: str) -> None:
+    clip = tiny.tiny_clip()
+    freeze_image_tower(clip)
+    with pytest.raises(TrainingError, match=r"finetune\.train is .* trains nothing; write `text` .* like .*ln_final"):
+        select_parameters(clip.model, pattern)
+
+
+def test_the_whole_tower_and_a_frozen_scale(tiny: ModuleType) -> None:
+    clip = tiny.tiny_clip()
+    freeze_image_tower(clip)
+    everything = set(trained_parameters(clip.model))
+    select_parameters(clip.model, "text")
+    assert set(trained_parameters(clip.model)) == everything
+    select_parameters(clip.model, "text", learn_scale=False)
+    assert set(trained_parameters(clip.model)) == everything - {"logit_scale"}
+    clip = tiny.tiny_clip()
+    freeze_image_tower(clip)
+    select_parameters(clip.model, "transformer.resblocks.*")
+    assert {name.split(".")[0] for name in trained_parameters(clip.model)} == {"transformer", "logit_scale"}
+
+
+def test_options_that_change_the_weights_are_in_the_fingerprint() -> None:
+    assert {"layer_decay", "ema", "train", "logit_scale", "distil", "l2_sp"} <= set(meaning(FinetuneOptions()))
+    assert {"layer_decay", "ema"} <= set(meaning(BootstrapOptions()))
+    assert "memory_gib" not in meaning(FinetuneOptions())

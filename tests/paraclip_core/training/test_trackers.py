@@ -1,0 +1,80 @@
+"""Curves in other tools: told everything, able to stop nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paraclip_core.errors import ConfigError
+from paraclip_core.training.trackers import Run, Trackers, open_trackers
+from paraclip_core.training.trainer import train
+
+
+def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> None:
+    trackers = open_trackers(["file", "file"], Run("r", tmp_path, {}))
+    train(tiny.tiny_job(tmp_path, trackers=trackers))
+    lines = [json.loads(line) for line in (tmp_path / "file/r.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 46))
+    assert {"loss", "learning_rate", "losses/image~paraphrase_2"} <= set(lines[0])
+    assert any("validation/text_to_image_recall@10" in line for line in lines)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    for steps in ((1, 2), (3,)):  # a run that is resumed writes a second file
+        trackers = open_trackers(["tensorboard"], Run("r", tmp_path, {"seed": 0}))
+        for step in steps:
+            trackers.log(step, {"loss": 1 / step})
+        trackers.close()
+    found = events.EventAccumulator(str(tmp_path / "tensorboard/r"))
+    found.Reload()
+    assert [(event.step, round(event.value, 3)) for event in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_services_get_project_name_and_figures(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    def noted(name: str) -> Any:
+        return lambda *args, **named: calls.append((name, {**named, "args": args}))
+
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{n: noted(n) for n in ("init", "log", "finish")}))
+    trackers = open_trackers([package], Run("r", tmp_path, {"seed": 0}))
+    trackers.log(7, {"loss": 0.5})
+    trackers.close()
+    assert [name for name, _ in calls] == ["init", "log", "finish"]
+    assert (calls[0][1]["project"], calls[0][1]["name"], calls[0][1]["config"]) == ("paraclip", "r", {"seed": 0})
+    assert calls[1][1] == {"args": ({"loss": 0.5},), "step": 7}
+
+
+def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="`pip install wandb` or take it out"):
+        open_trackers(["wandb"], Run("r", tmp_path, {}))
+
+
+def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    class Broken:
+        def log(self, step: int, figures: Mapping[str, float]) -> None:
+            told.append(step)
+            raise OSError("no network")
+
+        def close(self) -> None:
+            raise AssertionError("it was left alone")
+
+    trackers = Trackers({"broken": Broken()})
+    with caplog.at_level(logging.WARNING):
+        trackers.log(1, {})
+        trackers.log(2, {})
+        trackers.close()
+    assert told == [1] and "tracker broken failed" in caplog.text and "no network" in caplog.text
