@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,11 +11,14 @@ import numpy as np
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.flood import FloodCounter
 from paraclip_core.paraphrase.gates import REASONS, Pair, Pieces, first_failure
-from paraclip_core.paraphrase.lexicon import content_words, words
+from paraclip_core.paraphrase.lexicon import words
+from paraclip_core.paraphrase.meaning import MEANING_GATES, Cosine, compared_texts
 from paraclip_core.paraphrase.parse import parse_answer
 
-__all__ = ["Chooser", "Encoder", "Request", "Verdict"]
+__all__ = ["NOT_JUDGED", "Chooser", "Encoder", "Request", "Verdict"]
 
+NOT_JUDGED = "not_judged"
+"""In place of a reason, where nobody judged."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 # Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
@@ -79,7 +82,12 @@ class Chooser:
         self.pieces = pieces
         """Number of CLIP tokens of a text."""
         self._context_length = context_length
-        self._flood = FloodCounter()
+        self.known: Mapping[str, Verdict] = {}
+        """Verdicts of an earlier pass by the text of their request (step 1 alone), for who only counts requests."""
+        self.blind = False
+        """Judge nothing: every verdict is `NOT_JUDGED`, for who only counts requests."""
+        self.flood = FloodCounter()
+        """The counts behind `repeated_flood`."""
 
     def choose(self, requests: Sequence[Request]) -> list[Verdict]:
         """A verdict for each request, in order.
@@ -88,9 +96,34 @@ class Chooser:
         input's words and one before longer ones, the first of equals. Preset `paper` takes the first answer that is
         not empty.
         """
+        if self.blind:
+            return [Verdict(None, NOT_JUDGED) for _ in requests]
+        if self.known:
+            before = [self._again(request) for request in requests]
+            fresh = iter(self._choose([request for request in requests if request.source not in self.known]))
+            return [verdict or next(fresh) for verdict in before]
+        return self._choose(requests)
+
+    def _again(self, request: Request) -> Verdict | None:
+        verdict = self.known.get(request.source)
+        if verdict is not None and verdict.reason is None and self._options.preset != "paper":
+            self.flood.add(_spoken(verdict.answer or ""), request.source)
+        return verdict
+
+    def _choose(self, requests: Sequence[Request]) -> list[Verdict]:
+        if self._options.preset == "paper":
+            return [self._first(request) for request in requests]
         candidates = [self._candidates(row, request) for row, request in enumerate(requests)]
         scores = self._similarities([c for some in candidates for c in some if c.failure is None])
         return [self._verdict(request, some, scores) for request, some in zip(requests, candidates, strict=True)]
+
+    def _first(self, request: Request) -> Verdict:
+        """The first answer that holds a word; that is all that this preset asks for, so nothing else is computed."""
+        for raw in request.answers:
+            answer = parse_answer(raw)
+            if words(answer):
+                return Verdict(answer)
+        return self._verdict(request, self._candidates(0, request), None)
 
     def _candidates(self, row: int, request: Request) -> list[_Candidate]:
         found = []
@@ -101,21 +134,15 @@ class Chooser:
             found.append(_Candidate(row, pair, first_failure(pair, self._options)))
         return found
 
-    def _similarities(self, candidates: Sequence[_Candidate]) -> Callable[[str, str], float] | None:
+    def _similarities(self, candidates: Sequence[_Candidate]) -> Cosine | None:
         if self.encoder is None or not candidates:
             return None
-        wanted = {text for c in candidates for text in (c.pair.caption, c.pair.source, c.pair.answer)}
-        for candidate in candidates:
-            if candidate.pair.unknown_words:
-                wanted.update(candidate.pair.unknown_words, _given_words(candidate.pair))
-        texts = sorted(wanted)
+        texts = sorted({text for candidate in candidates for text in compared_texts(candidate.pair)})
         row = {text: number for number, text in enumerate(texts)}
         vectors = self.encoder.encode(texts)
         return lambda one, two: round(float(np.dot(vectors[row[one]], vectors[row[two]])), DECIMALS)
 
-    def _verdict(
-        self, request: Request, candidates: list[_Candidate], cosine: Callable[[str, str], float] | None
-    ) -> Verdict:
+    def _verdict(self, request: Request, candidates: list[_Candidate], cosine: Cosine | None) -> Verdict:
         if not candidates:
             return Verdict(None, "no_paraphrase", "the engine has none for this text")
         passed: list[tuple[tuple[bool, float], Verdict]] = []
@@ -130,34 +157,24 @@ class Chooser:
             answer = verdict.answer or ""
             if not self._flooded(answer):
                 if self._options.preset != "paper":
-                    self._flood.add(_spoken(answer), request.source)
+                    self.flood.add(_spoken(answer), request.source)
                 return verdict
             count = f"the same answer for {self._options.max_repeats} other inputs"
             failed.append((REASONS.index("repeated_flood"), Verdict(answer, "repeated_flood", count)))
         # The answer that came furthest says most about what to mend; max takes the first of equals.
         return max(failed, key=lambda item: item[0])[1]
 
-    def _judge(
-        self, candidate: _Candidate, cosine: Callable[[str, str], float] | None
-    ) -> tuple[Verdict, tuple[bool, float]]:
+    def _judge(self, candidate: _Candidate, cosine: Cosine | None) -> tuple[Verdict, tuple[bool, float]]:
         pair, options = candidate.pair, self._options
         if candidate.failure is not None:
             return Verdict(pair.answer, *candidate.failure), (False, 0.0)
         if cosine is None:
             return Verdict(pair.answer), (True, 0.0)
         to_source, to_caption = cosine(pair.source, pair.answer), cosine(pair.caption, pair.answer)
-        if to_source < options.min_similarity:
-            detail = f"cosine {to_source:.2f} with its input, at least {options.min_similarity:g}"
-            return Verdict(pair.answer, "low_similarity", detail, to_caption), (False, 0.0)
-        if self._step == 2 and to_caption < options.min_caption_similarity:
-            detail = f"cosine {to_caption:.2f} with the caption, at least {options.min_caption_similarity:g}"
-            return Verdict(pair.answer, "low_caption_similarity", detail, to_caption), (False, 0.0)
-        for word in pair.unknown_words:
-            nearest = max((cosine(word, given) for given in _given_words(pair)), default=0.0)
-            if nearest < options.min_word_similarity:
-                detail = f"{word!r} has cosine {nearest:.2f} with the nearest word of the input, at least "
-                detail += f"{options.min_word_similarity:g} is wanted"
-                return Verdict(pair.answer, "invented_word", detail, to_caption), (False, 0.0)
+        for reason, gate in MEANING_GATES.items():
+            detail = gate(pair, options, cosine)
+            if detail is not None:
+                return Verdict(pair.answer, reason, detail, to_caption), (False, 0.0)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
         score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
         return Verdict(pair.answer, similarity=to_caption), (short, score)
@@ -165,11 +182,7 @@ class Chooser:
     def _flooded(self, answer: str) -> bool:
         if self._options.preset == "paper":
             return False
-        return self._flood.count(_spoken(answer)) >= self._options.max_repeats
-
-
-def _given_words(pair: Pair) -> list[str]:
-    return sorted(set(content_words([*pair.source_words, *words(pair.caption)])))
+        return self.flood.count(_spoken(answer)) >= self._options.max_repeats
 
 
 def _spoken(answer: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 
+import numpy as np
+
 __all__ = ["FloodCounter"]
 
 DEPTH = 4
@@ -22,6 +24,7 @@ class FloodCounter:
     def __init__(self) -> None:
         self._counts = array("I", bytes(4 * DEPTH << WIDTH_BITS))
         self._seen = bytearray(1 << (BLOOM_BITS - 3))
+        self._changes: bytearray | None = None
 
     def count(self, answer: str) -> int:
         """For how many different inputs this answer has been kept so far."""
@@ -37,8 +40,26 @@ class FloodCounter:
                 known = False
                 self._seen[bit >> 3] |= 1 << (bit & 7)
         if not known:
-            for cell in _cells(answer):
+            cells = _cells(answer)
+            for cell in cells:
                 self._counts[cell] += 1
+            if self._changes is not None:
+                self._changes += raw + array("I", cells).tobytes()
+
+    def changes(self) -> bytes:
+        """What was counted since the last call, 32 bytes for each new pair; the first call only begins the record."""
+        found = bytes(self._changes or b"")
+        self._changes = bytearray()
+        return found
+
+    def repeat(self, changes: bytes) -> None:
+        """Count again what another counter's `changes` gave, in the same order of calls."""
+        words = np.frombuffer(changes, dtype="<u4").reshape(-1, 4 + DEPTH)
+        bits = words[:, :4].ravel() & ((1 << BLOOM_BITS) - 1)
+        one = np.left_shift(np.uint8(1), (bits & 7).astype(np.uint8))
+        np.bitwise_or.at(np.frombuffer(self._seen, dtype=np.uint8), bits >> 3, one)
+        # Further inputs of an answer that is in there already count further, so equal cells must add up.
+        np.add.at(np.frombuffer(self._counts, dtype=np.uint32), words[:, 4:].ravel(), 1)
 
 
 def _cells(answer: str) -> list[int]:

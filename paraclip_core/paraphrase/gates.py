@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.alignment import Alignment, align, broken_compound, narrowed
 from paraclip_core.paraphrase.lexicon import (
     COLOURS,
     KINDS,
@@ -22,12 +23,14 @@ from paraclip_core.paraphrase.lexicon import (
     NEGATIONS,
     NUMBERS,
     OPPOSITES,
-    SPATIAL,
     STOP_WORDS,
     content_words,
+    family,
     stem,
     words,
 )
+from paraclip_core.paraphrase.placing import directions, misplaced, new_relation, thing
+from paraclip_core.paraphrase.prompts import tidy
 
 __all__ = ["REASONS", "TEXT_GATES", "Pair", "first_failure", "jaccard"]
 
@@ -45,6 +48,8 @@ _PREAMBLE = re.compile(
     re.I,
 )
 _MARKUP = re.compile(r"</?[a-z!]|https?:|www\.|\{|\}|\||\\|<|>|\.(?:jpe?g|png|gif|html?|php)\b", re.I)
+# What chat templates of any family begin and end turns with; no sentence about an image holds it.
+_TEMPLATE = re.compile(r"<[|/]?[a-z_|]|\[/?[A-Z_]{3,}\]|<<|\|>")
 _ARTICLE = re.compile(
     r"\ba (?:two|three|four|five|six|seven|eight|nine|ten|people|children|men|women|houses|cattle)\b", re.I
 )
@@ -91,8 +96,13 @@ class Pair:
     @cached_property
     def unknown_words(self) -> list[str]:
         """New words that no list knows as another word for something in input or caption."""
-        known = {family for word in (*self.source_words, *words(self.caption)) if (family := _family(word))}
-        return [word for word in self.new_words if word not in LIGHT_WORDS and _family(word) not in known]
+        known = {found for word in (*self.source_words, *words(self.caption)) if (found := family(word))}
+        return [word for word in self.new_words if word not in LIGHT_WORDS and family(word) not in known]
+
+    @cached_property
+    def alignment(self) -> Alignment:
+        """The words in which caption and answer differ."""
+        return align(self.caption, self.answer)
 
     @property
     def content_overlap(self) -> float:
@@ -154,7 +164,9 @@ def echo(pair: Pair, options: GateOptions) -> str | None:
 
 
 def character_set(pair: Pair, options: GateOptions) -> str | None:
-    """The answer holds markup, control characters or a script that its input does not use."""
+    """The answer holds a chat template's token, or markup, control characters or a script that its input does not."""
+    if found := _TEMPLATE.search(pair.answer):
+        return f"template token {found.group()!r}"
     found = _MARKUP.search(pair.answer)
     if found and found.group().lower() not in pair.source.lower():
         return f"markup {found.group()!r}"
@@ -221,7 +233,8 @@ def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
 
 def changed_number(pair: Pair, options: GateOptions) -> str | None:
     """A number that the input does not say, or a counting word that is gone."""
-    before, after = _numbers(pair.source_words), _numbers(pair.answer_words)
+    # `tidy` takes off what numbers a web image and not things in it: #4, DSC4702.
+    before, after = _numbers(words(tidy(pair.source))), _numbers(pair.answer_words)
     added = sorted(after - before - {1})
     if added:
         return f"says {added[0]}, which the input does not"
@@ -231,13 +244,17 @@ def changed_number(pair: Pair, options: GateOptions) -> str | None:
 
 
 def changed_colour(pair: Pair, options: GateOptions) -> str | None:
-    """A colour that the input does not say, or one that went to another thing."""
+    """A colour that the input does not say, one of the caption that is gone, or one that went to another thing."""
     before = {COLOURS[word] for word in (*pair.source_words, *words(pair.caption)) if word in COLOURS}
     for word in pair.answer_words:
         if word in COLOURS and COLOURS[word] not in before:
             return f"says {word}, which the input does not"
+    told = Counter(COLOURS[word] for word in words(pair.caption) if word in COLOURS)
+    gone = told - Counter(COLOURS[word] for word in pair.answer_words if word in COLOURS)
+    if gone:
+        return f"lost {min(gone)}"
     owned = _owned_colours(pair.source_words)
-    named = {_thing(word) for word in (*pair.source_words, *words(pair.caption))}
+    named = {thing(word) for word in (*pair.source_words, *words(pair.caption))}
     for noun, colours in _owned_colours(pair.answer_words).items():
         for colour in sorted(colours - owned.get(noun, set())):
             others = [other for other in owned if other != noun and colour in owned[other]]
@@ -259,19 +276,28 @@ def changed_kind(pair: Pair, options: GateOptions) -> str | None:
 
 
 def changed_relation(pair: Pair, options: GateOptions) -> str | None:
-    """Left for right, above for below, large for small; or both things are there and their relation is not."""
+    """Left for right, large for small, on for above; or a direction of the caption that is lost, or a new one."""
+    if lost := directions(pair.caption) - directions(pair.answer, loose=True):
+        return f"{min(lost)} is lost"
+    if new := directions(pair.answer) - directions(pair.caption, loose=True) - directions(pair.source, loose=True):
+        return f"says {min(new)}, which the caption does not"
+    for text in dict.fromkeys((pair.caption, pair.source)):
+        if (wrong := misplaced(text, pair.answer)) is not None:
+            return f"says {wrong}, which the input does not"
+    if (wrong := new_relation(pair.caption, pair.answer)) is not None:
+        return f"says {wrong}, which the caption does not"
     before, after = set(pair.source_words), set(pair.answer_words)
-    kinds = {KINDS[word] for word in after if word in KINDS}
-    if len(kinds) >= 2:
-        for pairs in SPATIAL:
-            for side in pairs:
-                if before & side and not after & side and not (kinds - {KINDS.get(word) for word in before}):
-                    return f"{min(before & side)} is lost"
     for one, two in OPPOSITES:
         for side, other in ((one, two), (two, one)):
             if after & side and before & other and not before & side:
                 return f"{min(after & side)} for {min(before & other)}"
     return None
+
+
+def changed_compound(pair: Pair, options: GateOptions) -> str | None:
+    """One half of a compound is said with another word, or a word became half of one, or a doer became a deed."""
+    found = broken_compound(pair.caption, pair.answer) or narrowed(pair.caption, pair.answer)
+    return f"{found!r} is another thing" if found else None
 
 
 def changed_negation(pair: Pair, options: GateOptions) -> str | None:
@@ -287,7 +313,7 @@ TEXT_GATES: dict[str, Gate] = {
     for gate in (
         empty, refusal_or_preamble, copied_instruction, character_set, length_ratio, too_long, echo, repetition,
         broken_words, changed_negation, changed_number, changed_colour, changed_kind, changed_relation,
-        too_many_new_words, high_overlap,
+        changed_compound, too_many_new_words, high_overlap,
     )
 }  # fmt: skip
 """Gates that need the texts only, in the order in which they are asked."""
@@ -297,6 +323,7 @@ REASONS = (
     "low_similarity",
     "low_caption_similarity",
     "invented_word",
+    "lost_word",
     "repeated_flood",
     "no_paraphrase",
 )
@@ -325,14 +352,6 @@ def _latin(char: str) -> bool:
     return unicodedata.name(char, "").startswith("LATIN") or unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po")
 
 
-_SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for word in side}
-
-
-def _family(word: str) -> str | None:
-    """What a word stands for, where a list knows it: words of one family are no new words for each other."""
-    return KINDS.get(word) or COLOURS.get(word) or _SIDES.get(word)
-
-
 def _numbers(found: Sequence[str]) -> set[int]:
     return {NUMBERS[w] if w in NUMBERS else int(w) for w in found if w in NUMBERS or (w.isascii() and w.isdigit())}
 
@@ -342,12 +361,8 @@ def _owned_colours(found: Sequence[str]) -> dict[str, set[str]]:
     owned: dict[str, set[str]] = {}
     for colour, noun in pairwise(found):
         if colour in COLOURS and noun not in COLOURS and noun not in STOP_WORDS:
-            owned.setdefault(_thing(noun), set()).add(COLOURS[colour])
+            owned.setdefault(thing(noun), set()).add(COLOURS[colour])
     return owned
-
-
-def _thing(noun: str) -> str:
-    return KINDS.get(noun) or stem(noun)
 
 
 def _last(thing: str) -> str:

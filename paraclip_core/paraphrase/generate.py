@@ -9,24 +9,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
+from paraclip_core.paraphrase.ahead import LookAhead
+from paraclip_core.paraphrase.asking import Asker, Part
+from paraclip_core.paraphrase.block import INPUT_COLUMNS, BlockState, Tokens, paraphrase_rows
+from paraclip_core.paraphrase.choose import Chooser, Request
+from paraclip_core.paraphrase.conditions import conditions_of
+from paraclip_core.paraphrase.counts import Counts
+from paraclip_core.paraphrase.judged import Judgement, Judgements
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.lexicon import stem, words
+from paraclip_core.paraphrase.meanwhile import Meanwhile
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, Prompt
+from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
+from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
+from paraclip_core.paraphrase.samples import Samples
 from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, Synonyms, swapped
 from paraclip_core.progress import Progress, silent
-from paraclip_core.tables import GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES
 
 __all__ = ["BLOCK_ROWS", "INPUT_COLUMNS", "Counts", "Paraphraser", "blocks", "count_wanted", "in_fraction"]
 
@@ -35,46 +41,20 @@ log = logging.getLogger(__name__)
 BLOCK_ROWS = 4096
 """Rows that are judged together. Part of what an output means: the flood gate sees rows in this order."""
 
-SWAPS = {1: 2, 2: 3}
+AHEAD_BLOCKS = 16
+"""Blocks that the cache is asked about at once."""
+
+SAME_CORES = frozenset({"file", "smollm2", "transformers"})
+"""Engines that compute on the cores that the gates take: nothing is gained by both at once."""
+
+SWAPS = {1: 1, 2: 3}
 """Words that are swapped for synonyms, at most, by step."""
 
-INPUT_COLUMNS = {
-    1: ("caption_id", "image_id", "caption", "caption_tokens", "licence"),
-    2: (
-        "caption_id", "image_id", "caption", "paraphrase_1", "caption_tokens", "paraphrase_1_tokens", "similarity_1",
-        "licence", "generation_1",
-    ),
-}  # fmt: skip
-"""Columns of the rows that each step reads: of the captions at step 1, of step 1's output at step 2."""
+BASES = {1: 2, 2: 3}
+"""Texts that words are swapped in, for one request, by step."""
 
-Tokens = Callable[[Sequence[str]], pa.Array]
 Answers = dict[str, tuple[bytes, Sequence[str]]]
 """Text → key of its request and the raw answers."""
-
-
-@dataclass
-class Counts:
-    """What a step did, for its manifest."""
-
-    captions: int = 0
-    """Rows that were to be paraphrased."""
-    requested: int = 0
-    """Different requests, all attempts together."""
-    cached: int = 0
-    generated: int = 0
-    accepted: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    """Rejections by reason, one for each caption and attempt."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    engine_seconds: float = 0.0
-
-    def metrics(self) -> dict[str, Any]:
-        """The counts as JSON-ready values."""
-        values = dict(vars(self))
-        values["rejected"] = {reason: self.rejected[reason] for reason in sorted(self.rejected)}
-        values["engine_seconds"] = round(self.engine_seconds, 3)
-        return values
 
 
 def in_fraction(text: str, fraction: float) -> bool:
@@ -117,6 +97,7 @@ class Paraphraser:
         progress: Progress = silent,
         total: int | None = None,
         ask: bool = True,
+        judged: Judgements | None = None,
     ) -> None:
         """Prepare step 1 or 2.
 
@@ -130,16 +111,30 @@ class Paraphraser:
             progress: called after every chunk.
             total: rows to come, for the progress.
             ask: False only looks: missing requests are collected in `missing` instead of being asked for.
+            judged: what became of blocks in earlier passes with the same meaning; those are not judged again.
         """
         self.step, self.options, self.engine, self.cache = step, options, engine, cache
         self.prompt = prompt_for(options, step)
         self.counts = Counts()
+        self.samples = Samples()
+        """The latest answers, for who watches."""
+        self._known = LookAhead(cache)
+        self._asker = Asker(engine, cache, self.counts, options.seed, options.chunk)
         self.missing: list[tuple[bytes, str]] = []
         """Key and text of the requests that were missing in the last block, where `ask` is False."""
         self.first_missing: list[tuple[bytes, str]] = []
         """Those of the last block's missing requests that are a first attempt."""
         self._chooser, self._tokens, self._progress = chooser, tokens, progress
+        self._again = conditions_of(options.regenerate)
+        self._judged = judged
+        if judged is not None:
+            chooser.flood.changes()
         self._total, self._ask_engine = total, ask
+        self._following: pa.RecordBatch | None = None
+        """The block that will be judged next, where that is known."""
+        self._coming: tuple[Answers, list[tuple[str, bytes]], Meanwhile[Part]] | None = None
+        """What was known of it, what was missing, and the answers to that."""
+        self._asked = False
         self._started = time.monotonic()
         self._seen_rows = 0
 
@@ -150,48 +145,123 @@ class Paraphraser:
             batches: the columns `INPUT_COLUMNS[step]`.
 
         Raises:
-            EngineError: the engine failed; every chunk before it is kept.
+            EngineError: the engine failed; all that it had answered is kept.
         """
-        for block in blocks(_wanted(batches, self.options.fraction)):
-            yield self._block(block)
-            self._seen_rows += block.num_rows
-            self._report(0)
+        waiting = blocks(_wanted(batches, self.options.fraction))
+        try:
+            while group := [(block, self._looked(block)) for block in islice(waiting, AHEAD_BLOCKS)]:
+                unknown = [block for block, (_, known) in group if known is None]
+                self._look_ahead(unknown)
+                following = chain(unknown[1:], [None])
+                for block, (key, known) in group:
+                    if known is None:
+                        self._following = next(following)
+                    yield self._written(block, self._judge(block, key) if known is None else self._recalled(known))
+                    self._seen_rows += block.num_rows
+                    self._report(0)
+        finally:
+            if self._coming is not None:
+                self._coming[2].close()
 
-    def _block(self, block: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        captions = block.column("caption").to_pylist()
-        sources = captions if self.step == 1 else block.column("paraphrase_1").to_pylist()
+    def _look_ahead(self, group: Sequence[pa.RecordBatch]) -> None:
+        if len(group) > 1:
+            texts = dict.fromkeys(text for block in group for text in self._sources(block))
+            self._known.expect(self._request(self.prompt, 0).keys(list(texts)))
+
+    def _sources(self, block: pa.RecordBatch) -> list[str]:
+        """The text that each row is asked about."""
+        return block.column("caption" if self.step == 1 else "paraphrase_1").to_pylist()
+
+    def _looked(self, block: pa.RecordBatch) -> tuple[bytes, Judgement | None]:
+        return (b"", None) if self._judged is None else self._judged.look(block)
+
+    def _recalled(self, known: Judgement) -> Judgement:
         self.missing.clear()
         self.first_missing.clear()
-        kept: dict[int, tuple[Verdict, bytes]] = {}
-        rejects: list[tuple[int, int, Verdict, bytes]] = []
+        self._chooser.flood.repeat(known.flood)
+        self.counts.requested += known.requested
+        self.counts.cached += known.requested
+        self.counts.judged_before += known.rows
+        return known
+
+    def _judge(self, block: pa.RecordBatch, key: bytes) -> Judgement:
+        """Ask for what is missing, and judge every answer."""
+        captions = block.column("caption").to_pylist()
+        sources = self._sources(block)
+        self.missing.clear()
+        self.first_missing.clear()
+        requested, self._asked = self.counts.requested, False
+        state = BlockState(captions, sources)
         pending = list(range(len(captions)))
         for attempt in range(self.options.attempts):
-            if not pending:
-                break
-            answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in pending)), attempt)
-            if attempt == 0:
-                self.first_missing += self.missing
-            told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
-            answers = self._with_synonyms(answers, told)
-            pending = [row for row in pending if sources[row] in answers]
-            pairs = list(dict.fromkeys((captions[row], sources[row]) for row in pending))
-            verdicts = dict(
-                zip(pairs, self._chooser.choose([Request(c, s, answers[s][1]) for c, s in pairs]), strict=True)
-            )
-            left = []
-            for row in pending:
-                verdict, key = verdicts[captions[row], sources[row]], answers[sources[row]][0]
-                if verdict.reason is None:
-                    kept[row] = verdict, key
-                else:
-                    rejects.append((row, attempt, verdict, key))
-                    left.append(row)
-            pending = left
-        self.counts.captions += len(captions)
-        self.counts.accepted += len(kept)
-        self.counts.rejected.update(str(verdict.reason) for _, _, verdict, _ in rejects)
-        rejects.sort(key=lambda reject: reject[:2])
-        return self._rows(block, kept), self._rejects(block, sources, rejects)
+            if pending:
+                pending = self._attempt(state, pending, attempt)
+        for condition in self._again:
+            chosen = condition.rows(state.conditioned(block, self.step))
+            asked = sorted(state.last)
+            for attempt, rows in groupby(
+                sorted((state.last[asked[at]][0] + 1, asked[at]) for at in chosen), itemgetter(0)
+            ):
+                self._attempt(state, [row for _, row in rows], attempt)
+        latest = [(sources[row], state.last[row][1]) for row in sorted(state.last)[-self.samples.size :]]
+        judgement = Judgement(
+            len(captions),
+            state.outcomes(self._tokens),
+            state.reject_rows(block, self.step),
+            self.counts.requested - requested,
+            [(text, verdict.answer, verdict.reason, verdict.detail) for text, verdict in latest],
+            b"" if self._judged is None else self._chooser.flood.changes(),
+        )
+        if self._judged is not None:
+            if self.missing:
+                self._judged.stop()
+            self._judged.keep(key, judgement, self._asked)
+        return judgement
+
+    def _written(self, block: pa.RecordBatch, judgement: Judgement) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Rows and rejects of a judged block, counted and shown."""
+        self.counts.captions += judgement.rows
+        self.counts.accepted += judgement.kept.num_rows
+        self.counts.rejected.update(judgement.rejects.column("reason").to_pylist())
+        self.samples.judged(judgement.samples)
+        return paraphrase_rows(block, judgement.kept, self.step), judgement.rejects
+
+    def _attempt(self, state: BlockState, rows: Sequence[int], attempt: int) -> list[int]:
+        """Ask for rows and judge the answers; those that were rejected."""
+        captions, sources = state.captions, state.sources
+        answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in rows)), attempt)
+        if attempt == 0:
+            self.first_missing += self.missing
+        told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
+        answers = self._with_synonyms(answers, told)
+        rows = [row for row in rows if sources[row] in answers]
+        pairs = list(dict.fromkeys((captions[row], sources[row]) for row in rows))
+        # The engine need not wait for the gates, as long as nothing more will be asked about this block.
+        with self._ask_ahead() if attempt + 1 == self.options.attempts and not self._again else nullcontext():
+            chosen = self._chooser.choose([Request(c, s, answers[s][1]) for c, s in pairs])
+        verdicts = dict(zip(pairs, chosen, strict=True))
+        rejected = []
+        for row in rows:
+            verdict, key = verdicts[captions[row], sources[row]], answers[sources[row]][0]
+            if verdict.reason is None:
+                state.kept[row] = verdict, key
+            else:
+                state.rejects.append((row, attempt, verdict, key))
+                rejected.append(row)
+            state.last[row] = attempt, state.kept[row][0] if row in state.kept else verdict
+        return rejected
+
+    def _ask_ahead(self) -> Meanwhile[Part] | nullcontext[None]:
+        """Ask about the block that follows, for as long as the context lasts."""
+        if self._following is None or not self._ask_engine or self.engine.name in SAME_CORES:
+            return nullcontext()
+        answers, todo = self._lookup(self.prompt, list(dict.fromkeys(self._sources(self._following))), 0)
+        self._following = None
+        if not todo:
+            return nullcontext()
+        coming = Meanwhile(self._ask(self.prompt, 0, todo))
+        self._coming = answers, todo, coming
+        return coming
 
     def _with_synonyms(self, answers: Answers, captions: Mapping[str, str]) -> Answers:
         """Every text's answers and, behind them, answers (at step 2 the text, too) with single words swapped.
@@ -207,7 +277,7 @@ class Paraphraser:
         def fetch(wanted: Sequence[str]) -> dict[str, Sequence[str]]:
             return {word: found for word, (_, found) in self._answers(THESAURUS, wanted, 0).items()}
 
-        bases = {text: _swap_bases(text, found, self.step) for text, (_, found) in answers.items()}
+        bases = {text: _swap_bases(text, captions[text], found, self.step) for text, (_, found) in answers.items()}
         synonyms = Synonyms(fetch, encoder.encode, self._chooser.pieces)
         table = synonyms.table(base for some in bases.values() for base in some)
         extended: Answers = {}
@@ -219,119 +289,53 @@ class Paraphraser:
 
     def _answers(self, prompt: PromptTemplate, texts: Sequence[str], attempt: int) -> Answers:
         """Text → (key, raw answers), from the cache or the engine."""
-        sampling = WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
-        request = RequestKeys(
-            self._step_of(prompt),
-            self.engine.model,
-            prompt.id,
-            prompt.hash,
-            sampling_json(sampling),
-            self.options.seed,
-            attempt,
-        )
-        array = request.keys(texts)
-        keys: list[bytes] = array.to_pylist()
-        known = self._lookup(array)
-        answers = {text: (key, known[key]) for text, key in zip(texts, keys, strict=True) if key in known}
-        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in known]
+        if self._coming is None:
+            answers, todo = self._lookup(prompt, texts, attempt)
+            parts: Iterable[Part] = self._ask(prompt, attempt, todo)
+        else:
+            (answers, todo, parts), self._coming = self._coming, None
         self.counts.requested += len(texts)
         self.counts.cached += len(answers)
         if not self._ask_engine:
             self.missing += [(key, text) for text, key in todo]
             return answers
-        for start in range(0, len(todo), self.options.chunk):
-            chunk = todo[start : start + self.options.chunk]
-            for (text, key), completion in zip(chunk, self._ask(prompt, sampling, chunk, attempt), strict=True):
-                answers[text] = key, completion.texts
+        self._asked |= bool(todo)
+        done = len(answers)
+        for part in parts:
+            answers |= {text: (key, completion.texts) for text, key, completion in part}
+            done += len(part)
             if attempt == 0 and prompt is self.prompt:
-                self._report((len(texts) - len(todo) + start + len(chunk)) / len(texts))
-        return answers
+                latest = part[-self.samples.size :]
+                self.samples.answered((text, answer) for text, _, found in latest for answer in found.texts[:1])
+                self._report(done / len(texts))
+        # In the order of the texts, whichever was answered first.
+        return {text: answers[text] for text in texts if text in answers}
+
+    def _lookup(
+        self, prompt: PromptTemplate, texts: Sequence[str], attempt: int
+    ) -> tuple[Answers, list[tuple[str, bytes]]]:
+        """Text → (key, raw answers) of the requests that the cache knows, and text and key of the others."""
+        array = self._request(prompt, attempt).keys(texts)
+        keys: list[bytes] = array.to_pylist()
+        known = self._known.lookup(array)
+        answers = {text: (key, known[key]) for text, key in zip(texts, keys, strict=True) if key in known}
+        return answers, [(text, key) for text, key in zip(texts, keys, strict=True) if key not in known]
+
+    def _ask(
+        self, prompt: PromptTemplate, attempt: int, todo: Sequence[tuple[str, bytes]]
+    ) -> Generator[Part, None, None]:
+        return self._asker.ask(prompt, self._step_of(prompt), self._sampling(prompt), attempt, todo)
 
     def _step_of(self, prompt: PromptTemplate) -> int:
         """Both steps share what is known about words."""
         return WORD_STEP if prompt is THESAURUS else self.step
 
-    def _lookup(self, keys: pa.FixedSizeBinaryArray) -> dict[bytes, Sequence[str]]:
-        found = self.cache.lookup(keys)
-        return dict(zip(found.column("key").to_pylist(), found.column("completions").to_pylist(), strict=True))
+    def _request(self, prompt: PromptTemplate, attempt: int) -> RequestKeys:
+        sampling, seed = sampling_json(self._sampling(prompt)), self.options.seed
+        return RequestKeys(self._step_of(prompt), self.engine.model, prompt.id, prompt.hash, sampling, seed, attempt)
 
-    def _ask(
-        self, template: PromptTemplate, sampling: SamplingOptions, chunk: Sequence[tuple[str, bytes]], attempt: int
-    ) -> list[Completion]:
-        options = self.options
-        # Another attempt must draw other answers.
-        seed = (options.seed + 7919 * attempt) % 2**31
-        prompts = [Prompt(template.messages(text), text, self._step_of(template), seed) for text, _ in chunk]
-        started = time.monotonic()
-        completions = self.engine.generate(prompts, sampling)
-        self.counts.engine_seconds += time.monotonic() - started
-        if len(completions) != len(chunk):
-            raise EngineError(f"{self.engine.name} gave {len(completions)} completions for {len(chunk)} prompts")
-        # What is judged now is what a cached run will judge.
-        completions = [replace(found, texts=tuple(map(_storable, found.texts))) for found in completions]
-        self.cache.append(self._generations(template, sampling, chunk, completions, attempt))
-        self.counts.generated += len(chunk)
-        self.counts.prompt_tokens += sum(completion.prompt_tokens for completion in completions)
-        self.counts.completion_tokens += sum(completion.completion_tokens for completion in completions)
-        return completions
-
-    def _generations(
-        self,
-        template: PromptTemplate,
-        sampling: SamplingOptions,
-        chunk: Sequence[tuple[str, bytes]],
-        completions: Sequence[Completion],
-        attempt: int,
-    ) -> pa.Table:
-        count = len(chunk)
-        columns = {
-            "key": [key for _, key in chunk],
-            "step": [self._step_of(template)] * count,
-            "attempt": [attempt] * count,
-            "input": [_storable(text) for text, _ in chunk],
-            "engine": [self.engine.name] * count,
-            "model": [self.engine.model] * count,
-            "prompt": [template.id] * count,
-            "prompt_hash": [template.hash] * count,
-            "sampling": [sampling_json(sampling)] * count,
-            "seed": [self.options.seed] * count,
-            "completions": [list(completion.texts) for completion in completions],
-            "prompt_tokens": [completion.prompt_tokens for completion in completions],
-            "completion_tokens": [completion.completion_tokens for completion in completions],
-        }
-        return pa.Table.from_pydict(columns, schema=GENERATIONS)
-
-    def _rows(self, block: pa.RecordBatch, kept: dict[int, tuple[Verdict, bytes]]) -> pa.RecordBatch:
-        order = sorted(kept)
-        answers = [kept[row][0].answer or "" for row in order]
-        base = block.take(pa.array(order, pa.int64()))
-        columns: dict[str, Any] = {name: base.column(name) for name in INPUT_COLUMNS[self.step]}
-        columns |= {
-            f"paraphrase_{self.step}": pa.array(answers, pa.string()),
-            f"paraphrase_{self.step}_tokens": self._tokens(answers),
-            f"similarity_{self.step}": pa.array([kept[row][0].similarity for row in order], pa.float32()),
-            f"generation_{self.step}": pa.array([kept[row][1] for row in order], pa.binary(16)),
-        }
-        arrays = [
-            columns[f.name].cast(f.type) if f.name in columns else pa.nulls(len(order), f.type) for f in PARAPHRASES
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=PARAPHRASES)
-
-    def _rejects(
-        self, block: pa.RecordBatch, sources: Sequence[str], rejects: Sequence[tuple[int, int, Verdict, bytes]]
-    ) -> pa.RecordBatch:
-        ids = block.column("caption_id")
-        columns = {
-            "caption_id": [ids[row].as_py() for row, _, _, _ in rejects],
-            "step": [self.step] * len(rejects),
-            "attempt": [attempt for _, attempt, _, _ in rejects],
-            "reason": [verdict.reason for _, _, verdict, _ in rejects],
-            "detail": [verdict.detail for _, _, verdict, _ in rejects],
-            "input": [sources[row] for row, _, _, _ in rejects],
-            "answer": [verdict.answer for _, _, verdict, _ in rejects],
-            "generation": [key for _, _, _, key in rejects],
-        }
-        return pa.RecordBatch.from_pydict(columns, schema=PARAPHRASE_REJECTS)
+    def _sampling(self, prompt: PromptTemplate) -> SamplingOptions:
+        return WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
 
     def _report(self, share: float) -> None:
         """Tell how far it is; `share` of the current block's requests are answered."""
@@ -340,13 +344,20 @@ class Paraphraser:
         seconds = max(time.monotonic() - self._started, 1e-6)
         judged = counts.accepted + sum(counts.rejected.values())
         facts: dict[str, float | int] = {
-            "requests_per_second": round(counts.requested / seconds, 1),
+            "requests_per_second": round((counts.cached + counts.generated) / seconds, 1),
             "generated": counts.generated,
             "cached": counts.cached,
         }
+        done = self._seen_rows + int(share * max(block, 0))
+        if counts.completion_tokens:
+            facts["tokens_per_second"] = round(counts.completion_tokens / seconds, 1)
+        if self._total and done:
+            facts["eta_seconds"] = round(seconds * max(self._total - done, 0) / done)
         if judged:
             facts["acceptance"] = round(counts.accepted / judged, 3)
-        self._progress(self._seen_rows + int(share * max(block, 0)), self._total, **facts)
+        if isinstance(self.engine, PaidEngine) and self.engine.spent:
+            facts["spend"] = round(self.engine.spent, 4)
+        self._progress(done, self._total, **facts)
 
 
 def _wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> Iterator[pa.RecordBatch]:
@@ -364,20 +375,15 @@ def _told(table: Mapping[str, tuple[str, ...]], caption: str) -> dict[str, tuple
     return {word: others for word, others in table.items() if stem(word) in known}
 
 
-def _swap_bases(text: str, answers: Sequence[str], step: int) -> list[str]:
-    """Texts that words are swapped in: two of the answers, and at step 2, where it is plain, the input itself."""
+def _swap_bases(text: str, caption: str, answers: Sequence[str], step: int) -> list[str]:
+    """Texts that words are swapped in: the input and the caption, which lost nothing yet, and the first answers."""
     found = [parsed for answer in answers if (parsed := parse_answer(answer))]
-    bases: dict[str, None] = dict.fromkeys([text, *found] if step == 2 else found)
-    return list(bases)[:2]
+    bases: dict[str, None] = dict.fromkeys([*([text] if step == 2 else []), bare(caption), *found])
+    return list(bases)[: BASES[step]]
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def _storable(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def count_wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> int:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from paraclip_core.config import SamplingOptions
 
-__all__ = ["RequestKeys", "sampling_json"]
+__all__ = ["KEY_BYTES", "RequestKeys", "sampling_json"]
 
 KEY_BYTES = 16
 FORMAT = "paraclip-request-1"

@@ -10,14 +10,19 @@ from functools import lru_cache
 
 __all__ = [
     "COLOURS",
+    "DETERMINERS",
+    "FIXED",
     "KINDS",
     "LIGHT_WORDS",
     "NEGATIONS",
+    "NOISE_WORDS",
     "NUMBERS",
     "OPPOSITES",
+    "PLACES",
     "SPATIAL",
     "STOP_WORDS",
     "content_words",
+    "family",
     "stem",
     "words",
 ]
@@ -44,6 +49,19 @@ LIGHT_WORDS = _list(
     scene view"""
 )
 """Words that a rewording may add because they say next to nothing about an image."""
+
+NOISE_WORDS = _list("stock free image images photo photos photograph picture pic pics wallpaper hd more jpg img dsc")
+"""Words of web captions that say nothing about an image, which a rewording may drop."""
+
+DETERMINERS = _list("a an the this that these those some any his her its their one two three four five six seven eight")
+"""What may stand before a noun and its adjectives."""
+
+PLACES = _list(
+    """street road avenue lane highway beach shore coast sea ocean water lake river pond field meadow grass lawn park
+    garden mountain hill desert snow winter night city town harbour harbor dark morning evening day sand picture photo
+    image ground sky air rain fog sunset dawn background distance room"""
+)
+"""Surroundings, where the preposition is a matter of style: in or on the street, at the beach."""
 
 NEGATIONS = _list("no not without never none nobody nothing neither nor cannot")
 
@@ -114,11 +132,15 @@ _KIND_BLOCKS = {
         train trains locomotive
         airplane airplanes plane planes jet aircraft
         rocket spaceship
+        flight flights
         """,
     "thing": """
         house houses home homes cottage cabin hut
         tree trees
         chair chairs stool
+        armchair armchairs recliner
+        doll dolls
+        glow
         table desk
         lamp lamps lantern lanterns
         umbrella umbrellas parasol
@@ -128,10 +150,55 @@ _KIND_BLOCKS = {
         flower flowers blossom blossoms
         bed
         """,
+    "body": """
+        mouth mouths lips
+        throat throats
+        nose noses
+        face faces
+        head heads
+        hand hands
+        foot feet
+        """,
+    "sport": """
+        football
+        soccer
+        baseball
+        basketball
+        volleyball
+        softball
+        rugby
+        tennis
+        hockey
+        golf
+        cricket
+        """,
+    "clothes": """
+        clothes clothing outfit outfits attire
+        dress dresses gown gowns
+        skirt skirts
+        jeans
+        pants trousers
+        shorts
+        shirt shirts
+        jacket jackets coat coats
+        """,
+    "age": """
+        adult adults
+        teen teens teenage teenager teenagers adolescent adolescents
+        """,
+    "settlement": """
+        city cities urban
+        village villages
+        """,
     "ground": """
         beach beaches shore seaside coast seashore
-        street streets road roads avenue roadway sidewalk pavement lane
+        street streets road roads avenue roadway lane
+        highway highways motorway freeway expressway
+        railway railways railroad rails
+        sidewalk sidewalks pavement
         desert dunes
+        yard yards backyard backyards
+        river rivers
         kitchen
         bathroom
         mountain mountains
@@ -140,6 +207,40 @@ _KIND_BLOCKS = {
 
 KINDS = {word: f"{block}/{head}" for block, lines in _KIND_BLOCKS.items() for word, head in _families(lines).items()}
 """Noun → the kind of thing it names."""
+
+FIXED = tuple(
+    tuple(line.split())
+    for line in """
+    dirt bike
+    hard hat
+    hot dog
+    hot tub
+    ice cream
+    tug of war
+    rock climb
+    rock climber
+    fire hydrant
+    fire truck
+    fire engine
+    golden retriever
+    german shepherd
+    border collie
+    roller coaster
+    roller skate
+    monkey bar
+    life jacket
+    life vest
+    teddy bear
+    cotton candy
+    hula hoop
+    high heel
+    high school
+    baseball bat
+    stop sign
+    snow angel
+    """.strip().splitlines()
+)
+"""Expressions that name a thing of their own: with one word said otherwise they name another, or none."""
 
 SPATIAL = (
     (frozenset({"left"}), frozenset({"right"})),
@@ -158,8 +259,22 @@ OPPOSITES = (
     ),
     (frozenset({"old", "aged", "elderly"}), frozenset({"young", "new"})),
     (frozenset({"sitting", "sits", "seated"}), frozenset({"standing", "stands"})),
+    (_list("catch catches catching"), _list("throw throws throwing")),
+    (_list("push pushes pushing"), _list("pull pulls pulling")),
+    (_list("full filled"), _list("empty")),
+    (_list("wet"), _list("dry")),
+    (_list("open opened"), _list("closed shut")),
+    (_list("hot warm"), _list("cold")),
 )
 """Pairs of word sets of which one says what the other denies."""
+
+
+_SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for word in side}
+
+
+def family(word: str) -> str | None:
+    """What a word stands for, where a list knows it: words of one family are no new words for each other."""
+    return KINDS.get(word) or COLOURS.get(word) or _SIDES.get(word)
 
 
 def words(text: str) -> list[str]:

@@ -23,6 +23,8 @@ _LEAD = re.compile(
     r"(?:text|sentence|caption)(?: can be (?:paraphrased|rewritten|rephrased))?(?: as)?(?: is)?)\b[^:\n]{0,80}:\s*",
     re.I,
 )
+# Words with one blank between them: nothing of what follows could change such an answer, and most are of this kind.
+_PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9]|[ '-](?=[A-Za-z0-9])|, (?=[A-Za-z0-9]))*[.!?]?").fullmatch
 _SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
 
 
@@ -32,6 +34,8 @@ def parse_answer(raw: str) -> str:
     The result is cleaned as captions are, so that it is tokenised as it stands; it is empty where nothing is left.
     Never raises, whatever the text.
     """
+    if _PLAIN(raw):
+        return raw
     text = _TEMPLATE.sub("", raw)
     for line in text.splitlines():
         found = _parse_line(line)

@@ -10,9 +10,10 @@ from itertools import pairwise
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "neutralise", "prompt_for", "tidy"]
+__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralise", "prompt_for", "tidy"]
 
 Turns = tuple[tuple[str, str], ...]
 RULES = "neutralise-1 tidy-1"
@@ -25,6 +26,9 @@ _NOISE = re.compile(
     r"<[^<>]{0,200}>|https?:\S+|www\.\S+|\b(?:IMG|DSC|DSCN|DSCF|PIC|P)[_ -]?\d{3,}\b|#\d+"
     r"|\.(?:jpe?g|png|gif|webp|bmp)\b",
     re.I,
+)
+_OPENING = re.compile(
+    r"^(?:(?:a|the) )?(?:stock )?(?:photo(?:graph)?|picture|image|pic) of (?=\S)|^this is (?=\S)", re.I
 )
 _RUNS = re.compile(r"[!?]{2,}|\.{2,}")
 # Some models' templates use the full-width forms.
@@ -88,6 +92,11 @@ def neutralise(text: str) -> str:
     Control and line-breaking characters become blanks, invisible format characters (zero width, bidirectional
     overrides) go, and the brackets that begin a template's tokens are set apart from what follows.
     """
+    line = " ".join((text if text.isascii() and text.isprintable() else _visible(text)).split())
+    return _TOKEN_START.sub(lambda found: f"{found.group()} ", line)
+
+
+def _visible(text: str) -> str:
     kept = []
     for char in text.translate(_FULL_WIDTH):
         category = unicodedata.category(char)
@@ -95,8 +104,7 @@ def neutralise(text: str) -> str:
             kept.append(" ")
         elif category not in ("Cf", "Cs", "Co", "Cn"):
             kept.append(char)
-    line = " ".join("".join(kept).split())
-    return _TOKEN_START.sub(lambda found: f"{found.group()} ", line)
+    return "".join(kept)
 
 
 def tidy(text: str) -> str:
@@ -111,6 +119,17 @@ def tidy(text: str) -> str:
         found = found.lower()
     found = " ".join(_RUNS.sub(lambda run: run.group()[0], found).split()).strip(" -|,;:#")
     return found or text
+
+
+def bare(text: str) -> str:
+    """A web caption without what it says beside the image: `photo of`, `stock photo`, `| free image`.
+
+    Where nothing would be left, the text as it is.
+    """
+    found = _OPENING.sub("", tidy(text)).split()
+    while found and (not any(map(str.isalpha, found[-1])) or found[-1].strip(".,;:!|").lower() in NOISE_WORDS):
+        found.pop()
+    return " ".join(found) or text
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:

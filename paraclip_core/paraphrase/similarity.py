@@ -66,9 +66,12 @@ class SentenceEncoder:
             # Spinning OpenMP threads make small matrices forty times slower on busy cores.
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils.logging import disable_progress_bar
 
             folder = str(self._folder or _packaged_folder())
             log.info("loading the sentence encoder from %s", folder)
+            # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
+            disable_progress_bar()
             model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
             self._loaded = model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return self._loaded

@@ -20,7 +20,7 @@ from paraclip_core.paraphrase.gates import Pieces
 from paraclip_core.paraphrase.lexicon import COLOURS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES, content_words, stem, words
 from paraclip_core.paraphrase.prompts import PromptTemplate
 
-__all__ = ["THESAURUS", "WORD_SAMPLING", "WORD_STEP", "Fetch", "Synonyms", "alternatives", "swapped"]
+__all__ = ["THESAURUS", "WORD_SAMPLING", "WORD_STEP", "Fetch", "Synonyms", "alternatives", "swappable", "swapped"]
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
@@ -46,7 +46,7 @@ WORD_STEP = 0
 WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
 """Several draws, because a word that comes more than once is more to be trusted."""
 
-VARIANTS = 6
+VARIANTS = 10
 NEAR, VERY_NEAR = 0.58, 0.8
 KEPT = 4
 
@@ -106,7 +106,7 @@ class Synonyms:
 
     def table(self, texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Synonyms of the content words of the texts, the nearest first; words without any are left out."""
-        wanted = sorted({word for text in texts for word in _swappable(text)})
+        wanted = sorted({word for text in texts for word in swappable(text)})
         forward = {word: alternatives(word, answers) for word, answers in sorted(self._fetch(wanted).items())}
         near = self._near(forward)
         others = sorted({other for found in near.values() for other in found})
@@ -136,13 +136,14 @@ class Synonyms:
         return self._pieces is None or all(self._pieces(part) == 1 for part in other.split())
 
 
-def _swappable(text: str) -> list[str]:
+def swappable(text: str) -> list[str]:
+    """The words of a text that others may stand for."""
     found = content_words(words(text))
     return [w for w in found if _SHAPE.fullmatch(w) and w not in COLOURS and w not in NUMBERS and w not in LIGHT_WORDS]
 
 
 def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
-    """The texts with one to `most` words in other words, six variants in all, taken from the texts in turn.
+    """The texts with one to `most` words in other words, `VARIANTS` in all, taken from the texts in turn.
 
     Every variant takes its words by hash, so that different captions see different synonyms; the same texts give the
     same variants.
@@ -150,7 +151,7 @@ def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int 
     found = []
     for variant in range(VARIANTS if texts else 0):
         text = texts[variant % len(texts)]
-        here = [word for word in dict.fromkeys(_swappable(text)) if word in table]
+        here = [word for word in dict.fromkeys(swappable(text)) if word in table]
         if not here:
             continue
         digest = hashlib.blake2b(f"{variant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

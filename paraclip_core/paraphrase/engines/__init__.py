@@ -6,18 +6,25 @@ from pathlib import Path
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines.local_model import HashFiles, read_hashes
 from paraclip_core.paraphrase.protocol import Engine
 
 __all__ = ["make_engine"]
 
 
-def make_engine(options: ParaphraseOptions, data_root: Path | str = ".", device: str = "auto") -> Engine:
+def make_engine(
+    options: ParaphraseOptions,
+    data_root: Path | str = ".",
+    device: str = "auto",
+    hash_files: HashFiles = read_hashes,
+) -> Engine:
     """The engine that the options name; no model is loaded before the first request.
 
     Args:
         options: the paraphrase options.
         data_root: folder that the paths of the `file` engine are relative to.
-        device: where the `transformers` engine computes: a torch device, or `auto`.
+        device: where the `transformers` and `vllm` engines compute: a torch device, or `auto`.
+        hash_files: hashes the weights of a model that lies in a folder.
 
     Raises:
         ConfigError: an option that this engine needs is missing.
@@ -25,13 +32,25 @@ def make_engine(options: ParaphraseOptions, data_root: Path | str = ".", device:
     if options.engine == "smollm2":
         from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine
 
-        return SmolLM2Engine()
+        return SmolLM2Engine(options.precision, options.smollm2)
     if options.engine == "transformers":
         from paraclip_core.paraphrase.engines.transformers import TransformersEngine
 
         if not options.model:
             raise ConfigError("paraphrase.engine=transformers needs paraphrase.model, the folder of a local model")
-        return TransformersEngine(Path(options.model).expanduser(), device)
+        return TransformersEngine(Path(options.model).expanduser(), device, hash_files, options.transformers)
+    if options.engine == "vllm":
+        from paraclip_core.paraphrase.engines.vllm import VllmEngine
+
+        if not options.model:
+            raise ConfigError("paraphrase.engine=vllm needs paraphrase.model, a model's folder or its id on the hub")
+        return VllmEngine(options.model, options.vllm, device, hash_files)
+    if options.engine == "openai":
+        from paraclip_core.paraphrase.engines.openai import OpenAIEngine
+
+        if not options.model:
+            raise ConfigError("paraphrase.engine=openai needs paraphrase.model, the model's name at the server")
+        return OpenAIEngine(options.model, options.openai)
     from paraclip_core.paraphrase.engines.file import FileEngine
 
     if not options.file.path:

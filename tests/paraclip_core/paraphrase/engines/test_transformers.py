@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines import make_engine, shared_prefix
+from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.paraphrase.similarity import PACKAGE
 
@@ -19,6 +24,11 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+FEW = (
+    ("user", "photo of a gray kitten on a sofa near a window"),
+    ("assistant", "there is a gray kitten sitting on a sofa"),
+)
+TEXTS = ["a dog on the beach near a boat", "a cat", "two red birds in a tree", "a cat and a dog", "a man", "blue cars"]
 SAMPLING = SamplingOptions(n=2, temperature=1.0, max_tokens=6)
 
 
@@ -56,8 +66,87 @@ def test_answers_come_in_order_and_are_repeatable(folder: Path) -> None:
     assert ask(engine, texts) == found
     assert torch.equal(torch.get_rng_state(), state)
     assert ask(engine, texts, seed=1) != found
-    # Lengths decide the batches, so the order of the prompts does not matter.
-    assert ask(engine, texts[::-1])[::-1] == found
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SamplingOptions(temperature=0, max_tokens=6)])
+def test_an_answer_depends_on_its_request_alone(folder: Path, sampling: SamplingOptions) -> None:
+    found = TransformersEngine(folder, device="cpu").generate(shots(TEXTS), sampling)
+    for size in (1, 2, 5):
+        engine = TransformersEngine(folder, device="cpu", options=TransformersOptions(batch_size=size))
+        assert engine.generate(shots(TEXTS), sampling) == found
+        assert engine.generate(shots(TEXTS[::-1]), sampling)[::-1] == found
+    alone = TransformersEngine(folder, device="cpu")
+    assert [alone.generate(shots([text]), sampling)[0] for text in TEXTS] == found
+    # A resumed run asks for what is missing, among others' requests with another seed.
+    rest = alone.generate([*shots(TEXTS[:2], seed=5), *shots(TEXTS[3:])], sampling)
+    assert rest[2:] == found[3:]
+
+
+def test_more_answers_begin_with_the_fewer(folder: Path) -> None:
+    engine = TransformersEngine(folder, device="cpu")
+    more = engine.generate(shots(TEXTS), SAMPLING.model_copy(update={"n": 3}))
+    few = engine.generate(shots(TEXTS), SAMPLING)
+    assert [answer.texts[:2] for answer in more] == [answer.texts for answer in few]
+    assert any(len(set(answer.texts)) > 1 for answer in more)
+
+
+def shots(texts: list[str], seed: int = 0) -> list[Prompt]:
+    """Prompts with examples in front."""
+    return [Prompt((*FEW, ("user", text)), text, 1, seed) for text in texts]
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SamplingOptions(temperature=0, max_tokens=6)])
+def test_a_shared_beginning_changes_no_answer(
+    folder: Path, sampling: SamplingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(folder, device="cpu")
+    shared = engine.generate(shots(TEXTS), sampling)
+    prefixes = engine._prefixes
+    assert prefixes is not None
+    assert len(prefixes) == 1
+    # Captions that happen to begin alike bring nothing new.
+    assert engine.generate(shots(TEXTS[3:5]), sampling) == shared[3:5]
+    assert len(prefixes) == 1
+    monkeypatch.setattr(shared_prefix, "SHORTEST", 10_000)
+    plain = TransformersEngine(folder, device="cpu")
+    assert plain.generate(shots(TEXTS), sampling) == shared
+    assert plain._prefixes is not None
+    assert len(plain._prefixes) == 0
+
+
+def test_a_model_that_forgets_shares_nothing(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    tokeniser = AutoTokenizer.from_pretrained(folder)
+    tokeniser.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=len(tokeniser), num_key_value_heads=2, sliding_window=8, **sizes)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    engine = TransformersEngine(tmp_path, device="cpu")
+    found = engine.generate(shots(TEXTS), SAMPLING)
+    assert len(found) == len(TEXTS)
+    assert engine._prefixes is not None
+    assert len(engine._prefixes) == 0
+
+
+def test_the_embedded_model_says_the_same_with_a_shared_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = os.environ.get("PARACLIP_VLLM")
+    where = os.environ.get("PARACLIP_SMOLLM2") or (f"{vllm}/smollm2" if vllm else "")
+    if not where:
+        pytest.skip("PARACLIP_SMOLLM2 names no folder with the exported SmolLM2 (`make test-vllm` makes one)")
+    template = prompt_for(ParaphraseOptions(), 1)
+    prompts = [Prompt(template.messages(text), text, 1, 0) for text in TEXTS]
+    options = TransformersOptions(dtype="float32")
+    for sampling in (SamplingOptions(temperature=0, max_tokens=12), SamplingOptions(n=2, max_tokens=12)):
+        engine = TransformersEngine(Path(where), device="cpu", options=options)
+        shared = engine.generate(prompts, sampling)
+        assert engine._prefixes is not None
+        assert len(engine._prefixes) == 1
+        assert engine.generate(prompts[::-1], sampling)[::-1] == shared
+        with monkeypatch.context() as patched:
+            patched.setattr(shared_prefix, "SHORTEST", 10_000)
+            assert TransformersEngine(Path(where), device="cpu", options=options).generate(prompts, sampling) == shared
 
 
 def test_greedy_decoding_gives_one_answer_that_no_batch_changes(folder: Path) -> None:
@@ -71,11 +160,42 @@ def test_greedy_decoding_gives_one_answer_that_no_batch_changes(folder: Path) ->
 def test_the_model_id_follows_the_files(folder: Path, tmp_path: Path) -> None:
     name, _, revision = TransformersEngine(folder).model.partition("@")
     assert name == folder.name
+    revision, _, drawing = revision.partition("?")
     assert len(revision) == 24
+    # Answers of the batch-wise draws must not be taken for these.
+    assert drawing == "draws=2"
+    exact = TransformersEngine(folder, options=TransformersOptions(dtype="float32", batch_size=3)).model
+    assert exact == f"{folder.name}@{revision}?draws=2&dtype=float32"
     (tmp_path / "config.json").write_text("{}")
     one = TransformersEngine(tmp_path).model
     (tmp_path / "config.json").write_text("{ }")
     assert TransformersEngine(tmp_path).model != one
+
+
+def test_an_edit_in_the_middle_of_big_weights_is_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(SMALL_BYTES + 1))
+    one = TransformersEngine(tmp_path).model
+    with weights.open("r+b") as file:
+        file.seek(SMALL_BYTES // 2)
+        file.write(b"edit")
+    assert TransformersEngine(tmp_path).model != one
+
+
+def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(SMALL_BYTES + 1))
+    seen: list[Path] = []
+
+    def remembered(files: Iterable[Path]) -> dict[str, str]:
+        seen.extend(files)
+        return read_hashes(seen)
+
+    engine = make_engine(ParaphraseOptions(engine="transformers", model=str(tmp_path)), hash_files=remembered)
+    assert engine.model == TransformersEngine(tmp_path).model
+    assert seen == [weights]
 
 
 def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
@@ -89,8 +209,10 @@ def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_the_device_of_the_run_is_taken(folder: Path) -> None:
-    options = ParaphraseOptions(engine="transformers", model=str(folder))
+    own = TransformersOptions(dtype="bfloat16")
+    options = ParaphraseOptions(engine="transformers", model=str(folder), transformers=own)
     engine = make_engine(options, device="meta")
     assert isinstance(engine, TransformersEngine)
     model, _ = engine._load()
     assert model.device.type == "meta"
+    assert model.dtype == torch.bfloat16

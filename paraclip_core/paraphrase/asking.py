@@ -1,0 +1,174 @@
+"""Asking an engine for what the cache does not know; what comes is kept before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from operator import itemgetter
+
+import pyarrow as pa
+
+from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.counts import Counts
+from paraclip_core.paraphrase.keys import KEY_BYTES, sampling_json
+from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, PaidEngine, Prompt, StreamingEngine
+from paraclip_core.tables import GENERATIONS
+
+__all__ = ["Asker", "Part"]
+
+KEEP_SECONDS = 60.0
+"""What an engine hands over one by one is kept at least so often."""
+
+Part = list[tuple[str, bytes, Completion]]
+"""Text, key and completion of some requests."""
+Numbered = list[tuple[int, Completion]]
+"""Number of the prompt, and its completion."""
+
+
+class Asker:
+    """Asks and keeps chunk by chunk; an engine that hands answers over one by one gets all requests at once."""
+
+    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, seed: int, chunk: int) -> None:
+        """`seed` is the run's; what is asked and kept is added to `counts`."""
+        self._engine, self._cache, self._counts = engine, cache, counts
+        self._seed, self._chunk = seed, chunk
+
+    def ask(
+        self,
+        template: PromptTemplate,
+        step: int,
+        sampling: SamplingOptions,
+        attempt: int,
+        todo: Sequence[tuple[str, bytes]],
+    ) -> Generator[Part, None, None]:
+        """Answers to the texts and keys in `todo`, part by part, in the order in which they come.
+
+        Raises:
+            EngineError: the engine failed; every answer it had given was handed on before.
+        """
+        # Another attempt must draw other answers.
+        seed = (self._seed + 7919 * attempt) % 2**31
+        begun = self._begun([key for _, key in todo], sampling)
+        prompts = [Prompt(template.messages(text), text, step, seed, begun.get(key, ())) for text, key in todo]
+        streams, done = isinstance(self._engine, StreamingEngine), 0
+        try:
+            for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
+                part = _part(todo, numbered)
+                if part:
+                    self._keep(part, template, step, sampling, attempt)
+                self._counts.generated += len(part)
+                done += len(part)
+                yield part
+        except EngineError as error:
+            if part := _part(todo, sorted(error.begun.items())):
+                part = [(text, _begun_key(key, len(found.texts)), found) for text, key, found in part]
+                self._keep(part, template, step, sampling, attempt, f"{template.id}, not all answers")
+            raise
+        if done != len(todo):
+            raise EngineError(f"{self._engine.name} gave {done} completions for {len(todo)} prompts")
+
+    def _chunks(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        for start in range(0, len(prompts), self._chunk):
+            some = prompts[start : start + self._chunk]
+            began, failure = time.monotonic(), None
+            try:
+                found = dict(enumerate(self._engine.generate(some, sampling)))
+            except EngineError as error:
+                # Answers that came before the failure are paid for.
+                found, failure = error.finished, error
+            self._counts.engine_seconds += time.monotonic() - began
+            if failure is None and len(found) != len(some):
+                raise EngineError(f"{self._engine.name} gave {len(found)} completions for {len(some)} prompts")
+            yield [(start + number, found[number]) for number in sorted(found)]
+            if failure is not None:
+                failure.begun = {start + number: completion for number, completion in failure.begun.items()}
+                raise failure
+
+    def _begun(self, keys: Sequence[bytes], sampling: SamplingOptions) -> dict[bytes, tuple[str, ...]]:
+        """The first answers of requests that an earlier failure cut off, by their keys; the longest row of each."""
+        if sampling.n == 1 or not keys or not isinstance(self._engine, PaidEngine):
+            return {}
+        names = {_begun_key(key, count): key for count in range(1, sampling.n) for key in keys}
+        found = self._cache.lookup(pa.array(names, pa.binary(KEY_BYTES)))
+        rows = zip(found.column("key").to_pylist(), found.column("completions").to_pylist(), strict=True)
+        return {names[name]: tuple(texts) for name, texts in sorted(rows, key=lambda row: len(row[1]))}
+
+    def _keep(
+        self,
+        part: Part,
+        template: PromptTemplate,
+        step: int,
+        sampling: SamplingOptions,
+        attempt: int,
+        prompt: str | None = None,
+    ) -> None:
+        self._cache.append(self._generations(template, step, sampling, attempt, part, prompt or template.id))
+        self._counts.prompt_tokens += sum(completion.prompt_tokens for _, _, completion in part)
+        self._counts.completion_tokens += sum(completion.completion_tokens for _, _, completion in part)
+
+    def _streamed(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        assert isinstance(self._engine, StreamingEngine)
+        # With as many under way again, a kill costs a chunk at most.
+        enough = max(1, self._chunk // 2)
+        waiting: Numbered = []
+        failure: BaseException | None = None
+        ended = False
+        with closing(self._engine.stream(prompts, sampling)) as stream:
+            began = time.monotonic()
+            while not ended:
+                try:
+                    item = next(stream, None)
+                except BaseException as error:
+                    # An interrupt, too, must not cost what was answered before it.
+                    failure, item = error, None
+                ended = item is None
+                if item is not None:
+                    waiting.append(item)
+                now = time.monotonic()
+                if waiting and (ended or len(waiting) >= enough or now - began >= KEEP_SECONDS):
+                    self._counts.engine_seconds += now - began
+                    yield sorted(waiting, key=itemgetter(0))
+                    waiting, began = [], time.monotonic()
+        if failure is not None:
+            raise failure
+
+    def _generations(
+        self, template: PromptTemplate, step: int, sampling: SamplingOptions, attempt: int, part: Part, prompt: str
+    ) -> pa.Table:
+        count = len(part)
+        columns = {
+            "key": [key for _, key, _ in part],
+            "step": [step] * count,
+            "attempt": [attempt] * count,
+            "input": [_storable(text) for text, _, _ in part],
+            "engine": [self._engine.name] * count,
+            "model": [self._engine.model] * count,
+            "prompt": [prompt] * count,
+            "prompt_hash": [template.hash] * count,
+            "sampling": [sampling_json(sampling)] * count,
+            "seed": [self._seed] * count,
+            "completions": [list(completion.texts) for _, _, completion in part],
+            "prompt_tokens": [completion.prompt_tokens for _, _, completion in part],
+            "completion_tokens": [completion.completion_tokens for _, _, completion in part],
+        }
+        return pa.Table.from_pydict(columns, schema=GENERATIONS)
+
+
+def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
+    # What is judged now is what a cached run will judge.
+    return [(*todo[i], replace(found, texts=tuple(map(_storable, found.texts)))) for i, found in numbered]
+
+
+def _begun_key(key: bytes, count: int) -> bytes:
+    """Key under which the first `count` answers of a request are kept as long as it has not all of them."""
+    return hashlib.blake2b(key + f"first {count}".encode(), digest_size=KEY_BYTES).digest()
+
+
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

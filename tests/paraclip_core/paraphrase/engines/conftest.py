@@ -1,0 +1,32 @@
+"""Fixtures of the engines' tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from openai_asking import (  # pyright: ignore[reportMissingImports]
+    VARIABLE,
+)
+from openai_server import (  # pyright: ignore[reportMissingImports]
+    OpenAIServer,
+)
+
+from paraclip_core.config import OpenAIOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine
+
+
+@pytest.fixture
+def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Engines on the server, quick to try again, closed at the end."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    made: list[OpenAIEngine] = []
+
+    def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
+        quick = {"base_url": openai_server.url, "backoff_seconds": 0.01, "retries": 3, "timeout_seconds": 5}
+        made.append(OpenAIEngine(model, OpenAIOptions(**(quick | options))))
+        return made[-1]
+
+    yield engine
+    for each in made:
+        each.close()

