@@ -2,28 +2,34 @@
 
 The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
 Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
-:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result.
+:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result. The training stages' options
+are in :mod:`paraclip_core.training_options`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-OPERATIONAL: dict[str, JsonValue] = {"operational": True}
-"""``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
+from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
+from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
+from paraclip_core.engine_options import TransformersOptions as TransformersOptions
+from paraclip_core.engine_options import VllmOptions as VllmOptions
+from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
+from paraclip_core.metric_names import check_metric
+from paraclip_core.options import OPERATIONAL as OPERATIONAL
+from paraclip_core.options import Options as Options
+from paraclip_core.training_options import AlphaOptions as AlphaOptions
+from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
+from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
+from paraclip_core.training_options import LossWeights as LossWeights
+from paraclip_core.training_options import OptimiserOptions as OptimiserOptions
 
 SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text"]
-EngineName = Literal["smollm2", "transformers", "file"]
+EngineName = Literal["smollm2", "transformers", "vllm", "openai", "file"]
 GateName = Literal["auto", "paper", "small-model"]
-BenchmarkKind = Literal["paraphrased_retrieval", "retrieval", "sts", "sick", "sugarcrepe"]
-
-
-class Options(BaseModel):
-    """Base of all option groups: unknown names are errors, values are not changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 
 
 class ColumnNames(Options):
@@ -53,7 +59,7 @@ class SourceOptions(Options):
     split: str | None = None
     """Split of rows that do not say their own. Default: train."""
     licence: str = "unknown"
-    """Licence of rows that do not say their own; the strictest one ends up in the cards."""
+    """Licence of rows that do not say their own; report and model card name all that were used."""
 
 
 class ScenesOptions(Options):
@@ -140,19 +146,40 @@ class GateOptions(Options):
     """Jaccard overlap of the words of input and answer, at most (both steps)."""
     max_new_content_words: Annotated[int, Field(ge=0)] = 3
     """Content words that the input does not hold, at most: guards against invention."""
-    min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.4
-    """Cosine between each new content word and the nearest word of the input, at least: keeps out inventions."""
+    min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
+    """Cosine between each new word and the nearest word of the caption that it could stand for, at least, and between
+    each word of the caption that is gone and the nearest new one."""
+    max_lost_words: Annotated[int, Field(ge=0)] = 0
+    """Words of the caption, sizes aside, that the answer has no other word for, at most."""
     max_repeats: Annotated[int, Field(ge=1)] = 200
     """The same answer for this many different inputs is a flood, and further ones are rejected."""
+
+
+class RegenerateOptions(Options):
+    """Rows that are asked for once more, after the usual attempts; one of the two says which."""
+
+    reason: str = ""
+    """Those whose last answer was rejected with this reason code."""
+    where: str = ""
+    """Those for which this SQL condition is true, e.g. `step = 2 and similarity < 0.8`. Columns: step, attempt,
+    accepted, reason, detail, caption, input, answer, similarity, image_id, licence."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RegenerateOptions:
+        if bool(self.reason) == bool(self.where.strip()):
+            raise ValueError("give either reason or where")
+        return self
 
 
 class ParaphraseOptions(Options):
     """How captions are paraphrased."""
 
     engine: EngineName = "smollm2"
-    """`smollm2` (embedded), `transformers` (a local Hugging Face model), `file` (paraphrases you already have)."""
+    """`smollm2` (embedded), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own process),
+    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have)."""
     model: str = ""
-    """Model folder of the `transformers` engine."""
+    """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
+    server of the `openai` engine."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
     """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
     prompt_1: str = ""
@@ -167,15 +194,30 @@ class ParaphraseOptions(Options):
     """How answers are drawn."""
     gates: GateOptions = GateOptions()
     """What is kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the embedded model. `fp32` gives a request the same answers whatever is computed beside it, so that
+    a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
     """How often a rejected caption is asked for again, first time included."""
+    regenerate: tuple[RegenerateOptions, ...] = ()
+    """Rows to ask for once more; each entry gives its rows one more attempt, in order. An accepted answer stays where
+    the new one is not accepted."""
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Requests that are in flight, and lost at most when the worker is killed. What is cached does not depend on it;
+    """Requests that are in flight, and lost at most when the worker is killed (with `openai`: half as
+    many, and the requests under way). What is cached does not depend on it;
     an engine whose draws depend on what it computes together may answer new requests otherwise."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
+    smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
+    """Options of the `smollm2` engine."""
+    transformers: TransformersOptions = TransformersOptions()
+    """Options of the `transformers` engine."""
+    openai: OpenAIOptions = OpenAIOptions()
+    """Options of the `openai` engine."""
+    vllm: VllmOptions = VllmOptions()
+    """Options of the `vllm` engine."""
 
     def chosen_gates(self) -> GateOptions:
         """The gates with `auto` resolved."""
@@ -189,7 +231,8 @@ class ModelOptions(Options):
 
     base: str = "embedded"
     """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
-    `hf-hub:ORG/NAME`, or `ARCHITECTURE:TAG` of open_clip, for example `ViT-B-32-quickgelu:laion400m_e32`."""
+    `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example `ViT-B-32-quickgelu:laion400m_e32`, or
+    `ARCHITECTURE:FILE` with weights in a published format (OpenAI's and LaCLIP's: `ViT-L-14-quickgelu:FILE`)."""
     text_width: Annotated[int, Field(ge=32, le=2048)] = 256
     """Width of the embedded model's text tower."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
@@ -211,91 +254,6 @@ class FeatureOptions(Options):
     """Images in a feature shard, the grain at which an interrupted stage goes on."""
 
 
-class OptimiserOptions(Options):
-    """Training of a text tower on stored image features."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """Passes over the training rows."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Rows in a batch, and so candidates of each InfoNCE loss."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Largest gradient norm."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the text tower; the loss is always fp32."""
-    seed: int = 0
-    """Seed of the data order."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
-    """Time between two checkpoints."""
-    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Steps between two checkpoints, 0: by time only."""
-
-
-class BootstrapOptions(OptimiserOptions):
-    """Training of the embedded base model with the caption-image loss alone (LiT)."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
-    """Passes over the training captions."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Peak learning rate."""
-    logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
-    """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
-    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training images that is held out to stop at the best epoch. Fine-tuning chooses α on images among
-    them, which the base has not seen."""
-
-
-class LossWeights(Options):
-    """Weights of the InfoNCE losses; the published method is the sum of the three named ones."""
-
-    image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of image against paraphrase 2."""
-    caption_paraphrase_1: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of caption against paraphrase 1."""
-    paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of paraphrase 1 against paraphrase 2."""
-    image_caption: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
-    image_paraphrase_1: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against paraphrase 1; not in the published method."""
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> LossWeights:
-        if not any(self.model_dump().values()):
-            raise ValueError("at least one loss weight must be above 0")
-        return self
-
-
-class AlphaOptions(Options):
-    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
-
-    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Values of α to try; 0 is the base, 1 the tuned tower as trained."""
-    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
-    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins."""
-
-
-class FinetuneOptions(OptimiserOptions):
-    """Training of the text tower on captions, both paraphrases and image features."""
-
-    weights: LossWeights = LossWeights()
-    """Weights of the losses."""
-    mask_duplicates: bool = True
-    """Leave same-text and same-image pairs of a batch out of the negatives."""
-    texts: Literal["paraphrases", "captions"] = "paraphrases"
-    """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training images that is held out to choose α."""
-    alpha: AlphaOptions = AlphaOptions()
-    """Interpolation with the base."""
-
-
 class BenchmarkOptions(Options):
     """One benchmark: a local file or folder in its published format, or the ingested split."""
 
@@ -315,14 +273,21 @@ class GateRule(Options):
 
     metric: str = "paraphrased_retrieval/ao@10"
     """`kind/metric` whose interval must lie above zero."""
-    max_drop: dict[str, float] = {"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5}
+    max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
     """Points that other metrics may lose, `kind/metric: points`."""
+
+    @field_validator("metric", "max_drop")
+    @classmethod
+    def _measured(cls, value: str | dict[str, float]) -> str | dict[str, float]:
+        for name in [value] if isinstance(value, str) else value:
+            check_metric(name)
+        return value
 
 
 class EvaluateOptions(Options):
     """Before-and-after evaluation."""
 
-    split: str = "val"
+    split: Literal["train", "val", "test"] = "val"
     """Split of the ingested captions that evaluation uses."""
     benchmarks: tuple[BenchmarkOptions, ...] = ()
     """What is measured."""
@@ -340,13 +305,31 @@ class RunOptions(Options):
     """How a run is carried out; nothing here changes a result."""
 
     root: str = Field(default="runs", json_schema_extra=OPERATIONAL)
-    """Folder of artifacts, unfinished work and caches (environment: PARACLIP_ROOT)."""
+    """Folder or URL (`s3://bucket/folder`) of artifacts, unfinished work and caches (environment: PARACLIP_ROOT)."""
     placement: Literal["inline", "deployments"] = Field(default="inline", json_schema_extra=OPERATIONAL)
     """`inline` runs the stages in this process, `deployments` each as its own deployment."""
-    device: str = Field(default="auto", json_schema_extra=OPERATIONAL)
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
+        default="auto", json_schema_extra=OPERATIONAL
+    )
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, 0: all."""
+    processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
+    order as one does, and differ from it by rounding only."""
+    shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
+    runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)
+    """Where shards run: `threads` on this machine, `ray` on a Ray cluster (`pip install paraclip[ray]`)."""
+    ray_address: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Address of the Ray cluster, for example `ray://head:10001`. Empty: one on this machine, for this stage alone."""
+    ray_cpus: Annotated[float, Field(ge=0)] = Field(default=1, json_schema_extra=OPERATIONAL)
+    """CPUs that Ray keeps for each shard."""
+    ray_gpus: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """GPUs that Ray keeps for each shard; a shard sees no others."""
+    trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
+    """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
+    install), `file`."""
 
 
 class Settings(Options):

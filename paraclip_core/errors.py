@@ -4,9 +4,12 @@ ParaclipError
 ├── ConfigError          a wrong option, or options that contradict each other (exit code 2)
 ├── InputError           a source file, row or image that cannot be read
 ├── ArtifactError        an artifact that is missing, edited, cut short or of another version
-│   └── LockedError      another process is writing the same fingerprint
+│   ├── LockedError      another process is writing the same fingerprint
+│   └── UnknownNameError a name that nothing under the root has (exit code 2)
 ├── EngineError          the paraphrase engine cannot start, died, or answered nonsense
+│   └── BudgetError      the spending cap of a paid engine is reached
 ├── ModelError           a model that cannot be loaded, or whose image tower changed
+│   └── UnknownModelError a name that no model has (exit code 2)
 ├── TrainingError        training that diverged, or a checkpoint that cannot be resumed
 ├── BenchmarkError       a benchmark that is not in its published format
 └── StageError           a stage whose process failed; carries the end of its log
@@ -14,9 +17,15 @@ ParaclipError
 A message names what was found, what was expected and how to mend it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "ArtifactError",
     "BenchmarkError",
+    "BudgetError",
     "ConfigError",
     "EngineError",
     "InputError",
@@ -25,6 +34,8 @@ __all__ = [
     "ParaclipError",
     "StageError",
     "TrainingError",
+    "UnknownModelError",
+    "UnknownNameError",
     "with_notes",
 ]
 
@@ -58,12 +69,37 @@ class LockedError(ArtifactError):
     """Another living process holds the lock of this fingerprint."""
 
 
+class UnknownNameError(ArtifactError):
+    """No artifact, channel, generation, stage or root has this name, or several fit it."""
+
+    exit_code = 2
+
+
 class EngineError(ParaclipError):
     """The paraphrase engine cannot start, died, or answered something that is not a completion."""
+
+    def __init__(self, *args: object, finished: Mapping[int, Any] | None = None) -> None:
+        """`finished` has the completions of the same call that were there by then, by the number of their prompt.
+
+        `begun` has those of prompts that had some of their answers, but not yet all.
+        """
+        super().__init__(*args)
+        self.finished = dict(finished or {})
+        self.begun: dict[int, Any] = {}
+
+
+class BudgetError(EngineError):
+    """One answer more could cost more than the spending cap allows."""
 
 
 class ModelError(ParaclipError):
     """A model cannot be loaded, or its image tower is not the one that was expected."""
+
+
+class UnknownModelError(ModelError):
+    """There is no such folder, architecture or weights."""
+
+    exit_code = 2
 
 
 class TrainingError(ParaclipError):

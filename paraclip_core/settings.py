@@ -17,6 +17,8 @@ from paraclip_core.errors import ConfigError
 __all__ = ["at_environment_root", "describe_options", "field_paths", "load_settings", "parse_settings"]
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
+UNNAMED = "the settings"
+"""Origin of options that come from no file."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -44,7 +46,7 @@ def load_settings(
         environ: environment to look into for PARACLIP_ROOT.
 
     Raises:
-        ConfigError: naming every wrong option at once.
+        ConfigError: naming every wrong option at once, and whether the file or an override has it.
     """
     tree = {} if path is None else _read_yaml(Path(path))
     root = (environ or {}).get(ROOT_VARIABLE)
@@ -52,11 +54,11 @@ def load_settings(
         _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
     for override in overrides:
         _override(tree, override)
-    return parse_settings(tree, where=str(path) if path else "the settings")
+    return parse_settings(tree, str(path) if path else UNNAMED, overrides)
 
 
-def parse_settings(tree: Mapping[str, Any], where: str = "the settings") -> Settings:
-    """Check a tree of plain values; `where` names its origin in errors.
+def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED, overrides: Sequence[str] = ()) -> Settings:
+    """Check a tree of plain values; `where` names its origin in errors, but for what `overrides` put into it.
 
     Raises:
         ConfigError: naming every wrong option at once, each with what was expected.
@@ -64,8 +66,11 @@ def parse_settings(tree: Mapping[str, Any], where: str = "the settings") -> Sett
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        problems: dict[str, list[str]] = {}
+        for detail in error.errors(include_url=False):
+            problems.setdefault(_blamed(detail["loc"], where, overrides), []).append(_explain(detail))
+        text = "; ".join(f"{origin}: {'; '.join(found)}" for origin, found in problems.items())
+        raise ConfigError(text) from error
 
 
 def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -158,6 +163,19 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, said: str) -> No
         here = below
 
 
+def _blamed(location: Sequence[str | int], where: str, overrides: Sequence[str]) -> str:
+    """Where a wrong option comes from; of a group that is wrong as a whole, all that had a part in it."""
+    wrong = [str(part) for part in location]
+    parts = [where]
+    for override in overrides:
+        keys = override.partition("=")[0].strip().split(".")
+        if wrong[: len(keys)] == keys:
+            parts = [f"--set {override}"]
+        elif keys[: len(wrong)] == wrong:
+            parts.append(f"--set {override}")
+    return " and ".join(parts[1:] if parts[0] == UNNAMED and len(parts) > 1 else parts)
+
+
 def _explain(detail: Mapping[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = ".".join(str(part) for part in location) or "settings"
@@ -187,7 +205,7 @@ def _nearest(location: Sequence[str | int]) -> str:
         elsewhere = [names[found] for found in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
-    return f"{parent or 'the settings'} has {', '.join(siblings) or 'no options'}"
+    return f"{parent or UNNAMED} has {', '.join(siblings) or 'no options'}"
 
 
 def _annotation_at(keys: Sequence[str]) -> Any:

@@ -17,6 +17,7 @@ __all__ = [
     "PARAPHRASE_REJECTS",
     "PER_QUERY",
     "REJECTS",
+    "SAMPLES",
     "text_hash",
 ]
 
@@ -119,6 +120,16 @@ PER_QUERY = pa.schema(
         pa.field("base_rewording_top", pa.list_(pa.string()), nullable=False),
         pa.field("tuned_caption_top", pa.list_(pa.string()), nullable=False),
         pa.field("tuned_rewording_top", pa.list_(pa.string()), nullable=False),
+    ]
+)
+
+SAMPLES = pa.schema(
+    [
+        pa.field("metric", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("cluster", pa.int64(), nullable=False),  # queries of one cluster are drawn together
+        pa.field("gold", pa.float64()),  # human score, null where the figure is a mean
+        pa.field("base", pa.float64(), nullable=False),  # the query's value, whose mean is the figure
+        pa.field("tuned", pa.float64(), nullable=False),
     ]
 )
 

@@ -33,6 +33,11 @@ class BytePairs:
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._pairs = merges
 
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges in the order in which they were learnt."""
+        return self._pairs
+
     def encode(self, word: str) -> tuple[int, ...]:
         """Ids of one word, which is written in byte symbols (see :func:`byte_symbols`)."""
         if word in SPECIAL:

@@ -10,7 +10,7 @@ from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 
-__all__ = ["SourceFile", "expand"]
+__all__ = ["SourceFile", "expand", "overlooked"]
 
 NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
 
@@ -48,15 +48,26 @@ def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:
     return [file for source in sources for file in _files(root, source)]
 
 
+def overlooked(root: Path, sources: Sequence[SourceOptions]) -> list[str]:
+    """Plain texts of folders that are not read because the folder holds structured files, relative to `root`, sorted.
+
+    They may be captions, so a user should hear of them.
+    """
+    names: list[str] = []
+    for source in sources:
+        if source.format == "auto" and (root / source.path).is_dir():
+            shown = _shown(root, source)
+            if _structured(shown):
+                names += [path.relative_to(root).as_posix() for path in _texts(shown)]
+    return sorted(names)
+
+
 def _files(root: Path, source: SourceOptions) -> Iterator[SourceFile]:
     path = root / source.path
     if not path.is_dir():
         yield _source_file(path, PurePosixPath(source.path), source)
         return
-    skipped = (root / source.images) if source.images else None
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)
-    chosen = _caption_files([p for p in found if not _hidden(p.relative_to(path))], source.format)
-    for inner in chosen or [path]:
+    for inner in _caption_files(_shown(root, source), source.format) or [path]:
         yield _source_file(inner, PurePosixPath(source.path) / inner.relative_to(path).as_posix(), source)
 
 
@@ -70,22 +81,34 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
     return SourceFile(path, str(name), form, source)
 
 
+def _shown(root: Path, source: SourceOptions) -> list[Path]:
+    path, skipped = root / source.path, (root / source.images) if source.images else None
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)
+    return [p for p in found if not _hidden(p.relative_to(path))]
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
 def _caption_files(found: list[Path], wanted: str) -> list[Path]:
-    named = [(path, named_format(path)) for path in found]
     if wanted != "auto":
         expected = "json" if wanted in ("coco", "karpathy") else wanted
-        return [path for path, form in named if form == expected]
+        return [path for path in found if named_format(path) == expected]
+    return _structured(found) or _texts(found)
+
+
+def _structured(found: list[Path]) -> list[Path]:
+    named = [(path, named_format(path)) for path in found]
     tars = {path.with_suffix("") for path, form in named if form == "webdataset"}
-    structured = [
+    return [
         path
         for path, form in named
         if form not in (None, "text")
         and not path.name.endswith("_stats.json")
         and not (form == "parquet" and path.with_suffix("") in tars)
     ]
-    texts = [path for path, form in named if form == "text" and not path.name.lower().startswith(NOT_CAPTIONS)]
-    return structured or texts
+
+
+def _texts(found: list[Path]) -> list[Path]:
+    return [p for p in found if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.bootstrap import delta_interval
 from paraclip_core.evaluation.samples import Measured
 
-__all__ = ["Comparison", "Outcome", "Row", "compare", "judge"]
+__all__ = ["Comparison", "Judge", "Outcome", "Row", "compare", "judge", "judge_challenger"]
+
+Verdict = Literal["promote", "hold"]
 
 DIGITS = 6
 """Decimals of a percentage that are written: far below what any interval tells apart."""
@@ -50,7 +52,7 @@ class Comparison:
     """All rows and what follows from them."""
 
     rows: tuple[Row, ...]
-    verdict: Literal["promote", "hold"]
+    verdict: Verdict
     reason: str
     notes: tuple[str, ...]
     """Rules that could not be applied, benchmarks that were left out."""
@@ -62,8 +64,33 @@ class Comparison:
         return asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
 
 
+Judge = Callable[[Sequence[Row], GateRule], tuple[Verdict, str, list[str]]]
+"""Gives the verdict, its reason, and notes on rules that could not be applied."""
+
+
+def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+    """Whether a tuned model is better than its base.
+
+    `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
+    `gate.max_drop`. A drop rule whose kind was not measured is noted; one whose kind was measured without that metric
+    is most likely misspelt, so the model is held.
+    """
+    return _judge(rows, gate, lambda row: row.low > 0, "is not clear of zero", "is clear of zero")
+
+
+def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+    """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
+
+    As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero.
+    """
+    return _judge(rows, gate, lambda row: row.high >= 0, "lies below zero", "does not lie below zero")
+
+
 def compare(
-    outcomes: Sequence[Outcome], options: EvaluateOptions, skipped: Mapping[str, str] | None = None
+    outcomes: Sequence[Outcome],
+    options: EvaluateOptions,
+    skipped: Mapping[str, str] | None = None,
+    rule: Judge = judge,
 ) -> Comparison:
     """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
@@ -71,32 +98,25 @@ def compare(
         outcomes: what was measured.
         options: resamples, confidence, seed and gate.
         skipped: benchmarks that were left out, with the reason; they become notes.
+        rule: how the gate is read.
 
     Raises:
         BenchmarkError: a benchmark has too few queries for an interval; the message names it.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
-    verdict, reason, notes = judge(rows, options.gate)
+    verdict, reason, notes = rule(rows, options.gate)
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
 
 
-def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Literal["promote", "hold"], str, list[str]]:
-    """Verdict, its reason, and notes on rules that could not be applied.
-
-    `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
-    `gate.max_drop`. A drop rule whose kind was not measured is noted; one whose kind was measured without that metric
-    is most likely misspelt, so the model is held.
-    """
+def _judge(
+    rows: Sequence[Row], gate: GateRule, passes: Callable[[Row], bool], failed: str, passed: str
+) -> tuple[Verdict, str, list[str]]:
     notes: list[str] = []
     gains = _matching(rows, gate.metric)
     if not gains:
         return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_known(rows)}", notes
-    problems = [
-        f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}] is not clear of zero"
-        for row in gains
-        if row.low <= 0
-    ]
+    problems = [f"{_shown(row)} {failed}" for row in gains if not passes(row)]
     for rule, points in sorted(gate.max_drop.items()):
         found = _matching(rows, rule)
         if not found and any(row.kind == rule.partition("/")[0] for row in rows):
@@ -110,8 +130,7 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Literal["promote", "hold
         ]
     if problems:
         return "hold", "; ".join(problems), notes
-    shown = "; ".join(f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in gains)
-    return "promote", f"{shown} is clear of zero and no other rule is broken", notes
+    return "promote", f"{'; '.join(map(_shown, gains))} {passed} and no other rule is broken", notes
 
 
 def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:
@@ -139,6 +158,10 @@ def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:
 def _matching(rows: Sequence[Row], rule: str) -> list[Row]:
     kind, _, metric = rule.partition("/")
     return [row for row in rows if row.kind == kind and row.metric == metric]
+
+
+def _shown(row: Row) -> str:
+    return f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
 
 def _name(row: Row) -> str:

@@ -96,7 +96,10 @@ def _check(a: NDArray[np.integer], b: NDArray[np.integer], k: int) -> None:
         raise BenchmarkError(f"ranked lists must come in pairs, got shapes {a.shape} and {b.shape}")
     shortest = min(a.shape[1], b.shape[1])
     if k < 1 or shortest < k:
-        raise BenchmarkError(f"overlap at {k} needs ranked lists of at least {k} images, got {shortest}; add images")
+        raise BenchmarkError(
+            f"overlap at {k} needs ranked lists of at least {k} images, got {shortest}; "
+            f"use a split with more, or leave the benchmark out"
+        )
 
 
 def _weighted_matches(

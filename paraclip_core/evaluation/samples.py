@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paraclip_core.evaluation.metrics import spearman
+from paraclip_core.tables import SAMPLES
 
-__all__ = ["Measured", "Sample", "from_arrays", "to_arrays"]
+__all__ = ["Measured", "Sample", "from_arrays", "from_table", "to_arrays", "to_table"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,30 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) ->
     }
     ranked = {name.removeprefix("ranked:"): rows for name, rows in arrays.items() if name.startswith("ranked:")}
     return Measured(samples, notes, ranked)
+
+
+def to_table(base: Measured, tuned: Measured) -> pa.Table:
+    """The values behind both models' figures, one row for each metric and query (:data:`SAMPLES`)."""
+    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+    for metric, sample in base.samples.items():
+        count = len(sample.values)
+        gold = pa.nulls(count, pa.float64()) if sample.gold is None else pa.array(sample.gold)
+        parts = (pa.repeat(metric, count), pa.array(sample.clusters), gold, pa.array(sample.values))
+        for column, part in zip(columns.values(), (*parts, pa.array(tuned.samples[metric].values)), strict=True):
+            column.append(part)
+    # Strings become dictionaries here, once for all metrics.
+    chunks = [pa.chunked_array(parts, pa.string() if name == "metric" else None) for name, parts in columns.items()]
+    return pa.Table.from_arrays(chunks, SAMPLES.names).cast(SAMPLES)
+
+
+def from_table(table: pa.Table) -> tuple[Measured, Measured]:
+    """The base's and the tuned model's samples from :func:`to_table`; notes and ranked lists are not part of it."""
+    base: dict[str, Sample] = {}
+    tuned: dict[str, Sample] = {}
+    plain = table.set_column(0, "metric", table["metric"].cast(pa.string()))
+    for metric in plain["metric"].unique().to_pylist():
+        rows = plain.filter(pc.field("metric") == metric)
+        gold = None if rows["gold"].null_count else rows["gold"].to_numpy()
+        for samples, column in ((base, "base"), (tuned, "tuned")):
+            samples[metric] = Sample(rows[column].to_numpy(), rows["cluster"].to_numpy(), gold)
+    return Measured(base, {}), Measured(tuned, {})

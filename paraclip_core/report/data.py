@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paraclip_core.licences import RolledUp, roll_up
+
 __all__ = [
     "Comparison", "Licence", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow",
     "Training",
@@ -111,8 +113,8 @@ class Licence:
 
     name: str
     captions: int
-    trained: int
-    """Caption and paraphrase rows that training used."""
+    paraphrased: int
+    """Captions for training with both paraphrases."""
 
 
 @dataclass(frozen=True)
@@ -145,3 +147,8 @@ class ReportData:
     licences: Sequence[Licence] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     """Small JPEG of each image that is shown, by its id."""
+
+    @property
+    def strictest(self) -> RolledUp:
+        """The strictest of the licences that rows with paraphrases are under."""
+        return roll_up({licence.name: licence.paraphrased for licence in self.licences if licence.paraphrased})

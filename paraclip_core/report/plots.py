@@ -70,9 +70,9 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
             axes.axvline(mark, color=RULE, linewidth=5, zorder=0)
         for line, (colour, dashes) in zip(lines, STYLES * (len(lines) // len(STYLES) + 1), strict=False):
             x, y = _thinned(line.x, line.y)
-            axes.plot(
-                x, y, dashes, color=colour, linewidth=1.6, label=line.label, marker="o" if line.points else "", ms=3.5
-            )
+            # A line of one point has no length.
+            marker = "o" if line.points or len(x) == 1 else ""
+            axes.plot(x, y, dashes, color=colour, linewidth=1.6, label=line.label, marker=marker, ms=3.5)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from pathlib import Path
-from typing import TextIO
 
 from paraclip_core.config import ScenesOptions
 from paraclip_core.progress import Progress, silent
-from paraclip_core.scenes.captions import captions, plain_caption
 from paraclip_core.scenes.plan import plan
 from paraclip_core.scenes.render import jpeg, render
-from paraclip_core.scenes.rewordings import reword
+from paraclip_core.scenes.texts import LICENCE, caption_rows, image_name, rewording_row, write_row
 
 __all__ = ["LICENCE", "write_scenes"]
-
-LICENCE = "CC0-1.0"
-"""Rendered scenes belong to nobody."""
 
 
 def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = silent) -> dict[str, int]:
@@ -39,17 +33,14 @@ def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = sile
         (folder / "rewordings.jsonl").open("w", encoding="utf-8", newline="\n") as rewordings,
     ):
         for image in plan(options):
-            name = f"images/{image.image_id}.jpg"
-            _add(images, name, jpeg(render(image, options.image_size, options.seed)))
-            for caption in captions(image, options.seed):
-                row = {"image_id": image.image_id, "image": name, "caption": caption, "split": image.split}
-                _write(texts, {**row, "licence": LICENCE})
+            _add(images, image_name(image), jpeg(render(image, options.image_size, options.seed)))
+            for row in caption_rows(image, options.seed):
+                write_row(texts, row)
                 counts["captions"] += 1
                 if image.split == "train":
-                    distinct.add(caption)
+                    distinct.add(row["caption"])
             if image.split != "train":
-                pair = {"caption": plain_caption(image.scene), "rewording": reword(image, options.seed)}
-                _write(rewordings, {"image_id": image.image_id, **pair})
+                write_row(rewordings, rewording_row(image, options.seed))
                 counts["rewordings"] += 1
             counts["images"] += 1
             if counts["images"] % 100 == 0:
@@ -62,7 +53,3 @@ def _add(images: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     images.addfile(member, io.BytesIO(content))
-
-
-def _write(file: TextIO, row: dict[str, str]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")

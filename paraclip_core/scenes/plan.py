@@ -11,7 +11,7 @@ import numpy as np
 from paraclip_core.config import ScenesOptions
 from paraclip_core.scenes.vocabulary import KINDS, PLACES, RELATIONS, SIZES
 
-__all__ = ["Scene", "SceneImage", "Thing", "generator", "pick", "plan"]
+__all__ = ["Scene", "SceneImage", "Thing", "generator", "held_out_images", "pick", "plan"]
 
 T = TypeVar("T")
 
@@ -69,13 +69,18 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
+def held_out_images(options: ScenesOptions) -> int:
+    """Number of images that only evaluation sees."""
+    return min(max(round(options.images * options.held_out), 1), options.images - 1)
+
+
 def plan(options: ScenesOptions) -> Iterator[SceneImage]:
     """Every image of the data set, training images first.
 
     Training images share scene types. Each held-out image has a scene of its own, which no training image shows,
     made of the same concepts.
     """
-    held_out = min(max(round(options.images * options.held_out), 1), options.images - 1)
+    held_out = held_out_images(options)
     train = options.images - held_out
     types = max(round(train * TYPES_PER_IMAGE), 1)
     scenes = _distinct_scenes(generator(options.seed, 0))

@@ -166,3 +166,22 @@ def test_every_option_has_a_description() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configurations_are_valid(path: Path) -> None:
     assert load_settings(path).name
+
+
+def test_who_is_to_blame_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("finetune: {epochs: many}\ndata: {max_words: 3}\n")
+    overrides = ["finetune.learning_rte=1", "data.min_words=2", "finetune.seed=7", "finetune.seed=x", "run.device=cpu"]
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, overrides)
+    told = str(caught.value).split("; ")
+    assert told[0].startswith(f"{path}: finetune.epochs: ")
+    assert any(text.startswith("--set finetune.learning_rte=1: finetune.learning_rte is no option") for text in told)
+    assert any(text.startswith("--set finetune.seed=x: finetune.seed: ") for text in told)
+    assert str(caught.value).count(str(path)) == 1
+    path.write_text("data: {max_words: 3}\n")
+    with pytest.raises(ConfigError, match=r"^--set finetune\.seed=x: finetune\.seed: [^;]*$"):
+        load_settings(path, ["finetune.seed=x"])
+    # What only both together get wrong.
+    with pytest.raises(ConfigError, match=rf"^{path} and --set data\.min_words=9: data: min_words \(9\)"):
+        load_settings(path, ["data.min_words=9"])

@@ -22,12 +22,12 @@ from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.ranking import top_k
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.samples import Measured, Sample
+from paraclip_core.metric_names import RECALL_DEPTHS
 from paraclip_core.tables import PER_QUERY
 
-__all__ = ["Pairs", "load", "measure", "pairs_files", "pairs_of_captions", "per_query", "within"]
+__all__ = ["DEPTH", "Pairs", "load", "measure", "pairs_files", "pairs_of_captions", "per_query", "within"]
 
 DEPTH = 10
-RECALL_DEPTHS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,17 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     """The pairs whose image is in the pool.
 
     Raises:
-        BenchmarkError: there is none.
+        BenchmarkError: there is none, or the pool is too small to compare two rankings of it.
     """
     kept = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
     if not kept:
         first = next(iter(pairs.image_ids), None)
         raise BenchmarkError(
             f"none of {len(pairs.image_ids)} pairs ({pairs.split}) has its image in the pool; first missing: {first!r}"
+        )
+    if len(pool.ids) < DEPTH:
+        raise BenchmarkError(
+            f"its pool has {len(pool.ids)} images; expected at least {DEPTH}: use a split with more, or leave it out"
         )
     ids, captions, rewordings = (
         [column[i] for i in kept] for column in (pairs.image_ids, pairs.captions, pairs.rewordings)

@@ -13,10 +13,9 @@ from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.ranking import top_k
 from paraclip_core.evaluation.samples import Measured, Sample
+from paraclip_core.metric_names import RECALL_DEPTHS
 
-__all__ = ["DEPTHS", "measure"]
-
-DEPTHS = (1, 5, 10)
+__all__ = ["measure"]
 
 
 def measure(captions: Captions, pool: ImagePool, encoder: Encoder) -> Measured:
@@ -37,11 +36,11 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder) -> Measured:
     owner = rows[kept]
     texts, index = unique_features(encoder.texts, [captions.captions[i] for i in kept.tolist()])
     images = pool.features(encoder)
-    found = top_k(texts, images, max(DEPTHS))[index]
-    samples = {f"text_to_image_recall@{k}": Sample(recall_at_k(found, owner, k), owner) for k in DEPTHS}
+    found = top_k(texts, images, max(RECALL_DEPTHS))[index]
+    samples = {f"text_to_image_recall@{k}": Sample(recall_at_k(found, owner, k), owner) for k in RECALL_DEPTHS}
     asked = np.unique(owner)
-    best = owner[top_k(images[asked], texts[index], max(DEPTHS))]
-    samples |= {f"image_to_text_recall@{k}": Sample(recall_at_k(best, asked, k), asked) for k in DEPTHS}
+    best = owner[top_k(images[asked], texts[index], max(RECALL_DEPTHS))]
+    samples |= {f"image_to_text_recall@{k}": Sample(recall_at_k(best, asked, k), asked) for k in RECALL_DEPTHS}
     notes = {
         "protocol": "a caption is found by its image, an image by any of its captions",
         "split": captions.split,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.readers.registry import detect
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import expand, overlooked
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 
@@ -46,6 +46,18 @@ def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "readme.txt"):
         (tmp_path / name).write_text("a dog")
     assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
+
+
+def test_texts_beside_structured_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "mixed" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt", "readme.txt", ".hidden.txt", "c.jsonl"):
+        (tmp_path / "mixed" / name).write_text("")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a dog")
+    sources = [SourceOptions(path="mixed"), SourceOptions(path="texts"), SourceOptions(path="nope.csv")]
+    assert overlooked(tmp_path, sources) == ["mixed/a.txt", "mixed/deep/b.txt"]
+    assert [file.name for file in expand(tmp_path, sources[:1])] == ["mixed/c.jsonl"]
+    assert not overlooked(tmp_path, [SourceOptions(path="mixed", format="text")])
 
 
 def test_a_webdataset_holds_its_own_images(tmp_path: Path) -> None:

@@ -81,8 +81,21 @@ def test_a_batch_is_its_texts() -> None:
     assert TOKENISER.encode_batch([]).to_pylist() == []
 
 
+@given(st.lists(st.text(), max_size=8), st.integers(8, 77))
+@example(["ΑΣ", "Σ", "ΑΣ."], 77)
+@example(["", "", " "], 77)
+@example(["a\nb", "c\n"], 77)
+@example(["İ", "word " * 90, "<start_of_text> x"], 12)
+@settings(max_examples=300, deadline=None)
+def test_a_batch_is_each_text_alone(texts: list[str], length: int) -> None:
+    tokeniser = Tokeniser(length)
+    for batch in (texts, [clean(text) for text in texts]):
+        assert tokeniser.encode_batch(batch).to_pylist() == [tokeniser.encode(text) for text in batch]
+
+
 def test_a_word_of_one_megabyte_takes_no_quadratic_time() -> None:
     assert len(TOKENISER.encode("ab" * 100_000)) == 77
+    assert TOKENISER.encode_batch(["ab" * 100_000]).value_lengths().to_pylist() == [77]
 
 
 def test_torch_is_not_imported() -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.comparison import Outcome, Row, compare, judge
+from paraclip_core.evaluation.comparison import Outcome, Row, compare, judge, judge_challenger
 from paraclip_core.evaluation.results import result_json
-from paraclip_core.evaluation.samples import Measured, Sample, from_arrays, to_arrays
+from paraclip_core.evaluation.samples import Measured, Sample, from_arrays, from_table, to_arrays, to_table
 from paraclip_core.evaluation.summary import summary
+from paraclip_core.tables import SAMPLES
 
 
 def row(kind: str, metric: str, delta: float, low: float, name: str | None = None) -> Row:
@@ -39,6 +40,25 @@ RECALL = "text_to_image_recall@10"
 )
 def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
     found, why, _ = judge(rows, GateRule())
+    assert found == verdict
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "reason"),
+    [
+        (
+            [row("paraphrased_retrieval", "ao@10", -0.2, -0.9)],
+            "promote",
+            "-0.20 [-0.90, +0.50] does not lie below zero",
+        ),
+        ([row("paraphrased_retrieval", "ao@10", -0.9, -1.6)], "hold", "-0.90 [-1.60, -0.20] lies below zero"),
+        ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
+        ([], "hold", "nothing was measured"),
+    ],
+)
+def test_a_challenger_need_not_be_better_but_not_worse(rows: list[Row], verdict: str, reason: str) -> None:
+    found, why, _ = judge_challenger(rows, GateRule())
     assert found == verdict
     assert reason in why
 
@@ -105,6 +125,20 @@ def test_arrays_there_and_back() -> None:
     assert after.metrics == before.metrics == {"spearman": -100.0, "ao@10": 100.0}
     assert list(after.samples) == list(before.samples)
     np.testing.assert_array_equal(after.ranked["x"], before.ranked["x"])
+
+
+def test_tables_there_and_back() -> None:
+    gold = Sample(np.array([0.1, 0.2, 0.4]), np.arange(3), np.array([3.0, 1.0, 2.0]))
+    base = Measured({"spearman": gold, "ao@10": Sample(np.ones(2), np.array([7, 7]))}, {"a": 1})
+    other = Sample(np.array([0.3, 0.1, 0.2]), np.arange(3), gold.gold)
+    tuned = Measured({"spearman": other, "ao@10": Sample(np.zeros(2), np.array([7, 7]))}, {})
+    table = to_table(base, tuned)
+    assert table.schema.equals(SAMPLES) and table.num_rows == 5
+    for before, after in zip((base, tuned), from_table(table), strict=True):
+        assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
+        for metric, sample in before.samples.items():
+            np.testing.assert_array_equal(after.samples[metric].clusters, sample.clusters)
+            assert (after.samples[metric].gold is None) == (sample.gold is None)
 
 
 def test_published_result_shapes() -> None:

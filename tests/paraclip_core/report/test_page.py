@@ -88,6 +88,18 @@ def test_an_empty_run_still_has_a_page() -> None:
     assert "Provenance" not in page
 
 
+def test_figures_are_explained_where_there_are_some() -> None:
+    shown = [ParaphraseSample("i", "a caption", "one", "two", figure) for figure in (None, 0.9)]
+    pages = [render_report(ReportData("demo", "hold", [], [], "f" * 64, paraphrases=[sample])) for sample in shown]
+    assert ["cosines of a sentence encoder" in page for page in pages] == [False, True]
+
+
+def test_the_strictest_licence_of_what_was_paraphrased_is_named() -> None:
+    licences = [Licence("CC0-1.0", 10, 5), Licence("CC-BY-NC-4.0", 3, 2), Licence("CC-BY-ND-4.0", 2, 0)]
+    page = render_report(ReportData("demo", "hold", [], [], "f" * 64, licences=licences))
+    assert "should respect the strictest: CC-BY-NC-4.0 (non-commercial)" in page
+
+
 def test_a_picture_is_embedded_once_however_often_it_is_shown() -> None:
     pair = QueryPair("a", "x", "y", 0.1, 0.2, ["a", "b"], ["b", "a"], ["a"], ["a"])
     data = ReportData("demo", "hold", [], [], "f", better=[pair], worse=[pair], thumbnails={"a": b"AAA", "b": b"BBB"})

@@ -73,3 +73,10 @@ def test_long_logs_are_thinned_to_what_a_screen_shows() -> None:
     steps = list(range(20_000))
     svg = line_chart("long", [Line("loss", steps, [float(s % 7) for s in steps])], "step", "loss")
     assert len(svg) < 40_000
+
+
+def test_a_single_step_is_a_point_for_each_loss() -> None:
+    svg = str(loss_plot(Training("finetune", LOG.lines[:1])))
+    uses = [element for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}use")]
+    drawn = {use.get("style") for use in uses if "stroke" in str(use.get("style"))}
+    assert len(drawn) >= 3 and len(re.findall("<use ", str(loss_plot(LOG)))) < len(uses)

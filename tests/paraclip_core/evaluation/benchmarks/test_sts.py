@@ -12,6 +12,7 @@ from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import sick, sts
+from paraclip_core.metric_names import METRICS
 
 
 def expected_spearman(encoder: WordEncoder, rows: list[tuple[str, str, float]]) -> float:
@@ -32,6 +33,7 @@ def test_real_sts(data_root: Path, name: str, count: int) -> None:
     triples = list(zip(pairs.first, pairs.second, pairs.gold, strict=True))
     assert measured.metrics["spearman"] == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
     assert measured.notes["pairs"] == count
+    assert tuple(measured.metrics) == METRICS["sts"] == METRICS["sick"]
 
 
 def test_real_sick(data_root: Path) -> None:

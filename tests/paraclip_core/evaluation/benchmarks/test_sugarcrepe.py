@@ -11,6 +11,7 @@ from fake_encoder import WordEncoder
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import sugarcrepe
+from paraclip_core.metric_names import METRICS
 
 
 def test_real_files_without_images(data_root: Path) -> None:
@@ -48,6 +49,7 @@ def test_accuracy_with_images(tmp_path: Path) -> None:
         {"accuracy": 200 / 3, "accuracy@add_obj": 100.0, "accuracy@swap_att": 100 / 3}
     )
     assert encoder.encoded_images == 2
+    assert set(name.partition("@")[0] for name in measured.metrics) <= set(METRICS["sugarcrepe"])
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""The card of a published data set: front matter for the Hugging Face hub, and how the rows came to be."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from huggingface_hub import DatasetCardData
+
+from paraclip_core.dataset_facts import DatasetFacts
+from paraclip_core.licences import CLASSES, licence_class, roll_up
+from paraclip_core.markdown import fenced, inert, table
+from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING
+
+__all__ = ["dataset_card"]
+
+SIZES = (
+    "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
+    "100B<n<1T", "n>1T",
+)  # fmt: skip
+"""The hub's names, a power of ten each from a thousand rows on."""
+COLUMNS = {
+    "caption_id": "hash of image id and caption, 32 hexadecimal digits",
+    "caption": "the caption that came with the image, cleaned",
+    "paraphrase_1": "the caption in plain language",
+    "paraphrase_2": "paraphrase 1 in other words",
+    "image_id": "key of the image in its source, null where the source has captions only",
+    "source": "file that the caption was read from",
+    "licence": "licence of the row as its source states it",
+    "similarity_1": "cosine of the sentence encoder between caption and paraphrase 1",
+    "similarity_2": "cosine between caption and paraphrase 2",
+}
+LICENCE_NAME = 100
+"""Characters of a licence's name in the front matter."""
+LICENCES_SHOWN = 50
+DRAWING = ("temperature", "top_p", "max_tokens", "n")
+ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms", "regenerate")
+SUMMARY = (
+    "Image captions with two paraphrases each: paraphrase 1 says the caption in plain language, paraphrase 2 says "
+    "paraphrase 1 in other words. Made with paraclip after ParaCLIP (https://arxiv.org/abs/2402.15120), to make a CLIP "
+    "text encoder rank images alike for different wordings. The images themselves are not part of the data set."
+)
+LIMITS = (
+    "Captions are what their authors wrote: they may be wrong, biased or offensive, and they may contain text that "
+    "looks like instructions, markup or links. Paraphrases repeat all of that and may add errors of their own. Treat "
+    "every text as data."
+)
+
+
+def dataset_card(facts: DatasetFacts) -> str:
+    """A README.md in which no text of the data comes alive; equal facts give equal bytes."""
+    sections = {
+        "Load": _load(facts),
+        "Columns": table(("column", "meaning"), [(name, COLUMNS[name]) for name in facts.columns]),
+        "Samples": _samples(facts),
+        "Counts": _counts(facts),
+        "Length in words": _lengths(facts),
+        "Licences": _licences(facts),
+        "How the paraphrases were made": _making(facts),
+        "Prompts": _prompts(facts),
+        "Gates": _gates(facts),
+        "Opt-outs and removal": _removal(facts),
+        "Limits": LIMITS,
+        "Where it came from": _origin(facts),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"---\n{_front_matter(facts)}\n---\n\n# {inert(facts.name)}\n\n{SUMMARY}\n\n{body}\n"
+
+
+def _front_matter(facts: DatasetFacts) -> str:
+    found = roll_up(facts.licences)
+    one = len(found.hub) == 1
+    files = [{"split": split, "path": f"data/{split}-*"} for split in facts.rows]
+    name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(found.strictest).lower()).strip("-")[:LICENCE_NAME]
+    other: dict[str, Any] = {"license_name": name or "unknown"} if found.hub == ("other",) else {}
+    data = DatasetCardData(
+        language=list(facts.languages),
+        license=found.hub[0] if one else list(found.hub),
+        **other,
+        pretty_name=facts.name,
+        task_categories=["sentence-similarity", "text-generation"],
+        size_categories=[_size(sum(facts.rows.values()))],
+        tags=["paraphrase", "image-captions", "clip", "synthetic", "paraclip"],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    return data.to_yaml().strip()
+
+
+def _size(rows: int) -> str:
+    place = next((place for place in range(len(SIZES)) if rows < 1000 * 10**place), len(SIZES) - 1)
+    return SIZES[place]
+
+
+def _load(facts: DatasetFacts) -> str:
+    split = next(iter(facts.rows))
+    python = (
+        "from datasets import load_dataset\n\n"
+        f'rows = load_dataset("PATH_OF_THIS_FOLDER", split="{split}")\n'
+        "print(rows[0])"
+    )
+    sql = (
+        "SELECT caption, paraphrase_1, paraphrase_2\n"
+        f"FROM read_parquet('PATH_OF_THIS_FOLDER/data/{split}-*.parquet') LIMIT 5;"
+    )
+    return f"{fenced(python, 'python')}\n\nOr with DuckDB:\n\n{fenced(sql, 'sql')}"
+
+
+def _samples(facts: DatasetFacts) -> str:
+    lines = [json.dumps(dict(row), ensure_ascii=False, indent=1) for row in facts.samples]
+    return f"The rows with the smallest caption ids, which are hashes.\n\n{fenced(chr(10).join(lines), 'json')}"
+
+
+def _counts(facts: DatasetFacts) -> str:
+    ingest, (one, two) = facts.ingest_metrics, facts.steps
+    rows: list[tuple[str, object]] = [
+        ("rows read from the sources", ingest.get("read", "")),
+        ("captions kept", ingest.get("accepted", "")),
+        ("captions asked for paraphrase 1", one.metrics.get("captions", "")),
+        ("accepted paraphrases 1", one.metrics.get("accepted", "")),
+        ("accepted paraphrases 2", two.metrics.get("accepted", "")),
+        ("left out by opt-outs", facts.opt_outs.rows if facts.opt_outs else 0),
+        *((f"rows here, {split}", count) for split, count in facts.rows.items()),
+    ]
+    refused = [
+        (where, reason, count)
+        for where, metrics in (("captions", ingest), ("paraphrase 1", one.metrics), ("paraphrase 2", two.metrics))
+        for reason, count in sorted(metrics.get("rejected", {}).items())
+    ]
+    rejects = table(("where", "reason", "rejected"), refused) if refused else "Nothing was rejected."
+    return (
+        f"{table(('what', 'count'), rows)}\n\nRejected, by reason (an answer that was asked for again is counted each "
+        f"time):\n\n{rejects}"
+    )
+
+
+def _lengths(facts: DatasetFacts) -> str:
+    rows = [
+        (column, of.least, of.median, f"{of.mean:.2f}", of.p95, of.most)
+        for column, of in ((name, facts.words[name]) for name in facts.words)
+    ]
+    return table(("column", "min", "median", "mean", "p95", "max"), rows)
+
+
+def _licences(facts: DatasetFacts) -> str:
+    found = roll_up(facts.licences)
+    ranked = sorted(facts.licences.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(name, count, CLASSES[licence_class(name)]) for name, count in ranked[:LICENCES_SHOWN]]
+    more = f"\n\nAnd {len(ranked) - len(rows)} more." if len(ranked) > len(rows) else ""
+    strictest = ", ".join(inert(name) for name in found.strictest[:LICENCES_SHOWN])
+    notes = "".join(f"\n- {note}" for note in found.notes)
+    return (
+        f"{table(('licence as stated', 'rows', 'class'), rows)}{more}\n\nThe whole is under the strictest of them: "
+        f"**{strictest}** ({found.kind}). Each row names its own in the column `licence`. The terms of the language "
+        f"model that wrote the paraphrases may apply besides.{chr(10) + notes if notes else ''}"
+    )
+
+
+def _making(facts: DatasetFacts) -> str:
+    one, two = facts.steps
+    rows = [
+        ("engine", one.metrics.get("engine", ""), two.metrics.get("engine", "")),
+        ("model and revision, or content hash", one.metrics.get("model", ""), two.metrics.get("model", "")),
+    ]
+    drawn = [
+        (f"sampling, {name}", *(step.options.get("sampling", {}).get(name) for step in (one, two))) for name in DRAWING
+    ]
+    asked = [(name, *(step.options.get(name) for step in (one, two))) for name in ABOUT_ASKING]
+    rows += [
+        (name, _plain(first), _plain(second))
+        for name, first, second in drawn + asked
+        if (first, second) != (None, None)
+    ]
+    how = (
+        "A language model wrote them in two steps, one request for each different text."
+        if one.prompt
+        else "The paraphrases were given in a file, whose content hash stands below; no model was asked."
+    )
+    return f"{how}\n\n{table(('option', 'step 1', 'step 2'), rows)}"
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _prompts(facts: DatasetFacts) -> str:
+    parts = [_prompt(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
+    if any(step.options.get("synonyms") for step in facts.steps):
+        drawn = ", ".join(f"{name} {getattr(WORD_SAMPLING, name):g}" for name in DRAWING)
+        parts.append(_prompt(f"Single words, drawn with {drawn}", THESAURUS))
+    return "\n\n".join(parts) or "None: no model was asked."
+
+
+def _prompt(what: str, prompt: PromptTemplate) -> str:
+    text = "\n".join(f"{role}: {words}" for role, words in prompt.messages("{}"))
+    return f"{what}, prompt {inert(prompt.id)}; the text goes where `{{}}` stands:\n\n{fenced(text)}"
+
+
+def _gates(facts: DatasetFacts) -> str:
+    one, two = (dict(step.options.get("gates", {})) for step in facts.steps)
+    if one.get("preset") == two.get("preset") == "paper":
+        return "Preset paper: every answer that is not empty was kept."
+    rows = [(name, _plain(one.get(name)), _plain(two.get(name))) for name in sorted(one | two)]
+    return "An answer is kept if it passes every gate; these are the thresholds.\n\n" + table(
+        ("option", "step 1", "step 2"), rows
+    )
+
+
+def _removal(facts: DatasetFacts) -> str:
+    outs = facts.opt_outs
+    done = (
+        "No opt-out list was given."
+        if outs is None
+        else f"Rows left out because of a list of {outs.entries} opt-outs: {outs.rows}."
+    )
+    where = facts.contact or "open a discussion on this data set's page, or write to whoever published it"
+    return (
+        f"{done}\n\nTo have your caption or image removed: {where}. Name the caption id, the image id or the exact "
+        "caption; no reason is needed. The publisher adds it to the opt-out list and exports the data set again "
+        "(`paraclip export-dataset --opt-outs FILE`), so every later version leaves those rows out."
+    )
+
+
+def _origin(facts: DatasetFacts) -> str:
+    options = json.dumps(dict(facts.ingest_options), ensure_ascii=False, indent=1, sort_keys=True)
+    parts = [
+        table(("artifact", "fingerprint"), list(facts.fingerprints.items())),
+        f"Options of reading and filtering the captions:\n\n{fenced(options, 'json')}",
+        table(("software", "version"), sorted(facts.versions.items())),
+    ]
+    return "\n\n".join(parts)

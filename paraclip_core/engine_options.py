@@ -1,0 +1,170 @@
+"""Options of single paraphrase engines, part of the tree in :mod:`paraclip_core.config`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from paraclip_core.options import OPERATIONAL, Options
+
+__all__ = ["OpenAIOptions", "SmolLM2Options", "TransformersOptions", "VllmOptions"]
+
+MILLION = 1_000_000
+OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
+
+
+class OpenAIOptions(Options):
+    """A server that speaks OpenAI's HTTP interface: `vllm serve`, llama.cpp's server, a vendor."""
+
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
+    the model, not where it is served."""
+    revision: str = ""
+    """Revision of the model, where the server's name for it does not say (a commit, a date, a quantisation)."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
+    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`)."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
+    """Name of the environment variable that holds the key; the key itself is never an option. Servers without keys need
+    none."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
+    """Requests under way at once."""
+    ask_for_n: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Ask for all of a request's answers at once. A server that gives one at a time is found out and asked again with
+    other seeds; `false` asks one by one from the start. New requests may get other draws."""
+    requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Most requests in a minute, of each process; 0: no limit."""
+    tokens_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Most tokens in a minute, prompts and answers together, of each process; 0: no limit."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(default=120, json_schema_extra=OPERATIONAL)
+    """Time for one answer, from sending the request to its last byte."""
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
+    """How often a request is sent again when the server is busy, fails, hangs or answers nonsense."""
+    backoff_seconds: Annotated[float, Field(gt=0, le=60)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
+    """Wait before the first retry; it doubles with each, up to a minute, less a random part of up to a half."""
+    max_failures: Annotated[int, Field(ge=1)] = Field(default=3, json_schema_extra=OPERATIONAL)
+    """The run stops when this many requests in a row failed with all their retries."""
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million prompt tokens, in any currency."""
+    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million answered tokens, in the same currency."""
+    max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """The run stops before this model's answers in the generation cache, earlier runs' included, have cost more than
+    this; everything answered is kept. Processes at once see each other's spending when they start. 0: no cap."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        # No message repeats the address: a secret in it must not get into a log.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address like http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or `?`; put the key into the variable that api_key_env names")
+        url = url.rstrip("/")
+        if url.endswith("/completions"):
+            raise ValueError("must end before /chat/completions, usually in /v1")
+        return url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        # A vendor that knows no seed may be spared it.
+        ours = sorted(name for name in fields.keys() & OURS if name != "seed" or fields[name] is not None)
+        if ours:
+            raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
+        return fields
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable (capitals, digits, _), never the key itself")
+        return name
+
+    @model_validator(mode="after")
+    def _priced(self) -> OpenAIOptions:
+        if self.max_spend and not self.priced:
+            raise ValueError(
+                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
+            )
+        return self
+
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what tokens cost."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens, in the currency of the prices."""
+        prompt = prompt_tokens * self.price_per_million_prompt_tokens
+        return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
+
+
+class SmolLM2Options(Options):
+    """The embedded model on OpenVINO GenAI: its scheduler's options, with their names there."""
+
+    max_num_seqs: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
+    """Answers that are drawn at once, at most."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(default=2048, json_schema_extra=OPERATIONAL)
+    """Tokens of one step, at most."""
+    cache_size: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=OPERATIONAL)
+    """Key-value cache, in GB."""
+
+
+class TransformersOptions(Options):
+    """A local Hugging Face model in this process."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the model; `auto`: as its files are. In `float32` an answer does not depend on what is computed
+    beside it; in 16 bits sums in another order flip a close draw now and then."""
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
+    """Answers that are drawn at once. More is faster, up to where memory ends."""
+
+
+class VllmOptions(Options):
+    """Offline vLLM. The options have vLLM's names; what they mean is told in its documentation."""
+
+    python: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
+    revision: str = "main"
+    """Branch, tag or, best, commit of a model on the hub. The files of a local folder speak for themselves."""
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
+    """Arithmetic of the model."""
+    quantization: str | None = None
+    """Method that the weights are quantised with, where the model's configuration does not say."""
+    kv_cache_dtype: str = "auto"
+    """Type of the key-value cache, for example `fp8`."""
+    max_model_len: Annotated[int, Field(ge=64)] = Field(default=2048, json_schema_extra=OPERATIONAL)
+    """Most tokens of a prompt and its answer; one that needs more stops the run, so no answer depends on it."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(default=0.9, json_schema_extra=OPERATIONAL)
+    """Share of a GPU's memory that vLLM takes."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=OPERATIONAL)
+    """GPUs that one engine is spread over."""
+    data_parallel_size: Annotated[int, Field(ge=0, le=64)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Engines that share the work, each a process with GPUs of its own; 0: as many as there are GPUs for."""
+    enforce_eager: bool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Start faster and compute slower: nothing is compiled or captured."""
+    enable_prefix_caching: bool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Compute what prompts have in common once."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Answers that are drawn at once, at most."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Tokens of one step, at most."""
+    enable_chunked_prefill: bool | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Compute long prompts in pieces. Off on CPUs, where vLLM does not survive it with seeded requests."""
+    speculative_config: dict[str, Any] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Speculative decoding: other draws from the same distribution, sooner."""
+    extra: dict[str, Any] = Field(default={})
+    """Any other engine argument of vLLM, by its name. All of them count as changing what is answered."""
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(arguments.keys() & {*cls.model_fields, "model", "seed"}):
+            where = "paraphrase" if name in ("model", "seed") else "paraphrase.vllm"
+            raise ValueError(f"{name} is an option of its own, {where}.{name}")
+        return arguments

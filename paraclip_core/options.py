@@ -1,0 +1,16 @@
+"""What all option groups share."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+__all__ = ["OPERATIONAL", "Options"]
+
+OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+"""``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
+
+
+class Options(BaseModel):
+    """Base of all option groups: unknown names are errors, values are not changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,90 @@
+"""The pieces of a data card that are arithmetic, and what stays of a card whose data are wild."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from paraclip_core.dataset_card import dataset_card
+from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts, word_statistics
+from paraclip_core.paraphrase.prompts import PAPER
+
+
+def facts(**changes: Any) -> DatasetFacts:
+    step = StepFacts({"gates": {"preset": "small-model"}, "sampling": {"n": 1}}, {"engine": "vllm"}, PAPER[1])
+    usual: dict[str, Any] = {
+        "name": "name",
+        "rows": {"train": 5, "validation": 1},
+        "columns": ["caption_id", "caption"],
+        "ingest_options": {"max_words": 15},
+        "ingest_metrics": {"read": 9, "accepted": 8, "rejected": {"duplicate": 1}},
+        "steps": (step, step),
+        "words": {"caption": word_statistics({3: 1})},
+        "samples": [{"caption_id": "0", "caption": "a dog"}],
+        "licences": {"MIT": 6},
+        "opt_outs": None,
+        "fingerprints": {"ingest": "0"},
+        "versions": {"paraclip": "1"},
+    }
+    return DatasetFacts(**(usual | changes))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=300))
+def test_word_statistics_are_those_of_the_sorted_lengths(lengths: list[int]) -> None:
+    found, in_order = word_statistics(Counter(lengths)), sorted(lengths)
+    assert (found.least, found.most) == (in_order[0], in_order[-1])
+    assert found.median == in_order[(len(lengths) - 1) // 2]
+    assert sum(n <= found.p95 for n in lengths) >= 0.95 * len(lengths) > sum(n < found.p95 for n in lengths)
+    assert found.mean == pytest.approx(sum(lengths) / len(lengths))
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.integers(1, 9), max_size=5))
+def test_no_text_changes_the_card_around_it(name: str, caption: str, licences: dict[str, int]) -> None:
+    samples = [{"caption_id": "0", "caption": caption}]
+    card = DatasetCard(dataset_card(facts(name=name, samples=samples, licences=licences)))
+    front: dict[str, Any] = card.data.to_dict()
+    assert [entry["split"] for entry in front["configs"][0]["data_files"]] == ["train", "validation"]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
+    shape = [(token.type, token.tag) for token in tokens if token.level == 0]
+    plain = DatasetCard(dataset_card(facts(licences={str(n): 1 for n in range(len(licences))})))
+    expected = MarkdownIt("commonmark", {"html": True}).enable("table").parse(plain.text)
+    # Nothing but the list of notes depends on the data.
+    assert [kind for kind in shape if "list" not in kind[0]] == [
+        (token.type, token.tag) for token in expected if token.level == 0 and "list" not in token.type
+    ]
+    alive = {child.type for token in tokens for child in token.children or ()}
+    assert alive <= {"text", "text_special", "code_inline", "strong_open", "strong_close", "softbreak"}
+
+
+SIZES = {
+    1: "n<1K", 999: "n<1K", 1000: "1K<n<10K", 99_999: "10K<n<100K", 400_000_000: "100M<n<1B", 5 * 10**9: "1B<n<10B",
+    10**12 - 1: "100B<n<1T", 10**12: "n>1T", 10**14: "n>1T",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", SIZES)
+def test_sizes_are_those_of_the_hub(rows: int) -> None:
+    pytest.importorskip("datasets", reason="needs the package datasets, which lists the hub's sizes")
+    known = json.loads((files("datasets") / "utils/resources/size_categories.json").read_text())
+    (size,) = DatasetCard(dataset_card(facts(rows={"train": rows}))).data.to_dict()["size_categories"]
+    assert size == SIZES[rows] and size in known
+
+
+def test_a_column_of_licences_that_is_none_does_not_fill_the_card() -> None:
+    text = dataset_card(facts(licences={f"caption number {n}": 2 + n % 3 for n in range(900)}))
+    assert "And 850 more." in text and len(text) < 20_000
+    assert len(DatasetCard(text).data.to_dict()["license_name"]) <= 100
+
+
+def test_opt_outs_and_whom_to_ask() -> None:
+    assert "open a discussion on this data set's page" in dataset_card(facts())
+    text = dataset_card(facts(opt_outs=OptOutFacts(3, 7), contact="write to a@b.example"))
+    assert "because of a list of 3 opt-outs: 7." in text and "removed: write to a@b.example." in text
