@@ -5,66 +5,37 @@ resumable; ``out/`` becomes the artifact, ``scratch/`` is thrown away), ``cache/
 
 A commit writes the manifest into ``out/`` and then renames the folder, a removal renames the folder and then deletes
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
+
+With a :class:`storage.mirror.Mirror` the folder is this machine's working copy of a root on an object store.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
 from storage.atomic import file_sha256, read_json, remove_temporary, storage_error, sync_folder, write_json
+from storage.holders import Holder, holders_at, holders_below
 from storage.locks import lock
+from storage.manifests import MANIFEST, FileEntry, Manifest, parse_manifest
+
+if TYPE_CHECKING:
+    from storage.mirror import Mirror
 
 __all__ = ["Artifact", "ArtifactStore", "Draft", "FileEntry", "Manifest", "WorkFolder"]
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of an artifact: its size in bytes and the SHA-256 of its bytes."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact is, where it came from and what is in it."""
-
-    stage: str
-    fingerprint: str
-    stage_version: int
-    inputs: dict[str, str]
-    """Fingerprint of each input, by its name."""
-    options: dict[str, Any]
-    """The meaning-bearing options."""
-    files: dict[str, FileEntry]
-    """Every file, by its path inside the artifact."""
-    metrics: dict[str, Any]
-    """What the stage measured: row counts, scores."""
-    versions: dict[str, str]
-    """Software that made it."""
-    wall_seconds: float
-    created: str
-    """ISO 8601, UTC."""
-    schema_version: int = SCHEMA_VERSION
-
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(entry.size for entry in self.files.values())
 
 
 @dataclass(frozen=True)
@@ -85,6 +56,10 @@ class Artifact:
         return self.manifest.fingerprint
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class WorkFolder:
     """The unfinished work of one fingerprint."""
@@ -93,6 +68,8 @@ class WorkFolder:
     """What will be the artifact."""
     scratch: Path
     """State for resuming; not part of the artifact."""
+    keep: Callable[[], None] = _nothing
+    """To be called now and then, between two writes: keeps what is there where a lost machine does not matter."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +87,15 @@ class Draft:
 class ArtifactStore:
     """Finished and unfinished artifacts under one root folder."""
 
-    def __init__(self, root: Path | str) -> None:
-        """`root` is made when something is first written."""
+    def __init__(self, root: Path | str, mirror: Mirror | None = None) -> None:
+        """`root` is made when something is first written; `mirror` stands for the object store that it belongs to."""
         self.root = Path(root).absolute()
+        self.mirror = mirror
+
+    @property
+    def location(self) -> str:
+        """What opens this store again, here or in another process."""
+        return str(self.root) if self.mirror is None else self.mirror.remote.url
 
     @property
     def cache(self) -> Path:
@@ -128,11 +111,44 @@ class ArtifactStore:
         return self.root / "work" / stage / fingerprint
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The finished artifact, if it is there and sound by its files' names and sizes.
+        """The finished artifact, if it is there and sound by its files' names and sizes; its files are here.
 
         Raises:
             ArtifactError: it was edited, cut short or written by another version.
         """
+        found = self._here(stage, fingerprint)
+        if self.mirror is None:
+            return found
+        if found is None:
+            fetched = self.mirror.artifacts.fetch(stage, fingerprint, self.path(stage, fingerprint))
+            return self._here(stage, fingerprint) if fetched else None
+        # What an interrupted commit has not uploaded.
+        return found if self.mirror.deliver(found.manifest, found.path) else self._here(stage, fingerprint)
+
+    def known(self, stage: str, fingerprint: str) -> Artifact | None:
+        """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here.
+
+        Raises:
+            ArtifactError: it was edited, cut short or written by another version.
+        """
+        if self.mirror is None or (self.path(stage, fingerprint) / MANIFEST).exists():
+            return self.find(stage, fingerprint)
+        manifest = self.mirror.artifacts.manifest(stage, fingerprint)
+        return None if manifest is None else Artifact(self.path(stage, fingerprint), manifest)
+
+    def with_files(self, artifact: Artifact) -> Artifact:
+        """An artifact that :meth:`known` or :meth:`list` named, with its files here.
+
+        Raises:
+            ArtifactError: it was deleted meanwhile, or is damaged.
+        """
+        found = self.find(artifact.stage, artifact.fingerprint)
+        if found is None:
+            name = f"{artifact.stage}/{artifact.fingerprint}"
+            raise ArtifactError(f"the artifact {name} is gone from {self.location}; run {artifact.stage} again")
+        return found
+
+    def _here(self, stage: str, fingerprint: str) -> Artifact | None:
         folder = self.path(stage, fingerprint)
         if not (folder / MANIFEST).exists():
             return None
@@ -142,28 +158,93 @@ class ArtifactStore:
             raise ArtifactError(_damaged(artifact, problems))
         return artifact
 
+    def whereabouts(self, artifact: Artifact) -> str:
+        """Its folder, or its address where it has not been downloaded."""
+        if self.mirror is None or artifact.path.is_dir():
+            return str(artifact.path)
+        return self.mirror.artifacts.address(artifact.stage, artifact.fingerprint)
+
     def resumable(self, stage: str, fingerprint: str) -> bool:
         """Whether unfinished work of this fingerprint is there."""
-        return self.work_path(stage, fingerprint).is_dir()
+        here = self.work_path(stage, fingerprint).is_dir()
+        return here or (self.mirror is not None and self.mirror.has_work(stage, fingerprint))
 
     @contextmanager
-    def writing(self, stage: str, fingerprint: str, poll: Callable[[], None] | None = None) -> Iterator[WorkFolder]:
-        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it."""
+    def writing(
+        self,
+        stage: str,
+        fingerprint: str,
+        poll: Callable[[], None] | None = None,
+        reads: Mapping[str, str] | None = None,
+    ) -> Iterator[WorkFolder]:
+        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it.
+
+        Meanwhile :meth:`holders` tells of the artifacts that it `reads`, by stage and fingerprint.
+        """
+        work, says = self.work_path(stage, fingerprint), {"reads": dict(reads or {})}
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, says=says):
+            if self.mirror is None:
+                yield self._work_folder(stage, fingerprint)
+                return
+            with self.mirror.working(stage, fingerprint, work, poll, says=says) as unfinished:
+                yield self._work_folder(stage, fingerprint, unfinished.keep)
+                if (self.path(stage, fingerprint) / MANIFEST).exists():
+                    unfinished.finish(push=False)
+                    try:
+                        unfinished.delete()
+                    except ArtifactError as error:
+                        # The artifact is finished all the same.
+                        log.warning("left-over unfinished work (`paraclip artifacts gc --unfinished`): %s", error)
+                    shutil.rmtree(work, ignore_errors=True)
+
+    def _work_folder(self, stage: str, fingerprint: str, keep: Callable[[], None] = _nothing) -> WorkFolder:
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll):
-            folder = WorkFolder(work / "out", work / "scratch")
+        folder = WorkFolder(work / "out", work / "scratch", keep)
+        try:
+            self._clear(self.path(stage, fingerprint))
+            folder.out.mkdir(parents=True, exist_ok=True)
+            # Left by a commit that was cut off before the rename.
+            (folder.out / MANIFEST).unlink(missing_ok=True)
+            folder.scratch.mkdir(parents=True, exist_ok=True)
+            # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
+            for stale in folder.out.rglob(".*.tmp"):
+                stale.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, work) from error
+        return folder
+
+    def keep_unfinished(self, stage: str, fingerprint: str) -> None:
+        """Push what a process that died has left, where there is an object store to push it to."""
+        work = self.work_path(stage, fingerprint)
+        if self.mirror is None or not work.is_dir():
+            return
+        # Held by a living process, it is that one's affair.
+        with (
+            suppress(LockedError),
+            lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0),
+            self.mirror.working(stage, fingerprint, work, wait_seconds=0) as unfinished,
+        ):
+            unfinished.finish(push=True)
+
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Delete unfinished work.
+
+        Raises:
+            LockedError: a living process writes it.
+            ArtifactError: it cannot be deleted.
+        """
+        work = self.work_path(stage, fingerprint)
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0, judge=True):
+            if self.mirror is not None:
+                # A lost machine's lock is found dead after a while only, and its work must not stay for ever.
+                patience = self.mirror.patience
+                with self.mirror.working(stage, fingerprint, work, wait_seconds=patience, pull=False) as unfinished:
+                    unfinished.delete()
             try:
-                self._clear(self.path(stage, fingerprint))
-                folder.out.mkdir(parents=True, exist_ok=True)
-                # Left by a commit that was cut off before the rename.
-                (folder.out / MANIFEST).unlink(missing_ok=True)
-                folder.scratch.mkdir(parents=True, exist_ok=True)
-                # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
-                for stale in folder.out.rglob(".*.tmp"):
-                    stale.unlink(missing_ok=True)
+                if work.is_dir():
+                    shutil.rmtree(work)
             except OSError as error:
                 raise storage_error(error, work) from error
-            yield folder
 
     def commit(self, draft: Draft, metrics: dict[str, Any], wall_seconds: float) -> Artifact:
         """Turn the work folder's ``out/`` into the finished artifact. Call it while holding the lock."""
@@ -178,6 +259,8 @@ class ArtifactStore:
                 wall_seconds=round(wall_seconds, 3),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
+            if self.mirror is not None:
+                self.mirror.promise(draft.stage, draft.fingerprint)
             write_json(out / MANIFEST, asdict(manifest))
             target.parent.mkdir(parents=True, exist_ok=True)
             out.rename(target)
@@ -185,6 +268,8 @@ class ArtifactStore:
         except OSError as error:
             raise storage_error(error, target) from error
         shutil.rmtree(work, ignore_errors=True)
+        if self.mirror is not None and not self.mirror.deliver(manifest, target):
+            return Artifact(target, _read_manifest(target))
         return Artifact(target, manifest)
 
     def _clear(self, target: Path) -> None:
@@ -194,11 +279,14 @@ class ArtifactStore:
             shutil.rmtree(target)
 
     def list(self, stage: str | None = None) -> list[Artifact]:
-        """All finished artifacts, by stage and age; damaged manifests are logged and left out."""
+        """All finished artifacts, by stage and age; damaged manifests are logged and left out.
+
+        The files of one that lies on an object store may not be here.
+        """
         found = []
-        for folder in self._folders(stage):
+        for name, fingerprint, read in self._manifests(stage):
             try:
-                found.append(Artifact(folder, _read_manifest(folder)))
+                found.append(Artifact(self.path(name, fingerprint), read()))
             except ArtifactError as error:
                 log.warning("%s", error)
         return sorted(found, key=lambda artifact: (artifact.stage, artifact.manifest.created))
@@ -206,12 +294,22 @@ class ArtifactStore:
     def unreadable(self) -> list[tuple[str, str, str]]:
         """Stage, fingerprint and problem of every artifact whose manifest is damaged, which :meth:`list` leaves out."""
         found = []
-        for folder in self._folders(None):
+        for name, fingerprint, read in self._manifests(None):
             try:
-                _read_manifest(folder)
+                read()
             except ArtifactError as error:
-                found.append((folder.parent.name, folder.name, str(error)))
+                found.append((name, fingerprint, str(error)))
         return found
+
+    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Callable[[], Manifest]]]:
+        """Stage, fingerprint and how to read the manifest of every artifact, here first."""
+        here = {(folder.parent.name, folder.name): folder for folder in self._folders(stage)}
+        for (name, fingerprint), folder in here.items():
+            yield name, fingerprint, partial(_read_manifest, folder)
+        if self.mirror is not None:
+            for name, fingerprint, data in self.mirror.artifacts.manifests(stage):
+                if (name, fingerprint) not in here:
+                    yield name, fingerprint, partial(self.mirror.artifacts.parse, data, name, fingerprint)
 
     def _folders(self, stage: str | None) -> Iterator[Path]:
         """Folders with a manifest. The stage comes from users, so it is compared and not put into a pattern."""
@@ -219,23 +317,64 @@ class ArtifactStore:
             if stage is None or manifest.parent.parent.name == stage:
                 yield manifest.parent
 
-    def resolve(self, prefix: str) -> Artifact:
-        """The one artifact whose fingerprint starts with `prefix` (``stage/prefix`` narrows it down).
+    def named(self, name: str, stages: Sequence[str] = ()) -> Artifact:
+        """What a channel's name, or else the start of a fingerprint, means; its files may not be here.
+
+        Args:
+            name: as users give it.
+            stages: stages of what may be meant, where `name` does not say ``STAGE/START``; none: any.
 
         Raises:
-            ArtifactError: there is none, or more than one.
+            UnknownNameError: nothing has that name, or several artifacts begin with it.
+            ArtifactError: the channel's artifact is gone or damaged.
+        """
+        channel = None if "/" in name or name.startswith(".") else self.channel(name)
+        if channel is None:
+            return self.resolve(name, stages)
+        meant = str(channel.get("stage")), str(channel.get("fingerprint"))
+        found = self.known(*meant)
+        if found is None:
+            raise ArtifactError(
+                f"the artifact {'/'.join(meant)} of the channel {name!r} is gone from {self.location}; run again"
+            )
+        return found
+
+    def check(self) -> None:
+        """See that there is such a root, for what only looks at it.
+
+        Raises:
+            UnknownNameError: its folder is not there.
+        """
+        if self.mirror is None and not self.root.is_dir():
+            raise UnknownNameError(
+                f"there is no root {self.root}: nothing was run there; give --root, or set PARACLIP_ROOT"
+            )
+
+    def resolve(self, prefix: str, stages: Sequence[str] = ()) -> Artifact:
+        """The one artifact (of `stages`, if any) whose fingerprint starts with `prefix` (or ``stage/prefix``).
+
+        Raises:
+            UnknownNameError: there is none, or more than one.
         """
         stage, _, start = prefix.rpartition("/")
-        found = [a for a in self.list(stage or None) if a.fingerprint.startswith(start)]
+        here = self.list(stage or None)
+        found = [a for a in here if a.fingerprint.startswith(start) and (stage or not stages or a.stage in stages)]
         if len(found) == 1:
             return found[0]
-        what = "no artifact" if not found else f"{len(found)} artifacts"
-        names = ", ".join(f"{a.stage}/{a.fingerprint[:12]}" for a in found[:5])
-        raise ArtifactError(f"{what} under {self.root} begins with {prefix!r} {names}; see `paraclip artifacts ls`")
+        if found:
+            names = ", ".join(f"{a.stage}/{a.fingerprint[:12]}" for a in found[:5])
+            what = f"{len(found)} artifacts under {self.location} begin with {prefix!r} ({names})"
+        else:
+            meant = f" of {' or '.join(stages)}" if stages and not stage else ""
+            what = f"no artifact{meant} under {self.location} begins with {prefix!r}, and no channel has that name"
+            if close := difflib.get_close_matches(prefix, self.channels(), n=1):
+                what += f" (did you mean {close[0]!r}?)"
+        raise UnknownNameError(f"{what}; see `paraclip artifacts ls`")
 
     def verify(self, artifact: Artifact) -> list[str]:
         """Compare every file with the manifest, contents included; returns the differences, one a line."""
-        return _check(artifact, contents=True)
+        here = _check(artifact, contents=True) if self.mirror is None or artifact.path.is_dir() else []
+        return here if self.mirror is None else here + self.mirror.artifacts.verify(artifact.manifest)
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact, at once for all who look.
@@ -243,6 +382,10 @@ class ArtifactStore:
         Raises:
             ArtifactError: the root is read-only.
         """
+        if self.mirror is not None:
+            self.mirror.remove(artifact.stage, artifact.fingerprint)
+            if not artifact.path.is_dir():
+                return
         trash = self.root / "trash"
         try:
             trash.mkdir(parents=True, exist_ok=True)
@@ -254,27 +397,42 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
-        """Stage, fingerprint and folder of every unfinished work."""
-        folders = sorted(p for p in (self.root / "work").glob("*/*") if p.is_dir())
-        return [(p.parent.name, p.name, p) for p in folders]
+        """Stage, fingerprint and folder of every unfinished work; one that lies elsewhere has its folder to be."""
+        found = {(p.parent.name, p.name) for p in (self.root / "work").glob("*/*") if p.is_dir()}
+        if self.mirror is not None:
+            found.update(self.mirror.works())
+        return [(stage, name, self.work_path(stage, name)) for stage, name in sorted(found)]
+
+    def holders(self) -> list[Holder]:
+        """Every living process that makes an artifact of this store."""
+        here = list(holders_below(self.root / "work"))
+        return here if self.mirror is None else here + list(holders_at(self.mirror.remote))
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel, such as ``production``, at something."""
-        write_json(self.root / "channels" / f"{_safe_name(name)}.json", value)
+        path = self.root / "channels" / f"{_safe_name(name)}.json"
+        if self.mirror is None:
+            write_json(path, value)
+        else:
+            self.mirror.set_channel(name, value)
 
     def channel(self, name: str) -> dict[str, Any] | None:
         """What a channel points at, None if there is no such channel."""
         path = self.root / "channels" / f"{_safe_name(name)}.json"
+        if self.mirror is not None:
+            return self.mirror.channel(name)
         return read_json(path) if path.exists() else None
 
     def channels(self) -> dict[str, dict[str, Any]]:
         """Every channel by its name."""
+        if self.mirror is not None:
+            return self.mirror.channels()
         return {path.stem: read_json(path) for path in sorted((self.root / "channels").glob("*.json"))}
 
 
 def _safe_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise ArtifactError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
+        raise UnknownNameError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
     return name
 
 
@@ -296,21 +454,12 @@ def _seal(path: Path) -> FileEntry:
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    raw = read_json(folder / MANIFEST)
+    path = folder / MANIFEST
     try:
-        if raw["schema_version"] != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{folder / MANIFEST} has schema version {raw['schema_version']}, this release reads {SCHEMA_VERSION}; "
-                f"use the paraclip that wrote it, or delete {folder} to have it made again"
-            )
-        if (raw["stage"], raw["fingerprint"]) != (folder.parent.name, folder.name):
-            raise ArtifactError(
-                f"{folder / MANIFEST} belongs to {raw['stage']}/{raw['fingerprint']}; move or delete the folder"
-            )
-        raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-        return Manifest(**raw)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} lacks or has an unknown field ({error}); delete {folder}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    return parse_manifest(data, str(path), folder.parent.name, folder.name)
 
 
 def _check(artifact: Artifact, contents: bool) -> list[str]:

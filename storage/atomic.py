@@ -6,23 +6,35 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, ConfigError
 
 __all__ = [
     "file_sha256",
+    "json_bytes",
+    "new_folder",
     "read_json",
     "remove_temporary",
+    "settled",
     "storage_error",
     "sync_folder",
     "write_atomic",
     "write_json",
 ]
+
+SETTLED_NS = 100_000_000
+
+
+def settled(stat: os.stat_result) -> bool:
+    """Whether a file's times will show its next change: one that changed just now may change again within a tick."""
+    return time.time_ns() - stat.st_ctime_ns > SETTLED_NS
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -48,6 +60,33 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write a folder that appears at `folder` when the block ends well, whole or not at all.
+
+    The draft lies beside it and does not exist yet.
+
+    Raises:
+        ConfigError: there is something already.
+        ArtifactError: it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose a new folder")
+    folder = folder.absolute()
+    draft = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def remove_temporary(folder: Path) -> None:
     """Delete what killed writers left anywhere below `folder`; call it only when nobody writes there."""
     for path in folder.rglob(".*.tmp"):
@@ -70,10 +109,20 @@ def write_json(path: Path, value: Any) -> None:
         ArtifactError: it cannot be written, or `value` is not JSON (NaN and infinity are not).
     """
     try:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        data = json_bytes(value)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be written, its content is not JSON: {error}") from error
-    write_atomic(path, lambda file: file.write(text.encode("utf-8", "surrogatepass")))
+    write_atomic(path, lambda file: file.write(data))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with sorted keys; equal values give equal bytes.
+
+    Raises:
+        TypeError, ValueError: `value` is not JSON (NaN and infinity are not).
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "surrogatepass")
 
 
 def read_json(path: Path) -> Any:
@@ -87,7 +136,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}); restore it or delete its folder") from error
+        raise ArtifactError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -102,4 +151,7 @@ def storage_error(error: OSError, path: Path) -> ArtifactError:
         return ArtifactError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return ArtifactError(f"cannot write {path}: {error.strerror}; choose a writable root with PARACLIP_ROOT")
-    return ArtifactError(f"cannot write {path}: {error.strerror or error}")
+    return ArtifactError(
+        f"cannot write {path}: {error.strerror or error}; the root must be a folder that can be made and written, "
+        "choose it with run.root or PARACLIP_ROOT"
+    )

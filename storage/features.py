@@ -10,14 +10,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import compute
 
 from paraclip_core.errors import ArtifactError
 from storage.atomic import write_atomic
+from storage.lookup import IdIndex
 
-__all__ = ["FeatureStore", "shard_path", "write_index", "write_shard"]
+__all__ = ["FeatureRows", "FeatureStore", "shard_path", "write_index", "write_shard"]
 
 CHECK_ROWS = 65_536
+INFINITE = 0x7C00
+"""The exponent of float16's infinities and NaNs."""
 
 INDEX = pa.schema(
     [
@@ -61,32 +63,46 @@ class FeatureStore:
     """Reads what the features stage wrote. Row `i` of the matrix belongs to `image_ids[i]`."""
 
     def __init__(self, artifact_folder: Path) -> None:
-        """Read the index.
+        """Read where the rows are; the images' ids are read when they are first asked for.
 
         Raises:
-            ArtifactError: it is missing, damaged, or lists an image twice.
+            ArtifactError: the index is missing or damaged.
         """
         self.folder = Path(artifact_folder)
-        path = self.folder / "index.parquet"
-        try:
-            index = pq.read_table(path, columns=["image_id", "shard", "row"]).combine_chunks()
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
-        self._ids: pa.Array = index["image_id"].combine_chunks()
-        if isinstance(self._ids, pa.ChunkedArray):
-            self._ids = pa.concat_arrays(self._ids.chunks) if self._ids.num_chunks else pa.array([], pa.string())
-        if len(self._ids.unique()) != len(self._ids):
-            raise ArtifactError(f"{path} lists an image twice; run the features stage again")
+        index = self._read(["shard", "row"])
         self._shards = np.asarray(index["shard"], dtype=np.int64)
         self._rows = np.asarray(index["row"], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._shards)
+
+    @cached_property
+    def _ids(self) -> IdIndex:
+        try:
+            return IdIndex(self._read(["image_id"])["image_id"])
+        except ValueError as error:
+            path = self.folder / "index.parquet"
+            raise ArtifactError(f"{path} lists an image twice; run the features stage again") from error
+
+    def _read(self, columns: Sequence[str]) -> pa.Table:
+        path = self.folder / "index.parquet"
+        try:
+            return pq.read_table(path, columns=list(columns))
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
 
     @cached_property
     def image_ids(self) -> list[str]:
         """Ids of the images, in the order of the matrix's rows."""
-        return self._ids.to_pylist()
+        return self._ids.ids.to_pylist()
+
+    def view(self) -> FeatureRows:
+        """The matrix without reading it: rows come from the shards when they are asked for.
+
+        Raises:
+            ArtifactError: a shard is missing, or of another shape than the index says.
+        """
+        return FeatureRows([self._map(number, rows) for number, rows in enumerate(self._counts())], self.folder)
 
     def matrix(self) -> np.ndarray:
         """float16 [n, d], rows of length 1 before rounding; memory-mapped where there is one shard.
@@ -95,21 +111,19 @@ class FeatureStore:
             ArtifactError: a shard is missing, of another shape than the index says, or holds values that are not
                 finite.
         """
-        counts = np.bincount(self._shards, minlength=1)
-        expected = np.concatenate([np.arange(count) for count in counts])
-        if np.any(np.diff(self._shards) < 0) or not np.array_equal(self._rows, expected[: len(self._rows)]):
-            raise ArtifactError(f"{self.folder / 'index.parquet'} is not in the order of the shards")
-        shards = [self._load(number, int(rows)) for number, rows in enumerate(counts)]
+        shards = [self._load(number, rows) for number, rows in enumerate(self._counts())]
         if len({shard.shape[1] for shard in shards}) != 1:
             raise ArtifactError(f"the shards in {self.folder / 'features'} differ in their dimension")
         return shards[0] if len(shards) == 1 else np.concatenate(shards)
 
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one)."""
+        """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one).
+
+        Raises:
+            ArtifactError: the index lists an image twice.
+        """
         wanted = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
-        # pyarrow's compute functions are made at import, so type checkers do not know them.
-        found = compute.call_function("index_in", [wanted], compute.SetLookupOptions(self._ids, skip_nulls=True))
-        return np.asarray(found.fill_null(-1), dtype=np.int64)
+        return self._ids.find(wanted)
 
     def rows(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """int64 [n]: the matrix row of each image.
@@ -126,7 +140,25 @@ class FeatureStore:
             )
         return found
 
+    def _counts(self) -> list[int]:
+        """Rows of each shard."""
+        counts = np.bincount(self._shards, minlength=1)
+        expected = np.concatenate([np.arange(count) for count in counts])
+        if np.any(np.diff(self._shards) < 0) or not np.array_equal(self._rows, expected[: len(self._rows)]):
+            raise ArtifactError(f"{self.folder / 'index.parquet'} is not in the order of the shards")
+        return counts.tolist()
+
     def _load(self, number: int, rows: int) -> np.ndarray:
+        shard = self._map(number, rows)
+        for start in range(0, rows, CHECK_ROWS):
+            bad = ~np.isfinite(shard[start : start + CHECK_ROWS]).all(axis=1)
+            if bad.any():
+                row = start + int(np.flatnonzero(bad)[0])
+                path = shard_path(self.folder, number)
+                raise ArtifactError(f"row {row} of {path} is not finite; delete the artifact to have it made again")
+        return shard
+
+    def _map(self, number: int, rows: int) -> np.ndarray:
         path = shard_path(self.folder, number)
         try:
             shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
@@ -134,9 +166,71 @@ class FeatureStore:
             raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
         if shard.dtype != np.float16 or shard.ndim != 2 or len(shard) != rows:
             raise ArtifactError(f"{path} holds {shard.dtype} {shard.shape}, expected float16 with {rows} rows")
-        for start in range(0, rows, CHECK_ROWS):
-            bad = ~np.isfinite(shard[start : start + CHECK_ROWS]).all(axis=1)
-            if bad.any():
-                row = start + int(np.flatnonzero(bad)[0])
-                raise ArtifactError(f"row {row} of {path} is not finite; delete the artifact to have it made again")
         return shard
+
+
+class FeatureRows:
+    """A float16 matrix [n, d] in shards on disk, of which nothing stays in memory.
+
+    Rows are read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray], folder: Path) -> None:
+        """Rows of all shards, one shard after the other, memory-mapped; `folder` is for messages.
+
+        Raises:
+            ArtifactError: the shards differ in their dimension.
+        """
+        if len({shard.shape[1] for shard in shards}) != 1:
+            raise ArtifactError(f"the shards in {folder / 'features'} differ in their dimension")
+        self._dimension = shards[0].shape[1]
+        self._folder = folder
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(shard) for shard in shards])])
+        # Where the rows begin in each file, behind its header; nothing is asked of a file without rows.
+        self._offsets = [int(getattr(shard, "offset", 0)) for shard in shards]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and dimension."""
+        return len(self), self._dimension
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """float16 [len(rows), d]: these rows, in this order.
+
+        Raises:
+            ArtifactError: one of them cannot be read, or holds a value that is not finite.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        found = np.empty((len(rows), self._dimension), np.float16)
+        places = np.searchsorted(self._starts, rows, "right") - 1
+        order = np.argsort(places, kind="stable")
+        for part in np.split(order, np.flatnonzero(np.diff(places[order])) + 1):
+            if len(part):
+                self._read(int(places[part[0]]), rows, part, found)
+        bad = ((found.view(np.uint16) & INFINITE) == INFINITE).any(axis=1)
+        if bad.any():
+            row = int(rows[bad][0])
+            shard = int(np.searchsorted(self._starts, row, "right")) - 1
+            raise ArtifactError(
+                f"row {row - self._starts[shard]} of {shard_path(self._folder, shard)} is not finite; "
+                "delete the artifact to have it made again"
+            )
+        return found
+
+    def _read(self, shard: int, rows: np.ndarray, part: np.ndarray, out: np.ndarray) -> None:
+        """Fill the rows `part` of `out`, all of which lie in one shard."""
+        path = shard_path(self._folder, shard)
+        size = out.itemsize * self._dimension
+        begins = (self._offsets[shard] + size * (rows[part] - self._starts[shard])).tolist()
+        whole = out.view(np.uint8).reshape(-1).data
+        try:
+            with path.open("rb", buffering=0) as file:
+                for place, begin in zip((size * part).tolist(), begins, strict=True):
+                    file.seek(begin)
+                    if file.readinto(whole[place : place + size]) != size:
+                        raise ArtifactError(f"{path} was cut short; run the features stage again")
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, InputError
-from storage.atomic import file_sha256, read_json, write_json
+from storage.atomic import file_sha256, read_json, settled, write_json
+from storage.folder_hashes import folder_hash
 
 __all__ = ["FileHashes", "canonical_json", "fingerprint"]
 
 log = logging.getLogger(__name__)
 
-SETTLED_NS = 100_000_000
+_told: set[Path] = set()
+"""Files of hashes that this process could not write and said so."""
 
 
 def canonical_json(value: Any) -> str:
@@ -66,8 +67,7 @@ class FileHashes:
                 known = self._known.get(key)
                 if known is None or known[:3] != seen:
                     known = [*seen, file_sha256(path)]
-                    # A file that changed just now may change again without showing a later time.
-                    if time.time_ns() - stat.st_ctime_ns > SETTLED_NS:
+                    if settled(stat):
                         self._known[key], changed = known, True
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}") from error
@@ -76,11 +76,22 @@ class FileHashes:
             self._remember()
         return hashes
 
+    def of_folder(self, folder: Path) -> str:
+        """Hash of the names and contents of all files below a folder, wherever it lies.
+
+        Raises:
+            InputError: a file is unreadable.
+        """
+        return folder_hash(folder, self._path.parent / "source_folders")
+
     def _remember(self) -> None:
         try:
             write_json(self._path, self._known)
         except ArtifactError as error:
-            log.warning("source hashes are not remembered: %s", error)
+            # A run resolves its stages many times over, and each time the disk is as full as before.
+            if self._path not in _told:
+                _told.add(self._path)
+                log.warning("source hashes are not remembered: %s", error)
 
 
 def _sound(known: Any) -> dict[str, Any]:

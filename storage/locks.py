@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,25 @@ from typing import Any
 from paraclip_core.errors import LockedError
 from storage.atomic import storage_error
 
-__all__ = ["lock"]
+__all__ = ["is_dead", "living_owner", "lock", "parse_owner", "this_process"]
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 60.0
+STALE_SECONDS = 600.0
+"""Who looks once sees how old the last heartbeat is by two machines' clocks, which may differ by some minutes."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.2
 
 
 @contextmanager
-def lock(path: Path, wait_seconds: float | None = None, poll: Callable[[], None] | None = None) -> Iterator[None]:
+def lock(
+    path: Path,
+    wait_seconds: float | None = None,
+    poll: Callable[[], None] | None = None,
+    judge: bool = False,
+    says: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
     """Hold the lock file `path`; a dead owner's lock is taken over, a living owner's is waited for.
 
     An owner is dead when its process is gone from this machine, or when it runs on another one and its heartbeat has
@@ -38,13 +47,15 @@ def lock(path: Path, wait_seconds: float | None = None, poll: Callable[[], None]
         path: the lock file.
         wait_seconds: give up after this long; None waits for ever.
         poll: called between two tries, for progress or for giving up by an exception of its own.
+        judge: do not give up before it is known whether the owner lives, which takes a minute at most.
+        says: what else the lock tells about its owner, as plain values.
 
     Raises:
         LockedError: the owner lives and the time is over; the text names the owner.
         ArtifactError: the folder cannot be written.
     """
     token = uuid.uuid4().hex
-    _acquire(path, token, wait_seconds, poll)
+    _acquire(path, {"token": token, **this_process(), **(says or {})}, wait_seconds, poll, judge)
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(path, token, stop), name=f"lock-{path.name}", daemon=True)
     beat.start()
@@ -57,19 +68,23 @@ def lock(path: Path, wait_seconds: float | None = None, poll: Callable[[], None]
             path.unlink(missing_ok=True)
 
 
-def _acquire(path: Path, token: str, wait_seconds: float | None, poll: Callable[[], None] | None) -> None:
+def _acquire(
+    path: Path, me: Mapping[str, Any], wait_seconds: float | None, poll: Callable[[], None] | None, judge: bool
+) -> None:
     started, told, pause = time.monotonic(), False, FIRST_PAUSE_SECONDS
     last_sign: tuple[Any, ...] = ()
-    sign_seen = started
-    while not _create(path, token):
+    sign_seen, signs = started, 0
+    while not _create(path, me):
         owner = _owner(path)
         sign = (owner.get("token"), _beat(path))
         if sign != last_sign:
-            last_sign, sign_seen = sign, time.monotonic()
-        if _dead(owner, time.monotonic() - sign_seen):
+            last_sign, sign_seen, signs = sign, time.monotonic(), signs + 1
+        if is_dead(owner, time.monotonic() - sign_seen, DEAD_SECONDS):
             _take_over(path, owner)
             continue
-        if wait_seconds is not None and time.monotonic() - started >= wait_seconds:
+        # How long it has been silent does not matter where the process can be looked for.
+        known = not judge or signs > 1 or not is_dead(owner, math.inf, DEAD_SECONDS)
+        if known and wait_seconds is not None and time.monotonic() - started >= wait_seconds:
             raise LockedError(
                 f"{path} is held by process {owner.get('pid')} on {owner.get('host')}; wait for it to end"
             )
@@ -82,17 +97,15 @@ def _acquire(path: Path, token: str, wait_seconds: float | None, poll: Callable[
         pause = min(1.3 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _create(path: Path, token: str) -> bool:
-    draft = path.with_name(f"{path.name}.{token}")
+def _create(path: Path, me: Mapping[str, Any]) -> bool:
+    draft = path.with_name(f"{path.name}.{me['token']}")
     try:
         if path.exists():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         # The content is written first and linked second, so no other process sees a lock without an owner.
         try:
-            draft.write_text(
-                json.dumps({"token": token, "pid": os.getpid(), "started": _started(os.getpid()), **_here()})
-            )
+            draft.write_text(json.dumps(dict(me)))
             os.link(draft, path)
         except FileExistsError:
             return False
@@ -103,21 +116,50 @@ def _create(path: Path, token: str) -> bool:
     return True
 
 
-def _here() -> dict[str, str]:
-    """Where process numbers mean the same: the machine, and the container if it is one."""
+def parse_owner(data: bytes) -> dict[str, Any]:
+    """What a lock's content says about its owner; nothing where it is torn or something else."""
     try:
+        owner = json.loads(data)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def living_owner(path: Path) -> dict[str, Any] | None:
+    """What the lock file `path` says about its owner; None where it is not held, or its owner is surely dead."""
+    owner, beat = _owner(path), _beat(path)
+    if beat is None or is_dead(owner, time.time() - beat / 1e9, STALE_SECONDS):
+        return None
+    return owner
+
+
+def this_process() -> dict[str, Any]:
+    """What a lock says about its owner: process number, start time, machine, its start and container."""
+    return {"pid": os.getpid(), "started": _started(os.getpid()), **_here()}
+
+
+def _here() -> dict[str, str]:
+    """Where process numbers mean the same: the machine since it was started, and the container if it is one."""
+    space = ""
+    with suppress(OSError):
         space = str(Path("/proc/self/ns/pid").readlink())
+    # Machines often have the same name, and outside of containers the same name space of processes, too.
+    machine, boot = _text(Path("/etc/machine-id")), _text(Path("/proc/sys/kernel/random/boot_id"))
+    return {"host": socket.gethostname(), "space": space, "machine": machine, "boot": boot}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
     except OSError:
-        space = ""
-    return {"host": socket.gethostname(), "space": space}
+        return ""
 
 
 def _owner(path: Path) -> dict[str, Any]:
     try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return parse_owner(path.read_bytes())
+    except OSError:
         return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def _beat(path: Path) -> int | None:
@@ -127,11 +169,16 @@ def _beat(path: Path) -> int | None:
         return None
 
 
-def _dead(owner: dict[str, Any], silent_seconds: float) -> bool:
+def is_dead(owner: dict[str, Any], silent_seconds: float, limit: float) -> bool:
+    """Whether an owner's process is gone from this machine, or is on another one and has been silent over the limit."""
     here = _here()
-    if isinstance(owner.get("pid"), int) and all(owner.get(key) == value for key, value in here.items()):
+    differing = {key for key, value in here.items() if owner.get(key) != value}
+    if not differing and isinstance(owner.get("pid"), int):
         return _started(owner["pid"]) != owner.get("started")
-    return silent_seconds > DEAD_SECONDS
+    if differing == {"boot"} and here["machine"] and here["boot"] and owner.get("boot"):
+        # This machine was started anew since.
+        return True
+    return silent_seconds > limit
 
 
 def _take_over(path: Path, owner: dict[str, Any]) -> None:

@@ -38,7 +38,50 @@ def m002_readable_keys(con: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys)
+def m003_groups(con: duckdb.DuckDBPyConnection) -> None:
+    """Step, model and prompt of a generation become the number of a group, and answers are not compressed.
+
+    Both were most of the time of an insert; a search for good compression took three times as long as writing, for an
+    index that can be made again at any time.
+    """
+    con.execute("DROP VIEW answers")
+    con.execute("DROP TABLE generations")
+    con.execute("DELETE FROM segments")
+    con.execute("CREATE TABLE groups (id INTEGER, step TINYINT, model VARCHAR, prompt VARCHAR)")
+    con.execute(
+        "CREATE TABLE generations (key UHUGEINT, segment INTEGER, group_id INTEGER, attempt SMALLINT, "
+        "completions VARCHAR[] USING COMPRESSION uncompressed)"
+    )
+    con.execute(
+        "CREATE VIEW answers AS SELECT printf('%032x', g.key) AS key, p.step, g.attempt, p.model, p.prompt, "
+        "g.completions, s.name AS segment FROM generations g JOIN segments s ON s.id = g.segment "
+        "JOIN groups p ON p.id = g.group_id"
+    )
+
+
+def m004_places(con: duckdb.DuckDBPyConnection) -> None:
+    """Rows get numbers; their keys and answers lie under these in files beside, which are found without reading all.
+
+    What a look-up cost grew with the rows that were there, as DuckDB reads a whole column to find scattered rows.
+    """
+    con.execute("DROP VIEW answers")
+    con.execute("DROP TABLE generations")
+    con.execute("DROP TABLE segments")
+    con.execute("CREATE TABLE segments (id INTEGER, name VARCHAR, rows BIGINT, place BIGINT)")
+    con.execute(
+        "CREATE TABLE generations (key UHUGEINT, segment INTEGER, group_id INTEGER, attempt SMALLINT, place BIGINT)"
+    )
+    con.execute("CREATE TABLE runs (number INTEGER, rows BIGINT, most INTEGER)")
+    con.execute("CREATE TABLE filled (rows BIGINT, strings BIGINT, bytes BIGINT)")
+    con.execute("INSERT INTO filled VALUES (0, 0, 0)")
+    con.execute(
+        "CREATE VIEW answers AS SELECT printf('%032x', g.key) AS key, p.step, g.attempt, p.model, p.prompt, "
+        "s.name AS segment, g.place - s.place AS row FROM generations g JOIN segments s ON s.id = g.segment "
+        "JOIN groups p ON p.id = g.group_id"
+    )
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys, m003_groups, m004_places)
 
 
 def applied(con: duckdb.DuckDBPyConnection) -> int:

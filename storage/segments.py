@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import storage_error, sync_folder
+from storage.atomic import read_json, storage_error, sync_folder, write_json
 
-__all__ = ["INDEXED", "SegmentDraft", "SegmentFolder", "TornSegment", "check_generations"]
+__all__ = ["INDEXED", "SegmentDraft", "SegmentFolder", "TornSegment", "check_generations", "digest_of", "parsed"]
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,12 @@ INDEXED = pa.schema(
 )
 """The columns that every segment has; what else a segment holds is its writer's affair."""
 
-# Dictionaries of columns whose values are all different cost time and save nothing.
+# Dictionaries and statistics of columns whose values are all different cost time and save nothing.
 DIFFERENT = ("key", "input", "completions")
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
 STALE_DRAFT_SECONDS = 24 * 3600
+# Says which segments the newest big one stands for, until they are deleted and the index has followed.
+REPLACED = ".replaced.json"
 
 
 class TornSegment(Exception):
@@ -64,6 +66,8 @@ class SegmentFolder:
     def __init__(self, folder: Path) -> None:
         """`folder` is made when the first segment is written."""
         self.folder = folder
+        # A cache of ten million rows can have ten thousand segments, whose names are looked at whenever one is added.
+        self._parsed: dict[str, tuple[int, str]] = {}
 
     def draft(self, table: pa.Table) -> SegmentDraft:
         """Write `table` to disk without publishing it; needs no lock.
@@ -73,7 +77,13 @@ class SegmentFolder:
         """
         sink = pa.BufferOutputStream()
         repeated = [name for name in table.column_names if name not in DIFFERENT]
-        pq.write_table(table, sink, compression="zstd", use_dictionary=repeated)  # pyright: ignore[reportArgumentType]
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            use_dictionary=repeated,  # pyright: ignore[reportArgumentType]
+            write_statistics=repeated,  # pyright: ignore[reportArgumentType]
+        )
         return self.draft_bytes(memoryview(sink.getvalue()))
 
     def draft_bytes(self, data: bytes | memoryview) -> SegmentDraft:
@@ -93,9 +103,9 @@ class SegmentFolder:
 
     def publish(self, drafts: Iterable[SegmentDraft]) -> list[str]:
         """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names."""
-        names = self.names()
-        digests = {digest_of(name) for name in names}
-        number = max((_number(name) for name in names), default=0)
+        present = [self._parsed[name] for name in self._present()]
+        digests = {digest for _, digest in present}
+        number = max(present, default=(0, ""))[0]
         published = []
         try:
             for draft in drafts:
@@ -112,9 +122,42 @@ class SegmentFolder:
             raise storage_error(error, self.folder) from error
         return published
 
+    def replace(self, old: Sequence[str], draft: SegmentDraft) -> str:
+        """Let `draft`, which holds the rows of `old` in order, stand for them from one moment to the next.
+
+        That moment is the renaming: before it only `old` are listed, after it only the new one, whatever is killed.
+        Call `settle` when the index has followed. Returns the new name.
+        """
+        self.settle()
+        name = f"{_number(old[0]):08d}-{draft.digest}.parquet"
+        write_json(self.folder / REPLACED, {"new": name, "old": list(old)})
+        try:
+            draft.path.rename(self.folder / name)
+            sync_folder(self.folder)
+            self._unlink(old)
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        return name
+
+    def replaced(self) -> set[str]:
+        """Names that the newest big segment stands for and that `settle` was not called for yet."""
+        return self._replaced(self._listing())
+
+    def settle(self) -> None:
+        """Finish a replacement, or forget one that was killed before its moment."""
+        listing = self._listing()
+        if REPLACED not in listing:
+            return
+        try:
+            self._unlink(self._replaced(listing).intersection(listing))
+            sync_folder(self.folder)
+            (self.folder / REPLACED).unlink()
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+
     def names(self) -> list[str]:
         """Names of all segments, first published first; files that are no segments are left alone."""
-        return sorted((name for name in self._listing() if NAME.fullmatch(name)), key=_order)
+        return sorted(self._present(), key=lambda name: (self._parsed[name][0], name))
 
     def torn(self) -> int:
         """How many segments were set aside."""
@@ -122,7 +165,14 @@ class SegmentFolder:
 
     def bytes(self) -> int:
         """Bytes of all segments together."""
-        return sum((self.folder / name).stat().st_size for name in self.names())
+        return sum(self.size(name) for name in self.names())
+
+    def size(self, name: str) -> int:
+        """Bytes of one segment; 0 where it has just gone."""
+        try:
+            return (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def read_bytes(self, name: str) -> bytes:
         """A segment's file, compared with its name.
@@ -146,13 +196,7 @@ class SegmentFolder:
             TornSegment: it was cut short or changed, or lacks a column.
             ArtifactError: it cannot be read at all.
         """
-        data = self.read_bytes(name)
-        try:
-            table = pq.read_table(io.BytesIO(data), columns=INDEXED.names, read_dictionary=["model", "prompt"])
-            check_generations(table)
-        except (pa.ArrowException, OSError, ArtifactError) as error:
-            raise TornSegment(str(error)) from error
-        return table.select(INDEXED.names)
+        return parsed(self.read_bytes(name), INDEXED.names).select(INDEXED.names)
 
     def set_aside(self, name: str, why: object) -> None:
         """Rename a torn segment, so that it is neither read again nor lost."""
@@ -174,6 +218,31 @@ class SegmentFolder:
                 except OSError as error:
                     log.debug("cannot sweep %s: %s", path, error)
 
+    def _present(self) -> list[str]:
+        """Names of all segments, in any order."""
+        listing = self._listing()
+        for name in listing:
+            if name not in self._parsed and NAME.fullmatch(name):
+                self._parsed[name] = _number(name), digest_of(name)
+        replaced = self._replaced(listing)
+        return [name for name in listing if name in self._parsed and name not in replaced]
+
+    def _replaced(self, listing: Sequence[str]) -> set[str]:
+        if REPLACED not in listing:
+            return set()
+        try:
+            found = read_json(self.folder / REPLACED)
+        except ArtifactError:
+            if (self.folder / REPLACED).exists():
+                raise
+            return set()
+        # Without the new one the old ones are still what counts.
+        return set(found["old"]) if found["new"] in listing else set()
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
     def _listing(self) -> list[str]:
         try:
             return os.listdir(self.folder)  # noqa: PTH208 (names only; ten thousand of them in milliseconds)
@@ -181,6 +250,21 @@ class SegmentFolder:
             return []
         except OSError as error:
             raise ArtifactError(f"cannot read {self.folder}: {error.strerror}") from error
+
+
+def parsed(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a segment's bytes; all columns, or those named and dictionaries of what repeats.
+
+    Raises:
+        TornSegment: it is no Parquet file, or lacks a column.
+    """
+    try:
+        dictionaries = None if columns is None else ["model", "prompt"]
+        table = pq.read_table(io.BytesIO(data), columns=columns, read_dictionary=dictionaries)
+        check_generations(table)
+    except (pa.ArrowException, OSError, ArtifactError) as error:
+        raise TornSegment(str(error)) from error
+    return table
 
 
 def check_generations(table: pa.Table) -> None:
@@ -207,10 +291,6 @@ def digest_of(name: str) -> str:
 
 def _number(name: str) -> int:
     return int(name.partition("-")[0])
-
-
-def _order(name: str) -> tuple[int, str]:
-    return _number(name), name
 
 
 def _digest(data: bytes | memoryview) -> str:

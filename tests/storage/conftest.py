@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+
+from storage import remote_lock
+from storage.artifacts import ArtifactStore
+from storage.generations import GenerationStore
+from storage.roots import LOCAL_VARIABLE, open_store
+
+# `generation_rows` and `machines` are importable by their neighbours, and by the children that they start.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from machines import Machine, Objects
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GenerationStore:
+    """An empty generation cache."""
+    return GenerationStore(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -20,3 +39,39 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         pytest.skip("mounting a small disk needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A root of its own in this process's memory."""
+    name = f"memory://{uuid.uuid4().hex}/root"
+    yield name
+    fsspec.filesystem("memory").rm(name.removeprefix("memory:/").rpartition("/")[0], recursive=True)
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Opens the root as the machine of this name does, which has a disk of its own."""
+    (tmp_path / "fs").mkdir()
+    fsspec.filesystem("memory").mkdir(url.removeprefix("memory:/"))
+
+    def opened(name: str) -> ArtifactStore:
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
+        return open_store(url)
+
+    return opened
+
+
+@pytest.fixture
+def objects(url: str) -> Objects:
+    """What lies at the root."""
+    return Objects(url)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks that beat and die in no time."""
+    monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(remote_lock, "DEAD_SECONDS", 0.4)
+    monkeypatch.setattr(remote_lock, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(remote_lock, "LONGEST_PAUSE_SECONDS", 0.05)

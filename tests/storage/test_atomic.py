@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.errors import ArtifactError
-from storage.atomic import file_sha256, read_json, remove_temporary, storage_error, write_atomic, write_json
+from paraclip_core.errors import ArtifactError, ConfigError
+from storage.atomic import file_sha256, new_folder, read_json, remove_temporary, storage_error, write_atomic, write_json
 from storage.parquet import write_table
 
 REWRITE = """
@@ -137,6 +137,25 @@ def test_a_file_in_place_of_a_folder_and_a_kernel_folder(tmp_path: Path) -> None
     for path in (tmp_path / "file" / "x.json", Path("/proc/nothing/x.json")):
         with pytest.raises(ArtifactError, match=r"cannot write .*x\.json"):
             write_json(path, 1)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "new"
+    with new_folder(target) as draft:
+        draft.mkdir()
+        (draft / "one").write_text("1")
+        assert not target.exists()
+    assert [path.name for path in target.parent.rglob("*")] == ["new", "one"]
+    with pytest.raises(ConfigError, match="is not empty; choose a new folder"), new_folder(target):
+        raise AssertionError("nothing is written beside what is there")
+    (target / "one").unlink()
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as draft:
+        draft.mkdir()
+        raise KeyboardInterrupt
+    assert [path.name for path in target.parent.rglob("*")] == ["new"]
+    with new_folder(target) as draft:  # an empty folder may be given
+        write_atomic(draft / "two", lambda file: file.write(b"2"))
+    assert (target / "two").read_bytes() == b"2"
 
 
 def test_a_full_disk_is_said_and_the_old_file_stays(small_disk: Path) -> None:

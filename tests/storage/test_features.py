@@ -123,7 +123,40 @@ def test_a_damaged_index_is_told(tmp_path: Path) -> None:
     columns = {"image_id": ["a", "a"], "shard": [0, 0], "row": [0, 1], "pixels": [b"0" * 16] * 2}
     write_index(tmp_path, [pa.table(columns, schema=INDEX)])
     with pytest.raises(ArtifactError, match="twice"):
-        FeatureStore(tmp_path)
+        FeatureStore(tmp_path).find(["a"])
     write_index(tmp_path, [pa.table({**columns, "image_id": ["a", "b"], "row": [1, 0]}, schema=INDEX)])
     with pytest.raises(ArtifactError, match="order"):
         FeatureStore(tmp_path).matrix()
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=4), data=st.data())
+def test_a_view_gives_any_rows(sizes: list[int], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("features")
+    features = _store(folder, sizes)
+    view = FeatureStore(folder).view()
+    assert len(view) == sum(sizes) and view.shape == features.shape
+    rows = data.draw(st.lists(st.integers(0, sum(sizes) - 1), max_size=20)) if sum(sizes) else []
+    np.testing.assert_array_equal(view[np.array(rows, np.int64)], features[rows])
+
+
+def test_a_view_names_a_shard_that_is_lost_or_cut_while_it_is_read(tmp_path: Path) -> None:
+    _store(tmp_path, [3, 4])
+    view, path = FeatureStore(tmp_path).view(), shard_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(view[np.array([0, 5])]) == 2
+    with pytest.raises(ArtifactError, match=r"shard-00001\.npy was cut short"):
+        view[np.array([0, 6])]
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"cannot read .*shard-00001\.npy"):
+        view[np.array([0, 5])]
+
+
+def test_a_view_names_a_row_that_is_not_finite(tmp_path: Path) -> None:
+    features = _store(tmp_path, [3, 4])
+    features[5, 1] = np.inf
+    write_shard(tmp_path, 1, features[3:])
+    view = FeatureStore(tmp_path).view()
+    assert len(view[np.array([0, 4])]) == 2
+    with pytest.raises(ArtifactError, match=r"row 2 of .*shard-00001\.npy is not finite"):
+        view[np.array([0, 5])]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import InputError
+from storage import atomic
 from storage import fingerprint as module
 from storage.fingerprint import FileHashes, canonical_json, fingerprint
 
@@ -23,7 +24,7 @@ OPTIONS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() |
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files that were written just now be remembered."""
-    monkeypatch.setattr(module, "SETTLED_NS", -1)
+    monkeypatch.setattr(atomic, "SETTLED_NS", -1)
 
 
 @given(OPTIONS)
@@ -132,5 +133,6 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_memory_that_cannot_be_written_is_no_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"abc")
-    assert FileHashes(source / "hashes.json").of([source])
-    assert "source hashes are not remembered" in caplog.text
+    for _ in range(3):
+        assert FileHashes(source / "hashes.json").of([source])
+    assert caplog.text.count("source hashes are not remembered") == 1

@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from generation_rows import answers, child, flip, key, keys, numbered, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError, LockedError
-from paraclip_core.tables import GENERATIONS
-from storage import generation_index, migrations
+from storage import generation_index
+from storage.compaction import compact
 from storage.generation_index import GenerationIndex
 from storage.generations import GenerationStore
-from storage.migrations import migrate
-from storage.segments import SegmentFolder  # noqa: F401 (used by a child's program)
-
-CHILD = """
-import sys
-sys.path.insert(0, {here!r})
-from test_generations import *
-"""
-
-
-def key(number: int) -> bytes:
-    return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
-
-
-def keys(numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
-    return pa.array([key(n) for n in numbers], pa.binary(16))
-
-
-def rows(answers: Sequence[tuple[bytes, list[str | None]]], step: int = 1, model: str = "m") -> pa.Table:
-    filled = {"step": step, "attempt": 0, "input": "a dog", "engine": "file", "model": model, "prompt": "paper"}
-    filled |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
-    return pa.Table.from_pylist([filled | {"key": k, "completions": c} for k, c in answers], schema=GENERATIONS)
-
-
-def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa.Table:
-    return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
-
-
-def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[str]]:
-    wanted = list(numbers)
-    table = store.lookup(keys(wanted))
-    names = {key(n): n for n in wanted}
-    return {names[k]: c for k, c in zip(*(table.column(i).to_pylist() for i in range(2)), strict=True)}
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    program = CHILD.format(here=str(Path(__file__).parent)) + code
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
-    )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> GenerationStore:
-    return GenerationStore(tmp_path / "cache")
 
 
 def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: GenerationStore) -> None:
@@ -81,11 +33,11 @@ def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: GenerationStore
     store.close()
 
 
-def test_answers_come_once_in_the_order_of_the_question(store: GenerationStore) -> None:
+def test_answers_come_once(store: GenerationStore) -> None:
     store.append(numbered(range(10)))
     found = store.lookup(keys([7, 99, 3, 7, 3, 0]))
-    assert found.column("key").to_pylist() == [key(7), key(3), key(0)]
-    assert found.column("completions").to_pylist() == [["answer 7"], ["answer 3"], ["answer 0"]]
+    assert sorted(found.column("key").to_pylist()) == sorted([key(7), key(3), key(0)])
+    assert answers(store, [7, 99, 3, 7, 3, 0]) == {n: [f"answer {n}"] for n in (7, 3, 0)}
     assert found.schema.field("key").type == pa.binary(16)
 
 
@@ -93,7 +45,7 @@ def test_slices_chunks_and_nothing_can_be_asked(store: GenerationStore) -> None:
     store.append(numbered(range(10)).slice(2, 5))
     whole = keys(range(10))
     chunked = pa.chunked_array([whole.slice(1, 3), whole.slice(6, 3)])
-    assert store.lookup(chunked).column("key").to_pylist() == [key(2), key(3), key(6)]
+    assert set(store.lookup(chunked).column("key").to_pylist()) == {key(2), key(3), key(6)}
     assert store.lookup(whole.slice(4, 4)).num_rows == 3
     assert store.lookup(whole.slice(0, 0)).num_rows == 0
     assert store.lookup(pa.chunked_array([], pa.binary(16))).num_rows == 0
@@ -276,17 +228,31 @@ for chunk in range(15):
     assert list(answers(store, numbers)) == list(numbers)
 """
 
+LOOK_UP = """
+store, seen = GenerationStore(sys.argv[1]), set()
+while len(seen) < 1050:
+    found = answers(store, range(3000))
+    assert all(text == [f"answer {n}"] for n, text in found.items())
+    assert seen <= set(found)
+    seen = set(found)
+"""
+
 
 def test_processes_append_and_look_up_at_once(store: GenerationStore) -> None:
-    processes = [child(APPEND, store.folder, base) for base in (0, 1000, 2000, 150)]
-    for process in processes:
+    store.append(numbered([5000]))
+    store.append(numbered([5001]))
+    cut(store.segments.folder / store.segments.names()[0])
+    writers = [child(APPEND, store.folder, base) for base in (0, 1000, 2000, 150)]
+    readers = [child(LOOK_UP, store.folder) for _ in range(2)]
+    for process in writers + readers:
         with process:
             assert process.wait(120) == 0
-    assert set(answers(store, range(3000))) == {*range(450), *range(1000, 1300), *range(2000, 2300)}
+    expected = {*range(450), *range(1000, 1300), *range(2000, 2300), 5001}
+    assert set(answers(store, range(6000))) == expected
     stats = store.stats()
-    assert (stats.keys, stats.segments, stats.torn) == (1050, 60, 0)
+    assert (stats.rows, stats.keys, stats.segments, stats.torn) == (1201, 1051, 61, 1)
     numbers = [int(name.partition("-")[0]) for name in store.segments.names()]
-    assert numbers == list(range(1, 61))
+    assert len(set(numbers)) == 61
 
 
 def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
@@ -322,12 +288,6 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -338,6 +298,8 @@ def test_a_torn_segment_is_set_aside(store: GenerationStore, damage, caplog: pyt
     store.append(numbered(range(5, 10)))
     name = store.segments.names()[0]
     damage(store.segments.folder / name)
+    # What was written a moment ago is indexed without being read again, so another process looks.
+    store = GenerationStore(store.folder)
     assert list(answers(store, range(10))) == list(range(5, 10))
     assert f"{name}.torn" in caplog.text
     stats = store.stats()
@@ -389,80 +351,43 @@ def test_a_damaged_index_is_made_again(store: GenerationStore, damage) -> None: 
     assert store.stats() == before
 
 
+@pytest.mark.parametrize("name", ["rows.u64", "strings.u64", "texts.bin", "run-2.keys"])
+@pytest.mark.parametrize("damage", [empty, half, Path.unlink])
+def test_a_damaged_file_beside_the_index_is_made_again(store: GenerationStore, name: str, damage) -> None:  # noqa: ANN001
+    store.append(numbered(range(30)))
+    store.refresh()
+    store.append(numbered(range(30, 60)))
+    before = store.stats(), answers(store, range(60))
+    damage(store.index_path.with_suffix(".index") / name)
+    store.append(numbered([60]))
+    assert len(answers(store, range(61))) == 61
+    store.rebuild()
+    (store.segments.folder / store.segments.names()[2]).unlink()
+    assert (store.stats(), answers(store, range(60))) == before
+
+
+def test_rows_of_segments_that_are_gone_do_not_pile_up(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_index, "DEAD_ROWS", 40)
+    sizes = set()
+    for turn in range(20):
+        store.append(numbered(range(20 * turn, 20 * turn + 20)))
+        store.append(numbered(range(1000)) if not turn else numbered([5000 + turn]))
+        store.refresh()
+        for name in store.segments.names():
+            (store.segments.folder / name).unlink()
+        assert not answers(store, range(2000))
+        sizes.add((store.index_path.with_suffix(".index") / "rows.u64").stat().st_size)
+    assert max(sizes) <= 8 * 1021
+    store.append(numbered(range(20)))
+    assert len(answers(store, range(2000))) == 20
+
+
 def test_rebuilding_changes_nothing(store: GenerationStore) -> None:
     for start in range(0, 50, 10):
         store.append(numbered(range(start, start + 20), f"text {start}"))
     before = store.stats(), answers(store, range(100))
     store.rebuild()
     assert (store.stats(), answers(store, range(100))) == before
-
-
-# Layouts
-
-
-def test_an_index_of_the_first_layout_is_migrated(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
-    store.append(numbered(range(5)))
-    with duckdb.connect(store.index_path) as con:
-        migrate(con, migrations.MIGRATIONS[:1])
-    store.append(numbered(range(5, 10)))
-    with GenerationIndex.opened(store.index_path) as index:
-        index.add([(name, store.segments.read(name)) for name in store.segments.names()[:1]])
-    with caplog.at_level("INFO"):
-        assert len(answers(store, range(10))) == 10
-    with duckdb.connect(store.index_path) as con:
-        assert migrations.applied(con) == len(migrations.MIGRATIONS)
-        shown = con.execute("SELECT key, segment FROM answers ORDER BY key").fetchall()
-    assert [k for k, _ in shown] == sorted(key(n).hex() for n in range(10))
-    assert {name for _, name in shown} == set(store.segments.names())
-
-
-def test_migrations_run_once_and_all_or_nothing() -> None:
-    with duckdb.connect(":memory:") as con:
-        migrate(con)
-        migrate(con)
-        assert con.execute("SELECT version, name FROM schema_migrations").fetchall() == [
-            (1, "m001_tables"),
-            (2, "m002_readable_keys"),
-        ]
-
-        def broken(con: duckdb.DuckDBPyConnection) -> None:
-            con.execute("CREATE TABLE half (x INTEGER)")
-            raise RuntimeError
-
-        with pytest.raises(RuntimeError):
-            migrate(con, (*migrations.MIGRATIONS, broken))
-        assert migrations.applied(con) == 2
-        assert not con.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'half'").fetchall()
-
-
-def test_an_index_of_a_later_release_is_left_alone(store: GenerationStore) -> None:
-    store.append(numbered(range(5)))
-    store.refresh()
-    with duckdb.connect(store.index_path) as con:
-        con.execute("INSERT INTO schema_migrations VALUES (99, 'm099_unheard_of')")
-    with pytest.raises(ArtifactError, match=r"layout 99, this release knows up to 2; .* delete generations\.duckdb"):
-        store.lookup(keys([1]))
-    store.rebuild()
-    assert len(answers(store, range(5))) == 5
-
-
-# Merging
-
-
-def test_caches_merge_and_merging_twice_changes_nothing(tmp_path: Path) -> None:
-    ours, theirs = GenerationStore(tmp_path / "ours"), GenerationStore(tmp_path / "theirs")
-    ours.append(numbered(range(5), "ours"))
-    theirs.append(numbered(range(3, 8), "theirs"))
-    theirs.append(numbered(range(8, 10), "theirs"))
-    theirs.append(numbered(range(10, 12), "theirs"))
-    flip(theirs.segments.folder / theirs.segments.names()[2])
-    assert ours.import_from(theirs.folder) == 2
-    merged = answers(ours, range(20))
-    assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
-    assert ours.import_from(theirs.folder) == 0
-    assert answers(ours, range(20)) == merged
-    with pytest.raises(ArtifactError, match="is no cache folder"):
-        ours.import_from(tmp_path)
 
 
 # Disks
@@ -514,7 +439,7 @@ CACHE_ACTIONS = st.lists(
         st.tuples(
             st.just("append"), st.lists(st.tuples(st.integers(0, 30), st.lists(st.text(max_size=5), max_size=3)))
         ),
-        st.tuples(st.sampled_from(["rebuild", "reopen", "refresh", "lookup"]), st.lists(st.integers(0, 30))),
+        st.tuples(st.sampled_from(["rebuild", "reopen", "refresh", "lookup", "compact"]), st.lists(st.integers(0, 30))),
     ),
     max_size=8,
 )
@@ -532,6 +457,8 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
                 model.setdefault(n, completions)
         elif action == "rebuild":
             store.rebuild()
+        elif action == "compact":
+            compact(store, 8)
         elif action == "refresh":
             store.refresh()
         elif action == "reopen":

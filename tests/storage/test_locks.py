@@ -131,6 +131,28 @@ def test_a_silent_owner_elsewhere_is_followed(tmp_path: Path, monkeypatch: pytes
         assert 0.3 <= time.monotonic() - started < 2
 
 
+def test_a_lock_that_is_judged_outlives_no_silent_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "DEAD_SECONDS", 0.3)
+    foreign(tmp_path / "x.lock")
+    with pytest.raises(LockedError), lock(tmp_path / "x.lock", wait_seconds=0):
+        pass
+    with lock(tmp_path / "x.lock", wait_seconds=0, judge=True):
+        pass
+
+
+def test_a_judged_owner_that_shows_a_sign_of_life_keeps_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    foreign(path)
+    started = time.monotonic()
+    with pytest.raises(LockedError), lock(path, wait_seconds=0, poll=lambda: os.utime(path), judge=True):
+        pass
+    assert time.monotonic() - started < 5
+    path.unlink()
+    with lock(path), pytest.raises(LockedError), lock(path, wait_seconds=0, judge=True):
+        pass
+    assert time.monotonic() - started < 5, "a process of this machine is known to live"
+
+
 def test_another_machines_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "DEAD_SECONDS", 0.5)
     path = tmp_path / "x.lock"
@@ -142,6 +164,23 @@ def test_another_machines_clock_does_not_matter(tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(LockedError), lock(path, wait_seconds=1.2, poll=beat_an_hour_ago):
         pass
+
+
+def test_another_machine_of_the_same_name_is_not_this_one() -> None:
+    gone = {**locks.this_process(), "pid": 2**30}
+    assert locks.is_dead(gone, 0.0, 60.0)
+    other = {**gone, "machine": "another", "boot": "another"}
+    assert not locks.is_dead(other, 59.0, 60.0) and locks.is_dead(other, 61.0, 60.0)
+
+
+def test_a_lock_from_before_a_restart_of_this_machine_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "_here", lambda: {"host": "h", "space": "s", "machine": "m", "boot": "second"})
+    owner = {"pid": os.getpid(), "started": "1", "host": "h", "space": "s", "machine": "m", "boot": "first"}
+    assert locks.is_dead(owner, 0.0, 60.0)
+    assert not locks.is_dead({**owner, "machine": "another"}, 0.0, 60.0)
+    # Without a machine's own name nothing is known.
+    monkeypatch.setattr(locks, "_here", lambda: {"host": "h", "space": "s", "machine": "", "boot": "second"})
+    assert not locks.is_dead({**owner, "machine": ""}, 0.0, 60.0)
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[]", '{"pid": "x", "host": null}'])

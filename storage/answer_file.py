@@ -1,0 +1,159 @@
+"""The index's completions: appended without end, found again by the number of their row, whatever lies between.
+
+Three files: the texts one after another, and of each text and of each row where it ends (in texts, as bytes; in rows,
+as texts). The end of a text that is null has its highest bit set. How far they are filled is the index's to remember,
+which makes an append whole: what lies behind was never finished and is written over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from storage.mapped import WINDOW_BYTES, TornIndex, gathered, mapped
+
+__all__ = ["AnswerFile", "Filled"]
+
+NULL = np.uint64(1 << 63)
+ENDS = NULL - np.uint64(1)
+# Rows that are read at once, so that what is computed on the way stays in the processor's caches.
+BLOCK = 1 << 15
+
+
+class Filled(NamedTuple):
+    """How far the files are filled."""
+
+    rows: int = 0
+    strings: int = 0
+    bytes: int = 0
+
+
+class AnswerFile:
+    """Completions in one folder; one process at a time appends."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made with the first append."""
+        self._rows, self._strings, self._texts = (folder / name for name in ("rows.u64", "strings.u64", "texts.bin"))
+
+    def append(self, completions: pa.ChunkedArray, filled: Filled) -> Filled:
+        """Write list<string> rows behind what is filled, and to disk.
+
+        Raises:
+            OSError: the disk is full or read-only.
+            TornIndex: the files are shorter than what is filled.
+        """
+        # Both files of ends begin with the end of nothing.
+        starts = (8 * (filled.rows + 1), 8 * (filled.strings + 1), filled.bytes)
+        files: list[BinaryIO] = []
+        try:
+            for path, start, lead in zip((self._rows, self._strings, self._texts), starts, (8, 8, 0), strict=True):
+                files.append(_opened(path, start, lead))
+            for chunk in completions.chunks:
+                filled = _written(chunk, filled, *files)
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for file in files:
+                file.close()
+        return filled
+
+    def take(self, rows: NDArray[np.int64], filled: Filled) -> Iterator[tuple[int, pa.ListArray]]:
+        """list<string> of different rows in ascending order, in pieces: where each begins in `rows`, and its answers.
+
+        Raises:
+            TornIndex: the files are not what was written.
+        """
+        for start in range(0, len(rows), BLOCK):
+            for begin, lists in self._take(rows[start : start + BLOCK], filled):
+                yield start + begin, lists
+
+    def _take(self, rows: NDArray[np.int64], filled: Filled) -> Iterator[tuple[int, pa.ListArray]]:
+        first, last = (gathered(self._rows, filled.rows + 1, rows + turn).view(np.int64) for turn in (0, 1))
+        _check(self._rows, first, last, filled.strings)
+        edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(last - first)])
+        wanted = np.arange(edges[-1]) + np.repeat(first - edges[:-1], last - first)
+        begins, ends = (gathered(self._strings, filled.strings + 1, wanted + turn) for turn in (0, 1))
+        nulls = ends >= NULL
+        begins, ends = (begins & ENDS).view(np.int64), (ends & ENDS).view(np.int64)
+        _check(self._strings, begins, ends, filled.bytes)
+        for start, stop in _cut(begins, ends, edges):
+            begin, end = edges[start], edges[stop]
+            texts = self._text(begins[begin:end], ends[begin:end], nulls[begin:end])
+            lists = pa.ListArray.from_arrays(pa.array((edges[start : stop + 1] - begin).astype(np.int32)), texts)
+            try:
+                lists.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise TornIndex(f"{self._texts}: {error}") from error
+            yield start, lists
+
+    def _text(self, begins: NDArray[np.int64], ends: NDArray[np.int64], nulls: NDArray) -> pa.Array:
+        if not len(begins):
+            return pa.array([], pa.string())
+        # What is wanted and what lies between take turns, so that nothing else need be looked at.
+        offsets = np.stack([begins, ends], axis=1).ravel() - begins[0]
+        data = mapped(self._texts, "u1", int(begins[0]), int(offsets[-1]))
+        whole = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+        texts = whole.take(pa.array(np.arange(0, len(offsets), 2))).cast(pa.string())
+        if nulls.any():
+            texts = pc.if_else(pa.array(nulls), pa.scalar(None, pa.string()), texts)  # pyright: ignore[reportAttributeAccessIssue]
+        return texts
+
+
+def _opened(path: Path, start: int, lead: int) -> BinaryIO:
+    """A file for writing from `start` on; a new one gets `lead` bytes of zeros."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if start == lead:
+        file = path.open("wb")
+        file.write(bytes(lead))
+        return file
+    file = path.open("r+b") if path.exists() else None
+    if file is None or file.seek(0, os.SEEK_END) < start:
+        if file is not None:
+            file.close()
+        raise TornIndex(f"{path} is shorter than {start} bytes")
+    file.seek(start)
+    return file
+
+
+def _written(lists: pa.ListArray, filled: Filled, rows: BinaryIO, strings: BinaryIO, texts: BinaryIO) -> Filled:
+    offsets = np.asarray(lists.offsets).astype(np.int64)
+    inner = lists.flatten()
+    nulls = np.asarray(inner.is_null()) if inner.null_count else None
+    inner = inner if nulls is None else inner.fill_null("")
+    _, places, data = inner.buffers()
+    size = 0
+    rows.write((offsets[1:] - offsets[0] + filled.strings).astype("<u8").data)
+    if len(inner):
+        ends = np.frombuffer(places, np.int32)[inner.offset : inner.offset + len(inner) + 1].astype(np.int64)
+        size = int(ends[-1] - ends[0])
+        marked = (ends[1:] - ends[0] + filled.bytes).astype("<u8")
+        strings.write((marked if nulls is None else np.where(nulls, marked | NULL, marked)).data)
+        if size:
+            texts.write(memoryview(data)[ends[0] : ends[-1]])
+    return Filled(filled.rows + len(lists), filled.strings + len(inner), filled.bytes + size)
+
+
+def _check(path: Path, begins: NDArray[np.int64], ends: NDArray[np.int64], most: int) -> None:
+    # What is wanted lies in ascending order, so that only the last end can be too big.
+    if len(begins) and (begins[0] < 0 or ends[-1] > most or (begins > ends).any() or (ends[:-1] > begins[1:]).any()):
+        raise TornIndex(f"{path} is out of order")
+
+
+def _cut(begins: NDArray[np.int64], ends: NDArray[np.int64], edges: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Cut rows so that the texts of a piece, and what lies between them, fit into a window."""
+    count = len(edges) - 1
+    begin_of = np.append(begins, ends[-1:] if len(ends) else [0])[edges[:-1]]
+    end_of = np.append([0], ends)[edges[1:]]
+    start = 0
+    while start < count:
+        stop = max(start + 1, int(np.searchsorted(end_of, begin_of[start] + WINDOW_BYTES, "right")))
+        yield start, stop
+        start = stop

@@ -1,0 +1,101 @@
+"""Finding one generation by what was asked: reads the segments themselves, which hold more than the index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from paraclip_core.errors import ArtifactError
+from storage.generation_index import CONFIG
+from storage.generations import GenerationStore
+
+__all__ = ["Kept", "kept_under", "nearest"]
+
+COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.binary(16)),
+        pa.field("step", pa.int8()),
+        pa.field("model", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("prompt_hash", pa.binary(16)),
+        pa.field("sampling", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("attempt", pa.int16()),
+        pa.field("input", pa.string()),
+        pa.field("completions", pa.list_(pa.string())),
+    ]
+)
+OTHERS = ("model", "prompt", "prompt_hash", "sampling", "seed", "attempt")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A generation with the request that asked for it; None where its writer did not keep that part."""
+
+    key: bytes
+    step: int
+    model: str
+    prompt: str
+    prompt_hash: bytes | None
+    sampling: str | None
+    seed: int | None
+    attempt: int
+    input: str | None
+    completions: list[str]
+
+
+def kept_under(store: GenerationStore, key: bytes) -> Kept | None:
+    """The generation that counts for a request key.
+
+    Raises:
+        ArtifactError: the cache cannot be read.
+    """
+    return _first(store, "WHERE key = $key ORDER BY filename, file_row_number", {"key": key})
+
+
+def nearest(store: GenerationStore, asked: Mapping[str, Any]) -> Kept | None:
+    """The generation whose request differs least from the one asked for.
+
+    The same step comes before everything, the same input before the rest; where no input is the same, the most
+    similar one among those whose other parts differ least. None where the cache is empty. It reads every segment.
+
+    Args:
+        store: the cache.
+        asked: the parts of a request: `step`, `model`, `prompt`, `prompt_hash`, `sampling`, `seed`, `attempt`, `input`.
+
+    Raises:
+        ArtifactError: the cache cannot be read.
+    """
+    values = {name: asked[name] for name in ("step", "input", *OTHERS)}
+    differing = " + ".join(f"({name} IS DISTINCT FROM ${name})::INTEGER" for name in OTHERS)
+    order = (
+        f"ORDER BY step <> $step, input IS DISTINCT FROM $input, {differing}, "
+        "jaro_winkler_similarity(coalesce(input, ''), $input) DESC, filename, file_row_number"
+    )
+    return _first(store, order, values)
+
+
+def _first(store: GenerationStore, which: str, values: Mapping[str, Any]) -> Kept | None:
+    # Torn segments are set aside here, so that what is left can be read.
+    store.refresh()
+    files = [str(store.segments.folder / name) for name in store.segments.names()]
+    if not files:
+        return None
+    names = ", ".join(COLUMNS.names)
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.register("plain", COLUMNS.empty_table())
+        try:
+            found = con.execute(
+                f"SELECT {names} FROM (SELECT * FROM read_parquet($files, union_by_name = true, filename = true, "  # noqa: S608 (our own names)
+                f"file_row_number = true) UNION ALL BY NAME FROM plain) {which} LIMIT 1",
+                {**values, "files": files},
+            ).fetchone()
+        except duckdb.Error as error:
+            raise ArtifactError(
+                f"{store.segments.folder} cannot be read: {error}; `paraclip cache verify` finds what is damaged"
+            ) from error
+    return None if found is None else Kept(*found)

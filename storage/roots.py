@@ -1,0 +1,67 @@
+"""The one door to an artifact root, wherever it lies: a folder, or a URL of an object store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from storage.artifacts import ArtifactStore
+from storage.filesystems import is_url, open_remote
+
+if TYPE_CHECKING:
+    from storage.generations import GenerationStore
+
+__all__ = ["LOCAL_VARIABLE", "open_generations", "open_store", "working_folder"]
+
+LOCAL_VARIABLE = "PARACLIP_LOCAL"
+
+
+def open_store(root: Path | str) -> ArtifactStore:
+    """The artifact store at `root`: a folder, or an fsspec URL such as ``s3://bucket/folder``.
+
+    With a URL, stages work in a folder on this machine, and what they finish is shared through the object store.
+
+    Raises:
+        ConfigError: the URL holds credentials, or the package that speaks its protocol is missing.
+    """
+    text = str(root)
+    if is_url(text):
+        from storage.mirror import Mirror
+
+        remote, folder = open_remote(text), working_folder(text)
+        return ArtifactStore(folder, Mirror(remote, folder))
+    return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else root)
+
+
+def open_generations(store: ArtifactStore) -> GenerationStore:
+    """The generation cache of a store."""
+    # DuckDB takes a while to import, and most commands need none.
+    from storage.generations import GenerationStore
+    from storage.segment_mirror import SegmentMirror
+
+    if store.mirror is None:
+        return GenerationStore(store.cache)
+    return GenerationStore(store.cache, SegmentMirror(store.mirror.remote, store.cache / "segments"))
+
+
+def working_folder(url: str) -> Path:
+    """This machine's folder for the root at `url`, one for each, below PARACLIP_LOCAL or the user's cache folder."""
+    chosen = os.environ.get(LOCAL_VARIABLE)
+    plain = url.rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9]+", "-", plain)[:60].strip("-")
+    return (Path(chosen) if chosen else _caches() / "paraclip") / f"{name}-{_short_hash(plain)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _caches() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,0 +1,218 @@
+"""Unfinished work at an object store, so that another machine goes on where a lost one stopped.
+
+A push is a snapshot: the files of ``out/`` and ``scratch/`` as objects named by their contents, and last one object
+``snapshot.json`` that says which file is which. A push that is cut off leaves the snapshot before it as it was. It is
+taken between two writes of the stage, so it is a state in which a kill might have left the folder, and every stage goes
+on from any such state. (Training in several processes is reported on from beside them. It renames its checkpoints into
+place after the lines of the log that they count, and the log is measured after the checkpoints were seen.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.errors import ArtifactError, ConfigError
+from storage.atomic import file_sha256, json_bytes, read_json, write_json
+from storage.filesystems import RemoteFolder
+from storage.manifests import safe_name
+
+__all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]
+
+log = logging.getLogger(__name__)
+
+PUSH_VARIABLE = "PARACLIP_PUSH_SECONDS"
+PUSH_SECONDS = 300.0
+SNAPSHOT = "snapshot.json"
+LEDGER = "pushed.json"
+"""What this folder and the object store last agreed on, with the state of each file at that time."""
+BLOCK = 2**20
+PARTS = ("out", "scratch")
+
+
+class UnfinishedWork:
+    """The unfinished work of one fingerprint, here and at the object store. Use it while holding both locks."""
+
+    def __init__(
+        self, remote: RemoteFolder, base: str, folder: Path, desks: Path, held: Callable[[], bool] | None = None
+    ) -> None:
+        """`base` is its folder at the store, `folder` the one here; `desks` is for temporary folders.
+
+        `held` says whether the lock between machines is this one's still.
+        """
+        self._remote, self._base, self._folder, self._desks = remote, base, folder, desks
+        self._held = held
+        self._every = _push_seconds()
+        self._last = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._gate = threading.Lock()
+
+    def keep(self) -> None:
+        """Push in the background if it is time; call it as often as you like, between two writes of the stage."""
+        if time.monotonic() - self._last < self._every or not self._gate.acquire(blocking=False):
+            return
+        self._last = time.monotonic()
+        desk = self._desks / uuid.uuid4().hex
+        try:
+            # Links hold on to files that the stage deletes or replaces while they are uploaded.
+            for part in PARTS:
+                if (self._folder / part).is_dir():
+                    shutil.copytree(self._folder / part, desk / part, copy_function=_link)
+        except OSError as error:
+            log.warning("unfinished work is not pushed this time: %s", error)
+            self._clear(desk)
+            return
+        self._thread = threading.Thread(target=self._push_desk, args=(desk,), name="push", daemon=True)
+        self._thread.start()
+
+    def finish(self, push: bool) -> None:
+        """Wait for the background and, where the stage did not end well, push what it left."""
+        if self._thread:
+            self._thread.join()
+        if push:
+            self._push_quietly(self._folder)
+
+    def push(self, folder: Path) -> None:
+        """Push the files of `folder`, which holds ``out`` and ``scratch``; nothing is sent twice.
+
+        Raises:
+            ArtifactError: the store cannot be written.
+        """
+        ledger = self._ledger()
+        seen = {name: _state(path, ledger.get("files", {}).get(name)) for name, path in _files(folder)}
+        snapshot = json_bytes({name: {"size": size, "sha256": sha} for name, (size, _, sha) in seen.items()})
+        identity = hashlib.sha256(snapshot).hexdigest()
+        before = ledger.get("snapshots", [])
+        if not seen or before == [identity]:
+            return
+        there = self._remote.sizes(f"{self._base}/objects")
+        wanted = {
+            sha: (folder / name, size, time_) for name, (size, time_, sha) in seen.items() if there.get(sha) != size
+        }
+        self._remote.upload({self._object(sha): path for sha, (path, _, _) in wanted.items()})
+        for sha, (path, size, time_) in wanted.items():
+            stat = path.stat()
+            if (stat.st_size, stat.st_mtime_ns) != (size, time_):
+                # It grew meanwhile, as a log does: what it was is its beginning.
+                with path.open("rb") as file:
+                    self._remote.upload_start(self._object(sha), file, size)
+        # A kill between here and the second time leaves either of the two at the store, and both are this folder's.
+        write_json(self._folder / LEDGER, {"snapshots": [*before[-1:], identity], "files": seen})
+        self._remote.write(f"{self._base}/{SNAPSHOT}", snapshot)
+        write_json(self._folder / LEDGER, {"snapshots": [identity], "files": seen})
+        kept = {sha for _, _, sha in seen.values()}
+        self._remote.delete(self._object(sha) for sha in there if sha not in kept)
+        log.info("pushed the unfinished work %s: %s of %s files", self._base, len(wanted), len(seen))
+
+    def pull(self) -> None:
+        """Take over the snapshot at the store, unless it is the one that this folder has gone on from.
+
+        A snapshot of which something is lost is logged and left: the work then starts from what is here.
+        """
+        data = self._remote.read(f"{self._base}/{SNAPSHOT}")
+        identity = hashlib.sha256(data or b"").hexdigest()
+        if data is None or identity in self._ledger().get("snapshots", []):
+            return
+        desk = self._desks / uuid.uuid4().hex
+        try:
+            files = {safe_name(name): entry for name, entry in json.loads(data).items()}
+            self._remote.download({self._object(entry["sha256"]): desk / entry["sha256"] for entry in files.values()})
+            for name, entry in files.items():
+                (desk / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+                if file_sha256(desk / entry["sha256"]) != entry["sha256"]:
+                    raise ArtifactError(f"{self._remote.name(self._object(entry['sha256']))} was changed")
+                shutil.copyfile(desk / entry["sha256"], desk / "work" / name)
+            states = {name: _state(desk / "work" / name, None) for name in files}
+            write_json(desk / "work" / LEDGER, {"snapshots": [identity], "files": states})
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            (desk / "work").rename(self._folder)
+        except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("the unfinished work %s cannot be taken over: %s", self._remote.name(self._base), error)
+            return
+        finally:
+            shutil.rmtree(desk, ignore_errors=True)
+        log.info("goes on from the %s files of unfinished work that were pushed to %s", len(files), self._remote.url)
+
+    def objects(self) -> dict[str, str]:
+        """The path of every object at the store, by the SHA-256 of its contents."""
+        return {sha: self._object(sha) for sha in self._remote.sizes(f"{self._base}/objects")}
+
+    def delete(self) -> None:
+        """Delete it at the store, the snapshot first."""
+        objects = self._remote.sizes(self._base)
+        self._remote.delete(f"{self._base}/{name}" for name in sorted(objects, key=lambda name: name != SNAPSHOT))
+
+    def _push_desk(self, desk: Path) -> None:
+        self._push_quietly(desk)
+        self._clear(desk)
+
+    def _clear(self, desk: Path) -> None:
+        shutil.rmtree(desk, ignore_errors=True)
+        self._gate.release()
+
+    def _push_quietly(self, folder: Path) -> None:
+        try:
+            if self._held is not None and not self._held():
+                log.warning("the unfinished work %s is another machine's by now and is not pushed", self._base)
+                return
+            self.push(folder)
+        except (ArtifactError, OSError) as error:
+            log.warning("unfinished work is not pushed: %s", error)
+
+    def _ledger(self) -> dict[str, Any]:
+        with suppress(ArtifactError):
+            told = read_json(self._folder / LEDGER)
+            return told if isinstance(told, dict) else {}
+        return {}
+
+    def _object(self, sha: str) -> str:
+        return f"{self._base}/objects/{sha}"
+
+
+def _push_seconds() -> float:
+    told = os.environ.get(PUSH_VARIABLE)
+    try:
+        return float(told) if told else PUSH_SECONDS
+    except ValueError:
+        raise ConfigError(f"{PUSH_VARIABLE}={told!r} must be a number of seconds") from None
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for part in PARTS:
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file() and not (path.name.startswith(".") and path.name.endswith(".tmp")):
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _state(path: Path, known: list[Any] | None) -> tuple[int, int, str]:
+    """Size, time of change and SHA-256; a file may grow while it is read, so only its size at the start counts."""
+    with path.open("rb") as file:
+        stat = os.fstat(file.fileno())
+        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return stat.st_size, stat.st_mtime_ns, known[2]
+        digest, left = hashlib.sha256(), stat.st_size
+        while left and (block := file.read(min(BLOCK, left))):
+            digest.update(block)
+            left -= len(block)
+    return stat.st_size, stat.st_mtime_ns, digest.hexdigest()
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(source, target)
+    return target

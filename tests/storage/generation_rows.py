@@ -1,0 +1,68 @@
+"""Generations with numbered keys, and children that use them; shared by the tests of the generation cache."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from paraclip_core.tables import GENERATIONS
+from storage.generations import GenerationStore
+
+__all__ = ["answers", "child", "flip", "key", "keys", "numbered", "rows"]
+
+CHILD = """
+import os, random, signal, sys, time
+sys.path.insert(0, {here!r})
+import duckdb
+from generation_rows import *
+from storage import generation_index, segments
+from storage.generation_index import GenerationIndex
+from storage.generations import GenerationStore
+from storage.segments import SegmentFolder
+"""
+
+
+def key(number: int) -> bytes:
+    return hashlib.blake2b(str(number).encode(), digest_size=16).digest()
+
+
+def keys(numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
+    return pa.array([key(n) for n in numbers], pa.binary(16))
+
+
+def rows(answers: Sequence[tuple[bytes, list[str | None]]], step: int = 1, model: str = "m") -> pa.Table:
+    filled = {"step": step, "attempt": 0, "input": "a dog", "engine": "file", "model": model, "prompt": "paper"}
+    filled |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
+    return pa.Table.from_pylist([filled | {"key": k, "completions": c} for k, c in answers], schema=GENERATIONS)
+
+
+def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa.Table:
+    return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
+
+
+def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[str]]:
+    """What the cache answers to numbered keys, in the order of the numbers."""
+    wanted = list(numbers)
+    table = store.lookup(keys(wanted))
+    found = dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
+    assert len(found) == table.num_rows
+    return {n: found[key(n)] for n in wanted if key(n) in found}
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    program = CHILD.format(here=str(Path(__file__).parent)) + code
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+
+
+def flip(path: Path) -> None:
+    """Damage a file in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,67 @@
+"""Machines that share a root on an object store, and the objects there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import fsspec
+import pytest
+
+from storage.artifacts import Artifact, ArtifactStore, Draft
+
+FP = "0123456789abcdef0123456789abcdef"
+CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256))}
+Machine = Callable[[str], ArtifactStore]
+
+
+def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] = CONTENT) -> Artifact:
+    found = store.find("ingest", fingerprint)
+    if found is not None:
+        return found
+    with store.writing("ingest", fingerprint) as work:
+        for name, data in content.items():
+            (work.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (work.out / name).write_bytes(data)
+        return store.commit(Draft("ingest", fingerprint, 1, {}, {}), {"rows": 3}, 1.0)
+
+
+def contents(artifact: Artifact) -> dict[str, bytes]:
+    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
+
+
+def interrupted(store: ArtifactStore, files: dict[str, bytes]) -> None:
+    with pytest.raises(KeyboardInterrupt), store.writing("ingest", FP) as work:
+        for name, data in files.items():
+            path = work.out.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        raise KeyboardInterrupt
+
+
+def work_files(store: ArtifactStore) -> dict[str, bytes]:
+    folder = store.work_path("ingest", FP)
+    found = (path for part in ("out", "scratch") for path in (folder / part).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+WORK = {"out/a.txt": b"half", "scratch/state.json": b"7", "scratch/deep/er.bin": b"half"}
+
+
+class Objects:
+    """The objects below a root, to look at and to damage."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, self.base = fsspec.filesystem("memory"), url.removeprefix("memory:/")
+
+    def names(self, below: str = "") -> list[str]:
+        base = f"{self.base}/{below}".rstrip("/")
+        return sorted(name.removeprefix(f"{self.base}/") for name in self.fs.find(base))
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(f"{self.base}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        self.fs.pipe_file(f"{self.base}/{name}", data)
+
+    def delete(self, name: str) -> None:
+        self.fs.rm_file(f"{self.base}/{name}")

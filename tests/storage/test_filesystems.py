@@ -1,0 +1,144 @@
+"""What a root may be, and what is said where a file system fails."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.errors import ArtifactError, ConfigError
+from storage.filesystems import RemoteFolder, is_url, open_remote
+from storage.roots import LOCAL_VARIABLE, open_store, working_folder
+
+
+def test_folders_stay_folders(tmp_path: Path) -> None:
+    for root in (tmp_path / "x", str(tmp_path / "x"), f"file://{tmp_path}/x"):
+        store = open_store(root)
+        assert (store.root, store.mirror, store.location) == (tmp_path / "x", None, str(tmp_path / "x"))
+    assert [is_url(root) for root in ("runs", "/a/b", "file:///a", "s3://a/b", "memory://a")] == [False] * 3 + [
+        True
+    ] * 2
+
+
+def test_each_url_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
+    folders = {working_folder(url) for url in ("s3://a/b", "s3://a/b/", "s3://a-b", "gs://a/b", "s3://a/" + "b" * 300)}
+    assert len(folders) == 4 and all(folder.parent == tmp_path for folder in folders)
+    monkeypatch.delenv(LOCAL_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    if sys.platform != "darwin":
+        assert working_folder("s3://a/b").parent == tmp_path / "caches" / "paraclip"
+
+
+def test_opening_asks_nothing_and_is_handed_on_as_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
+    store = open_store("memory://bucket/folder/")
+    assert store.location == "memory://bucket/folder" and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("nonsense://bucket/x", "Protocol not known"),
+        ("memory://", "names no bucket"),
+        ("simplecache::s3://bucket/x", "plain URL"),
+        ("ftp://someone:secret@host/x", "plain URL"),
+        ("s3://[secret/x", "plain URL"),
+    ],
+)
+def test_wrong_urls(url: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        open_remote(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    assert fsspec.available_protocols()
+    # Another test of this process may have loaded it.
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError, match=r"pip install 'paraclip\[s3\]'"):
+        open_remote("s3://bucket/x")
+
+
+class Failing:
+    """A file system of which everything fails with the same error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise self._error
+
+        return fail
+
+
+OPERATIONS = {
+    "read": lambda remote: remote.read("a/b"),
+    "list": lambda remote: remote.sizes("a/b"),
+    "write": lambda remote: remote.write("a/b", b""),
+    "delete": lambda remote: remote.delete(["a/b"]),
+}
+
+
+@pytest.mark.parametrize("what", OPERATIONS)
+def test_an_error_names_the_object_and_no_secret(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    error = RuntimeError("hush-hush: https://host/bucket/a/b?X-Amz-Signature=abcdef failed")
+    with pytest.raises(ArtifactError, match=f"cannot {what} s3://bucket/a/b: RuntimeError") as caught:
+        OPERATIONS[what](RemoteFolder(Failing(error), "bucket", "s3://bucket"))
+    assert "hush" not in str(caught.value) and "Signature" not in str(caught.value)
+    # A log with the traceback must not bring it back.
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_the_disks_fault(tmp_path: Path) -> None:
+    remote = open_remote("memory://bucket-of-full-disk")
+    remote.write("a", b"x" * 100_000)
+    (tmp_path / "a").symlink_to("/dev/full")
+    with pytest.raises(ArtifactError, match="no space left while writing"):
+        remote.download({"a": tmp_path / "a"})
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x", "a//b", "a\\b", "a/./b"])
+def test_a_path_stays_below_the_root(path: str) -> None:
+    with pytest.raises(ArtifactError, match="cannot be the path"):
+        open_remote("memory://bucket").write(path, b"")
+
+
+def test_objects_are_named_by_their_path_below() -> None:
+    remote = open_remote("memory://bucket-of-names/root")
+    for name in ("a/b/c", "a/d", "ab/x", "odd/[1]*?.txt"):
+        remote.write(name, name.encode())
+    assert remote.sizes("a") == {"b/c": 5, "d": 3}
+    assert remote.children("a") == ["b", "d"]
+    assert remote.children("") == ["a", "ab", "odd"]
+    assert (remote.sizes("none"), remote.children("none"), remote.read("none")) == ({}, [], None)
+    assert remote.read_all(["a/d", "none"]) == {"a/d": b"a/d"}
+    remote.delete(["odd/[1]*?.txt", "none"])
+    assert remote.sizes("odd") == {}
+
+
+def test_an_object_that_cannot_be_read_just_now_is_not_taken_for_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    remote = open_remote("memory://bucket-of-refusals")
+    for name in ("a", "b"):
+        remote.write(name, b"x")
+    read = MemoryFileSystem.cat_file
+
+    def refuse(self: MemoryFileSystem, path: str, **options: Any) -> Any:
+        if path.endswith("/b"):
+            raise OSError("503 slow down")
+        return read(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot read memory://bucket-of-refusals/b: OSError: 503"):
+        remote.read_all(["a", "b", "none"])
+    assert remote.read_all(["a", "none"]) == {"a": b"x"}

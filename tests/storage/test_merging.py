@@ -1,0 +1,121 @@
+"""Two caches become one, and a part of one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from generation_rows import answers, flip, key, numbered, rows
+
+from paraclip_core.errors import ArtifactError
+from storage.compaction import compact
+from storage.generations import GenerationStore
+from storage.merging import Merged, merge
+from storage.segments import SegmentFolder
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> GenerationStore:
+    return GenerationStore(tmp_path / "ours")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> GenerationStore:
+    return GenerationStore(tmp_path / "theirs")
+
+
+def test_caches_merge_and_merging_twice_changes_nothing(ours: GenerationStore, theirs: GenerationStore) -> None:
+    ours.append(numbered(range(5), "ours"))
+    theirs.append(numbered(range(3, 8), "theirs"))
+    theirs.append(numbered(range(8, 10), "theirs"))
+    theirs.append(numbered(range(10, 12), "theirs"))
+    theirs.append(numbered(range(3, 5), "theirs"))
+    flip(theirs.segments.folder / theirs.segments.names()[2])
+    assert merge(ours, theirs.folder) == Merged(segments=2, new=5, known=4, unwanted=0, damaged=1)
+    merged = answers(ours, range(20))
+    assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
+    assert (ours.stats().rows, ours.stats().keys) == (10, 10)
+    before = ours.segments.names()
+    assert merge(ours, theirs.folder) == Merged(segments=0, new=0, known=9, unwanted=0, damaged=1)
+    assert ours.segments.names() == before and answers(ours, range(20)) == merged
+    # What is damaged is their affair.
+    stats = GenerationStore(theirs.folder).stats()
+    assert (stats.segments, stats.torn) == (3, 1)
+
+
+def test_an_empty_cache_takes_the_same_files_in_the_same_order(ours: GenerationStore, theirs: GenerationStore) -> None:
+    for start in (0, 5, 3):
+        theirs.append(numbered(range(start, start + 5), f"text {start}"))
+    assert merge(ours, theirs.folder) == Merged(segments=3, new=15, known=0, unwanted=0, damaged=0)
+    assert ours.segments.names() == theirs.segments.names()
+    assert not ours.index_path.exists()
+    assert answers(ours, range(20)) == answers(theirs, range(20))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        ({"model": "m"}, {1, 2, 3}),
+        ({"model": "[no]"}, {4, 5}),
+        ({"model": "?", "step": "2"}, {3, 4}),
+        ({"engine": "file"}, {1, 2, 3, 4, 5}),
+        ({"engine": "smollm2"}, set()),
+        ({"nothing": "*"}, set()),
+    ],
+)
+def test_only_what_is_wanted_is_taken(
+    ours: GenerationStore, theirs: GenerationStore, wanted: dict[str, str], kept: set[int]
+) -> None:
+    theirs.append(numbered([1, 2], step=1, model="m"))
+    mixed = pa.concat_tables([numbered([3], step=2, model="m"), numbered([4], step=2, model="n")])
+    theirs.append(mixed)
+    theirs.append(numbered([5], step=1, model="o"))
+    found = merge(ours, theirs.folder, wanted)
+    assert (found.new, found.unwanted) == (len(kept), 5 - len(kept))
+    assert set(answers(ours, range(10))) == kept
+    before = ours.segments.names()
+    again = merge(ours, theirs.folder, wanted)
+    assert (again.new, again.known, ours.segments.names()) == (0, len(kept), before)
+
+
+def test_what_other_writers_keep_beside_comes_along(ours: GenerationStore, theirs: GenerationStore) -> None:
+    theirs.append(numbered([1]).append_column("note", pa.array(["kept"])))
+    merge(ours, theirs.folder)
+    (name,) = ours.segments.names()
+    assert ours.segments.read_bytes(name) == theirs.segments.read_bytes(theirs.segments.names()[0])
+
+
+def test_a_key_that_they_answered_twice_keeps_its_first_answer(ours: GenerationStore, theirs: GenerationStore) -> None:
+    ours.append(numbered([9]))
+    theirs.append(rows([(key(1), ["first"]), (key(1), ["second"])]))
+    theirs.append(rows([(key(1), ["third"])]))
+    merge(ours, theirs.folder)
+    assert answers(ours, [1]) == {1: ["first"]}
+
+
+def test_a_folder_that_is_no_cache_is_refused(ours: GenerationStore, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no cache folder: it has no `segments`"):
+        merge(ours, tmp_path)
+    ours.append(numbered([1]))
+    with pytest.raises(ArtifactError, match="is this cache itself"):
+        merge(ours, ours.folder)
+
+
+def test_segments_that_are_joined_meanwhile_are_all_taken_over_once(
+    ours: GenerationStore, theirs: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, 50, 10):
+        theirs.append(numbered(range(start, start + 10)))
+    read, joined = SegmentFolder.read_bytes, []
+
+    def slow(folder: SegmentFolder, name: str) -> bytes:
+        if name.startswith("00000003") and not joined:
+            joined.append(name)
+            compact(theirs)
+        return read(folder, name)
+
+    monkeypatch.setattr(SegmentFolder, "read_bytes", slow)
+    found = merge(ours, theirs.folder)
+    assert (found.new, found.known, found.damaged) == (50, 20, 0)
+    assert (ours.stats().rows, ours.stats().keys) == (50, 50)

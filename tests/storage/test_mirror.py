@@ -1,0 +1,235 @@
+"""A root on an object store: what one machine finished is the others', and damage is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import FP, Machine, Objects, contents, make
+
+from paraclip_core.errors import ArtifactError
+from storage.artifacts import ArtifactStore, Draft
+
+# Finished artifacts
+
+
+def test_another_machine_finds_what_one_has_made(machine: Machine, objects: Objects) -> None:
+    made = make(machine("one"))
+    assert made.path.is_dir()
+    base = f"artifacts/ingest/{FP}"
+    assert objects.names() == [f"{base}/a.txt", f"{base}/manifest.json", f"{base}/sub/b.bin"]
+    other = machine("two")
+    known = other.known("ingest", FP)
+    assert known is not None and known.manifest == made.manifest and not known.path.exists()
+    found = other.find("ingest", FP)
+    assert found is not None and found.path != made.path and contents(found) == contents(made)
+    assert other.verify(found) == []
+
+
+def test_a_finished_artifact_is_used_without_the_store(machine: Machine, objects: Objects) -> None:
+    made = make(machine("one"))
+    for name in objects.names():
+        objects.delete(name)
+    assert machine("one").find("ingest", FP) == made
+    assert machine("two").find("ingest", FP) is None
+
+
+def test_listing_needs_no_download(machine: Machine, url: str) -> None:
+    make(machine("one"))
+    make(machine("two"), "f" * 32)
+    third = machine("three")
+    assert [artifact.fingerprint for artifact in third.list()] == [FP, "f" * 32]
+    assert third.list("features") == []
+    artifact = third.resolve("ingest/0123")
+    assert not artifact.path.exists()
+    assert third.whereabouts(artifact) == f"{url}/artifacts/ingest/{FP}"
+    assert third.with_files(artifact).path.is_dir()
+    assert third.whereabouts(artifact) == str(artifact.path)
+
+
+def test_a_half_uploaded_artifact_does_not_exist(machine: Machine, objects: Objects) -> None:
+    objects.write(f"artifacts/ingest/{FP}/a.txt", b"from an upload that was cut off")
+    store = machine("one")
+    assert (store.find("ingest", FP), store.known("ingest", FP), store.list()) == (None, None, [])
+    make(store)
+    assert contents(make(machine("two")))["a.txt"] == b"alpha"
+
+
+def test_an_upload_that_fails_is_made_up_for(
+    machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = machine("one")
+    assert store.mirror is not None
+
+    def refuse(*_: Any) -> None:
+        raise ArtifactError("the network is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.mirror.remote, "upload", refuse)
+        with pytest.raises(ArtifactError, match="network is down"):
+            make(store)
+    assert f"artifacts/ingest/{FP}/manifest.json" not in objects.names()
+    assert machine("two").find("ingest", FP) is None
+    again = machine("one").find("ingest", FP)
+    assert again is not None
+    assert contents(make(machine("two"))) == contents(again)
+    assert objects.names("work") == [] and objects.names("locks") == []
+
+
+def test_the_first_to_finish_counts(machine: Machine) -> None:
+    """Two machines that could not see each other's locks made different things of the same fingerprint."""
+    one = machine("one")
+    with one.writing("ingest", FP) as work:
+        (work.out / "a.txt").write_bytes(b"mine")
+        alone = machine("two")
+        assert alone.mirror is not None
+        base = f"locks/ingest/{FP}"
+        alone.mirror.remote.delete(f"{base}/{name}" for name in alone.mirror.remote.sizes(base))
+        make(alone)
+        committed = one.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
+    assert (committed.path / "a.txt").read_bytes() == b"alpha"
+    assert committed.manifest.metrics == {"rows": 3}
+    assert one.verify(committed) == []
+
+
+def test_what_was_made_days_ago_stays_where_its_replacement_cannot_be_fetched(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine("one")
+    assert one.mirror is not None
+
+    def refuse(*_: Any) -> None:
+        raise ArtifactError("the network is down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one.mirror.remote, "upload", refuse)
+        with pytest.raises(ArtifactError, match="network is down"):
+            make(one, content={"a.txt": b"mine"})
+    make(machine("two"))
+    os.utime(one.path("ingest", FP), (0, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(one.mirror.remote, "download", refuse)
+        with pytest.raises(ArtifactError, match="network is down"):
+            one.find("ingest", FP)
+    assert (one.path("ingest", FP) / "a.txt").read_bytes() == b"mine"
+    found = one.find("ingest", FP)
+    assert found is not None and (found.path / "a.txt").read_bytes() == b"alpha"
+
+
+# Damage
+
+
+@pytest.mark.parametrize("entry", ["find", "known"])
+def test_a_lost_object_is_named(machine: Machine, objects: Objects, url: str, entry: str) -> None:
+    make(machine("one"))
+    objects.delete(f"artifacts/ingest/{FP}/sub/b.bin")
+    with pytest.raises(ArtifactError, match=rf"{url}/artifacts/ingest/{FP}/sub/b.bin is missing.*Delete all that lies"):
+        getattr(machine("two"), entry)("ingest", FP)
+
+
+def test_a_cut_object_is_named(machine: Machine, objects: Objects) -> None:
+    make(machine("one"))
+    objects.write(f"artifacts/ingest/{FP}/a.txt", b"alp")
+    with pytest.raises(ArtifactError, match=r"a\.txt has 3 bytes instead of 5"):
+        machine("two").find("ingest", FP)
+
+
+def test_a_changed_object_never_becomes_an_artifact(machine: Machine, objects: Objects) -> None:
+    made = make(machine("one"))
+    objects.write(f"artifacts/ingest/{FP}/a.txt", b"omega")
+    store = machine("two")
+    with pytest.raises(ArtifactError, match=r"a\.txt was changed"):
+        store.find("ingest", FP)
+    assert not store.path("ingest", FP).exists()
+    assert list((store.root / "incoming").glob("*")) == []
+    # Deleted as the message says, it is made again.
+    for name in objects.names(f"artifacts/ingest/{FP}"):
+        objects.delete(name)
+    assert contents(make(store))["a.txt"] == contents(made)["a.txt"]
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b'{"schema_version": 1}', b"\xff"])
+def test_a_damaged_manifest_is_named(machine: Machine, objects: Objects, data: bytes, url: str) -> None:
+    make(machine("one"))
+    objects.write(f"artifacts/ingest/{FP}/manifest.json", data)
+    store = machine("two")
+    with pytest.raises(ArtifactError, match=f"{url}/artifacts/ingest/{FP}/manifest.json"):
+        store.find("ingest", FP)
+    assert store.list() == []
+    assert [entry[:2] for entry in store.unreadable()] == [("ingest", FP)]
+
+
+def test_a_manifest_cannot_write_elsewhere(machine: Machine, objects: Objects, tmp_path: Path) -> None:
+    make(machine("one"))
+    name = f"artifacts/ingest/{FP}/manifest.json"
+    told = json.loads(objects.read(name))
+    told["files"]["../../../../evil"] = told["files"].pop("a.txt")
+    objects.write(name, json.dumps(told).encode())
+    with pytest.raises(ArtifactError, match="cannot be the path of a file"):
+        machine("two").find("ingest", FP)
+    assert list(tmp_path.rglob("evil")) == []
+
+
+def test_verify_reads_the_objects(machine: Machine, objects: Objects) -> None:
+    artifact = make(machine("one"))
+    objects.write(f"artifacts/ingest/{FP}/a.txt", b"omega")
+    problems = machine("one").verify(artifact)
+    assert len(problems) == 1 and "a.txt was changed" in problems[0]
+    assert machine("two").verify(artifact) == problems
+
+
+def test_a_removed_artifact_is_gone_everywhere(machine: Machine, objects: Objects) -> None:
+    make(machine("one"))
+    other = machine("two")
+    other.remove(other.resolve(FP))
+    assert objects.names() == [] and other.list() == []
+
+
+# Channels
+
+
+def test_channels_are_the_stores(machine: Machine, objects: Objects) -> None:
+    machine("one").set_channel("production", {"stage": "finetune", "fingerprint": FP})
+    other = machine("two")
+    assert other.channel("production") == {"stage": "finetune", "fingerprint": FP}
+    assert list(other.channels()) == ["production"] and other.channel("absent") is None
+    objects.write("channels/production.json", b"{")
+    with pytest.raises(ArtifactError, match=r"channels/production\.json is not valid JSON"):
+        machine("one").channel("production")
+
+
+def test_a_store_that_is_only_asked_writes_nothing(machine: Machine, objects: Objects) -> None:
+    store = machine("one")
+    assert (store.list(), store.unfinished(), store.channels(), store.unreadable()) == ([], [], {}, [])
+    assert store.find("ingest", FP) is None and not store.resumable("ingest", FP)
+    assert objects.names() == [] and not store.root.exists()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_two_machines_that_start_at_once_do_the_work_once(machine: Machine) -> None:
+    stores, made, together = [machine("one"), machine("two")], [], threading.Barrier(2)
+
+    def run(store: ArtifactStore) -> None:
+        together.wait()
+        with store.writing("ingest", FP) as work:
+            found = store.find("ingest", FP)
+            if found is None:
+                made.append(store.root)
+                (work.out / "a.txt").write_bytes(b"alpha")
+                # Longer than a lock without a heartbeat would be respected.
+                threading.Event().wait(0.8)
+                store.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
+
+    threads = [threading.Thread(target=run, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(made) == 1
+    first, second = (store.find("ingest", FP) for store in stores)
+    assert first is not None and second is not None and contents(first) == contents(second)
+    assert all(not store.resumable("ingest", FP) for store in stores)

@@ -1,0 +1,194 @@
+"""Generations of several machines through an object store: all have all, none is lost, the same answer counts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from paraclip_core.errors import ArtifactError
+from storage import segment_mirror
+from storage.artifacts import ArtifactStore
+from storage.compaction import compact
+from storage.generations import GenerationStore
+from storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from storage.segments import INDEXED
+from storage.verification import verify_cache
+
+Machine = Callable[[str], GenerationStore]
+
+
+def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
+    return pa.array([number.to_bytes(16, "big") for number in numbers], pa.binary(16))
+
+
+def generations(answers: dict[int, str]) -> pa.Table:
+    count = len(answers)
+    columns = [keys(*answers), [1] * count, [0] * count, ["m"] * count, ["p"] * count, [[a] for a in answers.values()]]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEXED, strict=True)], schema=INDEXED)
+
+
+def answers(store: GenerationStore, *numbers: int) -> dict[int, str]:
+    found = store.lookup(keys(*numbers)).to_pylist()
+    return {int.from_bytes(row["key"], "big"): row["completions"][0] for row in found}
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    bucket = uuid.uuid4().hex
+    yield f"memory://{bucket}/root"
+    if fsspec.filesystem("memory").exists(f"/{bucket}"):
+        fsspec.filesystem("memory").rm(f"/{bucket}", recursive=True)
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Opens the cache as the machine of this name."""
+    monkeypatch.setattr(segment_mirror, "PULL_SECONDS", 0.0)
+
+    def opened(name: str) -> GenerationStore:
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
+        return open_generations(open_store(url))
+
+    return opened
+
+
+def objects(url: str) -> list[str]:
+    return sorted(fsspec.filesystem("memory").find(f"{url.removeprefix('memory:/')}/cache/segments"))
+
+
+def test_what_one_machine_asked_another_knows(machine: Machine) -> None:
+    one, two = machine("one"), machine("two")
+    assert answers(two, 1) == {}
+    one.append(generations({1: "a", 2: "b"}))
+    assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
+    two.append(generations({3: "c"}))
+    assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"}
+    assert one.stats() == two.stats()
+
+
+def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both asked the same before they saw each other."""
+    one, two = machine("one"), machine("two")
+    assert one.mirror is not None and two.mirror is not None
+    for store, answer in ((one, "from one"), (two, "from two")):
+        with monkeypatch.context() as alone:
+            alone.setattr(store.mirror, "push", lambda names: None)
+            store.append(generations({1: answer}))
+    for store in (one, two):
+        store.close()
+    three = machine("three")
+    found = [answers(store, 1) for store in (one, two, three)]
+    assert found[0] == found[1] == found[2]
+    assert one.stats().rows == 2
+    one.rebuild()
+    assert answers(one, 1) == found[0]
+
+
+def test_an_index_is_made_again_from_the_store(machine: Machine) -> None:
+    machine("one").append(generations({1: "a"}))
+    two = machine("two")
+    two.rebuild()
+    assert (two.stats().rows, two.stats().segments) == (1, 1)
+
+
+def test_answers_that_could_not_be_sent_are_sent_later(
+    machine: Machine, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = machine("one")
+    assert one.mirror is not None
+
+    def refuse(*_: Any) -> None:
+        raise ArtifactError("the network is down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.mirror._remote, "upload", refuse)
+        one.append(generations({1: "a"}))
+        assert "new generations are not uploaded yet: the network is down" in caplog.text
+        with pytest.raises(ArtifactError, match="network is down"):
+            one.close()
+    assert objects(url) == []
+    # Another process of the same machine makes up for it.
+    machine("one").close()
+    assert answers(machine("two"), 1) == {1: "a"}
+
+
+def test_nothing_is_downloaded_or_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = machine("one"), machine("two")
+    one.append(generations({1: "a"}))
+    assert answers(two, 1) == {1: "a"}
+    assert two.mirror is not None
+
+    def never(*_: Any) -> None:
+        pytest.fail("it is there already")
+
+    monkeypatch.setattr(two.mirror._remote, "download", lambda files: never() if files else None)
+    monkeypatch.setattr(two.mirror._remote, "upload", lambda files: never() if files else None)
+    assert answers(two, 1) == {1: "a"}
+    two.close()
+
+
+def test_a_damaged_object_is_left_out_and_named(machine: Machine, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    one = machine("one")
+    one.append(generations({1: "a"}))
+    one.append(generations({2: "b"}))
+    damaged = objects(url)[0]
+    fsspec.filesystem("memory").pipe_file(damaged, b"PAR1 and then nothing")
+    two = machine("two")
+    assert answers(two, 1, 2) == {2: "b"}
+    assert f"memory:/{damaged} is damaged and left out" in caplog.text
+    assert list(two.segments.folder.glob(".*.tmp")) == []
+
+
+def test_a_torn_segment_is_healed_from_the_store(machine: Machine) -> None:
+    one = machine("one")
+    one.append(generations({1: "a"}))
+    name = one.segments.names()[0]
+    (one.segments.folder / name).write_bytes(b"torn")
+    one.rebuild()
+    assert answers(one, 1) == {1: "a"}
+
+
+def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = machine("one")
+    assert one.mirror is not None
+    one.append(generations({1: "a"}))
+
+    def refuse(*_: Any) -> None:
+        raise ArtifactError("the network is down")
+
+    monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
+    with pytest.raises(ArtifactError, match="network is down"):
+        answers(one, 1)
+    monkeypatch.undo()
+    assert answers(one, 1) == {1: "a"}
+    # Later it is a warning: what was asked meanwhile is safe here.
+    monkeypatch.setattr(segment_mirror, "PULL_SECONDS", 0.0)
+    monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
+    assert answers(one, 1) == {1: "a"}
+    assert "the generations of other machines are not seen: the network is down" in caplog.text
+
+
+def test_shared_segments_are_not_compacted(machine: Machine) -> None:
+    one = machine("one")
+    one.append(generations({1: "a"}))
+    one.append(generations({2: "b"}))
+    with pytest.raises(ArtifactError, match="stay as they are"):
+        compact(one)
+
+
+def test_verify_reads_what_other_machines_have_too(machine: Machine) -> None:
+    machine("one").append(generations({1: "a", 2: "b"}))
+    found = verify_cache(machine("two"))
+    assert (found.sound, found.segments, found.rows) == (True, 1, 2)
+
+
+def test_a_folder_has_no_mirror(tmp_path: Path) -> None:
+    assert open_generations(ArtifactStore(tmp_path)).mirror is None

@@ -1,0 +1,91 @@
+"""Tokens that were paid for, out of the cache's segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from generation_rows import numbered
+
+from storage.compaction import compact
+from storage.generations import GenerationStore
+from storage.merging import merge
+from storage.segments import SegmentFolder
+from storage.spending import paid_tokens
+
+
+def test_tokens_of_one_engine_and_model_are_summed(store: GenerationStore) -> None:
+    assert paid_tokens(store.folder, "file", "m") == (0, 0)
+    store.append(numbered(range(10)))
+    store.append(numbered(range(5, 10), text="again"))
+    store.append(numbered(range(10, 13), model="other"))
+    # Rows have 3 and 4 tokens; what was answered twice was paid for twice.
+    assert paid_tokens(store.folder, "file", "m") == (45, 60)
+    assert paid_tokens(store.folder, "file", "other") == (9, 12)
+    assert paid_tokens(store.folder, "openai", "m") == (0, 0)
+
+
+def test_segments_that_cannot_be_read_do_not_count(store: GenerationStore) -> None:
+    store.append(numbered(range(10)))
+    store.append(numbered(range(10, 12)))
+    first, second = sorted((store.folder / "segments").glob("*.parquet"))
+    first.write_bytes(first.read_bytes()[:100])
+    assert paid_tokens(store.folder, "file", "m") == (6, 8)
+    # Some other program's table.
+    pq.write_table(pa.table({"x": [1]}), second)
+    assert paid_tokens(store.folder, "file", "m") == (0, 0)
+
+
+def test_what_is_joined_while_it_is_counted_counts_once(
+    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in (0, 10, 20):
+        store.append(numbered(range(start, start + 10)))
+    read, joined = pq.read_table, []
+
+    def slow(*given: Any, **options: Any) -> pa.Table:
+        if not joined:
+            joined.append(True)
+            with monkeypatch.context() as patched:
+                patched.setattr(pq, "read_table", read)
+                compact(store)
+        return read(*given, **options)
+
+    monkeypatch.setattr(pq, "read_table", slow)
+    assert paid_tokens(store.folder, "file", "m") == (90, 120)
+    assert len(store.segments.names()) == 1
+
+
+def test_a_compaction_that_was_killed_halfway_doubles_nothing(
+    store: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in (0, 10):
+        store.append(numbered(range(start, start + 10)))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SegmentFolder, "_unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact(store)
+    assert len(list(store.segments.folder.glob("*.parquet"))) == 3
+    assert paid_tokens(store.folder, "file", "m") == (60, 80)
+
+
+def test_what_was_imported_is_not_paid_for(store: GenerationStore, tmp_path: Path) -> None:
+    theirs = GenerationStore(tmp_path / "theirs")
+    store.append(numbered(range(10)))
+    theirs.append(numbered(range(5, 20)))
+    theirs.append(numbered(range(20, 22), model="other"))
+    for _ in range(2):
+        merge(store, theirs.folder)
+        assert paid_tokens(store.folder, "file", "m") == (30, 40)
+        assert paid_tokens(store.folder, "file", "other") == (0, 0)
+    store.append(numbered(range(30, 31)))
+    compact(store)
+    assert paid_tokens(store.folder, "file", "m") == (33, 44)
+    (store.folder / "imported.json").write_text("{")
+    assert paid_tokens(store.folder, "file", "m") == (63, 84), "what cannot be read counts as paid"
