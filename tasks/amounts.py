@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.ids import text_keys
 from paraclip_core.captions.seen import KeySet
-from paraclip_core.config import Settings
+from paraclip_core.config import ScenesOptions, Settings
+from paraclip_core.paraphrase.estimate import WORDS_EACH, Asked, Judged, MissingRequests
+from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore
+from tasks.rates import Measured, measured_rate
 
 __all__ = ["Amount", "amounts", "units_of"]
 
-CAPTIONS_PER_SCENE = 3
+MOST_SCENES = 20_000
+"""Images of which the texts are made to be counted, which takes seconds; of more the counts are estimated."""
 
-TOKENS_PER_REQUEST = 340
-"""Examples, the caption and four short answers."""
+CAPTIONS_PER_SCENE, TEXTS_PER_SCENE, WORDS = 2, 0.42, 42
+"""Captions of an image, different ones of training images for each image, and content words of them all."""
+
+PROMPT_TOKENS, ANSWER_TOKENS = 240, 21
+"""Of a request with the few-shot prompts, measured."""
+
+STEPS = ("paraphrase_1", "paraphrase_2")
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,15 @@ class Amount:
     """The work of one stage."""
 
     rows: int | None = None
-    """What it reads: images for scenes and features, captions elsewhere."""
+    """What it reads: images for scenes and features, rows elsewhere. Each step reads what the one before hands on."""
     requests: int | None = None
     tokens: int | None = None
     units: float | None = None
     """What its time grows with, see :func:`units_of`."""
+    spend: float | None = None
+    """What the tokens cost, in the currency of the configured prices; None without prices."""
+    note: str = ""
+    """What is assumed in it."""
 
 
 def units_of(stage: str, metrics: Mapping[str, Any]) -> float | None:
@@ -61,7 +75,9 @@ class _Captions:
     images: int | None = None
 
 
-def amounts(settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact]) -> dict[str, Amount]:
+def amounts(
+    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], progress: Progress = silent
+) -> dict[str, Amount]:
     """The amount of work of every stage of a run; what nobody can know yet stays None.
 
     Where captions are not ingested yet, the sources are read once to count them.
@@ -71,15 +87,15 @@ def amounts(settings: Settings, store: ArtifactStore, found: Mapping[str, Artifa
     """
     captions = _count_captions(settings, store, found)
     result = {
-        "ingest": Amount(captions.accepted, units=captions.read),
+        "ingest": Amount(captions.read, units=captions.read),
         "features": Amount(captions.images, units=captions.images),
-        "bootstrap": _training(captions.train, settings.bootstrap.epochs),
+        "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
         "report": Amount(units=1),
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    result |= _paraphrase_amounts(settings, store, found, captions.train)
-    result["finetune"] = _training(_pairs(settings, found, captions.train), settings.finetune.epochs)
+    result |= _paraphrase_amounts(settings, store, found, captions, progress)
+    result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
     if captions.accepted is not None and captions.train is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
@@ -91,58 +107,99 @@ def _count_captions(settings: Settings, store: ArtifactStore, found: Mapping[str
         metrics = found["ingest"].manifest.metrics
         train = metrics.get("splits", {}).get("train", 0)
         return _Captions(metrics.get("read"), metrics.get("accepted"), train, metrics.get("images"))
-    scenes = settings.data.scenes
-    if scenes is not None and "scenes" not in found:
+    if scenes := _too_many_scenes(settings, found):
         captions = scenes.images * CAPTIONS_PER_SCENE
         return _Captions(captions, captions, round(captions * (1 - scenes.held_out)), scenes.images)
-    from tasks.stages.ingest import scan
+    from tasks.stages.ingest import scan_outcomes
 
-    total, train, images = 0, 0, KeySet()
-    for batch in scan(settings, store):
-        total += batch.num_rows
-        train += batch.column("split").to_pylist().count("train")
-        images.add(text_keys([image for image in batch.column("image_id").to_pylist() if image is not None]))
-    return _Captions(total, total, train, len(images))
+    counts, images = Counts(), KeySet()
+    for outcome in scan_outcomes(settings, store):
+        counts.note(outcome)
+        images.add(text_keys([i for i in outcome.accepted.column("image_id").to_pylist() if i is not None]))
+    return _Captions(counts.read, counts.accepted, counts.splits["train"], len(images))
+
+
+def _too_many_scenes(settings: Settings, found: Mapping[str, Artifact]) -> ScenesOptions | None:
+    scenes = settings.data.scenes
+    if scenes is None or "scenes" in found or "ingest" in found:
+        return None
+    return scenes if scenes.images > MOST_SCENES else None
 
 
 def _paraphrase_amounts(
-    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], train: int | None
+    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], captions: _Captions, progress: Progress
 ) -> dict[str, Amount]:
-    steps = ("paraphrase_1", "paraphrase_2")
-    done = {name: found[name].manifest.metrics.get("captions") for name in steps if name in found}
-    if len(done) == len(steps):
-        return {name: Amount(rows, 0, 0, 0.0) for name, rows in done.items()}
-    if train is None:
-        return {name: Amount(done.get(name)) for name in steps}
-    if settings.data.scenes is not None and "scenes" not in found:
-        # Nothing is rendered, so every caption may be a request of its own.
-        rows = round(train * settings.paraphrase.fraction)
-        tokens = round(rows * TOKENS_PER_REQUEST)
-        return {name: _asked(settings, rows, rows, tokens) for name in steps}
-    from tasks.requests import count_requests
+    """Both steps, and the `pairs` that they hand on."""
+    done = {name: found[name].manifest.metrics for name in STEPS if name in found}
+    pairs = Amount(done.get("paraphrase_2", {}).get("accepted"))
+    if len(done) == len(STEPS):
+        return {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()} | {"pairs": pairs}
+    from tasks.acceptance import acceptance
 
-    missing = count_requests(settings, store, found)
-    tokens = missing.prompt_tokens + missing.completion_tokens
-    requests = {"paraphrase_1": missing.step_1, "paraphrase_2": missing.step_2 + missing.step_2_expected}
+    missing = _missing(settings, store, found, captions, progress)
+    first, second = acceptance(settings, store, 1), acceptance(settings, store, 2)
+    before = done.get("paraphrase_1", {})
+    rows_1 = before.get("captions", missing.captions)
+    rows_2 = missing.rows_1.accepted + round(missing.rows_1.open * first.share)
+    open_2 = missing.rows_2.open + rows_2 - missing.rows_1.accepted
+    extra = (missing.words.share(factor) for factor in WORDS_EACH)
+    expected = missing.expected.share(first.share)
     return {
-        name: _asked(settings, missing.captions, count, round(tokens * count / max(missing.total, 1)))
-        for name, count in requests.items()
+        "paraphrase_1": _asked(settings, rows_1, missing.first + next(extra)),
+        "paraphrase_2": _asked(
+            settings, rows_2, missing.second + expected + next(extra), first.basis if missing.rows_1.open else ""
+        ),
+        # One that is finished while step 1 was deleted says how many there are.
+        "pairs": pairs
+        if "paraphrase_2" in done
+        else Amount(missing.rows_2.accepted + round(open_2 * second.share), note=second.basis if open_2 else ""),
     }
 
 
-def _asked(settings: Settings, rows: int, requests: int, tokens: int) -> Amount:
-    if settings.paraphrase.engine == "file":
+def _missing(
+    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], captions: _Captions, progress: Progress
+) -> MissingRequests:
+    from tasks.requests import count_captions, count_requests
+
+    scenes, nothing = _too_many_scenes(settings, found), Asked()
+    rate = measured_rate(settings, store)
+    if scenes is None and settings.paraphrase.engine != "file":
+        return _as_measured(count_requests(settings, store, found, progress), rate)
+    if scenes is not None:
+        # Every text may be a request of its own: what is known already takes long to find out.
+        share = settings.paraphrase.fraction
+        rows, texts = round((captions.train or 0) * share), round(scenes.images * TEXTS_PER_SCENE * share)
+        prompt, answers = (rate.prompt_tokens, rate.completion_tokens) if rate else (0, 0)
+        first = Asked(texts, round(texts * (prompt or PROMPT_TOKENS)), round(texts * (answers or ANSWER_TOKENS)))
+        words = Asked(WORDS, WORDS * 68, WORDS * 24)
+        return MissingRequests(rows, first, nothing, first, words, Judged(0, rows), Judged())
+    # A file asks no model, so what answers are known, and how they are judged, does not matter.
+    if "paraphrase_1" in found:
+        rows = found["paraphrase_1"].manifest.metrics.get("accepted", 0)
+        return MissingRequests(rows, nothing, nothing, nothing, nothing, Judged(rows), Judged(0, rows))
+    rows = count_captions(settings, store, found)
+    return MissingRequests(rows, nothing, nothing, nothing, nothing, Judged(0, rows), Judged())
+
+
+def _as_measured(missing: MissingRequests, rate: Measured | None) -> MissingRequests:
+    """Its tokens as they would be if other requests are to their estimates as the measured ones are."""
+    if rate is None:
+        return missing
+    factors = rate.prompt_factor, rate.completion_factor
+    first, second, expected = (some.tokens(*factors) for some in (missing.first, missing.second, missing.expected))
+    return replace(missing, first=first, second=second, expected=expected)
+
+
+def _asked(settings: Settings, rows: int, asked: Asked, note: str = "") -> Amount:
+    chosen = settings.paraphrase
+    if chosen.engine == "file":
         # Looking answers up in a file asks no model, and takes a fraction of the time.
-        return Amount(rows, 0, 0, rows / 30)
-    return Amount(rows, requests, tokens, float(requests))
+        return Amount(rows, 0, 0, rows / 30, note=note)
+    priced = chosen.engine == "openai" and chosen.openai.priced
+    spend = round(chosen.openai.cost(asked.prompt_tokens, asked.completion_tokens), 4) if priced else None
+    tokens = asked.prompt_tokens + asked.completion_tokens
+    return Amount(rows, asked.requests, tokens, float(asked.requests), spend, note)
 
 
-def _pairs(settings: Settings, found: Mapping[str, Artifact], train: int | None) -> int | None:
-    """Captions with both paraphrases; before anybody knows how many pass the gates, all of the chosen share."""
-    if "paraphrase_2" in found:
-        return found["paraphrase_2"].manifest.metrics.get("accepted")
-    return None if train is None else round(train * settings.paraphrase.fraction)
-
-
-def _training(rows: int | None, epochs: float) -> Amount:
-    return Amount(rows, units=None if rows is None else rows * epochs)
+def _training(rows: Amount, epochs: float) -> Amount:
+    return replace(rows, units=None if rows.rows is None else rows.rows * epochs)

@@ -14,31 +14,33 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-import paraclip_core.errors
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ParaclipError, StageError, with_notes
+from paraclip_core.errors import ArtifactError, ParaclipError, StageError
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.atomic import storage_error
+from storage.roots import open_store
+from tasks.answers import read_failure, relay_from, report_to, write_failure
+from tasks.desks import Desk
 from tasks.stage import Stage, carry_out
 
-__all__ = ["STAGES_REFERENCE", "die_with", "log_path", "run_in_child"]
+__all__ = ["STAGES_REFERENCE", "call_in_child", "die_with", "log_path", "make_artifact", "run_in_child"]
 
 log = logging.getLogger(__name__)
 
 STAGES_REFERENCE = "tasks.dag:STAGES"
 """Where the child finds the stages, as ``module:name``."""
 
+MAKE = "tasks.child:make_artifact"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long a child that was asked to end may take."""
@@ -69,17 +71,48 @@ def run_in_child(
         StageError: the child crashed or was killed; the message has the signal and the end of its log.
     """
     path = log_path(store, draft.stage, draft.fingerprint)
-    with tempfile.TemporaryDirectory(prefix="paraclip-") as folder, _open_log(path) as output:
-        desk = Path(folder)
-        request = {
-            "parent": os.getpid(),
-            "stages": stages,
-            "draft": asdict(draft),
-            "settings": settings.model_dump(mode="json"),
-            "root": str(store.root),
-            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-        }
-        (desk / "request.json").write_text(json.dumps(request))
+    request = {
+        "stages": stages,
+        "draft": asdict(draft),
+        "settings": settings.model_dump(mode="json"),
+        "root": store.location,
+        "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+    }
+    try:
+        call_in_child(MAKE, request, settings, path, progress)
+    except BaseException:
+        store.keep_unfinished(draft.stage, draft.fingerprint)
+        raise
+    artifact = store.find(draft.stage, draft.fingerprint)
+    if artifact is None:
+        raise ArtifactError(f"{draft.stage} ended well but left no artifact {draft.fingerprint}; see {path}")
+    return artifact
+
+
+def call_in_child(
+    work: str,
+    request: Mapping[str, Any],
+    settings: Settings,
+    path: Path,
+    progress: Progress = silent,
+    stop: threading.Event | None = None,
+) -> Any:
+    """Call `work` with a JSON-ready request and a progress in a child process, and return its JSON-ready answer.
+
+    Args:
+        work: the function, as ``module:name``.
+        request: what it gets.
+        settings: the run's settings; `run.threads` bounds the child's threads.
+        path: the child's log file, which is appended to.
+        progress: told what the child tells.
+        stop: ends the child when it is set.
+
+    Raises:
+        ParaclipError: what the function raised, of the same class.
+        StageError: the child crashed, was killed or stopped; the message has the signal and the end of its log.
+    """
+    with Desk.make() as desk, _open_log(path) as output:
+        (desk / "request.json").write_text(json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)}))
         began = output.tell()
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks.child", str(desk / "request.json")],
@@ -89,16 +122,14 @@ def run_in_child(
             env=_environment(settings),
         )
         try:
-            _watch(child, desk / "progress.json", progress)
+            _watch(child, desk / "progress.json", progress, stop)
         except BaseException:
             # A cancelled flow raises a BaseException here; the child must not go on without it.
             _end(child)
             raise
         _raise_failure(child.returncode, desk / "answer.json", path, began)
-    artifact = store.find(draft.stage, draft.fingerprint)
-    if artifact is None:
-        raise ArtifactError(f"{draft.stage} ended well but left no artifact {draft.fingerprint}; see {path}")
-    return artifact
+        answer = desk / "answer.json"
+        return json.loads(answer.read_text()) if answer.exists() else None
 
 
 def _open_log(path: Path) -> TextIO:
@@ -123,17 +154,14 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _watch(child: subprocess.Popen[bytes], path: Path, progress: Progress) -> None:
-    seen = 0
+def _watch(child: subprocess.Popen[bytes], path: Path, progress: Progress, stop: threading.Event | None) -> None:
+    look = relay_from(path, progress)
     while child.returncode is None:
+        if stop is not None and stop.is_set():
+            raise StageError("its process was stopped")
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
-        with suppress(FileNotFoundError):
-            stamp = path.stat().st_mtime_ns
-            if stamp != seen:
-                seen = stamp
-                told = json.loads(path.read_text())
-                progress(told["done"], told["total"], **told["facts"])
+        look()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -151,9 +179,7 @@ def _raise_failure(code: int, answer: Path, path: Path, began: int) -> None:
     if code == 0:
         return
     if answer.exists():
-        told = json.loads(answer.read_text())
-        raised = getattr(paraclip_core.errors, told["class"], StageError)
-        raise raised(told["text"])
+        raise read_failure(answer, StageError)
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
     with path.open("rb") as file:
         file.seek(began)
@@ -168,25 +194,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _report_to(path: Path) -> Progress:
-    """A progress that leaves its latest state in `path`, five times a second at most."""
-    last = 0.0
-
-    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < 0.2 and done != total:
-            return
-        last = now
-        draft = path.with_suffix(".new")
-        # A full temporary folder is no reason to give up the work itself.
-        with suppress(OSError):
-            draft.write_text(json.dumps({"done": int(done), "total": total, "facts": facts}, default=float))
-            draft.replace(path)
-
-    return progress
 
 
 def die_with(parent: int) -> None:
@@ -206,34 +213,49 @@ def _look_for_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stages(reference: str) -> Mapping[str, Stage]:
+def _named(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)
 
 
-def _main(request_path: Path) -> int:
-    request: dict[str, Any] = json.loads(request_path.read_text())
-    die_with(request["parent"])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
+    """Carry out a stage, in the process made for it.
+
+    Raises:
+        ParaclipError: what the stage raised.
+    """
     draft = Draft(**request["draft"])
-    log.info("%s %s starts in process %s", draft.stage, draft.fingerprint, os.getpid())
+    store = open_store(request["root"])
+    inputs = {}
+    for name, value in request["inputs"].items():
+        found = store.find(name, value)
+        if found is None:
+            raise ArtifactError(f"{draft.stage} needs the artifact {name}/{value}, which is gone; run {name} again")
+        inputs[name] = found
+    settings = Settings.model_validate(request["settings"])
+    stages: Mapping[str, Stage] = _named(request["stages"])
+    carry_out(stages[draft.stage], draft, settings, store, inputs, progress)
+
+
+def _main(request_path: Path) -> int:
+    told: dict[str, Any] = json.loads(request_path.read_text())
+    die_with(told["parent"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("botocore", "aiobotocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    request, answer = told["request"], request_path.with_name("answer.json")
+    name = f"{request['draft']['stage']} {request['draft']['fingerprint']}"
+    log.info("%s starts in process %s", name, os.getpid())
     try:
-        store = ArtifactStore(request["root"])
-        inputs = {}
-        for name, value in request["inputs"].items():
-            found = store.find(name, value)
-            if found is None:
-                raise ArtifactError(f"{draft.stage} needs the artifact {name}/{value}, which is gone; run {name} again")
-            inputs[name] = found
-        settings = Settings.model_validate(request["settings"])
-        report = _report_to(request_path.with_name("progress.json"))
-        carry_out(_stages(request["stages"])[draft.stage], draft, settings, store, inputs, report)
+        work: Callable[[Mapping[str, Any], Progress], Any] = _named(told["work"])
+        result = work(request, report_to(request_path.with_name("progress.json")))
     except ParaclipError as error:
-        log.exception("%s failed", draft.stage)
-        answer = {"class": type(error).__name__, "text": with_notes(error)}
-        request_path.with_name("answer.json").write_text(json.dumps(answer))
+        log.exception("%s failed", name)
+        write_failure(answer, error)
         return error.exit_code
-    log.info("%s is done", draft.stage)
+    if result is not None:
+        answer.write_text(json.dumps(result))
+    log.info("%s is done", name)
     return 0
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from paraclip_core.errors import LockedError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import storage_error
-from storage.locks import lock
 
-__all__ = ["Rubbish", "collect", "remove"]
+__all__ = ["Collected", "Left", "Rubbish", "collect", "remove"]
+
+Key = tuple[str, str]
+"""Stage and fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,31 @@ class Rubbish:
         return {"stage": self.stage, "fingerprint": self.fingerprint, "path": str(self.path), "bytes": self.size}
 
 
-def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False) -> list[Rubbish]:
+@dataclass(frozen=True)
+class Left:
+    """What would go if nobody were using it."""
+
+    stage: str
+    fingerprint: str
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"stage": self.stage, "fingerprint": self.fingerprint, "why": self.why}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What may go, and what a living process keeps from going."""
+
+    rubbish: list[Rubbish]
+    left: list[Left]
+
+
+def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False) -> Collected:
     """Artifacts that no channel's run consists of and no kept artifact was made from.
+
+    What a stage in progress reads stays, with everything that it was made from.
 
     Args:
         store: the store.
@@ -46,12 +71,8 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
     young = datetime.now(UTC) - timedelta(days=keep_days)
     waiting = [key for value in store.channels().values() for key in _of_channel(value)]
     waiting += [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
-    kept: set[tuple[str, str]] = set()
-    while waiting:
-        key = waiting.pop()
-        if key not in kept and key in artifacts:
-            kept.add(key)
-            waiting += list(artifacts[key].manifest.inputs.items())
+    kept = _with_origins(waiting, artifacts)
+    used = _in_use(store, artifacts)
     found = [
         Rubbish(a.stage, a.fingerprint, a.path, a.manifest.size(), a, store)
         for key, a in artifacts.items()
@@ -59,25 +80,57 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
     ]
     if unfinished:
         found += [Rubbish(stage, name, path, _size(path), None, store) for stage, name, path in store.unfinished()]
+    names = {(item.stage, item.fingerprint) for item in found}
+    left = [Left(*key, why) for key, why in sorted(used.items()) if key in names]
+    return Collected([item for item in found if (item.stage, item.fingerprint) not in used], left)
+
+
+def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
+    """Delete what was collected, but for what somebody has begun to use since; that is given back.
+
+    Raises:
+        ArtifactError: a folder cannot be deleted.
+    """
+    left = []
+    for store in dict.fromkeys(item.store for item in rubbish):
+        artifacts = {(a.stage, a.fingerprint): a for item in rubbish if (a := item.artifact) is not None}
+        used = _in_use(store, artifacts)
+        for item in rubbish:
+            key = item.stage, item.fingerprint
+            try:
+                if key in used:
+                    left.append(Left(*key, used[key]))
+                elif item.artifact is not None:
+                    store.remove(item.artifact)
+                else:
+                    store.discard(*key)
+            except LockedError as error:
+                left.append(Left(*key, str(error)))
+            except OSError as error:
+                raise storage_error(error, item.path) from error
+    return left
+
+
+def _in_use(store: ArtifactStore, artifacts: Mapping[Key, Artifact]) -> dict[Key, str]:
+    """Why an artifact or unfinished work must stay, for each that a living process makes or reads."""
+    found: dict[Key, str] = {}
+    for holder in store.holders():
+        why = f"{holder.stage}/{holder.fingerprint} is being made by {holder.who}"
+        found[holder.stage, holder.fingerprint] = why
+        for key in _with_origins(list(holder.reads.items()), artifacts):
+            found.setdefault(key, why)
     return found
 
 
-def remove(rubbish: Sequence[Rubbish]) -> None:
-    """Delete what was collected; unfinished work only while holding its lock.
-
-    Raises:
-        LockedError: unfinished work is being written by a living process.
-        ArtifactError: a folder cannot be deleted.
-    """
-    for item in rubbish:
-        try:
-            if item.artifact is not None:
-                item.store.remove(item.artifact)
-                continue
-            with lock(item.path.with_name(f"{item.fingerprint}.lock"), wait_seconds=0):
-                shutil.rmtree(item.path)
-        except OSError as error:
-            raise storage_error(error, item.path) from error
+def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
+    """The artifacts with these names, and all that they were made from."""
+    found: set[Key] = set()
+    while keys:
+        key = keys.pop()
+        if key not in found and key in artifacts:
+            found.add(key)
+            keys += list(artifacts[key].manifest.inputs.items())
+    return found
 
 
 def _of_channel(value: dict[str, Any]) -> list[tuple[str, str]]:

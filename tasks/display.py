@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from paraclip_core.progress import Progress
 
-__all__ = ["both", "shown_progress"]
+__all__ = ["both", "shown_facts", "shown_progress"]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def _bar(stage: str) -> Iterator[Progress]:
         task = bars.add_task(stage, total=None, facts="")
 
         def progress(done: int, total: int | None, **facts: float | int | str) -> None:
-            bars.update(task, completed=done, total=total, facts=_short(facts))
+            bars.update(task, completed=done, total=total, facts=shown_facts(facts))
 
         yield progress
 
@@ -71,12 +71,13 @@ def _lines(stage: str) -> Progress:
         if now - last < LOG_SECONDS:
             return
         last = now
-        log.info("%s: %d of %s %s", stage, done, "?" if total is None else total, _short(facts))
+        log.info("%s: %d of %s %s", stage, done, "?" if total is None else total, shown_facts(facts))
 
     return progress
 
 
-def _short(facts: dict[str, float | int | str]) -> str:
+def shown_facts(facts: Mapping[str, float | int | str]) -> str:
+    """Facts of a progress in one line."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
     )

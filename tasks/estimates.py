@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from storage.artifacts import Artifact
 from tasks.amounts import Amount, units_of
+from tasks.rates import Measured
 
 __all__ = ["Cost", "estimate"]
 
@@ -24,19 +25,19 @@ class Rate:
 
 
 DEFAULTS = {
-    "scenes": Rate(3, 0.012, 40_000),
-    "ingest": Rate(3, 0.0001, 300),
-    "paraphrase_1": Rate(12, 0.13, 400),
-    "paraphrase_2": Rate(12, 0.13, 400),
-    "features": Rate(8, 0.015, 550),
-    "bootstrap": Rate(10, 0.0016, 500),
-    "finetune": Rate(10, 0.003, 1_000),
-    "evaluate": Rate(15, 0.005, 300),
-    "report": Rate(10, 0.0, 0.0),
+    "scenes": Rate(0.5, 0.002, 15_500),
+    "ingest": Rate(0.1, 0.00002, 50),
+    "paraphrase_1": Rate(10, 0.07, 150),
+    "paraphrase_2": Rate(10, 0.07, 190),
+    "features": Rate(3, 0.016, 540),
+    "bootstrap": Rate(5, 0.0012, 0.5),
+    "finetune": Rate(8, 0.0037, 0.5),
+    "evaluate": Rate(4, 0.0023, 75),
+    "report": Rate(0.8, 0.0, 0.0),
 }
-"""Measured on two busy CPU cores with the embedded models. Units are those of :func:`tasks.amounts.units_of`."""
+"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`tasks.amounts.units_of`."""
 
-FIXED_BYTES = {"bootstrap": 80_000_000, "finetune": 80_000_000, "report": 2_000_000}
+FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "report": 730_000}
 
 
 MOST_GROWTH = 30
@@ -52,19 +53,40 @@ class Cost:
     basis: str
 
 
-def estimate(stage: str, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
-    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
+def estimate(
+    stage: str, amount: Amount, earlier: Sequence[Artifact], measured: Measured | None = None, shards: int = 1
+) -> Cost:
+    """Cost of a stage for this amount of work.
+
+    Args:
+        stage: the stage.
+        amount: its work.
+        earlier: its finished artifacts, oldest first.
+        measured: the engine's rate on this host, which goes before an earlier run: that one may have had another model.
+        shards: processes that would ask at the same time. The rate is that of one; whether several are faster depends
+            on what they have to share, so it is said and not counted on.
+    """
     rate = DEFAULTS.get(stage, Rate(5, 0.0, 0.0))
     if amount.units is None:
         return Cost(None, None, "unknown before the stages ahead of it are finished")
     seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
-    scaled = _scaled(rate, FIXED_BYTES.get(stage, 0), amount.units, earlier[-1]) if earlier else None
+    if measured and measured.requests_per_second:
+        seconds = measured.start_seconds + amount.units / measured.requests_per_second
+        return Cost(round(seconds, 1), int(size), _basis(measured, shards))
+    scaled = _scaled(rate, FIXED_BYTES.get(stage, 0), amount, amount.units, earlier[-1]) if earlier else None
     if scaled is not None:
         return scaled
     return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
 
 
-def _scaled(rate: Rate, fixed_bytes: int, units: float, earlier: Artifact) -> Cost | None:
+def _basis(measured: Measured, shards: int) -> str:
+    told = f" and {measured.prompt_tokens:.0f} + {measured.completion_tokens:.0f} tokens each"
+    basis = f"{measured.requests_per_second:.3g} requests/s{told if measured.prompt_tokens else ''}"
+    several = f" with one process (run.shards: {shards})" if shards > 1 else ""
+    return f"{basis}, measured by calibrate at step 1{several}"
+
+
+def _scaled(rate: Rate, fixed_bytes: int, amount: Amount, units: float, earlier: Artifact) -> Cost | None:
     manifest = earlier.manifest
     basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
     before = units_of(manifest.stage, manifest.metrics)
@@ -77,4 +99,7 @@ def _scaled(rate: Rate, fixed_bytes: int, units: float, earlier: Artifact) -> Co
     start, fixed = min(rate.start, manifest.wall_seconds), min(fixed_bytes, manifest.size())
     share = units / before
     seconds = start + (manifest.wall_seconds - start) * share
-    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * share), basis)
+    # A paraphrase stage asks for what is new and writes everything.
+    rows = manifest.metrics.get("captions") if manifest.stage.startswith("paraphrase") else None
+    written = amount.rows / rows if rows and amount.rows is not None else share
+    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * written), basis)

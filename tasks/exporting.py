@@ -1,41 +1,111 @@
-"""A model's release folder, copied out of the store."""
+"""A model written as a folder for another library, with a card that says what was measured."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
-from paraclip_core.errors import ConfigError, ModelError
-from storage.atomic import storage_error
+from paraclip_core.errors import ArtifactError
+from storage.artifacts import Artifact, ArtifactStore
+from storage.atomic import new_folder
 
-__all__ = ["export_release"]
+__all__ = ["LAYOUTS", "Layout", "export_model"]
+
+Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
+LAYOUTS: tuple[Layout, ...] = ("open_clip", "hf", "onnx", "sentence-transformers")
+CARD = "README.md"
+PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
 
 
-def export_release(release: Path | str, folder: Path) -> list[str]:
-    """Copy a release folder; the target appears whole or not at all.
+def export_model(
+    release: Path | str, folder: Path, layout: Layout = "open_clip", store: ArtifactStore | None = None
+) -> list[str]:
+    """Write a model in a layout; the target appears whole or not at all.
+
+    Args:
+        release: a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes.
+        folder: where to.
+        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, ONNX of the text tower, or
+            sentence-transformers'.
+        store: where the training's log and the evaluation of a run's model are found.
 
     Returns:
         The names of its files.
 
     Raises:
-        ModelError: the model is no folder.
+        ModelError: the model cannot be loaded, or the layout has no such architecture.
         ConfigError: the target holds something already.
         ArtifactError: the target cannot be written.
     """
-    if isinstance(release, str):
-        raise ModelError(f"{release} is not a local model; only a run's model or a folder can be exported")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty; choose a new folder")
-    folder = folder.absolute()
-    draft = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(release, draft)
-        if folder.exists():
-            folder.rmdir()
-        draft.rename(folder)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise storage_error(error, folder) from error
+    with new_folder(folder) as draft:
+        card = _card(release)
+        if layout == "open_clip" and isinstance(release, Path) and (release / "open_clip_config.json").is_file():
+            shutil.copytree(release, draft)
+        else:
+            _convert(str(release), draft, layout, card or PLAIN_CARD.format(release))
+        if card is not None:
+            (draft / CARD).unlink(missing_ok=True)  # a copy may be read-only as the artifact's file is
+            (draft / CARD).write_text(_completed(card, release, layout, store), "utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
+    # Here, because torch takes seconds to import and copying a folder does not need it.
+    from paraclip_core.clip.hf_export import save_hf, save_sentence_transformers
+    from paraclip_core.clip.models import load_clip, save_release
+    from paraclip_core.clip.onnx_export import save_onnx
+
+    clip = load_clip(reference)
+    if layout == "open_clip":
+        save_release(clip, draft, card)
+        return
+    {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}[layout](clip, draft)
+    (draft / CARD).write_text(card, "utf-8")
+
+
+def _card(release: Path | str) -> str | None:
+    path = Path(release) / CARD
+    return path.read_text("utf-8") if isinstance(release, Path) and path.is_file() else None
+
+
+def _completed(card: str, release: Path | str, layout: Layout, store: ArtifactStore | None) -> str:
+    from paraclip_core.training.card import completed_card
+
+    artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
+    if store is None or artifact is None:
+        return completed_card(card, layout=layout)
+    return completed_card(
+        card,
+        layout=layout,
+        name=f"paraclip-{artifact.fingerprint[:8]}",
+        comparison=_comparison(artifact, store),
+        log=_log(artifact.path / "training_log.jsonl"),
+    )
+
+
+def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:
+    folder = release.resolve().parent
+    found = store.known(folder.parent.name, folder.name)
+    return found if found is not None and found.path.resolve() == folder else None
+
+
+def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
+    """The newest evaluation of a tuned model, None where there is none."""
+    made = [found for found in store.list("evaluate") if found.manifest.inputs.get(model.stage) == model.fingerprint]
+    if model.stage != "finetune" or not made:
+        return None
+    newest = store.with_files(max(made, key=lambda found: (found.manifest.created, found.fingerprint)))
+    try:
+        found = json.loads((newest.path / "comparison.json").read_text("utf-8"))
+        return found if {"rows", "verdict", "reason", "confidence"} <= set(found) else None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the evaluation {newest.path} cannot be read: {error}") from error
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]

@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from paraclip_core.errors import ArtifactError, ModelError
+from paraclip_core.clip.reference import check_reference, is_model_folder, local_file
+from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
 
-__all__ = ["FoundModel", "find_model", "find_release"]
+__all__ = ["FoundModel", "find_model", "find_release", "name_in"]
 
 MODEL_STAGES = ("finetune", "bootstrap")
 RELEASE = "release"
@@ -33,11 +34,12 @@ def find_model(name: str, store: ArtifactStore) -> FoundModel:
     """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
 
     Raises:
-        ArtifactError: there is no such model, or what it was made from was deleted.
+        UnknownNameError: there is no such model.
+        ArtifactError: what it was made from was deleted.
     """
-    artifact = _artifact(name, store)
+    artifact = _artifact(name, store, ("finetune",))
     if artifact.stage != "finetune":
-        raise ArtifactError(f"{name!r} is a {artifact.stage} artifact; expected a tuned model (finetune)")
+        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected a tuned model (finetune)")
     inputs = artifact.manifest.inputs
     features = store.find("features", inputs["features"])
     if features is None:
@@ -60,39 +62,49 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is.
 
     Raises:
-        ArtifactError: an artifact's name fits none or several, or the artifact holds no model.
-        ModelError: the folder holds no model.
+        UnknownNameError: an artifact's name fits none or several, or the artifact holds no model.
+        UnknownModelError: the folder holds no model, or open_clip has none of that name.
     """
-    if name.startswith("hf-hub:") or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
+    if (file := local_file(name)) is not None and not file[1].exists():
+        raise UnknownModelError(f"model {name!r}: {file[1]} does not exist")
+    if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
+        check_reference(name)
         return name
     folder = Path(name.removeprefix("local-dir:")).expanduser()
     if folder.is_dir():
         folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
-        if not (folder / "open_clip_config.json").is_file():
-            raise ModelError(
-                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model"
+        if not is_model_folder(folder):
+            raise UnknownModelError(
+                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model, or one of "
+                "Hugging Face's CLIPModel"
             )
         return folder
-    artifact = _artifact(name, store)
+    if folder.is_file():
+        return name
+    artifact = _artifact(name, store, MODEL_STAGES)
     if artifact.stage not in MODEL_STAGES:
-        raise ArtifactError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
+        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
     return artifact.path / RELEASE
 
 
-def _artifact(name: str, store: ArtifactStore) -> Artifact:
+def name_in(store: ArtifactStore, release: Path | str) -> str:
+    """``STAGE/FINGERPRINT`` of an artifact's release folder; other references are given back as they are."""
+    folder = Path(release).parent
+    if Path(release).name == RELEASE and folder.parent.parent == store.root / "artifacts":
+        return f"{folder.parent.name}/{folder.name}"
+    return str(release)
+
+
+def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
     folder = Path(name).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         folder = folder.parent if folder.name == RELEASE else folder
         found = store.find(folder.parent.name, folder.name)
         if found is None or found.path.resolve() != folder:
-            raise ArtifactError(
+            raise UnknownNameError(
                 f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
                 f"give --root, or the model's channel or fingerprint"
             )
         return found
-    channel = None if "/" in name or name.startswith(".") else store.channel(name)
-    if channel is not None:
-        return store.resolve(f"{channel['stage']}/{channel['fingerprint']}")
-    # A bare start of a fingerprint means a model.
-    return store.resolve(name if "/" in name else f"finetune/{name}")
+    return store.with_files(store.named(name, stages))

@@ -1,15 +1,18 @@
-"""Which base model a run repairs."""
+"""Which base model a run repairs, and how the weights of local models are told apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from paraclip_core.clip.reference import local_folder, model_files
+from paraclip_core.clip.reference import check_reference, model_files
 from paraclip_core.config import Settings
+from paraclip_core.paraphrase.engines.local_model import HashFiles
 from storage.artifacts import Artifact
 from storage.fingerprint import FileHashes
+from storage.roots import open_store
 
-__all__ = ["EMBEDDED", "base_inputs", "base_reference", "base_sources"]
+__all__ = ["EMBEDDED", "base_inputs", "base_reference", "base_sources", "model_hashes"]
 
 EMBEDDED = "embedded"
 
@@ -25,9 +28,24 @@ def base_inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def base_sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
-    """Contents of a base that lies in a local folder, so that an edited one is another input."""
-    folder = None if settings.model.base == EMBEDDED else local_folder(settings.model.base)
-    if folder is None:
-        return {}
-    files = model_files(folder)
-    return {f"base/{path.name}": value for path, value in zip(files, hashes.of(files).values(), strict=True)}
+    """Contents of a base that lies in local files, so that an edited one is another input.
+
+    Raises:
+        ModelError: the folder is not there, or open_clip has no such architecture.
+    """
+    if settings.model.base != EMBEDDED:
+        check_reference(settings.model.base)
+    files = [] if settings.model.base == EMBEDDED else model_files(settings.model.base)
+    # An architecture's weights may have any name, which does not count.
+    names = ["weights"] if len(files) == 1 else [path.name for path in files]
+    return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
+
+
+def model_hashes(settings: Settings) -> HashFiles:
+    """Hashes of a language model's weights, which are read once for each root and change."""
+
+    def of(files: Iterable[Path]) -> dict[str, str]:
+        wanted = list(files)
+        return FileHashes(open_store(settings.run.root).cache / "model_hashes.json").of(wanted) if wanted else {}
+
+    return of

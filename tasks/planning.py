@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
+from paraclip_core.paraphrase.shards import unsharded_because
 from storage.artifacts import Artifact, ArtifactStore
+from storage.atomic import storage_error
 from tasks.amounts import Amount, amounts
 from tasks.dag import STAGES, Node, resolve
 from tasks.estimates import estimate
+from tasks.rates import Measured, measured_rate
 from tasks.stage import Stage
 
 __all__ = ["StagePlan", "differences", "plan_run"]
@@ -31,7 +38,7 @@ class StagePlan:
     why: tuple[str, ...]
     """Why it would run: what differs from the nearest artifact of the same stage."""
     rows: int | None
-    """Rows, images or captions that it would handle or has handled; None where nobody knows before it runs."""
+    """Rows, images or captions that it would read or has read; None where nobody knows before it runs."""
     requests: int | None
     """Requests to the language model that are not in the generation cache yet."""
     tokens: int | None
@@ -42,6 +49,8 @@ class StagePlan:
     """Estimated size of the artifact, or its true size where it is cached."""
     basis: str
     """Where the estimate comes from."""
+    spend: float | None = None
+    """Estimated cost of the tokens, in the currency of the configured prices; None without prices."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,24 +65,51 @@ def plan_run(
     Raises:
         InputError: a source file is missing.
         ConfigError: options contradict each other.
+        ArtifactError: there is no root, and none can be made there. One that can only be read may be planned.
     """
+    _expect_root(store.root)
     nodes = resolve(settings, store, stages)
     found: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     for name, node in nodes.items():
         try:
-            artifact = store.find(name, node.fingerprint)
+            artifact = store.known(name, node.fingerprint)
         except ArtifactError as error:
             damaged[name] = str(error)
             continue
         if artifact is not None:
             found[name] = artifact
     sizes = count(settings, store, found)
-    return [_plan(node, store, found, damaged.get(name), sizes.get(name, Amount())) for name, node in nodes.items()]
+    asking = any(_asks(node) for node in nodes.values())
+    rate, shards = measured_rate(settings, store) if asking else None, _shards(settings)
+    return [
+        _plan(node, store, found, damaged.get(name), sizes.get(name, Amount()), rate, shards)
+        for name, node in nodes.items()
+    ]
+
+
+def _expect_root(root: Path) -> None:
+    try:
+        if root.exists():
+            if not root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return
+        above = next(folder for folder in root.absolute().parents if folder.exists())
+        # Permissions do not tell everything: nobody makes a folder in /proc.
+        with TemporaryDirectory(prefix=".paraclip-", dir=above):
+            pass
+    except OSError as error:
+        raise storage_error(error, root) from error
 
 
 def _plan(
-    node: Node, store: ArtifactStore, found: Mapping[str, Artifact], damage: str | None, amount: Amount
+    node: Node,
+    store: ArtifactStore,
+    found: Mapping[str, Artifact],
+    damage: str | None,
+    amount: Amount,
+    rate: Measured | None,
+    shards: int,
 ) -> StagePlan:
     name = node.name
     if name in found:
@@ -84,7 +120,7 @@ def _plan(
     why = (damage,) if damage else tuple(_reasons(node, earlier))
     # Another engine is another speed.
     alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
-    cost = estimate(name, amount, alike)
+    cost = estimate(name, amount, alike, rate if _asks(node) else None, shards)
     return StagePlan(
         name,
         node.fingerprint,
@@ -95,8 +131,19 @@ def _plan(
         amount.tokens,
         cost.seconds,
         cost.bytes,
-        cost.basis,
+        "; ".join(part for part in (cost.basis, amount.note) if part),
+        amount.spend,
     )
+
+
+def _asks(node: Node) -> bool:
+    """Whether a stage asks a language model."""
+    return "engine" in node.draft.options and "model" in node.draft.options
+
+
+def _shards(settings: Settings) -> int:
+    chosen = settings.run
+    return 1 if unsharded_because(settings.paraphrase, chosen.runner == "threads") else chosen.shards
 
 
 def _reasons(node: Node, earlier: list[Artifact]) -> list[str]:

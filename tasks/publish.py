@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paraclip_core.progress import Progress, silent
+from tasks.display import shown_facts
 
 __all__ = [
     "artifact_key",
@@ -18,12 +19,14 @@ __all__ = [
     "publish_markdown",
     "publish_table",
     "published_progress",
+    "published_samples",
     "report_note",
 ]
 
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 5.0
+SAMPLE_SECONDS = 15.0
 MARKUP = re.compile(r"[\\`*_\[\]<>&~:#@.!|+={}]")
 
 
@@ -87,12 +90,31 @@ def published_progress(key: str, description: str) -> Progress:
         def show() -> None:
             from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+            text = f"{description}: {shown_facts(facts)}" if facts else description
             if state["id"] is None:
-                state["id"] = create_progress_artifact(progress=percent, key=key, description=description)
+                state["id"] = create_progress_artifact(progress=percent, key=key, description=text)
             else:
-                update_progress_artifact(artifact_id=state["id"], progress=percent)
+                update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
 
         _try(key, show)
+
+    return progress
+
+
+def published_samples(key: str, description: str, read: Callable[[], Sequence[Mapping[str, Any]]]) -> Progress:
+    """A progress with which a table of the latest samples is shown in the UI, as plain text, every 15 seconds."""
+    if not in_flow_run():
+        return silent
+    state: dict[str, Any] = {"rows": [], "last": 0.0}
+
+    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+        now = time.monotonic()
+        if now - state["last"] < SAMPLE_SECONDS:
+            return
+        state["last"], rows = now, list(read())
+        if rows and rows != state["rows"]:
+            state["rows"] = rows
+            publish_table(key, [as_text(row) for row in rows], description)
 
     return progress
 

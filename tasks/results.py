@@ -9,11 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, ConfigError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import read_json, write_atomic
 
-__all__ = ["Result", "channel_value", "comparison_rows", "gather_result", "record_result", "stage_row", "why"]
+__all__ = [
+    "BY_PROMOTION",
+    "BY_RUN",
+    "Result",
+    "channel_value",
+    "check_run_name",
+    "comparison_rows",
+    "gather_result",
+    "record_result",
+    "stage_row",
+    "why",
+]
+
+BY_RUN, BY_PROMOTION = "run", "promotion"
+"""Who moves a channel: every run of its name, or promotions alone. Neither touches the other's."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,7 @@ class Result:
 
     name: str
     stages: list[dict[str, Any]]
-    """A row per stage: its name, state, fingerprint, seconds, bytes and path."""
+    """A row per stage: its name, state, fingerprint, seconds, bytes, rejected rows and path."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What `summary.json` holds; empty where nothing was evaluated."""
     report: str | None = None
@@ -57,34 +71,59 @@ def gather_result(
     summary: dict[str, Any] = {}
     summary_path = report = None
     if "evaluate" in artifacts:
-        source = artifacts["evaluate"].path / "summary.json"
+        source = store.with_files(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
         _copy(source, summary_path)
     if "report" in artifacts:
         report = folder / "report.html"
-        _copy(artifacts["report"].path / "report.html", report)
-    plain = [dict(row) for row in rows]
+        _copy(store.with_files(artifacts["report"]).path / "report.html", report)
+    # What was only found, and not needed here, may still lie on an object store alone.
+    where = {name: store.whereabouts(artifact) for name, artifact in artifacts.items()}
+    plain = [{**row, "path": where.get(row["stage"], row["path"])} for row in rows]
     return Result(settings.name, plain, summary, _text(report), _text(summary_path))
+
+
+def check_run_name(name: str, store: ArtifactStore) -> None:
+    """See before a run that it may keep its model under its name.
+
+    Raises:
+        ConfigError: the name is that of a channel which promotions move.
+    """
+    if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
+        raise ConfigError(
+            f"{name!r} is a channel that only a promotion moves, and a run of this name would move it whatever its "
+            f"verdict; give the run another name, with --set name=…"
+        )
 
 
 def record_result(
     settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
 ) -> Result:
-    """Gather the outcome and point the run's channel at its model.
+    """Gather the outcome and point the run's own channel at its model.
 
     Raises:
+        ConfigError: a promotion has taken the run's name for its channel in the meantime.
         ArtifactError: a file is missing, or the root cannot be written.
     """
+    check_run_name(settings.name, store)
     result = gather_result(settings, store, rows, artifacts)
     if "finetune" in artifacts:
         stages = {name: artifact.fingerprint for name, artifact in artifacts.items()}
-        store.set_channel(settings.name, channel_value(stages, result.verdict))
+        store.set_channel(settings.name, channel_value(stages, result.verdict, BY_RUN))
     return result
 
 
-def channel_value(stages: Mapping[str, str], verdict: str | None) -> dict[str, Any]:
-    """What a channel says about the model that it points at; `stages` has the fingerprint of each stage of its run."""
-    return {"stage": "finetune", "fingerprint": stages["finetune"], "verdict": verdict, "stages": dict(stages)}
+def channel_value(stages: Mapping[str, str], verdict: str | None, moved_by: str, **more: str | None) -> dict[str, Any]:
+    """What a channel says about the model that it points at.
+
+    Args:
+        stages: fingerprint of each stage of the model's run.
+        verdict: the gate's, base against tuned.
+        moved_by: :data:`BY_RUN` or :data:`BY_PROMOTION`.
+        more: what else is worth knowing; None is left out.
+    """
+    value = {"stage": "finetune", "fingerprint": stages["finetune"], "verdict": verdict, "stages": dict(stages)}
+    return value | {"moved_by": moved_by} | {name: text for name, text in more.items() if text is not None}
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,8 +168,15 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
         "seconds": round(seconds, 1),
         "made_in": artifact.manifest.wall_seconds,
         "bytes": artifact.manifest.size(),
+        "rejected": _rejected(artifact.manifest.metrics),
         "path": str(artifact.path),
     }
+
+
+def _rejected(metrics: Mapping[str, Any]) -> int:
+    """Rows that a stage put among its rejects."""
+    told = metrics.get("rejected", 0)
+    return sum(told.values()) if isinstance(told, Mapping) else int(told)
 
 
 def why(summary: Mapping[str, Any]) -> str:

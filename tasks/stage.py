@@ -81,19 +81,29 @@ def carry_out(
     if found is not None:
         return found
     waiting = partial(progress, 0, None, waiting="for another run of the same stage")
-    with store.writing(stage.name, draft.fingerprint, waiting) as work:
+    with store.writing(stage.name, draft.fingerprint, waiting, draft.inputs) as work:
         # Another process may have finished it while this one waited for the lock.
         found = store.find(stage.name, draft.fingerprint)
         if found is not None:
             return found
         started = time.monotonic()
         try:
-            metrics = stage.body(StageContext(settings, store, inputs, work, progress))
+            metrics = stage.body(StageContext(settings, store, inputs, work, _keeping(progress, work.keep)))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
             raise storage_error(error, Path(error.filename or work.out)) from error
         return store.commit(draft, metrics, time.monotonic() - started)
+
+
+def _keeping(progress: Progress, keep: Callable[[], None]) -> Progress:
+    """A progress that also keeps unfinished work, for a stage reports between two writes."""
+
+    def told(done: int, total: int | None, **facts: float | int | str) -> None:
+        progress(done, total, **facts)
+        keep()
+
+    return told
 
 
 def software_versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
-from paraclip_core.errors import BenchmarkError
+from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.evaluation.benchmarks.paraphrased_retrieval import DEPTH
 from paraclip_core.evaluation.evaluate import Evaluation, check_names, measure_all
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.results import result_json
-from paraclip_core.evaluation.samples import Measured, from_arrays, to_arrays
+from paraclip_core.evaluation.samples import Measured, from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.summary import summary
 from paraclip_core.evaluation.tasks import Stored, Task, prepare, source_files
-from storage.artifacts import Artifact
+from paraclip_core.scenes.plan import held_out_images
+from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import write_atomic, write_json
 from storage.features import FeatureStore
 from storage.fingerprint import FileHashes, canonical_json
@@ -31,18 +34,22 @@ from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["EVALUATE", "write_evaluation"]
+__all__ = ["EVALUATE", "check_pools", "write_evaluation"]
 
 log = logging.getLogger(__name__)
 
 IN_SCENES = ("paraphrased_retrieval", "retrieval")
 ABSENT = "absent"
+BASE_KEPT = (
+    "α = 0 was chosen: no interpolation with the trained weights passed the rule of alpha_sweep.json, so the tuned "
+    "model is the base"
+)
 
 
 def write_evaluation(
     folder: Path, evaluation: Evaluation, names: Mapping[str, str], fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write results, tables of queries, ``comparison.json`` and ``summary.json`` into `folder`.
+    """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json`` into `folder`.
 
     Args:
         folder: where to write.
@@ -60,6 +67,7 @@ def write_evaluation(
         for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
             result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured)
             write_json(folder / "results" / model / f"{outcome.benchmark}.json", result)
+        write_table(folder / "samples" / f"{outcome.benchmark}.parquet", to_table(outcome.base, outcome.tuned))
     for benchmark, table in evaluation.per_query.items():
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)
     notes = {outcome.benchmark: dict(outcome.base.notes) for outcome in evaluation.outcomes}
@@ -85,6 +93,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
     check_names(settings.evaluate.benchmarks)
+    _check_scenes(settings)
     found = {}
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
@@ -100,6 +109,40 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
     return found
 
 
+def _check_scenes(settings: Settings) -> None:
+    scenes = settings.data.scenes
+    if scenes is None or settings.evaluate.split != "val" or (images := held_out_images(scenes)) >= DEPTH:
+        return
+    for benchmark in settings.evaluate.benchmarks:
+        here = benchmark.path is None or _from_scenes(settings, benchmark)
+        if benchmark.kind == "paraphrased_retrieval" and here:
+            raise ConfigError(
+                f"benchmark {benchmark.name!r} searches the {images} held-out images of data.scenes; expected at least "
+                f"{DEPTH}: raise data.scenes.images or data.scenes.held_out"
+            )
+
+
+def check_pools(settings: Settings, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> None:
+    """Find benchmarks about images that evaluation could not use; images are known then, and no model is trained.
+
+    Args:
+        settings: the run's settings.
+        store: where the scenes are that the captions came from.
+        inputs: the finished `ingest` and `features`.
+
+    Raises:
+        BenchmarkError: a benchmark is not in its format, or has too few images.
+    """
+    about_images = tuple(b for b in settings.evaluate.benchmarks if b.kind in IN_SCENES)
+    if not about_images:
+        return
+    scenes = inputs["ingest"].manifest.inputs.get("scenes")
+    rendered = None if scenes is None else store.find("scenes", scenes)
+    found = {**inputs, **({} if rendered is None else {"scenes": rendered})}
+    evaluate = settings.evaluate.model_copy(update={"benchmarks": about_images})
+    _tasks(settings.model_copy(update={"evaluate": evaluate}), found)
+
+
 def _body(ctx: StageContext) -> dict[str, Any]:
     # Here, because torch takes seconds to import and a plan needs none of it.
     from paraclip_core.evaluation.candidate import Candidate
@@ -113,6 +156,10 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     tasks, skipped = _tasks(settings, ctx.inputs)
     keep = _Kept(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
+    if tuned.manifest.metrics.get("alpha") == 0:
+        # Otherwise all that is seen is that nothing differs.
+        reason = f"{BASE_KEPT}; {evaluation.comparison.reason}"
+        evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
     base = ctx.inputs.get("bootstrap")
     names = {"base": base.fingerprint if base else settings.model.base, "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
@@ -213,4 +260,4 @@ def _read(path: Path) -> Measured | None:
         return None
 
 
-EVALUATE = Stage("evaluate", 1, _inputs, _options, _body, _sources)
+EVALUATE = Stage("evaluate", 2, _inputs, _options, _body, _sources)

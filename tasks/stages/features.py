@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core import tables
-from paraclip_core.clip.reference import IMAGE_WEIGHTS, local_folder
+from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
 from storage.features import write_index, write_shard
-from storage.fingerprint import FileHashes, canonical_json
+from storage.fingerprint import FileHashes
 from storage.parquet import PartWriter, iter_batches, parts, read_table, write_table
 from tasks.models import base_sources
 from tasks.stage import Stage, StageContext, input_path
@@ -179,7 +179,7 @@ def _options(settings: Settings) -> Mapping[str, Any]:
     if model.base == "embedded":
         tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim, "seed": model.seed}
     else:
-        tower = {"base": "local" if local_folder(model.base) is not None else model.base}
+        tower = {"base": place_free_name(model.base)}
     return {"image_tower": tower, "shard_images": settings.features.shard_images}
 
 
@@ -200,14 +200,7 @@ def _content(settings: Settings, images: str, number: int, hashes: FileHashes) -
         return hashes.of([path])[str(path)]
     if not path.is_dir():
         raise InputError(f"{path} does not exist; data.sources[{number}].images names a tar or folder under data.root")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    contents = hashes.of(files)
-    listing = {file.relative_to(path).as_posix(): contents[str(file)] for file in files}
-    return f"folder:{_digest(listing)}"
-
-
-def _digest(listing: Mapping[str, str]) -> str:
-    return tables.text_hash(canonical_json(dict(listing))).hex()
+    return f"folder:{hashes.of_folder(path)}"
 
 
 FEATURES = Stage(name="features", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)

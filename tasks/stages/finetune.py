@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import FinetuneOptions, Settings, meaning
 from tasks.models import base_inputs, base_sources
 from tasks.stage import Stage, StageContext
 
-__all__ = ["FINETUNE"]
+__all__ = ["FINETUNE", "told_options"]
+
+
+def told_options(options: FinetuneOptions) -> dict[str, Any]:
+    """What fingerprint and model card tell of the options."""
+    # Without them both are what they were before there were such options.
+    unused = {"image_gate": options.image_gate is None, "validations": not options.validations}
+    return {name: value for name, value in meaning(options).items() if not unused.get(name, False)}
 
 
 def _inputs(settings: Settings) -> tuple[str, ...]:
@@ -16,7 +23,7 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    return {"finetune": meaning(settings.finetune), "base": settings.model.base}
+    return {"finetune": told_options(settings.finetune), "base": settings.model.base}
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -26,4 +33,4 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return run(ctx)
 
 
-FINETUNE = Stage(name="finetune", version=1, inputs=_inputs, options=_options, body=_body, sources=base_sources)
+FINETUNE = Stage(name="finetune", version=3, inputs=_inputs, options=_options, body=_body, sources=base_sources)

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.counts import Counts
+from paraclip_core.captions.counts import Counts, Outcome
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.sources import SourceFile, expand
+from paraclip_core.captions.sources import SourceFile, expand, overlooked
 from paraclip_core.config import Settings, meaning
-from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.errors import InputError
+from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
 from storage.atomic import read_json, write_json
 from storage.fingerprint import FileHashes, fingerprint
 from storage.parquet import PartWriter, iter_batches, write_table
 from tasks.stage import Stage, StageContext, input_path
+from tasks.stages.scenes import SCENES
 
-__all__ = ["INGEST", "scan"]
+__all__ = ["INGEST", "scan", "scan_outcomes"]
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +37,38 @@ RESTORED = ("caption_id", "image_id", "images")
 
 
 def scan(settings: Settings, store: ArtifactStore) -> Iterator[pa.RecordBatch]:
-    """The captions that ingest will accept (schema `tables.CAPTIONS`), batch by batch, without writing anything.
+    """The captions that ingest will accept (schema `tables.CAPTIONS`), batch by batch, as `scan_outcomes` finds them.
 
     Raises:
         InputError: a source file is missing or bad as a whole.
-        ArtifactError: the scenes, from which the sources are to be read, have not been rendered yet.
     """
-    files = expand(_root(settings, _scenes_folder(settings, store)), settings.data.sources)
-    pipeline = CaptionPipeline(settings.data, files)
-    for file in files:
-        for outcome in pipeline.run(file):
-            if outcome.accepted.num_rows:
-                yield outcome.accepted
+    for outcome in scan_outcomes(settings, store):
+        if outcome.accepted.num_rows:
+            yield outcome.accepted
+
+
+def scan_outcomes(settings: Settings, store: ArtifactStore) -> Iterator[Outcome]:
+    """What ingest will make of the sources, without keeping anything.
+
+    Texts of scenes that are not rendered yet are made on the way, in a temporary folder.
+
+    Raises:
+        InputError: a source file is missing or bad as a whole.
+    """
+    with _source_root(settings, store) as root:
+        files = expand(root, settings.data.sources)
+        pipeline = CaptionPipeline(settings.data, files)
+        for file in files:
+            yield from pipeline.run(file)
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
-    files = expand(_root(ctx.settings, scenes), ctx.settings.data.sources)
+    root = _root(ctx.settings, scenes)
+    files = expand(root, ctx.settings.data.sources)
+    if unread := overlooked(root, ctx.settings.data.sources):
+        names = _first_names(unread)
+        log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
     pipeline = CaptionPipeline(ctx.settings.data, files)
     _remove_temporaries(ctx.work.out)
     total = Counts()
@@ -64,8 +83,25 @@ def _body(ctx: StageContext) -> dict[str, Any]:
             total.add(counts)
             log.info("%s: %d of %d rows accepted", file.name, counts.accepted, counts.read)
         ctx.progress(number + 1, len(files), rows=total.read, accepted=total.accepted)
+    if not total.accepted:
+        raise InputError(_nothing(files, total, ctx.work.out / "rejects"))
     _ensure_parts(ctx.work.out)
     return {**total.to_json(), "files": len(files), "images": pipeline.images}
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
+    names = _first_names([file.name for file in files])
+    if not total.read:
+        return f"{names}: no rows; expected captions, see data.sources[].path"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in total.rejected.most_common(3))
+    return (
+        f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. "
+        "Mend the files, or loosen data.min_words, data.max_words or data.max_chars"
+    )
 
 
 def _ingest_file(
@@ -130,16 +166,20 @@ def _root(settings: Settings, scenes: Path | None) -> Path:
     return input_path(settings, ".") if scenes is None else scenes
 
 
-def _scenes_folder(settings: Settings, store: ArtifactStore) -> Path | None:
-    if settings.data.scenes is None:
-        return None
-    from tasks.stages.scenes import SCENES
-
+@contextmanager
+def _source_root(settings: Settings, store: ArtifactStore) -> Iterator[Path]:
+    scenes = settings.data.scenes
+    if scenes is None:
+        yield _root(settings, None)
+        return
     name = fingerprint(SCENES.name, SCENES.version, dict(SCENES.options(settings)), {})
     artifact = store.find(SCENES.name, name)
-    if artifact is None:
-        raise ArtifactError("the scenes have not been rendered yet, so their captions cannot be counted; run scenes")
-    return artifact.path
+    if artifact is not None:
+        yield artifact.path
+        return
+    with TemporaryDirectory(prefix="paraclip-scenes-") as folder:
+        write_texts(scenes, Path(folder))
+        yield Path(folder)
 
 
 def _inputs(settings: Settings) -> tuple[str, ...]:

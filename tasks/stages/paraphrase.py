@@ -8,22 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import ParaphraseOptions, Settings, meaning
 from paraclip_core.paraphrase.choose import Chooser
+from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, count_wanted
+from paraclip_core.paraphrase.judged import Judgements, code_digest
 from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
+from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.similarity import SentenceEncoder
+from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
-from storage.fingerprint import FileHashes
-from storage.generations import GenerationStore
-from storage.parquet import PartWriter, iter_batches
-from tasks.stage import Stage, StageContext, input_path
+from storage.fingerprint import FileHashes, fingerprint
+from storage.judged import JudgedStore
+from storage.parquet import PartWriter, count_rows, iter_batches
+from storage.roots import open_generations
+from storage.spending import paid_tokens
+from tasks.models import model_hashes
+from tasks.samples import keeping_samples, samples_path
+from tasks.stage import Stage, StageContext, input_path, software_versions
 
-__all__ = ["PARAPHRASE_1", "PARAPHRASE_2", "make_chooser", "step_rows"]
+__all__ = [
+    "PARAPHRASE_1",
+    "PARAPHRASE_2",
+    "UPSTREAM",
+    "count_step_rows",
+    "known_judgements",
+    "make_chooser",
+    "make_paraphraser",
+    "step_fraction",
+    "step_rows",
+]
 
+VERSION = 3
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 FOLDER = {1: "captions", 2: "paraphrases"}
 
@@ -33,11 +54,12 @@ def make_chooser(
 ) -> Chooser:
     """The gates of a step as the settings want them."""
     whole = Tokeniser(context_length=4096)
+    options = relevant(settings.paraphrase)
     return Chooser(
-        settings.paraphrase.chosen_gates(),
+        options.chosen_gates(),
         step,
         encoder=encoder or SentenceEncoder(),
-        examples=prompt_for(settings.paraphrase, step).examples,
+        examples=prompt_for(options, step).examples,
         pieces=lambda text: len(whole.encode(text)) - 2,
         context_length=tokeniser.context_length,
     )
@@ -50,8 +72,58 @@ def step_rows(folder: Path, step: int) -> Iterator[pa.RecordBatch]:
         yield from iter_batches(folder / FOLDER[2], columns)
         return
     for batch in iter_batches(folder / FOLDER[1], (*columns, "split")):
-        wanted = pa.array([split == "train" for split in batch.column("split").to_pylist()], pa.bool_())
-        yield batch.filter(wanted).select(list(columns))
+        yield batch.filter(_is_train(batch)).select(list(columns))
+
+
+def _is_train(batch: pa.RecordBatch) -> pa.BooleanArray:
+    return pc.equal(batch.column("split"), "train")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def count_step_rows(folder: Path, step: int, fraction: float) -> int:
+    """How many rows a step will look at, from as few columns as that takes."""
+    if step == 2:
+        return count_rows(folder / FOLDER[2])
+    if fraction < 1:
+        return count_wanted(step_rows(folder, step), fraction)
+    return sum(_is_train(batch).true_count for batch in iter_batches(folder / FOLDER[1], ("split",)))
+
+
+def step_fraction(options: ParaphraseOptions, step: int) -> float:
+    """The share of a step's rows that it looks at; step 1 took the fraction, and step 2 reads what is left."""
+    return options.fraction if step == 1 else 1.0
+
+
+def make_paraphraser(
+    settings: Settings,
+    step: int,
+    engine: Engine,
+    cache: GenerationCache,
+    progress: Progress,
+    total: int | None,
+    samples: Path,
+    judged: Judgements | None = None,
+) -> Paraphraser:
+    """A step as the settings want it, over `total` rows; `samples` is the file that shows its latest answers."""
+    options = relevant(settings.paraphrase)
+    tokeniser = Tokeniser(settings.data.context_length)
+    made = Paraphraser(
+        step,
+        options.model_copy(update={"fraction": step_fraction(options, step)}),
+        engine,
+        cache,
+        make_chooser(settings, step, tokeniser),
+        tokeniser.encode_batch,
+        progress=keeping_samples(progress, lambda: made.samples.rows, samples),
+        total=total,
+        judged=judged,
+    )
+    return made
+
+
+def known_judgements(settings: Settings, step: int, engine: Engine, blocks: JudgedStore) -> Judgements:
+    """What earlier passes with the same meaning judged: those of this stage version and code, over this software."""
+    versions = software_versions() | {"model": engine.model, "code": code_digest()}
+    return Judgements(blocks, fingerprint(f"paraphrase_{step}", VERSION, _options(step)(settings), versions))
 
 
 def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
@@ -62,29 +134,24 @@ def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
 
 
 def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
-    options = ctx.settings.paraphrase
+    options = relevant(ctx.settings.paraphrase)
     upstream = ctx.inputs[UPSTREAM[step]].path
-    tokeniser = Tokeniser(ctx.settings.data.context_length)
-    engine = make_engine(options, ctx.settings.data.root, ctx.settings.run.device)
+    engine = make_engine(options, ctx.settings.data.root, ctx.settings.run.device, model_hashes(ctx.settings))
     # An earlier try that was killed may have left parts and half-written files.
     shutil.rmtree(ctx.work.out, ignore_errors=True)
     rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
     rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
-    cache = GenerationStore(ctx.store.cache)
-    # The fraction was taken at step 1.
-    share = options.fraction if step == 1 else 1.0
-    total = count_wanted(step_rows(upstream, step), share)
-    step_options = options.model_copy(update={"fraction": share})
-    paraphraser = Paraphraser(
-        step,
-        step_options,
-        engine,
-        cache,
-        make_chooser(ctx.settings, step, tokeniser),
-        tokeniser.encode_batch,
-        progress=ctx.progress,
-        total=total,
-    )
+    cache = open_generations(ctx.store)
+    if options.engine == "openai" and options.openai.max_spend and isinstance(engine, PaidEngine):
+        # What other machines have paid for may not be here yet.
+        cache.refresh()
+        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+    share = step_fraction(options, step)
+    total = count_step_rows(upstream, step, share)
+    samples = samples_path(ctx.store, f"paraphrase_{step}", ctx.work.out.parent.name)
+    blocks = JudgedStore(cache)
+    judged = known_judgements(ctx.settings, step, engine, blocks)
+    paraphraser = make_paraphraser(ctx.settings, step, engine, cache, ctx.progress, total, samples, judged)
     try:
         for kept, refused in paraphraser.run(step_rows(upstream, step)):
             rows.write(kept)
@@ -92,35 +159,49 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         rows.close()
         rejects.close()
     finally:
+        blocks.close()
         engine.close()
         cache.close()
-    about = {"engine": engine.name, "model": engine.model, "prompts": paraphraser.prompt.id}
-    return paraphraser.counts.metrics() | about
+    about: dict[str, Any] = {"engine": engine.name, "model": engine.model, "prompts": paraphraser.prompt.id}
+    counts = paraphraser.counts
+    if options.engine == "openai" and options.openai.priced:
+        about["spend"] = round(options.openai.cost(counts.prompt_tokens, counts.completion_tokens), 6)
+    return counts.metrics() | about
 
 
 def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
     def options(settings: Settings) -> Mapping[str, Any]:
-        chosen = settings.paraphrase
-        prompt = prompt_for(chosen, step)
+        chosen = relevant(settings.paraphrase)
         gates = meaning(chosen.chosen_gates())
         if step == 1:
             del gates["min_caption_similarity"]
         if gates["preset"] == "paper":
             gates = {"preset": "paper"}
-        return {
+        common = {
             "engine": chosen.engine,
-            "model": "file" if chosen.engine == "file" else make_engine(chosen, settings.data.root).model,
-            "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-            "synonyms": chosen.synonyms and prompt.id.startswith("few-shot"),
-            "fraction": chosen.fraction if step == 1 else 1.0,
-            "sampling": meaning(chosen.sampling),
+            "fraction": step_fraction(chosen, step),
             "gates": gates,
-            "attempts": chosen.attempts,
-            "seed": chosen.seed,
             "context_length": settings.data.context_length,
         }
+        return common if chosen.engine == "file" else common | _asking(chosen, step, settings)
 
     return options
+
+
+def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[str, Any]:
+    """The options of an engine that is asked for more than a look into a file."""
+    prompt = prompt_for(chosen, step)
+    conditions = [condition.text for condition in conditions_of(chosen.regenerate)]
+    # Without conditions the fingerprint is the one that artifacts had before there were any.
+    again = {"regenerate": conditions} if conditions else {}
+    return again | {
+        "model": make_engine(chosen, settings.data.root, hash_files=model_hashes(settings)).model,
+        "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
+        "synonyms": chosen.synonyms and prompt.id.startswith("few-shot"),
+        "sampling": meaning(chosen.sampling),
+        "attempts": chosen.attempts,
+        "seed": chosen.seed,
+    }
 
 
 def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
@@ -136,7 +217,7 @@ def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
 def _stage(step: int) -> Stage:
     return Stage(
         name=f"paraphrase_{step}",
-        version=1,
+        version=VERSION,
         inputs=lambda settings: (UPSTREAM[step],),
         options=_options(step),
         sources=_sources,

@@ -25,6 +25,7 @@ from paraclip_core.report.data import (
 )
 from storage.artifacts import Artifact
 from storage.atomic import read_json
+from storage.counts import frequent_values
 from storage.parquet import count_rows, iter_batches
 from tasks.stage import input_path
 
@@ -45,6 +46,7 @@ OF_THE_TRY = frozenset(
         "prompt_tokens",
         "completion_tokens",
         "engine_seconds",
+        "judged_before",
         "samples_per_second",
         "loss",
     }
@@ -92,7 +94,11 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         better=better,
         worse=worse,
         paraphrases=samples,
-        rejects=[*_ingest_rejects(inputs["ingest"]), *_step_rejects(inputs)],
+        rejects=[
+            *_source_rejects("ingest", inputs["ingest"]),
+            *_step_rejects(inputs),
+            *_source_rejects("features", inputs["features"]),
+        ],
         stages=[_stage(artifact) for artifact in inputs.values()],
         versions=_versions(inputs.values()),
         licences=_licences(inputs),
@@ -155,13 +161,13 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     ]
 
 
-def _ingest_rejects(ingest: Artifact) -> list[RejectGroup]:
-    rows = _rows(ingest.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"])
+def _source_rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
+    rows = _rows(artifact.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"])
     samples = (
         (row["reason"], RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(_place(row) + row["detail"])))
         for row in rows
     )
-    return _groups("ingest", samples)
+    return _groups(stage, samples)
 
 
 def _place(row: Mapping[str, Any]) -> str:
@@ -170,16 +176,17 @@ def _place(row: Mapping[str, Any]) -> str:
 
 def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
     for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
-        rows = _rows(inputs[stage].path / "rejects", ["step", "reason", "detail", "input", "answer"])
-        samples = (
-            (
-                row["reason"],
-                RejectSample(_cut(row["input"]), _cut(row["detail"]), row["answer"] and _cut(row["answer"])),
-            )
-            for row in rows
-            if row["step"] == step
-        )
-        yield from _groups(f"paraphrase step {step}", samples)
+        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects", (step,)))
+    # Only a fine-tuning with an image gate has rejects.
+    if inputs["finetune"].manifest.metrics.get("rejected"):
+        yield from _groups("finetune", _answers(inputs["finetune"].path / "rejects", (1, 2)))
+
+
+def _answers(folder: Path, steps: Sequence[int]) -> Iterator[tuple[str, RejectSample]]:
+    for row in _rows(folder, ["step", "reason", "detail", "input", "answer"]):
+        if row["step"] in steps:
+            answer = row["answer"] and _cut(row["answer"])
+            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
 
 
 def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:
@@ -218,9 +225,9 @@ def _training(name: str, artifact: Artifact) -> Training:
 
 
 def _licences(inputs: Inputs) -> list[Licence]:
-    captions = Counter(row["licence"] for row in _rows(inputs["ingest"].path / "captions", ["licence"]))
-    trained = Counter(row["licence"] for row in _rows(inputs["paraphrase_2"].path / "paraphrases", ["licence"]))
-    return [Licence(name, captions[name], trained[name]) for name in sorted(captions | trained)]
+    captions = frequent_values(inputs["ingest"].path / "captions", "licence")
+    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence")
+    return [Licence(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
 
 
 def _stage(artifact: Artifact) -> StageRow:

@@ -8,18 +8,19 @@ unseen image harder to find.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from paraclip_core.clip.models import embedded_clip, pick_device
+from paraclip_core.clip.models import ClipModel, embedded_clip, freeze_image_tower, pick_device
 from paraclip_core.config import meaning
 from paraclip_core.training.losses import IMAGE, Pair
-from paraclip_core.training.rows import TrainingRows, spool_rows
-from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import RECALL, measure
+from paraclip_core.training.rows import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.trainer import TrainingJob
+from paraclip_core.training.validation import RECALL, ValidationSet, measure
 from tasks.stage import StageContext
 from tasks.training.data import (
     HeldOut,
@@ -32,51 +33,93 @@ from tasks.training.data import (
     use_threads,
     validation_set,
 )
+from tasks.training.processes import train_together
+from tasks.training.provenance import provenance_of
 from tasks.training.release import release
 
-__all__ = ["run"]
+__all__ = ["Preparation", "run"]
+
+
+class Preparation:
+    """What training needs. Each process that takes part makes it for itself, and only what it asks for."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        """Look at nothing yet."""
+        self.ctx, self.options = ctx, ctx.settings.bootstrap
+        self.captions = ctx.inputs["ingest"].path / "captions"
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        """The untrained model."""
+        clip = embedded_clip(self.ctx.settings.model)
+        clip.model.to(pick_device(self.ctx.settings.run.device))
+        freeze_image_tower(clip)
+        with torch.no_grad():
+            clip.model.get_parameter("logit_scale").fill_(math.log(self.options.logit_scale))
+        return clip
+
+    @cached_property
+    def images(self) -> Images:
+        """Images that have features."""
+        return Images(self.ctx.inputs["features"].path)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """Images that training leaves out."""
+        return hold_out(self.captions, self.images, self.options.validation)
+
+    @cached_property
+    def validation(self) -> ValidationSet:
+        """Captions of the held-out images."""
+        return validation_set(self.captions, self.held_out)
+
+    @cached_property
+    def rows(self) -> TrainingRows:
+        """Rows to train on."""
+        counts = RowCounts()
+
+        def stream() -> Iterator[RowBatch]:
+            yield from caption_rows(self.captions, self.images, counts=counts, keep=self.held_out.trains)
+
+        folder = self.ctx.work.scratch / "rows"
+        return enough(spool_rows(folder, ("caption",), stream(), lambda: asdict(counts)), "ingest")
+
+    def job(self) -> TrainingJob:
+        """The training run."""
+        return TrainingJob(
+            clip=self.clip,
+            rows=self.rows,
+            features=self.images.matrix,
+            image_keys=self.images.keys,
+            pairs=(Pair(IMAGE, "caption"),),
+            options=self.options,
+            scratch=self.ctx.work.scratch / "checkpoints",
+            log_path=self.ctx.work.out / "training_log.jsonl",
+            validate=lambda: measure(self.clip, self.validation),
+            keep_best=RECALL,
+        )
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
     use_threads(ctx.settings)
-    clip = embedded_clip(ctx.settings.model)
-    clip.model.to(pick_device(ctx.settings.run.device))
-    with torch.no_grad():
-        clip.model.get_parameter("logit_scale").fill_(math.log(ctx.settings.bootstrap.logit_scale))
-    before = same_image_tower(clip, ctx.inputs["features"])
-    captions = ctx.inputs["ingest"].path / "captions"
-    images = Images(ctx.inputs["features"].path)
-    held_out = hold_out(captions, images, ctx.settings.bootstrap.validation)
-    rows = _rows(ctx, captions, images, held_out)
-    validation = validation_set(captions, held_out)
-    job = TrainingJob(
-        clip=clip,
-        rows=rows,
-        features=images.matrix,
-        image_keys=images.keys,
-        pairs=(Pair(IMAGE, "caption"),),
-        options=ctx.settings.bootstrap,
-        scratch=ctx.work.scratch / "checkpoints",
-        log_path=ctx.work.out / "training_log.jsonl",
-        validate=lambda: measure(clip, validation),
-        keep_best=RECALL,
-    )
-    result = train(job, ctx.progress)
+    made = Preparation(ctx)
+    before = same_image_tower(made.clip, ctx.inputs["features"])
+    result = train_together(ctx, "bootstrap", made.job())
     release(
         ctx.work.out / "release",
-        clip,
+        made.clip,
         before,
         title="Bootstrapped CLIP",
         summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
         base="embedded",
-        rows=captions,
+        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
         options=meaning(ctx.settings.bootstrap),
     )
     return {
-        **rows.facts,
-        "rows": len(rows),
-        "validation_images": len(held_out.gallery),
+        **made.rows.facts,
+        "rows": len(made.rows),
+        "validation_images": len(made.held_out.gallery),
         "steps": result.steps,
         "batch_size": result.batch_size,
         "best_step": result.best_step,
@@ -84,9 +127,3 @@ def run(ctx: StageContext) -> dict[str, Any]:
         "samples_per_second": result.samples_per_second,
         "image_tower_hash": before,
     }
-
-
-def _rows(ctx: StageContext, captions: Path, images: Images, held_out: HeldOut) -> TrainingRows:
-    counts = RowCounts()
-    stream = caption_rows(captions, images, counts=counts, keep=held_out.trains)
-    return enough(spool_rows(ctx.work.scratch / "rows", ("caption",), stream, lambda: asdict(counts)), "ingest")

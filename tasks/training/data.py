@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +18,20 @@ from paraclip_core.clip.models import ClipModel, image_tower_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.rows import RowBatch, TrainingRows
+from paraclip_core.training.guards import bound_kernel_cache
+from paraclip_core.training.rows import CAPTION_ID, RowBatch, TrainingRows
 from paraclip_core.training.validation import ValidationSet
 from storage.artifacts import Artifact
-from storage.features import FeatureStore
+from storage.features import FeatureRows, FeatureStore
 from storage.parquet import iter_batches, read_table
+from tasks.training.tokens import STORED, TextTokens
 
 __all__ = [
     "HeldOut",
     "Images",
     "RowCounts",
+    "RowGate",
+    "RowTexts",
     "caption_rows",
     "enough",
     "hold_out",
@@ -40,6 +45,21 @@ MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Which rows, by the feature row of their image, are wanted."""
+RowTexts: TypeAlias = Mapping[str, pa.ListArray | pa.ChunkedArray]
+"""Tokens of some rows by kind of text."""
+
+
+class RowGate(Protocol):
+    """Looks at rows that would be trained on."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """What it wants to see of the table."""
+        ...
+
+    def __call__(self, rows: pa.RecordBatch, texts: RowTexts, image_rows: NDArray[np.int64], /) -> NDArray[np.bool_]:
+        """Which of them stay, bool [n]."""
+        ...
 
 
 class Images:
@@ -49,19 +69,24 @@ class Images:
         """Read the index of a features artifact."""
         self._store = FeatureStore(artifact)
         index = read_table(artifact / "index.parquet", ["pixels"])
-        pixels = b"".join(index["pixels"].to_pylist())
-        self._pixels = np.frombuffer(pixels, "<u8").reshape(-1, 2)
+        parts = [_fixed(chunk) for chunk in index["pixels"].chunks]
+        self._pixels = np.concatenate([np.zeros((0, 2), "<u8"), *parts])
 
     @cached_property
-    def matrix(self) -> NDArray[np.float16]:
-        """Features, [N, d]."""
-        return self._store.matrix()
+    def matrix(self) -> FeatureRows:
+        """Features, float16 [N, d], read from disk when they are asked for."""
+        return self._store.view()
 
     @cached_property
     def keys(self) -> NDArray[np.int64]:
         """The first image with the same pixels, [N]: equal images are one image."""
-        _, first, same = np.unique(self._pixels, axis=0, return_index=True, return_inverse=True)
-        return first[same.reshape(-1)].astype(np.int64)
+        order = np.lexsort((self._pixels[:, 1], self._pixels[:, 0]))
+        ranked = self._pixels[order]
+        new = np.concatenate([np.ones(min(len(order), 1), bool), (ranked[1:] != ranked[:-1]).any(axis=1)])
+        keys = np.empty(len(order), np.int64)
+        # The order is stable, so the first of each group is the one with the lowest row.
+        keys[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+        return keys
 
     @cached_property
     def places(self) -> NDArray[np.float64]:
@@ -107,6 +132,11 @@ class HeldOut:
         positions = np.full(len(self.all), -1, np.int64)
         positions[self.gallery] = np.arange(len(self.gallery))
         return positions
+
+
+def _fixed(values: pa.Array) -> NDArray[np.uint64]:
+    """Binary values of 16 bytes each as two numbers each, uint64 [n, 2]."""
+    return np.frombuffer(values.buffers()[1], "<u8").reshape(-1, 2)[values.offset : values.offset + len(values)]
 
 
 def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) -> HeldOut:
@@ -161,7 +191,8 @@ def same_image_tower(clip: ClipModel, features: Artifact) -> str:
 
 
 def use_threads(settings: Settings) -> None:
-    """Let torch use as many CPU threads as the settings say."""
+    """Let torch use as many CPU threads as the settings say, and bounded memory for its kernels."""
+    bound_kernel_cache()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
 
@@ -172,31 +203,43 @@ def caption_rows(
     columns: Sequence[str] = ("caption_tokens",),
     counts: RowCounts | None = None,
     keep: Keep | None = None,
+    tokens: TextTokens = STORED,
 ) -> Iterator[RowBatch]:
     """Rows of the ingested training captions with the feature row of their image, in the order of the table."""
-    for batch in iter_batches(folder, [*columns, "image_id", "split"]):
+    wanted = tokens.columns(columns)
+    ids = (CAPTION_ID,) if wanted else ()
+    for batch in iter_batches(folder, [*wanted, *ids, "image_id", "split"]):
         train = batch.filter(pc.call_function("equal", [batch["split"], pa.scalar("train")]))
-        yield from _rows(train, images, columns, counts, keep)
+        yield from _rows(train, images, wanted, counts, keep, tokens)
 
 
 def paraphrase_rows(
-    folder: Path, images: Images, counts: RowCounts | None = None, keep: Keep | None = None
+    folder: Path,
+    images: Images,
+    counts: RowCounts | None = None,
+    keep: Keep | None = None,
+    tokens: TextTokens = STORED,
+    gate: RowGate | None = None,
 ) -> Iterator[RowBatch]:
     """Rows that have both paraphrases, with the feature row of their image, in the order of the table."""
-    columns = ("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens")
-    for batch in iter_batches(folder, [*columns, "image_id"]):
-        whole = batch.filter(batch["paraphrase_2_tokens"].is_valid())
-        yield from _rows(whole, images, columns, counts, keep)
+    columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
+    seen = list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *(gate.columns if gate is not None else ())]))
+    for batch in iter_batches(folder, seen):
+        whole = batch.filter(batch[columns[-1]].is_valid())
+        yield from _rows(whole, images, columns, counts, keep, tokens, gate)
 
 
-def validation_set(captions: Path, held_out: HeldOut, paraphrases: Path | None = None) -> ValidationSet:
+def validation_set(
+    captions: Path, held_out: HeldOut, paraphrases: Path | None = None, tokens: TextTokens = STORED
+) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order."""
     images = held_out.images
-    texts, targets = _queries(caption_rows(captions, images, keep=lambda rows: held_out.position(rows) >= 0), held_out)
+    shown = caption_rows(captions, images, keep=lambda rows: held_out.position(rows) >= 0, tokens=tokens)
+    texts, targets = _queries(shown, held_out)
     gallery = np.asarray(images.matrix[held_out.gallery])
     if paraphrases is None:
         return ValidationSet(gallery, texts["caption"], targets)
-    rows = paraphrase_rows(paraphrases, images, keep=lambda rows: held_out.position(rows) >= 0)
+    rows = paraphrase_rows(paraphrases, images, keep=lambda rows: held_out.position(rows) >= 0, tokens=tokens)
     pairs, pair_targets = _queries(rows, held_out, ("caption", "paraphrase_2"))
     return ValidationSet(gallery, texts["caption"], targets, pairs["caption"], pairs["paraphrase_2"], pair_targets)
 
@@ -218,7 +261,13 @@ def _queries(
 
 
 def _rows(
-    batch: pa.RecordBatch, images: Images, columns: Sequence[str], counts: RowCounts | None, keep: Keep | None
+    batch: pa.RecordBatch,
+    images: Images,
+    columns: Sequence[str],
+    counts: RowCounts | None,
+    keep: Keep | None,
+    tokens: TextTokens,
+    gate: RowGate | None = None,
 ) -> Iterator[RowBatch]:
     found = images.find(batch["image_id"])
     usable = found >= 0
@@ -230,5 +279,13 @@ def _rows(
         counts.without_image += int((~usable).sum())
         counts.held_out += int((usable & ~wanted).sum())
     kept = batch.filter(pa.array(wanted))
-    if kept.num_rows:
-        yield {column.removesuffix("_tokens"): kept[column] for column in columns}, found[wanted]
+    if not kept.num_rows:
+        return
+    texts, image_rows = {c.removesuffix("_tokens"): tokens.convert(kept[c]) for c in columns}, found[wanted]
+    told = {**texts, CAPTION_ID: kept[CAPTION_ID]} if columns else texts
+    if gate is None:
+        yield told, image_rows
+        return
+    good = gate(kept, texts, image_rows)
+    if good.any():
+        yield {name: column.filter(pa.array(good)) for name, column in told.items()}, image_rows[good]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-from paraclip_core.clip.models import freeze_image_tower, load_clip, pick_device
-from paraclip_core.config import meaning
-from paraclip_core.errors import ModelError
-from paraclip_core.training.alpha import choose_alpha, copy_weights, interpolate, sweep
+from paraclip_core.clip.models import ClipModel, freeze_image_tower, load_clip, pick_device, weights_hash
+from paraclip_core.clip.reference import place_free_name
+from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.optimiser import trained_parameters
-from paraclip_core.training.rows import TrainingRows, spool_rows
-from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import measure
+from paraclip_core.training.optimiser import select_parameters, trained_parameters
+from paraclip_core.training.rows import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.trainer import TrainingJob
+from paraclip_core.training.validation import AO, ValidationSet, measure
 from storage.atomic import write_json
 from tasks.models import base_reference
 from tasks.stage import StageContext
+from tasks.stages.finetune import told_options
 from tasks.training.data import (
     HeldOut,
     Images,
@@ -29,51 +31,128 @@ from tasks.training.data import (
     use_threads,
     validation_set,
 )
+from tasks.training.image_gate import ImageGate
+from tasks.training.processes import train_together
+from tasks.training.provenance import paraphraser_of, provenance_of
 from tasks.training.release import release
+from tasks.training.tokens import TextTokens, tokens_for
 
-__all__ = ["run"]
+__all__ = ["Preparation", "run"]
+
+log = logging.getLogger(__name__)
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 
 
+class Preparation:
+    """What training needs. Each process that takes part makes it for itself, and only what it asks for."""
+
+    def __init__(self, ctx: StageContext) -> None:
+        """Look at nothing yet."""
+        self.ctx, self.options = ctx, ctx.settings.finetune
+        self.captions = ctx.inputs["ingest"].path / "captions"
+        self.paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        """The base, with gradients where it is trained."""
+        settings = self.ctx.settings
+        clip = load_clip(base_reference(settings, self.ctx.inputs), pick_device(settings.run.device))
+        freeze_image_tower(clip)
+        select_parameters(clip.model, self.options.train, self.options.logit_scale == "learn")
+        return clip
+
+    @cached_property
+    def images(self) -> Images:
+        """Images that have features."""
+        return Images(self.ctx.inputs["features"].path)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """Images that training leaves out."""
+        # A base that was trained here knows its own training images, and beats any tuned tower on them.
+        unseen = self.ctx.settings.bootstrap.validation if "bootstrap" in self.ctx.inputs else 1.0
+        return hold_out(self.captions, self.images, self.options.validation, unseen)
+
+    @cached_property
+    def validation(self) -> ValidationSet:
+        """Captions and pairs of the held-out images."""
+        return validation_set(self.captions, self.held_out, self.paraphrases, self.tokens)
+
+    @cached_property
+    def tokens(self) -> TextTokens:
+        """How the base gets its tokens."""
+        return tokens_for(self.clip, self.ctx.settings.data.context_length)
+
+    @cached_property
+    def rows(self) -> TrainingRows:
+        """Rows to train on."""
+        counts = RowCounts()
+
+        def stream() -> Iterator[RowBatch]:
+            keep = self.held_out.trains
+            yield from paraphrase_rows(self.paraphrases, self.images, counts, keep, self.tokens, gate)
+            if gate is not None:
+                # Before the rows are called complete, because a later try would not make rejects again.
+                gate.close()
+
+        def facts() -> dict[str, int]:
+            return asdict(counts) | ({"rejected": gate.rejected} if gate is not None else {})
+
+        gate = self._image_gate()
+        folder = self.ctx.work.scratch / "rows"
+        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2")
+
+    def _image_gate(self) -> ImageGate | None:
+        margin = self.options.image_gate
+        if margin is None:
+            return None
+        return ImageGate(self.clip, self.images, margin, self.ctx.work.out / "rejects")
+
+    def job(self) -> TrainingJob:
+        """The training run."""
+        options = self.options
+        return TrainingJob(
+            clip=self.clip,
+            rows=self.rows.as_captions() if options.texts == "captions" else self.rows,
+            features=self.images.matrix,
+            image_keys=self.images.keys,
+            pairs=named_pairs(options.weights),
+            options=options,
+            scratch=self.ctx.work.scratch / "checkpoints",
+            log_path=self.ctx.work.out / "training_log.jsonl",
+            mask_duplicates=options.mask_duplicates,
+            distil=options.distil,
+            l2_sp=options.l2_sp,
+            validate=self._validate() if options.validations else None,
+            validations=options.validations,
+            keep_best=BY_RULE if options.validations else None,
+        )
+
+    def _validate(self) -> Callable[[], Mapping[str, float]]:
+        clip, validation = self.clip, self.validation
+        # Of the base, as the model still is here, also where training goes on from a checkpoint later.
+        base = measure(clip, validation)
+        return best_so_far(lambda: measure(clip, validation), base, self.options.alpha.max_recall_drop)
+
+
 def run(ctx: StageContext) -> dict[str, Any]:
     """Fine-tune, choose α, and write ``release/``, ``training_log.jsonl`` and ``alpha_sweep.json``."""
-    settings, options = ctx.settings, ctx.settings.finetune
-    use_threads(settings)
-    clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
-    if not clip.reads_clip_tokens:
-        raise ModelError(
-            f"{clip.reference} has a tokenizer of its own, but captions are stored as CLIP's tokens; "
-            "choose a base with CLIP's tokenizer"
-        )
-    freeze_image_tower(clip)
-    before = same_image_tower(clip, ctx.inputs["features"])
-    captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
-    images = Images(ctx.inputs["features"].path)
-    # A base that was trained here knows its own training images, and beats any tuned tower on them.
-    unseen = settings.bootstrap.validation if "bootstrap" in ctx.inputs else 1.0
-    held_out = hold_out(captions, images, options.validation, unseen)
-    rows = _rows(ctx, paraphrases, images, held_out)
-    validation = validation_set(captions, held_out, paraphrases)
+    use_threads(ctx.settings)
+    made, options = Preparation(ctx), ctx.settings.finetune
+    clip = made.clip
+    before, weights = same_image_tower(clip, ctx.inputs["features"]), weights_hash(clip)
     parameters = trained_parameters(clip.model)
     base = copy_weights(parameters)
-    job = TrainingJob(
-        clip=clip,
-        rows=rows.as_captions() if options.texts == "captions" else rows,
-        features=images.matrix,
-        image_keys=images.keys,
-        pairs=named_pairs(options.weights),
-        options=options,
-        scratch=ctx.work.scratch / "checkpoints",
-        log_path=ctx.work.out / "training_log.jsonl",
-        mask_duplicates=options.mask_duplicates,
-    )
-    result = train(job, ctx.progress)
+    result = train_together(ctx, "finetune", made.job())
     tuned = copy_weights(parameters)
+    validation = made.validation
     chosen = choose_alpha(
         sweep(parameters, base, tuned, options.alpha.grid, lambda: measure(clip, validation)),
         options.alpha.max_recall_drop,
     )
+    if AO not in chosen["alphas"][0]:
+        log.warning("α = %g is chosen without paraphrases: %s", chosen["chosen"], chosen["rule"])
     write_json(ctx.work.out / "alpha_sweep.json", chosen)
     interpolate(parameters, base, tuned, chosen["chosen"])
     after = release(
@@ -84,16 +163,19 @@ def run(ctx: StageContext) -> dict[str, Any]:
         summary="The text tower was fine-tuned on captions and their LLM paraphrases (ParaCLIP, arXiv 2402.15120) and "
         f"interpolated with the base's at α = {chosen['chosen']:g}: {chosen['rule']}.",
         base=_base_name(ctx),
-        rows=paraphrases,
-        options=meaning(options),
+        weights=weights,
+        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
+        paraphraser=paraphraser_of(ctx.inputs["paraphrase_2"]),
+        options=told_options(options),
         figures=chosen["alphas"],
     )
     return {
-        **rows.facts,
-        "rows": len(rows),
+        **made.rows.facts,
+        "rows": len(made.rows),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,
+        **({"best_step": result.best_step} if options.validations else {}),
         "batch_size": result.batch_size,
         "alpha": chosen["chosen"],
         "validation": {str(point["alpha"]): point for point in chosen["alphas"]},
@@ -103,13 +185,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def _rows(ctx: StageContext, paraphrases: Path, images: Images, held_out: HeldOut) -> TrainingRows:
-    counts = RowCounts()
-    stream = paraphrase_rows(paraphrases, images, counts, held_out.trains)
-    return enough(spool_rows(ctx.work.scratch / "rows", KINDS, stream, lambda: asdict(counts)), "paraphrase_2")
-
-
 def _base_name(ctx: StageContext) -> str:
     """The base by a name that does not depend on where the artifacts lie."""
     made = ctx.inputs.get("bootstrap")
-    return f"bootstrap/{made.fingerprint}" if made is not None else ctx.settings.model.base
+    return f"bootstrap/{made.fingerprint}" if made is not None else place_free_name(ctx.settings.model.base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from paraclip_core.clip.models import ClipModel, image_tower_hash, save_release
 from paraclip_core.errors import ModelError
 from paraclip_core.training.card import model_card
 from storage.atomic import storage_error
-from storage.parquet import iter_batches
+from tasks.training.provenance import Provenance
 
 __all__ = ["release"]
 
@@ -24,7 +23,9 @@ def release(
     title: str,
     summary: str,
     base: str,
-    rows: Path,
+    weights: str | None = None,
+    provenance: Provenance,
+    paraphraser: str | None = None,
     options: Mapping[str, Any],
     figures: Sequence[Mapping[str, float]] = (),
 ) -> str:
@@ -37,7 +38,9 @@ def release(
         title: heading of the card.
         summary: what was done.
         base: what it started from.
-        rows: table of the rows it was trained on, with their licences.
+        weights: hash of the base's weights.
+        provenance: licences and sources of the rows that it was trained on.
+        paraphraser: who wrote the paraphrases among them.
         options: hyper-parameters.
         figures: validation figures for the card.
 
@@ -58,8 +61,13 @@ def release(
         title=title,
         summary=summary,
         base=base,
+        base_model=clip.hub_name,
+        revision=clip.revision,
+        weights=weights,
         image_tower_hash=after,
-        licences=_licences(rows),
+        licences=provenance.licences,
+        sources=provenance.sources,
+        paraphraser=paraphraser,
         options=options,
         figures=figures,
     )
@@ -68,11 +76,3 @@ def release(
     except OSError as error:
         raise storage_error(error, folder) from error
     return after
-
-
-def _licences(rows: Path) -> dict[str, int]:
-    counted: Counter[str] = Counter()
-    for batch in iter_batches(rows, ["licence"]):
-        for entry in batch["licence"].value_counts().to_pylist():
-            counted[entry["values"]] += entry["counts"]
-    return dict(counted)

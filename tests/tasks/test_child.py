@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from storage.artifacts import ArtifactStore, Draft
-from tasks.child import log_path, run_in_child
+from tasks.child import call_in_child, log_path, run_in_child
 
 FAKES = Path(__file__).parent / "fakes"
 OK, TROUBLE = "fake_stages:STAGES", "fake_stages:TROUBLE"
@@ -134,6 +135,28 @@ def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "hang")
     thread.join()
+    assert not alive(int(pid_file.read_text()))
+
+
+def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    settings, stop, path = settings_at(tmp_path), threading.Event(), tmp_path / "logs" / "hang.log"
+    request = {
+        "draft": asdict(draft("hang")),
+        "settings": settings.model_dump(mode="json"),
+        "stages": TROUBLE,
+        "root": str(tmp_path),
+        "inputs": {},
+    }
+    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(call_in_child, "tasks.child:make_artifact", request, settings, path, stop=stop)
+        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        stop.set()
+        with pytest.raises(StageError, match="was stopped"):
+            called.result(20)
     assert not alive(int(pid_file.read_text()))
 
 

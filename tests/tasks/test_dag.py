@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import InputError
+from paraclip_core.errors import InputError, ModelError
+from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES
 from paraclip_core.settings import load_settings
+from storage import atomic
+from storage import fingerprint as storage_fingerprint
 from storage.artifacts import ArtifactStore
+from storage.atomic import file_sha256
 from tasks.dag import STAGES, resolve, stage_names
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -33,6 +38,27 @@ def test_every_stage_comes_after_its_inputs() -> None:
     for name in stage_names(settings):
         assert set(STAGES[name].inputs(settings)) <= seen, name
         seen.add(name)
+
+
+def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(SMALL_BYTES + 1))
+    os.utime(weights, (0, 0))
+    monkeypatch.setattr(atomic, "SETTLED_NS", 0)
+    read: list[Path] = []
+    monkeypatch.setattr(storage_fingerprint, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    chosen = ("paraphrase.engine=transformers", f"paraphrase.model={model}", f"run.root={tmp_path / 'root'}")
+    one = fingerprints(tmp_path, *chosen)
+    assert fingerprints(tmp_path, *chosen) == one
+    assert read == [weights]
+    with weights.open("r+b") as file:
+        file.seek(SMALL_BYTES // 2)
+        file.write(b"edit")
+    os.utime(weights, (0, 0))
+    assert fingerprints(tmp_path, *chosen)["paraphrase_1"] != one["paraphrase_1"]
 
 
 def test_stages_depend_on_the_settings() -> None:
@@ -69,6 +95,11 @@ def test_operational_options_change_nothing(tmp_path: Path) -> None:
     assert changed(tmp_path, *overrides, "run.placement=deployments", "finetune.checkpoint_steps=5") == set()
 
 
+def test_options_of_engines_that_are_not_in_use_change_nothing(tmp_path: Path) -> None:
+    unused = ["vllm.dtype=half", "vllm.revision=abc", "openai.revision=abc", "model=another", "file.path=mine.csv"]
+    assert changed(tmp_path, *(f"paraphrase.{option}" for option in unused)) == set()
+
+
 def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
     def ingest(folder: Path) -> str:
         settings = load_settings(None, [f"data.root={folder}", "data.sources.0.path=a.txt", "paraphrase.engine=file"])
@@ -81,3 +112,22 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
     assert ingest(tmp_path / "here") == ingest(tmp_path / "there") != ingest(tmp_path / "other")
     with pytest.raises(InputError, match=r"a\.txt"):
         ingest(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("ViT-B-33:openai", "no architecture 'ViT-B-33'; did you mean ViT-B-32"),
+        ("ViT-B-33:weights.pt", "no architecture 'ViT-B-33'"),
+        ("ViT-B-32:laion2b", "ViT-B-32 has no weights 'laion2b'; there are: .*laion2b_s34b_b79k"),
+        ("embeded", "model 'embeded': embeded does not exist; expected embedded, a folder"),
+    ],
+)
+def test_a_mistyped_base_is_found_before_anything_runs(tmp_path: Path, base: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        fingerprints(tmp_path, f"model.base={base}")
+
+
+@pytest.mark.parametrize("base", ["ViT-B-32-quickgelu:laion400m_e32", "ViT-SO400M-14-SigLIP-384:webli", "hf-hub:a/b"])
+def test_models_from_elsewhere_need_no_network_to_plan(tmp_path: Path, base: str) -> None:
+    assert "finetune" in fingerprints(tmp_path, f"model.base={base}")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from paraclip_core.errors import ArtifactError
+from paraclip_core.paraphrase.generate import in_fraction
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
 from tasks.amounts import Amount, amounts
@@ -45,6 +50,37 @@ def test_cached_and_resumable(tmp_path: Path) -> None:
     with ArtifactStore(tmp_path).writing("second", second.fingerprint):
         pass
     assert plan(tmp_path)["second"].state == "resumable"
+
+
+@pytest.mark.parametrize("where", ["file/root", "file"])
+def test_a_root_that_cannot_be_made_is_said(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=f"cannot write .*{where}.*Not a directory"):
+        plan(tmp_path / where)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_root_in_proc_is_refused_although_permissions_would_allow_it() -> None:
+    with pytest.raises(ArtifactError, match="/proc/nope"):
+        plan(Path("/proc/nope"))
+
+
+def test_a_root_that_can_be_made_is_not_made(tmp_path: Path) -> None:
+    assert plan(tmp_path / "a" / "b")["first"].state == "to run"
+    assert not list((tmp_path).rglob("artifacts")) and not list(tmp_path.glob(".paraclip-*"))
+
+
+def test_a_paraphrase_stage_writes_as_its_rows_and_lasts_as_its_requests(tmp_path: Path) -> None:
+    manifest = SimpleNamespace(
+        stage="paraphrase_1",
+        fingerprint="f" * 32,
+        metrics={"generated": 1000, "captions": 4000},
+        wall_seconds=110.0,
+        size=lambda: 400_000,
+    )
+    earlier: Any = SimpleNamespace(manifest=manifest)
+    cost = estimate("paraphrase_1", Amount(rows=4400, units=100), [earlier])
+    assert (cost.seconds, cost.bytes) == (20.0, 440_000)
 
 
 def test_an_option_that_changed_is_named_old_and_new(tmp_path: Path) -> None:
@@ -98,11 +134,48 @@ def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
         None, [f"data.root={tmp_path}", "data.sources.0.path=a.txt", f"run.root={tmp_path}/root", "finetune.epochs=3"]
     )
     found = amounts(settings, ArtifactStore(tmp_path / "root"), {})
-    assert found["ingest"].rows == 20 and found["paraphrase_1"].rows == 20
+    assert found["ingest"].rows == 21 and found["paraphrase_1"].rows == 20
     assert found["evaluate"].rows == 0
 
 
 def test_scenes_are_estimated_before_they_are_rendered(tmp_path: Path) -> None:
     settings = load_settings(None, ["data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
     found = amounts(settings, ArtifactStore(tmp_path), {})
-    assert found["scenes"].rows == 100 and (found["ingest"].rows or 0) > 100
+    assert (found["scenes"].rows, found["ingest"].rows, found["paraphrase_1"].rows) == (100, 200, 150)
+
+
+def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"a picture of number {number}\n" for number in range(20)))
+    chosen = ["paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.synonyms=false"]
+    common = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", *chosen]
+    free = amounts(load_settings(None, common), ArtifactStore(tmp_path / "root"), {})
+    assert free["paraphrase_1"].spend is None
+    prices = [f"paraphrase.openai.price_per_million_{kind}_tokens=1000000" for kind in ("prompt", "completion")]
+    found = amounts(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root"), {})
+    step = found["paraphrase_1"]
+    assert step.requests == 20 and step.tokens
+    # At one a token the cost is the tokens.
+    assert step.spend is not None and abs(step.spend - step.tokens) <= 1
+    scenes = load_settings(None, [*common, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
+    assert amounts(scenes, ArtifactStore(tmp_path / "other"), {})["paraphrase_2"].spend
+
+
+def test_paraphrases_from_a_file_are_counted_without_judging_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = [f"a picture of number {number}" for number in range(20)]
+    (tmp_path / "a.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    (tmp_path / "p.csv").write_text("caption,paraphrase_1,paraphrase_2\na picture of number 1,one,first\n")
+    given = [
+        f"data.root={tmp_path}",
+        "data.sources.0.path=a.txt",
+        f"run.root={tmp_path}/root",
+        "paraphrase.fraction=0.5",
+    ]
+    settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
+    monkeypatch.setattr("tasks.requests.missing_requests", lambda *_, **__: pytest.fail("answers were judged"))
+    found = amounts(settings, ArtifactStore(tmp_path / "root"), {})
+    wanted = sum(in_fraction(caption, 0.5) for caption in captions)
+    assert 0 < wanted < 20
+    assert (found["paraphrase_1"].rows, found["paraphrase_1"].requests) == (wanted, 0)
+    assert (found["paraphrase_2"].rows, found["paraphrase_2"].requests) == (wanted, 0)

@@ -1,46 +1,175 @@
-"""Whether a challenger takes over a channel."""
+"""Whether a challenger takes over a channel, and who may move which."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.artifacts import ArtifactStore
+from paraclip_core.evaluation.comparison import Outcome, compare
+from paraclip_core.evaluation.evaluate import Evaluation
+from paraclip_core.evaluation.samples import Measured, Sample
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.fingerprint import fingerprint
+from tasks import champion as champion_module
 from tasks.promotion import check_channel, decide
-from tasks.results import Result, comparison_rows
+from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, check_run_name, comparison_rows
+from tasks.run import run_node
+from tasks.stages.evaluate import EVALUATE, write_evaluation
+
+QUERIES = np.random.default_rng(0).random((2, 200))
+TOWER = "0" * 32
 
 
-def result(fingerprint: str, verdict: str) -> Result:
-    stages: list[dict[str, Any]] = [{"stage": "finetune", "fingerprint": fingerprint, "state": "made"}]
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate({"evaluate": {"resamples": 200}, "run": {"root": str(tmp_path)}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
+    draft = Draft("finetune", name, 1, {}, {})
+    found = store.find("finetune", name)
+    if found is not None:
+        return found
+    with store.writing("finetune", name):
+        return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
+
+
+def evaluated(store: ArtifactStore, settings: Settings, name: str, gain: float, recall: float = 0.0) -> Artifact:
+    """The evaluation of a model whose AO@10 is `gain` above its base's in the mean, and its recall `recall`."""
+    model(store, name)
+    inputs = {"ingest": "same", "finetune": name}
+    draft = Draft("evaluate", fingerprint("evaluate", EVALUATE.version, {}, inputs), EVALUATE.version, inputs, {})
+    clusters, noise = np.repeat(np.arange(100), 2), 0.2 * (QUERIES[1] - 0.5)
+
+    def outcome(kind: str, metric: str, shift: float) -> Outcome:
+        base, tuned = (Measured({metric: Sample(v, clusters)}, {}) for v in (QUERIES[0], QUERIES[0] + shift + noise))
+        return Outcome(kind, kind, base, tuned)
+
+    outcomes = (
+        outcome("paraphrased_retrieval", "ao@10", gain),
+        outcome("retrieval", "text_to_image_recall@10", recall),
+    )
+    evaluation = Evaluation(outcomes, {}, compare(outcomes, settings.evaluate))
+    with store.writing("evaluate", draft.fingerprint) as work:
+        write_evaluation(work.out, evaluation, {"base": "base", "tuned": name}, {})
+        return store.commit(draft, {}, 0.0)
+
+
+def result(name: str, verdict: str = "promote", evaluation: Artifact | None = None) -> Result:
+    stages: list[dict[str, Any]] = [{"stage": "finetune", "fingerprint": name, "state": "made"}]
+    if evaluation is not None:
+        stages.append({"stage": "evaluate", "fingerprint": evaluation.fingerprint, "state": "made"})
     return Result("run", stages, {"verdict": verdict, "reason": "ao@10 +1.0 [0.5, 1.5]"})
 
 
-def test_a_better_challenger_moves_the_channel(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    decision = decide(store, "production", result("aaa", "promote"))
+def served(store: ArtifactStore, channel: str = "production") -> Any:
+    return (store.channel(channel) or {}).get("fingerprint")
+
+
+def test_a_first_model_moves_the_channel_and_the_decision_is_kept(settings: Settings, store: ArtifactStore) -> None:
+    decision = decide(settings, store, "production", result("aaa"))
     assert decision["moved"] and decision["before"] is None and "ao@10" in decision["reason"]
     channel = store.channel("production")
     assert channel is not None and channel["fingerprint"] == "aaa" and channel["stages"] == {"finetune": "aaa"}
+    assert channel["moved_by"] == BY_PROMOTION and channel["reason"] == decision["reason"]
+    assert json.loads((store.root / "results" / "run" / "promotion.json").read_text()) == decision
 
 
-def test_a_held_challenger_leaves_it_alone_and_says_why(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    decide(store, "production", result("aaa", "promote"))
-    decision = decide(store, "production", result("bbb", "hold"))
+def test_one_held_against_its_base_leaves_it_alone_and_says_why(settings: Settings, store: ArtifactStore) -> None:
+    decide(settings, store, "production", result("aaa"))
+    decision = decide(settings, store, "production", result("bbb", "hold"))
     assert not decision["moved"] and (decision["before"], decision["after"]) == ("aaa", "bbb")
-    assert "ao@10 +1.0" in decision["reason"]
-    channel = store.channel("production")
-    assert channel is not None and channel["fingerprint"] == "aaa"
+    assert "ao@10 +1.0" in decision["reason"] and served(store) == "aaa"
 
 
-def test_an_unchanged_model_is_kept(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    decide(store, "production", result("aaa", "promote"))
-    decision = decide(store, "production", result("aaa", "promote"))
+def test_an_unchanged_model_is_kept(settings: Settings, store: ArtifactStore) -> None:
+    decide(settings, store, "production", result("aaa"))
+    decision = decide(settings, store, "production", result("aaa"))
     assert not decision["moved"] and decision["reason"].startswith("kept")
+
+
+@pytest.mark.parametrize(
+    ("gain", "recall", "moved", "reason"),
+    [
+        (0.30, 0.0, True, "ao@10 +20.00 [+20.00, +20.00] does not lie below zero"),
+        (0.10, 0.0, True, "ao@10 +0.00 [+0.00, +0.00] does not lie below zero"),
+        (0.05, 0.0, False, "ao@10 -5.00 [-5.00, -5.00] lies below zero"),
+        (0.30, -0.02, False, "text_to_image_recall@10 fell by 2.00, at most 1 is allowed"),
+    ],
+)
+def test_better_than_the_base_is_not_enough(
+    settings: Settings, store: ArtifactStore, gain: float, recall: float, moved: bool, reason: str
+) -> None:
+    evaluated(store, settings, "aaa", 0.1)
+    decide(settings, store, "production", result("aaa"))
+    # The champion's evaluation is at hand, so nothing is measured.
+    challengers = evaluated(store, settings, "bbb", gain, recall)
+    decision = decide(settings, store, "production", result("bbb", evaluation=challengers))
+    assert decision["moved"] is moved and reason in decision["reason"]
+    assert served(store) == ("bbb" if moved else "aaa")
+    assert [row["metric"] for row in decision["against_champion"]] == ["ao@10", "text_to_image_recall@10"]
+    assert decision["against_champion"][0]["delta"] == pytest.approx(100 * (gain - 0.1))
+    if moved:
+        assert (store.channel("production") or {})["before"] == "aaa"
+
+
+def test_a_champion_of_other_benchmarks_is_measured_again(
+    settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(store, "aaa")
+    decide(settings, store, "production", result("aaa"))
+    challengers = evaluated(store, settings, "bbb", 0.3)
+
+    def measure(node: Any, *arguments: Any) -> Artifact:
+        made = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
+        assert node.fingerprint == made.fingerprint and node.draft.inputs["ingest"] == "same"
+        return run_node(node, *arguments)
+
+    monkeypatch.setattr(champion_module, "run_node", measure)
+    assert decide(settings, store, "production", result("bbb", evaluation=challengers))["moved"]
+
+
+def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
+    settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(store, "aaa")
+    decide(settings, store, "production", result("aaa"))
+    challengers = evaluated(store, settings, "bbb", 0.3)
+
+    def measure(node: Any, *arguments: Any) -> Artifact:
+        decide(settings, store, "production", result("ccc"), force=True)
+        evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
+        return run_node(node, *arguments)
+
+    monkeypatch.setattr(champion_module, "run_node", measure)
+    decision = decide(settings, store, "production", result("bbb", evaluation=challengers))
+    assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
+    assert served(store) == "ccc"
+
+
+def test_what_cannot_be_compared_is_held_and_can_be_moved_by_hand(settings: Settings, store: ArtifactStore) -> None:
+    decide(settings, store, "production", result("aaa"))
+    challengers = evaluated(store, settings, "bbb", 0.3)
+    outcome = result("bbb", evaluation=challengers)
+    decision = decide(settings, store, "production", outcome)
+    assert not decision["moved"] and "the champion aaa is gone" in decision["reason"]
+    model(store, "aaa", "1" * 32)
+    decision = decide(settings, store, "production", outcome)
+    assert not decision["moved"] and "has image tower 1111" in decision["reason"]
+    assert "paraclip promote --force" in decision["reason"] and served(store) == "aaa"
+    decision = decide(settings, store, "production", outcome, force=True)
+    assert decision["moved"] and "by hand" in decision["reason"] and served(store) == "bbb"
 
 
 def test_headlines_come_first_and_numbers_are_sorted_as_numbers() -> None:
@@ -51,10 +180,21 @@ def test_headlines_come_first_and_numbers_are_sorted_as_numbers() -> None:
     assert rows[0]["delta"] is None and rows[0]["low"] is None
 
 
-def test_a_channel_that_every_run_moves_cannot_be_the_promoted_one(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
+def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStore) -> None:
     check_channel("nightly", "production", store)
-    with pytest.raises(ConfigError, match="follows every run"):
+    with pytest.raises(ConfigError, match="follows every such run"):
         check_channel("production", "production", store)
     with pytest.raises(ArtifactError, match="cannot be a channel's name"):
         check_channel("nightly", "../production", store)
+    store.set_channel("production", channel_value({"finetune": "aaa"}, "hold", BY_RUN))
+    with pytest.raises(ConfigError, match=r"delete production\.json"):
+        check_channel("nightly", "production", store)
+
+
+def test_a_run_cannot_take_the_name_of_a_promoted_channel(settings: Settings, store: ArtifactStore) -> None:
+    check_run_name("production", store)
+    store.set_channel("demo", channel_value({"finetune": "aaa"}, "hold", BY_RUN))
+    check_run_name("demo", store)
+    decide(settings, store, "production", result("aaa"))
+    with pytest.raises(ConfigError, match="only a promotion moves"):
+        check_run_name("production", store)

@@ -17,15 +17,20 @@ import torch
 
 from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
 from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, InputError, ModelError
+from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
 from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.evaluation.samples import from_table
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import write_shard
 from storage.fingerprint import FileHashes
 from storage.parquet import write_table
+from tasks.dag import Node
+from tasks.run import run_node
 from tasks.stage import carry_out
+from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.evaluate import EVALUATE
+from tasks.stages.finetune import FINETUNE
 
 IMAGES = 30
 MODEL = {"text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32}
@@ -151,7 +156,10 @@ def test_what_it_leaves_behind(whole: Artifact) -> None:
     table = pq.read_table(whole.path / "per_query" / "captions.parquet")
     assert table.schema.equals(PER_QUERY)
     assert table.num_rows == protocol["pairs"]
-    for model in ("base", "tuned"):
+    for model, measured in zip(
+        ("base", "tuned"), from_table(pq.read_table(whole.path / "samples/sts.parquet")), strict=True
+    ):
+        assert measured.metrics["spearman"] == pytest.approx(summary["models"][model]["sts"]["spearman"], abs=1e-5)
         result = json.loads((whole.path / "results" / model / "sts.json").read_text())
         assert 100 * result["scores"]["test"][0]["main_score"] == pytest.approx(
             summary["models"][model]["sts"]["spearman"], abs=1e-4
@@ -229,6 +237,43 @@ def test_a_split_without_captions(world: tuple[ArtifactStore, dict[str, Artifact
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "test"})})
     with pytest.raises(BenchmarkError, match="benchmark 'r': no ingested caption of split 'test' has an image"):
         run(world, settings, "empty")
+
+
+def test_a_small_pool_is_found_before_a_model_is_trained(
+    world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, artifacts = world
+    settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
+    monkeypatch.setattr("tasks.run.run_in_child", lambda *_: pytest.fail("it was trained"))
+    for stage in (BOOTSTRAP, FINETUNE):
+        monkeypatch.setattr("tasks.run.input_artifacts", lambda *_: artifacts)
+        node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))
+        with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
+            run_node(node, settings, store)
+
+
+def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:
+    benchmark = {"name": "few", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    hashes = FileHashes(tmp_path / "hashes.json")
+    with pytest.raises(
+        ConfigError, match=r"'few' searches the 8 held-out images of data\.scenes; expected at least 10"
+    ):
+        EVALUATE.sources(settings_with(tmp_path, [benchmark], scenes={"images": 30}), hashes)
+    assert EVALUATE.sources(settings_with(tmp_path, [benchmark], scenes={"images": 40}), hashes) == {}
+
+
+def test_an_interpolation_of_nothing_is_explained(
+    world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path
+) -> None:
+    made = world[1]["finetune"]
+    kept_base = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics={"alpha": 0.0}))
+    found = run(world, settings_with(folder), "alpha", finetune=kept_base)
+    summary = json.loads((found.path / "summary.json").read_text())
+    assert summary["reason"].startswith("α = 0 was chosen: no interpolation with the trained weights passed the rule")
+    assert json.loads((found.path / "comparison.json").read_text())["reason"] == summary["reason"]
+    assert summary["reason"].endswith(whole.manifest.metrics["reason"])
+    assert "α" not in whole.manifest.metrics["reason"]
 
 
 def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path) -> None:

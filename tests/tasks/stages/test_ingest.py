@@ -18,7 +18,8 @@ import pytest
 
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
-from paraclip_core.errors import ArtifactError, ConfigError, InputError
+from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes
 from storage.parquet import read_table
@@ -136,12 +137,19 @@ def test_finished_files_are_not_read_again(folder: Path, tmp_path: Path) -> None
     assert ingest(settings, store).manifest.metrics["read"] == 12_001
 
 
-def test_nothing_accepted_is_an_empty_table(tmp_path: Path) -> None:
+def test_nothing_read_or_accepted_stops_before_anything_is_paid_for(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    artifact = ingest(settings_of(tmp_path, "a.txt"), ArtifactStore(tmp_path / "runs"))
-    assert read_table(artifact.path / "captions").schema.equals(tables.CAPTIONS)
-    assert read_table(artifact.path / "rejects").num_rows == 0
-    assert artifact.manifest.metrics["accepted"] == 0
+    with pytest.raises(InputError, match=r"^a\.txt: no rows; expected captions, see data\.sources"):
+        ingest(settings_of(tmp_path, "a.txt"), ArtifactStore(tmp_path / "runs"))
+    (tmp_path / "b.txt").write_text("dog\n\n")
+    store = ArtifactStore(tmp_path / "runs")
+    with pytest.raises(
+        InputError, match=r"^a\.txt, b\.txt: none of the 2 rows was accepted .*1.*data\.min_words"
+    ) as told:
+        ingest(settings_of(tmp_path, "a.txt", "b.txt"), store)
+    (rejects,) = store.root.glob("work/ingest/*/out/rejects")
+    assert str(rejects) in str(told.value)
+    assert sorted(read_table(rejects).column("reason").to_pylist()) == ["empty", "too_few_words"]
 
 
 def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +172,8 @@ def test_a_missing_source(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"{path} {message}"):
             INGEST.sources(settings_of(tmp_path, path), hashes)
         assert INGEST.sources(settings_of(tmp_path, path, on_error="skip"), hashes) == {path: "unreadable"}
-    rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", on_error="skip"), store).path / "rejects")
+    (tmp_path / "good.txt").write_text("a dog\n")
+    rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", "good.txt", on_error="skip"), store).path / "rejects")
     assert rejects.select(["source", "source_row", "reason"]).to_pylist() == [
         {"source": "nope.csv", "source_row": None, "reason": "unreadable"}
     ]
@@ -197,8 +206,11 @@ def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     (row,) = read_table(ingest(settings, store, scenes=scenes).path / "captions").to_pylist()
     assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
     assert (row["split"], row["licence"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
-    with pytest.raises(ArtifactError, match="have not been rendered yet"):
-        list(scan(settings, store))
+    # Nothing is rendered for these settings, so the texts are made on the way, and not kept.
+    planned = pa.Table.from_batches(scan(settings, store))
+    scenes_here = settings.data.scenes
+    assert scenes_here is not None and planned.num_rows == 2 * scenes_here.images
+    assert planned.column("split").to_pylist().count("train") == planned.num_rows - 2 * held_out_images(scenes_here)
 
 
 def test_real_captions(data_root: Path, tmp_path: Path) -> None:

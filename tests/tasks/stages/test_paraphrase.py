@@ -98,7 +98,7 @@ def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
     metrics = first.manifest.metrics
     assert metrics["accepted"] == read_table(first.path / "paraphrases").num_rows
     assert metrics["captions"] == metrics["accepted"] + sum(metrics["rejected"].values())
-    assert (metrics["engine"], metrics["prompts"], metrics["cached"]) == ("file", "few-shot/1", 0)
+    assert (metrics["engine"], metrics["prompts"], metrics["cached"]) == ("file", "paper/1", 0)
     assert metrics["model"].startswith("file:")
 
 
@@ -128,7 +128,26 @@ def test_a_change_costs_exactly_its_consequences(flickr: Path, tmp_path: Path) -
     assert more.manifest.metrics["requested"] == asked + planned.step_1
     assert 0 < more_2.manifest.metrics["generated"] <= planned.step_2_expected
 
-    other_prompt = settings_of(flickr, prompt_2="Say {} differently.")
+
+class Local(FileEngine):
+    """A model that answers what the file says."""
+
+    name = "transformers"
+
+
+@pytest.fixture
+def local(flickr: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of an engine to which prompt, sampling and seed matter."""
+    for module in ("tasks.stages.paraphrase", "tasks.requests"):
+        monkeypatch.setattr(f"{module}.make_engine", lambda *_, **__: Local(flickr / "small.json"))
+    return {"engine": "transformers", "model": "any"}
+
+
+def test_another_prompt_costs_exactly_its_step(flickr: Path, tmp_path: Path, local: dict[str, Any]) -> None:
+    store = ArtifactStore(tmp_path)
+    more, _ = run_all(settings_of(flickr, **local), store)
+    ingested = store.list("ingest")[0]
+    other_prompt = settings_of(flickr, prompt_2="Say {} differently.", **local)
     planned = count_requests(other_prompt, store, {"ingest": ingested})
     same, changed = run_all(other_prompt, store)
     assert same.fingerprint == more.fingerprint
@@ -137,9 +156,9 @@ def test_a_change_costs_exactly_its_consequences(flickr: Path, tmp_path: Path) -
     assert count_requests(other_prompt, store, {"ingest": ingested, "paraphrase_1": same}).total == 0
 
 
-def test_fingerprints_follow_meaning_only(flickr: Path) -> None:
+def test_fingerprints_follow_meaning_only(flickr: Path, local: dict[str, Any]) -> None:
     def options(stage: Stage, **changed: Any) -> dict[str, Any]:
-        return dict(stage.options(settings_of(flickr, **changed)))
+        return dict(stage.options(settings_of(flickr, **(local | changed))))
 
     for stage in (PARAPHRASE_1, PARAPHRASE_2):
         assert options(stage) == options(stage, chunk=7)
@@ -151,6 +170,40 @@ def test_fingerprints_follow_meaning_only(flickr: Path) -> None:
     assert options(PARAPHRASE_2, gates=usual) != options(PARAPHRASE_2, gates=strict)
     assert options(PARAPHRASE_1) == options(PARAPHRASE_1, prompt_2="other {}")
     assert options(PARAPHRASE_2) != options(PARAPHRASE_2, prompt_2="other {}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompts": "paper"},
+        {"prompt_1": "own {}", "prompt_2": "own {}"},
+        {"sampling": SamplingOptions(temperature=0.1, n=7)},
+        {"seed": 5},
+        {"attempts": 3},
+        {"synonyms": False},
+        {"precision": "bf16"},
+        {"model": "unused"},
+    ],
+)
+def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    plain, other = settings_of(flickr), settings_of(flickr, **changed)
+    for stage in (PARAPHRASE_1, PARAPHRASE_2):
+        assert stage.options(plain) == stage.options(other)
+    # Not even the keys in the artifact, which are made of the requests.
+    expected = run_all(plain, ArtifactStore(tmp_path / "plain"))
+    found = run_all(other, ArtifactStore(tmp_path / "other"))
+    assert [contents(artifact) for artifact in found] == [contents(artifact) for artifact in expected]
+
+
+def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    def options(**chosen: Any) -> Any:
+        return PARAPHRASE_1.options(settings_of(flickr, **chosen))
+
+    assert options(engine="smollm2") != options(engine="smollm2", precision="bf16")
+    folder = {"engine": "transformers", "model": str(tmp_path)}
+    assert options(**folder) == options(**folder, precision="bf16")
 
 
 def run_and_die(folder: Path, root: Path, calls: int) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pytest
+
+from paraclip_core import tables
 from paraclip_core.paraphrase.generate import Counts
 from storage.artifacts import Artifact, Manifest
-from tasks.stages.report_inputs import _stage
+from storage.parquet import write_table
+from tasks.stages.report_inputs import _source_rejects, _stage, _step_rejects
 
 
 def artifact(counts: Counts) -> Artifact:
@@ -16,6 +23,37 @@ def artifact(counts: Counts) -> Artifact:
 
 def test_a_step_that_was_killed_half_way_reads_as_one_that_was_not() -> None:
     whole = Counts(10, 8, 0, 8, 7, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5)
-    resumed = Counts(10, 8, 6, 2, 7, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5)
+    resumed = Counts(10, 8, 6, 2, 7, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5, judged_before=5)
     assert _stage(artifact(whole)) == _stage(artifact(resumed))
     assert _stage(artifact(whole)).metrics["accepted"] == 7
+
+
+def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
+    """They have neither a row nor a caption, and are known by what is said about them."""
+    detail = "image 'nope.png': no readable image 'nope.png' in pics"
+    row = {"source": "pics", "source_row": None, "reason": "missing_image", "detail": detail, "caption_raw": None}
+    write_table(tmp_path / "rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
+    (group,) = _source_rejects("features", Artifact(tmp_path, artifact(Counts()).manifest))
+    assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
+    assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
+
+
+@pytest.mark.parametrize("rejected", [None, 0, 2])
+def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: int | None) -> None:
+    """A fine-tuning without a gate has no rejects at all, and one whose gate stopped nothing an empty table."""
+    row = {"caption_id": bytes(16), "step": 1, "attempt": 0, "reason": "echo", "detail": "d", "input": "a dog"}
+    row |= {"answer": "a cat", "generation": bytes(16)}
+    inputs: dict[str, Artifact] = {}
+    for stage, rows in (
+        ("paraphrase_1", [row]),
+        ("paraphrase_2", []),
+        ("finetune", [{**row, "step": step, "reason": "far_from_image"} for step in (1, 2)][: rejected or 0]),
+    ):
+        if stage != "finetune" or rejected is not None:
+            table = pa.Table.from_pylist(rows, schema=tables.PARAPHRASE_REJECTS)
+            write_table(tmp_path / stage / "rejects" / "part-00000.parquet", table)
+        metrics: dict[str, Any] = {} if rejected is None else {"rejected": rejected}
+        inputs[stage] = Artifact(tmp_path / stage, replace(artifact(Counts()).manifest, metrics=metrics))
+    groups = [(group.stage, group.reason, group.count) for group in _step_rejects(inputs)]
+    assert groups[0] == ("paraphrase step 1", "echo", 1)
+    assert groups[1:] == ([("finetune", "far_from_image", 2)] if rejected else [])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.training.rows import spool_rows
 from storage.artifacts import Artifact
-from tasks.training.data import Images, caption_rows, hold_out, validation_set
+from storage.features import INDEX, write_index
+from tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
 
 
 def test_held_out_images_are_training_images_and_never_trained_on(sources: dict[str, Artifact]) -> None:
@@ -19,6 +26,21 @@ def test_held_out_images_are_training_images_and_never_trained_on(sources: dict[
     assert found.pair_targets is not None
     assert len(found.captions) == len(found.pair_targets) == 2 * len(held_out.gallery)
     assert set(found.targets.tolist()) == set(range(len(held_out.gallery)))
+
+
+def test_rows_know_which_captions_they_are(sources: dict[str, Artifact], tmp_path: Path) -> None:
+    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
+    paraphrases, held_out = sources["paraphrase_2"].path / "paraphrases", hold_out(captions, images, 0.3)
+    stored = {row["caption_id"].hex(): row for row in pq.read_table(paraphrases).to_pylist()}
+    stream = paraphrase_rows(paraphrases, images, keep=held_out.trains)
+    rows = spool_rows(tmp_path / "rows", ("caption", "paraphrase_2"), stream)
+    every = np.arange(len(rows))
+    texts, names = rows.take(every, ("paraphrase_2",)).texts["paraphrase_2"], rows.caption_ids(every)
+    assert len(set(names)) == len(rows) > 50
+    for number, name in enumerate(names):
+        assert texts.take([number]).values.tolist() == stored[name]["paraphrase_2_tokens"]
+    base = spool_rows(tmp_path / "base", ("caption",), caption_rows(captions, images))
+    assert {row["caption_id"].hex() for row in pq.read_table(captions).to_pylist()} > set(base.caption_ids(every))
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(sources: dict[str, Artifact]) -> None:
@@ -39,3 +61,13 @@ def test_one_image_at_least_is_held_out(sources: dict[str, Artifact]) -> None:
     base = hold_out(captions, images, 1e-9)
     assert len(base.gallery) == 1
     assert np.array_equal(hold_out(captions, images, 0.4, unseen=1e-9).gallery, base.gallery)
+
+
+def test_equal_pictures_are_one_image(tmp_path: Path) -> None:
+    pictures = [bytes([n] * 8 + [m] * 8) for n, m in ((5, 1), (2, 2), (5, 1), (5, 0), (2, 2), (9, 9))]
+    columns = {"image_id": list("abcdef"), "shard": [0] * 6, "row": range(6), "pixels": pictures}
+    write_index(tmp_path, [pa.table(columns, schema=INDEX), pa.table(columns, schema=INDEX).slice(0, 0)])
+    images = Images(tmp_path)
+    assert images.keys.tolist() == [0, 1, 0, 3, 1, 5]
+    assert images.places[5] == pytest.approx(9 / 255, rel=1e-6)
+    assert images.find(pa.array(["f", None, "zz", "a"])).tolist() == [5, -1, -1, 0]

@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
+from paraclip_core.training_options import AlphaOptions
 from storage.artifacts import Artifact
 from storage.fingerprint import FileHashes
 from tasks.models import base_reference, base_sources
 from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.finetune import FINETUNE, told_options
+from tasks.training.data import Images, hold_out
 
 Run = Callable[..., Artifact]
 
@@ -47,6 +50,26 @@ def test_it_writes_release_log_and_sweep(run_stage: Run, inputs: dict[str, Artif
     assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
     assert f"bootstrap/{inputs['bootstrap'].fingerprint}" in (made.path / "release/README.md").read_text()
+
+
+def test_it_can_be_validated_and_keeps_the_best_weights(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+) -> None:
+    # A rate at which the last weights are not the best.
+    changed = {"validations": 4, "learning_rate": 0.05, "alpha": AlphaOptions(max_recall_drop=100.0)}
+    checked = settings.model_copy(update={"finetune": settings.finetune.model_copy(update=changed)})
+    made = run_stage(FINETUNE, inputs, "d" * 32, checked)
+    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    curve = {line["step"]: line["validation"] for line in log if "validation" in line}
+    assert len(curve) == 4 and max(curve) == made.manifest.metrics["steps"]
+    best = max(curve, key=lambda step: curve[step]["by_rule"])
+    assert made.manifest.metrics["best_step"] == best < max(curve)
+    tuned = json.loads((made.path / "alpha_sweep.json").read_text())["alphas"][-1]
+    assert tuned == {"alpha": 1.0, **{name: value for name, value in curve[best].items() if name != "by_rule"}}
+    plain = run_stage(FINETUNE, inputs)
+    assert "validation" not in (plain.path / "training_log.jsonl").read_text()
+    assert "best_step" not in plain.manifest.metrics and "validations" not in told_options(settings.finetune)
+    assert told_options(checked.finetune)["validations"] == 4
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_files(
@@ -93,6 +116,29 @@ def test_two_rows_are_enough(run_stage: Run, inputs: dict[str, Artifact]) -> Non
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     pq.write_table(pq.read_table(path).slice(60, 12), path)
     assert run_stage(FINETUNE, inputs).manifest.metrics["steps"] >= 1
+
+
+def test_without_held_out_pairs_it_says_so(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = Images(inputs["features"].path)
+    held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation)
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    table = pq.read_table(path)
+    rows = images.find(table["image_id"].combine_chunks())
+    pq.write_table(table.filter(pa.array((rows >= 0) & ~held_out.all[rows])), path)
+    made = run_stage(FINETUNE, inputs)
+    sweep = json.loads((made.path / "alpha_sweep.json").read_text())
+    assert made.manifest.metrics["validation_pairs"] == 0 and set(sweep["alphas"][0]) == {
+        "alpha",
+        "text_to_image_recall@10",
+    }
+    allowed = sweep["alphas"][0]["text_to_image_recall@10"] - settings.finetune.alpha.max_recall_drop
+    assert sweep["chosen"] == max(p["alpha"] for p in sweep["alphas"] if p["text_to_image_recall@10"] >= allowed)
+    assert "chosen without paraphrases" in caplog.text
+    card = (made.path / "release/README.md").read_text()
+    for told in (sweep["rule"], card, caplog.text):
+        assert "ao@10 could not be looked at" in told and "finetune.validation" in told
 
 
 def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:

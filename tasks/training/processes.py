@@ -1,0 +1,168 @@
+"""Training in as many processes of one machine as ``run.processes`` says.
+
+They are started by torch's elastic launcher, which is what torchrun is made of: ``python -m tasks.training.processes
+REQUEST`` with RANK, WORLD_SIZE and the rest in the environment. The first one leaves the trained weights in the scratch
+folder, where the stage takes them up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from paraclip_core.config import Settings, meaning
+from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
+from paraclip_core.training.distributed import joined
+from paraclip_core.training.guards import bound_kernel_cache
+from paraclip_core.training.optimiser import trained_parameters
+from paraclip_core.training.trackers import Run, Trackers, open_trackers
+from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
+from storage.artifacts import ArtifactStore, WorkFolder
+from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
+from tasks.child import die_with
+from tasks.stage import StageContext
+
+__all__ = ["train_together"]
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+WEIGHTS, RESULT, PROGRESS = "weights.safetensors", "result.json", "progress.json"
+
+
+def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingResult:
+    """Train a stage's job, in this process or in as many as the settings say.
+
+    Args:
+        ctx: the stage's context.
+        stage: its name; ``tasks.training.<stage>.Preparation`` makes the job in each process.
+        job: the job as it was made here. Its model ends up with the trained weights, its rows are on disk already.
+
+    Raises:
+        TrainingError: what a process raised, or that one died.
+        ConfigError: there are fewer GPUs than processes.
+    """
+    count = ctx.settings.run.processes
+    if count == 1:
+        return train(replace(job, trackers=_trackers(ctx, stage, job)), ctx.progress)
+    if job.clip.device.type == "cuda" and torch.cuda.device_count() < count:
+        raise ConfigError(
+            f"run.processes is {count}, but {torch.cuda.device_count()} CUDA devices are here; lower it, "
+            "or set run.device to cpu"
+        )
+    desk = ctx.work.scratch / "processes"
+    desk.mkdir(parents=True, exist_ok=True)
+    for leftover in desk.iterdir():
+        leftover.unlink()
+    (desk / "request.json").write_text(json.dumps(_request(ctx, stage)))
+    with looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
+        _launch(desk, count)
+    weights = load_file(desk / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in trained_parameters(job.clip.model).items():
+            parameter.copy_(weights[name])
+    return TrainingResult(**json.loads((desk / RESULT).read_text()))
+
+
+def _trackers(ctx: StageContext, stage: str, job: TrainingJob) -> Trackers:
+    names = ctx.settings.run.trackers
+    if not names:
+        return Trackers()
+    name = f"{ctx.settings.name}-{stage}-{ctx.work.out.parent.name[:12]}"
+    return open_trackers(names, Run(name, ctx.store.root / "logs/trackers", meaning(job.options)))
+
+
+def _request(ctx: StageContext, stage: str) -> dict[str, Any]:
+    return {
+        "parent": os.getpid(),
+        "stage": stage,
+        "settings": ctx.settings.model_dump(mode="json"),
+        "root": str(ctx.store.root),
+        "inputs": {name: artifact.fingerprint for name, artifact in ctx.inputs.items()},
+        "out": str(ctx.work.out),
+        "scratch": str(ctx.work.scratch),
+    }
+
+
+def _launch(desk: Path, count: int) -> None:
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=f"paraclip-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=POLL_SECONDS,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-P", "-m", "tasks.training.processes", str(desk / "request.json"))
+    except SignalException as error:
+        raise TrainingError(f"stopped by {error.sigval.name}; run again to go on") from error
+    except ChildFailedError as error:
+        for answer in sorted(desk.glob("answer-*.json")):
+            raise read_failure(answer, TrainingError) from error
+        failed = ", ".join(
+            f"{rank} ({failure.signal_name() if failure.exitcode < 0 else f'code {failure.exitcode}'})"
+            for rank, failure in sorted(error.failures.items())
+        )
+        raise TrainingError(f"training process {failed} of {count} died; run again to go on") from error
+
+
+def _main(request_path: Path) -> int:
+    request: dict[str, Any] = json.loads(request_path.read_text())
+    die_with(request["parent"])
+    rank = int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s {rank}: %(message)s")
+    desk = request_path.parent
+    try:
+        _take_part(request, rank, desk)
+    except ParaclipError as error:
+        log.exception("training failed in process %d", rank)
+        write_failure(desk / f"answer-{rank}.json", error)
+        return error.exit_code
+    return 0
+
+
+def _take_part(request: dict[str, Any], rank: int, desk: Path) -> None:
+    settings = Settings.model_validate(request["settings"])
+    device = torch.device(settings.run.device if settings.run.device != "auto" else "cpu")
+    if torch.cuda.is_available() and settings.run.device != "cpu":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"device": str(device)})})
+    bound_kernel_cache()
+    threads = settings.run.threads or os.cpu_count() or 1
+    torch.set_num_threads(max(1, threads // int(os.environ["WORLD_SIZE"])))
+    store = ArtifactStore(request["root"])
+    inputs = {name: artifact for name, value in request["inputs"].items() if (artifact := store.find(name, value))}
+    work = WorkFolder(Path(request["out"]), Path(request["scratch"]))
+    module = import_module(f"tasks.training.{request['stage']}")
+    ctx = StageContext(settings, store, inputs, work)
+    job: TrainingJob = module.Preparation(ctx).job()
+    if rank == 0:
+        job = replace(job, trackers=_trackers(ctx, request["stage"], job))
+    with joined(device) as processes:
+        result = train(replace(job, processes=processes), report_to(desk / PROGRESS))
+    if rank == 0:
+        weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
+        save_file(weights, desk / WEIGHTS)
+        (desk / RESULT).write_text(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it decides
+    sys.exit(_main(Path(sys.argv[1])))

@@ -1,0 +1,111 @@
+"""The paraphrase stages with a paid server that dies half way: nothing is paid for twice, and the key stays secret."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.settings import parse_settings
+from storage.parquet import read_table
+from tasks.run import run_stage
+
+KEY = "sk-not-a-real-key-0123456789"
+CAPTIONS = 150
+
+
+def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Settings:
+    (folder / "captions.txt").write_text("".join(f"a red dog with number {n} on a beach\n" for n in range(CAPTIONS)))
+    server = {"base_url": url, "api_key_env": "STAGE_KEY", "concurrency": 4, "retries": 1, "backoff_seconds": 0.01}
+    # The server's answers have 10 and 5 tokens.
+    prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
+    paraphrase = {
+        "engine": "openai",
+        "model": "smol",
+        "prompts": "paper",
+        "gates": {"preset": "paper"},
+        "sampling": {"n": 1, "max_tokens": 5},
+        "chunk": 40,
+        "openai": server | prices | openai,
+    }
+    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
+    return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root)}})
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_costs_nothing_twice(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGE_KEY", KEY)
+    settings = settings_of(tmp_path, openai_server.url)
+    run_stage("ingest", settings)
+
+    def answered() -> int:
+        return sum(openai_server.answered.values())
+
+    def die_after(asked: dict[str, Any]) -> Any:
+        return well(asked) if answered() < 60 else reset
+
+    well, openai_server.answer = openai_server.answer, die_after
+    with pytest.raises(EngineError, match="3 requests in a row failed with all their retries"):
+        run_stage("paraphrase_1", settings)
+    # The server is back, and the cap counts what was spent before it went: 2 an answer.
+    openai_server.answer = well
+    before = answered()
+    assert 60 <= before < 64
+    capped = settings_of(tmp_path, openai_server.url, max_spend=200)
+    with pytest.raises(BudgetError, match=r"max_spend=200 is spent \(earlier runs included\)"):
+        run_stage("paraphrase_1", capped)
+    assert before < answered() <= 100
+    first = run_stage("paraphrase_1", settings)
+    assert answered() == CAPTIONS
+    assert set(openai_server.answered.values()) == {1}
+    assert first.manifest.metrics["spend"] == pytest.approx(2 * first.manifest.metrics["generated"])
+    second = run_stage("paraphrase_2", settings)
+    assert answered() == 2 * CAPTIONS
+    assert set(openai_server.answered.values()) == {1}
+    rows = read_table(second.path / "paraphrases").to_pylist()
+    assert len(rows) == CAPTIONS
+    assert all(row["paraphrase_1"].startswith("well ") for row in rows)
+    assert openai_server.keys == {f"Bearer {KEY}"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files) and any(path.name == "manifest.json" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert KEY not in settings.model_dump_json()
+
+
+@pytest.mark.slow
+def test_kills_cost_a_chunk_each_at_most(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STAGE_KEY", raising=False)
+    settings = settings_of(tmp_path, openai_server.url)
+    run_stage("ingest", settings)
+    well = openai_server.answer
+    openai_server.answer = lambda asked: time.sleep(0.02) or well(asked)
+    spawn = multiprocessing.get_context("spawn")
+    kills = (50, 110)
+    for least in kills:
+        child = spawn.Process(target=run_stage, args=("paraphrase_1", settings))
+        child.start()
+        while len(openai_server.answered) < least and child.is_alive():
+            time.sleep(0.01)
+        os.kill(child.pid or 0, signal.SIGKILL)
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+    finished = run_stage("paraphrase_1", settings)
+    assert len(openai_server.answered) == CAPTIONS
+    twice = len(openai_server.asked) - CAPTIONS
+    assert 0 <= twice <= len(kills) * settings.paraphrase.chunk
+    calm = settings_of(tmp_path, openai_server.url, root="calm")
+    run_stage("ingest", calm)
+    undisturbed = run_stage("paraphrase_1", calm)
+    assert read_table(finished.path / "paraphrases").equals(read_table(undisturbed.path / "paraphrases"))

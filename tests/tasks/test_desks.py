@@ -1,0 +1,69 @@
+"""Temporary folders: deleted at their end, and by the next process where there was none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tasks import desks
+from tasks.desks import OWNER, Desk, sweep
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder of this test's own, in which nothing is too young to be swept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(desks, "SETTLED_SECONDS", 0.0)
+    return tmp_path
+
+
+def left_by_a_killed_process(place: Path) -> Path:
+    code = "from tasks.desks import Desk; import time; print(Desk.make().path, flush=True); time.sleep(60)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)}
+    )
+    assert child.stdout is not None
+    with child.stdout:
+        path = Path(child.stdout.readline().strip())
+    assert sweep() == [] and path.is_dir(), "its owner lives"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return path
+
+
+def test_it_is_gone_at_its_end(place: Path) -> None:
+    with Desk.make("kind-") as folder:
+        assert folder.is_dir() and folder.name.startswith("paraclip-kind-")
+        (folder / "request.json").write_text("{}")
+    assert list(place.iterdir()) == []
+
+
+def test_the_next_one_deletes_what_a_killed_process_left(place: Path) -> None:
+    path = left_by_a_killed_process(place)
+    with Desk.make():
+        assert not path.exists()
+
+
+def test_a_young_one_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = left_by_a_killed_process(place)
+    monkeypatch.setattr(desks, "SETTLED_SECONDS", 60.0)
+    assert sweep() == [] and path.is_dir()
+
+
+def test_what_others_put_there_is_left_alone(place: Path) -> None:
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / OWNER).touch()
+    (place / "paraclip-link").symlink_to(elsewhere)
+    (place / "paraclip-file").touch()
+    (place / "paraclip-plain").mkdir()
+    assert sweep() == []
+    assert {path.name for path in place.iterdir()} == {
+        "elsewhere", "paraclip-link", "paraclip-file", "paraclip-plain"
+    }  # fmt: skip

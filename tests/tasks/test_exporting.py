@@ -1,0 +1,200 @@
+"""Models out of the store, for other libraries; and the proof that an index stays valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from flows.cli import run_cli
+from paraclip_core.clip.build import build_model
+from paraclip_core.clip.encode import encode_images, encode_texts
+from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, save_release
+from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.training.card import model_card
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from tasks.exporting import export_model
+from tasks.verifying import verify_index
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TEXTS = ["a dog", "two men on a boat"]
+ROW = {"benchmark": "rewordings", "kind": "paraphrased_retrieval", "metric": "ao@10", "n": 9, "clusters": 9}
+FIGURES = {"base": 11.0, "tuned": 14.0, "delta": 3.0, "low": 1.0, "high": 5.0}
+Capture = pytest.CaptureFixture[str]
+
+
+def _model() -> ClipModel:
+    torch.set_num_threads(1)
+    model: Any = build_model(CONFIG, {}, "test")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "runs")
+
+
+@pytest.fixture
+def tuned(store: ArtifactStore) -> Artifact:
+    """A tuned model as the stage leaves it, evaluated twice."""
+    clip = _model()
+    card = model_card(
+        title="Tuned",
+        summary="",
+        base="x",
+        image_tower_hash=image_tower_hash(clip),
+        licences={"CC0": 1},
+        options={},
+    )
+
+    def write(out: Path) -> None:
+        save_release(clip, out / "release", card)
+        lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2)]
+        (out / "training_log.jsonl").write_text("\n".join(lines) + "\n")
+
+    made = _commit(store, "finetune", "f" * 32, {}, write)
+    for name, delta in (("a", 2.0), ("b", 3.0)):
+        comparison = {
+            "rows": [{**ROW, **FIGURES, "delta": delta}],
+            "verdict": "promote",
+            "reason": "it rose",
+            "confidence": 0.95,
+        }
+        inputs = {"finetune": made.fingerprint if name == "a" else "0" * 32}
+        _commit(store, "evaluate", name * 32, inputs, lambda out, c=comparison: _json(out / "comparison.json", c))
+    return made
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _commit(
+    store: ArtifactStore, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], None]
+) -> Artifact:
+    draft = Draft(stage, name, 1, inputs, {})
+    with store.writing(stage, name) as work:
+        write(work.out)
+        return store.commit(draft, {}, 0.0)
+
+
+def test_an_open_clip_release_has_curve_and_evaluation_in_its_card(
+    store: ArtifactStore, tuned: Artifact, tmp_path: Path
+) -> None:
+    before = (tuned.path / "release/README.md").read_bytes()
+    files = export_model(tuned.path / "release", tmp_path / "out", store=store)
+    assert files == ["README.md", "open_clip_config.json", "open_clip_model.safetensors"]
+    text = (tmp_path / "out/README.md").read_text()
+    read: Any = ModelCard(text).data
+    assert [(result.dataset_name, result.metric_value) for result in read.eval_results] == [("rewordings", 14.0)]
+    assert "+2.00 [+1.00, +5.00]" in text and "| 2 | 0.5 |" in text
+    assert (tuned.path / "release/README.md").read_bytes() == before and not store.verify(tuned)
+    model: Any = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    assert torch.equal(
+        model.text_projection, load_clip(str(tuned.path / "release")).model.get_parameter("text_projection")
+    )
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_model(tuned.path / "release", tmp_path / "out", store=store)
+
+
+def test_other_layouts_hold_the_same_model(store: ArtifactStore, tuned: Artifact, tmp_path: Path) -> None:
+    release = tuned.path / "release"
+    export_model(release, tmp_path / "hf", "hf", store)
+    expected = encode_texts(load_clip(str(release)), TEXTS)
+    np.testing.assert_array_equal(encode_texts(load_clip(str(tmp_path / "hf")), TEXTS), expected)
+    files = export_model(release, tmp_path / "st", "sentence-transformers", store)
+    assert {"README.md", "modules.json", "0_CLIPModel/model.safetensors"} <= set(files)
+    read: Any = ModelCard((tmp_path / "st/README.md").read_text()).data
+    assert read.library_name == "sentence-transformers" and read.eval_results
+    # And back: what another library wrote is a model like any other.
+    export_model(tmp_path / "hf", tmp_path / "back", "open_clip", store)
+    np.testing.assert_array_equal(encode_texts(load_clip(str(tmp_path / "back")), TEXTS), expected)
+
+
+def test_a_failed_export_leaves_nothing(store: ArtifactStore, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert run_cli(["export", str(tmp_path / "w.pt"), str(out), "-f", "hf", "--root", str(store.root)]) == 2
+    (tmp_path / "w.pt").write_bytes(b"garbage")
+    assert run_cli(["export", f"ViT-B-32:{tmp_path / 'w.pt'}", str(out), "-f", "hf", "--root", str(store.root)]) == 1
+    assert "w.pt is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.lstrip(".").startswith("out")) == []
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        values = np.random.RandomState(number).randint(0, 256, (40, 50, 3)).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    return folder
+
+
+def test_an_index_stays_valid(tmp_path: Path, pictures: Path, capsys: Capture) -> None:
+    clip = _model()
+    save_release(clip, tmp_path / "base", "card")
+    features = encode_images(clip, [Image.open(path).convert("RGB") for path in sorted(pictures.iterdir())])
+    np.save(tmp_path / "features.npy", features)
+    with torch.no_grad():
+        clip.model.get_parameter("text_projection").mul_(2)
+    save_release(clip, tmp_path / "tuned", "card")
+    with torch.no_grad():
+        clip.model.get_parameter("visual.proj")[0, 0] += 1
+    save_release(clip, tmp_path / "other", "card")
+    more = ["--images", str(pictures), "--features", str(tmp_path / "features.npy"), "--sample", "3"]
+
+    def run(tuned: str, *extra: str) -> tuple[int, str]:
+        code = run_cli(["verify-index", "--base", str(tmp_path / "base"), "--tuned", str(tmp_path / tuned), *extra])
+        return code, capsys.readouterr().out
+
+    code, text = run("tuned", *more, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["valid"]
+    assert [check["what"] for check in found["checks"]] == [
+        "image tower",
+        "preprocessing",
+        "images",
+        "stored features",
+    ]
+    assert "3 of 3 images" in found["checks"][2]["detail"] and "3 of 3 stored" in found["checks"][3]["detail"]
+    code, text = run("tuned")
+    assert code == 0 and "stored image embeddings stay valid" in text
+    code, text = run("other", *more)
+    assert code == 1 and "OTHER image tower" in text and "proj: by up to 1" in text and "NOT valid" in text
+    assert "OTHER images" in text
+
+    np.save(tmp_path / "features.npy", np.roll(features, 1, axis=0))
+    code, text = run("tuned", *more, "--json")
+    assert code == 1 and [check["valid"] for check in json.loads(text)["checks"]] == [True, True, True, False]
+
+
+def test_what_cannot_be_verified_is_told(tmp_path: Path, pictures: Path) -> None:
+    save_release(_model(), tmp_path / "base", "card")
+    base, features = str(tmp_path / "base"), tmp_path / "features.npy"
+    with pytest.raises(InputError, match="give --images"):
+        verify_index(base, base, features=features)
+    with pytest.raises(InputError, match="cannot read features"):
+        verify_index(base, base, pictures, features)
+    np.save(features, np.zeros((4, 32)))
+    with pytest.raises(InputError, match=r"\(4, 32\); expected one row for each of the 5 images"):
+        verify_index(base, base, pictures, features)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="has no images"):
+        verify_index(base, base, tmp_path / "none")

@@ -1,0 +1,123 @@
+"""Fine-tuning bases whose text towers are not CLIP's: own tokens, short contexts, large vocabularies, end to end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.clip.encode import encode_texts, tokenise
+from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, save_release
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.tokenizer import shortened
+from paraclip_core.config import Settings
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from tasks.stages.finetune import FINETUNE
+from tasks.training.tokens import STORED, tokens_for
+
+Run = Callable[..., Artifact]
+TOWERS = Path(__file__).parents[2] / "paraclip_core/clip/towers.py"
+TEXTS = ["a red dog", "hound, red", "word " * 90]
+
+
+@pytest.fixture
+def towers() -> Any:
+    """The module that makes small models of every kind."""
+    spec = importlib.util.spec_from_file_location("towers_of_clip", TOWERS)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make(towers: Any, tmp_path: Path) -> Callable[[str], ClipModel]:
+    """A base of a kind, as a release folder."""
+
+    def build(kind: str) -> ClipModel:
+        folder = tmp_path / kind
+        folder.mkdir()
+        if kind == "xlm-roberta":
+            towers.HF = {**towers.HF, "vocab_size": 70_000}
+        save_release(towers.model_of(kind, folder), folder / "release", "card")
+        return load_clip(str(folder / "release"))
+
+    return build
+
+
+def _features_of(clip: ClipModel, features: Artifact, store: ArtifactStore) -> Artifact:
+    """The same features, which claim to come from this model's image tower."""
+    draft = Draft("features", "9" * 32, 1, {}, {})
+    with store.writing("features", draft.fingerprint) as work:
+        shutil.copytree(features.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        return store.commit(draft, {"image_tower_hash": image_tower_hash(clip)}, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "coca", "siglip", "xlm-roberta"])
+def test_it_is_tuned_and_released(
+    kind: str,
+    make: Callable[[str], ClipModel],
+    run_stage: Run,
+    sources: dict[str, Artifact],
+    store: ArtifactStore,
+    settings: Settings,
+) -> None:
+    base = make(kind)
+    changed = settings.model_copy(update={"model": settings.model.model_copy(update={"base": base.reference})})
+    inputs = {**sources, "features": _features_of(base, sources["features"], store)}
+    made = run_stage(FINETUNE, inputs, "d" * 32, changed)
+    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"]
+    sweep = json.loads((made.path / "alpha_sweep.json").read_text())
+    best = max(point["ao@10"] for point in sweep["alphas"])
+    assert best >= sweep["alphas"][0]["ao@10"] and sweep["chosen"] in [point["alpha"] for point in sweep["alphas"]]
+    tuned = load_clip(str(made.path / "release"))
+    assert image_tower_hash(tuned) == image_tower_hash(base)
+    assert made.manifest.metrics["rows"] > 80
+    if kind == "roberta":
+        again = run_stage(FINETUNE, inputs, "e" * 32, changed)
+        assert {name: entry.sha256 for name, entry in again.manifest.files.items()} == {
+            name: entry.sha256 for name, entry in made.manifest.files.items()
+        }
+    assert encode_texts(tuned, TEXTS).shape == (3, 32)
+    for name in ("logit_bias", "text_decoder.text_projection"):
+        if name in base.model.state_dict():
+            assert torch.equal(tuned.model.state_dict()[name], base.model.state_dict()[name])
+
+
+def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
+    assert tokens_for(make("clip"), 77) is STORED
+    stored = pa.array([ids[: ids.index(49407) + 1] for ids in open_clip.SimpleTokenizer()(TEXTS).tolist()])
+    short = tokens_for(make("clip-short"), 77)
+    expected = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
+    found = Ragged.from_arrow(short.convert(stored.cast(pa.list_(pa.uint16()))))
+    np.testing.assert_array_equal(found.padded(16), expected.numpy())
+    assert short.columns(("caption_tokens",)) == ["caption_tokens"]
+    for kind, dtype in (("roberta", np.uint16), ("xlm-roberta", np.int32)):
+        clip = make(kind)
+        own = tokens_for(clip, 77)
+        assert own.columns(("caption_tokens", "paraphrase_1_tokens")) == ["caption", "paraphrase_1"]
+        found = Ragged.from_arrow(own.convert(pa.chunked_array([TEXTS])))
+        expected = tokenise(clip, TEXTS)
+        assert found.values.dtype == own.dtype == dtype
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
+@given(st.lists(st.lists(st.integers(0, 49_405), max_size=12), max_size=6), st.integers(2, 14))
+def test_cutting_is_what_the_tokenizer_does(texts: list[list[int]], length: int) -> None:
+    whole = [[49406, *ids, 49407] for ids in texts]
+    cut = [ids if len(ids) <= length else [*ids[: length - 1], 49407] for ids in whole]
+    found = shortened(Ragged.from_lists(whole), length)
+    assert [found.values[a:b].tolist() for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == cut
