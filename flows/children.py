@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Scheduled
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
-from storage.artifacts import ArtifactStore
+from storage.roots import open_store
 from tasks.dag import resolve
 from tasks.results import stage_row
 
@@ -24,38 +25,40 @@ __all__ = ["run_child"]
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
+CONFLICT = 409
+"""Prefect's answer where parameters do not fit the deployment's schema."""
 
 
 def run_child(name: str, settings: Settings) -> dict[str, Any]:
     """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
 
     The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
-    had, unless a source changed in between. A completed one is taken as it is, a failed one runs again as itself, and
-    nothing is started twice.
+    had, unless a source changed in between. One that still runs is waited for, one that ended without leaving its
+    artifact (it failed, or the artifact was deleted since) runs again as itself, and nothing is started twice.
 
     Raises:
-        StageError: there is no such deployment, or the child run did not complete.
+        StageError: there is no such deployment, it is another release's, or the child run did not complete.
         ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
-    store = ArtifactStore(settings.run.root)
+    store = open_store(settings.run.root)
     node = resolve(settings, store)[name]
-    found = store.find(name, node.fingerprint)
+    found = store.known(name, node.fingerprint)
     if found is not None:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(found, True, time.monotonic() - started)
     child = _start(name, settings, node.fingerprint)
-    state = _wait(child)
-    if not state.is_completed():
+    state = _wait(child, lambda: store.known(name, node.fingerprint) is None)
+    artifact = store.known(name, node.fingerprint)
+    if artifact is None and not state.is_completed():
         raise StageError(
             f"the child run {child.name} of {name} ended as {state.name}: {state.message or 'no reason given'}. "
             f"Retry this run to go on from there"
         )
-    artifact = store.find(name, node.fingerprint)
     if artifact is None:
         raise ArtifactError(
-            f"{name} completed elsewhere, but {store.path(name, node.fingerprint)} is not here: "
-            f"run.root must be the same shared folder for every worker"
+            f"{name} completed elsewhere, but {name}/{node.fingerprint} is not under {store.location}: "
+            f"run.root must be the same shared folder or object store for every worker"
         )
     return stage_row(artifact, False, time.monotonic() - started)
 
@@ -77,12 +80,24 @@ def _start(name: str, settings: Settings, fingerprint: str) -> FlowRun:
             f"the Prefect server has no deployment {name}/{name}, which run.placement=deployments needs; "
             "start one with `paraclip serve`, or use run.placement=inline"
         ) from error
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != CONFLICT:
+            raise
+        raise StageError(
+            f"the deployment {name}/{name} refuses the settings, most likely because another release made it: "
+            f"{error.response.text}. Renew it by `paraclip stop` and `paraclip serve`, or elsewhere by "
+            f"`python -m flows.setup prefect.yaml`"
+        ) from error
 
 
-def _wait(child: FlowRun) -> Any:
+def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
+    """The state in which the child ends; if it ended before and is still `needed`, it runs once more."""
     with get_client(sync_client=True) as client:
         current = client.read_flow_run(child.id)
-        if current.state and current.state.is_final() and not current.state.is_completed():
+        if current.state and current.state.is_final() and needed():
+            log.warning(
+                "the child run %s is %s, but its artifact is not there: it runs again", child.name, current.state.name
+            )
             client.set_flow_run_state(child.id, Scheduled(name="AwaitingRetry"), force=True)
             current = client.read_flow_run(child.id)
         while not (current.state and current.state.is_final()):

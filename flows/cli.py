@@ -13,11 +13,15 @@ from collections.abc import Sequence
 import typer
 
 from flows.commands import artifacts, cache, config
+from flows.commands.calibrate import calibrate
 from flows.commands.common import printable
+from flows.commands.dataset import export_dataset
 from flows.commands.household import serve, stop
-from flows.commands.models import evaluate, export, search
+from flows.commands.models import evaluate, export, search, verify_index
 from flows.commands.plan import plan
+from flows.commands.promote import promote
 from flows.commands.run import run
+from flows.commands.sweep import sweep
 from paraclip_core.errors import ParaclipError, with_notes
 
 __all__ = ["app", "main", "run_cli"]
@@ -34,7 +38,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Repair a CLIP text encoder with LLM paraphrases; the image encoder and every image index stay as they are.",
 )
-for command in (run, plan, evaluate, search, export, serve, stop):
+for command in (
+    run,
+    plan,
+    calibrate,
+    sweep,
+    evaluate,
+    promote,
+    search,
+    export,
+    export_dataset,
+    verify_index,
+    serve,
+    stop,
+):
     app.command()(command)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(cache.app, name="cache")

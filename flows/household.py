@@ -11,13 +11,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.processes import Process, end_all, living, start
-from paraclip_core.errors import ConfigError, StageError
+from flows.cut_off import close_remembered, close_runs, remember
+from flows.processes import Process, carriers, end_all, family, kill, living, start
+from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from storage.atomic import read_json, write_json
+from storage.locks import lock
 
 __all__ = ["POOLS", "Household", "living_api_url", "read_household", "serve", "stop"]
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 POOLS = ("paraclip-cpu", "paraclip-gpu")
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
+MARK = "PARACLIP_HOUSEHOLD"
+"""Environment variable of the workers and of all that they start: the root of the household."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def living_api_url(root: Path) -> str | None:
     return household.api_url
 
 
-def serve(root: Path, port: int, folder: Path, prefect_file: Path) -> Household:
+def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> Household:
     """Start what does not run yet and deploy everything.
 
     Args:
@@ -67,24 +71,36 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path) -> Household:
         port: port of the server, on 127.0.0.1.
         folder: working folder of the workers, which relative paths in settings start from.
         prefect_file: the deployments.
+        location: what the workers open as their root, where that is not `root` itself.
 
     Raises:
         ConfigError: the port is taken, or the household runs already.
+        LockedError: another process is starting it just now.
         StageError: a part did not start; the message has the end of its log.
     """
     root = root.absolute()
-    if living_api_url(root):
-        raise ConfigError(f"the household under {root} runs already; `paraclip stop` ends it")
-    stop(root)
+    # Two at once would each take the other's processes for left-overs.
+    with lock(root / "prefect" / "household.lock", wait_seconds=0):
+        return _serve(root, port, folder, prefect_file, location or str(root))
+
+
+def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str) -> Household:
+    if url := living_api_url(root):
+        raise ConfigError(f"the household under {root} runs already ({url}); `paraclip stop --root {root}` ends it")
+    if left := stop(root):
+        log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
     _need_free_port(port)
     url = f"http://{HOST}:{port}"
-    environment = _environment(root, url, folder)
+    environment = _environment(root, location, url, folder)
     started: list[Process] = []
     try:
         server = ["server", "start", "--host", HOST, "--port", str(port)]
         _start(root, url, started, "server", server, environment, folder)
         _wait_for_health(root, f"{url}/api/health", started[0])
+        close_remembered(root, f"{url}/api", POOLS)
         _set_up(root, prefect_file, environment, folder)
+        # By this, flow runs are known as this household's even if their worker is killed.
+        environment = {**environment, MARK: str(root)}
         for pool in POOLS:
             worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
             # Two stages at once on one GPU would share its memory.
@@ -104,20 +120,39 @@ def stop(root: Path) -> list[str]:
         return []
     ran = [process.name for process in household.processes if living(process)]
     workers = [process for process in household.processes if process.name != "server"]
+    runs = family(workers)
     for name in end_all(workers):
         log.warning("%s did not end when asked and was killed", name)
-    if "server" in ran and any(name != "server" for name in ran):
-        _close_runs(household.api_url)
+    # A run outlives its worker when that is killed, or when it was started just now.
+    runs |= carriers(MARK, str(root.absolute()))
+    kill(runs)
+    _close(root, household, "server" in ran, runs)
     end_all(process for process in household.processes if process.name == "server")
     _file(root).unlink(missing_ok=True)
     return ran
+
+
+def _close(root: Path, household: Household, served: bool, pids: Collection[int]) -> None:
+    try:
+        if not served:
+            raise OSError("the server is gone")
+        close_runs(household.api_url, pids, POOLS)
+    except (OSError, ValueError) as error:
+        try:
+            remember(root, pids)
+        except ArtifactError as full:
+            # A full disk must not keep the server from being ended.
+            log.warning("runs that were cut off stay marked as running: %s", full)
+            return
+        if pids:
+            log.warning("runs that were cut off stay marked as running until the next `paraclip serve`: %s", error)
 
 
 def _file(root: Path) -> Path:
     return root / "prefect" / "household.json"
 
 
-def _environment(root: Path, url: str, folder: Path) -> dict[str, str]:
+def _environment(root: Path, location: str, url: str, folder: Path) -> dict[str, str]:
     here = str(Path(__file__).resolve().parents[1])
     return {
         **os.environ,
@@ -131,7 +166,7 @@ def _environment(root: Path, url: str, folder: Path) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,paraclip_core,storage",
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
-        "PARACLIP_ROOT": str(root),
+        "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
     }
 
@@ -188,23 +223,6 @@ def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], fold
     _log(root, "setup").write_text(done.stdout + done.stderr)
     if done.returncode:
         raise StageError(f"the deployments were refused; end of {_log(root, 'setup')}:\n{_end_of(_log(root, 'setup'))}")
-
-
-def _close_runs(api_url: str) -> None:
-    """Mark the runs that the stop cut off as crashed, so that they can be retried when the household is back."""
-    try:
-        running = _post(f"{api_url}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
-        for run in running:
-            state = {"type": "CRASHED", "name": "Crashed", "message": "paraclip stop ended the worker"}
-            _post(f"{api_url}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        log.warning("runs that were cut off stay marked as running: %s", error)
-
-
-def _post(url: str, body: object) -> list[dict[str, str]]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
 
 
 def _end_of(path: Path, lines: int = 15) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from paraclip_core.errors import StageError
 from tasks.child import die_with
+from tasks.desks import Desk
 
 __all__ = ["start_local_server"]
 
@@ -39,7 +38,8 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         StageError: it did not start; the message has the end of its log.
     """
-    home = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
+    desk = Desk.make("prefect-")
+    home = desk.path
     port = _free_port()
     here = str(Path(__file__).resolve().parents[1])
     mine = {
@@ -56,7 +56,7 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
             stderr=log,
             start_new_session=True,
         )
-    atexit.register(_end, server, home)
+    atexit.register(_end, server, desk)
     _wait(server, f"http://{HOST}:{port}/api/health", home / LOG)
     return {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
 
@@ -77,14 +77,14 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise StageError("Prefect's temporary server did not start; end of its log:\n" + "\n".join(lines))
 
 
-def _end(server: subprocess.Popen[bytes], home: Path) -> None:
+def _end(server: subprocess.Popen[bytes], desk: Desk) -> None:
     server.terminate()
     try:
         server.wait(5)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    shutil.rmtree(home, ignore_errors=True)
+    desk.remove()
 
 
 def _main() -> None:

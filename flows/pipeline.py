@@ -13,10 +13,10 @@ from flows.logs import let_own_logs_through
 from flows.work import carry_stage, publish_result
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
-from storage.artifacts import ArtifactStore
+from storage.roots import open_store
 from tasks.dag import resolve, stage_names
 from tasks.publish import artifact_key, publish_table
-from tasks.results import Result, record_result
+from tasks.results import Result, check_run_name, record_result
 from tasks.run import finished_artifacts
 
 __all__ = ["pipeline", "run_stages"]
@@ -40,10 +40,12 @@ def run_stages(settings: Settings) -> Result:
     """Run every stage in order, here or in its own deployment; for use inside a flow.
 
     Raises:
+        ConfigError: the run's name is that of a promoted channel.
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
-    store = ArtifactStore(settings.run.root)
+    store = open_store(settings.run.root)
+    check_run_name(settings.name, store)
     rows: list[dict[str, Any]] = []
     for name in stage_names(settings):
         if settings.run.placement == "deployments":

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "end_all", "living", "start"]
+__all__ = ["Process", "carriers", "end_all", "family", "kill", "living", "start"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,7 @@ def end_all(processes: Iterable[Process], patience: float = 30.0) -> list[str]:
     """
     ours = [process for process in processes if living(process)]
     # A worker's flow runs lead groups of their own, so they are looked up while their parents still live.
-    family = {
-        pid: started
-        for process in ours
-        for pid in _descendants(process.pid)
-        if (started := _start_time(pid)) is not None
-    }
+    below = family(ours)
     for process in ours:
         _signal_group(process.pid, signal.SIGTERM)
     end = time.monotonic() + patience
@@ -74,10 +69,40 @@ def end_all(processes: Iterable[Process], patience: float = 30.0) -> list[str]:
     for process in ours:
         if living(process):
             _signal_group(process.pid, signal.SIGKILL)
-    for pid, started in family.items():
-        if _start_time(pid) == started:
-            _signal(pid, signal.SIGKILL)
+    kill(below)
     return killed
+
+
+def family(processes: Iterable[Process]) -> dict[int, str]:
+    """What descends from those of these processes that live: pids with their start times."""
+    return _with_start(pid for process in processes if living(process) for pid in _descendants(process.pid))
+
+
+def carriers(name: str, value: str) -> dict[int, str]:
+    """Processes that have this variable in the environment that they were started with: pids with their start times.
+
+    They are found whoever their parents are by now. Only on systems with /proc; elsewhere there are none.
+    """
+    wanted = f"{name}={value}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        # Other users' processes, and those that end just now, cannot be read.
+        with suppress(OSError):
+            if wanted in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return _with_start(found)
+
+
+def kill(processes: Mapping[int, str]) -> list[int]:
+    """Kill exactly these processes, pids with their start times; returns the pids of those that lived."""
+    ours = [pid for pid, started in processes.items() if _start_time(pid) == started]
+    for pid in ours:
+        _signal(pid, signal.SIGKILL)
+    return ours
+
+
+def _with_start(pids: Iterable[int]) -> dict[int, str]:
+    return {pid: started for pid in pids if (started := _start_time(pid)) is not None}
 
 
 def _signal_group(leader: int, number: int) -> None:

@@ -11,9 +11,10 @@ from prefect import flow
 from flows.pipeline import run_stages
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
-from storage.artifacts import ArtifactStore
+from storage.roots import open_store
+from tasks.display import shown_progress
 from tasks.promotion import check_channel, decide
-from tasks.publish import artifact_key, publish_markdown
+from tasks.publish import artifact_key, publish_markdown, publish_table
 
 __all__ = ["regenerate"]
 
@@ -22,24 +23,29 @@ log = logging.getLogger(__name__)
 
 @flow(name="regenerate", flow_run_name="regenerate-{settings.name}")
 def regenerate(settings: Settings, channel: str = "production") -> dict[str, Any]:
-    """Make a challenger from the captions as they are now, and let it take over if it is better.
+    """Make a challenger from the captions as they are now, and let it take over if it is good enough.
 
     Only new or changed captions are paraphrased: every other answer is in the generation cache. Where nothing changed
-    at all, every stage is found finished and the channel stays as it is.
+    at all, every stage is found finished and the channel stays as it is. The challenger must be better than its base
+    and no worse than the model that the channel serves, on the same benchmarks.
 
     Args:
         settings: the run's settings.
         channel: the channel that serves the production model; not the run's own, which follows every run.
 
     Raises:
-        ConfigError: the channel is the run's own.
+        ConfigError: the channel is a run's own, or the run has the name of a promoted channel.
         ParaclipError: what a stage raised.
     """
     settings = at_environment_root(settings, os.environ)
-    store = ArtifactStore(settings.run.root)
+    store = open_store(settings.run.root)
     check_channel(settings.name, channel, store)
     result = run_stages(settings)
-    decision = decide(store, channel, result)
+    with shown_progress("evaluate champion") as progress:
+        decision = decide(settings, store, channel, result, progress)
     log.info("%s: %s", channel, decision["reason"])
     publish_markdown(artifact_key(settings.name, "promotion"), f"**{channel}**: {decision['reason']}\n", "Promotion")
+    if decision["against_champion"]:
+        text = f"{channel}: challenger against champion"
+        publish_table(artifact_key(settings.name, "champion"), decision["against_champion"], text)
     return {"decision": decision, **result.as_json()}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.logs import let_own_logs_through
+from flows.shards import ask_in_shards, forget_shards
 from paraclip_core.config import Settings
-from storage.artifacts import ArtifactStore
-from tasks.dag import resolve
+from paraclip_core.paraphrase.relevant import unguarded
+from paraclip_core.progress import Progress
+from storage.artifacts import Artifact, ArtifactStore
+from storage.roots import open_store
+from tasks.dag import Node
 from tasks.display import both, shown_progress
 from tasks.publish import (
     artifact_key,
@@ -19,10 +24,13 @@ from tasks.publish import (
     publish_markdown,
     publish_table,
     published_progress,
+    published_samples,
     report_note,
 )
 from tasks.results import Result, comparison_rows, stage_row, why
-from tasks.run import run_stage
+from tasks.run import run_node, stage_node
+from tasks.samples import final_samples, latest_samples, samples_path
+from tasks.shards import STEPS
 from tasks.worst import worst_pairs
 
 __all__ = ["carry_stage", "publish_result"]
@@ -37,16 +45,35 @@ def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
         ParaclipError: what the stage raised.
     """
     let_own_logs_through()
-    store = ArtifactStore(settings.run.root)
+    store = open_store(settings.run.root)
     started = time.monotonic()
-    node = resolve(settings, store).get(name)
-    cached = node is not None and store.find(name, node.fingerprint) is not None
+    node = stage_node(name, settings, store)
+    cached = store.known(name, node.fingerprint) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(settings.name, name, "progress"), f"Progress of {name}")
-        artifact = run_stage(name, settings, both(progress, seen))
+        told = both(progress, seen)
+        carry_out = _paraphrase if name in STEPS else run_node
+        artifact = carry_out(node, settings, store, told)
     row = stage_row(artifact, cached, time.monotonic() - started)
     log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
     return row
+
+
+def _paraphrase(node: Node, settings: Settings, store: ArtifactStore, progress: Progress) -> Artifact:
+    """A paraphrase stage, in shards where the settings want them, with samples of what the model says."""
+    name, fingerprint = node.name, node.fingerprint
+    path, key = samples_path(store, name, fingerprint), artifact_key(settings.name, name, "samples")
+    # Once a run: step 1 says it for both.
+    if STEPS[name] == 1 and store.known(name, fingerprint) is None and (warning := unguarded(settings.paraphrase)):
+        log.warning("%s", warning)
+    told = both(progress, published_samples(key, f"Latest answers of {name}", partial(latest_samples, path)))
+    ask_in_shards(node, settings, store, told)
+    artifact = run_node(node, settings, store, told)
+    if rows := final_samples(artifact, STEPS[name]):
+        publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
+    forget_shards(node, store)
+    path.unlink(missing_ok=True)
+    return artifact
 
 
 def publish_result(settings: Settings, result: Result) -> None:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 
-from flows.commands.common import JsonOption, RootOption, human_bytes, human_seconds, print_json, print_table
+from flows.commands.common import (
+    DEFAULT_ROOT,
+    JsonOption,
+    RootOption,
+    human_bytes,
+    human_seconds,
+    print_json,
+    print_table,
+    say,
+)
+from paraclip_core.errors import UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
+from storage.roots import open_store
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")
 
 NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]
-DEFAULT_ROOT = Path("runs")
 
 
 @app.command("ls")
@@ -26,8 +36,10 @@ def list_artifacts(
     as_json: JsonOption = False,
 ) -> None:
     """Finished and unfinished artifacts, and the channels."""
-    store = ArtifactStore(root)
-    rows = [_row(artifact) for artifact in store.list(stage)]
+    store = _opened(root)
+    if stage is not None:
+        _check_stage(stage, store)
+    rows = [_row(artifact, store) for artifact in store.list(stage)]
     unfinished = [
         {"stage": name, "fingerprint": fingerprint, "path": str(path)}
         for name, fingerprint, path in store.unfinished()
@@ -41,27 +53,29 @@ def list_artifacts(
     if unfinished:
         print_table("unfinished", ["stage", "fingerprint", "path"], unfinished)
     for name, value in store.channels().items():
-        typer.echo(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}")
+        mover = f", moved by {value['moved_by']}" if "moved_by" in value else ""
+        say(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}{mover}")
 
 
 @app.command()
 def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """An artifact's manifest."""
-    artifact = _find(ArtifactStore(root), name)
-    manifest = {**asdict(artifact.manifest), "path": str(artifact.path)}
+    store = _opened(root)
+    artifact = store.named(name)
+    manifest = {**asdict(artifact.manifest), "path": store.whereabouts(artifact)}
     if as_json:
         print_json(manifest)
         return
     import yaml
 
-    typer.echo(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), nl=False)
+    say(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), newline=False)
 
 
 @app.command()
 def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """What an artifact was made from, down to the source files."""
-    store = ArtifactStore(root)
-    tree = _lineage(store, _find(store, name))
+    store = _opened(root)
+    tree = _lineage(store, store.named(name))
     if as_json:
         print_json(tree)
     else:
@@ -75,8 +89,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file with its manifest; ends with code 1 where something differs."""
-    store = ArtifactStore(root)
-    chosen = store.list() if name is None else [_find(store, name)]
+    store = _opened(root)
+    chosen = store.list() if name is None else [store.named(name)]
     found = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
     if name is None:
         lost = store.unreadable()
@@ -87,8 +101,8 @@ def verify(
     else:
         for entry in bad:
             for problem in entry["problems"]:
-                typer.echo(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
-        typer.echo(f"{len(found)} artifacts checked, {len(bad)} damaged")
+                say(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
+        say(f"{len(found)} artifacts checked, {len(bad)} damaged")
     if bad:
         raise typer.Exit(1)
 
@@ -101,30 +115,46 @@ def gc(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no channel's model needs. The generation cache is never touched.
+    """Delete what no channel's model needs and no stage in progress reads. The generation cache is never touched.
 
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
     from tasks.cleaning import collect, remove
 
-    rubbish = collect(ArtifactStore(root), keep_days, unfinished)
-    if yes:
-        remove(rubbish)
+    collected = collect(_opened(root), keep_days, unfinished)
+    left = collected.left + (remove(collected.rubbish) if yes else [])
+    held = {(kept.stage, kept.fingerprint) for kept in left}
+    rubbish = [item for item in collected.rubbish if (item.stage, item.fingerprint) not in held]
     if as_json:
-        print_json({"deleted": yes, "items": [item.as_json() for item in rubbish]})
+        items, in_use = [item.as_json() for item in rubbish], [kept.as_json() for kept in left]
+        print_json({"deleted": yes, "items": items, "in_use": in_use})
         return
+    for kept in left:
+        say(f"left {kept.stage}/{kept.fingerprint}: {kept.why}")
     for item in rubbish:
-        typer.echo(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
+        say(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
     total = human_bytes(sum(item.size for item in rubbish))
-    typer.echo(f"{len(rubbish)} folders, {total}" + ("" if yes or not rubbish else "; --yes deletes them"))
+    say(f"{len(rubbish)} folders, {total}" + ("" if yes or not rubbish else "; --yes deletes them"))
 
 
-def _find(store: ArtifactStore, name: str) -> Artifact:
-    channel = None if "/" in name or name.startswith(".") else store.channel(name)
-    return store.resolve(name if channel is None else f"{channel['stage']}/{channel['fingerprint']}")
+def _opened(root: str) -> ArtifactStore:
+    store = open_store(root)
+    store.check()
+    return store
 
 
-def _row(artifact: Artifact) -> dict[str, Any]:
+def _check_stage(stage: str, store: ArtifactStore) -> None:
+    from tasks.dag import STAGES
+
+    there = {artifact.stage for artifact in store.list()} | {name for name, _, _ in store.unfinished()}
+    known = [*STAGES, *sorted(there - set(STAGES))]
+    if stage not in known:
+        near = get_close_matches(stage, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise UnknownNameError(f"there is no stage {stage!r}; {hint}")
+
+
+def _row(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
     manifest = artifact.manifest
     return {
         "stage": manifest.stage,
@@ -133,7 +163,7 @@ def _row(artifact: Artifact) -> dict[str, Any]:
         "seconds": manifest.wall_seconds,
         "bytes": manifest.size(),
         "metrics": manifest.metrics,
-        "path": str(artifact.path),
+        "path": store.whereabouts(artifact),
     }
 
 
@@ -143,7 +173,7 @@ def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
         if name.startswith("source:"):
             sources[name.removeprefix("source:")] = value
             continue
-        found = store.find(name, value)
+        found = store.known(name, value)
         inputs.append({"stage": name, "fingerprint": value, "gone": True} if found is None else _lineage(store, found))
     return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
 
@@ -151,11 +181,11 @@ def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
 def _print_tree(tree: dict[str, Any], depth: int, seen: set[str]) -> None:
     name = f"{tree['stage']}/{tree['fingerprint']}"
     note = " (gone)" if tree.get("gone") else " (see above)" if name in seen and tree.get("inputs") else ""
-    typer.echo(f"{'  ' * depth}{name}{note}")
+    say(f"{'  ' * depth}{name}{note}")
     if note:
         return
     seen.add(name)
     for source, value in tree.get("sources", {}).items():
-        typer.echo(f"{'  ' * (depth + 1)}{source} {value[:12]}")
+        say(f"{'  ' * (depth + 1)}{source} {value[:12]}")
     for below in tree.get("inputs", []):
         _print_tree(below, depth + 1, seen)

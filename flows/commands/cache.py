@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import JsonOption, RootOption, print_json
+from flows.commands.common import (
+    DEFAULT_ROOT,
+    ConfigOption,
+    JsonOption,
+    RootOption,
+    SetOption,
+    print_json,
+    print_table,
+    say,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from storage.generations import GenerationStore
@@ -19,7 +29,10 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, help="The generation cache.")
 
-DEFAULT_ROOT = Path("runs")
+
+EngineOption = Annotated[str | None, typer.Option(help="Only generations of this engine; * stands for anything.")]
+ModelOption = Annotated[str | None, typer.Option(help="Only generations of this model; * stands for anything.")]
+StepOption = Annotated[int | None, typer.Option(min=0, max=2, help="Only this step; 0: single words.")]
 
 
 @app.command()
@@ -32,9 +45,8 @@ def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
         return
     import yaml
 
-    typer.echo(
-        yaml.safe_dump({**found, "groups": list(found["groups"])}, sort_keys=False, allow_unicode=True), nl=False
-    )
+    shown = {**found, "groups": list(found["groups"])}
+    say(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), newline=False)
 
 
 @app.command()
@@ -49,12 +61,151 @@ def rebuild(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> Non
         typer.echo("rebuilt from the segments")
 
 
-@contextmanager
-def _opened(root: Path) -> Iterator[GenerationStore]:
-    from storage.artifacts import ArtifactStore
-    from storage.generations import GenerationStore
+@app.command()
+def why(
+    what: Annotated[
+        str, typer.Argument(metavar="KEY|CAPTION", help="A generation's key, or the text to be asked for.")
+    ],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    step: Annotated[int, typer.Option(min=1, max=2, help="Step of the text; at step 2 it is paraphrase 1.")] = 1,
+    attempt: Annotated[int, typer.Option(min=0, help="Attempt of the text.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Which part of the request's key differs between the configuration and the nearest generation kept."""
+    from tasks.why import explain
 
-    store = GenerationStore(ArtifactStore(root).cache)
+    settings = settings_from(config, set_)
+    with _opened(settings.run.root, must_exist=False) as store:
+        found = explain(settings, store, what, step, attempt).as_json()
+    if as_json:
+        print_json(found)
+    else:
+        _print_why(found)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A cache folder to make or to add to.")],
+    root: RootOption = DEFAULT_ROOT,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    step: StepOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy generations to a folder that `import` reads; what it holds already is passed over."""
+    from storage.generations import GenerationStore
+    from storage.merging import merge
+
+    with _opened(root) as store:
+        # A shared cache first fetches what other machines have.
+        store.refresh()
+        found = asdict(merge(GenerationStore(folder), store.folder, _wanted(engine, model, step)))
+    _print_merged(found, f"exported to {folder}", as_json)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Another cache: an exported folder, or ROOT/cache.")],
+    root: RootOption = DEFAULT_ROOT,
+    engine: EngineOption = None,
+    model: ModelOption = None,
+    step: StepOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over another cache's generations; what is answered here stays as it is. Ends with 1 if some were damaged."""
+    from storage.merging import merge
+
+    with _opened(root, must_exist=False) as store:
+        found = asdict(merge(store, folder, _wanted(engine, model, step)))
+    _print_merged(found, f"imported from {folder}", as_json)
+
+
+@app.command()
+def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Join many small segments to few big ones; others may go on writing, and it may be killed at any time."""
+    from storage.compaction import compact as join
+
+    with _opened(root) as store:
+        found = asdict(join(store))
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{found['before']} segments before, {found['after']} now; {found['rows']} generations were moved")
+    if found["torn"]:
+        typer.echo(f"{found['torn']} segments were damaged and set aside")
+
+
+@app.command()
+def verify(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Read every segment and compare the index with them; ends with code 1 where something was wrong."""
+    from storage.verification import verify_cache
+
+    with _opened(root) as store:
+        found = verify_cache(store)
+    if as_json:
+        print_json({**asdict(found), "sound": found.sound})
+    else:
+        for name in found.torn:
+            say(f"{name} is damaged and set aside as {name}.torn; what it held is asked for again when it is needed")
+        for name in found.mended:
+            say(f"{name} was indexed wrongly and is indexed anew")
+        before = f" ({found.torn_before} before)" if found.torn_before else ""
+        typer.echo(f"{found.segments} segments with {found.rows} generations are sound, {len(found.torn)} torn{before}")
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+def _wanted(engine: str | None, model: str | None, step: int | None) -> dict[str, str]:
+    chosen = {"engine": engine, "model": model, "step": None if step is None else str(step)}
+    return {column: pattern for column, pattern in chosen.items() if pattern is not None}
+
+
+def _print_merged(found: dict[str, Any], what: str, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        unwanted = f", {found['unwanted']} not asked for" if found["unwanted"] else ""
+        say(f"{what}: {found['new']} new generations in {found['segments']} segments, {found['known']} known{unwanted}")
+        if found["damaged"]:
+            typer.echo(f"{found['damaged']} segments are damaged and were left where they are")
+    if found["damaged"]:
+        raise typer.Exit(1)
+
+
+def _print_why(found: dict[str, Any]) -> None:
+    nearest, differing = found["nearest"], {entry["part"] for entry in found["differences"]}
+    if found["cached"]:
+        say(f"kept: the request {found['key']} is answered and costs nothing")
+    elif nearest is None:
+        say(f"not kept: the request {found['key']} would be made, and no generation is kept yet")
+    else:
+        say(f"not kept: the request {found['key']} would be made; it differs in {', '.join(sorted(differing))}")
+    if nearest is None:
+        return
+    names = [*found["asked"], *(name for name in nearest if name not in (*found["asked"], "key", "completions"))]
+    rows = [
+        {
+            "part": name,
+            "asked": str(found["asked"].get(name, "")),
+            "kept": str(nearest.get(name, "")),
+            "differs": "yes" if name in differing else "",
+        }
+        for name in names
+    ]
+    print_table(f"nearest generation kept: {nearest['key']}", ["part", "asked", "kept", "differs"], rows)
+    for answer in nearest["completions"]:
+        say(f"answer: {answer}")
+
+
+@contextmanager
+def _opened(root: str, must_exist: bool = True) -> Iterator[GenerationStore]:
+    from storage.roots import open_generations, open_store
+
+    artifacts = open_store(root)
+    if must_exist:
+        artifacts.check()
+    store = open_generations(artifacts)
     try:
         yield store
     finally:

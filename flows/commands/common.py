@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from paraclip_core.config import Settings
+from paraclip_core.config import RunOptions, Settings
 from paraclip_core.settings import load_settings
 
 __all__ = [
+    "DEFAULT_ROOT",
     "ConfigOption",
     "JsonOption",
     "RootOption",
@@ -26,6 +27,7 @@ __all__ = [
     "print_json",
     "print_table",
     "printable",
+    "say",
     "settings_from",
 ]
 
@@ -35,11 +37,15 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 RootOption = Annotated[
-    Path, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder of artifacts, unfinished work and caches.")
+    str, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder or URL of artifacts, unfinished work and caches.")
 ]
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What a terminal obeys instead of showing it; tabs and line breaks are harmless."""
+DEFAULT_ROOT = RunOptions().root
+"""Where a command works that is told no root."""
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it; tabs and line breaks are harmless. And what no output can encode: lone
+surrogates, by which Python holds the bytes of file names that are no text."""
 
 
 def printable(text: str) -> str:
@@ -57,8 +63,14 @@ def settings_from(config: Path | None, overrides: Sequence[str] | None) -> Setti
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on standard output, with JSON's own escapes for what a terminal would obey."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
+
+
+def say(text: str, newline: bool = True) -> None:
+    """A line on standard output that may quote what others wrote."""
+    typer.echo(printable(text), nl=newline)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import JsonOption, RootOption, print_json
+from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json
 from paraclip_core.errors import ConfigError
 
 __all__ = ["serve", "stop"]
 
-DEFAULT_ROOT = Path("runs")
 PREFECT_FILE = "prefect.yaml"
 
 
@@ -21,25 +20,28 @@ def serve(
     root: RootOption = DEFAULT_ROOT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
     folder: Annotated[Path, typer.Option(help="Folder that relative paths in settings start from.")] = Path(),
-    prefect_file: Annotated[Path | None, typer.Option(help="Deployments; default: prefect.yaml.")] = None,
+    prefect_file: Annotated[Path | None, typer.Option(exists=True, help="Deployments; default: prefect.yaml.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
     from flows.household import serve as start_household
+    from storage.roots import open_store
 
-    found = start_household(root, port, folder.absolute(), prefect_file or _prefect_file())
+    store = open_store(root)
+    found = start_household(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
     if as_json:
         print_json({"url": found.url, "processes": [asdict(process) for process in found.processes]})
         return
     typer.echo(f"UI: {found.url}  (PREFECT_API_URL={found.api_url})")
-    typer.echo(f"logs: {root.absolute() / 'logs'}; `paraclip stop --root {root}` ends it")
+    typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
 
 def stop(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """End exactly the processes that `serve` started under this root."""
     from flows.household import stop as stop_household
+    from storage.roots import open_store
 
-    ended = stop_household(root)
+    ended = stop_household(open_store(root).root)
     if as_json:
         print_json({"ended": ended})
     else:

@@ -1,24 +1,34 @@
-"""`paraclip evaluate`, `search` and `export`: what to do with models that are there."""
+"""`paraclip evaluate`, `search`, `export` and `verify-index`: what to do with models that are there."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.common import JsonOption, RootOption, print_json, print_table
+from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable
 from flows.commands.run import HELD, GateOption, print_comparison
+from paraclip_core.errors import ConfigError
 
-__all__ = ["evaluate", "export", "search"]
+__all__ = ["evaluate", "export", "search", "verify_index"]
 
-DEFAULT_ROOT = Path("runs")
+INVALID = 1
+LOADED_BY = {
+    "open_clip": 'open_clip.create_model_and_transforms("local-dir:{}")',
+    "hf": 'transformers.CLIPModel.from_pretrained("{}")',
+    "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
+    "sentence-transformers": 'sentence_transformers.SentenceTransformer("{}")',
+}
 MODEL = (
-    "A channel, the start of a fingerprint, a release folder, or an open_clip name such as ViT-B-32:laion2b_s34b_b79k."
+    "A channel, the start of a fingerprint or STAGE/START, a model folder, an open_clip name such as "
+    "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights in a published format."
 )
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A channel, the start of a fingerprint, or a folder.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A channel, the start of a fingerprint or STAGE/START, or a folder.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -26,7 +36,9 @@ def evaluate(
     base: Annotated[str, typer.Option(help=MODEL)],
     tuned: Annotated[str, typer.Option(help=MODEL)],
     benchmark: Annotated[list[str], typer.Option(help="NAME=PATH or LABEL:KIND=PATH; may be repeated.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: under the root.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default: one of its own under the root.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of files with several.")] = None,
     device: DeviceOption = "auto",
     root: RootOption = DEFAULT_ROOT,
@@ -36,15 +48,22 @@ def evaluate(
     """Compare two models on benchmarks in their published formats, outside any run."""
     from paraclip_core.evaluation.evaluate import evaluate_models
     from paraclip_core.evaluation.tasks import parse_benchmark
-    from storage.artifacts import ArtifactStore
-    from tasks.lookup import find_release
+    from storage.fingerprint import fingerprint
+    from storage.roots import open_store
+    from tasks.lookup import find_release, name_in
     from tasks.stages.evaluate import write_evaluation
 
-    store = ArtifactStore(root)
+    store = open_store(root)
     benchmarks = [parse_benchmark(text) for text in benchmark]
-    models = {"base": str(find_release(base, store)), "tuned": str(find_release(tuned, store))}
-    evaluation = evaluate_models(models["base"], models["tuned"], benchmarks, split=split, device=device)
-    folder = (out or store.root / "results" / "evaluate").absolute()
+    for chosen in benchmarks:
+        if chosen.path and not Path(chosen.path).expanduser().exists():
+            raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
+    releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
+    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
+    models = {which: name_in(store, release) for which, release in releases.items()}
+    # Another comparison, another folder: none writes over the results of one before it.
+    asked = {"benchmarks": [chosen.model_dump() for chosen in benchmarks], "split": split}
+    folder = (out or store.root / "results" / "evaluate" / fingerprint("evaluate", 1, asked, models)[:12]).absolute()
     summary = write_evaluation(folder, evaluation, models, models)
     path = folder / "summary.json"
     if as_json:
@@ -65,11 +84,13 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Rank a run's images for a query, the base model's order beside the tuned one's."""
-    from storage.artifacts import ArtifactStore
+    from storage.roots import open_store
     from tasks.lookup import find_model
     from tasks.searching import search as find_images
 
-    hits = find_images(find_model(model, ArtifactStore(root)), query, count, device)
+    if not query.strip():
+        raise ConfigError("the query is empty; say in words what to look for")
+    hits = find_images(find_model(model, open_store(root)), query, count, device)
     if as_json:
         print_json({"query": query, **{name: [asdict(hit) for hit in found] for name, found in hits.items()}})
         return
@@ -82,19 +103,59 @@ def search(
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A channel, the start of a fingerprint, or a folder.")],
-    folder: Annotated[Path, typer.Argument(help="New folder for the open_clip release.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    folder: Annotated[Path, typer.Argument(help="New folder.")],
+    layout: Annotated[
+        Literal["open_clip", "hf", "onnx", "sentence-transformers"],
+        typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text tower alone."),
+    ] = "open_clip",
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a model's release folder, which stock open_clip loads as local-dir:FOLDER."""
-    from storage.artifacts import ArtifactStore
-    from tasks.exporting import export_release
+    """Write a model for open_clip, transformers, sentence-transformers or ONNX, with its evaluation in the card."""
+    from storage.roots import open_store
+    from tasks.exporting import export_model
     from tasks.lookup import find_release
 
-    files = export_release(find_release(model, ArtifactStore(root)), folder)
+    store = open_store(root)
+    files = export_model(find_release(model, store), folder, layout, store)
     if as_json:
-        print_json({"folder": str(folder.absolute()), "files": files})
+        print_json({"folder": str(folder.absolute()), "format": layout, "files": files})
     else:
         typer.echo(f"{len(files)} files in {folder}. Load it with")
-        typer.echo(f'  open_clip.create_model_and_transforms("local-dir:{folder.absolute()}")')
+        typer.echo(f"  {LOADED_BY[layout].format(folder.absolute())}")
+
+
+def verify_index(
+    base: Annotated[str, typer.Option(help=MODEL)],
+    tuned: Annotated[str, typer.Option(help=MODEL)],
+    images: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder or tar: some images are encoded with both models.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help=".npy of stored embeddings, a row for each of the images by the order of names."
+        ),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="How many images are encoded.")] = 16,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
+    from storage.roots import open_store
+    from tasks.lookup import find_release
+    from tasks.verifying import verify_index as verify
+
+    store = open_store(root)
+    proof = verify(str(find_release(base, store)), str(find_release(tuned, store)), images, features, sample)
+    if as_json:
+        print_json(proof.as_json())
+    else:
+        for check in proof.checks:
+            typer.echo(printable(f"{'same ' if check.valid else 'OTHER'} {check.what}: {check.detail}"))
+            for difference in check.differences:
+                typer.echo(printable(f"      {difference}"))
+        typer.echo(f"stored image embeddings {'stay valid' if proof.valid else 'are NOT valid for the tuned model'}")
+    if not proof.valid:
+        raise typer.Exit(INVALID)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import typer
+from rich.console import Console
 
+from flows.commands.again import ReasonOption, WhereOption, asking_again
 from flows.commands.common import (
     ConfigOption,
     JsonOption,
@@ -17,6 +21,7 @@ from flows.commands.common import (
     print_table,
     settings_from,
 )
+from paraclip_core.progress import Progress
 
 __all__ = ["plan"]
 
@@ -24,18 +29,30 @@ SHOWN = 4
 """Reasons in the table; all of them are in the JSON."""
 
 
-def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    regenerate: ReasonOption = None,
+    regenerate_where: WhereOption = None,
+) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from storage.artifacts import ArtifactStore
+    from storage.roots import open_store
+    from tasks.amounts import amounts
     from tasks.planning import plan_run
 
-    settings = settings_from(config, set_)
-    stages = plan_run(settings, ArtifactStore(settings.run.root))
+    settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
+    with _watched() as progress:
+        count = partial(amounts, progress=progress)
+        stages = plan_run(settings, open_store(settings.run.root), count=count)
     totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
     to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
     # A total of which a part is unknown is a lower bound.
     complete = all(stage.seconds is not None for stage in stages)
     total: dict[str, Any] = {**totals, "bytes": to_write, "complete": complete}
+    prices = [stage.spend for stage in stages if stage.spend is not None]
+    if prices:
+        total["spend"] = round(sum(prices), 4)
     if as_json:
         print_json({"root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total})
         return
@@ -47,6 +64,7 @@ def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOptio
             "rows": stage.rows,
             "requests": stage.requests,
             "tokens": stage.tokens,
+            **({"spend": stage.spend} if prices else {}),
             "time": human_seconds(stage.seconds),
             "disk": human_bytes(stage.bytes),
             "estimated from": "" if stage.state == "cached" else stage.basis,
@@ -58,7 +76,20 @@ def plan(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOptio
     typer.echo(
         f"total: {bound}{human_seconds(totals['seconds'])}, {human_bytes(to_write)} to write, "
         f"{totals['requests']} requests, {totals['tokens']} tokens"
+        + (f", about {total['spend']:.4g} to spend" if prices else "")
     )
+
+
+@contextmanager
+def _watched() -> Iterator[Progress]:
+    """A line on standard error that says what takes so long; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    with console.status("counting captions and known answers") as status:
+
+        def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+            status.update(f"judging known answers to see what they lead to: {done} rows")
+
+        yield progress
 
 
 def _some(why: Sequence[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flows.commands.again import ReasonOption, WhereOption, asking_again, how_to_keep
 from flows.commands.common import (
     ConfigOption,
     JsonOption,
@@ -17,6 +17,7 @@ from flows.commands.common import (
     human_seconds,
     print_json,
     print_table,
+    say,
     settings_from,
 )
 from paraclip_core.config import Settings
@@ -37,14 +38,18 @@ def run(
     as_json: JsonOption = False,
     gate: GateOption = False,
     require_work: WorkOption = False,
+    regenerate: ReasonOption = None,
+    regenerate_where: WhereOption = None,
 ) -> None:
     """Run every stage that is not finished, and compare base and tuned model."""
-    settings = settings_from(config, set_)
+    settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
     outcome = _finished(settings) or _carry_out(settings)
     if as_json:
         print_json(outcome)
     else:
         _print_outcome(outcome)
+        if regenerate or regenerate_where:
+            say(how_to_keep(settings))
     if require_work and not any(row["state"] != "cached" for row in outcome["stages"]):
         raise typer.Exit(NOTHING_TO_DO)
     if gate and outcome["verdict"] != "promote":
@@ -53,12 +58,13 @@ def run(
 
 def _finished(settings: Settings) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from storage.artifacts import ArtifactStore
+    from storage.roots import open_store
     from tasks.dag import resolve
-    from tasks.results import record_result, stage_row
+    from tasks.results import check_run_name, record_result, stage_row
     from tasks.run import finished_artifacts
 
-    store = ArtifactStore(settings.run.root)
+    store = open_store(settings.run.root)
+    check_run_name(settings.name, store)
     nodes = resolve(settings, store)
     artifacts = finished_artifacts(nodes, store)
     if len(artifacts) < len(nodes):
@@ -70,8 +76,9 @@ def _finished(settings: Settings) -> dict[str, Any] | None:
 def _carry_out(settings: Settings) -> dict[str, Any]:
     from flows.logs import show_own_logs
     from flows.quiet import prepare_prefect
+    from storage.roots import open_store
 
-    prepare_prefect(Path(settings.run.root))
+    prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
     from flows.pipeline import pipeline
 
@@ -86,12 +93,14 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
     if all(row["state"] == "cached" for row in stages):
         typer.echo("Nothing to do, every stage is finished:")
     rows = [{**row, "took": human_seconds(row["made_in"]), "artifact": row["path"]} for row in stages]
-    print_table("", ["stage", "state", "took", "artifact"], rows)
+    print_table("", ["stage", "state", "took", "rejected", "artifact"], rows)
+    if any(row["rejected"] for row in stages):
+        typer.echo("Rejected rows and their reasons are in the folder `rejects` of each artifact and in the report.")
     if outcome["summary"]:
         print_comparison(outcome["summary"])
     for label, key in (("report", "report"), ("summary", "summary_path")):
         if outcome[key]:
-            typer.echo(f"{label}: {outcome[key]}")
+            say(f"{label}: {outcome[key]}")
 
 
 def print_comparison(summary: Mapping[str, Any]) -> None:
@@ -110,7 +119,7 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
         for row in comparison_rows(summary)
     ]
     print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval"], rows)
-    typer.echo(f"verdict: {summary['verdict']} ({why(summary)})")
+    say(f"verdict: {summary['verdict']} ({why(summary)})")
 
 
 def _figure(value: float | None, form: str = ".2f") -> str:

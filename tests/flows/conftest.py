@@ -12,6 +12,7 @@ import pytest
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
 from storage.artifacts import Artifact, ArtifactStore
+from storage.roots import open_store
 from tasks.dag import resolve
 
 
@@ -50,7 +51,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
             "data: {scenes: {images: 30}, sources: [{path: captions.jsonl, images: images.tar}]}\n"
         )
         settings = load_settings(config, overrides)
-        store = ArtifactStore(settings.run.root)
+        store = open_store(settings.run.root)
         artifacts = {}
         for name, node in resolve(settings, store).items():
             artifacts[name] = store.find(name, node.fingerprint)

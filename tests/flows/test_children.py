@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import StageError
+from paraclip_core.errors import ArtifactError, StageError
 from paraclip_core.settings import load_settings
+from storage.artifacts import ArtifactStore
+from tasks.dag import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -53,4 +58,93 @@ def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(children, "run_deployment", unknown)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
     with pytest.raises(StageError, match=r"no deployment scenes/scenes.*paraclip serve"):
+        children.run_child("scenes", settings)
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[None]:
+    """A Prefect server with a deployment of `scenes`."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.stages import scenes
+
+    with prefect_test_harness(server_startup_timeout=300):
+        scenes.to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
+        yield
+
+
+@contextmanager
+def worker(carry: Callable[[int], str]) -> Iterator[list[int]]:
+    """Ends every scheduled run in the state that `carry` names; gives the run count of each that it took."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import State, StateType
+
+    stop, taken = threading.Event(), []
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}})
+
+    def work() -> None:
+        with get_client(sync_client=True) as client:
+            while not stop.wait(0.1):
+                for run in client.read_flow_runs(flow_run_filter=wanted):
+                    client.set_flow_run_state(run.id, State(type=StateType.RUNNING), force=True)
+                    taken.append(client.read_flow_run(run.id).run_count)
+                    client.set_flow_run_state(run.id, State(type=StateType(carry(len(taken)))), force=True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_completed_child_whose_artifact_is_gone_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows import children
+
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
+    options = [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"]
+    settings, store = load_settings(None, options), ArtifactStore(tmp_path)
+    node = resolve(settings, store)["scenes"]
+
+    def make(_: int) -> str:
+        with store.writing("scenes", node.fingerprint):
+            store.commit(node.draft, {}, 0.0)
+        return "COMPLETED"
+
+    with worker(make) as taken:
+        assert children.run_child("scenes", settings)["state"] == "made"
+        assert children.run_child("scenes", settings)["state"] == "cached" and taken == [1]
+        found = store.find("scenes", node.fingerprint)
+        assert found is not None
+        store.remove(found)
+        assert children.run_child("scenes", settings)["state"] == "made"
+    assert taken == [1, 2] and "is Completed, but its artifact is not there: it runs again" in caplog.text
+    store.remove(found)
+
+    with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match="completed elsewhere, but"):
+        children.run_child("scenes", settings)
+    assert taken == [3], "it runs again once and no more"
+
+    with worker(lambda _: "CRASHED") as taken, pytest.raises(StageError, match="ended as Crashed"):
+        children.run_child("scenes", settings)
+    assert taken == [4]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import children
+
+    ask = children.run_deployment
+
+    def with_a_new_option(name: str, **options: Any) -> Any:
+        return ask(name, **{**options, "parameters": {"settings": {"run": {"novel": 1}}}})
+
+    monkeypatch.setattr(children, "run_deployment", with_a_new_option)
+    settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
+    with pytest.raises(StageError, match=r"refuses the settings.*'novel' was unexpected.*paraclip serve"):
         children.run_child("scenes", settings)

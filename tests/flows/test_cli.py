@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,14 @@ def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[.
         "import sys; from flows.cli import run_cli; code = run_cli(sys.argv[1:]);"
         "print(sorted({'torch', 'prefect', 'transformers', 'matplotlib'} & set(sys.modules))); sys.exit(code)"
     )
-    started = time.monotonic()
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-c", code, "run", "-c", str(finished_run().config)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - started < 15
+    # Seconds at work, which a busy machine does not stretch as it does those on the clock.
+    assert os.times().children_user - before.children_user < 10
 
 
 def test_a_damaged_artifact_is_refused(finished_run: Callable[..., Any], capsys: Capture) -> None:
@@ -139,7 +140,7 @@ def test_artifacts_commands(finished_run: Callable[..., Any], capsys: Capture) -
     tree = told(capsys, ["artifacts", "lineage", "made", *root])
     assert {below["stage"] for below in tree["inputs"]} == set(run.artifacts["finetune"].manifest.inputs)
     assert told(capsys, ["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
-    assert told(capsys, ["artifacts", "gc", *root]) == {"deleted": False, "items": []}
+    assert told(capsys, ["artifacts", "gc", *root]) == {"deleted": False, "items": [], "in_use": []}
     for command in ("ls", "lineage made", "verify", "show made", "gc"):
         assert run_cli(["artifacts", *command.split(), *root]) == 0
     assert "scenes/" in capsys.readouterr().out
@@ -164,9 +165,8 @@ def test_a_path_that_is_no_artifact_is_one_message(tmp_path: Path, capsys: Captu
         ["artifacts", "show", "/absent/finetune/abc"],
         ["export", "/absent/model", str(tmp_path / "new")],
     ):
-        assert run_cli([*arguments, "--root", str(tmp_path)]) == 1
+        assert run_cli([*arguments, "--root", str(tmp_path)]) == 2
         assert "begins with '/absent/" in capsys.readouterr().err
-    assert told(capsys, ["artifacts", "ls", "--stage", "/absent", "--root", str(tmp_path)])["artifacts"] == []
 
 
 def test_a_terminal_is_not_told_what_to_do(capsys: Capture) -> None:
@@ -197,8 +197,56 @@ def test_export(finished_run: Callable[..., Any], tmp_path: Path, capsys: Captur
     made = told(capsys, ["export", name, str(tmp_path / "model"), *root])
     assert made["files"] == ["open_clip_config.json"] and (tmp_path / "model" / "open_clip_config.json").is_file()
     assert run_cli(["export", name, str(tmp_path / "model"), *root]) == 2
-    assert run_cli(["export", "nothing", str(tmp_path / "other"), *root]) == 1
-    assert "begins with 'finetune/nothing'" in capsys.readouterr().err
+    assert run_cli(["export", "nothing", str(tmp_path / "other"), *root]) == 2
+    assert "begins with 'nothing', and no channel has that name; see" in capsys.readouterr().err
+
+
+def test_a_base_is_found_by_its_fingerprint_and_a_near_channel_is_named(
+    finished_run: Callable[..., Any], capsys: Capture
+) -> None:
+    from tasks.lookup import find_release, name_in
+
+    run = finished_run()
+    for stage in ("bootstrap", "finetune"):
+        fingerprint = run.artifacts[stage].fingerprint
+        for name in (fingerprint[:12], f"{stage}/{fingerprint[:12]}"):
+            found = find_release(name, run.store)
+            assert found == run.artifacts[stage].path / "release"
+            assert name_in(run.store, found) == f"{stage}/{fingerprint}"
+    assert name_in(run.store, "ViT-B-32:laion2b_s34b_b79k") == "ViT-B-32:laion2b_s34b_b79k"
+    run.store.set_channel("made", {"stage": "finetune", "fingerprint": run.artifacts["finetune"].fingerprint})
+    assert run_cli(["search", "a dog", "--model", "mdae", "--root", str(run.store.root)]) == 2
+    told = capsys.readouterr().err
+    assert "no artifact of finetune" in told and "begins with 'mdae'" in told and "did you mean 'made'?" in told
+
+
+def test_an_empty_query_is_wrong_usage(tmp_path: Path, capsys: Capture) -> None:
+    assert run_cli(["search", " ", "--model", "made", "--root", str(tmp_path)]) == 2
+    assert "the query is empty" in capsys.readouterr().err
+
+
+def test_promote(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    first = finished_run(verdict="promote")
+    config = ["-c", str(first.config)]
+    decision = told(capsys, ["promote", *config])
+    assert decision["moved"] and decision["after"] == first.artifacts["finetune"].fingerprint
+    held = finished_run("finetune.seed=1", verdict="hold")
+    other = ["promote", *config, "--set", "finetune.seed=1"]
+    assert run_cli([*other, "--gate"]) == 4
+    assert "production: kept at" in capsys.readouterr().out
+    assert told(capsys, [*other, "--force"])["after"] == held.artifacts["finetune"].fingerprint
+    assert run_cli(["promote", *config, "--set", "finetune.seed=2"]) == 2
+    assert "is not finished (finetune, evaluate, report)" in capsys.readouterr().err
+
+
+def test_a_run_cannot_take_a_promoted_channels_name(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run(verdict="promote")
+    assert run_cli(["promote", "-c", str(run.config)]) == 0
+    before = run.store.channel("production")
+    assert run_cli(["run", "-c", str(run.config), "--set", "name=production"]) == 2
+    assert "only a promotion moves" in capsys.readouterr().err
+    assert run.store.channel("production") == before
+    assert run_cli(["promote", "-c", str(run.config), "--channel", "made"]) == 2
 
 
 def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from flows import household
 from flows.household import POOLS, living_api_url, read_household, serve, stop
 from flows.processes import Process
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.settings import load_settings, parse_settings
 from storage.atomic import write_json
 from tasks.dag import STAGES
@@ -65,3 +66,33 @@ def test_what_is_gone_is_neither_used_nor_ended(tmp_path: Path) -> None:
     assert found is not None and found.processes == (Process("server", 1, "never"),)
     assert living_api_url(tmp_path) is None
     assert stop(tmp_path) == [] and read_household(tmp_path) is None
+
+
+def test_workers_open_the_root_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own data lies in the folder here, the workers' artifacts in the object store."""
+    started: list[dict[str, str]] = []
+
+    def start(_name: str, _command: object, environment: dict[str, str], *_: object) -> Process:
+        started.append(environment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(household, "start", start)
+    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
+    for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
+        with pytest.raises(KeyboardInterrupt):
+            serve(tmp_path, 4999, tmp_path, REPOSITORY / "prefect.yaml", location)
+        assert started[-1]["PARACLIP_ROOT"] == expected
+        assert started[-1]["PREFECT_HOME"].startswith(str(tmp_path))
+
+
+def test_a_full_disk_does_not_keep_a_household_from_being_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise ArtifactError("no space left")
+
+    write_json(tmp_path / "prefect" / "household.json", {"url": "http://127.0.0.1:1", "processes": []})
+    monkeypatch.setattr(household, "carriers", lambda *_: {2**22 + 1: "never started"})
+    monkeypatch.setattr(household, "remember", full)
+    assert stop(tmp_path) == []
+    assert read_household(tmp_path) is None and "stay marked as running: no space left" in caplog.text

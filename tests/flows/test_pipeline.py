@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import InputError
+from tasks.dag import Node
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 def server() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -60,10 +61,10 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
 
     run = finished_run("name=failing")
 
-    def refuse(name: str, *_: object, **__: object) -> None:
-        raise InputError(f"{name}: captions.csv row 7 has no caption")
+    def refuse(node: Node, *_: object, **__: object) -> None:
+        raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
-    monkeypatch.setattr("flows.work.run_stage", refuse)
+    monkeypatch.setattr("flows.work.run_node", refuse)
     state = pipeline(run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):

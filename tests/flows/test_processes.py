@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.processes import Process, end_all, living, start
+import pytest
+
+from flows.processes import Process, carriers, end_all, family, kill, living, start
 
 
 def wait_for(what: Callable[[], object], seconds: float = 15) -> None:
@@ -58,3 +60,17 @@ def test_a_stubborn_process_and_its_children_in_other_sessions_are_killed(tmp_pa
 def test_a_reused_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert not living(Process("other", os.getpid(), "0"))
     assert end_all([Process("other", os.getpid(), "0")]) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="this system has no /proc")
+def test_what_carries_a_mark_is_found_without_its_parent(tmp_path: Path) -> None:
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    environment = {**os.environ, "PARACLIP_TEST_MARK": str(tmp_path)}
+    parent = start("parent", [sys.executable, "-c", code], environment, tmp_path / "log", tmp_path)
+    wait_for(lambda: not living(parent))
+    orphans = carriers("PARACLIP_TEST_MARK", str(tmp_path))
+    assert len(orphans) == 1 and family([parent]) == {}
+    assert carriers("PARACLIP_TEST_MARK", str(tmp_path)[:-1]) == {}
+    assert kill(dict.fromkeys(orphans, "0")) == []
+    assert kill(orphans) == list(orphans)
+    wait_for(lambda: not carriers("PARACLIP_TEST_MARK", str(tmp_path)))

@@ -1,0 +1,84 @@
+"""`paraclip export-dataset`: finished paraphrases as a folder that may be published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import DEFAULT_ROOT, ConfigOption, JsonOption, SetOption, print_json, say, settings_from
+
+__all__ = ["export_dataset"]
+
+SHOWN = 10
+
+
+def export_dataset(
+    folder: Annotated[Path, typer.Argument(help="New folder.")],
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    artifact: Annotated[
+        str | None,
+        typer.Option(
+            "--artifact", "-a", help="The paraphrases: the start of a fingerprint, STAGE/START, or a run's channel."
+        ),
+    ] = None,
+    opt_outs: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Rows to leave out: a caption id, an image id or a caption a line."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Title of the data card.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Language code of the captions; may be repeated.")] = None,
+    contact: Annotated[str, typer.Option(help="Where the card says to ask for removal, e.g. an e-mail address.")] = "",
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root", help=f"Folder or URL of the artifacts; default: the configuration's, or {DEFAULT_ROOT}."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
+    from storage.roots import open_store
+    from tasks.dataset_export import export_dataset as write
+    from tasks.dataset_export import find_paraphrases
+    from tasks.dataset_rows import read_opt_outs
+
+    settings = settings_from(config, set_)
+    store = open_store(settings.run.root if root is None else root)
+    store.check()
+    given = settings if config is not None or set_ else None
+    found = find_paraphrases(store, artifact, given)
+    named = name or (settings.name if config is not None else None)
+    entries = None if opt_outs is None else read_opt_outs(opt_outs)
+    written = write(
+        found,
+        folder,
+        store,
+        name=named,
+        settings=given,
+        opt_outs=entries,
+        languages=language or ["en"],
+        contact=contact,
+    )
+    if as_json:
+        licence = {"strictest": written.licence.strictest, "class": written.licence.kind, "hub": written.licence.hub}
+        outs = {"entries": len(entries or ()), "rows": written.left_out, "unmatched": written.unmatched}
+        about = {"artifact": f"{found.stage}/{found.fingerprint}", "rows": written.rows, "licence": licence}
+        where = {"folder": str(folder.absolute()), "files": written.files}
+        print_json({**where, **about, "opt_outs": outs, "notes": written.licence.notes})
+        return
+    counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
+    say(f"{counts} rows in {folder}, under {', '.join(written.licence.strictest)} ({written.licence.kind})")
+    if opt_outs is not None:
+        say(f"{written.left_out} rows left out by {len(entries or ())} opt-outs")
+    for entry in written.unmatched[:SHOWN]:
+        say(f"this opt-out names no row: {entry}")
+    if len(written.unmatched) > SHOWN:
+        say(f"and {len(written.unmatched) - SHOWN} more; --json names all")
+    for note in written.licence.notes:
+        say(f"before you publish: {note}")
+    say(f'Load it with\n  datasets.load_dataset("{folder.absolute()}")')

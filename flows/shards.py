@@ -1,0 +1,248 @@
+"""A paraphrase stage's shards, mapped over a Prefect task runner: threads on this machine, or Ray on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from prefect import flow, task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError, StageError, with_notes
+from paraclip_core.progress import Progress, silent
+from storage.artifacts import ArtifactStore
+from tasks.answers import looking
+from tasks.dag import Node, input_artifacts
+from tasks.display import both
+from tasks.events import EventLog, events_path
+from tasks.shards import STEPS, ShardJob, ask_shard, followed, forget, plan_shards, reporting
+
+__all__ = ["ask_in_shards", "forget_shards"]
+
+log = logging.getLogger(__name__)
+
+SUMS = ("generated", "cached", "requests_per_second", "tokens_per_second", "spend")
+"""Facts of shards that add up."""
+LOOK_SECONDS = 1.0
+"""How often it is looked what shards elsewhere say."""
+
+Failures = list[tuple[int, str]]
+"""Number of a shard, and why it failed."""
+
+
+class Board:
+    """Where shards say how far they are; those on this machine see here that they have to stop, too."""
+
+    def __init__(self, shards: int, progress: Progress, judges: bool) -> None:
+        """`judges`: whether what they say of acceptance is about the run's gates."""
+        self.stop = threading.Event()
+        self.heard = False
+        """Whether any has said something."""
+        self._progress, self._shards, self._judges = progress, shards, judges
+        self._told: dict[int, tuple[int, int | None, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def told(self, shard: int) -> Progress:
+        """The progress of one shard, shown as part of all."""
+
+        def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+            with self._lock:
+                self.heard = True
+                self._told[shard] = done, total, facts
+                self._show()
+
+        return progress
+
+    def _show(self) -> None:
+        told = list(self._told.values())
+        totals = [total for _, total, _ in told if total is not None]
+        whole = sum(totals) if len(totals) == self._shards else None
+        facts = _summed(f for _, _, f in told) | (_acceptance(told) if self._judges else {})
+        self._progress(sum(done for done, _, _ in told), whole, shards=self._shards, **facts)
+
+
+class _Here:
+    """Something to call that stays in this process: the flow of a task goes to Ray's workers, and locks cannot."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Here, (_elsewhere,)
+
+
+def _elsewhere(*_: object) -> None:
+    raise AssertionError("shards are started by one process alone")
+
+
+def _acceptance(told: Iterable[tuple[int, int | None, Mapping[str, Any]]]) -> dict[str, float]:
+    """The shards' mean, each weighted by its rows."""
+    found = [(done, facts["acceptance"]) for done, _, facts in told if done and "acceptance" in facts]
+    rows = sum(done for done, _ in found)
+    return {"acceptance": round(sum(done * share for done, share in found) / rows, 3)} if rows else {}
+
+
+def _summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, float | int | str]:
+    found: dict[str, float | int | str] = {}
+    for some in facts:
+        for name, value in some.items():
+            if name == "eta_seconds":
+                found[name] = max(value, found.get(name, 0))
+            elif name in SUMS:
+                found[name] = round(value + found.get(name, 0), 4)
+    return found
+
+
+def _ask(job: ShardJob, shard: int, board: Board | None) -> dict[str, Any]:
+    if board is None:
+        return ask_shard(job, shard, reporting(job, shard))
+    return ask_shard(job, shard, board.told(shard), board.stop)
+
+
+# With a cache policy Prefect would try to hash the board.
+ask = task(name="shard", task_run_name="shard-{shard}", persist_result=False, cache_policy=NO_CACHE)(_ask)
+
+
+def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress: Progress = silent) -> None:
+    """Fill the generation cache with what a paraphrase stage will ask for, if the settings want shards.
+
+    The stage afterwards finds the answers and writes the same artifact as without shards. A shard that fails does not
+    stop the others.
+
+    Args:
+        node: the stage.
+        settings: the run's settings.
+        store: its artifact store.
+        progress: told how far all shards are together; with Ray only when one is done where no folder is shared.
+
+    Raises:
+        StageError: shards failed; the message lists them, and the next run asks for what is missing.
+        ConfigError: `run.runner=ray` without the package prefect-ray.
+    """
+    if node.name not in STEPS or settings.run.shards < 2 or store.known(node.name, node.fingerprint) is not None:
+        return
+
+    def waiting() -> None:
+        progress(0, None, waiting="for another run of the same stage")
+
+    # The stage's own lock: a second run of it must not pay for the same requests.
+    with store.writing(node.name, node.fingerprint, waiting, node.draft.inputs):
+        if store.known(node.name, node.fingerprint) is not None:
+            return
+        job = plan_shards(node, settings, store, input_artifacts(node, store))
+        if job is not None and job.todo:
+            path = events_path(store, node.name, node.fingerprint)
+            with EventLog(path, node.name, node.fingerprint, "shards") as events:
+                events.counted({"shards": job.shards, "asked": len(job.todo)})
+                _map(job, settings, store, both(progress, events.progress))
+
+
+def forget_shards(node: Node, store: ArtifactStore) -> None:
+    """Delete what is remembered about a finished stage's shards."""
+    if node.name in STEPS:
+        forget(store, node.name, node.fingerprint)
+
+
+def _map(job: ShardJob, settings: Settings, store: ArtifactStore, progress: Progress) -> None:
+    name, todo = str(job.draft["stage"]), job.todo
+    on_ray = settings.run.runner == "ray"
+    board = Board(len(todo), progress, job.judges)
+
+    def ask_all(stage: str, shards: int) -> None:
+        # It forgets what an earlier run's shards said, so it begins before them.
+        with _following(job, board) if on_ray else nullcontext():
+            with _reserved(settings):
+                futures = ask.map(unmapped(job), todo, unmapped(None if on_ray else board))
+            collect(futures, stage, shards)
+
+    def collect(futures: Iterable[PrefectFuture[dict[str, Any]]], stage: str, shards: int) -> None:
+        failures: Failures = []
+        try:
+            for done, (shard, future) in enumerate(zip(todo, futures, strict=True), 1):
+                counts, failure = _outcome(future)
+                if failure is not None:
+                    failures.append((shard, failure))
+                    log.error("%s: shard %d of %d failed: %s", stage, shard, shards, failure)
+                    continue
+                job.note(store, shard, counts)
+                log.info("%s: shard %d of %d is done", stage, shard, shards)
+                if on_ray and not board.heard:
+                    progress(done, len(todo), shards=shards)
+        finally:
+            # What cancels the flow must end the shards, whose threads the runner would wait for.
+            board.stop.set()
+        if failures:
+            raise StageError(_text(stage, shards, failures))
+
+    here = _Here(ask_all)
+
+    def shards(stage: str, shards: int) -> None:
+        here.call(stage, shards)
+
+    mapped = flow(
+        name="shards",
+        flow_run_name=f"{name}-shards",
+        task_runner=_runner(settings, len(todo)),
+        persist_result=False,
+        validate_parameters=False,
+    )(shards)
+    log.info("%s: %d of %d shards are asked for, over %s", name, len(todo), job.shards, settings.run.runner)
+    mapped(name, job.shards)
+
+
+def _following(job: ShardJob, board: Board) -> AbstractContextManager[None]:
+    """Read, while it lasts, what shards on other machines say."""
+    looks = [followed(job, shard, board.told(shard)) for shard in job.todo]
+    return looking(lambda: [look() for look in looks], LOOK_SECONDS)
+
+
+def _outcome(future: PrefectFuture[dict[str, Any]]) -> tuple[Mapping[str, Any], str | None]:
+    """What a shard counted, and why it failed."""
+    try:
+        found: Any = future.result(raise_on_failure=False)
+    except Exception as error:
+        # A worker of Ray that dies takes the state of its task with it.
+        found = error
+    if isinstance(found, BaseException):
+        return {}, with_notes(found) or type(found).__name__
+    return found, None
+
+
+def _text(stage: str, shards: int, failures: Failures) -> str:
+    lines = "".join(f"\n- shard {shard}: {reason}" for shard, reason in failures)
+    return (
+        f"{len(failures)} of {shards} shards of {stage} failed; what the others were answered is kept, and the next "
+        f"run asks for the rest:{lines}"
+    )
+
+
+def _runner(settings: Settings, workers: int) -> TaskRunner[Any]:
+    if settings.run.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    # Ray would tell its makers about the cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        from prefect_ray import RayTaskRunner
+    except ImportError as error:
+        raise ConfigError("run.runner=ray needs the package prefect-ray: pip install 'paraclip[ray]'") from error
+    if settings.run.ray_address:
+        return RayTaskRunner(address=settings.run.ray_address)
+    cpus = max(1, math.ceil(workers * settings.run.ray_cpus))
+    return RayTaskRunner(init_kwargs={"num_cpus": cpus, "include_dashboard": False, "log_to_driver": False})
+
+
+def _reserved(settings: Settings) -> AbstractContextManager[Any]:
+    """What Ray keeps for each shard."""
+    if settings.run.runner == "threads":
+        return nullcontext()
+    from prefect_ray.context import remote_options
+
+    return remote_options(num_cpus=settings.run.ray_cpus, num_gpus=settings.run.ray_gpus)

@@ -1,0 +1,71 @@
+"""`--regenerate` and `--regenerate-where` on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.cli import run_cli
+from flows.commands.again import asking_again
+from paraclip_core.config import ParaphraseOptions, RegenerateOptions, Settings
+from paraclip_core.settings import load_settings
+
+Capture = pytest.CaptureFixture[str]
+ENTRIES = '[{"reason": "echo"}, {"where": "similarity < 0.8 and caption like \'%ä%\'"}]'
+
+
+def test_options_are_entries_of_the_configuration() -> None:
+    plain = load_settings(None, ["paraphrase.regenerate=[{reason: empty}]"])
+    found = asking_again(plain, ["reason=echo"], ["step = 2"])
+    assert found.paraphrase.regenerate == (
+        RegenerateOptions(reason="empty"),
+        RegenerateOptions(reason="echo"),
+        RegenerateOptions(where="step = 2"),
+    )
+    assert asking_again(plain, None, None) is plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--regenerate", "echo"], "must look like reason=echo"),
+        (["--regenerate", "reason="], "must look like reason=echo"),
+        (["--regenerate", "reason=ecko"], "'ecko' is no reason for a rejection; there are empty"),
+        (["--regenerate-where", " "], "--regenerate-where is empty"),
+        (["--regenerate-where", "true; drop table rows"], "cannot be used"),
+        (["--regenerate-where", "exists(from '/etc/passwd')"], "a subquery may not be in it"),
+        (["--regenerate", "reason=echo", "--set", "paraphrase.engine=file"], "gives the same answers"),
+        (["--set", "paraphrase.regenerate=[{reason: echo, where: 'true'}]"], "either reason or where"),
+        (["--set", "paraphrase.regenerate=[{where: 'random() < 1'}]"], "function 'random' may not be in it"),
+    ],
+)
+def test_wrong_options_end_with_2(
+    finished_run: Callable[..., Any], arguments: list[str], why: str, capsys: Capture
+) -> None:
+    config = str(finished_run().config)
+    for command in ("run", "plan"):
+        assert run_cli([command, "-c", config, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert why in error and "Traceback" not in error
+
+
+def test_the_same_entries_find_the_same_artifacts(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    plain = finished_run()
+    asked = finished_run(f"paraphrase.regenerate={ENTRIES}")
+    for name in ("paraphrase_1", "paraphrase_2", "finetune"):
+        assert plain.artifacts[name].fingerprint != asked.artifacts[name].fingerprint
+    options = ["--regenerate", "reason=echo", "--regenerate-where", "similarity < 0.8 and caption like '%ä%'"]
+    assert run_cli(["run", "-c", str(plain.config), *options]) == 0
+    shown = capsys.readouterr().out
+    # Found as finished, and told how to stay with it.
+    assert "Nothing to do" in shown and asked.artifacts["finetune"].fingerprint in shown
+    line = next(line for line in shown.splitlines() if line.startswith("  regenerate: "))
+    written = Settings(paraphrase=ParaphraseOptions.model_validate(yaml.safe_load(line)))
+    assert written.paraphrase.regenerate == asked.settings.paraphrase.regenerate
+    assert run_cli(["run", "-c", str(plain.config), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert plain.artifacts["finetune"].fingerprint in str(outcome["stages"])

@@ -1,0 +1,142 @@
+"""`paraclip cache`: what each command says, counts and ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flows.cli import run_cli
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.tables import GENERATIONS
+from storage.generations import GenerationStore
+
+Capture = pytest.CaptureFixture[str]
+
+
+def told(capsys: Capture, arguments: Sequence[str], code: int = 0) -> Any:
+    """Run a command with --json and read its one document."""
+    assert run_cli(["cache", *arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def said(capsys: Capture, arguments: Sequence[str], code: int = 0) -> str:
+    assert run_cli(["cache", *arguments]) == code
+    return capsys.readouterr().out
+
+
+def fill(root: Path, numbers: Iterable[int], segments: int = 1, **same: Any) -> GenerationStore:
+    """Generations with numbered keys, in so many segments."""
+    store = GenerationStore(root / "cache")
+    filled = {"step": 1, "attempt": 0, "input": "a dog", "engine": "file", "model": "file:1", "prompt": "paper/1"}
+    filled |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
+    keys = [hashlib.blake2b(str(number).encode(), digest_size=16).digest() for number in numbers]
+    table = pa.Table.from_pylist(
+        [filled | {"key": key, "completions": ["x"]} | same for key in keys], schema=GENERATIONS
+    )
+    size = -(-len(keys) // segments)
+    for start in range(0, len(keys), size):
+        store.append(table.slice(start, size))
+    return store
+
+
+def damage(store: GenerationStore, at: int) -> str:
+    name = store.segments.names()[at]
+    os.truncate(store.segments.folder / name, 100)
+    return name
+
+
+def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, capsys: Capture) -> None:
+    ours, theirs, exported = tmp_path / "ours", tmp_path / "theirs", tmp_path / "exported"
+    store = fill(theirs, range(100), segments=5)
+    fill(ours, range(10))
+    arguments = ["export", str(exported), "--root", str(theirs)]
+    assert told(capsys, arguments) == {"segments": 5, "new": 100, "known": 0, "unwanted": 0, "damaged": 0}
+    assert told(capsys, arguments)["known"] == 100
+    arguments = ["import", str(exported), "--root", str(ours)]
+    assert told(capsys, arguments) == {"segments": 5, "new": 90, "known": 10, "unwanted": 0, "damaged": 0}
+    assert "0 new generations in 0 segments, 100 known" in said(capsys, arguments)
+    assert told(capsys, ["stats", "--root", str(ours)])["keys"] == 100
+    name = damage(store, 2)
+    (exported / "segments" / name).write_bytes(b"cut short")
+    assert "1 segments are damaged" in said(capsys, ["import", str(exported), "--root", str(tmp_path / "new")], code=1)
+    assert told(capsys, ["stats", "--root", str(tmp_path / "new")])["keys"] == 80
+    # A whole root's cache is a folder to import from, too.
+    assert told(capsys, ["import", str(theirs / "cache"), "--root", str(tmp_path / "newer")], code=1)["new"] == 80
+    assert told(capsys, ["export", str(tmp_path / "again"), "--root", str(theirs)], code=1)["new"] == 80
+
+
+def test_export_of_a_part(tmp_path: Path, capsys: Capture) -> None:
+    fill(tmp_path, range(10), model="smollm2@fp32", engine="smollm2")
+    fill(tmp_path, range(10, 15), model="smollm2@bf16", engine="smollm2", step=2)
+    fill(tmp_path, range(15, 18), model="gpt", engine="openai")
+    for name, options, count in (
+        ("a", ["--engine", "smollm2"], 15),
+        ("b", ["--model", "*@bf16"], 5),
+        ("c", ["--step", "1"], 13),
+        ("d", ["--engine", "smollm2", "--step", "1"], 10),
+    ):
+        found = told(capsys, ["export", str(tmp_path / name), "--root", str(tmp_path), *options])
+        assert (found["new"], found["unwanted"]) == (count, 18 - count)
+    assert run_cli(["cache", "export", str(tmp_path / "e"), "--root", str(tmp_path), "--step", "3"]) == 2
+
+
+def test_import_from_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
+    assert run_cli(["cache", "import", str(tmp_path / "absent"), "--root", str(tmp_path)]) == 2
+    assert "is no cache folder: it has no `segments`" in capsys.readouterr().err
+    assert run_cli(["cache", "export", str(tmp_path / "out"), "--root", str(tmp_path / "absent")]) == 2
+
+
+def test_compact(tmp_path: Path, capsys: Capture) -> None:
+    assert told(capsys, ["compact", "--root", str(tmp_path)]) == {"before": 0, "after": 0, "rows": 0, "torn": 0}
+    store = fill(tmp_path, range(100), segments=10)
+    damage(store, 3)
+    shown = said(capsys, ["compact", "--root", str(tmp_path)])
+    assert "10 segments before, 1 now; 90 generations were moved" in shown
+    assert told(capsys, ["compact", "--root", str(tmp_path)]) == {"before": 1, "after": 1, "rows": 0, "torn": 0}
+    stats = told(capsys, ["stats", "--root", str(tmp_path)])
+    assert (stats["keys"], stats["segments"], stats["torn"]) == (90, 1, 1)
+
+
+def test_verify(tmp_path: Path, capsys: Capture) -> None:
+    assert told(capsys, ["verify", "--root", str(tmp_path)])["sound"]
+    store = fill(tmp_path, range(100), segments=10)
+    store.refresh()
+    assert "10 segments with 100 generations are sound, 0 torn" in said(capsys, ["verify", "--root", str(tmp_path)])
+    name = damage(store, 3)
+    shown = said(capsys, ["verify", "--root", str(tmp_path)], code=1)
+    assert f"{name} is damaged and set aside" in shown and "9 segments with 90 generations are sound, 1 torn" in shown
+    found = told(capsys, ["verify", "--root", str(tmp_path)])
+    assert (found["sound"], found["torn"], found["torn_before"], found["rows"]) == (True, [], 1, 90)
+
+
+def test_why(tmp_path: Path, capsys: Capture) -> None:
+    options = ParaphraseOptions()
+    prompt, sampling = prompt_for(options, 1), sampling_json(options.sampling)
+    model = make_engine(options).model
+    key = RequestKeys(1, model, prompt.id, prompt.hash, sampling, 0, 0).key("a dog")
+    same = {"key": key, "model": model, "prompt": prompt.id, "prompt_hash": prompt.hash, "sampling": sampling}
+    # What a model answered is shown, never obeyed.
+    fill(tmp_path, [0], **same, engine="smollm2", completions=["\x1b[31mred [bold]dog[/bold]"])
+    root = ["--set", f"run.root={tmp_path}"]
+    assert told(capsys, ["why", "a dog", *root])["cached"]
+    changed = [*root, "--set", "paraphrase.seed=3", "--set", "paraphrase.sampling.n=1"]
+    found = told(capsys, ["why", key.hex(), *changed])
+    assert {(d["part"], d["asked"], d["kept"]) for d in found["differences"]} == {("seed", 3, 0), ("sampling.n", 1, 2)}
+    shown = said(capsys, ["why", "a dog", *changed])
+    assert "not kept" in shown and "it differs in sampling.n, seed" in shown and "[bold]dog[/bold]" in shown
+    assert "\x1b[31m" not in shown
+    assert "costs nothing" in said(capsys, ["why", "a dog", *root])
+    assert "no generation is kept yet" in said(capsys, ["why", "a dog", "--set", f"run.root={tmp_path}/new"])
+    assert run_cli(["cache", "why", "0" * 32, *root]) == 2
+    assert "no generation has the key" in capsys.readouterr().err
+    assert run_cli(["cache", "why", "a dog", *root, "--set", "paraphrase.sede=3"]) == 2

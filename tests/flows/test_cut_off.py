@@ -1,0 +1,108 @@
+"""Which flow runs are marked as crashed after a household's end, on a real Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from flows import cut_off
+from flows.cut_off import close_remembered, close_runs, remember
+from flows.household import POOLS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The API's address; the server has the household's pools."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.setup import create_pools
+
+    with prefect_test_harness(server_startup_timeout=300):
+        create_pools()
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut_off, "PAGE", 3)
+
+
+def runs_of(pool: str | None, pids: list[int | None], state: str = "RUNNING") -> list[UUID]:
+    """Runs in this state, one for each pid."""
+    from prefect import flow, get_client
+    from prefect.client.schemas.objects import State, StateType
+
+    @flow
+    def work() -> None:
+        pass
+
+    made = []
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(work), f"of-{pool}", work_pool_name=pool)
+        for pid in pids:
+            run = client.create_flow_run_from_deployment(deployment)
+            client.update_flow_run(run.id, infrastructure_pid=None if pid is None else str(pid))
+            client.set_flow_run_state(run.id, State(type=StateType(state)), force=True)
+            made.append(run.id)
+    return made
+
+
+def states(runs: list[UUID]) -> list[str]:
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        return [state.name or "" for run in runs if (state := client.read_flow_run(run).state)]
+
+
+def test_only_runs_whose_process_was_ended_are_closed_and_all_of_them(server: str) -> None:
+    ours = runs_of(POOLS[0], list(range(100, 107))) + runs_of(POOLS[1], [107], "PENDING")
+    others = runs_of(POOLS[0], [7, None]) + runs_of(None, [101]) + runs_of(POOLS[0], [102], "COMPLETED")
+    assert len(close_runs(server, range(100, 108), POOLS)) == len(ours) == 8
+    assert set(states(ours)) == {"Crashed"}
+    assert states(others) == ["Running", "Running", "Running", "Completed"]
+
+
+def test_a_server_with_a_password_is_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:pass")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        assert close_runs(f"http://127.0.0.1:{server.server_port}/api", [1], POOLS) == []
+        thread.join(10)
+    assert seen == ["Basic YWRtaW46cGFzcw=="]
+
+
+def test_what_could_not_be_closed_is_closed_later(
+    server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: Any = runs_of(POOLS[0], [201, 202])
+    remember(tmp_path, [201])
+    remember(tmp_path, [202])
+    close_remembered(tmp_path, "http://127.0.0.1:1/api", POOLS)
+    assert states(runs) == ["Running", "Running"] and "stay marked as running" in caplog.text
+    close_remembered(tmp_path, server, POOLS)
+    assert states(runs) == ["Crashed", "Crashed"]
+    caplog.clear()
+    close_remembered(tmp_path, server, POOLS)
+    assert caplog.text == ""

@@ -1,0 +1,129 @@
+"""What the commands print holds nothing that a terminal obeys, whatever the artifacts hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from flows.cli import run_cli
+from flows.commands.common import CONTROL, print_json, print_table, printable, say
+from flows.commands.run import print_comparison
+from paraclip_core.tables import GENERATIONS
+from storage.artifacts import ArtifactStore, Draft
+from storage.generations import GenerationStore
+from tasks.lookup import FoundModel
+from tasks.searching import Hit
+
+DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
+ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
+TEXTS = [text for attack in ATTACKS for text in (attack["text"], *attack["obeyed"])]
+
+Capture = pytest.CaptureFixture[str]
+
+
+def check(shown: str) -> None:
+    """Nothing but line breaks and tabs steers a terminal, and no character turns the reading direction."""
+    found = {char for char in shown if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
+    turned = {char for char in shown if unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF")}
+    turned |= {char for char in shown if unicodedata.bidirectional(char) in ("LRI", "RLI", "FSI", "PDI")}
+    assert not found | turned | (set(shown) & set("\u200e\u200f\u061c\u2028\u2029"))
+
+
+def test_a_file_name_that_is_no_text_is_shown_and_does_not_stop_a_command(capsys: Capture) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    say(name)
+    print_table("", ["source"], [{"source": name}])
+    shown = capsys.readouterr().out
+    assert shown.count("caf\ufffd.csv") == 2 and shown.encode()
+    print_json({"source": name})
+    shown = capsys.readouterr().out
+    assert shown.encode() and json.loads(shown) == {"source": name}
+
+
+def test_texts_are_printable(capsys: Capture) -> None:
+    for text in TEXTS:
+        say(text)
+        check(printable(text))
+    check(capsys.readouterr().out)
+    assert printable("a dog\ton the grass, Größe 4 – 猫 🐈") == "a dog\ton the grass, Größe 4 – 猫 🐈"
+    assert all(unicodedata.category(char) != "Cc" or CONTROL.match(char) for char in map(chr, (0, 7, 8, 13, 27, 155)))
+
+
+def test_a_table_shows_hostile_cells_as_text(capsys: Capture) -> None:
+    print_table(TEXTS[0], ["text", "n"], [{"text": text, "n": number} for number, text in enumerate(TEXTS)])
+    shown = capsys.readouterr().out
+    check(shown)
+    assert "[bold red]a dog[/]" in shown
+
+
+def test_a_verdict_is_shown_safely(capsys: Capture) -> None:
+    hostile = "\x1b]0;owned\x07\u202e"
+    print_comparison({"models": {"base": {}, "tuned": {}}, "verdict": "hold", "reason": f"{hostile} fell by 2"})
+    shown = capsys.readouterr().out
+    check(shown)
+    assert "owned" in shown and "fell by 2" in shown
+
+
+def test_json_escapes_what_a_terminal_would_obey_and_stays_the_same_data(capsys: Capture) -> None:
+    value = {text: [text] for text in TEXTS}
+    print_json(value)
+    shown = capsys.readouterr().out
+    check(shown)
+    assert json.loads(shown) == value
+
+
+def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, capsys: Capture) -> None:
+    store = ArtifactStore(tmp_path)
+    options = {str(number): text for number, text in enumerate(TEXTS)}
+    inputs = {f"source:{text}": "0" * 32 for text in TEXTS}
+    with store.writing("ingest", "f" * 32) as work:
+        (work.out / "made.txt").write_text("made")
+        store.commit(Draft("ingest", "f" * 32, 1, inputs, options), {text: text for text in TEXTS}, 1.0)
+    rows = [
+        {"key": bytes([number // 256, number % 256, *bytes(14)]), "step": 1, "attempt": 0, "input": text}
+        | {"engine": text, "model": text, "prompt": text, "prompt_hash": bytes(16), "sampling": text, "seed": 0}
+        | {"completions": [text], "prompt_tokens": 1, "completion_tokens": 1}
+        for number, text in enumerate(TEXTS)
+    ]
+    cache = GenerationStore(store.cache)
+    cache.append(pa.Table.from_pylist(rows, schema=GENERATIONS))
+    cache.close()
+    for command in (["cache", "stats"], *(["artifacts", name] for name in ("ls", "verify", "gc"))):
+        for more in ([], ["--json"]):
+            assert run_cli([*command, "--root", str(tmp_path), *more]) == 0
+            check(capsys.readouterr().out)
+    first = {attack["kind"]: attack["text"] for attack in reversed(ATTACKS)}
+    for text in first.values():
+        assert run_cli(["cache", "why", "--set", f"run.root={tmp_path}", "--", text]) == 0
+        shown = capsys.readouterr().out
+        check(shown)
+        assert "nearest generation kept" in shown
+    assert cache.stats().keys == len(TEXTS)
+    for command in ("show", "lineage"):
+        for more in ([], ["--json"]):
+            assert run_cli(["artifacts", command, "ffff", "--root", str(tmp_path), *more]) == 0
+            check(capsys.readouterr().out)
+
+
+def test_search_shows_hostile_captions_and_ids_safely(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hits = [Hit(rank, text, 0.5, text) for rank, text in enumerate(TEXTS, 1)]
+    monkeypatch.setattr("tasks.lookup.find_model", lambda *_: FoundModel)
+    monkeypatch.setattr("tasks.searching.search", lambda *_: {"base": hits, "tuned": hits})
+    for more in ([], ["--json"]):
+        assert run_cli(["search", TEXTS[0], "--model", "made", "--root", str(tmp_path), *more]) == 0
+        check(capsys.readouterr().out)
+
+
+def test_an_error_that_quotes_a_hostile_name_is_safe(tmp_path: Path, capsys: Capture) -> None:
+    for text in TEXTS:
+        assert run_cli(["artifacts", "show", f"x{text[:200]}", "--root", str(tmp_path)]) != 0
+        found = capsys.readouterr()
+        check(found.out + found.err)

@@ -1,0 +1,233 @@
+"""Paraphrase stages in shards, over threads and over Ray: the same bytes, nothing asked twice, nothing lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import StageError
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact
+from storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from tasks.dag import resolve
+from tasks.events import events_path
+from tasks.run import run_stage
+
+pytestmark = pytest.mark.slow
+
+CAPTIONS = 300
+ANSWERS = 150
+"""Step 1 gives two captions the same paraphrase, so step 2 has half as many requests."""
+BAD = "a red dog with number 77 on a beach"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=300):
+        yield
+
+
+def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
+    lines = [f"a red dog with number {n} on a beach\n" for n in range(CAPTIONS)]
+    (folder / "captions.txt").write_text("".join(lines))
+    paraphrase = {
+        "engine": "openai",
+        "model": "smol",
+        "prompts": "paper",
+        "gates": {"preset": "paper"},
+        "sampling": {"n": 1, "max_tokens": 5},
+        "chunk": 16,
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2, "max_failures": 1},
+    }
+    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
+    return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root), **run}})
+
+
+def carry(settings: Settings, *names: str) -> list[Artifact]:
+    from flows.work import carry_stage
+
+    for name in names:
+        carry_stage(name, settings)
+    return [found(settings, name) for name in names]
+
+
+def found(settings: Settings, name: str) -> Artifact:
+    store = open_store(settings.run.root)
+    artifact = store.find(name, resolve(settings, store)[name].fingerprint)
+    assert artifact is not None
+    return artifact
+
+
+def contents(artifacts: list[Artifact]) -> list[dict[str, str]]:
+    return [{name: entry.sha256 for name, entry in artifact.manifest.files.items()} for artifact in artifacts]
+
+
+def same_for_two(asked: dict[str, Any]) -> dict[str, Any]:
+    number = int(re.findall(r"number (\d+)", words_of(asked))[-1])
+    message = {"role": "assistant", "content": f"one dog, number {number % ANSWERS}"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+
+@pytest.fixture
+def model(openai_server: OpenAIServer) -> OpenAIServer:
+    openai_server.answer = same_for_two
+    return openai_server
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What one process makes, and a root in which nothing is finished but `ingest`."""
+
+    folder: Path
+    expected: list[dict[str, str]]
+
+    def settings(self, url: str, root: str, **run: Any) -> Settings:
+        shutil.copytree(self.folder / "ingested", self.folder / root)
+        return settings_of(self.folder, url, root, **run)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    with OpenAIServer() as server:
+        server.answer = same_for_two
+        run_stage("ingest", settings_of(folder, server.url, "ingested"))
+        shutil.copytree(folder / "ingested", folder / "root")
+        settings = settings_of(folder, server.url, "root")
+        artifacts = [run_stage(name, settings) for name in ("paraphrase_1", "paraphrase_2")]
+        assert set(server.answered.values()) == {1}
+    return Whole(folder, contents(artifacts))
+
+
+def shown(key: str) -> Any:
+    """The newest table of this key in the UI."""
+    from prefect.artifacts import Artifact as Shown
+
+    found: Any = Shown.get(key)
+    return json.loads(found.data)
+
+
+def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
+    model: OpenAIServer, whole: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.stages import STAGE_FLOWS
+
+    # Prefect sets the root's handlers anew, pytest's with them.
+    said: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    monkeypatch.setattr(logging.getLogger("flows.work"), "handlers", [QueueHandler(said)])
+    settings = whole.settings(model.url, "shards", shards=2)
+    STAGE_FLOWS["paraphrase_1"](settings)
+    artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]
+    assert contents(artifacts) == whole.expected
+    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
+    lines = [said.get().getMessage() for _ in range(said.qsize())]
+    assert sum("paraphrase.gates.preset=paper keeps whatever openai answers" in line for line in lines) == 1
+    # The stages themselves asked for nothing.
+    assert [artifact.manifest.metrics["generated"] for artifact in artifacts] == [0, 0]
+    logs = sorted(path.name for path in (whole.folder / "shards" / "logs").glob("paraphrase_1-*-shard-*.log"))
+    assert [name[-len("0-of-2.log") :] for name in logs] == ["0-of-2.log", "1-of-2.log"]
+    for left in ("shards", "samples"):
+        assert not list((whole.folder / "shards" / "cache" / left).iterdir())
+    samples = shown("paraclip-paraphrase-1-samples")
+    assert len(samples) == 20 and samples[0]["outcome"] == "kept"
+    assert samples[0]["input"] == "a red dog with number 0 on a beach" and "number 0" in samples[0]["answer"]
+    log = events_path(open_store(settings.run.root), "paraphrase_1", artifacts[0].fingerprint)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = [(event["part"], event["event"]) for event in events if event["event"] != "progress"]
+    assert ends == [("shards", "started"), ("shards", "finished"), ("stage", "started"), ("stage", "finished")]
+    assert events[-1]["counts"]["accepted"] == CAPTIONS
+
+
+def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: OpenAIServer, whole: Whole) -> None:
+    settings = whole.settings(model.url, "broken", shards=2)
+    model.answer = lambda asked: status(401, "not this one") if BAD in words_of(asked) else same_for_two(asked)
+    with pytest.raises(StageError, match=r"^1 of 2 shards of paraphrase_1 failed; [^-]*\n- shard [01]: .*not this one"):
+        carry(settings, "paraphrase_1")
+    before = len(model.answered)
+    assert CAPTIONS // 2 < before < CAPTIONS
+    notes = list((whole.folder / "broken" / "cache" / "shards").glob("*/2/*.json"))
+    assert len(notes) == 1
+    model.answer = same_for_two
+    artifacts = carry(settings, "paraphrase_1", "paraphrase_2")
+    assert contents(artifacts) == whole.expected
+    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
+
+
+@pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
+def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
+    model: OpenAIServer, whole: Whole
+) -> None:
+    from flows.shards import ask_in_shards
+
+    settings = whole.settings(model.url, "ray", shards=2, runner="ray")
+    store = open_store(settings.run.root)
+    node = resolve(settings, store)["paraphrase_1"]
+    told: list[tuple[int, int | None, dict[str, Any]]] = []
+    # The first, so that enough is left for a worker at the second try.
+    model.answer = lambda asked: status(401, "not this one") if "number 0 " in words_of(asked) else same_for_two(asked)
+    with pytest.raises(StageError, match=r"^1 of 2 shards of paraphrase_1 failed; [^-]*\n- shard [01]: .*not this one"):
+        ask_in_shards(node, settings, store, lambda done, total, **facts: told.append((done, total, facts)))
+    asked = len(model.answered)
+    assert CAPTIONS // 3 < asked < CAPTIONS
+    # The one that went on to its end said so from its own process; the other may not have come to that.
+    done, total, facts = told[-1]
+    assert total in (None, CAPTIONS) and CAPTIONS // 3 < done < CAPTIONS
+    assert CAPTIONS // 3 < facts["generated"] <= asked
+    assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
+    model.answer = same_for_two
+    artifacts = carry(settings, "paraphrase_1")
+    assert contents(artifacts) == whole.expected[:1]
+    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
+    assert artifacts[0].manifest.metrics["generated"] == 0
+    assert not list((whole.folder / "ray" / "cache" / "shards").iterdir())
+
+
+@pytest.mark.nightly
+def test_shards_at_an_object_store_share_their_answers(
+    model: OpenAIServer, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+    s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
+    store = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    store.start()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*store.get_host_and_port()))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-may-see")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    try:
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("paraclip-shards")
+        run = {"root": "s3://paraclip-shards/root", "shards": 2}
+        plain = settings_of(whole.folder, model.url, "nowhere")
+        settings = plain.model_copy(update={"run": plain.run.model_copy(update=run)})
+        artifacts = carry(settings, "ingest", "paraphrase_1")
+        assert contents(artifacts[1:]) == whole.expected[:1]
+        assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
+        # A machine that was not there finds the answers.
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+        with closing(open_generations(open_store(settings.run.root))) as cache:
+            assert cache.stats().keys == CAPTIONS
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        store.stop()

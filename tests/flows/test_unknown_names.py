@@ -1,0 +1,104 @@
+"""One rule for every command: a name, root, folder or file on the command line that is not there is wrong usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flows.cli import app, run_cli
+from flows.commands import artifacts
+
+Capture = pytest.CaptureFixture[str]
+
+UNKNOWN = {
+    "run": ["-c ABSENT", "--set nonsense=1"],
+    "plan": ["-c ABSENT", "--set nonsense=1"],
+    "calibrate": ["-c ABSENT"],
+    "sweep": ["-c ABSENT --try paraphrase.chunk=64", "-c CONFIG --try nonsense=1"],
+    "evaluate": [
+        "--base FILE --tuned FILE --benchmark nonsense=FILE",
+        "--base FILE --tuned FILE --benchmark stsb=ABSENT",
+        "--base nothing --tuned FILE --benchmark stsb=FILE",
+        "--base ViT-B-33:openai --tuned FILE --benchmark stsb=FILE",
+        "--base FILE --tuned ViT-B-32:nothing --benchmark stsb=FILE",
+    ],
+    "promote": ["-c ABSENT", "-c CONFIG --channel ../x"],
+    "search": ["dog --model nothing", "dog --model ABSENT", "dog --model ingest/"],
+    "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
+    "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
+    "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],
+    "serve": ["--prefect-file ABSENT"],
+    "artifacts ls": ["--root ABSENT", "--stage nothing"],
+    "artifacts show": ["nothing", "finetune/nothing", "nothing/nothing", "../x", "--root ABSENT x"],
+    "artifacts lineage": ["nothing", "--root ABSENT x"],
+    "artifacts verify": ["nothing", "--root ABSENT"],
+    "artifacts gc": ["--root ABSENT"],
+    "cache stats": ["--root ABSENT"],
+    "cache rebuild": ["--root ABSENT"],
+    "cache why": ["-c ABSENT text", f"-c CONFIG {'0' * 32}"],
+    "cache export": ["NEW --root ABSENT"],
+    "cache import": ["ABSENT"],
+    "cache compact": ["--root ABSENT"],
+    "cache verify": ["--root ABSENT"],
+    "config show": ["-c ABSENT"],
+}
+NAMELESS = {"stop", "config schema"}
+"""Commands that take no name of anything; without a household there is nothing to stop."""
+WITHOUT_ROOT = {"run", "plan", "calibrate", "sweep", "promote", "serve", "cache why", "config show"}
+
+
+def commands(group: typer.Typer, before: str = "") -> Iterator[str]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__.replace("_", "-")
+        yield f"{before}{name}"
+    for below in group.registered_groups:
+        assert below.typer_instance is not None
+        yield from commands(below.typer_instance, f"{before}{below.name} ")
+
+
+def test_every_command_is_tried() -> None:
+    assert set(commands(app)) == UNKNOWN.keys() | NAMELESS
+
+
+@pytest.mark.parametrize("command", UNKNOWN)
+def test_a_name_that_nothing_has_ends_with_2(
+    command: str, finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture
+) -> None:
+    run = finished_run()
+    (tmp_path / "file.txt").write_text("")
+    places = {
+        "ABSENT": tmp_path / "absent",
+        "CONFIG": run.config,
+        "NEW": tmp_path / "new",
+        "FILE": tmp_path / "file.txt",
+    }
+    for text in UNKNOWN[command]:
+        given = [str(places.get(word, word)) for word in text.split()]
+        given = ["=".join(str(places.get(part, part)) for part in word.split("=")) for word in given]
+        root = [] if "--root" in given or command in WITHOUT_ROOT else ["--root", str(run.store.root)]
+        assert run_cli([*command.split(), *given, *root]) == 2, text
+        error = capsys.readouterr().err
+        assert error.strip() and "Traceback" not in error
+    assert not (tmp_path / "absent").exists() and not (tmp_path / "new").exists()
+
+
+def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
+    run = finished_run()
+    assert run_cli(["artifacts", "ls", "--root", str(tmp_path / "absent")]) == 2
+    assert f"there is no root {tmp_path / 'absent'}: nothing was run there; give --root" in capsys.readouterr().err
+    assert run_cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)]) == 2
+    assert "there is no stage 'finetun'; did you mean finetune?" in capsys.readouterr().err
+
+
+def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    run = finished_run()
+    assert run_cli(["run", "-c", str(run.config)]) == 0
+    artifacts.open_store(str(run.store.root)).remove(run.artifacts["finetune"])
+    for command in (["artifacts", "show", "made"], ["search", "dog", "--model", "made"]):
+        assert run_cli([*command, "--root", str(run.store.root)]) == 1
+        assert "is gone from" in capsys.readouterr().err
