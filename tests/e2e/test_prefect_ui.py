@@ -7,18 +7,15 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from PIL import Image
+from served import Api, command_of, environment_of, eventually, processes, serving
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import ArtifactStore
@@ -28,7 +25,6 @@ from tasks.run import run_stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-T = TypeVar("T")
 BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
 COLOURS = ("red", "blue", "green", "white", "black", "orange")
 THINGS = {"ball": "sphere", "dog": "puppy", "car": "vehicle", "tree": "plant", "house": "home", "boat": "vessel"}
@@ -63,81 +59,10 @@ def tiny_run(root: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def eventually(what: Callable[[], T], message: str, seconds: float = 180) -> T:
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, message
-        time.sleep(0.3)
-    return found
-
-
-class Api:
-    """Prefect's REST API, as far as this test needs it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def call(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(f"{self.url}/api/{path}", headers={"Content-Type": "application/json"})
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=60) as answer:
-            return json.load(answer)
-
-    def run_deployment(self, name: str, settings: dict[str, Any]) -> str:
-        deployment = self.call(f"deployments/name/{name}/{name}")
-        made = self.call(f"deployments/{deployment['id']}/create_flow_run", {"parameters": {"settings": settings}})
-        return made["id"]
-
-    def state(self, run: str) -> str:
-        return self.call(f"flow_runs/{run}")["state"]["name"]
-
-    def runs(self) -> list[dict[str, Any]]:
-        """All runs that were not only scheduled, by the name of their flow."""
-        found = self.call("flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}})
-        flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
-        return [{**run, "flow": flows[run["flow_id"]]} for run in found]
-
-
 @pytest.fixture
 def household(tmp_path: Path) -> Iterator[Api]:
-    root = tmp_path / "root"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "flows.cli"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
-    place = ["--root", str(root)]
-    try:
-        subprocess.run(
-            [*command, "serve", *place, "--port", str(port), "--folder", str(tmp_path)],
-            check=True,
-            env=environment,
-            timeout=300,
-        )
-        yield Api(f"http://127.0.0.1:{port}")
-    finally:
-        subprocess.run([*command, "stop", *place], check=True, env=environment, timeout=120)
-        left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]
-        assert not left, "`paraclip stop` left processes behind"
-
-
-def processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return {}
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-        return ""
+    with serving(tmp_path / "root", tmp_path) as api:
+        yield api
 
 
 def stage_process(root: Path) -> int | None:
@@ -187,7 +112,8 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     pipeline = api.run_deployment("pipeline", plain)
     fingerprint = resolve(settings, store)["finetune"].fingerprint
     work = store.work_path("finetune", fingerprint) / "scratch" / "checkpoints"
-    eventually(lambda: work.is_dir() and any(work.iterdir()), "fine-tuning left no checkpoint")
+    # Not any file: one that is being written does not count, and the killed run could not go on from it.
+    eventually(lambda: any(work.glob("step-*.safetensors")), "fine-tuning left no checkpoint")
     child = eventually(lambda: stage_process(root), "fine-tuning has no process")
     assert child is not None
     os.kill(parent_of(child), signal.SIGKILL)

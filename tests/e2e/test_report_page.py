@@ -144,6 +144,11 @@ def evaluated(folder: Path, rows: list[dict[str, Any]], rewordings: list[dict[st
     write_table(folder / "per_query" / "rewordings.parquet", pa.Table.from_pylist(pairs, schema=tables.PER_QUERY))
 
 
+def write_features(folder: Path) -> None:
+    (folder / "index.parquet").write_bytes(b"")
+    write_table(folder / "rejects" / "part-00000.parquet", tables.REJECTS.empty_table())
+
+
 def finished_run(root: Path) -> tuple[ArtifactStore, dict[str, Artifact]]:
     """A store with every stage before the report."""
     store = ArtifactStore(root)
@@ -159,7 +164,7 @@ def finished_run(root: Path) -> tuple[ArtifactStore, dict[str, Artifact]]:
         "ingest": lambda out: ingested(out, rows),
         "paraphrase_1": lambda out: paraphrased(out, rows, 1),
         "paraphrase_2": lambda out: paraphrased(out, rows, 2),
-        "features": lambda out: (out / "index.parquet").write_bytes(b""),
+        "features": write_features,
         "bootstrap": lambda out: trained(out, ("image~caption",)),
         "finetune": lambda out: trained(
             out, ("image~paraphrase_2", "caption~paraphrase_1", "paraphrase_1~paraphrase_2")

@@ -1,0 +1,109 @@
+"""`paraclip serve` and `paraclip stop` around a test, the server's API, and the processes that there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["Api", "command_of", "environment_of", "eventually", "free_port", "paraclip", "processes", "serving"]
+
+T = TypeVar("T")
+
+
+class Api:
+    """Prefect's REST API, as far as these tests need it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def call(self, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(f"{self.url}/api/{path}", headers={"Content-Type": "application/json"})
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            return json.load(answer)
+
+    def run_deployment(self, name: str, settings: dict[str, Any]) -> str:
+        deployment = self.call(f"deployments/name/{name}/{name}")
+        made = self.call(f"deployments/{deployment['id']}/create_flow_run", {"parameters": {"settings": settings}})
+        return made["id"]
+
+    def state(self, run: str) -> str:
+        return self.call(f"flow_runs/{run}")["state"]["name"]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs that were not only scheduled, in the order of their starts, with the name of their flow."""
+        wanted = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}, "sort": "START_TIME_ASC"}
+        flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
+        return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
+
+
+def eventually(what: Callable[[], T], message: str, seconds: float = 180) -> T:
+    """What `what` gives as soon as it gives anything."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, message
+        time.sleep(0.3)
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def paraclip(*arguments: object, code: int = 0) -> str:
+    """Run a command in an environment without Prefect's and this project's variables; gives what it said."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+@contextmanager
+def serving(root: Path, folder: Path, prefect_file: Path | None = None) -> Iterator[Api]:
+    """A household below `root`; at the end it is stopped, and nothing of it may be left."""
+    port = free_port()
+    deployments = () if prefect_file is None else ("--prefect-file", prefect_file)
+    try:
+        paraclip("serve", "--root", root, "--port", port, "--folder", folder, *deployments)
+        yield Api(f"http://127.0.0.1:{port}")
+    finally:
+        paraclip("stop", "--root", root)
+        left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]
+        assert not left, "`paraclip stop` left processes behind"
+
+
+def processes() -> list[int]:
+    """The pids of all processes."""
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process was started with."""
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def command_of(pid: int) -> str:
+    """A process's command line, empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""

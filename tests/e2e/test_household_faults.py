@@ -1,0 +1,89 @@
+"""What goes wrong around `paraclip serve` and `paraclip stop` is said, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from served import Api, command_of, environment_of, eventually, free_port, paraclip, processes, serving
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.nightly,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def long_scenes(path: Path, root: Path) -> Path:
+    """One deployment, of a stage that takes minutes, one run at a time."""
+    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    scenes = next(d for d in declared["deployments"] if d["name"] == "scenes")
+    data = {"scenes": {"images": 20_000}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    scenes["parameters"] = {"settings": {"name": "long", "data": data, "run": {"root": str(root)}}}
+    scenes["concurrency_limit"] = {"limit": 1, "collision_strategy": "ENQUEUE"}
+    path.write_text(yaml.safe_dump(declared | {"deployments": [scenes]}))
+    return path
+
+
+def start_long_run(api: Api) -> str:
+    deployment = api.call("deployments/name/scenes/scenes")
+    return api.call(f"deployments/{deployment['id']}/create_flow_run", {})["id"]
+
+
+def of_household(root: Path, part: str = "") -> list[int]:
+    """Processes below this root whose command line has `part`."""
+    return [
+        pid for pid in processes() if part in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)
+    ]
+
+
+def pids(root: Path) -> dict[str, int]:
+    told: Any = json.loads((root / "prefect" / "household.json").read_text())
+    return {process["name"]: process["pid"] for process in told["processes"]}
+
+
+def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = paraclip("serve", "--root", tmp_path, "--port", port, code=2)
+    assert f"port {port} cannot be used" in said and "--port" in said
+    assert not of_household(tmp_path) and "nothing runs" in paraclip("stop", "--root", tmp_path)
+
+
+def test_a_killed_worker_a_killed_server_and_a_reused_pid(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    deployments = long_scenes(tmp_path / "prefect.yaml", root)
+    with serving(root, tmp_path, deployments) as api:
+        assert "runs already" in paraclip("serve", "--root", root, "--port", free_port(), code=2)
+        run = start_long_run(api)
+        eventually(lambda: of_household(root, "tasks.child"), "the stage has no process")
+        os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)
+        os.kill(pids(root)["server"], signal.SIGKILL)
+        said = paraclip("stop", "--root", root)
+        assert "ended: paraclip-gpu" in said and "until the next `paraclip serve`: the server is gone" in said
+        eventually(lambda: not of_household(root), "the run outlived its household", 10)
+        assert "nothing runs" in paraclip("stop", "--root", root)
+
+    # A file that was left by a power cut, whose pid is another process's by now.
+    stale = {"name": "server", "pid": os.getpid(), "started": "0"}
+    (root / "prefect" / "household.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "processes": [stale]}))
+    with serving(root, tmp_path, deployments) as api:
+        assert api.state(run) == "Crashed"
+        again = start_long_run(api)
+        eventually(lambda: of_household(root, "tasks.child"), "the crashed run still holds the only slot")
+        paraclip("stop", "--root", root)
+        eventually(lambda: not of_household(root), "the run outlived its household", 10)
+    with serving(root, tmp_path, deployments) as api:
+        assert api.state(again) == "Crashed", "stop closes what it cuts off"

@@ -1,0 +1,231 @@
+"""A root on a real S3 server over HTTP: stages in child processes, two machines, a machine that is lost half-way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import run_cli
+from paraclip_core.errors import StageError
+from paraclip_core.settings import load_settings
+from storage.artifacts import Artifact, ArtifactStore
+from storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from storage.unfinished import PUSH_VARIABLE
+from tasks.run import run_stage
+
+moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+FAKES = Path(__file__).parents[1] / "tasks" / "fakes"
+REFERENCE = "fake_stages:TROUBLE"
+STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
+CAPTIONS = [f"a {animal} on the {place}" for animal in ("dog", "cat") for place in ("beach", "roof", "lawn")]
+NEW = "a tall tree in a field"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Address of an S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    found = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    found.start()
+    host, port = found.get_host_and_port()
+    yield f"http://{host}:{port}"
+    found.stop()
+
+
+@pytest.fixture
+def url(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A root of its own, seen from the machine `one`."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-may-see")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"paraclip-{tmp_path.name.replace('_', '-').lower()}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield f"s3://{bucket}/teams/ours"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ArtifactStore]:
+    """Goes on as the machine of this name."""
+
+    def opened(name: str) -> ArtifactStore:
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
+        return open_store(url)
+
+    return opened
+
+
+def write_captions(folder: Path, captions: Sequence[str]) -> None:
+    (folder / "captions.jsonl").write_text("".join(json.dumps({"caption": caption}) + "\n" for caption in captions))
+
+
+@pytest.fixture
+def options(url: str, tmp_path: Path) -> list[str]:
+    """A run over a few captions, whose paraphrases are in a file."""
+    write_captions(tmp_path, CAPTIONS)
+    answers = [
+        {"caption": caption, "paraphrase_1": f"there is {caption}", "paraphrase_2": f"one can see {caption}"}
+        for caption in (*CAPTIONS, NEW)
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    return [
+        f"run.root={url}",
+        f"data.root={tmp_path}",
+        "data.sources.0.path=captions.jsonl",
+        "paraphrase.engine=file",
+        "paraphrase.file.path=answers.jsonl",
+        "paraphrase.gates.preset=paper",
+        "paraphrase.chunk=4",
+    ]
+
+
+def contents(artifact: Artifact) -> dict[str, bytes]:
+    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
+
+
+def test_a_second_machine_reuses_everything(
+    options: list[str],
+    url: str,
+    machine: Callable[[str], ArtifactStore],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = load_settings(None, options)
+    one = machine("one")
+    made = {name: run_stage(name, settings) for name in STAGES}
+    assert made["paraphrase_2"].manifest.metrics["accepted"] == len(CAPTIONS)
+    asked = open_generations(one).stats()
+
+    two = machine("two")
+    for name in STAGES:
+        assert run_stage(name, settings).manifest == made[name].manifest
+    assert not (two.root / "artifacts").exists(), "a finished stage is found, not downloaded"
+    assert {name: contents(two.with_files(artifact)) for name, artifact in made.items()} == {
+        name: contents(artifact) for name, artifact in made.items()
+    }
+    check_commands(options, url, capsys)
+
+    # A new caption is all that has to be asked for, and its answer comes back to the first machine.
+    write_captions(tmp_path, [*CAPTIONS, NEW])
+    run_stage("ingest", settings)
+    assert run_stage("paraphrase_1", settings).manifest.metrics["generated"] == 1
+    machine("one")
+    again = open_generations(one).stats()
+    assert (again.keys, again.rows) == (asked.keys + 1, asked.rows + 1)
+    check_secrets(url, one, two)
+
+
+def check_commands(options: list[str], url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    arguments = [part for option in options for part in ("--set", option)]
+    assert run_cli(["plan", *arguments, "--json"]) == 0
+    plan = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert [plan[name]["state"] for name in STAGES] == ["cached"] * 3
+    assert run_cli(["artifacts", "verify", "--root", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"checked": 3, "damaged": []}
+    assert run_cli(["cache", "stats", "--root", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["keys"] == 2 * len(CAPTIONS)
+
+
+def check_secrets(url: str, *stores: ArtifactStore) -> None:
+    """Credentials are in no object and no file, logs included."""
+    remote = s3fs.S3FileSystem()
+    told = {path: remote.cat_file(path) for path in remote.find(url.removeprefix("s3://"))}
+    told |= {str(path): path.read_bytes() for store in stores for path in store.root.rglob("*") if path.is_file()}
+    assert any(path.endswith(".log") for path in told) and any(path.endswith("manifest.json") for path in told)
+    for path, data in told.items():
+        assert b"nobody-may-see" not in data and b"AKIAPARACLIP" not in data, path
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(str(FAKES))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    import fake_stages  # pyright: ignore[reportMissingImports]
+
+    return fake_stages.TROUBLE
+
+
+def test_a_killed_stage_goes_on_elsewhere(
+    url: str, machine: Callable[[str], ArtifactStore], fakes: dict[str, Any]
+) -> None:
+    settings = load_settings(None, [f"run.root={url}"])
+    stages = {"resume": fakes["resume"]}
+    machine("one")
+    with pytest.raises(StageError, match="SIGKILL"):
+        run_stage("resume", settings, stages=stages, reference=REFERENCE)
+    two = machine("two")
+    assert [entry[0] for entry in two.unfinished()] == ["resume"]
+    assert run_stage("resume", settings, stages=stages, reference=REFERENCE).manifest.metrics["resumed"] is True
+    assert two.unfinished() == []
+
+
+LOST = """
+import sys, time
+sys.path.insert(0, {fakes!r})
+from storage import remote_lock
+from storage.roots import open_store
+from tasks.stage import Stage, carry_out
+from storage.artifacts import Draft
+from paraclip_core.config import Settings
+
+def body(context):
+    for step in range(1000):
+        (context.work.scratch / f"step-{{step:04d}}").write_text(str(step))
+        context.progress(step, 1000)
+        print(step, flush=True)
+        time.sleep(0.05)
+
+stage = Stage("long", 1, lambda s: (), lambda s: {{}}, body)
+carry_out(stage, Draft("long", "0" * 32, 1, {{}}, {{}}), Settings(), open_store(sys.argv[1]), {{}})
+"""
+
+
+def test_a_lost_machine_costs_no_more_than_the_time_between_two_pushes(
+    url: str, machine: Callable[[str], ArtifactStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine vanishes with its disk: no process of it may say goodbye, and its lock is never given back."""
+    monkeypatch.setattr("storage.remote_lock.DEAD_SECONDS", 2.0)
+    monkeypatch.setenv(PUSH_VARIABLE, "0.5")
+    one = machine("one")
+    repository = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", LOST.format(fakes=str(FAKES)), url],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": repository},
+    ) as lost:
+        assert lost.stdout is not None
+        reached = next(int(line) for line in lost.stdout if int(line) >= 60)
+        lost.send_signal(signal.SIGKILL)
+    shutil.rmtree(one.root)
+    # On another machine its process numbers say nothing; here they would show at once that it is gone.
+    monkeypatch.setattr("storage.locks._here", lambda: {"host": "another", "space": "", "machine": "", "boot": ""})
+    two = machine("two")
+    started = time.monotonic()
+    with two.writing("long", "0" * 32) as work:
+        steps = sorted(int(path.name.removeprefix("step-")) for path in work.scratch.glob("step-*"))
+    assert time.monotonic() - started > 2, "a living machine would have been waited for"
+    # Steps take 0.05 seconds or a little more, so one push and its upload cost a dozen or two.
+    assert steps == list(range(len(steps))) and reached - 40 <= len(steps) <= reached + 2

@@ -1,0 +1,122 @@
+"""A quick server with OpenAI's chat interface, for the published prompts, that may be killed: its count outlives it.
+
+    python tests/servers/counting_server.py PORT LOG
+
+Each request is a line of the log before it is answered: a hash over its body, so what comes twice is seen. The answer
+depends on the body alone: the text in other words; some texts get no answer at the first try, and some share theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CountingServer", "answer_to"]
+
+LINE = 33
+"""Bytes of a line of the log."""
+SILENT, SHARED = 41, 7
+"""One text in so many gets an empty answer at the first draw; one in so many is answered like its neighbours."""
+
+
+class CountingServer:
+    """The server's process, seen from outside."""
+
+    def __init__(self, log: Path) -> None:
+        """Start it on a free port; `log` is made."""
+        self.log = log
+        log.touch()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, __file__, str(self.port), str(self.log)])
+        while process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return process
+            time.sleep(0.02)
+        raise RuntimeError(f"the counting server could not listen on port {self.port}")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def start(self) -> None:
+        """Start it again on the same port."""
+        self.process = self._started()
+
+    @property
+    def asked(self) -> int:
+        """Requests that have come so far."""
+        return self.log.stat().st_size // LINE
+
+    def counts(self) -> Counter[str]:
+        """How often each different request has come."""
+        return Counter(self.log.read_text().split())
+
+
+def answer_to(body: dict[str, Any]) -> str:
+    """The text of a request in other words."""
+    text = body["messages"][-1]["content"].split('"')[1]
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+    if not number % SILENT and not (number ^ body["seed"]) % 3:
+        return ""
+    if not number % SHARED:
+        return f"one sees something {' '.join(text.split()[-3:])}"
+    return f"one sees {text} {body['seed'] % 5}"
+
+
+class _Connection(asyncio.Protocol):
+    """As much of HTTP as one client needs: bodies with a length, one request after the other."""
+
+    def __init__(self, log: int) -> None:
+        self._log, self._waiting = log, b""
+        self._transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._waiting += data
+        while (end := self._waiting.find(b"\r\n\r\n")) >= 0:
+            length = 0
+            for line in self._waiting[:end].split(b"\r\n"):
+                name, _, value = line.partition(b":")
+                if name.lower() == b"content-length":
+                    length = int(value)
+            raw = self._waiting[end + 4 : end + 4 + length]
+            if len(raw) < length:
+                return
+            self._waiting = self._waiting[end + 4 + length :]
+            self._answer(raw)
+
+    def _answer(self, raw: bytes) -> None:
+        os.write(self._log, hashlib.blake2b(raw, digest_size=16).hexdigest().encode() + b"\n")
+        choice = {"index": 0, "finish_reason": "stop", "message": {"content": answer_to(json.loads(raw))}}
+        sent = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode()
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(sent), sent)
+        )
+
+
+async def _serve(port: int, log: int) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Connection(log), "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]), os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)))

@@ -1,0 +1,91 @@
+"""The engine `vllm` with vLLM's offline engine behind it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.vllm import VllmEngine
+from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.protocol import Prompt
+
+TEMPLATE = prompt_for(ParaphraseOptions(), 1)
+SAMPLING = SamplingOptions(n=2, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: str, vllm_options: dict[str, Any]) -> Iterator[VllmEngine]:
+    engine = VllmEngine(smollm2, VllmOptions(**vllm_options))
+    yield engine
+    engine.close()
+
+
+def prompts(texts: list[str], seed: int = 0) -> list[Prompt]:
+    return [Prompt(TEMPLATE.messages(text), text, 1, seed) for text in texts]
+
+
+def test_answers_come_in_the_order_of_the_prompts(engine: VllmEngine, smollm2: str, captions: list[str]) -> None:
+    from transformers import AutoTokenizer
+
+    found = engine.generate(prompts(captions), SAMPLING)
+    tokeniser: Any = AutoTokenizer.from_pretrained(smollm2)
+    for text, completion in zip(captions, found, strict=True):
+        turns = [{"role": role, "content": content} for role, content in TEMPLATE.messages(text)]
+        rendered = tokeniser.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert completion.prompt_tokens == len(tokeniser.encode(rendered))
+        assert len(completion.texts) == 2 and not any("\n" in answer for answer in completion.texts)
+        assert 0 < completion.completion_tokens <= 48
+    assert len({completion.prompt_tokens for completion in found}) > 3
+    shared = [set(text.lower().split()) & set(done.texts[0].lower().split()) for text, done in zip(captions, found)]  # noqa: B905
+    assert sum(map(bool, shared)) > 0.8 * len(captions)
+
+
+def test_draws_are_seeded_request_by_request(engine: VllmEngine, captions: list[str]) -> None:
+    few = captions[:8]
+    first = engine.generate(prompts(few), SAMPLING)
+    # Sums in another order may flip a close draw, and no more than that.
+    other_way = engine.generate(prompts(few[::-1]), SAMPLING)[::-1]
+    assert sum(one.texts == other.texts for one, other in zip(first, other_way, strict=True)) >= 4
+    other_seed = engine.generate(prompts(few, seed=1), SAMPLING)
+    assert sum(one.texts == other.texts for one, other in zip(first, other_seed, strict=True)) <= 4
+
+
+def test_plain_text_and_greedy_decoding(engine: VllmEngine) -> None:
+    plain = Prompt((("text", "red: crimson\nbig: large\nfast:"),), "fast", 0, 0)
+    greedy = SamplingOptions(temperature=0, n=3, max_tokens=4)
+    one, two = engine.generate([plain, plain], greedy)
+    assert one == two and len(one.texts) == 1 and one.texts[0].strip()
+
+
+def test_a_prompt_that_does_not_fit_is_named(engine: VllmEngine) -> None:
+    with pytest.raises(EngineError, match=r"paraphrase\.vllm\.max_model_len is 1024"):
+        engine.generate(prompts(["a dog on a beach " * 300]), SAMPLING)
+
+
+def test_a_killed_engine_is_an_error_and_the_next_call_starts_another(
+    engine: VllmEngine, captions: list[str], find_below: Callable[..., list[int]], is_alive: Callable[[int], bool]
+) -> None:
+    engine.generate(prompts(captions[:1]), SAMPLING)
+    (pid,) = find_below(os.getpid(), "vllm_worker.py")
+    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(EngineError, match="its process was killed by signal 9"):
+        engine.generate(prompts(captions), SAMPLING)
+    killer.join()
+    assert not is_alive(pid)
+    assert len(engine.generate(prompts(captions[:2]), SAMPLING)) == 2
+    engine.close()
+    assert find_below(os.getpid(), "vllm_worker.py") == []
+
+
+def test_an_unknown_engine_argument_is_named(smollm2: str, vllm_options: dict[str, Any]) -> None:
+    engine = VllmEngine(smollm2, VllmOptions(**vllm_options, extra={"max_num_seq_": 4}))
+    with pytest.raises(EngineError, match=r"no engine argument 'max_num_seq_'; did you mean 'max_num_seqs'\?"):
+        engine.generate(prompts(["a dog"]), SAMPLING)

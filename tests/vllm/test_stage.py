@@ -1,0 +1,152 @@
+"""The paraphrase stage over real vLLM, offline and served, killed and resumed: no caption is paid for twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import EngineError, StageError
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact
+from storage.parquet import read_table
+from tasks.run import run_stage
+
+CHUNK = 4
+
+
+def settings_of(root: Path, captions: list[str], **engine: Any) -> Settings:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "captions.txt").write_text("".join(f"{text}\n" for text in captions))
+    paraphrase = {
+        "gates": {"preset": "paper"},
+        "synonyms": False,
+        "sampling": {"n": 1, "max_tokens": 16},
+        "chunk": CHUNK,
+    }
+    return parse_settings(
+        {
+            "data": {"root": str(root), "sources": [{"path": "captions.txt"}]},
+            "paraphrase": paraphrase | engine,
+            "run": {"root": str(root / "runs")},
+        }
+    )
+
+
+def keys(root: Path) -> list[bytes]:
+    """Keys of every generation that was kept."""
+    folder = root / "runs" / "cache" / "segments"
+    if not list(folder.glob("*.parquet")):
+        return []
+    return pq.read_table(folder, columns=["key"]).column("key").to_pylist()
+
+
+def started(pool: ThreadPoolExecutor, settings: Settings) -> Future[Artifact]:
+    return pool.submit(run_stage, "paraphrase_1", settings)
+
+
+def check(root: Path, fresh: Path, captions: list[str], artifact: Artifact, **engine: Any) -> None:
+    """Every caption was answered once, and the same rows come from the kept generations alone."""
+    kept = keys(root)
+    assert len(kept) == len(set(kept)) == len(captions)
+    rows = read_table(artifact.path / "paraphrases").to_pylist()
+    assert [row["caption"] for row in rows] == captions
+    assert all(row["paraphrase_1"] for row in rows)
+    settings = settings_of(fresh, captions, **engine)
+    shutil.copytree(root / "runs" / "cache" / "segments", fresh / "runs" / "cache" / "segments")
+    run_stage("ingest", settings)
+    again = run_stage("paraphrase_1", settings)
+    assert again.manifest.metrics["generated"] == 0
+    assert again.manifest.files == artifact.manifest.files
+
+
+@pytest.fixture
+def cleaned(captions: list[str]) -> list[str]:
+    """Captions that ingest leaves as they are."""
+    return [text.removesuffix(".").strip() for text in captions]
+
+
+def test_offline(
+    tmp_path: Path,
+    cleaned: list[str],
+    smollm2: str,
+    vllm_options: dict[str, Any],
+    wait: Callable[..., Any],
+    find_below: Callable[[int, str], list[int]],
+    is_alive: Callable[[int], bool],
+) -> None:
+    root, chosen = tmp_path / "one", {"engine": "vllm", "model": smollm2, "vllm": vllm_options}
+    settings = settings_of(root, cleaned, **chosen)
+    run_stage("ingest", settings)
+    with ThreadPoolExecutor(1) as pool:
+        # The stage is killed: its engine must not stay behind.
+        run = started(pool, settings)
+        wait(lambda: len(keys(root)) >= CHUNK)
+        (stage,) = find_below(os.getpid(), "tasks.child")
+        (engine,) = find_below(stage, "vllm_worker.py")
+        os.kill(stage, signal.SIGKILL)
+        with pytest.raises(StageError, match="was killed by SIGKILL"):
+            run.result()
+        wait(lambda: not is_alive(engine), 30)
+        first = len(keys(root))
+        assert CHUNK <= first < len(cleaned)
+
+        # The engine is killed: the stage says so and ends.
+        run = started(pool, settings)
+        wait(lambda: len(keys(root)) >= first + CHUNK)
+        (engine,) = find_below(os.getpid(), "vllm_worker.py")
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(EngineError, match="its process was killed by signal 9"):
+            run.result()
+        second = len(keys(root))
+        assert first + CHUNK <= second < len(cleaned)
+
+        artifact = started(pool, settings).result()
+    metrics = artifact.manifest.metrics
+    assert (metrics["cached"], metrics["generated"]) == (second, len(cleaned) - second)
+    check(root, tmp_path / "two", cleaned, artifact, **chosen)
+
+
+def test_served(
+    tmp_path: Path,
+    cleaned: list[str],
+    vllm_server: Any,
+    wait: Callable[..., Any],
+    find_below: Callable[[int, str], list[int]],
+) -> None:
+    server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1, "backoff_seconds": 0.1}
+    root, chosen = tmp_path / "one", {"engine": "openai", "model": "smol", "openai": server}
+    settings = settings_of(root, cleaned, **chosen)
+    run_stage("ingest", settings)
+    with ThreadPoolExecutor(1) as pool:
+        run = started(pool, settings)
+        wait(lambda: len(keys(root)) >= CHUNK)
+        (stage,) = find_below(os.getpid(), "tasks.child")
+        os.kill(stage, signal.SIGKILL)
+        with pytest.raises(StageError, match="was killed by SIGKILL"):
+            run.result()
+        first = len(keys(root))
+
+        run = started(pool, settings)
+        wait(lambda: len(keys(root)) >= first + CHUNK)
+        vllm_server.kill()
+        with pytest.raises(EngineError):
+            run.result()
+        second = len(keys(root))
+        assert first + CHUNK <= second < len(cleaned)
+
+        vllm_server.start()
+        artifact = started(pool, settings).result()
+    metrics = artifact.manifest.metrics
+    assert (metrics["cached"], metrics["generated"]) == (second, len(cleaned) - second)
+    # What was in flight at a kill is asked for again, and nothing else.
+    assert len(cleaned) <= vllm_server.answered() <= len(cleaned) + 2 * CHUNK
+    check(root, tmp_path / "two", cleaned, artifact, **chosen)
