@@ -1,10 +1,16 @@
-"""The generation cache against SQLite: bulk inserts and bulk lookups of the same rows, in one run.
+"""The generation cache against SQLite and diskcache: bulk inserts and bulk lookups of the same rows, in one run.
 
-Each side gets the same Arrow table and hands back the same Arrow table. Ours writes its Parquet segments and its
-index. SQLite has a primary key, write-ahead logging, `synchronous = NORMAL` and one transaction a batch, and looks up
-30,000 keys a statement with `IN`, which beat a join with a temporary table and one statement a key. It is not SQLite's
-best at both: with a clustered key (`WITHOUT ROWID`), one trial of 400,000 rows took about a sixth less processor time
-for lookups and twice as much for inserts.
+Each side gets the same Arrow tables and hands back the same Arrow table. Ours writes its Parquet segments and its
+index. SQLite has a primary key, write-ahead logging, `synchronous = NORMAL` and one `executemany` and one transaction a
+batch, and looks up 30,000 keys a statement with `IN`, which beat a join with a temporary table and one statement a
+key. It is not SQLite's best at both: with a clustered key (`WITHOUT ROWID`), one trial of 400,000 rows took about a
+sixth less processor time for lookups and twice as much for inserts. diskcache keeps the same values as one JSON text a
+key, one transaction a batch, and gets fewer rows, as it takes a call for each: its figure is per row of those.
+
+``--rows 1e6,5e6,20e6`` shows whether the cost per key stays: ours alone grows, and is asked at each size for a million
+keys from everywhere and for some thousand neighbours, as a pipeline does. Both sides are compared at the first
+size. Its figures are processor time, as the disk's and the machine's other work would hide what grows.
+``--plot growth.svg`` draws them.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +37,10 @@ from storage.generations import GenerationStore
 COLUMNS = ", ".join(GENERATIONS.names)
 SQLITE_KEYS = 30_000
 MARKS = ", ".join("?" * len(GENERATIONS.names))
+PIECE = 1_000_000
+"""Rows that are made, and keys that are asked for, at once, however many there are."""
+NEIGHBOURS = 16_384
+"""Keys that were kept one after another, a quarter of what a paraphrase stage asks for at once."""
 
 
 def generations(rows: int, completions: int, seed: int = 0) -> pa.Table:
@@ -64,6 +75,14 @@ def batches(table: pa.Table, rows: int) -> Iterator[pa.Table]:
         yield table.slice(start, rows)
 
 
+def plain_columns(table: pa.Table) -> list[list[Any]]:
+    """The columns as Python values, completions as JSON."""
+    columns = [column.to_pylist() for column in table.columns]
+    at = GENERATIONS.names.index("completions")
+    columns[at] = [json.dumps(answers) for answers in columns[at]]
+    return columns
+
+
 def insert_ours(folder: Path, table: pa.Table, batch: int) -> None:
     store = GenerationStore(folder)
     for part in batches(table, batch):
@@ -77,11 +96,20 @@ def insert_sqlite(path: Path, table: pa.Table, batch: int) -> None:
         con.execute("PRAGMA synchronous = NORMAL")
         con.execute("CREATE TABLE generations (key BLOB PRIMARY KEY, " + COLUMNS.partition(", ")[2] + ")")
         for part in batches(table, batch):
-            columns = [column.to_pylist() for column in part.columns]
-            at = GENERATIONS.names.index("completions")
-            columns[at] = [json.dumps(answers) for answers in columns[at]]
-            con.executemany(f"INSERT OR IGNORE INTO generations VALUES ({MARKS})", zip(*columns, strict=True))  # noqa: S608
+            rows = zip(*plain_columns(part), strict=True)
+            con.executemany(f"INSERT OR IGNORE INTO generations VALUES ({MARKS})", rows)  # noqa: S608
             con.commit()
+
+
+def insert_diskcache(folder: Path, table: pa.Table, batch: int) -> None:
+    import diskcache
+
+    with closing(diskcache.Cache(str(folder), eviction_policy="none")) as cache:
+        for part in batches(table, batch):
+            columns = plain_columns(part)
+            with cache.transact():
+                for key, *values in zip(*columns, strict=True):
+                    cache.set(key, json.dumps(values, default=bytes.hex))
 
 
 def lookup_ours(folder: Path, keys: pa.FixedSizeBinaryArray) -> pa.Table:
@@ -95,9 +123,23 @@ def lookup_sqlite(path: Path, keys: pa.FixedSizeBinaryArray) -> pa.Table:
             asked = keys[start : start + SQLITE_KEYS].to_pylist()
             marks = ", ".join("?" * len(asked))
             found = con.execute(f"SELECT key, completions FROM generations WHERE key IN ({marks})", asked).fetchall()  # noqa: S608
-            answers = pa.array([json.loads(text) for _, text in found], pa.list_(pa.string()))
-            parts.append(pa.table({"key": pa.array([key for key, _ in found], pa.binary(16)), "completions": answers}))
+            parts.append(answers([key for key, _ in found], [text for _, text in found]))
     return pa.concat_tables(parts)
+
+
+def lookup_diskcache(folder: Path, keys: pa.FixedSizeBinaryArray) -> pa.Table:
+    import diskcache
+
+    at = GENERATIONS.names.index("completions") - 1
+    asked = keys.to_pylist()
+    with closing(diskcache.Cache(str(folder), eviction_policy="none")) as cache:
+        found = [cache.get(key) for key in asked]
+    return answers(asked, [json.loads(str(text))[at] for text in found])
+
+
+def answers(keys: list[bytes], completions: list[str]) -> pa.Table:
+    texts = pa.array([json.loads(text) for text in completions], pa.list_(pa.string()))
+    return pa.table({"key": pa.array(keys, pa.binary(16)), "completions": texts})
 
 
 def timed(work: Callable[..., object], *arguments: object) -> float:
@@ -106,33 +148,132 @@ def timed(work: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--batch", type=int, default=100_000)
-    parser.add_argument("--completions", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=3)
-    options = parser.parse_args()
-    rows, batch = options.rows, options.batch
+def shuffled(table: pa.Table) -> pa.FixedSizeBinaryArray:
+    order = np.random.default_rng(1).permutation(table.num_rows)
+    return table.column("key").combine_chunks().take(pa.array(order))
+
+
+def compare(rows: int, few: int, options: argparse.Namespace) -> None:
+    """Insert and look up `rows` with each side in turn, `few` of them with diskcache; print and record the medians."""
     table = generations(rows, options.completions)
-    keys = table.column("key").combine_chunks().take(pa.array(np.random.default_rng(1).permutation(rows)))
-    seconds: dict[str, list[float]] = {"insert": [], "insert_sqlite": [], "lookup": [], "lookup_sqlite": []}
+    keys = shuffled(table)
+    some, some_keys = table.slice(0, few), shuffled(table.slice(0, few))
+    seconds: dict[str, list[float]] = {}
+
+    def measure(name: str, count: int, work: Callable[..., object], *arguments: object) -> None:
+        seconds.setdefault(name, []).append(timed(work, *arguments) / count)
+
     for turn in range(options.repeat):
         with tempfile.TemporaryDirectory() as name:
-            ours, sqlite = Path(name) / "cache", Path(name) / "cache.sqlite"
-            seconds["insert"].append(timed(insert_ours, ours, table, batch))
-            seconds["insert_sqlite"].append(timed(insert_sqlite, sqlite, table, batch))
-            seconds["lookup"].append(timed(lookup_ours, ours, keys))
-            seconds["lookup_sqlite"].append(timed(lookup_sqlite, sqlite, keys))
+            ours, sqlite, disk = Path(name) / "cache", Path(name) / "cache.sqlite", Path(name) / "diskcache"
+            measure("insert", rows, insert_ours, ours, table, options.batch)
+            measure("insert_sqlite", rows, insert_sqlite, sqlite, table, options.batch)
+            measure("lookup", rows, lookup_ours, ours, keys)
+            measure("lookup_sqlite", rows, lookup_sqlite, sqlite, keys)
+            if few:
+                measure("insert_diskcache", few, insert_diskcache, disk, some, options.batch)
+                measure("lookup_diskcache", few, lookup_diskcache, disk, some_keys)
             if not turn:
-                found, expected = lookup_ours(ours, keys), lookup_sqlite(sqlite, keys)
+                found = lookup_ours(ours, keys).sort_by("key")
                 assert found.num_rows == rows
-                assert found.sort_by("key").equals(expected.sort_by("key").cast(found.schema))
-        print({name: round(values[-1], 3) for name, values in seconds.items()})
-    for what in ("insert", "lookup"):
-        mine, theirs = (statistics.median(seconds[name]) for name in (what, f"{what}_sqlite"))
-        unit = "rows/s" if what == "insert" else "keys/s"
-        record(f"cache_{what}_vs_sqlite", rows / mine, unit, "sqlite3", theirs / mine)
+                assert found.equals(lookup_sqlite(sqlite, keys).sort_by("key").cast(found.schema))
+                if few:
+                    wanted = lookup_diskcache(disk, some_keys).sort_by("key").cast(found.schema)
+                    assert lookup_ours(ours, some_keys).sort_by("key").equals(wanted)
+        print({name: round(1e9 * values[-1]) for name, values in seconds.items()}, "ns a row")
+    for what, unit in (("insert", "rows/s"), ("lookup", "keys/s")):
+        mine, sqlite_, disk_ = (
+            statistics.median(seconds.get(name, [0.0])) for name in (what, f"{what}_sqlite", f"{what}_diskcache")
+        )
+        record(f"cache_{what}_vs_sqlite", 1 / mine, unit, "sqlite3", sqlite_ / mine)
+        if few:
+            record(f"cache_{what}_vs_diskcache", 1 / mine, unit, f"diskcache with {few} rows", disk_ / mine)
+
+
+def processor_seconds(work: Callable[..., object], *arguments: object) -> float:
+    started = time.process_time()
+    work(*arguments)
+    return time.process_time() - started
+
+
+def grow(sizes: list[int], options: argparse.Namespace) -> list[dict[str, float]]:
+    """Let one cache grow; at each size, nanoseconds of processor time to insert a row and to look up a key."""
+    points: list[dict[str, float]] = []
+    texts = generations(min(PIECE, sizes[0]), options.completions)
+    with tempfile.TemporaryDirectory() as name:
+        folder, there = Path(name) / "cache", 0
+        keys: list[pa.FixedSizeBinaryArray] = []
+        for size in sizes:
+            spent, before = 0.0, there
+            while there < size:
+                count = min(texts.num_rows, size - there)
+                random = pa.py_buffer(np.random.default_rng(there).bytes(16 * count))
+                keys.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, random]))
+                table = texts.slice(0, count).set_column(0, GENERATIONS.field("key"), keys[-1])
+                spent += processor_seconds(insert_ours, folder, table, options.batch)
+                there += count
+            # The same number of keys at every size, from everywhere.
+            share = -(-texts.num_rows // len(keys))
+            asked = pa.concat_arrays(
+                [part.take(pa.array(np.arange(0, len(part), len(part) // share)[:share])) for part in keys]
+            )
+            asked = asked.take(pa.array(np.random.default_rng(0).permutation(len(asked))))
+            neighbours = keys[len(keys) // 2][:NEIGHBOURS]
+            point = {"rows": there, "insert": 1e9 * spent / (there - before)}
+            for what, chosen in (("scattered", asked), ("neighbours", neighbours)):
+                assert lookup_ours(folder, chosen).num_rows == len(chosen)
+                seconds = (processor_seconds(lookup_ours, folder, chosen) for _ in range(options.repeat))
+                point[what] = 1e9 * statistics.median(seconds) / len(chosen)
+            index = (folder / "generations.duckdb").stat().st_size
+            index += sum(path.stat().st_size for path in folder.glob("generations.*/*"))
+            point["index_bytes"] = index / there
+            points.append({name: round(value) for name, value in point.items()})
+            print(json.dumps(points[-1]), flush=True)
+    first, last = points[0], points[-1]
+    against = f"{first['rows']} rows instead of {last['rows']}"
+    record("cache_lookup_growth", 1e9 / last["scattered"], "keys/s", against, first["scattered"] / last["scattered"])
+    return points
+
+
+def draw(points: list[dict[str, float]], path: Path) -> None:
+    """The cost of a row and of a key against the rows that are there."""
+    import matplotlib
+
+    matplotlib.use("svg" if path.suffix == ".svg" else "agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "paraclip"
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    rows = [point["rows"] / 1e6 for point in points]
+    for what, label in (
+        ("insert", "insert a row"),
+        ("scattered", "look up one of a million keys from everywhere"),
+        ("neighbours", f"look up one of {NEIGHBOURS:,} neighbours"),
+    ):
+        axes.plot(rows, [point[what] / 1000 for point in points], marker="o", label=label)
+    axes.set(xlabel="million rows in the cache", ylabel="µs of processor time", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="1e6", help="one size, or several with commas")
+    parser.add_argument("--diskcache-rows", type=int, default=20_000, help="0 leaves diskcache out")
+    parser.add_argument("--batch", type=int, default=200_000, help="rows of a transaction, on all sides")
+    parser.add_argument("--completions", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--grow-only", action="store_true", help="compare with nothing")
+    parser.add_argument("--plot", type=Path, help="draw how costs grow into this SVG or PNG file")
+    options = parser.parse_args()
+    sizes = sorted(int(float(size)) for size in options.rows.split(","))
+    if len(sizes) > 1:
+        points = grow(sizes, options)
+        if options.plot:
+            draw(points, options.plot)
+    if not options.grow_only:
+        compare(sizes[0], min(options.diskcache_rows, sizes[0]), options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from record import record
+from record import data_folder, record
 
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
@@ -133,15 +132,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     """Measure both sides in turn and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("PARACLIP_DATA", "../shared/data")) / "flickr8k"
-    parser.add_argument("--data", type=Path, default=default, help="folder with a Karpathy JSON and its images")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=data_folder("flickr8k"),
+        help="folder with a Karpathy JSON and its images; default: PARACLIP_DATA's flickr8k, else made up",
+    )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
-    captions, files = (real_data if options.data.is_dir() else lambda _, n: made_up_data(n))(
-        options.data, options.images
-    )
+    real = options.data is not None
+    captions, files = real_data(options.data, options.images) if real else made_up_data(options.images)
     ids = list(dict.fromkeys(captions.image_ids))
     by_image = {image_id: [] for image_id in ids}
     for image_id, caption in zip(captions.image_ids, captions.captions, strict=True):

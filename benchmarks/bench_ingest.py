@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ ODD = (" é", " &amp; co", " caf\u00c3\u00a9", " \u2013 sale", " it\u2019s", " \
 TAILS = (*[""] * 90, *[" - 20"] * 15, *["!"] * 15, *ODD)
 """Ends of captions: 6 % hold other than ASCII and 1 % an entity, as in LAION's alt texts."""
 CHUNK = 100_000
+BATCHES = (4096, 8192, 20_000)
+"""Texts that are tokenised at once: by paraphrasing, by ingest, and more than either has."""
 
 
 def words(rng: np.random.Generator) -> list[str]:
@@ -144,6 +147,31 @@ def bench_tokeniser(rows: int, rounds: int) -> None:
     record("tokenise_vs_simple", rows / mine, "captions/CPU s", "open_clip SimpleTokenizer.encode", other / mine)
 
 
+def bench_cleaned(rows: int, rounds: int) -> None:
+    """Measure ``tokenise_cleaned_<batch>``: captions cleaned beforehand, in the stages' batches and larger.
+
+    Each round starts with nothing remembered on either side, and open_clip's tokenizer is spared its own cleaning.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    texts = [clean(text) for chunk in captions(rows) for text in chunk]
+    batches = {size: [texts[start : start + size] for start in range(0, rows, size)] for size in BATCHES}
+    times: dict[str, list[float]] = {str(size): [] for size in BATCHES} | {"simple": []}
+    for _ in range(rounds):
+        for size in BATCHES:
+            tokeniser = Tokeniser()
+            work = partial(lambda t, parts: [t.encode_batch(part) for part in parts], tokeniser, batches[size])
+            times[str(size)].append(cpu_seconds(work)[0])
+        simple = SimpleTokenizer()
+        simple.clean_fn = lambda x: x.lower()
+        times["simple"].append(cpu_seconds(partial(lambda t: [t.encode(text) for text in texts], simple))[0])
+    other = statistics.median(times["simple"])
+    for size in BATCHES:
+        mine = statistics.median(times[str(size)])
+        against = "open_clip SimpleTokenizer.encode without its cleaning"
+        record(f"tokenise_cleaned_{size}", rows / mine, "captions/CPU s", against, other / mine)
+
+
 def measure_alone(rows: int, folder: Path) -> None:
     """Print ingest's speed and memory peak for many rows."""
     source = folder / "web.parquet"
@@ -170,6 +198,7 @@ def main() -> None:
             measure_alone(arguments.rows, Path(folder))
             return
         bench_tokeniser(arguments.rows, arguments.rounds)
+        bench_cleaned(arguments.rows, arguments.rounds)
         bench_ingest(arguments.rows, arguments.rounds, Path(folder))
 
 

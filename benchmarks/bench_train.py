@@ -6,8 +6,10 @@
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
 them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, else generated ones of the same lengths.
-`bound` is the ratio of the floating-point operations of both sides (8.8 GFLOP an image and 6.0 a text of 77 tokens
-forward, three times that for a text with its gradients). PARACLIP_DATA defaults to `../shared/data`.
+`bound` is the ratio if our step were nothing but its matrix products, measured in the same run: every product of the
+tower's linear layers, forward and both gradients, in the shapes that the step has. So ratio / bound is the share of the
+matmul rate that the step reaches. `--clock cpu` (with OMP_NUM_THREADS=1) compares processor time, for cores that others
+use, too. The memory of a step is in bench_scaling.py.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import random
 import re
 import statistics
@@ -32,24 +33,35 @@ import open_clip
 import torch
 from open_clip.loss import ClipLoss
 from PIL import Image
-from record import record
+from record import data_folder, record
 from torch import Tensor
 from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.clip.models import ClipModel, freeze_image_tower, pick_device
+from paraclip_core.clip.packed import weight_gradient
+from paraclip_core.clip.prefixes import alphabetical, forest_of
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import LossWeights
-from paraclip_core.training.forward import batch_keys, embed_batch, image_features
-from paraclip_core.training.losses import contrastive_loss, named_pairs
+from paraclip_core.training.forward import image_features, prepare
+from paraclip_core.training.guards import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.objective import Objective
 from paraclip_core.training.optimiser import build_optimiser, clamp_scale, trained_parameters
 from paraclip_core.training.rows import TrainingRows
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 PAIRS = named_pairs(LossWeights())
+PLANS = {
+    "train_vs_open_clip_fp32": ("open_clip", "fp32", "open_clip's locked loop, fp32"),
+    "train_vs_open_clip_bf16": ("open_clip", "bf16", "open_clip's locked loop, bf16"),
+    "train_vs_padded_text": ("padded", "bf16", "the same loop with texts padded to 77, bf16"),
+}
+BATCHES = {"fp32": 128, "bf16": 256}
+"""What loops over padded texts keep of a step of ViT-B-32 then takes 17 GB, in either precision."""
 COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black white"
-IMAGE_GFLOP, TEXT_GFLOP, CONTEXT = 8.8, 6.0, 77
+CONTEXT = 77
 
 
 @dataclass
@@ -62,6 +74,7 @@ class Bench:
     images: list[bytes]
     features: np.ndarray
     batch: int
+    clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         """Prepare optimiser, transform and tokenizer."""
@@ -78,24 +91,46 @@ class Bench:
         """Rows of a step."""
         return np.arange(number * self.batch, (number + 1) * self.batch) % len(self.rows)
 
-    def ours(self, number: int, precision: str) -> Tensor:
-        """Ragged texts, stored features, masked losses."""
+    def matmuls(self, number: int, precision: str) -> None:
+        """The matrix products of our step's linear layers, and nothing else."""
         batch = self.rows.take(self.indices(number), KINDS)
-        embeddings = embed_batch(self.clip, batch, self.features, "bf16" if precision == "bf16" else "fp32")
-        keys = batch_keys(batch, self.keys, self.clip.device)
-        return contrastive_loss(embeddings, self.clip.model.get_parameter("logit_scale"), PAIRS, keys)[0]
+        texts = Ragged.concatenate([batch.texts[kind] for kind in KINDS])
+        forest = forest_of(texts.take(alphabetical(texts)))
+        nodes, ends = len(forest.tokens), len(forest.ends)
+        width = int(self.model.token_embedding.weight.shape[1])
+        layers = len(self.model.transformer.resblocks)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        for into, out, whole in ((1, 3, layers), (1, 1, layers - 1), (1, 4, layers - 1), (4, 1, layers - 1)):
+            # Only the ends of texts leave the last layer.
+            for rows, times in ((nodes, whole), (ends, layers - whole)):
+                x, gradient, weight = self._operands(rows, into * width, out * width, dtype)
+                for _ in range(times):
+                    functional.linear(x, weight)
+                    torch.mm(gradient, weight)
+                    weight_gradient(x, gradient)
 
-    def padded(self, number: int, precision: str) -> Tensor:
+    def _operands(self, rows: int, into: int, out: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        shapes = ((rows, into), (rows, out), (out, into))
+        return tuple(torch.ones(shape, dtype=dtype, device=self.clip.device) for shape in shapes)
+
+    def ours(self, number: int, precision: str) -> None:
+        """Ragged texts, stored features, masked losses, as the trainer computes them."""
+        prepared = prepare(self.rows.take(self.indices(number), KINDS), self.features, self.keys)
+        with deterministic():
+            Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(prepared)
+
+    def padded(self, number: int, precision: str) -> None:
         """Texts padded to the context, stored features."""
         batch = self.rows.take(self.indices(number), KINDS)
-        embeddings = {"image": image_features(self.features, batch.image_rows, self.clip.device)}
+        images = torch.from_numpy(image_features(self.features, batch.image_rows)).to(self.clip.device)
+        embeddings = {"image": functional.normalize(images, dim=-1)}
         with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
             for kind in KINDS:
                 tokens = torch.from_numpy(batch.texts[kind].padded(CONTEXT)).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
-        return self._sum(embeddings)
+        self._backward(embeddings)
 
-    def open_clip(self, number: int, precision: str) -> Tensor:
+    def open_clip(self, number: int, precision: str) -> None:
         """open_clip's locked loop: pixels every step."""
         rows = self.indices(number)
         files = [self.images[self.rows.image_rows[row]] for row in rows]
@@ -106,25 +141,32 @@ class Bench:
             for kind in KINDS:
                 tokens = self.tokenise([self.texts[kind][row] for row in rows]).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
-        return self._sum(embeddings)
+        self._backward(embeddings)
 
-    def _sum(self, embeddings: dict[str, Tensor]) -> Tensor:
+    def _backward(self, embeddings: dict[str, Tensor]) -> None:
         scale = self.clip.model.get_parameter("logit_scale").exp()
         losses = [self.loss(embeddings[p.first].float(), embeddings[p.second].float(), scale) for p in PAIRS]
-        return torch.stack(losses).sum()
+        torch.stack(losses).sum().backward()
 
-    def seconds(self, side: Callable[[int, str], Tensor], number: int, precision: str) -> float:
+    def seconds(self, side: Callable[[int, str], None], number: int, precision: str) -> float:
         """Time of a whole step: batch, forward, backward, clipping, update."""
-        began = time.perf_counter()
-        loss = side(number, precision)
+        began = self.clock()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        side(number, precision)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         self.optimiser.step()
         clamp_scale(self.clip.model.get_parameter("logit_scale"))
         if self.clip.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return self.clock() - began
+
+    def matmul_seconds(self, number: int, precision: str) -> float:
+        """Time of a step's matrix products alone."""
+        began = self.clock()
+        self.matmuls(number, precision)
+        if self.clip.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.clock() - began
 
 
 def flickr(folder: Path, count: int) -> tuple[dict[str, list[str]], list[bytes]]:
@@ -151,17 +193,17 @@ def generated(count: int) -> tuple[dict[str, list[str]], list[bytes]]:
     return texts, images
 
 
-def prepare(batch: int, device: torch.device) -> tuple[Bench, float]:
+def set_up(batch: int, device: torch.device, name: str = "ViT-B-32") -> tuple[Bench, float]:
     """The model and its rows; and the mean length of the texts in tokens."""
-    folder = Path(os.environ.get("PARACLIP_DATA", "../shared/data")) / "flickr8k"
-    real = (folder / "images_128.tar").exists()
-    texts, images = flickr(folder, 4 * batch) if real else generated(4 * batch)
+    folder = data_folder("flickr8k")
+    count = min(4 * batch, 8000)  # Flickr8k has hardly more; larger batches take rows again
+    texts, images = flickr(folder, count) if folder else generated(count)
     encode = Tokeniser().encode_batch
     ragged = {kind: Ragged.from_arrow(encode(texts[kind])) for kind in KINDS}
     logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     torch.manual_seed(0)
-    config = open_clip.get_model_config("ViT-B-32") or {}
-    clip = ClipModel(open_clip.create_model("ViT-B-32", device=device), config, {}, "ViT-B-32")
+    config = open_clip.get_model_config(name) or {}
+    clip = ClipModel(open_clip.create_model(name, device=device), config, {}, name)
     features = functional.normalize(torch.randn(len(images), clip.embed_dim), dim=-1).half().numpy()
     bench = Bench(clip, TrainingRows(ragged, np.arange(len(images))), texts, images, features, batch)
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))
@@ -170,29 +212,34 @@ def prepare(batch: int, device: torch.device) -> tuple[Bench, float]:
 def main() -> None:
     """Measure and print one JSON line a comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
+    parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")
+    parser.add_argument("--model", default="ViT-B-32", help="records of other models have the model in their names")
+    parser.add_argument("--only", choices=PLANS, nargs="+", default=list(PLANS))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the cores, too")
     options = parser.parse_args()
-    bench, length = prepare(options.batch, pick_device(options.device))
-    share = length / CONTEXT
-    text = len(KINDS) * 3 * TEXT_GFLOP
-    bounds = {"open_clip": (IMAGE_GFLOP + text) / (text * share), "padded": 1 / share}
-    print(f"batch {options.batch}, {length:.1f} tokens a text, {torch.get_num_threads()} threads")
-    plans = {
-        "train_vs_open_clip_fp32": ("open_clip", "fp32", "open_clip's locked loop, fp32"),
-        "train_vs_open_clip_bf16": ("open_clip", "bf16", "open_clip's locked loop, bf16"),
-        "train_vs_padded_text": ("padded", "bf16", "the same loop with texts padded to 77, bf16"),
-    }
+    bound_kernel_cache()
+    keep_freed_memory()
+    bench, length = set_up(options.batch or max(BATCHES.values()), pick_device(options.device), options.model)
+    if options.clock == "cpu":
+        bench.clock = time.process_time
+    print(f"{length:.1f} tokens a text, {torch.get_num_threads()} threads")
     results = []
-    for name, (other, precision, against) in plans.items():
-        times: dict[str, list[float]] = {"ours": [], other: []}
+    for name in options.only:
+        other, precision, against = PLANS[name]
+        bench.batch = options.batch or BATCHES[precision]
+        times: dict[str, list[float]] = {"ours": [], "matmuls": [], other: []}
         for number in range(options.rounds + 1):
-            for side, seconds in times.items():
-                seconds.append(bench.seconds(getattr(bench, side), number, precision))
-        ours, theirs = (statistics.median(seconds[1:]) for seconds in times.values())  # the first round warms up
-        print(f"{name}: {options.batch / ours:.1f} against {options.batch / theirs:.1f} samples/s")
-        results.append((name, options.batch / ours, against, theirs / ours, bounds[other]))
+            times["ours"].append(bench.seconds(bench.ours, number, precision))
+            times["matmuls"].append(bench.matmul_seconds(number, precision))
+            times[other].append(bench.seconds(getattr(bench, other), number, precision))
+        # The first round warms up: memory that the process has for the first time is cleared, page by page.
+        ours, matmuls, theirs = (statistics.median(seconds[1:]) for seconds in times.values())
+        rates = f"{bench.batch / ours:.1f} against {bench.batch / theirs:.1f} samples/s"
+        print(f"{name}, batch {bench.batch}: {rates}; {100 * matmuls / ours:.0f} % of the matmul rate", flush=True)
+        suffix = "" if options.model == "ViT-B-32" else f"_{options.model}"
+        results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
     for name, rate, against, ratio, bound in results:
         record(name, rate, "samples/s", against, ratio, bound)
 

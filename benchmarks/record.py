@@ -39,3 +39,10 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
     with (RESULTS / f"{host}.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line)
+
+
+def data_folder(name: str) -> Path | None:
+    """The folder `name` of the real data that PARACLIP_DATA points to, where it is there."""
+    root = os.environ.get("PARACLIP_DATA")
+    folder = Path(root).expanduser() / name if root else None
+    return folder if folder is not None and folder.is_dir() else None

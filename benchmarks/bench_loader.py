@@ -1,0 +1,217 @@
+"""Loading training rows at scale: what opening them costs, how much stays in memory, and how long a step waits.
+
+Makes rows (three texts of about 15 tokens each, and an image with a feature of `--dim` numbers) as the stages write
+them: Parquet tables, an index and feature shards. Then measures, in a process of its own each:
+
+* `loader_first_batch`: from opening what an earlier try spooled to the first shuffled batch; against the same through a
+  list of Python rows.
+* `loader_spool`: the rows' way from the Parquet tables into flat files, lookups of their images included.
+* `loader_wait`: share of a step that waits for data, with the embedded model's text tower as the step.
+
+Each prints its peak of resident memory too, mapped pages included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from record import record
+
+from storage.features import INDEX, write_index, write_shard
+
+KINDS = ("caption", "paraphrase_1", "paraphrase_2")
+SHARD = 65_536
+PART = 100_000
+
+
+def make(folder: Path, rows: int, dim: int) -> None:
+    """Write the tables and features of `rows` rows, each with an image of its own."""
+    noise = np.random.default_rng(0)
+    block = noise.normal(size=(SHARD, dim))
+    block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
+    tables = []
+    for shard, start in enumerate(range(0, rows, SHARD)):
+        n = min(SHARD, rows - start)
+        write_shard(folder / "features", shard, np.roll(block[:n], shard, axis=1))
+        numbers = np.arange(start, start + n)
+        pixels = [value.tobytes() for value in noise.integers(0, 2**63, (n, 2))]
+        columns: dict[str, Any] = {"image_id": _ids(numbers), "shard": np.full(n, shard), "row": np.arange(n)}
+        tables.append(pa.table({**columns, "pixels": pixels}).cast(INDEX))
+    write_index(folder / "features", tables)
+    for part, start in enumerate(range(0, rows, PART)):
+        n = min(PART, rows - start)
+        table: dict[str, Any] = {f"{kind}_tokens": _tokens(noise, n) for kind in KINDS}
+        table["image_id"] = _ids(noise.permutation(np.arange(start, start + n)))
+        table["split"] = ["train"] * n
+        table["caption_id"] = pa.array([value.tobytes() for value in noise.integers(0, 2**63, (n, 2))], pa.binary(16))
+        (folder / "paraphrases").mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), folder / f"paraphrases/part-{part:05d}.parquet", compression="zstd")
+
+
+def _ids(numbers: np.ndarray) -> list[str]:
+    return [f"http://example.org/images/{number:09d}.jpg" for number in numbers]
+
+
+def _tokens(noise: np.random.Generator, n: int) -> pa.ListArray:
+    offsets = np.concatenate([[0], np.cumsum(noise.integers(8, 23, n))]).astype(np.int32)
+    values = noise.integers(1, 49_406, offsets[-1]).astype(np.uint16)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def spool(folder: Path) -> dict[str, float]:
+    """Rows from Parquet to flat files."""
+    from paraclip_core.training.rows import spool_rows
+    from tasks.training.data import Images, hold_out, paraphrase_rows
+
+    began = time.perf_counter()
+    images = Images(folder / "features")
+    held_out = hold_out(folder / "paraphrases", images, 0.01)
+    stream = paraphrase_rows(folder / "paraphrases", images, keep=held_out.trains)
+    rows = spool_rows(folder / "rows", KINDS, stream)
+    seconds = time.perf_counter() - began
+    return {"rows": len(rows), "seconds": seconds, "rows_per_second": len(rows) / seconds}
+
+
+def first(folder: Path) -> dict[str, float]:
+    """The first shuffled batch from the spooled rows, and a thousand after it."""
+    from paraclip_core.training.batches import DataOrder
+    from paraclip_core.training.forward import prepare
+    from paraclip_core.training.rows import spool_rows
+    from tasks.training.data import Images
+
+    began, used = time.perf_counter(), time.process_time()
+    images = Images(folder / "features")
+    rows = spool_rows(folder / "rows", KINDS, ())
+    order = DataOrder(len(rows), 512, 0)
+    prepare(rows.take(order.batch(0), KINDS), images.matrix, images.keys)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    began, used, steps = time.perf_counter(), time.process_time(), range(1, 1000)
+    for step in steps:
+        prepare(rows.take(order.batch(step), KINDS), images.matrix, images.keys)
+    each, cpu_each = (
+        (now - then) / len(steps) for now, then in ((time.perf_counter(), began), (time.process_time(), used))
+    )
+    return {
+        "seconds": seconds,
+        "first_cpu_seconds": cpu,
+        "batch_milliseconds": 1000 * each,
+        "batch_cpu_milliseconds": 1000 * cpu_each,
+    }
+
+
+def naive(folder: Path) -> dict[str, float]:
+    """The obvious way: every row a Python object, shuffled."""
+    began = time.perf_counter()
+    places = {
+        name: row for row, name in enumerate(pq.read_table(folder / "features/index.parquet")["image_id"].to_pylist())
+    }
+    rows = []
+    for path in sorted((folder / "paraphrases").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            rows.append(([row[f"{kind}_tokens"] for kind in KINDS], places[row["image_id"]]))
+    np.random.default_rng(0).shuffle(rows)
+    _ = rows[:512]
+    return {"seconds": time.perf_counter() - began}
+
+
+def wait(folder: Path) -> dict[str, float]:
+    """Share of the steps' time that waits for data."""
+    import torch
+
+    from paraclip_core.clip.models import embedded_clip, freeze_image_tower
+    from paraclip_core.config import LossWeights, ModelOptions
+    from paraclip_core.training.batches import DataOrder
+    from paraclip_core.training.forward import batches_ahead
+    from paraclip_core.training.losses import named_pairs
+    from paraclip_core.training.objective import Objective
+    from paraclip_core.training.rows import spool_rows
+    from tasks.training.data import Images
+
+    clip = embedded_clip(ModelOptions())
+    freeze_image_tower(clip)
+    images = Images(folder / "features")
+    rows = spool_rows(folder / "rows", KINDS, ())
+    objective = Objective(clip, named_pairs(LossWeights()), "bf16")
+    waited, began, steps = 0.0, 0.0, 12
+    order = DataOrder(len(rows), 512, 0)
+    with batches_ahead(rows, order, KINDS, images.matrix, images.keys, range(steps)) as batches:
+        for step in range(steps):
+            asked = time.perf_counter()
+            prepared = next(batches)
+            if step == 2:
+                waited, began = 0.0, asked  # the first steps warm up
+            waited += time.perf_counter() - asked
+            objective.gradients(prepared)
+            clip.model.zero_grad()
+    seconds = time.perf_counter() - began
+    return {"share": waited / seconds, "step_seconds": seconds / (steps - 2), "threads": torch.get_num_threads()}
+
+
+PARTS = {"spool": spool, "first": first, "naive": naive, "wait": wait}
+
+
+def measure(part: str, folder: Path) -> dict[str, float]:
+    """Carry out a part in a fresh process."""
+    command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
+    return found
+
+
+def made(options: argparse.Namespace) -> Iterator[Path]:
+    """A folder with the rows; a temporary one is removed afterwards."""
+    if options.folder is not None and (options.folder / "paraphrases").exists():
+        yield options.folder
+        return
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="paraclip-rows-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make(folder, options.rows, options.dim)
+        yield folder
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Measure and print one JSON line a figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=256, help="of the features; 256 is the embedded model's")
+    parser.add_argument("--naive-rows", type=int, default=100_000, help="rows of the Python side, which is scaled up")
+    parser.add_argument("--folder", type=Path, help="keep the rows there")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        found = PARTS[options.part](options.folder)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({**found, "cpu_seconds": time.process_time(), "peak_gib": peak}))
+        return
+    with tempfile.TemporaryDirectory(prefix="paraclip-rows-") as small:
+        make(Path(small), options.naive_rows, options.dim)
+        other = measure("naive", Path(small))["seconds"] * options.rows / options.naive_rows
+    for folder in made(options):
+        shutil.rmtree(folder / "rows", ignore_errors=True)
+        spooled, opened, waited = (measure(part, folder) for part in ("spool", "first", "wait"))
+        against = f"a list of Python rows, scaled up from {options.naive_rows:,}"
+        record("loader_spool", spooled["rows_per_second"], "rows/s", against, other / spooled["seconds"])
+        record("loader_first_batch", opened["seconds"], "s", against, other / opened["seconds"])
+        record("loader_wait", 100 * waited["share"], "% of a step", "2 %", 0.02 / max(waited["share"], 1e-6))
+
+
+if __name__ == "__main__":
+    main()
