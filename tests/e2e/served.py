@@ -46,7 +46,7 @@ class Api:
         return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
 
 
-def eventually(what: Callable[[], T], message: str, seconds: float = 180) -> T:
+def eventually(what: Callable[[], T], message: str, seconds: float = 400) -> T:
     """What `what` gives as soon as it gives anything."""
     end = time.monotonic() + seconds
     while not (found := what()):

@@ -75,7 +75,7 @@ def start(run: dict[str, object]) -> subprocess.Popen[bytes]:
 def killed_at(run: dict[str, object], work: Path, finished: Path, seconds: float) -> bool:
     """Start the run, kill it `seconds` after `work` appears; whether it was still at work on that stage."""
     process = start(run)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not work.exists() and not finished.exists():
         assert process.poll() in (None, 0), "the run failed by itself"
         assert time.monotonic() < deadline

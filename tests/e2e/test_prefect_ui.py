@@ -85,7 +85,7 @@ def press_retry(url: str, run: str) -> None:
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.goto(f"{url}/v2/runs/flow-run/{run}")
         page.get_by_role("button", name="Open menu").click()
         page.get_by_role("menuitem", name="Retry").click()

@@ -89,7 +89,7 @@ def test_a_server_with_a_password_is_told_it(monkeypatch: pytest.MonkeyPatch) ->
         thread = Thread(target=server.handle_request)
         thread.start()
         assert close_runs(f"http://127.0.0.1:{server.server_port}/api", [1], POOLS) == []
-        thread.join(10)
+        thread.join(120)
     assert seen == ["Basic YWRtaW46cGFzcw=="]
 
 

@@ -14,7 +14,7 @@ import pytest
 from flows.processes import Process, carriers, end_all, family, kill, living, start
 
 
-def wait_for(what: Callable[[], object], seconds: float = 15) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never happened"

@@ -72,6 +72,6 @@ def objects(url: str) -> Objects:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks that beat and die in no time."""
     monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(remote_lock, "DEAD_SECONDS", 0.4)
+    monkeypatch.setattr(remote_lock, "DEAD_SECONDS", 1.0)
     monkeypatch.setattr(remote_lock, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(remote_lock, "LONGEST_PAUSE_SECONDS", 0.05)

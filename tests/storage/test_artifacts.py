@@ -18,6 +18,9 @@ from paraclip_core.errors import ArtifactError
 from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 
+AT_ONCE = locks.DEAD_SECONDS / 3
+"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
+
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}
 
@@ -144,7 +147,7 @@ else:
 def killed(store: ArtifactStore, when: str, point: str, call: int, action: str = "make") -> None:
     program = KILL_AT.format(here=str(Path(__file__).parent))
     command = [sys.executable, "-c", program, str(store.root), when, point, str(call), action]
-    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -168,7 +171,7 @@ def test_killed_at_every_step_of_a_commit(
     assert (store.find("ingest", FP) is not None) == (renamed or point == "rmtree")
     started = time.monotonic()
     made = make(store)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < AT_ONCE
     undisturbed = contents(make(ArtifactStore(tmp_path / "other")))
     assert {n: c for n, c in contents(made).items() if n != "manifest.json"} == CONTENT
     ours, theirs = (json.loads(c["manifest.json"]) | {"created": ""} for c in (contents(made), undisturbed))
@@ -232,15 +235,15 @@ def test_the_second_gets_what_the_first_made(store: ArtifactStore, other: subpro
         assert found is not None
         assert found.manifest.metrics == {"by": "the first"}
     assert polled
-    assert other.wait(10) == 0
+    assert other.wait(120) == 0
     assert make(store) == found
 
 
-def test_a_killed_first_is_followed_within_a_second(store: ArtifactStore, other: subprocess.Popen[str]) -> None:
+def test_a_killed_first_is_followed_at_once(store: ArtifactStore, other: subprocess.Popen[str]) -> None:
     other.send_signal(signal.SIGKILL)
     started = time.monotonic()
     assert make(store).manifest.metrics == {"rows": 3}
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < AT_ONCE
 
 
 # Edited and damaged

@@ -142,7 +142,7 @@ def test_killed_at_every_step(
     store.refresh()
     before = answers(store, range(200))
     with child(KILL_AT, store.folder, point, deaths) as process:
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
     # First as an appender finds it, before any index is opened.
     store.append(numbered(range(500, 510)))
     read = sum(store.segments.read(name).num_rows for name in store.segments.names())

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError, LockedError
-from storage import generation_index
+from storage import generation_index, locks
 from storage.compaction import compact
 from storage.generation_index import GenerationIndex
 from storage.generations import GenerationStore
@@ -133,6 +133,9 @@ def test_wrong_columns_and_keys_are_refused(store: GenerationStore) -> None:
 # Kills
 
 
+AT_ONCE = locks.DEAD_SECONDS / 3
+"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
+
 APPEND_FOREVER = """
 store = GenerationStore(sys.argv[1])
 for chunk in range(10_000):
@@ -199,10 +202,10 @@ def test_killed_between_segment_and_index(store: GenerationStore, point: str, ro
     store.append(numbered(range(5)))
     store.refresh()
     with child(KILL_AT, store.folder, point) as process:
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
     started = time.monotonic()
     assert list(answers(store, range(10))) == list(range(rows_kept))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < AT_ONCE
     assert store.stats().rows == rows_kept
 
 

@@ -19,6 +19,9 @@ from paraclip_core.errors import ArtifactError, LockedError
 from storage import locks
 from storage.locks import lock
 
+AT_ONCE = locks.DEAD_SECONDS / 3
+"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -91,15 +94,15 @@ def test_waiting_can_be_given_up(tmp_path: Path) -> None:
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     with held(tmp_path / "x.lock", 0.5) as child, lock(tmp_path / "x.lock"):
-        assert child.wait(10) == 0
+        assert child.wait(120) == 0
 
 
-def test_a_killed_owner_is_followed_within_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_owner_is_followed_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with held(tmp_path / "x.lock", 60) as child:
         child.send_signal(signal.SIGKILL)
     started = time.monotonic()
     with lock(tmp_path / "x.lock"):
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < AT_ONCE
     assert f"dead process {child.pid}" in caplog.text
 
 
@@ -108,7 +111,7 @@ def test_an_unreaped_owner_is_dead(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         started = time.monotonic()
         with lock(tmp_path / "x.lock"):  # nobody has waited for the child, so it is a zombie
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_a_silent_owner_elsewhere_is_followed(tmp_path: Path, monkeypatch: pytes
     foreign(tmp_path / "x.lock")
     started = time.monotonic()
     with lock(tmp_path / "x.lock"):
-        assert 0.3 <= time.monotonic() - started < 2
+        assert 0.3 <= time.monotonic() - started < AT_ONCE
 
 
 def test_a_lock_that_is_judged_outlives_no_silent_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +149,11 @@ def test_a_judged_owner_that_shows_a_sign_of_life_keeps_the_lock(tmp_path: Path)
     started = time.monotonic()
     with pytest.raises(LockedError), lock(path, wait_seconds=0, poll=lambda: os.utime(path), judge=True):
         pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < AT_ONCE
     path.unlink()
     with lock(path), pytest.raises(LockedError), lock(path, wait_seconds=0, judge=True):
         pass
-    assert time.monotonic() - started < 5, "a process of this machine is known to live"
+    assert time.monotonic() - started < AT_ONCE, "a process of this machine is known to live"
 
 
 def test_another_machines_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +213,7 @@ def test_processes_exclude_each_other(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
     children = [subprocess.Popen([sys.executable, "-c", COUNT, str(counter), "40"]) for _ in range(4)]
-    assert [child.wait(60) for child in children] == [0] * 4
+    assert [child.wait(120) for child in children] == [0] * 4
     assert counter.read_text() == "160"
 
 
@@ -239,7 +242,7 @@ def test_of_many_waiting_for_a_dead_owner_one_follows(tmp_path: Path) -> None:
     for _ in range(5):
         foreign(counter.with_suffix(".lock"), pid=2**30, **locks._here())
         children = [subprocess.Popen([sys.executable, "-c", COUNT, str(counter), "2"]) for _ in range(4)]
-        assert [child.wait(60) for child in children] == [0] * 4
+        assert [child.wait(120) for child in children] == [0] * 4
     assert counter.read_text() == "40"
 
 

@@ -228,7 +228,7 @@ def test_two_machines_that_start_at_once_do_the_work_once(machine: Machine) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(made) == 1
     first, second = (store.find("ingest", FP) for store in stores)
     assert first is not None and second is not None and contents(first) == contents(second)

@@ -34,7 +34,7 @@ def run(root: Path, stage: str, reference: str = TROUBLE, **kwargs: object) -> o
     return run_in_child(draft(stage), settings_at(root), store, {}, stages=reference, **kwargs)  # type: ignore[arg-type]
 
 
-def wait_for(what: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never happened"

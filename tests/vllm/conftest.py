@@ -87,7 +87,7 @@ def below(pid: int, what: str) -> list[int]:
     return found
 
 
-def eventually(what: Callable[[], Any], seconds: float = 240) -> Any:
+def eventually(what: Callable[[], Any], seconds: float = 500) -> Any:
     """The first truthy value of `what`, asked for again and again."""
     end = time.monotonic() + seconds
     while not (value := what()):

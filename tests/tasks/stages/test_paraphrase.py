@@ -228,7 +228,7 @@ def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) 
     for calls in (3, 5, 9):
         child = spawn.Process(target=run_and_die, args=(flickr, root, calls))
         child.start()
-        child.join(120)
+        child.join(300)
         assert child.exitcode == -signal.SIGKILL
     store = ArtifactStore(root)
     # What a half-written part leaves behind does not get into the artifact.

@@ -23,7 +23,7 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
     made: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
-        quick = {"base_url": openai_server.url, "backoff_seconds": 0.01, "retries": 3, "timeout_seconds": 5}
+        quick = {"base_url": openai_server.url, "backoff_seconds": 0.01, "retries": 3, "timeout_seconds": 60}
         made.append(OpenAIEngine(model, OpenAIOptions(**(quick | options))))
         return made[-1]
 

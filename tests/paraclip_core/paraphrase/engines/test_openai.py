@@ -129,7 +129,7 @@ def test_a_hanging_server_is_left_after_the_timeout(openai_server: OpenAIServer,
     openai_server.faults = [hang, drip]
     began = time.monotonic()
     assert first_words(ask(connect(timeout_seconds=0.3, concurrency=1), "a")) == ["well a"]
-    assert 0.6 <= time.monotonic() - began < 15
+    assert 0.6 <= time.monotonic() - began < 50
 
 
 REFUSED: dict[str, tuple[Fault, str]] = {
@@ -182,7 +182,7 @@ def test_retry_after_is_waited_for_by_all(openai_server: OpenAIServer, connect: 
     ]
     began = time.monotonic()
     ask(connect(), "a")
-    assert 0.9 <= time.monotonic() - began < 15
+    assert 0.9 <= time.monotonic() - began < 50
 
 
 def test_choices_are_sorted_cut_and_read_in_every_shape(openai_server: OpenAIServer, connect: Connect) -> None:

@@ -157,24 +157,24 @@ def test_a_server_that_cannot_be_reached(openai_server: OpenAIServer, connect: C
 
 def test_concurrency_is_used_and_kept(openai_server: OpenAIServer, connect: Connect) -> None:
     def patient(asked: dict[str, Any]) -> Any:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 100
         while openai_server.most_under_way < 8 and time.monotonic() < until:
             time.sleep(0.01)
         return well(asked)
 
     well, openai_server.answer = openai_server.answer, patient
-    connect(concurrency=8, timeout_seconds=30).generate(numbered(24), TWO)
+    connect(concurrency=8, timeout_seconds=200).generate(numbered(24), TWO)
     assert openai_server.most_under_way == 8
 
 
 def test_per_minute_limits_space_requests_out(openai_server: OpenAIServer, connect: Connect) -> None:
     began = time.monotonic()
     connect(requests_per_minute=1200).generate(numbered(11), TWO)
-    assert 0.5 <= max(openai_server.times) - began < 15
+    assert 0.5 <= max(openai_server.times) - began < 50
     began = time.monotonic()
     # 20 tokens an answer: estimates are put right by what is counted.
     connect(tokens_per_minute=24_000, concurrency=1).generate(numbered(21), TWO)
-    assert 0.9 <= max(openai_server.times) - began < 15
+    assert 0.9 <= max(openai_server.times) - began < 50
 
 
 PRICES = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
@@ -296,7 +296,7 @@ def test_an_interrupt_ends_the_requests_under_way(openai_server: OpenAIServer, c
     with pytest.raises(KeyboardInterrupt):
         ask(engine, "a", "b")
     engine.close()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 50
 
 
 def test_what_nobody_takes_is_not_asked_for(openai_server: OpenAIServer, connect: Connect) -> None:
