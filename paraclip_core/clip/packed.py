@@ -8,8 +8,6 @@ fp32 in either precision, as under autocast.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +15,17 @@ from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from paraclip_core.clip.packed_attention import Places, attention
 from paraclip_core.clip.prefixes import Forest
 
 __all__ = ["PackedTransformer", "packs", "weight_gradient"]
 
+Cast = tuple[Tensor, Tensor | None]
+
 QUICK = 1.702
-ROWS_OF_ONES = 16
-"""One would do; products like multiples of 16."""
+ONES = 16
+"""Columns of ones beside the input of a wide layer. One would do; products like multiples of 16."""
 
 
 def packs(blocks: Iterable[nn.Module]) -> bool:
@@ -55,7 +55,7 @@ class PackedTransformer:
         self._dtype = dtype
         self._blocks: list[Any] = list(blocks)
         layers = [layer for block in self._blocks for layer in _linears(block)]
-        self._cast = [(weight.detach().to(dtype), bias.detach().to(dtype)) for weight, bias in layers]
+        self._cast = [_cast(*layer, dtype, beside=number % 2 == 0) for number, layer in enumerate(layers)]
 
     def __call__(self, x: Tensor, forest: Forest) -> Tensor:
         """Run the blocks; only the ends of texts leave the last one.
@@ -67,17 +67,18 @@ class PackedTransformer:
         Returns:
             float32 [E, width], by ``forest.ends``.
         """
-        places = _Places.of(forest, self._blocks[0].attn.num_heads, self._dtype, x.device)
+        places = Places.of(forest, self._blocks[0].attn.num_heads, self._dtype, x.device)
+        x = F.pad(x, (0, 0, 0, len(places.homes) - len(x)))
         for number, block in enumerate(self._blocks):
             last = number == len(self._blocks) - 1
             into, out, up, down = self._cast[4 * number : 4 * number + 4]
             weights = _linears(block)
             qkv = _normed_linear(x, block.ln_1, weights[0], into)
-            seen = _attention(qkv, places, last)
+            seen = attention(qkv, places, last)
             x = _add_linear(x[places.ends] if last else x, seen, weights[1], out)
             hidden = _normed_linear(x, block.ln_2, weights[2], up)
             x = _add_linear(x, _activated(hidden, block.mlp.gelu), weights[3], down)
-        return x
+        return x[: places.texts]
 
 
 def _linears(block: Any) -> list[tuple[Tensor, Tensor]]:
@@ -88,11 +89,19 @@ def _linears(block: Any) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _normed_linear(x: Tensor, norm: LayerNorm, layer: tuple[Tensor, Tensor], cast: tuple[Tensor, Tensor]) -> Tensor:
+def _cast(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, beside: bool) -> Cast:
+    """A layer in `dtype`; its bias as a column beside the weight if that is wanted, and quicker."""
+    low, low_bias = weight.detach().to(dtype), bias.detach().to(dtype)
+    if not (beside and _turns(low)):
+        return low, low_bias
+    return torch.cat([low, low_bias[:, None], low.new_zeros(len(low), ONES - 1)], 1), None
+
+
+def _normed_linear(x: Tensor, norm: LayerNorm, layer: tuple[Tensor, Tensor], cast: Cast) -> Tensor:
     return _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, *layer, *cast)  # pyright: ignore
 
 
-def _add_linear(x: Tensor, y: Tensor, layer: tuple[Tensor, Tensor], cast: tuple[Tensor, Tensor]) -> Tensor:
+def _add_linear(x: Tensor, y: Tensor, layer: tuple[Tensor, Tensor], cast: Cast) -> Tensor:
     return _AddLinear.apply(x, y, *layer, *cast)  # pyright: ignore
 
 
@@ -105,9 +114,9 @@ class _NormedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor,  # pyright: ignore
-                low: Tensor, low_bias: Tensor) -> Tensor:  # fmt: skip
+                low: Tensor, low_bias: Tensor | None) -> Tensor:  # fmt: skip
         normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], gain, shift, eps)
-        normed = normed.to(low.dtype)
+        normed = normed.to(low.dtype) if low_bias is not None else _beside_ones(normed, low.dtype)
         ctx.save_for_backward(x, gain, shift, mean, deviation, normed, low)
         return F.linear(normed, low, low_bias)
 
@@ -115,15 +124,33 @@ class _NormedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, gain, shift, mean, deviation, normed, low = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        by_weight, by_bias = _by_layer(normed, gradient, needed[4], needed[5])
+        needed, width = ctx.needs_input_grad, x.shape[1]
+        if normed.shape[1] > width:
+            by_weight, by_bias = _by_both(normed, gradient, width) if any(needed[4:6]) else (None, None)
+        else:
+            by_weight, by_bias = _by_layer(normed, gradient, needed[4], needed[5])
         by_x: tuple[Tensor | None, ...] = (None, None, None)
         if any(needed[:3]):
-            by_normed = (gradient @ low).float()
+            by_normed = (gradient @ low[:, :width]).float()
             by_x = torch.ops.aten.native_layer_norm_backward(
                 by_normed, x, x.shape[-1:], mean, deviation, gain, shift, list(needed[:3])
             )
         return *by_x, None, by_weight, by_bias, None, None
+
+
+def _beside_ones(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # With the bias in the same product nothing is copied or added; its gradient comes with the weight's.
+    found = x.new_empty(len(x), x.shape[1] + ONES, dtype=dtype)
+    found[:, : x.shape[1]] = x
+    found[:, x.shape[1] :] = 1
+    return found
+
+
+def _by_both(x: Tensor, gradient: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias, in fp32, from a layer's input beside ones."""
+    both = x.T.contiguous() @ gradient
+    # A parameter's gradient is laid out like the parameter; turning it before it is fp32 moves half the bytes.
+    return both[:width].T.contiguous().float(), both[width].float()
 
 
 class _AddLinear(torch.autograd.Function):
@@ -158,14 +185,6 @@ def _turns(x: Tensor) -> bool:
 
 def _by_layer(x: Tensor, gradient: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a linear layer's weight and bias, in fp32."""
-    width = x.shape[1]
-    if weight and bias and _turns(x) and width < gradient.shape[1]:
-        # A row of ones in the same product is quicker than a sum over the rows of a wide matrix.
-        turned = x.new_zeros(width + ROWS_OF_ONES, len(x))
-        turned[:width].copy_(x.T)
-        turned[width] = 1
-        both = turned @ gradient
-        return both[:width].T.float(), both[width].float()
     by_bias = (gradient.new_ones(1, len(gradient)) @ gradient)[0].float() if bias else None
     return weight_gradient(x, gradient).float() if weight else None, by_bias
 
@@ -183,106 +202,3 @@ class _QuickGelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore
         (x,) = ctx.saved_tensors
         return torch.ops.aten.silu_backward(gradient, x * QUICK)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where attention finds what, on a device."""
-
-    heads: int
-    blocks: int
-    mask: Tensor
-    """0 or -inf, float32 [B, 1, S, S]."""
-    rounded_mask: Tensor
-    """The same in the arithmetic of attention."""
-    slots: Tensor
-    homes: Tensor
-    homes_of_ends: Tensor
-    again: Tensor
-    again_nodes: Tensor
-    ends: Tensor
-
-    @classmethod
-    def of(cls, forest: Forest, heads: int, dtype: torch.dtype, device: torch.device) -> _Places:
-        def on_device(indices: Any) -> Tensor:
-            return torch.from_numpy(indices).to(device)
-
-        seen = on_device(forest.seen)
-        mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
-        return cls(
-            heads=heads,
-            blocks=len(forest.seen),
-            mask=mask,
-            rounded_mask=mask.to(dtype),
-            slots=on_device(forest.slots),
-            homes=on_device(forest.homes),
-            homes_of_ends=on_device(forest.homes[forest.ends]),
-            again=on_device(forest.again),
-            again_nodes=on_device(forest.slots[forest.again]),
-            ends=on_device(forest.ends),
-        )
-
-
-def _attention(qkv: Tensor, places: _Places, last: bool) -> Tensor:
-    homes = places.homes_of_ends if last else places.homes
-    if qkv.device.type == "cpu":
-        return _CpuAttention.apply(qkv, places, homes)  # pyright: ignore
-    q, k, v = _by_heads(qkv.index_select(0, places.slots), 3, places).unbind(0)
-    return _by_rows(F.scaled_dot_product_attention(q, k, v, attn_mask=places.rounded_mask)).index_select(0, homes)
-
-
-def _by_heads(rows: Tensor, parts: int, places: _Places) -> Tensor:
-    """[B · S, parts · width] to [parts, B, heads, S, width of a head], without copying."""
-    shape = (places.blocks, len(rows) // places.blocks, parts, places.heads, -1)
-    return rows.view(shape).permute(2, 0, 3, 1, 4)
-
-
-def _by_rows(output: Tensor) -> Tensor:
-    blocks, heads, size, width = output.shape
-    return output.transpose(1, 2).reshape(blocks * size, heads * width)
-
-
-class _CpuAttention(torch.autograd.Function):
-    """Attention whose backward pass is made of plain batched products: the fused one takes three times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, places: _Places, homes: Tensor) -> Tensor:  # pyright: ignore
-        ctx.save_for_backward(qkv)
-        ctx.places, ctx.homes = places, homes
-        q, k, v = _by_heads(qkv.index_select(0, places.slots), 3, places).unbind(0)
-        with _fused():
-            output = F.scaled_dot_product_attention(q, k, v, attn_mask=places.rounded_mask)
-        return _by_rows(output).index_select(0, homes)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        (qkv,) = ctx.saved_tensors
-        places: _Places = ctx.places
-        parts = _by_heads(qkv.index_select(0, places.slots), 3, places)
-        _, blocks, heads, size, width = parts.shape
-        q, k, v = parts.reshape(3, blocks * heads, size, width).unbind(0)
-        by_rows = gradient.new_zeros(len(places.slots), heads * width).index_copy_(0, ctx.homes, gradient)
-        by_output = _by_heads(by_rows, 1, places).reshape(blocks * heads, size, width)
-        scale = width**-0.5
-        # Rounded to bf16, large scores would be off by more than their differences.
-        mask = places.mask.expand(blocks, heads, size, size).reshape(blocks * heads, size, size)
-        scores = torch.baddbmm(mask, q.float(), k.float().transpose(1, 2), alpha=scale)
-        weights = scores.softmax(-1).to(qkv.dtype)
-        by_weights = torch.bmm(by_output, v.transpose(1, 2))
-        by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        products = (
-            torch.baddbmm(q, by_scores, k, beta=0, alpha=scale),
-            torch.baddbmm(k, by_scores.transpose(1, 2), q, beta=0, alpha=scale),
-            torch.bmm(weights.transpose(1, 2), by_output),
-        )
-        found = qkv.new_empty(blocks, size, 3, heads, width)
-        for number, product in enumerate(products):
-            found[:, :, number] = product.view(blocks, heads, size, width).transpose(1, 2)
-        rows = found.view(blocks * size, -1)
-        by_qkv = rows.index_select(0, places.homes)
-        return by_qkv.index_add_(0, places.again_nodes, rows.index_select(0, places.again)), None, None
-
-
-def _fused() -> AbstractContextManager[Any]:
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])

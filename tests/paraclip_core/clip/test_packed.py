@@ -13,6 +13,8 @@ from paraclip_core.clip import encode
 from paraclip_core.clip.encode import encode_ragged, shares
 from paraclip_core.clip.models import ClipModel
 from paraclip_core.clip.packed import weight_gradient
+from paraclip_core.clip.packed_attention import Places, attention, padded_count
+from paraclip_core.clip.prefixes import Forest, alphabetical, forest_of
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.clip.towers import TextTower, text_tower
 
@@ -102,3 +104,45 @@ def test_shares_hold_every_text_once_and_keep_beginnings_together(tiny: Tiny) ->
 def test_weight_gradient(into: int, out: int, dtype: torch.dtype) -> None:
     x, gradient = torch.randn(50, into, dtype=dtype), torch.randn(50, out, dtype=dtype)
     torch.testing.assert_close(weight_gradient(x, gradient).float(), (gradient.T @ x).float(), rtol=2e-2, atol=2e-2)
+
+
+def forest() -> Forest:
+    drawn = texts(150)
+    return forest_of(drawn.take(alphabetical(drawn)), 32)
+
+
+def attended(qkv: torch.Tensor, places: Places, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention's output and its gradient, without padding."""
+    count = places.texts if last else places.nodes
+    qkv = torch.nn.functional.pad(qkv, (0, 0, 0, len(places.homes) - len(qkv))).requires_grad_()
+    output = attention(qkv, places, last)
+    weights = torch.zeros(output.shape)
+    weights[:count] = torch.randn(count, output.shape[1], generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((output.float() * weights).sum(), qkv)
+    assert not gradient[places.nodes :].any()
+    return output[:count].detach().float(), gradient[: places.nodes].float()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [1, 12])
+def test_attention_on_a_cpu_is_attention_elsewhere(last: bool, size: float) -> None:
+    trees = forest()
+    drawn = torch.randn(len(trees.tokens), 96, generator=torch.Generator().manual_seed(0)) * size
+    drawn = drawn.bfloat16().float()
+    exact = Places.of(trees, 2, torch.float32, torch.device("cpu"))
+    expected = attended(drawn, replace(exact, rows=None), last)
+    for found, value in zip(attended(drawn, exact, last), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    # Scores of some hundreds, where the weights are sharp, are off by 1 when they are rounded to bf16.
+    rounded = attended(drawn.bfloat16(), Places.of(trees, 2, torch.bfloat16, torch.device("cpu")), last)
+    for found, value in zip(rounded, expected, strict=True):
+        assert float((found - value).norm() / value.norm()) < 0.01
+
+
+def test_sizes_are_rounded_to_few_in_bf16_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    counts = range(1, 9000)
+    rounded = [padded_count(count, torch.bfloat16, cpu) for count in counts]
+    assert all(count <= found <= count * 17 / 16 for count, found in zip(counts, rounded, strict=True))
+    assert len({found for found in rounded if 4096 < found <= 8192}) == 16
+    assert padded_count(4097, torch.float32, cpu) == padded_count(4097, torch.bfloat16, torch.device("cuda")) == 4097
