@@ -1,8 +1,8 @@
 """The forward and backward pass of CLIP's text transformer over a forest of prefixes.
 
-The linear layers run over all nodes at once, without padding; attention runs in blocks of slots. Weights stay in fp32
-and are cast once a pass, whatever the number of chunks; their gradients are added up in fp32. The residual stream is
-fp32 in either precision, as under autocast.
+The linear layers run over all nodes at once; attention runs in blocks of slots. Weights stay in fp32 and are cast once
+a pass, whatever the number of chunks; their gradients are added up in fp32. The residual stream is fp32 in either
+precision, as under autocast.
 """
 
 from __future__ import annotations

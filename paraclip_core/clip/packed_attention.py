@@ -154,20 +154,21 @@ class _CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, places: Places, rows: Rows, last: bool) -> Tensor:  # pyright: ignore
-        q, k, v = _parts(qkv, places, rows).unbind(0)
+        parts = _parts(qkv, places, rows)
+        q, k, v = parts.unbind(0)
         output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=places.rounded_mask
         )
-        ctx.save_for_backward(qkv, sums)
+        ctx.save_for_backward(parts, sums)
         ctx.places, ctx.rows, ctx.last = places, rows, last
         return _at_homes(output, places, last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore
-        qkv, sums = ctx.saved_tensors
+        parts, sums = ctx.saved_tensors
         places, rows = ctx.places, ctx.rows
-        q, k, v = _parts(qkv, places, rows).flatten(1, 2).unbind(0)
+        q, k, v = parts.flatten(1, 2).unbind(0)
         width = q.shape[-1]
         by_outputs = torch.cat([gradient, gradient.new_zeros(1, gradient.shape[1])]).view(-1, width)
         by_output = by_outputs.index_select(0, rows.outputs_of_ends if ctx.last else rows.outputs).view(q.shape)
@@ -175,14 +176,14 @@ class _CpuAttention(torch.autograd.Function):
         weights = _weights(q, k, sums, places, scale)
         by_weights = torch.bmm(by_output, v.transpose(1, 2))
         by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-        found = qkv.new_empty(3 * q.shape[0] * q.shape[1] + 1, width)
+        found = q.new_empty(3 * q.shape[0] * q.shape[1] + 1, width)
         found[-1] = 0
         by_q, by_k, by_v = found[:-1].view(3, *q.shape).unbind(0)
         torch.baddbmm(q, by_scores, k, beta=0, alpha=scale, out=by_q)
         torch.baddbmm(k, by_scores.transpose(1, 2), q, beta=0, alpha=scale, out=by_k)
         torch.bmm(weights.transpose(1, 2), by_output, out=by_v)
-        by_qkv = found.index_select(0, rows.back).view(qkv.shape)
-        by_again = found.index_select(0, rows.again).view(-1, qkv.shape[1])
+        by_qkv = found.index_select(0, rows.back).view(-1, 3 * places.heads * width)
+        by_again = found.index_select(0, rows.again).view(-1, by_qkv.shape[1])
         return by_qkv.index_add_(0, places.again_nodes, by_again), None, None, None
 
 
