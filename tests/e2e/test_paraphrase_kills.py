@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS, KILLS, CHUNK = 1200, 8, 64
@@ -21,7 +21,7 @@ CAPTIONS, KILLS, CHUNK = 1200, 8, 64
 def test_kills_lose_nothing_and_pay_nothing_twice(tmp_path: Path) -> None:
     sizes = ["--captions", str(CAPTIONS), "--kills", str(KILLS), "--chunk", str(CHUNK)]
     command = [sys.executable, "benchmarks/kill_paraphrasing.py", *sizes, "--folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # They hit a run that was at work (the last one may be too late), some between a segment and its place in the index.

@@ -23,7 +23,7 @@ from tasks.child import log_path
 from tasks.dag import resolve
 from tasks.run import run_stage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
 COLOURS = ("red", "blue", "green", "white", "black", "orange")

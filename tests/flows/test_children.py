@@ -68,7 +68,7 @@ def deployed() -> Iterator[None]:
 
     from flows.stages import scenes
 
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_test_harness(server_startup_timeout=900):
         scenes.to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
         yield
 

@@ -26,7 +26,7 @@ def server() -> Iterator[str]:
 
     from flows.setup import create_pools
 
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_test_harness(server_startup_timeout=900):
         create_pools()
         yield PREFECT_API_URL.value()
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def server() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_test_harness(server_startup_timeout=900):
         yield
 
 

@@ -40,7 +40,7 @@ BAD = "a red dog with number 77 on a beach"
 def server() -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=300):
+    with prefect_test_harness(server_startup_timeout=900):
         yield
 
 
