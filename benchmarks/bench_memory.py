@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,9 @@ def carry_out(phase: str, folder: Path) -> dict[str, Any]:
 def in_this_process(phase: str, folder: Path) -> None:
     """Print what a phase did, its seconds and its peak memory, as JSON."""
     began = time.perf_counter()
-    with (
-        patch("tasks.stages.paraphrase.make_engine", lambda *_, **__: Instant()),
-        patch("tasks.requests.make_engine", lambda *_, **__: Instant()),
-    ):
+    with ExitStack() as patches:
+        for module in ("tasks.stages.paraphrase", "tasks.requests", "tasks.rates"):
+            patches.enter_context(patch(f"{module}.make_engine", lambda *_, **__: Instant()))
         did = carry_out(phase, folder)
     seconds = round(time.perf_counter() - began, 1)
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
