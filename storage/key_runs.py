@@ -7,7 +7,7 @@ says at which slot a key's entry is, but for a few slots: entries are in order, 
 taken, behind the one before it. An empty slot repeats the entry that follows.
 So a key costs one touch of a run of any size; searching from the middle would cost as many misses of the processor's
 caches as the run can be halved.
-Rows come as small runs; four of about the same size are joined into one, so that of any number of rows there are few
+Rows come as small runs; two of about the same size are joined into one, so that of any number of rows there are few
 runs, and an entry is written few times.
 """
 
@@ -26,8 +26,8 @@ from storage.mapped import TornIndex, mapped, windows
 
 __all__ = ["Run", "checked", "due", "entries", "find", "join", "sweep", "write"]
 
-FANOUT = 4
-WINDOW_SLOTS = 1 << 21
+FANOUT = 2
+WINDOW_SLOTS = 1 << 22
 JOIN_ROWS = 1 << 20
 # Keys that are looked for at once, so that what they touch and what is computed stays in the processor's caches.
 BLOCK = 1 << 14
@@ -162,7 +162,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _tier(rows: int) -> int:
-    return rows.bit_length() // 2
+    return rows.bit_length()
 
 
 def _home(entry: NDArray[np.uint64], rows: int) -> NDArray[np.int64]:
@@ -208,7 +208,8 @@ def _merged(folder: Path, runs: Sequence[Run], rows: int) -> Iterator[NDArray[np
     for part in range(parts):
         pieces = [_read(folder, run, cut[part], cut[part + 1]) for run, cut in zip(runs, cuts, strict=True)]
         merged = np.concatenate([_distinct(piece) for piece in pieces] or [np.empty(0, np.uint64)])
-        merged.sort()
+        # What is sorted already in stretches is merged.
+        merged.sort(kind="stable")
         yield merged
 
 
