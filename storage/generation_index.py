@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError, LockedError
 from storage import key_runs
-from storage.answer_file import AnswerFile, Filled
+from storage.answer_file import AnswerFile, Filled, Rows
 from storage.atomic import storage_error
 from storage.key_runs import Run
 from storage.mapped import TornIndex
@@ -236,20 +236,24 @@ class GenerationIndex:
         )
 
     def _lookup(self, keys: pa.FixedSizeBinaryArray, segments: _Segments) -> Iterator[pa.Table]:
-        raw, filled = _raw(keys), self._filled()
-        asked = key_runs.entries(_number(raw[:, 0]))
+        filled = self._filled()
+        rows = self._found(_raw(keys), segments, filled)
+        for start, completions in self._answers.take(rows, filled):
+            yield _answers(rows.keys[start : start + len(completions)], completions)
+
+    def _found(self, keys: np.ndarray, segments: _Segments, filled: Filled) -> Rows:
+        """The rows that count for those of the keys, uint64 [n, 2], which are known."""
+        asked = key_runs.entries(_number(keys[:, 0]))
         position, places = key_runs.find(self._folder, self._runs(), asked)
-        rows, wanted = self._answers.rows(places, filled), raw.take(position, axis=0)
+        rows, wanted = self._answers.rows(places, filled), keys.take(position, axis=0)
         good = (rows.keys[:, 0] == wanted[:, 0]) & (rows.keys[:, 1] == wanted[:, 1])
         if (segments.ends - segments.starts).sum() < filled.rows:
             good &= segments.alive(places)
         if not good.all():
-            position, places, rows, wanted = position[good], places[good], rows.chosen(good), wanted[good]
+            position, places, rows = position[good], places[good], rows.chosen(good)
         if len(position) and np.bincount(position).max() > 1:
-            first = np.sort(_first(position, segments.turn(places), places))
-            rows, wanted = rows.chosen(first), wanted[first]
-        for start, completions in self._answers.take(rows, filled):
-            yield _answers(wanted[start : start + len(completions)], completions)
+            rows = rows.chosen(np.sort(_first(position, segments.turn(places), places)))
+        return rows
 
     def groups(self) -> tuple[CacheGroup, ...]:
         """Rows and keys by step, model and prompt."""

@@ -354,7 +354,7 @@ def test_a_damaged_index_is_made_again(store: GenerationStore, damage) -> None: 
     assert store.stats() == before
 
 
-@pytest.mark.parametrize("name", ["rows.u64", "strings.u64", "texts.bin", "run-2.keys"])
+@pytest.mark.parametrize("name", ["rows.u64", "strings.u64", "texts.bin", "run-3.keys"])
 @pytest.mark.parametrize("damage", [empty, half, Path.unlink])
 def test_a_damaged_file_beside_the_index_is_made_again(store: GenerationStore, name: str, damage) -> None:  # noqa: ANN001
     store.append(numbered(range(30)))

@@ -83,7 +83,7 @@ def test_a_key_that_is_not_where_it_should_be_is_found_again(store: GenerationSt
     ("file", "position", "mended"),
     [("texts.bin", 3, [0]), ("strings.u64", 8 * 4, [0]), ("rows.u64", 24 * 15 + 2, [0, 1])]
     + [("rows.u64", 8 + 24 * 3 + byte, [0]) for byte in (0, 9)]  # of a key's halves
-    + [("run-2.keys", position, [0, 1]) for position in (0, 4, -8, -4)],  # of rows and of keys
+    + [("run-3.keys", position, [0, 1]) for position in (0, 4, -8, -4)],  # of rows and of keys
 )
 def test_a_changed_file_of_the_index_is_found(
     store: GenerationStore, file: str, position: int, mended: list[int]
