@@ -1,8 +1,8 @@
-"""The index's completions: appended without end, found again by the number of their row, whatever lies between.
+"""The index's rows, key and completions: appended without end, found again by their numbers, whatever lies between.
 
-Three files: the texts one after another, and of each text and of each row where it ends (in texts, as bytes; in rows,
-as texts). The end of a text that is null has its highest bit set. How far they are filled is the index's to remember,
-which makes an append whole: what lies behind was never finished and is written over.
+Three files: the texts one after another, of each text where it ends (in bytes), and of each row its key and where it
+ends (in texts). The end of a text that is null has its highest bit set. How far they are filled is the index's to
+remember, which makes an append whole: what lies behind was never finished and is written over.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from storage.mapped import WINDOW_BYTES, TornIndex, gathered, mapped
 
-__all__ = ["AnswerFile", "Filled"]
+__all__ = ["AnswerFile", "Filled", "Rows"]
 
 NULL = np.uint64(1 << 63)
 ENDS = NULL - np.uint64(1)
 # Rows that are read at once, so that what is computed on the way stays in the processor's caches.
-BLOCK = 1 << 15
+BLOCK = 1 << 14
+# Numbers of a row: both halves of its key as they lie in memory, and the end.
+ROW = 3
 
 
 class Filled(NamedTuple):
@@ -35,28 +37,50 @@ class Filled(NamedTuple):
     bytes: int = 0
 
 
+class Rows(NamedTuple):
+    """Some rows."""
+
+    keys: NDArray[np.uint64]
+    """[n, 2], the 16 bytes of each."""
+    first: NDArray[np.int64]
+    """[n], how many texts lie before each row's first one."""
+    last: NDArray[np.int64]
+    """[n], and before the next row's."""
+
+    def chosen(self, which: NDArray) -> Rows:
+        """Some of them, by a mask or their positions."""
+        return Rows(self.keys[which], self.first[which], self.last[which])
+
+
 class AnswerFile:
-    """Completions in one folder; one process at a time appends."""
+    """Keys and completions in one folder; one process at a time appends."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is made with the first append."""
         self._rows, self._strings, self._texts = (folder / name for name in ("rows.u64", "strings.u64", "texts.bin"))
 
-    def append(self, completions: pa.ChunkedArray, filled: Filled) -> Filled:
-        """Write list<string> rows behind what is filled, and to disk.
+    def append(self, keys: NDArray[np.uint64], completions: pa.ChunkedArray, filled: Filled) -> Filled:
+        """Write rows behind what is filled, and to disk.
+
+        Args:
+            keys: the 16 bytes of each, [n, 2].
+            completions: list<string> [n].
+            filled: how far the files were filled.
 
         Raises:
             OSError: the disk is full or read-only.
             TornIndex: the files are shorter than what is filled.
         """
         # Both files of ends begin with the end of nothing.
-        starts = (8 * (filled.rows + 1), 8 * (filled.strings + 1), filled.bytes)
+        starts = (8 * (ROW * filled.rows + 1), 8 * (filled.strings + 1), filled.bytes)
         files: list[BinaryIO] = []
         try:
             for path, start, lead in zip((self._rows, self._strings, self._texts), starts, (8, 8, 0), strict=True):
                 files.append(_opened(path, start, lead))
+            done = 0
             for chunk in completions.chunks:
-                filled = _written(chunk, filled, *files)
+                filled = _written(keys[done : done + len(chunk)], chunk, filled, *files)
+                done += len(chunk)
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
@@ -65,22 +89,39 @@ class AnswerFile:
                 file.close()
         return filled
 
-    def take(self, rows: NDArray[np.int64], filled: Filled) -> Iterator[tuple[int, pa.ListArray]]:
+    def rows(self, numbers: NDArray[np.int64], filled: Filled) -> Rows:
+        """What is known of rows, by their numbers in ascending order.
+
+        Raises:
+            TornIndex: the files are not what was written.
+        """
+        keys = np.empty((len(numbers), 2), np.uint64)
+        first, last = np.empty((2, len(numbers)), np.int64)
+        for start in range(0, len(numbers), BLOCK):
+            part = slice(start, start + BLOCK)
+            begin, *halves, end = gathered(self._rows, ROW * filled.rows + 1, numbers[part], ROW, ROW + 1)
+            keys[part, 0], keys[part, 1] = halves
+            first[part], last[part] = begin.view(np.int64), end.view(np.int64)
+        return Rows(keys, first, last)
+
+    def take(self, rows: Rows, filled: Filled) -> Iterator[tuple[int, pa.ListArray]]:
         """list<string> of different rows in ascending order, in pieces: where each begins in `rows`, and its answers.
 
         Raises:
             TornIndex: the files are not what was written.
         """
-        for start in range(0, len(rows), BLOCK):
-            for begin, lists in self._take(rows[start : start + BLOCK], filled):
+        for start in range(0, len(rows.keys), BLOCK):
+            part = slice(start, start + BLOCK)
+            for begin, lists in self._take(rows.first[part], rows.last[part], filled):
                 yield start + begin, lists
 
-    def _take(self, rows: NDArray[np.int64], filled: Filled) -> Iterator[tuple[int, pa.ListArray]]:
-        first, last = (gathered(self._rows, filled.rows + 1, rows + turn).view(np.int64) for turn in (0, 1))
+    def _take(
+        self, first: NDArray[np.int64], last: NDArray[np.int64], filled: Filled
+    ) -> Iterator[tuple[int, pa.ListArray]]:
         _check(self._rows, first, last, filled.strings)
         edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(last - first)])
         wanted = np.arange(edges[-1]) + np.repeat(first - edges[:-1], last - first)
-        begins, ends = (gathered(self._strings, filled.strings + 1, wanted + turn) for turn in (0, 1))
+        begins, ends = gathered(self._strings, filled.strings + 1, wanted, 1, 2)
         nulls = ends >= NULL
         begins, ends = (begins & ENDS).view(np.int64), (ends & ENDS).view(np.int64)
         _check(self._strings, begins, ends, filled.bytes)
@@ -99,7 +140,7 @@ class AnswerFile:
             return pa.array([], pa.string())
         # What is wanted and what lies between take turns, so that nothing else need be looked at.
         offsets = np.stack([begins, ends], axis=1).ravel() - begins[0]
-        data = mapped(self._texts, "u1", int(begins[0]), int(offsets[-1]))
+        data = mapped(self._texts, "u1", int(begins[0]), int(offsets[-1]), len(begins))
         whole = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
         texts = whole.take(pa.array(np.arange(0, len(offsets), 2))).cast(pa.string())
         if nulls.any():
@@ -123,14 +164,17 @@ def _opened(path: Path, start: int, lead: int) -> BinaryIO:
     return file
 
 
-def _written(lists: pa.ListArray, filled: Filled, rows: BinaryIO, strings: BinaryIO, texts: BinaryIO) -> Filled:
+def _written(
+    keys: NDArray[np.uint64], lists: pa.ListArray, filled: Filled, rows: BinaryIO, strings: BinaryIO, texts: BinaryIO
+) -> Filled:
     offsets = np.asarray(lists.offsets).astype(np.int64)
     inner = lists.flatten()
     nulls = np.asarray(inner.is_null()) if inner.null_count else None
     inner = inner if nulls is None else inner.fill_null("")
     _, places, data = inner.buffers()
     size = 0
-    rows.write((offsets[1:] - offsets[0] + filled.strings).astype("<u8").data)
+    ends = offsets[1:] - offsets[0] + filled.strings
+    rows.write(np.column_stack([keys, ends.view(np.uint64)]).data)
     if len(inner):
         ends = np.frombuffer(places, np.int32)[inner.offset : inner.offset + len(inner) + 1].astype(np.int64)
         size = int(ends[-1] - ends[0])

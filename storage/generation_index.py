@@ -1,8 +1,8 @@
 """The index over the cache's segments: which key was answered how. It can always be made again.
 
-A DuckDB file says what there is. Beside it lie the keys in sorted runs and the answers under their rows' numbers, which
-are found without reading what was not asked for; DuckDB remembers how far those files are filled, in the transaction
-that adds the rows, so a kill leaves nothing half done.
+A DuckDB file says what there is. Beside it lie sorted runs, which say which rows may be a key's, and keys and answers
+under their rows' numbers; they are found without reading what was not asked for. DuckDB remembers how far those files
+are filled, in the transaction that adds the rows, so a kill leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError, LockedError
 from storage import key_runs
-from storage.answer_file import AnswerFile, Filled
+from storage.answer_file import AnswerFile, Filled, Rows
 from storage.atomic import storage_error
 from storage.key_runs import Run
 from storage.mapped import TornIndex
-from storage.migrations import migrate
+from storage.migrations import migrate, need_newest
 from storage.segments import INDEXED
 
 __all__ = ["CONFIG", "CacheGroup", "GenerationIndex", "TornIndex", "environment_error", "rows_digest"]
@@ -44,6 +44,8 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 # DuckDB's widest integer has no Arrow type of its own, so a key travels as two halves.
 KEY = "(hi::UHUGEINT * 18446744073709551616::UHUGEINT + lo::UHUGEINT)"
+# What a run has of it.
+START = "(key // 79228162514264337593543950336::UHUGEINT)::UBIGINT"
 ANSWERS = pa.schema([INDEXED.field("key"), INDEXED.field("completions")])
 CODED = pa.schema(
     [
@@ -86,8 +88,7 @@ class GenerationIndex:
         """
         con = _connect(path, read_only)
         try:
-            if not read_only:
-                migrate(con)
+            (need_newest if read_only else migrate)(con)
             yield cls(con, path)
         finally:
             con.close()
@@ -152,23 +153,22 @@ class GenerationIndex:
 
     def _write_files(self, rows: pa.Table) -> None:
         filled = self._filled()
-        after = self._answers.append(rows.column("completions"), filled)
+        after = self._answers.append(_raw(rows.column("key")), rows.column("completions"), filled)
         self._con.execute("UPDATE filled SET rows = ?, strings = ?, bytes = ?", after)
         runs = self._runs()
         number = 1 + max((run.number for run in runs), default=0)
-        hi, lo = (rows.column(name).to_numpy() for name in ("hi", "lo"))
-        runs.append(key_runs.write(self._folder, number, hi, lo, filled.rows))
+        runs.append(key_runs.write(self._folder, number, rows.column("hi").to_numpy(), filled.rows))
         if due := key_runs.due(runs):
             runs = [run for run in runs if run not in due] + [key_runs.join(self._folder, due, number + 1)]
         self._con.execute("DELETE FROM runs")
-        numbers, sizes, most = zip(*runs, strict=True)
-        self._insert("INSERT INTO runs SELECT * FROM incoming", {"number": numbers, "rows": sizes, "most": most})
+        columns = zip(Run._fields, zip(*runs, strict=True), strict=True)
+        self._insert("INSERT INTO runs SELECT * FROM incoming", dict(columns))
 
     def _filled(self) -> Filled:
         return Filled(*self._con.execute("SELECT rows, strings, bytes FROM filled").fetchall()[0])
 
     def _runs(self) -> list[Run]:
-        return [Run(*run) for run in self._con.execute("SELECT number, rows, most FROM runs").fetchall()]
+        return [Run(*run) for run in self._con.execute("SELECT number, rows, slots, reach FROM runs").fetchall()]
 
     def _group_id(self, step: int, model: str, prompt: str) -> int:
         found = self._con.execute(
@@ -236,20 +236,24 @@ class GenerationIndex:
         )
 
     def _lookup(self, keys: pa.FixedSizeBinaryArray, segments: _Segments) -> Iterator[pa.Table]:
-        hi, lo = (np.asarray(half) for half in _halves(keys))
-        by_key = np.argsort(hi)
         filled = self._filled()
-        asked, places = key_runs.find(self._folder, self._runs(), hi[by_key], lo[by_key])
-        position = by_key[asked]
-        if (segments.ends - segments.starts).sum() < filled.rows or len(position) > len(keys):
-            position, places = segments.alive(position, places)
+        rows = self._found(_raw(keys), segments, filled)
+        for start, completions in self._answers.take(rows, filled):
+            yield _answers(rows.keys[start : start + len(completions)], completions)
+
+    def _found(self, keys: np.ndarray, segments: _Segments, filled: Filled) -> Rows:
+        """The rows that count for those of the keys, uint64 [n, 2], which are known."""
+        asked = key_runs.entries(_number(keys[:, 0]))
+        position, places = key_runs.find(self._folder, self._runs(), asked)
+        rows, wanted = self._answers.rows(places, filled), keys.take(position, axis=0)
+        good = (rows.keys[:, 0] == wanted[:, 0]) & (rows.keys[:, 1] == wanted[:, 1])
+        if (segments.ends - segments.starts).sum() < filled.rows:
+            good &= segments.alive(places)
+        if not good.all():
+            position, places, rows = position[good], places[good], rows.chosen(good)
         if len(position) and np.bincount(position).max() > 1:
-            first = _first(position, segments.turn(places), places)
-            position, places = position[first], places[first]
-        by_place = np.argsort(places)
-        position, places = position[by_place], places[by_place]
-        for start, completions in self._answers.take(places, filled):
-            yield _answers(keys.take(pa.array(position[start : start + len(completions)])), completions)
+            rows = rows.chosen(np.sort(_first(position, segments.turn(places), places)))
+        return rows
 
     def groups(self) -> tuple[CacheGroup, ...]:
         """Rows and keys by step, model and prompt."""
@@ -269,10 +273,14 @@ class GenerationIndex:
         filled = self._filled()
         for start in range(0, filled.rows, DIGEST_ROWS):
             places = np.arange(start, min(start + DIGEST_ROWS, filled.rows))
-            completions = pa.chunked_array([lists for _, lists in self._answers.take(places, filled)])
-            self._con.register("incoming", pa.table({"place": places, "completions": completions}))
+            rows = self._answers.rows(places, filled)
+            completions = pa.chunked_array([lists for _, lists in self._answers.take(rows, filled)])
+            hi, lo = (_number(half) for half in rows.keys.T)
+            columns = {"place": places, "hi": hi, "lo": lo, "completions": completions}
+            self._con.register("incoming", pa.table(columns))
             found = self._con.execute(
-                f"SELECT s.name, {DIGEST.format('g.key')} FROM generations g JOIN incoming i ON i.place = g.place "  # noqa: S608
+                f"SELECT s.name, {DIGEST.format('g.key')} FROM generations g "  # noqa: S608
+                f"JOIN incoming i ON i.place = g.place AND {KEY} = g.key "
                 "JOIN segments s ON s.id = g.segment JOIN groups p ON p.id = g.group_id GROUP BY s.name"
             ).fetchall()
             self._con.unregister("incoming")
@@ -281,7 +289,7 @@ class GenerationIndex:
         return total
 
     def check(self) -> None:
-        """See that each key is found under the number of its row, by reading all of them.
+        """See that each row's number is found under the beginning of its key, by reading all of them.
 
         Raises:
             TornIndex: it is not.
@@ -289,13 +297,13 @@ class GenerationIndex:
         segments, count, digest = self._segments(()), 0, 0
         pairs = "SELECT count(*), coalesce(bit_xor(hash({}, place::BIGINT)), 0) FROM {}"
         for run in self._runs():
-            for hi, lo, places in key_runs.checked(self._folder, run):
-                here, _ = segments.alive(np.arange(len(places)), places.astype(np.int64))
-                self._con.register("incoming", pa.table({"hi": hi[here], "lo": lo[here], "place": places[here]}))
-                found = self._con.execute(pairs.format(KEY, "incoming")).fetchall()[0]
+            for start, places in key_runs.checked(self._folder, run):
+                here = segments.alive(places)
+                self._con.register("incoming", pa.table({"start": start[here], "place": places[here]}))
+                found = self._con.execute(pairs.format("start", "incoming")).fetchall()[0]
                 self._con.unregister("incoming")
                 count, digest = count + found[0], digest ^ found[1]
-        if (count, digest) != self._con.execute(pairs.format("key", "generations")).fetchall()[0]:
+        if (count, digest) != self._con.execute(pairs.format(START, "generations")).fetchall()[0]:
             raise TornIndex(f"the runs in {self._folder} are not those of its rows")
 
     def counts(self) -> tuple[int, int]:
@@ -342,18 +350,26 @@ def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
 
 def _with_halves(table: pa.Table) -> pa.Table:
     hi, lo = _halves(table.column("key"))
-    return table.drop_columns(["key"]).append_column("hi", hi).append_column("lo", lo)
+    return table.append_column("hi", hi).append_column("lo", lo)
+
+
+def _raw(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The bytes of 16-byte keys, uint64 [n, 2]."""
+    whole = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    if not len(whole):
+        return np.empty((0, 2), np.uint64)
+    _, data = whole.buffers()
+    return np.frombuffer(data, np.uint64, 2 * len(whole), 16 * whole.offset).reshape(-1, 2)
 
 
 def _halves(keys: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     """The upper and lower 64 bits of 16-byte keys, read as big-endian numbers."""
-    whole = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    _, data = whole.buffers()
-    raw = (
-        np.frombuffer(data, dtype=">u8", count=2 * len(whole), offset=16 * whole.offset) if len(whole) else np.empty(0)
-    )
-    pairs = raw.reshape(-1, 2).astype(np.uint64)
-    return pa.array(np.ascontiguousarray(pairs[:, 0])), pa.array(np.ascontiguousarray(pairs[:, 1]))
+    raw = _raw(keys)
+    return pa.array(_number(raw[:, 0])), pa.array(_number(raw[:, 1]))
+
+
+def _number(half: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(half).view(">u8").astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -364,10 +380,9 @@ class _Segments:
     ends: np.ndarray
     turns: np.ndarray
 
-    def alive(self, position: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hits that are rows of a segment, not of one that is gone."""
-        here = places < np.append(self.ends, 0)[self._of(places)]
-        return position[here], places[here]
+    def alive(self, places: np.ndarray) -> np.ndarray:
+        """Which are rows of a segment, not of one that is gone: bool [n]."""
+        return places < np.append(self.ends, 0)[self._of(places)]
 
     def turn(self, places: np.ndarray) -> np.ndarray:
         """The turn of each row that is alive."""
@@ -413,5 +428,6 @@ def _groups(rows: pa.Table) -> tuple[np.ndarray, list[tuple[int, str, str]]]:
     return codes, at
 
 
-def _answers(keys: pa.FixedSizeBinaryArray, completions: pa.Array) -> pa.Table:
-    return pa.table([keys, completions.cast(INDEXED.field("completions").type)], schema=ANSWERS)
+def _answers(keys: np.ndarray, completions: pa.Array) -> pa.Table:
+    whole = pa.FixedSizeBinaryArray.from_buffers(ANSWERS.field("key").type, len(keys), [None, pa.py_buffer(keys)])
+    return pa.table([whole, completions.cast(INDEXED.field("completions").type)], schema=ANSWERS)

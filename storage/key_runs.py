@@ -1,10 +1,14 @@
-"""Keys in sorted files, searched without reading all that is there.
+"""Keys in sorted files with gaps, in which a key is looked for where it should be.
 
-A run holds the keys of some rows, sorted, each with the number of its row. Rows come as small runs; four of about the
-same size are joined into one, so that of any number of rows there are few runs, and a row is written few times.
-A key is two numbers of 64 bits. A file holds all upper halves, then all lower halves, then the rows' numbers, and last
-a filter: eight to sixteen bits a key, of which those are set that upper halves point to by their first bits. Nearly
-every key that another run holds is passed over by a look at its bit, in the order in which keys and bits are sorted.
+A run has an entry of 64 bits for each of some rows: the first 32 bits of the row's key, then the row's number. So it
+says which rows may be a key's (among 20 million rows, one key in two hundred gets a row of another), and who has the
+rows compares whole keys. A run's file has two slots a row. Keys are hashes, so the share of all keys that are smaller
+says at which slot a key's entry is, but for a few slots: entries are in order, each at its slot or, where that is
+taken, behind the one before it. An empty slot repeats the entry that follows.
+So a key costs one touch of a run of any size; searching from the middle would cost as many misses of the processor's
+caches as the run can be halved.
+Rows come as small runs; two of about the same size are joined into one, so that of any number of rows there are few
+runs, and an entry is written few times.
 """
 
 from __future__ import annotations
@@ -13,22 +17,23 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.mapped import TornIndex, mapped, windows
 
-__all__ = ["Run", "checked", "due", "find", "join", "sweep", "write"]
+__all__ = ["Run", "checked", "due", "entries", "find", "join", "sweep", "write"]
 
-FANOUT = 4
-WINDOW_ROWS = 1 << 21
+FANOUT = 2
+WINDOW_SLOTS = 1 << 22
 JOIN_ROWS = 1 << 20
-# Keys that are looked for at once, so that what is computed on the way stays in the processor's caches.
-BLOCK = 1 << 15
-
-Keys = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]
+# Keys that are looked for at once, so that what they touch and what is computed stays in the processor's caches.
+BLOCK = 1 << 14
+LOWER = np.uint64((1 << 32) - 1)
+UPPER = ~LOWER
+HALF = np.uint64(32)
 
 
 class Run(NamedTuple):
@@ -36,22 +41,37 @@ class Run(NamedTuple):
 
     number: int
     rows: int
-    most: int
-    """Rows that share an upper half, at most."""
+    slots: int
+    """In the file, up to the last entry."""
+    reach: int
+    """Slots in which a key's rows can be, from its own on."""
 
 
-def write(folder: Path, number: int, hi: NDArray[np.uint64], lo: NDArray[np.uint64], first: int) -> Run:
+def entries(hi: NDArray[np.uint64], first: int = 0) -> NDArray[np.uint64]:
+    """uint64 [n], sorted: the first 32 bits of keys, and below them their numbers `first`, `first` + 1, …
+
+    Args:
+        hi: upper halves of the keys, uint64 [n].
+        first: the number of the first one.
+
+    Raises:
+        OverflowError: a number has more than 32 bits.
+    """
+    if first + len(hi) > 1 << 32:
+        raise OverflowError(f"an index cannot have {first + len(hi)} rows")
+    made = (hi & UPPER) | np.arange(first, first + len(hi), dtype=np.uint64)
+    made.sort()
+    return made
+
+
+def write(folder: Path, number: int, hi: NDArray[np.uint64], first: int) -> Run:
     """Sort the keys of the rows `first`, `first` + 1, … into a new file, on disk when it returns.
 
     Raises:
         OSError: the disk is full or read-only.
         OverflowError: there are more than 2³² rows.
     """
-    if first + len(hi) > 1 << 32:
-        raise OverflowError(f"an index cannot have {first + len(hi)} rows")
-    order = np.argsort(hi)
-    sorted_ = (hi[order], lo[order], (order + first).astype(np.uint32))
-    return _write(folder, number, len(hi), [sorted_])
+    return _write(folder, number, len(hi), [entries(hi, first)])
 
 
 def due(runs: Sequence[Run]) -> list[Run]:
@@ -79,41 +99,50 @@ def join(folder: Path, runs: Sequence[Run], number: int) -> Run:
     return _write(folder, number, rows, _merged(folder, runs, rows))
 
 
-def find(
-    folder: Path, runs: Iterable[Run], hi: NDArray[np.uint64], lo: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every row of the keys: int64 [hits] each, the position of the key that was asked for and the row's number.
+def find(folder: Path, runs: Iterable[Run], asked: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every row whose key begins like one that is asked for: int64 [hits] each, the key's number and the row's.
+
+    They come by the rows' numbers. Few of them, but some, are rows of other keys.
 
     Args:
         folder: where the runs are.
         runs: all of them.
-        hi: upper halves, sorted.
-        lo: their lower halves.
+        asked: the keys, as `entries` makes them.
 
     Raises:
         TornIndex: a file is not what was written.
     """
-    hits = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    found = [np.zeros(0, np.uint64)]
     for run in runs:
-        hits += _find(_path(folder, run.number), run, hi, lo)
-    positions, places = zip(*hits, strict=True)
-    return np.concatenate(positions), np.concatenate(places)
+        found += _find(_path(folder, run.number), run, asked)
+    hits = np.concatenate(found)
+    hits.sort()
+    return (hits & LOWER).view(np.int64), (hits >> HALF).view(np.int64)
 
 
-def checked(folder: Path, run: Run) -> Iterator[Keys]:
-    """The keys of a run in order, a window at a time.
+def checked(folder: Path, run: Run) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    """A run's keys, as their first 32 bits, and its rows in order, a window at a time.
 
     Raises:
         TornIndex: the file is gone, too short or out of order.
     """
-    last = np.uint64(0)
-    for start in range(0, run.rows, JOIN_ROWS):
-        hi, lo, places = _read(folder, run, start, min(start + JOIN_ROWS, run.rows))
-        ordered = hi[0] >= last and (hi[1:] >= hi[:-1]).all() and _most(hi) <= run.most
-        if not ordered or len(_passing(_path(folder, run.number), run, hi)) < len(hi):
+    last, end, rows = np.zeros(0, np.uint64), -1, 0
+    for start in range(0, run.slots, JOIN_ROWS):
+        # An entry ends where the slot behind holds another one.
+        part = _read(folder, run, start, min(start + JOIN_ROWS + 1, run.slots))
+        ends = np.flatnonzero(part[1:] != part[:-1])
+        if start + JOIN_ROWS >= run.slots:
+            ends = np.append(ends, len(part) - 1)
+        if not len(ends):
+            continue
+        found, both = part[ends], np.concatenate([last, part[ends]])
+        slots, reach = _slots(found, run.rows, end)
+        if (both[1:] <= both[:-1]).any() or (slots != start + ends).any() or reach > run.reach:
             raise TornIndex(f"{_path(folder, run.number)} is out of order")
-        last = hi[-1]
-        yield hi, lo, places
+        last, end, rows = found[-1:], int(slots[-1]), rows + len(found)
+        yield found >> HALF, (found & LOWER).view(np.int64)
+    if rows != run.rows:
+        raise TornIndex(f"{_path(folder, run.number)} has {rows} rows, not {run.rows}")
 
 
 def sweep(folder: Path, runs: Iterable[Run]) -> None:
@@ -133,122 +162,93 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _tier(rows: int) -> int:
-    return rows.bit_length() // 2
+    return rows.bit_length()
 
 
-def _filter_bits(rows: int) -> int:
-    """The binary logarithm of a filter's bits."""
-    return max(6, (8 * rows - 1).bit_length())
+def _home(entry: NDArray[np.uint64], rows: int) -> NDArray[np.int64]:
+    """The slots at which sorted entries should be, of two a row: int64 [n], ascending."""
+    return (((entry >> HALF) * np.uint64(rows)) >> np.uint64(31)).view(np.int64)
 
 
-def _write(folder: Path, number: int, rows: int, parts: Iterable[Keys]) -> Run:
-    most = done = last = 0
-    end = -1
-    place, power = 20 * rows, _filter_bits(rows)
-    with _path(folder, number).open("w+b") as file:
-        file.truncate(place + (1 << power - 3))
+def _slots(part: NDArray[np.uint64], rows: int, end: int) -> tuple[NDArray[np.int64], int]:
+    """Where sorted entries go behind slot `end`, int64 [n], and the reach of the one that is farthest from its own."""
+    home, turn = _home(part, rows), np.arange(len(part))
+    free = np.maximum(home, end + 1)
+    slots = np.maximum.accumulate(free - turn) + turn
+    return slots, int((slots - home).max()) + 1
+
+
+def _write(folder: Path, number: int, rows: int, parts: Iterable[NDArray[np.uint64]]) -> Run:
+    end, reach = -1, 0
+    # Unbuffered, as one big write gets big pages in the system's cache, which a look-up maps with few faults.
+    with _path(folder, number).open("wb", buffering=0) as file:
         for part in parts:
-            most = max(most, _most(part[0]))
-            for column, start in zip(part, (8 * done, 8 * (rows + done), 16 * rows + 4 * done), strict=True):
-                file.seek(start)
-                file.write(column.data)
-            if len(part[0]):
-                first, filter_ = _filter(part[0], power)
-                # The byte in which the part before ended.
-                filter_[0] |= last if first == end else 0
-                end, last = first + len(filter_) - 1, int(filter_[-1])
-                file.seek(place + first)
-                file.write(filter_.data)
-            done += len(part[0])
-        file.flush()
+            if not len(part):
+                continue
+            slots, far = _slots(part, rows, end)
+            left = np.repeat(part, np.diff(slots, prepend=end)).astype("<u8", copy=False).data.cast("B")
+            end, reach = int(slots[-1]), max(reach, far)
+            while left:
+                left = left[file.write(left) :]
         os.fsync(file.fileno())
-    return Run(number, rows, most)
+    return Run(number, rows, end + 1, reach)
 
 
-def _filter(hi: NDArray[np.uint64], power: int) -> tuple[int, NDArray[np.uint8]]:
-    """The filter's bytes from the first that sorted upper halves touch to the last, and the place of the first."""
-    bit = hi >> np.uint64(64 - power)
-    byte = (bit >> np.uint64(3)).view(np.int64)
-    starts = np.flatnonzero(np.append(True, byte[1:] != byte[:-1]))
-    mask = np.left_shift(np.uint8(1), (bit & np.uint64(7)).astype(np.uint8))
-    first = int(byte[0])
-    found = np.zeros(int(byte[-1]) - first + 1, np.uint8)
-    found[byte[starts] - first] = np.bitwise_or.reduceat(mask, starts)
-    return first, found
+def _distinct(part: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return part[np.append(part[1:] != part[:-1], True)] if len(part) else part
 
 
-def _passing(path: Path, run: Run, hi: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Positions of the upper halves whose bit is set."""
-    power = _filter_bits(run.rows)
-    filter_ = mapped(path, "u1", 20 * run.rows, 1 << power - 3)
-    passing = [np.zeros(0, np.int64)]
-    for start in range(0, len(hi), BLOCK):
-        bit = hi[start : start + BLOCK] >> np.uint64(64 - power)
-        byte = filter_[(bit >> np.uint64(3)).view(np.int64)]
-        passing.append(start + np.flatnonzero(byte >> (bit & np.uint64(7)).astype(np.uint8) & np.uint8(1)))
-    return np.concatenate(passing)
-
-
-def _most(hi: NDArray[np.uint64]) -> int:
-    if not len(hi):
-        return 0
-    # Counting is slow, and keys that share a half are rare.
-    return int(np.unique(hi, return_counts=True)[1].max()) if (hi[1:] == hi[:-1]).any() else 1
-
-
-def _merged(folder: Path, runs: Sequence[Run], rows: int) -> Iterator[Keys]:
-    parts = -(-rows // JOIN_ROWS)
-    # The same upper halves never fall apart.
+def _merged(folder: Path, runs: Sequence[Run], rows: int) -> Iterator[NDArray[np.uint64]]:
+    parts = max(1, -(-rows // JOIN_ROWS))
     bounds = np.array([(number << 64) // parts for number in range(1, parts)], np.uint64)
     cuts = []
     for run in runs:
-        inner = np.searchsorted(mapped(_path(folder, run.number), "<u8", 0, run.rows), bounds)
-        cuts.append(np.concatenate([[0], inner, [run.rows]]).tolist())
+        inner = np.searchsorted(mapped(_path(folder, run.number), "<u8", 0, run.slots), bounds)
+        cuts.append(np.concatenate([[0], inner, [run.slots]]).tolist())
     for part in range(parts):
         pieces = [_read(folder, run, cut[part], cut[part + 1]) for run, cut in zip(runs, cuts, strict=True)]
-        hi, lo, places = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-        order = np.argsort(hi)
-        yield hi[order], lo[order], places[order]
+        merged = np.concatenate([_distinct(piece) for piece in pieces] or [np.empty(0, np.uint64)])
+        # What is sorted already in stretches is merged.
+        merged.sort(kind="stable")
+        yield merged
 
 
-def _read(folder: Path, run: Run, start: int, stop: int) -> Keys:
-    def column(file: BinaryIO, dtype: str, begin: int) -> NDArray:
-        file.seek(begin)
-        values = np.fromfile(file, dtype, stop - start)
-        if len(values) < stop - start:
-            raise TornIndex(f"{file.name} is too short")
-        return values
-
+def _read(folder: Path, run: Run, start: int, stop: int) -> NDArray[np.uint64]:
     try:
-        with _path(folder, run.number).open("rb") as file:
-            hi, lo = column(file, "<u8", 8 * start), column(file, "<u8", 8 * (run.rows + start))
-            return hi, lo, column(file, "<u4", 16 * run.rows + 4 * start)
+        values = np.fromfile(_path(folder, run.number), "<u8", stop - start, offset=8 * start)
     except FileNotFoundError as error:
         raise TornIndex(str(error)) from error
+    if len(values) < stop - start:
+        raise TornIndex(f"{_path(folder, run.number)} is too short")
+    return values
 
 
-def _find(
-    path: Path, run: Run, hi: NDArray[np.uint64], lo: NDArray[np.uint64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    if not run.rows or not len(hi):
-        return
-    passing = _passing(path, run, hi)
-    hi, lo = hi[passing], lo[passing]
-    starts = np.arange(0, run.rows, WINDOW_ROWS)
-    firsts = np.array([mapped(path, "<u8", 8 * start, 1)[0] for start in starts.tolist()], np.uint64)
-    # A key that equals the first of a window may begin in the window before.
-    window = np.maximum(np.searchsorted(firsts, hi) - 1, 0)
-    for number, start, stop in windows(window, 1):
-        begin = int(starts[number])
-        count = min(WINDOW_ROWS + run.most, run.rows - begin)
-        keys = mapped(path, "<u8", 8 * begin, count), mapped(path, "<u8", 8 * (run.rows + begin), count)
-        places = mapped(path, "<u4", 16 * run.rows + 4 * begin, count)
-        for first in range(start, stop, BLOCK):
-            part = slice(first, min(first + BLOCK, stop))
-            at = np.searchsorted(keys[0], hi[part])
-            for turn in range(run.most):
-                hit = np.flatnonzero(keys[0].take(at + turn, mode="clip") == hi[part])
-                row = at[hit] + turn
-                # Past the last row there is none, though the last one is looked at once more.
-                real = (row < count) & (keys[1].take(row, mode="clip") == lo[part][hit])
-                yield passing[first + hit[real]], places[row[real]].astype(np.int64)
+def _find(path: Path, run: Run, asked: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+    """Rows' numbers, and below them the keys'."""
+    there, mapped_from = np.empty(0, np.uint64), -1
+    for start in range(0, len(asked), BLOCK):
+        block = asked[start : start + BLOCK]
+        home = _home(block, run.rows)
+        for begin, first, last in windows(home, WINDOW_SLOTS):
+            if begin >= run.slots:
+                continue
+            if begin != mapped_from:
+                count = min(WINDOW_SLOTS + run.reach, run.slots - begin)
+                # Keys are hashes, so that the others are as close to each other.
+                touches = len(asked) * count // run.slots
+                there, mapped_from = mapped(path, "<u8", 8 * begin, count, touches), begin
+            yield from _hits(there, home[first:last] - begin, block[first:last])
+
+
+def _hits(there: NDArray[np.uint64], at: NDArray[np.int64], asked: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+    while len(asked):
+        if at[-1] >= len(there):
+            inside = at < len(there)
+            at, asked = at[inside], asked[inside]
+        entry = there[at]
+        # An entry behind the key ends the search.
+        on = np.flatnonzero(entry <= (asked | LOWER))
+        at, asked, entry = at[on] + 1, asked[on], entry[on]
+        same = np.flatnonzero((entry ^ asked) <= LOWER)
+        if len(same):
+            yield (entry[same] << HALF) | (asked[same] & LOWER)

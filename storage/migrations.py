@@ -14,7 +14,7 @@ import duckdb
 
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["MIGRATIONS", "Migration", "applied", "migrate"]
+__all__ = ["MIGRATIONS", "Migration", "applied", "migrate", "need_newest"]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,19 @@ def m004_places(con: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys, m003_groups, m004_places)
+def m005_slots(con: duckdb.DuckDBPyConnection) -> None:
+    """A run's entry has the first 32 bits of a key and lies where these say; whole keys lie with the rows.
+
+    A look-up costs what memory it touches: runs had 21 bytes a row, in which a key was searched for from the middle.
+    """
+    for table in ("generations", "segments"):
+        con.execute(f"DELETE FROM {table}")  # noqa: S608 (our own names)
+    con.execute("DROP TABLE runs")
+    con.execute("CREATE TABLE runs (number INTEGER, rows BIGINT, slots BIGINT, reach BIGINT)")
+    con.execute("UPDATE filled SET rows = 0, strings = 0, bytes = 0")
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_tables, m002_readable_keys, m003_groups, m004_places, m005_slots)
 
 
 def applied(con: duckdb.DuckDBPyConnection) -> int:
@@ -116,3 +128,16 @@ def migrate(con: duckdb.DuckDBPyConnection, migrations: Sequence[Migration] = MI
         con.execute("COMMIT")
         if version:
             log.info("the cache's index is migrated to layout %s", number)
+
+
+def need_newest(con: duckdb.DuckDBPyConnection) -> None:
+    """See that a file that cannot be written has the newest layout.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    if (version := applied(con)) != len(MIGRATIONS):
+        raise ArtifactError(
+            f"the cache's index has layout {version}, this release reads {len(MIGRATIONS)}; look something up in it "
+            "once where its folder can be written"
+        )

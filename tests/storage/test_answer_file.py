@@ -1,4 +1,4 @@
-"""The index's completions: what was appended comes back to the byte, and an unfinished append is written over."""
+"""The index's rows: what was appended comes back to the byte, and an unfinished append is written over."""
 
 from __future__ import annotations
 
@@ -22,11 +22,22 @@ def chunked(*parts: list) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(part, KIND) for part in parts], KIND)
 
 
+def keys(start: int, count: int) -> np.ndarray:
+    return np.arange(2 * start, 2 * (start + count), dtype=np.uint64).reshape(-1, 2)
+
+
+def append(file: AnswerFile, completions: pa.ChunkedArray, filled: Filled) -> Filled:
+    """With keys that say the rows' numbers."""
+    return file.append(keys(filled.rows, len(completions)), completions, filled)
+
+
 def taken(file: AnswerFile, rows: list[int], filled: Filled) -> list:
     values = []
-    for start, lists in file.take(np.array(rows, np.int64), filled):
+    found = file.rows(np.array(rows, np.int64), filled)
+    for start, lists in file.take(found, filled):
         assert start == len(values)
         values += lists.to_pylist()
+    assert found.keys.tolist() == [[2 * row, 2 * row + 1] for row in rows]
     return values
 
 
@@ -45,9 +56,9 @@ def test_any_rows_come_back(
     file, filled, model = AnswerFile(tmp_path_factory.mktemp("answers")), Filled(), []
     for rows in appended:
         # An append that was never finished leaves its traces behind what is filled.
-        file.append(chunked([["unfinished", None]] * 3), filled)
+        append(file, chunked([["unfinished", None]] * 3), filled)
         # A slice begins in the middle of its buffers.
-        filled = file.append(chunked([["before"], *rows]).slice(1), filled)
+        filled = append(file, chunked([["before"], *rows]).slice(1), filled)
         model += rows
     assert filled.rows == len(model)
     wanted = sorted(row for row in chosen if row < len(model))
@@ -56,9 +67,9 @@ def test_any_rows_come_back(
 
 def test_chunks_and_nothing(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path)
-    filled = file.append(chunked([["a"]], [], [["b", "c"], []]), Filled())
+    filled = append(file, chunked([["a"]], [], [["b", "c"], []]), Filled())
     assert filled == (3, 3, 3)
-    assert file.append(chunked(), filled) == filled
+    assert append(file, chunked(), filled) == filled
     assert taken(file, [0, 1, 2], filled) == [["a"], ["b", "c"], []]
     assert taken(file, [], filled) == []
 
@@ -75,10 +86,10 @@ def wild(path: Path) -> None:
 @pytest.mark.parametrize("damage", [small, wild, Path.unlink])
 def test_damage_is_said(tmp_path: Path, name: str, damage) -> None:  # noqa: ANN001
     file = AnswerFile(tmp_path)
-    filled = file.append(chunked([["one"], ["two"]]), Filled())
+    filled = append(file, chunked([["one"], ["two"]]), Filled())
     damage(tmp_path / name)
     with pytest.raises(TornIndex):
         taken(file, [0, 1], filled)
     if damage is not wild:
         with pytest.raises(TornIndex, match="is shorter than"):
-            file.append(chunked([["three"]]), filled)
+            append(file, chunked([["three"]]), filled)

@@ -13,6 +13,7 @@ from generation_rows import answers, key, keys, numbered
 
 from paraclip_core.errors import ArtifactError
 from storage import migrations
+from storage.generation_index import GenerationIndex
 from storage.generations import GenerationStore
 from storage.migrations import migrate
 
@@ -80,6 +81,7 @@ def test_migrations_run_once_and_all_or_nothing() -> None:
             (2, "m002_readable_keys"),
             (3, "m003_groups"),
             (4, "m004_places"),
+            (5, "m005_slots"),
         ]
 
         def broken(con: duckdb.DuckDBPyConnection) -> None:
@@ -88,7 +90,7 @@ def test_migrations_run_once_and_all_or_nothing() -> None:
 
         with pytest.raises(RuntimeError):
             migrate(con, (*migrations.MIGRATIONS, broken))
-        assert migrations.applied(con) == 4
+        assert migrations.applied(con) == 5
         assert not con.execute("SELECT * FROM duckdb_tables() WHERE table_name = 'half'").fetchall()
 
 
@@ -97,7 +99,39 @@ def test_an_index_of_a_later_release_is_left_alone(store: GenerationStore) -> No
     store.refresh()
     with duckdb.connect(store.index_path) as con:
         con.execute("INSERT INTO schema_migrations VALUES (99, 'm099_unheard_of')")
-    with pytest.raises(ArtifactError, match=r"layout 99, this release knows up to 4; .* delete generations\.duckdb"):
+    with pytest.raises(ArtifactError, match=r"layout 99, this release knows up to 5; .* delete generations\.duckdb"):
         store.lookup(keys([1]))
     store.rebuild()
     assert len(answers(store, range(5))) == 5
+
+
+def fourth(store: GenerationStore) -> None:
+    """Make the index one of layout 4, whose files beside it meant something else."""
+    with duckdb.connect(store.index_path) as con:
+        con.execute("DROP TABLE runs")
+        con.execute("CREATE TABLE runs (number INTEGER, rows BIGINT, most INTEGER)")
+        con.execute("INSERT INTO runs VALUES (1, 20, 1), (2, 20, 1)")
+        con.execute("DELETE FROM schema_migrations WHERE version > 4")
+    folder = store.index_path.with_suffix(".index")
+    for name in ("run-1.keys", "run-2.keys", "rows.u64"):
+        (folder / name).write_bytes(b"\xff" * 500)
+
+
+def test_files_of_layout_4_are_made_again(store: GenerationStore) -> None:
+    store.append(numbered(range(20)))
+    store.refresh()
+    before = answers(store, range(30)), store.stats()
+    fourth(store)
+    assert (answers(store, range(30)), store.stats()) == before
+    assert [path.name for path in store.index_path.with_suffix(".index").glob("run-*")] == ["run-1.keys"]
+
+
+def test_an_older_index_that_cannot_be_written_is_not_misread(store: GenerationStore) -> None:
+    store.append(numbered(range(20)))
+    store.refresh()
+    fourth(store)
+    with (
+        pytest.raises(ArtifactError, match=r"layout 4, this release reads 5; .* where its folder can be written"),
+        GenerationIndex.opened(store.index_path, read_only=True),
+    ):
+        pass
