@@ -114,7 +114,8 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
 def test_a_killed_run_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path, writes: int) -> None:
     settings = settings_of(folder.parent, "data/d.txt", "data", "data/b.jsonl")
     whole = ingest(settings, ArtifactStore(tmp_path / "whole"))
-    child = multiprocessing.get_context("fork").Process(target=killed_ingest, args=(settings, tmp_path / "cut", writes))
+    spawn = multiprocessing.get_context("spawn")
+    child = spawn.Process(target=killed_ingest, args=(settings, tmp_path / "cut", writes))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

@@ -29,7 +29,7 @@ TRAINING: dict[str, Any] = {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """A small embedded model, trained in a few seconds on one thread (more of them do not survive a fork)."""
+    """A small embedded model, trained in a few seconds on one thread."""
     return Settings.model_validate(
         {
             "model": {"text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +18,16 @@ import pytest
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training_options import AlphaOptions
-from storage.artifacts import Artifact
+from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes
 from tasks.models import base_reference, base_sources
+from tasks.stage import carry_out
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.finetune import FINETUNE, told_options
 from tasks.training.data import Images, hold_out
 
 Run = Callable[..., Artifact]
+SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -73,27 +76,27 @@ def test_it_can_be_validated_and_keeps_the_best_weights(
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_files(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: Run, store: ArtifactStore, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
     whole = files(run_stage(FINETUNE, inputs))
-    work = inputs["ingest"].path.parents[2] / "work/finetune" / ("e" * 32)
+    work = store.work_path(FINETUNE.name, "e" * 32)
+    draft = Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {})
     for lines in (1, 5, 9):
-        child = os.fork()
-        if child == 0:
-            run_stage(FINETUNE, inputs, "e" * 32, often)
-            os._exit(0)
+        child = SPAWN.Process(target=carry_out, args=(FINETUNE, draft, often, store, inputs))
+        child.start()
         _wait_for_lines(work / "out/training_log.jsonl", lines, child)
-        os.kill(child, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     assert list((work / "scratch/checkpoints").glob("step-*"))
     assert files(run_stage(FINETUNE, inputs, "e" * 32, often)) == whole
 
 
-def _wait_for_lines(path: Path, lines: int, child: int) -> None:
+def _wait_for_lines(path: Path, lines: int, child: BaseProcess) -> None:
     until = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < lines:
-        assert not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT), "ended before it was killed"
+        assert child.is_alive(), "ended before it was killed"
         assert time.monotonic() < until, "no step was taken"
         time.sleep(0.005)
 
