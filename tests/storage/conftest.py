@@ -17,7 +17,7 @@ from storage.artifacts import ArtifactStore
 from storage.generations import GenerationStore
 from storage.roots import LOCAL_VARIABLE, open_store
 
-# `generation_rows` and `machines` are importable by their neighbours, and by the children that they start.
+# `generation_rows`, `machines` and `patience` are importable by their neighbours, and by the children that they start.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from machines import Machine, Objects

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError
 from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
-
-AT_ONCE = locks.DEAD_SECONDS / 3
-"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
 
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}

@@ -17,9 +17,10 @@ import pytest
 from generation_rows import answers, child, flip, key, keys, numbered, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError, LockedError
-from storage import generation_index, locks
+from storage import generation_index
 from storage.compaction import compact
 from storage.generation_index import GenerationIndex
 from storage.generations import GenerationStore
@@ -132,9 +133,6 @@ def test_wrong_columns_and_keys_are_refused(store: GenerationStore) -> None:
 
 # Kills
 
-
-AT_ONCE = locks.DEAD_SECONDS / 3
-"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
 
 APPEND_FOREVER = """
 store = GenerationStore(sys.argv[1])

@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError, LockedError
 from storage import locks
 from storage.locks import lock
-
-AT_ONCE = locks.DEAD_SECONDS / 3
-"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
 
 HOLD = """
 import sys, time

@@ -1,0 +1,8 @@
+"""How long a test waits before it says that something did not happen at once."""
+
+from storage import locks
+
+__all__ = ["AT_ONCE"]
+
+AT_ONCE = locks.DEAD_SECONDS / 3
+"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
