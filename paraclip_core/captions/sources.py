@@ -37,7 +37,8 @@ def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:
 
     A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
     plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
-    source's own `images`, nor the Parquet file that lies beside a webdataset tar of the same name (it repeats it).
+    source's own `images` (unless these are the whole folder), nor the Parquet file that lies beside a webdataset tar of
+    the same name (it repeats it).
     A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
 
     Raises:
@@ -82,7 +83,9 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
 
 
 def _shown(root: Path, source: SourceOptions) -> list[Path]:
-    path, skipped = root / source.path, (root / source.images) if source.images else None
+    path, images = root / source.path, (root / source.images) if source.images else None
+    # A folder that holds captions and images alike would be skipped with all that is in it.
+    skipped = images if images is not None and path in images.parents else None
     found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)
     return [p for p in found if not _hidden(p.relative_to(path))]
 

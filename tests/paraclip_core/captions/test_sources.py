@@ -13,8 +13,11 @@ from paraclip_core.captions.readers.registry import detect
 from paraclip_core.captions.sources import expand, overlooked
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.settings import load_settings
 
 KARPATHY = json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog"}]}]})
+CONFIGS = Path(__file__).parents[3] / "configs"
+SHARDS = ("laion400m/00000.tar", "laion400m/00001.tar")
 COCO = json.dumps({"info": {}, "annotations": [], "images": []})
 
 
@@ -40,6 +43,23 @@ def test_a_folder(tmp_path: Path) -> None:
     assert ("data/images/x.csv", "csv", "data/images") not in names(tmp_path, path="data", images="data/images")
     assert names(tmp_path, path="data", format="text")[0][0] == "data/README.txt"
     assert names(tmp_path, path="data", format="parquet") == [("data/b/00001.parquet", "parquet", None)]
+
+
+def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name in ("captions.csv", "deep/more.csv", "pic.jpg"):
+        (tmp_path / "data" / name).write_text("")
+    for images in ("data", "./data", "."):
+        found = [name for name, *_ in names(tmp_path, path="data", images=images)]
+        assert found == ["data/captions.csv", "data/deep/more.csv"]
+
+
+def test_the_shipped_webdataset_configuration_finds_its_shards(tmp_path: Path) -> None:
+    (tmp_path / "laion400m").mkdir()
+    for name in ("00000.tar", "00000.parquet", "00000_stats.json", "00001.tar"):
+        (tmp_path / "laion400m" / name).write_text("")
+    files = expand(tmp_path, load_settings(CONFIGS / "laion.yaml").data.sources)
+    assert [(file.name, file.images) for file in files] == [(name, name) for name in SHARDS]
 
 
 def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
