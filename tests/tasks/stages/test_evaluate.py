@@ -223,6 +223,22 @@ def test_a_file_of_rewordings(
     assert files_of(again)["per_query/rewordings.parquet"] == files_of(artifact)["per_query/rewordings.parquet"]
 
 
+def test_rewordings_of_images_that_no_run_ingested(
+    world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (data_root / "coco" / "coco_val2017_mini.jsonl").read_text().splitlines()]
+    lines = [{"image_id": r["image"], "caption": r["captions"][0], "rewording": r["captions"][1]} for r in rows]
+    (tmp_path / "rewordings.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    settings = settings_with(tmp_path, [benchmark])
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "test"})})
+    with pytest.raises(BenchmarkError, match="benchmark 'rewordings': none of 33 images has features"):
+        run(world, settings, "nowhere")
+    (tmp_path / "images.tar").symlink_to(data_root / "coco" / "coco_val2017_mini.tar")
+    artifact = run(world, settings, "beside")
+    assert json.loads((artifact.path / "comparison.json").read_text())["protocols"]["rewordings"]["images"] == 33
+
+
 def test_features_of_another_tower_are_refused(world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path) -> None:
     features = world[1]["features"]
     other = dataclasses.replace(
