@@ -214,7 +214,8 @@ def _stored(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
             raise BenchmarkError(
                 f"none of {len(distinct)} images has features; are they the images that were ingested?"
             )
-        return stored_pool(ids, lambda: store.matrix()[rows[rows >= 0]], tower)
+        # Only these are read: memory must not grow with the images that are trained on.
+        return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], tower)
 
     return Stored(_split(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
 

@@ -22,7 +22,7 @@ from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.samples import from_table
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.features import write_shard
+from storage.features import FeatureStore, write_shard
 from storage.fingerprint import FileHashes
 from storage.parquet import write_table
 from tasks.dag import Node
@@ -246,6 +246,17 @@ def test_features_of_another_tower_are_refused(world: tuple[ArtifactStore, dict[
     )
     with pytest.raises(ModelError, match="the stored image features come from image tower 0000"):
         run(world, settings_with(folder), "tower", features=other)
+
+
+def test_features_that_no_benchmark_asks_for_are_not_read(
+    world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path, tmp_path: Path
+) -> None:
+    features = Artifact(tmp_path / "features", world[1]["features"].manifest)
+    shutil.copytree(world[1]["features"].path, features.path)
+    matrix = np.array(FeatureStore(features.path).matrix())
+    matrix[-1] = np.nan  # an image of the training split
+    write_shard(features.path, 0, matrix)
+    assert files_of(run(world, settings_with(folder), "unread", features=features)) == files_of(whole)
 
 
 def test_a_split_without_captions(world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path) -> None:
