@@ -60,6 +60,9 @@ def note_imported(cache_folder: Path, rows: pa.Table) -> None:
     Raises:
         ArtifactError: the note cannot be written.
     """
+    if not set(COLUMNS).issubset(rows.column_names):
+        # Nobody counts them as paid either.
+        return
     known = _imported(cache_folder)
     sums = rows.group_by(["engine", "model"]).aggregate([("prompt_tokens", "sum"), ("completion_tokens", "sum")])
     for row in sums.to_pylist():

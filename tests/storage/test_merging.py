@@ -12,7 +12,8 @@ from paraclip_core.errors import ArtifactError
 from storage.compaction import compact
 from storage.generations import GenerationStore
 from storage.merging import Merged, merge
-from storage.segments import SegmentFolder
+from storage.segments import INDEXED, SegmentFolder
+from storage.spending import paid_tokens
 
 
 @pytest.fixture
@@ -84,6 +85,15 @@ def test_what_other_writers_keep_beside_comes_along(ours: GenerationStore, their
     merge(ours, theirs.folder)
     (name,) = ours.segments.names()
     assert ours.segments.read_bytes(name) == theirs.segments.read_bytes(theirs.segments.names()[0])
+
+
+def test_generations_that_do_not_say_what_they_cost_are_taken_over(
+    ours: GenerationStore, theirs: GenerationStore
+) -> None:
+    theirs.append(numbered(range(3)).select(INDEXED.names))
+    assert merge(ours, theirs.folder) == Merged(segments=1, new=3, known=0, unwanted=0, damaged=0)
+    assert answers(ours, range(5)) == answers(theirs, range(5))
+    assert paid_tokens(ours.folder, "file", "m") == (0, 0)
 
 
 def test_a_key_that_they_answered_twice_keeps_its_first_answer(ours: GenerationStore, theirs: GenerationStore) -> None:
