@@ -111,7 +111,7 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -128,7 +128,7 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
 
 def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     tabs = path.suffix.lower() == ".tsv"
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(
             file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
         )

@@ -52,6 +52,13 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     assert engine.model.startswith("file:")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, kind)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert ask(FileEngine(path), 1, "a red DOG") == ("a dog in red",)
+
+
 def test_the_model_id_follows_content_and_columns_and_not_the_name(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     other = tmp_path / "other.jsonl"
