@@ -41,6 +41,8 @@ STAGES_REFERENCE = "tasks.dag:STAGES"
 """Where the child finds the stages, as ``module:name``."""
 
 MAKE = "tasks.child:make_artifact"
+ANSWER, FAILURE = "answer.json", "failure.json"
+"""Two files, because a child can still crash once it has answered: libraries do when they are unloaded."""
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long a child that was asked to end may take."""
@@ -127,8 +129,8 @@ def call_in_child(
             # A cancelled flow raises a BaseException here; the child must not go on without it.
             _end(child)
             raise
-        _raise_failure(child.returncode, desk / "answer.json", path, began)
-        answer = desk / "answer.json"
+        _raise_failure(child.returncode, desk / FAILURE, path, began)
+        answer = desk / ANSWER
         return json.loads(answer.read_text()) if answer.exists() else None
 
 
@@ -175,11 +177,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _raise_failure(code: int, answer: Path, path: Path, began: int) -> None:
+def _raise_failure(code: int, failure: Path, path: Path, began: int) -> None:
     if code == 0:
         return
-    if answer.exists():
-        raise read_failure(answer, StageError)
+    if failure.exists():
+        raise read_failure(failure, StageError)
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
     with path.open("rb") as file:
         file.seek(began)
@@ -243,7 +245,7 @@ def _main(request_path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("botocore", "aiobotocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    request, answer = told["request"], request_path.with_name("answer.json")
+    request = told["request"]
     name = f"{request['draft']['stage']} {request['draft']['fingerprint']}"
     log.info("%s starts in process %s", name, os.getpid())
     try:
@@ -251,10 +253,10 @@ def _main(request_path: Path) -> int:
         result = work(request, report_to(request_path.with_name("progress.json")))
     except ParaclipError as error:
         log.exception("%s failed", name)
-        write_failure(answer, error)
+        write_failure(request_path.with_name(FAILURE), error)
         return error.exit_code
     if result is not None:
-        answer.write_text(json.dumps(result))
+        request_path.with_name(ANSWER).write_text(json.dumps(result))
     log.info("%s is done", name)
     return 0
 

@@ -71,6 +71,14 @@ def test_errors_keep_class_and_text(tmp_path: Path) -> None:
         run(tmp_path, "refuse")
 
 
+def test_a_crash_after_the_answer_is_told_as_one(tmp_path: Path) -> None:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    request = {"draft": asdict(draft("answer"))}
+    with pytest.raises(StageError, match="its process was killed by SIGSEGV"):
+        call_in_child("fake_stages:answer_and_crash", request, settings_at(tmp_path), tmp_path / "answer.log")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"^no space left while writing .*work/full/0123abcd/out; free some"):

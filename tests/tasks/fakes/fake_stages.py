@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import InputError
+from paraclip_core.progress import Progress
 from tasks.stage import Stage, StageContext
 
 
@@ -70,6 +73,12 @@ def _talk(context: StageContext) -> dict[str, Any]:
     subprocess.run([sys.executable, "-c", "print('from the grandchild')"], check=True)
     (context.work.out / "made.txt").write_text("")
     return {}
+
+
+def answer_and_crash(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Give an answer, and die when the process is taken down."""
+    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+    return {"rate": 1}
 
 
 def _stage(name: str, body: Any, inputs: tuple[str, ...] = (), isolated: bool = True) -> Stage:
