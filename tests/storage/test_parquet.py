@@ -73,6 +73,14 @@ def test_a_damaged_part_is_named(tmp_path: Path, keep: int) -> None:
         list(iter_batches(tmp_path))
 
 
+@pytest.mark.parametrize("count", [0, 10])
+def test_a_lost_column_is_named(tmp_path: Path, count: int) -> None:
+    write_table(tmp_path / "a.parquet", pa.Table.from_batches([rows(0, count)]))
+    for read in (lambda: list(iter_batches(tmp_path, ["n", "weight"])), lambda: read_table(tmp_path, ["weight"])):
+        with pytest.raises(ArtifactError, match=r"a\.parquet lacks the column 'weight'"):
+            read()
+
+
 def test_a_folder_without_parts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file in"):
         parts(tmp_path)
