@@ -36,11 +36,12 @@ class ColumnNames(Options):
     """Names of the columns of a tabular source, where they are not the usual ones."""
 
     caption: str | None = None
-    """Column with the caption. Default: the first of caption, TEXT, text, title."""
+    """Column with the caption. Default: the first of caption, TEXT, text, title, captions."""
     image: str | None = None
-    """Column with the image's key or file name. Default: the first of image_id, image, filename, key, URL, url."""
+    """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
+    url, the file name the first of image, filename, file_name, image_path, or else the key."""
     licence: str | None = None
-    """Column with the row's licence. Default: the first of licence, license, LICENSE."""
+    """Column with the row's licence. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
     """Column with the row's split. Default: split, if there is one."""
 

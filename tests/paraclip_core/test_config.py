@@ -1,4 +1,4 @@
-"""Which options are part of a fingerprint."""
+"""Which options are part of a fingerprint, and what is told of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from paraclip_core.config import Settings, meaning
+from paraclip_core.captions.readers.columns import CAPTION, IMAGE, LICENCE, PATH
+from paraclip_core.config import ColumnNames, Settings, meaning
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings
 
@@ -46,3 +47,9 @@ def test_a_runs_name_cannot_leave_the_folder_of_results(name: str) -> None:
 def test_usual_names_of_runs() -> None:
     for name in ("paraclip", "flickr8k seed 2", "größer_v1.5"):
         assert load_settings(None, [f"name={name}"]).name == name
+
+
+def test_the_usual_columns_are_told_as_they_are_tried() -> None:
+    for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "licence": (LICENCE,)}.items():
+        told = " ".join((ColumnNames.model_fields[option].description or "").split())
+        assert all(", ".join(names) in told for names in tried)
