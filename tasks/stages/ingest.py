@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from storage.artifacts import ArtifactStore
 from storage.atomic import read_json, write_json
 from storage.fingerprint import FileHashes, fingerprint
 from storage.parquet import PartWriter, iter_batches, write_table
+from tasks.desks import Desk
 from tasks.stage import Stage, StageContext, input_path
 from tasks.stages.scenes import SCENES
 
@@ -177,9 +177,9 @@ def _source_root(settings: Settings, store: ArtifactStore) -> Iterator[Path]:
     if artifact is not None:
         yield artifact.path
         return
-    with TemporaryDirectory(prefix="paraclip-scenes-") as folder:
-        write_texts(scenes, Path(folder))
-        yield Path(folder)
+    with Desk.make("scenes-") as folder:
+        write_texts(scenes, folder)
+        yield folder
 
 
 def _inputs(settings: Settings) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes
 from storage.parquet import read_table
+from tasks.desks import OWNER
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST, scan
 
@@ -212,6 +214,19 @@ def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     scenes_here = settings.data.scenes
     assert scenes_here is not None and planned.num_rows == 2 * scenes_here.images
     assert planned.column("split").to_pylist().count("train") == planned.num_rows - 2 * held_out_images(scenes_here)
+
+
+def test_texts_of_scenes_that_a_killed_plan_left_can_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    scenes = ScenesOptions(images=20)
+    settings = Settings(data=DataOptions(scenes=scenes, sources=(SourceOptions(path="captions.jsonl"),)))
+    batches = scan(settings, ArtifactStore(tmp_path / "root"))
+    next(batches)
+    (folder,) = tmp_path.glob("paraclip-*")
+    with (folder / OWNER).open() as owner, pytest.raises(BlockingIOError):
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not folder.exists()
 
 
 def test_real_captions(data_root: Path, tmp_path: Path) -> None:
