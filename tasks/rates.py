@@ -48,6 +48,11 @@ class Measured:
     start_seconds: float
     """Until the first answers were there."""
 
+    @property
+    def spread(self) -> str:
+        """Requests a second from the slowest round to the fastest, for people; empty where there is one round."""
+        return f"{self.slowest:.4g} to {self.fastest:.4g}" if self.rounds > 1 else ""
+
 
 def asked_for(options: ParaphraseOptions) -> str:
     """Names the prompts of both steps and the sampling: with others, a rate is another one."""

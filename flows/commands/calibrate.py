@@ -43,19 +43,16 @@ def calibrate(
 
 
 def _told(measured: Measured) -> list[tuple[str, Any]]:
+    spread = f" ({measured.spread})" if measured.spread else ""
     # As text, so that the column is not set as numbers where the others are words.
     return [
         ("engine", measured.engine),
         ("model", measured.model),
         ("requests", f"{measured.requests} in {measured.rounds} rounds" if measured.rounds > 1 else measured.requests),
-        ("requests/s", f"{measured.requests_per_second:.4g}" + _spread(measured)),
+        ("requests/s", f"{measured.requests_per_second:.4g}{spread}"),
         ("prompt tokens/s", measured.prompt_tokens_per_second),
         ("generated tokens/s", measured.tokens_per_second),
         ("prompt tokens a request", measured.prompt_tokens),
         ("generated tokens a request", measured.completion_tokens),
         ("start, seconds", measured.start_seconds),
     ]
-
-
-def _spread(measured: Measured) -> str:
-    return f" ({measured.slowest:.4g} to {measured.fastest:.4g})" if measured.rounds > 1 else ""

@@ -73,17 +73,15 @@ def _line(trial: Trial) -> str:
     if trial.measured is None:
         return f"{trial.options}: {'failed' if trial.tried else 'left out, it failed before'}: {trial.failure}"
     measured = trial.measured
-    spread = _spread(measured)
+    rounds = _rounds(measured)
     return (
-        f"{trial.options}: {measured.requests_per_second:.4g} requests/s{f' ({spread})' if spread else ''}, "
+        f"{trial.options}: {measured.requests_per_second:.4g} requests/s{f' ({rounds})' if rounds else ''}, "
         f"{measured.tokens_per_second:.4g} tokens/s, started in {measured.start_seconds:.4g} s"
     )
 
 
-def _spread(measured: Measured) -> str:
-    if measured.rounds < 2:
-        return ""
-    return f"{measured.slowest:.4g} to {measured.fastest:.4g} in {measured.rounds} rounds"
+def _rounds(measured: Measured) -> str:
+    return f"{measured.spread} in {measured.rounds} rounds" if measured.spread else ""
 
 
 def _conclude(found: Sequence[Trial], planned: int, as_json: bool) -> None:
@@ -115,7 +113,7 @@ def _row(trial: Trial) -> dict[str, Any]:
     return {
         "options": trial.options,
         "requests/s": measured.requests_per_second,
-        "rounds": _spread(measured),
+        "rounds": _rounds(measured),
         "tokens/s": measured.tokens_per_second,
         "start s": measured.start_seconds,
     }
