@@ -7,16 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["Api", "command_of", "environment_of", "eventually", "free_port", "paraclip", "processes", "serving"]
-
-T = TypeVar("T")
+__all__ = ["Api", "command_of", "environment_of", "free_port", "paraclip", "processes", "serving"]
 
 
 class Api:
@@ -44,15 +41,6 @@ class Api:
         wanted = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}, "sort": "START_TIME_ASC"}
         flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
         return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
-
-
-def eventually(what: Callable[[], T], message: str, seconds: float = 400) -> T:
-    """What `what` gives as soon as it gives anything."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, message
-        time.sleep(0.3)
-    return found
 
 
 def free_port() -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from served import Api, eventually, serving
+from served import Api, serving
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from storage.artifacts import Artifact, ArtifactStore
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from served import Api, command_of, environment_of, eventually, free_port, paraclip, processes, serving
+from served import Api, command_of, environment_of, free_port, paraclip, processes, serving
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 pytestmark = [
     pytest.mark.e2e,

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from served import Api, command_of, environment_of, eventually, processes, serving
+from served import Api, command_of, environment_of, processes, serving
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import ArtifactStore

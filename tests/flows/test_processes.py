@@ -5,20 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from flows.processes import Process, carriers, end_all, family, kill, living, start
-
-
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def begin(tmp_path: Path, name: str, code: str) -> Process:
@@ -27,7 +19,7 @@ def begin(tmp_path: Path, name: str, code: str) -> Process:
 
 def test_output_goes_to_the_log_and_the_folder_is_taken(tmp_path: Path) -> None:
     process = begin(tmp_path, "talk", "import os; print(os.getcwd())")
-    wait_for(lambda: not living(process))
+    eventually(lambda: not living(process))
     assert (tmp_path / "log" / "talk").read_text().strip() == str(tmp_path)
 
 
@@ -51,10 +43,10 @@ def test_a_stubborn_process_and_its_children_in_other_sessions_are_killed(tmp_pa
     )
     process = begin(tmp_path, "stubborn", code)
     log = tmp_path / "log" / "stubborn"
-    wait_for(lambda: log.read_text().endswith("\n"))
+    eventually(lambda: log.read_text().endswith("\n"))
     child = int(log.read_text())
     assert end_all([process], patience=0.3) == ["stubborn"]
-    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split())
+    eventually(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split())
 
 
 def test_a_reused_pid_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -67,10 +59,10 @@ def test_what_carries_a_mark_is_found_without_its_parent(tmp_path: Path) -> None
     code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     environment = {**os.environ, "PARACLIP_TEST_MARK": str(tmp_path)}
     parent = start("parent", [sys.executable, "-c", code], environment, tmp_path / "log", tmp_path)
-    wait_for(lambda: not living(parent))
+    eventually(lambda: not living(parent))
     orphans = carriers("PARACLIP_TEST_MARK", str(tmp_path))
     assert len(orphans) == 1 and family([parent]) == {}
     assert carriers("PARACLIP_TEST_MARK", str(tmp_path)[:-1]) == {}
     assert kill(dict.fromkeys(orphans, "0")) == []
     assert kill(orphans) == list(orphans)
-    wait_for(lambda: not carriers("PARACLIP_TEST_MARK", str(tmp_path)))
+    eventually(lambda: not carriers("PARACLIP_TEST_MARK", str(tmp_path)))

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from storage.artifacts import ArtifactStore, Draft
@@ -32,13 +31,6 @@ def run(root: Path, stage: str, reference: str = TROUBLE, **kwargs: object) -> o
 
     store = ArtifactStore(root)
     return run_in_child(draft(stage), settings_at(root), store, {}, stages=reference, **kwargs)  # type: ignore[arg-type]
-
-
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def alive(pid: int) -> bool:
@@ -93,7 +85,7 @@ def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -
             second = pool.submit(
                 run, tmp_path, "first", OK, progress=lambda done, total, **facts: told.append(str(facts.get("waiting")))
             )
-            wait_for(lambda: told)
+            eventually(lambda: told)
             assert not second.done()
             (store.work_path("first", "0123abcd") / "out" / "made.txt").write_text("by the first run")
             first = store.commit(draft("first"), {"rows": 0}, 0)
@@ -135,7 +127,7 @@ def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.Mo
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
 
     def interrupt() -> None:
-        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        eventually(lambda: pid_file.exists() and pid_file.read_text())
         signal.raise_signal(signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -161,7 +153,7 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     with ThreadPoolExecutor(1) as pool:
         called = pool.submit(call_in_child, "tasks.child:make_artifact", request, settings, path, stop=stop)
-        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        eventually(lambda: pid_file.exists() and pid_file.read_text())
         stop.set()
         with pytest.raises(StageError, match="was stopped"):
             called.result(20)
@@ -179,10 +171,10 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     try:
-        wait_for(lambda: pid_file.exists() and pid_file.read_text())
+        eventually(lambda: pid_file.exists() and pid_file.read_text())
         child = int(pid_file.read_text())
         assert alive(child) and os.getpgid(child) == os.getpgid(parent.pid)
     finally:
         parent.kill()
         parent.wait()
-    wait_for(lambda: not alive(child), 5)
+    eventually(lambda: not alive(child), seconds=5)

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 FOLDER = os.environ.get("PARACLIP_VLLM")
 PAIRS = Path(__file__).parents[1] / "data" / "faithfulness" / "pairs.jsonl"
@@ -85,21 +85,6 @@ def below(pid: int, what: str) -> list[int]:
                 if what in Path(f"/proc/{child}/cmdline").read_text():
                     found.append(child)
     return found
-
-
-def eventually(what: Callable[[], Any], seconds: float = 500) -> Any:
-    """The first truthy value of `what`, asked for again and again."""
-    end = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-    return value
-
-
-@pytest.fixture(scope="session")
-def wait() -> Callable[..., Any]:
-    """Wait for a condition."""
-    return eventually
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError, StageError
@@ -79,7 +80,6 @@ def test_offline(
     cleaned: list[str],
     smollm2: str,
     vllm_options: dict[str, Any],
-    wait: Callable[..., Any],
     find_below: Callable[[int, str], list[int]],
     is_alive: Callable[[int], bool],
 ) -> None:
@@ -89,19 +89,19 @@ def test_offline(
     with ThreadPoolExecutor(1) as pool:
         # The stage is killed: its engine must not stay behind.
         run = started(pool, settings)
-        wait(lambda: len(keys(root)) >= CHUNK)
+        eventually(lambda: len(keys(root)) >= CHUNK)
         (stage,) = find_below(os.getpid(), "tasks.child")
         (engine,) = find_below(stage, "vllm_worker.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()
-        wait(lambda: not is_alive(engine), 30)
+        eventually(lambda: not is_alive(engine), seconds=30)
         first = len(keys(root))
         assert CHUNK <= first < len(cleaned)
 
         # The engine is killed: the stage says so and ends.
         run = started(pool, settings)
-        wait(lambda: len(keys(root)) >= first + CHUNK)
+        eventually(lambda: len(keys(root)) >= first + CHUNK)
         (engine,) = find_below(os.getpid(), "vllm_worker.py")
         os.kill(engine, signal.SIGKILL)
         with pytest.raises(EngineError, match="its process was killed by signal 9"):
@@ -119,7 +119,6 @@ def test_served(
     tmp_path: Path,
     cleaned: list[str],
     vllm_server: Any,
-    wait: Callable[..., Any],
     find_below: Callable[[int, str], list[int]],
 ) -> None:
     server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1, "backoff_seconds": 0.1}
@@ -128,7 +127,7 @@ def test_served(
     run_stage("ingest", settings)
     with ThreadPoolExecutor(1) as pool:
         run = started(pool, settings)
-        wait(lambda: len(keys(root)) >= CHUNK)
+        eventually(lambda: len(keys(root)) >= CHUNK)
         (stage,) = find_below(os.getpid(), "tasks.child")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
@@ -136,7 +135,7 @@ def test_served(
         first = len(keys(root))
 
         run = started(pool, settings)
-        wait(lambda: len(keys(root)) >= first + CHUNK)
+        eventually(lambda: len(keys(root)) >= first + CHUNK)
         vllm_server.kill()
         with pytest.raises(EngineError):
             run.result()

@@ -1,0 +1,18 @@
+"""Waiting for what another process or thread does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(what: Callable[[], T], message: str = "it never happened", seconds: float = 500) -> T:
+    """What `what` gives as soon as it gives anything."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, message
+        time.sleep(0.1)
+    return found
