@@ -7,12 +7,13 @@ its own pages.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +99,9 @@ def spool_rows(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             _write(folder, kinds, batches, dtype)
-            (folder / f".{DONE}").write_text(json.dumps(dict(facts())))
+            with (folder / f".{DONE}").open("w") as done:
+                done.write(json.dumps(dict(facts())))
+                _sync(done)
             (folder / f".{DONE}").replace(folder / DONE)
         except OSError as error:
             raise TrainingError(f"cannot write the training rows to {folder}: {error}; free some space") from error
@@ -146,6 +149,14 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtyp
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
+        for file in files.values():
+            _sync(file)
+
+
+def _sync(file: IO[Any]) -> None:
+    # Or a power cut could keep the mark that all is written, and lose what it stands for.
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _bytes(ids: pa.FixedSizeBinaryArray) -> bytes:

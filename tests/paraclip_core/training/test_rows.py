@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,22 @@ def test_ids_come_back_where_they_were_given(tmp_path: Path) -> None:
     assert rows.as_captions().caption_ids(np.array([2])) == ["02" * 16]
     without = spool_rows(tmp_path / "others", ("caption",), [({"caption": texts}, np.arange(5))])
     assert without.caption_ids(np.array([4, 0])) == []
+
+
+def test_every_file_is_on_the_disk_before_the_mark_that_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, synced = tmp_path / "rows", dict[int, int]()
+
+    def note(descriptor: int) -> None:
+        assert not (folder / "rows.json").exists()
+        state = os.fstat(descriptor)
+        synced[state.st_ino] = state.st_size
+
+    monkeypatch.setattr(os, "fsync", note)
+    source = {"caption": pa.array([[1]], TOKENS), "caption_id": pa.array([bytes(16)], pa.binary(16))}
+    spool_rows(folder, ("caption",), [(source, np.array([0]))])
+    assert synced == {path.stat().st_ino: path.stat().st_size for path in folder.iterdir()}
 
 
 def test_finished_rows_are_not_read_again(tmp_path: Path) -> None:
