@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from paraclip_core.captions.readers.columns import Columns, choose_columns
 from paraclip_core.captions.readers.lines import decode
-from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch
+from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
@@ -42,15 +42,19 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:
     count = batch.num_rows
-    values = {name: _values(batch.column(name)) for name in columns.names()}
-    captions = values[columns.caption]
+    captions = _values(batch.column(columns.caption))
+    # As in every other format a blank is no image, no split and no licence.
+    keys = {
+        name: [as_key(value, name) for value in _values(batch.column(name))]
+        for name in {columns.image, columns.path, columns.split, columns.licence} - {None}
+    }
     nothing: list[str | None] = [None] * count
-    image_ids = values[columns.image] if columns.image else nothing
-    paths = values[columns.path] if columns.path else nothing
-    splits = values[columns.split] if columns.split else nothing
-    licences = values[columns.licence] if columns.licence else nothing
+    image_ids = keys[columns.image] if columns.image else nothing
+    paths = keys[columns.path] if columns.path else nothing
+    splits = keys[columns.split] if columns.split else nothing
+    licences = keys[columns.licence] if columns.licence else nothing
     rows = list(range(first, first + count))
-    if pa.types.is_list(batch.column(columns.caption).type) or None in captions:
+    if _is_list(batch.column(columns.caption).type) or None in captions:
         batcher = Batcher()
         for row, fields in zip(rows, zip(captions, image_ids, paths, splits, licences, strict=True), strict=True):
             batcher.add(row, *fields)
@@ -71,11 +75,17 @@ def _values(column: pa.Array) -> list[Any]:
 
 def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
     for name in columns.names():
+        if schema.names.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}; leave one, or name another in columns")
         kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if pa.types.is_list(kind) and name == columns.caption:
+        if _is_list(kind) and name == columns.caption:
             kind = kind.value_type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         if not text and (name == columns.caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
             raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

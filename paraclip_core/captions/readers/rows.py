@@ -63,6 +63,8 @@ class Batcher:
     ) -> None:
         """Add one row; a list of captions becomes a row for each."""
         if isinstance(caption, list | tuple):
+            if not caption:
+                self.reject(row, "missing_field", "an empty list of captions, expected at least one")
             for item in caption:
                 self.add(row, item, image, path, split, licence)
             return

@@ -61,6 +61,33 @@ def test_lists_of_captions_and_nulls(tmp_path: Path) -> None:
     assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field")]
 
 
+def test_an_empty_list_of_captions_is_rejected(tmp_path: Path) -> None:
+    batch = one(write(tmp_path, caption=[["a dog"], []], image=["1", "2"]))
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field")]
+
+
+@pytest.mark.parametrize("captions", [["a dog", "a cat"], ["a dog", None]])
+def test_blanks_are_nothing_as_in_other_formats(tmp_path: Path, captions: list[str | None]) -> None:
+    batch = one(write(tmp_path, caption=captions, image=[" 1.jpg", ""], split=["", "val"], licence=[" ", "CC0"]))
+    assert batch.image_ids == ["1.jpg", None][: len(batch)]
+    assert batch.image_paths == batch.image_ids
+    assert batch.splits == [None, "val"][: len(batch)]
+    assert batch.licences == [None, "CC0"][: len(batch)]
+
+
+def test_types_of_other_writers(tmp_path: Path) -> None:
+    lists = pa.array([["a dog", "one dog"], ["a cat"]], pa.large_list(pa.large_string()))
+    assert one(write(tmp_path, captions=lists)).captions == ["a dog", "one dog", "a cat"]
+    assert one(write(tmp_path, caption=pa.array(["a dog"], pa.string_view()))).captions == ["a dog"]
+
+
+def test_a_column_that_comes_twice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a dog"])] * 2, names=["caption", "caption"]), path)
+    with pytest.raises(InputError, match=r"rows\.parquet has more than one column 'caption'"):
+        one(path)
+
+
 def test_bytes_that_are_not_utf8_cost_one_row(tmp_path: Path) -> None:
     raw = pa.array([b"a dog", b"caf\xe9 table", "ünïcode".encode()])
     path = write(tmp_path, TEXT=pa.Array.from_buffers(pa.string(), 3, raw.buffers()))
