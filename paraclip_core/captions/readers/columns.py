@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paraclip_core.config import ColumnNames
+from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["CAPTION", "IMAGE", "LICENCE", "PATH", "SPLIT", "Columns", "choose_columns", "no_caption"]
+__all__ = [
+    "CAPTION",
+    "IMAGE",
+    "LICENCE",
+    "PATH",
+    "SPLIT",
+    "Columns",
+    "choose_columns",
+    "need_image",
+    "no_caption",
+    "table_header",
+]
 
 CAPTION = ("caption", "TEXT", "text", "title", "captions")
 IMAGE = ("image_id", "image", "filename", "key", "URL", "url")
@@ -57,6 +68,28 @@ def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) ->
         licence=wanted.licence or _first(LICENCE, available),
         split=wanted.split or _first(SPLIT, available),
     )
+
+
+def need_image(found: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
+    """See to it that a source with images says which image a caption belongs to.
+
+    Raises:
+        InputError: it has images and no column with them; the text lists the columns.
+    """
+    if options.images is not None and found is None:
+        raise InputError(
+            f"{where} has none of the columns {', '.join(IMAGE)}, so no caption has an image of data.sources[].images; "
+            f"its columns are {_listed(available)}. Name the one with the image in data.sources[].columns.image"
+        )
+
+
+def table_header(line: str, separators: str) -> str | None:
+    """The separator with which a line is the header of captions and images, None where it reads like none."""
+    for separator in separators:
+        names = {name.strip().strip('"') for name in line.split(separator)}
+        if not names.isdisjoint(CAPTION) and not names.isdisjoint(IMAGE + PATH):
+            return separator
+    return None
 
 
 def no_caption(available: Sequence[str], where: str) -> InputError:

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from paraclip_core.captions.readers.columns import CAPTION, Columns, choose_columns
+from paraclip_core.captions.readers.columns import CAPTION, Columns, choose_columns, need_image, table_header
 from paraclip_core.captions.readers.lines import numbered_lines
 from paraclip_core.captions.readers.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["read_csv", "read_tsv"]
+__all__ = ["IMAGE_NAME", "read_csv", "read_tsv"]
 
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
 
-_IMAGE = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
+IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
+"""A field that names an image: a URL, or a file name with or without the number of its caption."""
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -56,6 +57,7 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
     if not names:
         records = chain([first], records)
         names = [str(n) for n in range(len(header))]
+    need_image(columns.image, names, options, str(path))
     places = [
         None if name is None else names.index(name)
         for name in (columns.caption, columns.image, columns.path, columns.split, columns.licence)
@@ -91,16 +93,21 @@ def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns
         return choose_columns([str(n) for n in range(len(first))], wanted, f"{path} (without a header)"), []
     if named or any(name in CAPTION for name in names):
         return choose_columns(names, wanted, str(path)), names
+    if len(first) == 1 and (separator := table_header(first[0], ";\t|,")):
+        raise InputError(
+            f"{path} is separated by {separator!r} (its first line is {first[0][:80]!r}), expected commas in CSV and "
+            "tabs in TSV; set data.sources[].format to what it is, or save it as CSV"
+        )
     if len(first) == 1:
         return Columns("0"), []
-    images = [bool(_IMAGE.fullmatch(field.strip())) for field in first]
+    images = [bool(IMAGE_NAME.fullmatch(field.strip())) for field in first]
     if len(first) == 2 and sum(images) == 1:
         image = str(images.index(True))
         return Columns(caption=str(1 - int(image)), image=image, path=image), []
     raise InputError(
         f"{path} has no header that names a caption ({', '.join(CAPTION)}) and its first line has {len(first)} fields: "
-        f"{', '.join(repr(field[:40]) for field in first[:8])}. Say which is the caption, counted from 0: "
-        'data.sources[].columns.caption: "0"'
+        f"{', '.join(repr(field[:40]) for field in first[:8])}. Name the one with the caption in "
+        'data.sources[].columns.caption, or, where there is no header, count from 0 ("0")'
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns
+from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image
 from paraclip_core.captions.readers.json_file import load_json
 from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
 from paraclip_core.captions.readers.rows import Batcher, RowBatch
@@ -61,9 +61,9 @@ class _Chooser:
     """Chooses the columns of each record by its fields; most records of a file have the same ones."""
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path, self._wanted = path, options.columns
+        self._path, self._options, self._wanted = path, options, options.columns
         self._known: dict[tuple[str, ...], Columns | None] = {}
-        self._found = False
+        self._found = self._image = False
         self._unseen = {name for _, name in options.columns if name is not None}
         self._error: InputError | None = None
 
@@ -87,6 +87,9 @@ class _Chooser:
         if self._found and self._unseen:
             fields = next(fields for fields, columns in self._known.items() if columns)
             choose_columns(fields, self._wanted, str(self._path))
+        if self._found and not self._image:
+            fields = next((fields for fields, columns in self._known.items() if columns), ())
+            need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:
         self._unseen -= set(fields)
@@ -98,6 +101,7 @@ class _Chooser:
             self.note(error)
             return None
         self._found = True
+        self._image = self._image or columns.image is not None
         return columns
 
 

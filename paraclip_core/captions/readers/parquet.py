@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns
+from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image
 from paraclip_core.captions.readers.lines import decode
 from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
@@ -27,6 +27,7 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             columns = choose_columns(file.schema_arrow.names, options.columns, str(path))
+            need_image(columns.image, file.schema_arrow.names, options, str(path))
             _check_types(file.schema_arrow, columns, path)
             first = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns.names()):

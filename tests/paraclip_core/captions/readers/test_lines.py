@@ -86,6 +86,31 @@ def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
         first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_csv_with_another_separator_is_not_taken_for_captions(tmp_path: Path, separator: str) -> None:
+    path = write(tmp_path, f"image{separator}caption\n1.jpg{separator}a dog runs\n")
+    with pytest.raises(InputError, match=r"rows is separated by .*'image.+caption'.*format"):
+        first(read_csv(path, OPTIONS))
+
+
+@pytest.mark.parametrize("line", ["image,caption", "caption;image", "1.jpg#0\ta dog", "a dog\thttp://a/1.jpg"])
+def test_a_table_is_not_taken_for_plain_text(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InputError, match=r"plain text, but its first line is one of a table .*format"):
+        first(read_text(write(tmp_path, f"\ufeff{line}\n"), OPTIONS))
+    assert first(read_text(write(tmp_path, f"a caption, an image\n{line}\n"), OPTIONS)).captions[1] == line
+
+
+def test_images_without_a_column_that_names_them(tmp_path: Path) -> None:
+    options = SourceOptions(path="x", images="pics")
+    expected = r"none of the columns image_id, image.*its columns are .*columns\.image"
+    with pytest.raises(InputError, match=expected):
+        first(read_csv(write(tmp_path, "caption,picture\na dog,1.jpg\n"), options))
+    with pytest.raises(InputError, match=expected):
+        first(read_jsonl(write(tmp_path, '{"caption": "a dog", "picture": "1.jpg"}\n'), options))
+    lines = '{"caption": "no image"}\n{"caption": "a dog", "image": "1.jpg"}\n'
+    assert first(read_jsonl(write(tmp_path, lines), options)).image_ids == [None, "1.jpg"]
+
+
 def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
         list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))

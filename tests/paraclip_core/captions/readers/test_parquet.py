@@ -111,6 +111,11 @@ def test_no_caption_column(tmp_path: Path) -> None:
         one(write(tmp_path, picture=["1"]))
 
 
+def test_images_without_a_column_that_names_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none of the columns image_id, image.*'picture'.*columns\.image"):
+        one(write(tmp_path, caption=["a dog"], picture=["1"]), SourceOptions(path="x", images="pics"))
+
+
 def test_a_column_of_the_wrong_type(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'caption' .* has type double, expected text"):
         one(write(tmp_path, caption=[1.5]))
