@@ -111,33 +111,51 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
-            if number == 1:
-                _check(path, options, list(row))
-            yield _row(row, options)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
+        if number == 1:
+            _check(path, options, list(row))
+        yield _row(row, options)
 
 
 def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     tabs = path.suffix.lower() == ".tsv"
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(
-            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        )
-        try:
-            _check(path, options, list(rows.fieldnames or ()))
-            for row in rows:
-                yield _row(row, options)
-        except csv.Error as error:
-            raise InputError(f"paraphrase.file.path: {path} line {rows.line_num}: {error}") from error
+    # Strict, or a quote that is never closed would swallow the rest of the file without a word.
+    rows = csv.DictReader(
+        _lines(path),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    last = 0
+    try:
+        _check(path, options, list(rows.fieldnames or ()))
+        last = rows.line_num
+        for row in rows:
+            yield _row(row, options)
+            last = rows.line_num
+    except csv.Error as error:
+        raise InputError(
+            f"paraphrase.file.path: {path} is not valid CSV in the record that begins at line {last + 1}: {error}"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"paraphrase.file.path: {path} line {number} is not UTF-8 ({error.reason}); convert the file"
+                ) from error
 
 
 def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:

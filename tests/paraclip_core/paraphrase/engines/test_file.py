@@ -53,9 +53,9 @@ def test_formats(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
-def test_a_byte_order_mark_is_no_part_of_the_first_name(kind: str, tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path, kind)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert ask(FileEngine(path), 1, "a red DOG") == ("a dog in red",)
 
 
@@ -96,7 +96,10 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
         ("a.json", "{broken", "cannot read"),
         ("a.parquet", "PAR1 broken", "cannot read"),
         ("a.txt", "x", "is none of .parquet"),
-        ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", "cannot read"),
+        ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", "line 2 is not UTF-8"),
+        ("a.csv", 'caption,paraphrase_1,paraphrase_2\na,b,c\n"a,b,c\nd,e,f\n', "begins at line 3"),
+        ("a.jsonl", b'{"caption": "a", "paraphrase_1": "b", "paraphrase_2": "c"}\n"\xff"\n', "line 2 is not UTF-8"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("a.csv", "", "has no column 'caption'; it has none"),
     ],
 )
