@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import ParaphraseOptions, Settings, meaning
+from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.conditions import conditions_of
+from paraclip_core.paraphrase.counts import Counts
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, count_wanted
 from paraclip_core.paraphrase.judged import Judgements, code_digest
@@ -164,9 +166,19 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         cache.close()
     about: dict[str, Any] = {"engine": engine.name, "model": engine.model, "prompts": paraphraser.prompt.id}
     counts = paraphraser.counts
+    if options.engine == "file" and counts.captions and not counts.accepted:
+        raise InputError(_nothing(options, step, counts))
     if options.engine == "openai" and options.openai.priced:
         about["spend"] = round(options.openai.cost(counts.prompt_tokens, counts.completion_tokens), 6)
     return counts.metrics() | about
+
+
+def _nothing(options: ParaphraseOptions, step: int, counts: Counts) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common(3))
+    return (
+        f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} for none of {counts.captions} texts "
+        f"({reasons}); expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
+    )
 
 
 def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:

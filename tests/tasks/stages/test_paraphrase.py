@@ -22,6 +22,7 @@ from paraclip_core.config import (
     Settings,
     SourceOptions,
 )
+from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
@@ -100,6 +101,13 @@ def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
     assert metrics["captions"] == metrics["accepted"] + sum(metrics["rejected"].values())
     assert (metrics["engine"], metrics["prompts"], metrics["cached"]) == ("file", "paper/1", 0)
     assert metrics["model"].startswith("file:")
+
+
+def test_a_file_of_other_captions_stops_before_anything_is_trained(flickr: Path, tmp_path: Path) -> None:
+    (flickr / "other.csv").write_text("caption,paraphrase_1,paraphrase_2\na zebra on the moon,b,c\n")
+    settings = settings_of(flickr, file=FileEngineOptions(path="other.csv"))
+    with pytest.raises(InputError, match=r"other\.csv has a usable paraphrase 1 for none of .* \(no_paraphrase \d+\)"):
+        run_all(settings, ArtifactStore(tmp_path))
 
 
 def test_the_same_bytes_from_any_chunk_and_from_the_cache(flickr: Path, tmp_path: Path) -> None:
