@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-__all__ = ["OWN_LOGGERS", "let_own_logs_through", "show_own_logs"]
+__all__ = ["OWN_LOGGERS", "let_own_logs_through", "outlive_worker", "show_own_logs"]
 
 OWN_LOGGERS = ("flows", "tasks", "paraclip_core", "storage")
 
@@ -19,6 +23,31 @@ def let_own_logs_through() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
+
+
+def outlive_worker() -> None:
+    """Let a flow run's console lines go nowhere once the worker that reads them is gone.
+
+    Prefect writes them with rich, which ends the process at the first line that no one reads. Call it where a flow's
+    module is loaded: the run's first lines come before its body.
+    """
+    for handler in _handlers():
+        console = getattr(handler, "console", None)
+        if hasattr(console, "on_broken_pipe"):
+            console.on_broken_pipe = partial(_silence, console)
+
+
+def _handlers() -> Iterator[logging.Handler]:
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        yield from getattr(logger, "handlers", ())
+
+
+def _silence(console: Any) -> None:
+    console.quiet = True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # What stays in the stream's buffer would fail once more when it is flushed at the end.
+    os.dup2(nowhere, console.file.fileno())
+    os.close(nowhere)
 
 
 def show_own_logs() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.logs import let_own_logs_through
+from flows.logs import let_own_logs_through, outlive_worker
 from flows.shards import ask_in_shards, forget_shards
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.relevant import unguarded
@@ -36,6 +36,9 @@ from tasks.worst import worst_pairs
 __all__ = ["carry_stage", "publish_result"]
 
 log = logging.getLogger(__name__)
+
+# Every flow's module loads this one.
+outlive_worker()
 
 
 def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
