@@ -32,7 +32,7 @@ def outlive_worker() -> None:
     module is loaded: the run's first lines come before its body.
     """
     for handler in _handlers():
-        console = getattr(handler, "console", None)
+        console: Any = getattr(handler, "console", None)
         if hasattr(console, "on_broken_pipe"):
             console.on_broken_pipe = partial(_silence, console)
 

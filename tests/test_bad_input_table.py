@@ -13,6 +13,7 @@ INPUTS = [
     "missing file",
     "corrupt Parquet",
     "tar cut short",
+    "table with another separator, or read as plain text",
     "wrong column",
     "empty caption",
     "1 MB caption",

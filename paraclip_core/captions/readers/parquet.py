@@ -47,7 +47,8 @@ def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBa
     # As in every other format a blank is no image, no split and no licence.
     keys = {
         name: [as_key(value, name) for value in _values(batch.column(name))]
-        for name in {columns.image, columns.path, columns.split, columns.licence} - {None}
+        for name in dict.fromkeys((columns.image, columns.path, columns.split, columns.licence))
+        if name is not None
     }
     nothing: list[str | None] = [None] * count
     image_ids = keys[columns.image] if columns.image else nothing
