@@ -44,8 +44,10 @@ class Objective:
             The loss, and each term without its weight, by name; scalars without history, the same in every process.
         """
         clip, anchor = self.clip, self.anchor
-        scale = clip.model.get_parameter("logit_scale")
-        with touched_vocabulary(clip, prepared.tokens):
+        scale, parameters = clip.model.get_parameter("logit_scale"), trained_parameters(clip.model)
+        # The scale's gradient comes from the whole batch.
+        of_texts = [parameter for parameter in parameters.values() if parameter is not scale]
+        with touched_vocabulary(clip, prepared.tokens) as vocabulary:
             texts = CachedTexts(
                 clip,
                 prepared.tokens,
@@ -62,10 +64,8 @@ class Objective:
                 loss, terms = loss + anchor.distil * distance, terms | {DISTIL: distance.detach()}
             loss.backward()
             assert found.grad is not None
-            texts.send_back(found.grad)
-        parameters = trained_parameters(clip.model)
-        # The scale's gradient comes from the whole batch already.
-        self.processes.sum_gradients([p for p in parameters.values() if p is not scale])
+            texts.send_back(found.grad, [*vocabulary, *of_texts])
+        self.processes.sum_gradients(of_texts)
         loss = loss.detach()
         if anchor is not None and anchor.l2_sp:
             distance = anchor.pull_back(parameters).to(loss.device)

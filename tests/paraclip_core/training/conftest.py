@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 TINY = Path(__file__).with_name("tiny.py")
 TOWERS = Path(__file__).parents[1] / "clip/towers.py"
@@ -23,6 +25,14 @@ def tiny() -> ModuleType:
 def towers() -> ModuleType:
     """The module that makes small models of every kind."""
     return _module("towers_of_clip", TOWERS)
+
+
+@pytest.fixture
+def cores() -> Iterator[Callable[[int], None]]:
+    """Say how many cores PyTorch computes on, for as long as a test lasts."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def _module(name: str, path: Path) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +22,7 @@ from paraclip_core.training.guards import deterministic
 from paraclip_core.training.losses import contrastive_loss, named_pairs
 from paraclip_core.training.objective import Objective
 from paraclip_core.training.optimiser import trained_parameters
+from paraclip_core.training.streams import in_turn, side_by_side
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 TOWER_KINDS = (
@@ -35,6 +36,7 @@ PAIRS = named_pairs(LossWeights())
 @pytest.fixture(autouse=True)
 def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(caching, "GROUP_TOKENS", 64)  # so that a small batch has many groups
+    monkeypatch.setattr(caching, "FEW_TOKENS", 0)
     with deterministic():
         yield
 
@@ -120,6 +122,7 @@ def test_the_estimate_is_near_what_is_kept(
     kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caching, "GROUP_TOKENS", 8192)
+    monkeypatch.setattr(caching, "side_by_side", in_turn)  # hooks are a thread's own
     clip = towers.model_of(kind, tmp_path)
     freeze_image_tower(clip)
     clip.model.train()
@@ -148,10 +151,10 @@ def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
     tokens = batch(tiny).tokens
     clip = clip_of(tiny)
     texts = caching.CachedTexts(clip, tokens, precision="fp32", keep=False)
-    # Where only real tokens are computed, groups are as they always were: another cut would be other last bits.
+    # Another cut would be other last bits.
     mine = shares(clip, tokens, 1)[0]
     until = np.cumsum(tokens.lengths[mine])
-    count = -(-int(until[-1]) // 64)
+    count = 2 * -(-int(until[-1]) // 128)
     cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count)
     assert [group.tolist() for group in texts._groups] == [group.tolist() for group in np.split(mine, cuts)]
     padded = clip_of(tiny, no_causal_mask=True, pool_type="last")
@@ -162,7 +165,48 @@ def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
     assert computed_tokens(padded, tokens.take(np.zeros(0, np.int64))) == 0
 
 
-def test_a_whole_batch_is_never_kept(tiny: ModuleType) -> None:
+@pytest.mark.parametrize(("rows", "count"), [(10, 1), (40, 2)])
+def test_few_texts_are_one_group(tiny: ModuleType, rows: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "GROUP_TOKENS", 8192)
+    monkeypatch.setattr(caching, "FEW_TOKENS", 300)
+    tokens = batch(tiny, rows).tokens
+    assert (len(tokens.values) > 300) == (count > 1)
+    assert len(caching.CachedTexts(clip_of(tiny), tokens, precision="fp32", keep=False)._groups) == count
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("memory", [4.0, 1e-9])
+def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
+    tiny: ModuleType, precision: str, memory: float, cores: Callable[[int], None]
+) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor, found = Anchor(clip, 1.0, 0.0), []
+    for count in (1, 2):
+        cores(count)
+        loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]
+        found.append({"loss": loss, **gradients(clip)})
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_only_our_transformer_runs_side_by_side(tiny: ModuleType) -> None:
+    clip, tokens = clip_of(tiny), batch(tiny).tokens
+    assert caching.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is side_by_side
+    # Dropout draws from the process's random numbers.
+    clip.model.get_submodule("transformer.resblocks.0").attn.dropout = 0.3  # type: ignore[assignment]
+    assert caching.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is in_turn
+
+
+def test_parameters_share_no_gradient() -> None:
+    first, second = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    for total in (1, 2):
+        given = torch.autograd.grad((first + second).sum(), [first, second])
+        caching._add([first, second], given)
+        assert first.grad is not None and first.grad.tolist() == [total, total]
+        assert second.grad is not None and second.grad.tolist() == [total, total]
+
+
+def test_a_whole_batch_is_never_kept(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "side_by_side", in_turn)  # hooks are a thread's own
     clip = clip_of(tiny)
     peaks = []
     for rows in (20, 60):
@@ -179,7 +223,7 @@ def test_a_whole_batch_is_never_kept(tiny: ModuleType) -> None:
         embeddings = texts.embed()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             before = live
-            texts.send_back(torch.ones_like(embeddings))
+            texts.send_back(torch.ones_like(embeddings), list(trained_parameters(clip.model).values()))
         peaks.append((live - before) / len(texts._groups))
     assert peaks[1] < 1.3 * peaks[0]
 
