@@ -33,4 +33,4 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return run(ctx)
 
 
-FINETUNE = Stage(name="finetune", version=4, inputs=_inputs, options=_options, body=_body, sources=base_sources)
+FINETUNE = Stage(name="finetune", version=5, inputs=_inputs, options=_options, body=_body, sources=base_sources)
