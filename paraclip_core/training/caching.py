@@ -29,7 +29,7 @@ from paraclip_core.training.streams import STREAMS, in_turn, side_by_side
 
 __all__ = ["GROUP_TOKENS", "CachedTexts", "activation_bytes", "touched_vocabulary"]
 
-GROUP_TOKENS = 8192
+GROUP_TOKENS = 6144
 """Tokens that go backward together, at most about. Gradients of one group's weights add up in the precision of its
 arithmetic, those of several groups in fp32."""
 
