@@ -17,7 +17,6 @@ from storage.lookup import IdIndex
 
 __all__ = ["FeatureRows", "FeatureStore", "shard_path", "write_index", "write_shard"]
 
-CHECK_ROWS = 65_536
 INFINITE = 0x7C00
 """The exponent of float16's infinities and NaNs."""
 
@@ -104,18 +103,6 @@ class FeatureStore:
         """
         return FeatureRows([self._map(number, rows) for number, rows in enumerate(self._counts())], self.folder)
 
-    def matrix(self) -> np.ndarray:
-        """float16 [n, d], rows of length 1 before rounding; memory-mapped where there is one shard.
-
-        Raises:
-            ArtifactError: a shard is missing, of another shape than the index says, or holds values that are not
-                finite.
-        """
-        shards = [self._load(number, rows) for number, rows in enumerate(self._counts())]
-        if len({shard.shape[1] for shard in shards}) != 1:
-            raise ArtifactError(f"the shards in {self.folder / 'features'} differ in their dimension")
-        return shards[0] if len(shards) == 1 else np.concatenate(shards)
-
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one).
 
@@ -147,16 +134,6 @@ class FeatureStore:
         if np.any(np.diff(self._shards) < 0) or not np.array_equal(self._rows, expected[: len(self._rows)]):
             raise ArtifactError(f"{self.folder / 'index.parquet'} is not in the order of the shards")
         return counts.tolist()
-
-    def _load(self, number: int, rows: int) -> np.ndarray:
-        shard = self._map(number, rows)
-        for start in range(0, rows, CHECK_ROWS):
-            bad = ~np.isfinite(shard[start : start + CHECK_ROWS]).all(axis=1)
-            if bad.any():
-                row = start + int(np.flatnonzero(bad)[0])
-                path = shard_path(self.folder, number)
-                raise ArtifactError(f"row {row} of {path} is not finite; delete the artifact to have it made again")
-        return shard
 
     def _map(self, number: int, rows: int) -> np.ndarray:
         path = shard_path(self.folder, number)

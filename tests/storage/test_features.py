@@ -29,6 +29,10 @@ def _store(folder: Path, sizes: list[int], d: int = 4) -> np.ndarray:
     return features
 
 
+def _all(store: FeatureStore) -> np.ndarray:
+    return store.view()[np.arange(len(store))]
+
+
 def test_the_index_has_the_documented_columns() -> None:
     assert INDEX.equals(tables.FEATURE_INDEX)
 
@@ -41,7 +45,7 @@ def test_rows_of_any_shards_come_back(sizes: list[int], tmp_path_factory: pytest
     store = FeatureStore(folder)
     n = sum(sizes)
     assert len(store) == n and store.image_ids == [f"i{row}" for row in range(n)]
-    matrix = store.matrix()
+    matrix = _all(store)
     assert matrix.dtype == np.float16 and matrix.shape == (n, 4)
     np.testing.assert_array_equal(matrix, features)
     wanted = [f"i{row}" for row in reversed(range(n))] * 2
@@ -65,11 +69,6 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         write_shard(tmp_path, 0, np.ones((10_000, 16), np.float16))
 
 
-def test_one_shard_is_memory_mapped(tmp_path: Path) -> None:
-    _store(tmp_path, [3])
-    assert isinstance(FeatureStore(tmp_path).matrix(), np.memmap)
-
-
 def test_missing_images_are_named_or_marked(tmp_path: Path) -> None:
     _store(tmp_path, [2, 1])
     store = FeatureStore(tmp_path)
@@ -88,7 +87,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
     def message() -> str:
         with pytest.raises(ArtifactError) as caught:
-            FeatureStore(tmp_path).matrix()
+            _all(FeatureStore(tmp_path))
         return str(caught.value)
 
     for value in (np.nan, np.inf):
@@ -126,7 +125,7 @@ def test_a_damaged_index_is_told(tmp_path: Path) -> None:
         FeatureStore(tmp_path).find(["a"])
     write_index(tmp_path, [pa.table({**columns, "image_id": ["a", "b"], "row": [1, 0]}, schema=INDEX)])
     with pytest.raises(ArtifactError, match="order"):
-        FeatureStore(tmp_path).matrix()
+        FeatureStore(tmp_path).view()
 
 
 @settings(max_examples=25, deadline=None)

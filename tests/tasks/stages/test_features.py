@@ -109,6 +109,10 @@ def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f
     return carry_out(FEATURES, draft, settings, ArtifactStore(root), {"ingest": ingest})
 
 
+def _all(store: FeatureStore) -> np.ndarray:
+    return store.view()[np.arange(len(store))]
+
+
 def _files(artifact: Artifact) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
 
@@ -122,7 +126,7 @@ def test_every_image_once_in_the_order_of_first_mention(photos: Path, tmp_path: 
     clip = embedded_clip(SMALL)
     with ImageArchive(photos / "photos.tar") as images:
         expected = encode_images(clip, (images.open(name) for name in store.image_ids))
-    np.testing.assert_allclose(store.matrix().astype(float), expected.astype(float), atol=2e-3)
+    np.testing.assert_allclose(_all(store).astype(float), expected.astype(float), atol=2e-3)
     metrics = artifact.manifest.metrics
     assert metrics["image_tower_hash"] == image_tower_hash(clip)
     assert (metrics["images"], metrics["rejected"], metrics["shards"], metrics["embed_dim"]) == (9, 0, 3, 16)
@@ -141,7 +145,7 @@ def test_corrupt_and_missing_images_are_rejected_by_name(photos: Path, tmp_path:
     artifact = _run(_settings(tmp_path), _ingested(tmp_path / "ingest", rows), tmp_path / "root")
     store = FeatureStore(artifact.path)
     assert store.image_ids == ["id0", "id3"]
-    assert store.matrix().shape == (2, 16)
+    assert store.view().shape == (2, 16)
     rejects = read_table(artifact.path / "rejects")
     assert rejects.schema.equals(tables.REJECTS)
     assert rejects["reason"].to_pylist() == ["corrupt_image", "corrupt_image", "missing_image"]
@@ -160,7 +164,7 @@ def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
     ingest = _ingested(tmp_path / "ingest", [(None, None, None), ("a", None, None)])
     artifact = _run(_settings(tmp_path), ingest, tmp_path / "root")
     store = FeatureStore(artifact.path)
-    assert store.image_ids == [] and store.matrix().shape == (0, 16)
+    assert store.image_ids == [] and store.view().shape == (0, 16)
     assert store.find(["a", None]).tolist() == [-1, -1]
 
 
@@ -240,7 +244,6 @@ def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path
 def test_batch_size_moves_no_value_by_more_than_a_last_bit(photos: Path, tmp_path: Path) -> None:
     ingest = _ingested(tmp_path / "ingest", _rows(photos))
     found = [
-        FeatureStore(_run(_settings(photos, batch=batch), ingest, tmp_path / str(batch)).path).matrix()
-        for batch in (1, 4)
+        _all(FeatureStore(_run(_settings(photos, batch=batch), ingest, tmp_path / str(batch)).path)) for batch in (1, 4)
     ]
     np.testing.assert_allclose(found[0].astype(float), found[1].astype(float), atol=5e-4)

@@ -1,0 +1,46 @@
+"""Search over a run's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.artifacts import Artifact, Manifest
+from storage.features import INDEX, write_index, write_shard
+from tasks import searching
+from tasks.lookup import FoundModel
+
+
+def _model(folder: Path, shards: list[np.ndarray]) -> FoundModel:
+    tables, names = [], iter("abcdefghij")
+    for number, rows in enumerate(shards):
+        write_shard(folder, number, rows)
+        columns = {"image_id": [next(names) for _ in rows], "shard": [number] * len(rows), "row": range(len(rows))}
+        tables.append(pa.table(columns | {"pixels": [b"0" * 16] * len(rows)}, schema=INDEX))
+    write_index(folder, tables)
+    manifest = Manifest("features", "f", 1, {}, {}, {}, {}, {}, 0.0, "")
+    return FoundModel("tuned", "base", Artifact(folder, manifest), None)
+
+
+def test_images_are_looked_at_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def nearest_images(_: object, block: np.ndarray, ids: list[str], query: str, k: int) -> list[tuple[str, float]]:
+        looked_at.append(len(block))
+        nearest = np.argsort(-block[:, 0], kind="stable")[:k].tolist()
+        return [(ids[row], float(block[row, 0])) for row in nearest]
+
+    monkeypatch.setattr(searching, "load_clip", lambda *_: None)
+    monkeypatch.setattr(searching, "nearest_images", nearest_images)
+    monkeypatch.setattr(searching, "BLOCK", 2)
+    scores = np.array([0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75], np.float16)[:, None]
+    model = _model(tmp_path, [scores[:5], scores[5:]])
+    found = searching.search(model, "two dogs", 5)["tuned"]
+    assert [(hit.rank, hit.image_id, hit.score) for hit in found] == [
+        (1, "d", 0.75), (2, "g", 0.75), (3, "i", 0.75), (4, "b", 0.5), (5, "a", 0.25),
+    ]  # fmt: skip
+    assert looked_at == [2, 2, 2, 2, 1] * 2
+    assert len(searching.search(model, "two dogs", 20)["base"]) == 9
