@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable
 from flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paraclip_core.config import BenchmarkOptions
+    from storage.artifacts import ArtifactStore
 
 __all__ = ["evaluate", "export", "search", "verify_index"]
 
@@ -48,7 +53,6 @@ def evaluate(
     """Compare two models on benchmarks in their published formats, outside any run."""
     from paraclip_core.evaluation.evaluate import evaluate_models
     from paraclip_core.evaluation.tasks import parse_benchmark
-    from storage.fingerprint import fingerprint
     from storage.roots import open_store
     from tasks.lookup import find_release, name_in
     from tasks.stages.evaluate import write_evaluation
@@ -59,11 +63,9 @@ def evaluate(
         if chosen.path and not Path(chosen.path).expanduser().exists():
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
-    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
     models = {which: name_in(store, release) for which, release in releases.items()}
-    # Another comparison, another folder: none writes over the results of one before it.
-    asked = {"benchmarks": [chosen.model_dump() for chosen in benchmarks], "split": split}
-    folder = (out or store.root / "results" / "evaluate" / fingerprint("evaluate", 1, asked, models)[:12]).absolute()
+    folder = (out or _results_folder(store, benchmarks, split, releases, models)).absolute()
+    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
     summary = write_evaluation(folder, evaluation, models, models)
     path = folder / "summary.json"
     if as_json:
@@ -73,6 +75,30 @@ def evaluate(
         typer.echo(f"summary: {path}")
     if gate and summary["verdict"] != "promote":
         raise typer.Exit(HELD)
+
+
+def _results_folder(
+    store: ArtifactStore,
+    benchmarks: Sequence[BenchmarkOptions],
+    split: str | None,
+    releases: Mapping[str, Path | str],
+    models: Mapping[str, str],
+) -> Path:
+    """A folder for each comparison, by what its files hold: none writes over other results than its own."""
+    from paraclip_core.clip.reference import model_files
+    from storage.fingerprint import FileHashes, fingerprint
+    from tasks.stages.evaluate import benchmark_hash
+
+    hashes = FileHashes(store.cache / "source_hashes.json")
+    asked = {
+        "benchmarks": [
+            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, Path(chosen.path or "").expanduser(), hashes)]
+            for chosen in benchmarks
+        ],
+        "split": split,
+        "weights": {which: list(hashes.of(model_files(str(release))).values()) for which, release in releases.items()},
+    }
+    return store.root / "results" / "evaluate" / fingerprint("evaluate", 2, asked, models)[:12]
 
 
 def search(

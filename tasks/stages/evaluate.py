@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.config import BenchmarkOptions, Settings, meaning
+from paraclip_core.config import BenchmarkKind, BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks.paraphrased_retrieval import DEPTH
 from paraclip_core.evaluation.evaluate import Evaluation, check_names, measure_all
@@ -34,7 +34,7 @@ from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["EVALUATE", "check_pools", "write_evaluation"]
+__all__ = ["EVALUATE", "benchmark_hash", "check_pools", "write_evaluation"]
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,21 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
         if benchmark.optional and not path.exists():
             found[benchmark.name] = ABSENT
             continue
-        contents = hashes.of(source_files(benchmark.kind, path))
-        # With the folder's own name, which finds its images and is shown as the split.
-        named = {Path(file).relative_to(path.parent).as_posix(): value for file, value in contents.items()}
-        found[benchmark.name] = hashlib.sha256(canonical_json(named).encode()).hexdigest()
+        found[benchmark.name] = benchmark_hash(benchmark.kind, path, hashes)
     return found
+
+
+def benchmark_hash(kind: BenchmarkKind, path: Path, hashes: FileHashes) -> str:
+    """Hash of all that a benchmark reads at `path`, wherever that lies.
+
+    Raises:
+        BenchmarkError: the path is absent or holds nothing of the kind.
+        InputError: a file is unreadable.
+    """
+    contents = hashes.of(source_files(kind, path))
+    # With the folder's own name, which finds its images and is shown as the split.
+    named = {Path(file).relative_to(path.parent).as_posix(): value for file, value in contents.items()}
+    return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
 
 def _check_scenes(settings: Settings) -> None:
