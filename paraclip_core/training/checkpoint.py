@@ -114,9 +114,10 @@ class CheckpointFolder:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             save_file(here, temporary, header)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             temporary.replace(path)
+            # Or a power cut could undo the renaming, but not the removal of the checkpoints before.
+            _sync(self._folder)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 temporary.unlink()
@@ -136,6 +137,15 @@ class CheckpointFolder:
             reason = str(error)
         log.warning("checkpoint %s is damaged (%s); going on from the one before it", path, reason)
         return None
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(TrainingError, match="belongs to another run"):
         CheckpointFolder(tmp_path, "that run").newest()
+
+
+def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, told = saved(tmp_path, 2), list[list[str]]()
+    names = {tmp_path.stat().st_ino: "folder"}
+
+    def note(descriptor: int) -> None:
+        what = names.get(os.fstat(descriptor).st_ino, "file")
+        told.append([what, *sorted(path.name[5:13] for path in tmp_path.glob("step-*"))])
+
+    monkeypatch.setattr(os, "fsync", note)
+    checkpoints.save(Checkpoint(3, {"w": torch.zeros(1)}, {}))
+    assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
 def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
