@@ -194,7 +194,7 @@ class ArtifactStore:
                         unfinished.delete()
                     except ArtifactError as error:
                         # The artifact is finished all the same.
-                        log.warning("left-over unfinished work (`paraclip artifacts gc --unfinished`): %s", error)
+                        log.warning("left-over unfinished work (`paraclip artifacts gc`): %s", error)
                     shutil.rmtree(work, ignore_errors=True)
 
     def _work_folder(self, stage: str, fingerprint: str, keep: Callable[[], None] = _nothing) -> WorkFolder:

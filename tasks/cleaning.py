@@ -78,8 +78,12 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
         for key, a in artifacts.items()
         if key not in kept
     ]
-    if unfinished:
-        found += [Rubbish(stage, name, path, _size(path), None, store) for stage, name, path in store.unfinished()]
+    found += [
+        Rubbish(stage, name, path, _size(path), None, store)
+        for stage, name, path in store.unfinished()
+        # A commit that was killed at its very end leaves work that nothing goes on with.
+        if unfinished or (stage, name) in artifacts
+    ]
     names = {(item.stage, item.fingerprint) for item in found}
     left = [Left(*key, why) for key, why in sorted(used.items()) if key in names]
     return Collected([item for item in found if (item.stage, item.fingerprint) not in used], left)

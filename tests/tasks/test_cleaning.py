@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
     assert names(collect(store, unfinished=True)) == set()
     os.utime(path, (1, 1))
     assert names(collect(store, unfinished=True)) == {"first", "second"}
+
+
+def test_what_a_commit_leaves_that_is_killed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(tmp_path)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            made(store, FIRST)
+    work = store.work_path("first", FIRST.fingerprint)
+    with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint):
+        raise KeyboardInterrupt
+    young = collect(store, keep_days=1.0)
+    assert [item.path for item in young.rubbish] == [work] and work.is_dir()
+    assert remove(young.rubbish) == [] and not work.exists()
+    assert store.resumable("second", SECOND.fingerprint) and [a.stage for a in store.list()] == ["first"]
 
 
 def test_unfinished_work_that_was_begun_meanwhile_is_left_and_said(tmp_path: Path) -> None:
