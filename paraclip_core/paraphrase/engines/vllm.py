@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 NOT_ARGUMENTS = ("python", "data_parallel_size", "extra")
 SEED_BITS = 48
+GPU = re.compile(r"\d+|(GPU|MIG)-.+")
+"""A name in CUDA_VISIBLE_DEVICES."""
 
 
 class VllmEngine:
@@ -183,7 +187,8 @@ def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str =
 def _visible_gpus() -> list[str]:
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
-        return [name.strip() for name in told.split(",") if name.strip()]
+        # CUDA sees no GPU from the first name on that is none, such as -1.
+        return list(takewhile(GPU.fullmatch, map(str.strip, told.split(","))))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

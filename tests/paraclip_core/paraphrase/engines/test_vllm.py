@@ -66,9 +66,12 @@ def test_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     for tensors, engines, device in ((8, 0, "auto"), (2, 3, "auto"), (2, 0, "cuda:1"), (1, 0, "cuda:9")):
         with pytest.raises(ConfigError, match="GPU"):
             gpu_groups(tensors, engines, device)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu_groups(1, 0) == [None]
-    assert gpu_groups(1, 2) == [None, None]
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert gpu_groups(1, 0) == [None]
+        assert gpu_groups(1, 2) == [None, None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,5")
+    assert gpu_groups(1, 0) == ["3"]
 
 
 def options(**vllm: object) -> ParaphraseOptions:
