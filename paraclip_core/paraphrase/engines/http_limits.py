@@ -60,9 +60,9 @@ class Budget:
     A request sets aside the most that it can cost, so answers under way cannot pass the cap together either.
     """
 
-    def __init__(self, options: OpenAIOptions) -> None:
+    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
         self._options = options
-        self.spent = 0.0
+        self.spent = spent
         """Cost of all answers so far, in the currency of the prices."""
         self._set_aside = 0.0
         self._changed = asyncio.Event()

@@ -109,5 +109,7 @@ class OpenAIEngine:
         # A loop in a thread of its own serves callers inside and outside of other loops.
         portal = self._resources.enter_context(start_blocking_portal())
         self._resources.callback(portal.call, client.close)
+        # What waits for the budget belongs to the loop that it first waited in.
+        self._budget = Budget(self._options, self._budget.spent)
         self._running = portal, OpenAIRun(self._model, self._options, client, self._budget)
         return self._running

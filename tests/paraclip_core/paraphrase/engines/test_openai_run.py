@@ -202,6 +202,16 @@ def test_the_spending_cap_is_never_passed_and_everything_is_kept(openai_server: 
         OpenAIOptions(max_spend=1)
 
 
+def test_requests_that_wait_for_the_cap_do_so_again_after_a_close(connect: Connect) -> None:
+    short = TWO.model_copy(update={"max_tokens": 6})
+    # Each request sets aside more than its answer costs, so not all of them fit under the cap at once.
+    engine = connect(max_spend=38, **PRICES)
+    assert len(engine.generate(numbered(10), short)) == 10
+    engine.close()
+    assert len(engine.generate(numbered(2), short)) == 2
+    assert engine.spent == pytest.approx(36)
+
+
 def test_the_key_is_sent_and_shown_nowhere(
     openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
