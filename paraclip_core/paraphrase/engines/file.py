@@ -120,8 +120,7 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
             raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
-        if number == 1:
-            _check(path, options, list(row))
+        _check(f"{path} line {number}", options, list(row))
         yield _row(row, options)
 
 
@@ -174,11 +173,11 @@ def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
         ) from error
 
 
-def _check(path: Path, options: FileEngineOptions, names: Sequence[str]) -> None:
+def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) -> None:
     for wanted in (options.caption, options.paraphrase_1, options.paraphrase_2):
         if wanted not in names:
             raise InputError(
-                f"paraphrase.file.path: {path} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
+                f"paraphrase.file.path: {where} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
                 "(name yours with paraphrase.file.caption, .paraphrase_1 and .paraphrase_2)"
             )
 

@@ -90,6 +90,8 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     [
         ("a.csv", "x,y\n1,2\n", "has no column 'caption'; it has x, y"),
         ("a.jsonl", '{"caption": "a"}\n', "has no column 'paraphrase_1'"),
+        ("a.jsonl", f'{json.dumps(ROWS[2])}\n{{"text": "a"}}\n', r"line 2 has no column 'caption'; it has text \(name"),
+        ("a.jsonl", '\n{"caption": "a", "paraphrase_1": "b"}\n', "line 2 has no column 'paraphrase_2'"),
         ("a.jsonl", "{broken\n", "line 1 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.json", '{"annotations": []}', "not in Karpathy's format"),
