@@ -273,7 +273,7 @@ class GateRule(Options):
     """When a tuned model may replace its base."""
 
     metric: str = "paraphrased_retrieval/ao@10"
-    """`kind/metric` whose interval must lie above zero."""
+    """`kind/metric` whose interval must lie above zero (below, where lower is better)."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
     """Points that other metrics may lose, `kind/metric: points`."""
 

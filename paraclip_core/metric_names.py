@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Literal, get_args
 
-__all__ = ["METRICS", "RECALL_DEPTHS", "BenchmarkKind", "check_metric"]
+__all__ = ["METRICS", "RECALL_DEPTHS", "BenchmarkKind", "check_metric", "lower_is_better"]
 
 BenchmarkKind = Literal["paraphrased_retrieval", "retrieval", "sts", "sick", "sugarcrepe"]
 
@@ -21,6 +21,7 @@ METRICS: dict[BenchmarkKind, tuple[str, ...]] = {
     "sugarcrepe": ("accuracy", "text_only_closeness"),
 }
 """What each kind measures. SugarCrepe's figures also come by category, as ``accuracy@add_obj``."""
+LOWER_IS_BETTER = ("text_only_closeness",)
 
 
 def check_metric(name: str) -> str:
@@ -36,3 +37,8 @@ def check_metric(name: str) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
     raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric, or a category of it, is the better the lower it is."""
+    return metric.partition("@")[0] in LOWER_IS_BETTER

@@ -10,6 +10,7 @@ from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.bootstrap import delta_interval
 from paraclip_core.evaluation.samples import Measured
+from paraclip_core.metric_names import lower_is_better
 
 __all__ = ["Comparison", "Judge", "Outcome", "Row", "compare", "judge", "judge_challenger"]
 
@@ -46,6 +47,12 @@ class Row:
     clusters: int
     """Independent groups of queries, which the interval is drawn over."""
 
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """`delta`, `low` and `high` with their signs turned where lower is better."""
+        turned = lower_is_better(self.metric)
+        return (-self.delta, -self.high, -self.low) if turned else (self.delta, self.low, self.high)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -72,10 +79,10 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     """Whether a tuned model is better than its base.
 
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
-    `gate.max_drop`. A drop rule whose kind was not measured is noted; one whose kind was measured without that metric
-    is most likely misspelt, so the model is held.
+    `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A drop rule whose kind was not
+    measured is noted; one whose kind was measured without that metric is most likely misspelt, so the model is held.
     """
-    return _judge(rows, gate, lambda row: row.low > 0, "is not clear of zero", "is clear of zero")
+    return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
 
 def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
@@ -83,7 +90,7 @@ def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str,
 
     As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero.
     """
-    return _judge(rows, gate, lambda row: row.high >= 0, "lies below zero", "does not lie below zero")
+    return _judge(rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero")
 
 
 def compare(
@@ -116,7 +123,8 @@ def _judge(
     gains = _matching(rows, gate.metric)
     if not gains:
         return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_known(rows)}", notes
-    problems = [f"{_shown(row)} {failed}" for row in gains if not passes(row)]
+    worse = "above" if lower_is_better(gains[0].metric) else "below"
+    problems = [f"{_shown(row)} {failed.format(worse=worse)}" for row in gains if not passes(row)]
     for rule, points in sorted(gate.max_drop.items()):
         found = _matching(rows, rule)
         if not found and any(row.kind == rule.partition("/")[0] for row in rows):
@@ -124,13 +132,14 @@ def _judge(
         elif not found:
             notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
         problems += [
-            f"{_name(row)} fell by {-row.delta:.2f}, at most {points:g} is allowed"
+            f"{_name(row)} {'rose' if lower_is_better(row.metric) else 'fell'} by {-row.gain[0]:.2f}, "
+            f"at most {points:g} is allowed"
             for row in found
-            if -row.delta > points
+            if -row.gain[0] > points
         ]
     if problems:
         return "hold", "; ".join(problems), notes
-    return "promote", f"{'; '.join(map(_shown, gains))} {passed} and no other rule is broken", notes
+    return "promote", f"{'; '.join(map(_shown, gains))} {passed.format(worse=worse)} and no other rule is broken", notes
 
 
 def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:

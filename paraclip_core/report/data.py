@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paraclip_core.licences import RolledUp, roll_up
+from paraclip_core.metric_names import lower_is_better
 
 __all__ = [
     "Comparison", "Licence", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow",
@@ -31,10 +32,11 @@ class Comparison:
 
     @property
     def clear(self) -> int:
-        """1 where the interval lies above zero, -1 below it, 0 where it holds zero or is unknown."""
+        """1 where the interval shows a gain, -1 where it shows a loss, 0 where it holds zero or is unknown."""
         if self.low is None or self.high is None:
             return 0
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        side = 1 if self.low > 0 else -1 if self.high < 0 else 0
+        return -side if lower_is_better(self.metric) else side
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paraclip_core.errors import ConfigError
-from paraclip_core.metric_names import METRICS, check_metric
+from paraclip_core.metric_names import METRICS, check_metric, lower_is_better
 from paraclip_core.settings import parse_settings
 
 
@@ -17,6 +17,11 @@ def test_every_metric_of_a_kind_is_known(kind: str) -> None:
 
 def test_a_category_is_known() -> None:
     assert check_metric("sugarcrepe/accuracy@add_obj") == "sugarcrepe/accuracy@add_obj"
+
+
+def test_which_metrics_are_better_when_lower() -> None:
+    assert lower_is_better("text_only_closeness") and lower_is_better("text_only_closeness@add_obj")
+    assert [name for names in METRICS.values() for name in names if lower_is_better(name)] == ["text_only_closeness"]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,24 @@ def test_a_challenger_need_not_be_better_but_not_worse(rows: list[Row], verdict:
     assert reason in why
 
 
+def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
+    closeness = "text_only_closeness@add_obj"
+    fell, rose = row("sugarcrepe", closeness, -2.0, -2.5), row("sugarcrepe", closeness, 2.0, 1.5)
+    drop = GateRule(max_drop={f"sugarcrepe/{closeness}": 1.0})
+    assert judge([GAIN, fell], drop)[0] == "promote"
+    verdict, why, _ = judge([GAIN, rose], drop)
+    assert verdict == "hold" and why == f"sugarcrepe {closeness} rose by 2.00, at most 1 is allowed"
+    gate = GateRule(metric=f"sugarcrepe/{closeness}", max_drop={})
+    assert judge([fell], gate)[:2] == (
+        "promote",
+        f"sugarcrepe {closeness} -2.00 [-2.50, -1.50] is clear of zero and no other rule is broken",
+    )
+    assert judge([rose], gate)[0] == "hold"
+    assert judge_challenger([fell], gate)[0] == "promote"
+    verdict, why, _ = judge_challenger([rose], gate)
+    assert verdict == "hold" and why.endswith("+2.00 [+1.50, +2.50] lies above zero")
+
+
 def test_a_rule_without_its_benchmark_is_noted() -> None:
     notes = judge([GAIN], GateRule())[2]
     assert notes == [
