@@ -84,8 +84,8 @@ class Preparation:
         folder = self.ctx.work.scratch / "rows"
         return enough(spool_rows(folder, ("caption",), stream(), lambda: asdict(counts)), "ingest")
 
-    def job(self) -> TrainingJob:
-        """The training run."""
+    def job(self, validates: bool = True) -> TrainingJob:
+        """The training run; one process `validates`."""
         return TrainingJob(
             clip=self.clip,
             rows=self.rows,
@@ -95,7 +95,7 @@ class Preparation:
             options=self.options,
             scratch=self.ctx.work.scratch / "checkpoints",
             log_path=self.ctx.work.out / "training_log.jsonl",
-            validate=lambda: measure(self.clip, self.validation),
+            validate=(lambda: measure(self.clip, self.validation)) if validates else None,
             keep_best=RECALL,
         )
 

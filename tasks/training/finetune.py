@@ -109,8 +109,8 @@ class Preparation:
             return None
         return ImageGate(self.clip, self.images, margin, self.ctx.work.out / "rejects")
 
-    def job(self) -> TrainingJob:
-        """The training run."""
+    def job(self, validates: bool = True) -> TrainingJob:
+        """The training run; one process `validates`."""
         options = self.options
         return TrainingJob(
             clip=self.clip,
@@ -124,7 +124,7 @@ class Preparation:
             mask_duplicates=options.mask_duplicates,
             distil=options.distil,
             l2_sp=options.l2_sp,
-            validate=self._validate() if options.validations else None,
+            validate=self._validate() if options.validations and validates else None,
             validations=options.validations,
             keep_best=BY_RULE if options.validations else None,
         )
@@ -144,7 +144,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before, weights = same_image_tower(clip, ctx.inputs["features"]), weights_hash(clip)
     parameters = trained_parameters(clip.model)
     base = copy_weights(parameters)
-    result = train_together(ctx, "finetune", made.job())
+    result = train_together(ctx, "finetune", made.job(validates=ctx.settings.run.processes == 1))
     tuned = copy_weights(parameters)
     validation = made.validation
     chosen = choose_alpha(

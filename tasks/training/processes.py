@@ -152,7 +152,7 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path) -> None:
     work = WorkFolder(Path(request["out"]), Path(request["scratch"]))
     module = import_module(f"tasks.training.{request['stage']}")
     ctx = StageContext(settings, store, inputs, work)
-    job: TrainingJob = module.Preparation(ctx).job()
+    job: TrainingJob = module.Preparation(ctx).job(validates=rank == 0)
     if rank == 0:
         job = replace(job, trackers=_trackers(ctx, request["stage"], job))
     with joined(device) as processes:
