@@ -408,6 +408,16 @@ class ArtifactStore:
         here = list(holders_below(self.root / "work"))
         return here if self.mirror is None else here + list(holders_at(self.mirror.remote))
 
+    @contextmanager
+    def moving(self, name: str) -> Iterator[None]:
+        """Hold a channel, so that what is read of it stays true until it is set."""
+        with lock(self.root / "channels" / f"{_safe_name(name)}.lock"):
+            if self.mirror is None:
+                yield
+                return
+            with self.mirror.moving(name):
+                yield
+
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel, such as ``production``, at something."""
         path = self.root / "channels" / f"{_safe_name(name)}.json"

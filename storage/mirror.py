@@ -119,6 +119,12 @@ class Mirror:
 
     # Channels
 
+    @contextmanager
+    def moving(self, name: str) -> Iterator[None]:
+        """Hold a channel between machines."""
+        with remote_lock.remote_lock(self.remote, f"locks/channels/{name}"):
+            yield
+
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel at something; the object is the truth."""
         self.remote.write(f"channels/{name}.json", json_bytes(value))

@@ -73,11 +73,16 @@ def decide(
     else:
         duel = challenge(settings, store, before, stages["evaluate"], progress) if before else None
         moved, reason = _verdict(before, challenger, why(result.summary), duel)
-    if moved and (now := (store.channel(channel) or {}).get("fingerprint")) != before:
-        # The champion's evaluation may take an hour, in which another promotion can be faster.
-        moved, reason = False, f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
     if moved:
-        store.set_channel(channel, channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason))
+        with store.moving(channel):
+            now = (store.channel(channel) or {}).get("fingerprint")
+            if now == before:
+                value = channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason)
+                store.set_channel(channel, value)
+            else:
+                # The champion's evaluation may take an hour, in which another promotion can be faster.
+                moved = False
+                reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
     rows = duel_rows(duel.comparison) if duel and duel.comparison else []
     decision = {
         "channel": channel,

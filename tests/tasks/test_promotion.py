@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from paraclip_core.evaluation.evaluate import Evaluation
 from paraclip_core.evaluation.samples import Measured, Sample
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
+from storage.roots import LOCAL_VARIABLE, open_store
 from tasks import champion as champion_module
 from tasks.promotion import check_channel, decide
 from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, check_run_name, comparison_rows
@@ -156,6 +158,32 @@ def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
     decision = decide(settings, store, "production", result("bbb", evaluation=challengers))
     assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
     assert served(store) == "ccc"
+
+
+@pytest.mark.parametrize("place", ["folder", "object store"])
+def test_of_two_promotions_at_once_one_moves_the_channel(
+    settings: Settings, store: ArtifactStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "object store":
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
+        store = open_store(f"memory://{tmp_path.name}-promotion/root")
+    decisions: list[dict[str, Any]] = []
+
+    def promote(name: str) -> None:
+        decisions.append(decide(settings, store, "production", result(name), force=True))
+
+    def set_channel(*given: Any) -> None:
+        monkeypatch.setattr(ArtifactStore, "set_channel", really_set)
+        other.start()
+        other.join(0.5)
+        really_set(*given)
+
+    really_set, other = ArtifactStore.set_channel, threading.Thread(target=promote, args=("bbb",))
+    monkeypatch.setattr(ArtifactStore, "set_channel", set_channel)
+    promote("aaa")
+    other.join()
+    assert [(decision["after"], decision["moved"]) for decision in decisions] == [("aaa", True), ("bbb", False)]
+    assert decisions[1]["reason"].startswith("kept at aaa, another promotion") and served(store) == "aaa"
 
 
 def test_what_cannot_be_compared_is_held_and_can_be_moved_by_hand(settings: Settings, store: ArtifactStore) -> None:
