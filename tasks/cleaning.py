@@ -67,12 +67,11 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
         keep_days: what is younger stays, with everything that it was made from.
         unfinished: unfinished work that nobody is writing counts as well.
     """
-    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
+    artifacts, used = _artifacts(store)
     young = datetime.now(UTC) - timedelta(days=keep_days)
-    waiting = [key for value in store.channels().values() for key in _of_channel(value)]
+    waiting = _of_channels(store)
     waiting += [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
     kept = _with_origins(waiting, artifacts)
-    used = _in_use(store, artifacts)
     found = [
         Rubbish(a.stage, a.fingerprint, a.path, a.manifest.size(), a, store)
         for key, a in artifacts.items()
@@ -90,20 +89,23 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
 
 
 def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
-    """Delete what was collected, but for what somebody has begun to use since; that is given back.
+    """Delete what was collected, but for what somebody uses, or something was made from, since; that is given back.
 
     Raises:
         ArtifactError: a folder cannot be deleted.
     """
     left = []
     for store in dict.fromkeys(item.store for item in rubbish):
-        artifacts = {(a.stage, a.fingerprint): a for item in rubbish if (a := item.artifact) is not None}
-        used = _in_use(store, artifacts)
+        artifacts, used = _artifacts(store)
+        doomed = {(item.stage, item.fingerprint) for item in rubbish if item.artifact is not None}
+        needed = _with_origins([*_of_channels(store), *(artifacts.keys() - doomed)], artifacts)
         for item in rubbish:
             key = item.stage, item.fingerprint
             try:
                 if key in used:
                     left.append(Left(*key, used[key]))
+                elif item.artifact is not None and key in needed:
+                    left.append(Left(*key, "a channel or an artifact has come to need it"))
                 elif item.artifact is not None:
                     store.remove(item.artifact)
                 else:
@@ -115,15 +117,18 @@ def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
     return left
 
 
-def _in_use(store: ArtifactStore, artifacts: Mapping[Key, Artifact]) -> dict[Key, str]:
-    """Why an artifact or unfinished work must stay, for each that a living process makes or reads."""
+def _artifacts(store: ArtifactStore) -> tuple[dict[Key, Artifact], dict[Key, str]]:
+    """All artifacts; and why one, or unfinished work, must stay, for each that a living process makes or reads."""
+    # First who makes what: what is not being made any more is then in the list.
+    holders = store.holders()
+    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
     found: dict[Key, str] = {}
-    for holder in store.holders():
+    for holder in holders:
         why = f"{holder.stage}/{holder.fingerprint} is being made by {holder.who}"
         found[holder.stage, holder.fingerprint] = why
         for key in _with_origins(list(holder.reads.items()), artifacts):
             found.setdefault(key, why)
-    return found
+    return artifacts, found
 
 
 def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
@@ -137,8 +142,11 @@ def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key
     return found
 
 
-def _of_channel(value: dict[str, Any]) -> list[tuple[str, str]]:
-    return [*value.get("stages", {}).items(), (value.get("stage", ""), value.get("fingerprint", ""))]
+def _of_channels(store: ArtifactStore) -> list[Key]:
+    found: list[Key] = []
+    for value in store.channels().values():
+        found += [*value.get("stages", {}).items(), (value.get("stage", ""), value.get("fingerprint", ""))]
+    return found
 
 
 def _size(folder: Path) -> int:

@@ -102,6 +102,23 @@ def test_unfinished_work_that_was_begun_meanwhile_is_left_and_said(tmp_path: Pat
     assert all("is held by process" in item.why or "is being made by" in item.why for item in left)
 
 
+def test_what_something_was_made_from_meanwhile_is_left_and_said(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    other = replace(FIRST, fingerprint="e" * 32)
+    _, idle = made(store, FIRST, other)
+    collected = collect(store)
+    assert names(collected) == {"first"} and len(collected.rubbish) == 2
+    made(store, SECOND)
+    left = remove(collected.rubbish)
+    assert [(kept.fingerprint, kept.why) for kept in left] == [
+        ("a" * 32, "a channel or an artifact has come to need it")
+    ]
+    assert store.path("first", "a" * 32).is_dir() and not idle.path.exists()
+    collected = collect(store)
+    store.set_channel("production", {"stage": "second", "fingerprint": SECOND.fingerprint})
+    assert [kept.stage for kept in remove(collected.rubbish)] == ["first", "second"]
+
+
 def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{tmp_path.name}-cleaning/root"
     monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
