@@ -111,6 +111,7 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+    names: dict[str, None] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -120,8 +121,12 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
             raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
-        _check(f"{path} line {number}", options, list(row))
+        if options.caption not in row:
+            _check(f"{path} line {number}", options, list(row))
+        # Some writers leave out what is null.
+        names |= dict.fromkeys(row)
         yield _row(row, options)
+    _check(path, options, list(names))
 
 
 def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
