@@ -81,7 +81,7 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
     while names := [name for name in theirs.names() if name not in done]:
         for name in names:
             if digest_of(name) in ours:
-                counts["known"] += _rows(theirs, name)
+                _count_known(theirs, name, wanted or {}, counts)
             elif segment := _segment(theirs, name, wanted or {}, counts):
                 group.append(segment)
             if sum(segment.rows.num_rows for segment in group) >= GROUP_ROWS:
@@ -138,11 +138,16 @@ def _bytes(folder: SegmentFolder, name: str) -> bytes:
         raise
 
 
-def _rows(folder: SegmentFolder, name: str) -> int:
+def _count_known(folder: SegmentFolder, name: str, wanted: Mapping[str, str], counts: Counter[str]) -> None:
+    """Count the rows of a segment that is here as it is there; one that cannot be read is their affair."""
     try:
-        return pq.read_metadata(folder.folder / name).num_rows
+        with pq.ParquetFile(folder.folder / name) as file:
+            rows = file.metadata.num_rows
+            fitting = _fitting(file.read(columns=[*wanted]), wanted).num_rows if wanted else rows
     except (pa.ArrowException, OSError):
-        return 0
+        return
+    counts["known"] += fitting
+    counts["unwanted"] += rows - fitting
 
 
 def _fitting(table: pa.Table, wanted: Mapping[str, str]) -> pa.Table:

@@ -77,7 +77,12 @@ def test_only_what_is_wanted_is_taken(
     assert set(answers(ours, range(10))) == kept
     before = ours.segments.names()
     again = merge(ours, theirs.folder, wanted)
-    assert (again.new, again.known, ours.segments.names()) == (0, len(kept), before)
+    assert (again.new, again.known, again.unwanted) == (0, len(kept), 5 - len(kept))
+    assert ours.segments.names() == before
+    # Segments that were taken over whole are known for what is wanted of them, too.
+    merge(ours, theirs.folder)
+    whole = merge(ours, theirs.folder, wanted)
+    assert (whole.new, whole.known, whole.unwanted) == (0, len(kept), 5 - len(kept))
 
 
 def test_what_other_writers_keep_beside_comes_along(ours: GenerationStore, theirs: GenerationStore) -> None:
