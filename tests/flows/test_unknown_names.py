@@ -91,6 +91,13 @@ def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: P
     run = finished_run()
     assert run_cli(["artifacts", "ls", "--root", str(tmp_path / "absent")]) == 2
     assert f"there is no root {tmp_path / 'absent'}: nothing was run there; give --root" in capsys.readouterr().err
+    for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "verify"], ["cache", "rebuild"]):
+        foreign = tmp_path / "photos"
+        foreign.mkdir(exist_ok=True)
+        (foreign / "1.jpg").touch()
+        assert run_cli([*command, "--root", str(foreign)]) == 2
+        assert f"{foreign} is no root: it has none of artifacts, cache, " in capsys.readouterr().err
+        assert [path.name for path in foreign.iterdir()] == ["1.jpg"]
     assert run_cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)]) == 2
     assert "there is no stage 'finetun'; did you mean finetune?" in capsys.readouterr().err
 
