@@ -13,6 +13,7 @@ INPUTS = [
     "missing file",
     "corrupt Parquet",
     "tar cut short",
+    "tar out of order, or with dots in its keys",
     "table with another separator, or read as plain text",
     "wrong column",
     "empty caption",
