@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -12,7 +12,10 @@ from typing import BinaryIO, cast
 from paraclip_core.captions.readers.rows import LONGEST_RECORD
 from paraclip_core.errors import InputError
 
-__all__ = ["decode", "numbered_lines", "open_bytes"]
+__all__ = ["decode", "numbered_lines", "open_bytes", "without_mark"]
+
+UTF16: Mapping[tuple[bool, ...], str] = {(True, False, True, False): "UTF-16BE", (False, True, False, True): "UTF-16LE"}
+"""What it is called by which of the first bytes are zero."""
 
 
 @contextmanager
@@ -45,14 +48,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     Bytes that are not UTF-8 come as lone surrogates, so that one bad line costs one row and not the file.
 
     Raises:
-        InputError: the file cannot be read, or is UTF-16.
+        InputError: the file cannot be read, or does not hold lines of UTF-8.
     """
     with open_bytes(path) as file:
         number = 0
         while line := file.readline(LONGEST_RECORD):
             number += 1
             if number == 1:
-                line = _without_mark(line, path)
+                line = without_mark(line, path)
+                if not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
+                    raise InputError(f"the lines of {path} end in CR alone, expected LF; convert it (`tr '\\r' '\\n'`)")
             if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
                 while (more := file.readline(LONGEST_RECORD)) and not more.endswith(b"\n"):
                     pass
@@ -66,7 +71,17 @@ def decode(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _without_mark(line: bytes, path: Path) -> bytes:
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{path} is UTF-16, expected UTF-8; convert it (`iconv -f UTF-16 -t UTF-8`)")
-    return line.removeprefix(b"\xef\xbb\xbf")
+def without_mark(start: bytes, path: Path) -> bytes:
+    """The first bytes of a text file, without a byte order mark.
+
+    Raises:
+        InputError: it is no UTF-8, but UTF-16 or a zip archive.
+    """
+    marked = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    # Without a mark the first letters tell, as they are ASCII in a header and in JSON.
+    form = "UTF-16" if marked else UTF16.get(tuple(byte == 0 for byte in start[:4]))
+    if form is not None:
+        raise InputError(f"{path} is UTF-16, expected UTF-8; convert it (`iconv -f {form} -t UTF-8`)")
+    if start.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path} is a zip archive or a spreadsheet; unpack it, or export it as CSV in UTF-8")
+    return start.removeprefix(b"\xef\xbb\xbf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from paraclip_core.captions.readers.coco import read_coco
 from paraclip_core.captions.readers.delimited import read_csv, read_tsv
 from paraclip_core.captions.readers.jsonl import read_jsonl
 from paraclip_core.captions.readers.karpathy import read_karpathy
-from paraclip_core.captions.readers.lines import open_bytes
+from paraclip_core.captions.readers.lines import open_bytes, without_mark
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.readers.rows import RowBatch
 from paraclip_core.captions.readers.text import read_text
@@ -45,6 +46,7 @@ SUFFIXES = {
     ".txt": "text",
 }
 HEAD = 1 << 20
+NO_IMAGES = re.compile(rb'"images"\s*:\s*\[\s*\]')
 
 
 def named_format(path: Path) -> str | None:
@@ -68,7 +70,9 @@ def detect(path: Path) -> str:
         return "parquet"
     if head[257:262] == b"ustar":
         return "webdataset"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = without_mark(head, path).lstrip()
+    if not start:
+        raise InputError(f"{path} is empty; expected captions")
     if start.startswith(b"["):
         return "jsonl"
     if start.startswith(b"{"):
@@ -82,7 +86,10 @@ def _json_format(head: bytes, path: Path) -> str:
     if any(mark in head for mark in (b'"annotations"', b'"file_name"', b'"coco_url"')):
         return "coco"
     first, _, rest = head.partition(b"\n")
-    if first.rstrip().endswith(b"}") or rest.lstrip().startswith(b"{"):
+    several = rest.lstrip().startswith(b"{")
+    if NO_IMAGES.search(head) and not several:
+        return "karpathy"
+    if several or first.rstrip().endswith(b"}"):
         return "jsonl"
     raise InputError(
         f"{path} is JSON, but neither Karpathy's (images with sentences) nor COCO's (annotations) nor one object a "

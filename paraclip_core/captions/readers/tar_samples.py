@@ -105,8 +105,12 @@ def _members(path: Path) -> Iterator[_Member]:
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        # Where no kind of tar fits, tarfile tells a line for each kind.
+        what = str(error)
+        if "\n" in what:
+            what = "it is empty" if "'empty file'" in what else "no tar begins so"
         raise InputError(
-            f"{path} cannot be read as a tar, it is damaged or cut short: {error}; fetch it again"
+            f"{path} cannot be read as a tar, it is damaged or cut short: {what}; fetch it again"
         ) from error
 
 

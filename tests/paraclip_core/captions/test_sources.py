@@ -99,6 +99,8 @@ def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) ->
         ("a.json", KARPATHY, "karpathy"),
         ("a.json", COCO, "coco"),
         ("a.json", '{"caption": "a"}\n{"caption": "b"}\n', "jsonl"),
+        ("a.json", '{"images": [], "dataset": "x"}', "karpathy"),
+        ("a.json", '{"caption": "a", "images": []}\n{"caption": "b", "images": []}\n', "jsonl"),
         ("a.json", '[{"caption": "a"}]', "jsonl"),
         ("rows", KARPATHY, "karpathy"),
         ("A.TSV", "", "tsv"),
@@ -121,6 +123,10 @@ def test_detection_by_first_bytes(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a":\n 1\n}')
     with pytest.raises(InputError, match="neither Karpathy's"):
         detect(tmp_path / "x.json")
+    for data, message in ((b"\xef\xbb\xbf \n", r"x\.json is empty"), ("{}".encode("utf-16"), r"x\.json is UTF-16")):
+        (tmp_path / "x.json").write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            detect(tmp_path / "x.json")
 
 
 def test_real_files(data_root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,21 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert first(read_jsonl(path, OPTIONS)).captions == ["caf\udce9", "\ud800"]
     with pytest.raises(InputError, match="UTF-16, expected UTF-8; convert"):
         first(read_text(write(tmp_path, "a dog".encode("utf-16")), OPTIONS))
+    for form in ("UTF-16LE", "UTF-16BE"):
+        with pytest.raises(InputError, match=f"is UTF-16, expected UTF-8; convert it .`iconv -f {form} -t UTF-8`"):
+            first(read_csv(write(tmp_path, "caption,image\na dog,1\n".encode(form)), OPTIONS))
+
+
+def test_what_holds_no_lines(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows", "w") as archive:
+        archive.writestr("rows.csv", "caption\na dog\n")
+    for reader in (read_csv, read_tsv, read_text, read_jsonl):
+        with pytest.raises(InputError, match=r"rows is a zip archive or a spreadsheet; unpack it, or export it as CSV"):
+            first(reader(tmp_path / "rows", OPTIONS))
+    for reader in (read_csv, read_tsv, read_text):
+        with pytest.raises(InputError, match=r"rows end in CR alone, expected LF; convert it"):
+            first(reader(write(tmp_path, "caption\ra dog\ra cat"), OPTIONS))
+    assert first(read_text(write(tmp_path, "a dog\rruns\na cat\r"), OPTIONS)).captions == ["a dog\rruns", "a cat"]
 
 
 def test_gzip(tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def test_a_packed_tar_cut_short(tmp_path: Path) -> None:
         list(read_webdataset(path, OPTIONS))
 
 
+@pytest.mark.parametrize(("data", "message"), [(b"", "it is empty"), (b"no tar" * 200, "no tar begins so")])
+def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(InputError, match=rf"^[^\n]*a\.tar cannot be read as a tar.*: {message}; fetch it again$"):
+        list(read_webdataset(tmp_path / "a.tar", OPTIONS))
+
+
 def test_garbage_in_the_middle(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", SAMPLES)
     raw = bytearray(path.read_bytes())
