@@ -75,7 +75,8 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
             axes.plot(x, y, dashes, color=colour, linewidth=1.6, label=line.label, marker=marker, ms=3.5)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        whole = all(float(x).is_integer() for line in lines for x in line.x)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(length=0)
         if len(lines) > 1:
@@ -109,7 +110,9 @@ def validation_plot(training: Training) -> str | None:
     steps = [line["step"] for line in logged]
     names = list(logged[0]["validation"])
     lines = [Line(_words(name), steps, [line["validation"][name] for line in logged], True) for name in names]
-    return line_chart(f"{training.name}: validation", lines, "step", "left-out images, %")
+    # A single line has no legend to be named in.
+    figure = _words(names[0]) if len(names) == 1 else "left-out images"
+    return line_chart(f"{training.name}: validation", lines, "step", f"{figure}, %")
 
 
 def alpha_plot(sweep: Mapping[str, Any]) -> str | None:

@@ -65,7 +65,7 @@ def test_the_sweep_shows_changes_against_the_base_and_ao_first() -> None:
 def test_what_was_not_logged_is_not_drawn() -> None:
     assert loss_plot(Training("x", [])) is None
     assert validation_plot(Training("x", LOG.lines[:2])) is None
-    assert validation_plot(LOG) is not None
+    assert "AO@10, %" in texts(str(validation_plot(LOG)))
     assert alpha_plot({"alphas": []}) is None
 
 
@@ -73,6 +73,15 @@ def test_long_logs_are_thinned_to_what_a_screen_shows() -> None:
     steps = list(range(20_000))
     svg = line_chart("long", [Line("loss", steps, [float(s % 7) for s in steps])], "step", "loss")
     assert len(svg) < 40_000
+
+
+def test_steps_are_whole_numbers() -> None:
+    for steps in ([1], [1, 2, 3, 4, 5], [10, 20, 400]):
+        svg = line_chart("steps", [Line("loss", steps, [float(step) for step in steps])], "step", "")
+        shown = texts(svg)
+        ticks = shown[: shown.index("step")]
+        assert ticks and all(tick.isdecimal() for tick in ticks), ticks
+    assert "0.4" in texts(line_chart("shares", [Line("x", [0, 0.5, 1], [1, 2, 3])], "α", ""))
 
 
 def test_a_single_step_is_a_point_for_each_loss() -> None:
