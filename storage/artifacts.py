@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Artifact", "ArtifactStore", "Draft", "FileEntry", "Manifest", "WorkFolder"]
 
 log = logging.getLogger(__name__)
-FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
 
 
 @dataclass(frozen=True)
@@ -339,20 +338,6 @@ class ArtifactStore:
                 f"the artifact {'/'.join(meant)} of the channel {name!r} is gone from {self.location}; run again"
             )
         return found
-
-    def check(self) -> None:
-        """See that there is such a root, for what only looks at it.
-
-        Raises:
-            UnknownNameError: its folder is not there, or holds other things and nothing that a root has.
-        """
-        if self.mirror is not None:
-            return
-        how = "give --root, or set PARACLIP_ROOT"
-        if not self.root.is_dir():
-            raise UnknownNameError(f"there is no root {self.root}: nothing was run there; {how}")
-        if not any((self.root / name).exists() for name in FOLDERS) and any(self.root.iterdir()):
-            raise UnknownNameError(f"{self.root} is no root: it has none of {', '.join(FOLDERS)}; {how}")
 
     def resolve(self, prefix: str, stages: Sequence[str] = ()) -> Artifact:
         """The one artifact (of `stages`, if any) whose fingerprint starts with `prefix` (or ``stage/prefix``).

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from paraclip_core.errors import UnknownNameError
 from storage.artifacts import ArtifactStore
 from storage.filesystems import is_url, open_remote
 
 if TYPE_CHECKING:
     from storage.generations import GenerationStore
 
-__all__ = ["LOCAL_VARIABLE", "open_generations", "open_store", "working_folder"]
+__all__ = ["LOCAL_VARIABLE", "check_root", "open_generations", "open_store", "working_folder"]
 
 LOCAL_VARIABLE = "PARACLIP_LOCAL"
+FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
 
 
 def open_store(root: Path | str) -> ArtifactStore:
@@ -36,6 +38,22 @@ def open_store(root: Path | str) -> ArtifactStore:
         remote, folder = open_remote(text), working_folder(text)
         return ArtifactStore(folder, Mirror(remote, folder))
     return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else root)
+
+
+def check_root(store: ArtifactStore) -> None:
+    """See that there is such a root, for what only looks at it.
+
+    Raises:
+        UnknownNameError: its folder is not there, or holds other things and nothing that a root has.
+    """
+    root = store.root
+    if store.mirror is not None:
+        return
+    how = "give --root, or set PARACLIP_ROOT"
+    if not root.is_dir():
+        raise UnknownNameError(f"there is no root {root}: nothing was run there; {how}")
+    if not any((root / name).exists() for name in FOLDERS) and any(root.iterdir()):
+        raise UnknownNameError(f"{root} is no root: it has none of {', '.join(FOLDERS)}; {how}")
 
 
 def open_generations(store: ArtifactStore) -> GenerationStore:

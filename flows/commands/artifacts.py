@@ -20,7 +20,7 @@ from flows.commands.common import (
 )
 from paraclip_core.errors import UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.roots import open_store
+from storage.roots import check_root, open_store
 
 __all__ = ["app"]
 
@@ -139,7 +139,7 @@ def gc(
 
 def _opened(root: str) -> ArtifactStore:
     store = open_store(root)
-    store.check()
+    check_root(store)
     return store
 
 

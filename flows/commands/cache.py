@@ -200,11 +200,11 @@ def _print_why(found: dict[str, Any]) -> None:
 
 @contextmanager
 def _opened(root: str, must_exist: bool = True) -> Iterator[GenerationStore]:
-    from storage.roots import open_generations, open_store
+    from storage.roots import check_root, open_generations, open_store
 
     artifacts = open_store(root)
     if must_exist:
-        artifacts.check()
+        check_root(artifacts)
     store = open_generations(artifacts)
     try:
         yield store

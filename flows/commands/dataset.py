@@ -42,14 +42,14 @@ def export_dataset(
     as_json: JsonOption = False,
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
-    from storage.roots import open_store
+    from storage.roots import check_root, open_store
     from tasks.dataset_export import export_dataset as write
     from tasks.dataset_export import find_paraphrases
     from tasks.dataset_rows import read_opt_outs
 
     settings = settings_from(config, set_)
     store = open_store(settings.run.root if root is None else root)
-    store.check()
+    check_root(store)
     given = settings if config is not None or set_ else None
     found = find_paraphrases(store, artifact, given)
     named = name or (settings.name if config is not None else None)
