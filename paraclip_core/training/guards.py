@@ -21,7 +21,7 @@ from paraclip_core.training.rows import Batch, TrainingRows
 
 __all__ = ["bound_kernel_cache", "deterministic", "free_heap", "keep_freed_memory", "save_batch", "sigterm_noticed"]
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``, as ``malloc.h`` numbers them."""
 
 
@@ -54,14 +54,12 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed up to 1 GiB, for as long as the process lives, where it is glibc.
 
     It gives large blocks back to the system at once otherwise, which clears every page again when the next tensor takes
-    it: writing a new tensor of 32 MB took three times as long. A step frees and takes thousands of these. Threads
-    share one heap, since it keeps nothing in those that they would have of their own.
+    it: writing a new tensor of 32 MB took three times as long. A step frees and takes thousands of these.
     """
     if sys.platform != "linux":
         return
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(ARENA_MAX, 1)
         set_option(TRIM_THRESHOLD, 1 << 30)
         set_option(MMAP_THRESHOLD, 1 << 28)
 
