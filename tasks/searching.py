@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
-from paraclip_core.clip.models import ClipModel, load_clip, pick_device
+from paraclip_core.clip.models import load_clip, pick_device
 from paraclip_core.clip.search import search as nearest_images
 from storage.features import FeatureStore
 from storage.parquet import iter_batches
 from tasks.lookup import FoundModel
 
 __all__ = ["Hit", "search"]
-
-BLOCK = 65_536
-"""Images whose features are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,9 @@ def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> di
         ArtifactError: the image features are damaged.
     """
     store = FeatureStore(model.features.path)
+    gallery, ids = store.view(), store.image_ids
     found = {
-        name: _nearest(load_clip(reference, pick_device(device)), store, query, count)
+        name: nearest_images(load_clip(reference, pick_device(device)), gallery, ids, query, min(count, len(ids)))
         for name, reference in (("base", model.base), ("tuned", model.tuned))
     }
     captions = _captions(model, {image for hits in found.values() for image, _ in hits})
@@ -50,17 +44,6 @@ def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> di
         name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
         for name, hits in found.items()
     }
-
-
-def _nearest(clip: ClipModel, store: FeatureStore, query: str, count: int) -> list[tuple[str, float]]:
-    """The nearest of all images, looked for block by block; of equally near ones the earlier row comes first."""
-    features, ids = store.view(), store.image_ids
-    best: list[tuple[str, float]] = []
-    for start in range(0, len(ids), BLOCK):
-        block = features[np.arange(start, min(start + BLOCK, len(ids)))]
-        best += nearest_images(clip, block, ids[start : start + BLOCK], query, count)
-        best = heapq.nlargest(count, best, key=itemgetter(1))
-    return best
 
 
 def _captions(model: FoundModel, image_ids: set[str]) -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from paraclip_core.clip import search as nearest
 from storage.artifacts import Artifact, Manifest
 from storage.features import INDEX, write_index, write_shard
 from tasks import searching
@@ -25,18 +27,26 @@ def _model(folder: Path, shards: list[np.ndarray]) -> FoundModel:
     return FoundModel("tuned", "base", Artifact(folder, manifest), None)
 
 
+def _of_length_1(score: float) -> list[float]:
+    """24 numbers that float16 holds exactly, the first of them the cosine with the first axis."""
+    quarters = int((1 - score**2) * 16)
+    eighths = round((1 - score**2 - quarters / 16) * 64)
+    return ([score] + [0.25] * quarters + [0.125] * eighths + [0.0] * 24)[:24]
+
+
 def test_images_are_looked_at_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
+    cosines = nearest._cosines
 
-    def nearest_images(_: object, block: np.ndarray, ids: list[str], query: str, k: int) -> list[tuple[str, float]]:
-        looked_at.append(len(block))
-        nearest = np.argsort(-block[:, 0], kind="stable")[:k].tolist()
-        return [(ids[row], float(block[row, 0])) for row in nearest]
+    def watched(features: np.ndarray, text: np.ndarray) -> np.ndarray:
+        looked_at.append(len(features))
+        return cosines(features, text)
 
-    monkeypatch.setattr(searching, "load_clip", lambda *_: None)
-    monkeypatch.setattr(searching, "nearest_images", nearest_images)
-    monkeypatch.setattr(searching, "BLOCK", 2)
-    scores = np.array([0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75], np.float16)[:, None]
+    monkeypatch.setattr(searching, "load_clip", lambda *_: SimpleNamespace(embed_dim=24))
+    monkeypatch.setattr(nearest, "encode_texts", lambda *_: np.eye(1, 24, dtype=np.float32))
+    monkeypatch.setattr(nearest, "_cosines", watched)
+    monkeypatch.setattr(nearest, "BLOCK", 2)
+    scores = np.array([_of_length_1(score) for score in (0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75)])
     model = _model(tmp_path, [scores[:5], scores[5:]])
     found = searching.search(model, "two dogs", 5)["tuned"]
     assert [(hit.rank, hit.image_id, hit.score) for hit in found] == [
