@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -400,12 +400,9 @@ class ArtifactStore:
     @contextmanager
     def moving(self, name: str) -> Iterator[None]:
         """Hold a channel, so that what is read of it stays true until it is set."""
-        with lock(self.root / "channels" / f"{_safe_name(name)}.lock"):
-            if self.mirror is None:
-                yield
-                return
-            with self.mirror.moving(name):
-                yield
+        between_machines = nullcontext() if self.mirror is None else self.mirror.moving(name)
+        with lock(self.root / "channels" / f"{_safe_name(name)}.lock"), between_machines:
+            yield
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel, such as ``production``, at something."""

@@ -84,11 +84,10 @@ class _Chooser:
         """Raise the first error if no record had a caption, or a field that the user named never turned up."""
         if not self._found and self._error is not None:
             raise self._error
+        fields = next((fields for fields, columns in self._known.items() if columns), ())
         if self._found and self._unseen:
-            fields = next(fields for fields, columns in self._known.items() if columns)
             choose_columns(fields, self._wanted, str(self._path))
         if self._found and not self._image:
-            fields = next((fields for fields, columns in self._known.items() if columns), ())
             need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:

@@ -40,5 +40,5 @@ def _is_table(line: str) -> bool:
     """Whether a line is a header that names captions and images, or a name of an image and its caption, as tables of
     captions that are called ``.txt`` begin."""
     fields = line.split("\t")
-    names = [field for field in fields if IMAGE_NAME.fullmatch(field.strip())]
-    return table_header(line, ",;\t|") is not None or (len(fields) > 1 and bool(names))
+    named = len(fields) > 1 and any(IMAGE_NAME.fullmatch(field.strip()) for field in fields)
+    return named or table_header(line, ",;\t|") is not None
