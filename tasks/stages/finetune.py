@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import FinetuneOptions, Settings, meaning
-from tasks.models import base_inputs, base_sources
+from tasks.models import EMBEDDED, base_inputs, base_sources
 from tasks.stage import Stage, StageContext
 
 __all__ = ["FINETUNE", "told_options"]
@@ -23,7 +24,12 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    return {"finetune": told_options(settings.finetune), "base": settings.model.base}
+    base = settings.model.base
+    # What a local model holds is in the sources; where it lies does not count.
+    return {
+        "finetune": told_options(settings.finetune),
+        "base": base if base == EMBEDDED else place_free_name(base),
+    }
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -53,6 +53,14 @@ def test_it_writes_release_log_and_sweep(run_stage: Run, inputs: dict[str, Artif
     assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
     assert f"bootstrap/{inputs['bootstrap'].fingerprint}" in (made.path / "release/README.md").read_text()
+
+
+def test_the_fingerprint_does_not_follow_a_moved_base(settings: Settings) -> None:
+    def options(base: str) -> Mapping[str, object]:
+        return FINETUNE.options(settings.model_copy(update={"model": settings.model.model_copy(update={"base": base})}))
+
+    assert options("local-dir:/a") == options("/b") != options("embedded") != options("ViT-B-32:openai")
+    assert options("embedded")["base"] == "embedded"
 
 
 def test_it_can_be_validated_and_keeps_the_best_weights(
