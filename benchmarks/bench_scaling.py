@@ -38,8 +38,9 @@ from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import LossWeights
 from paraclip_core.training.distributed import ALONE, Processes, joined
 from paraclip_core.training.forward import Prepared, prepare
-from paraclip_core.training.guards import deterministic, keep_freed_memory
+from paraclip_core.training.guards import deterministic
 from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.memory import keep_freed_memory
 from paraclip_core.training.objective import Objective
 from paraclip_core.training.optimiser import build_optimiser, clamp_scale, trained_parameters
 from paraclip_core.training.rows import TrainingRows

@@ -45,8 +45,9 @@ from paraclip_core.clip.prefixes import alphabetical, forest_of
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import LossWeights
 from paraclip_core.training.forward import image_features, prepare
-from paraclip_core.training.guards import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.guards import deterministic
 from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.memory import bound_kernel_cache, keep_freed_memory
 from paraclip_core.training.objective import Objective
 from paraclip_core.training.optimiser import build_optimiser, clamp_scale, trained_parameters
 from paraclip_core.training.rows import TrainingRows

@@ -35,9 +35,10 @@ class OptimiserOptions(Options):
     Short runs use less of it: at most (1 + step) / (10 + step)."""
     seed: int = 0
     """Seed of the data order."""
-    memory_gib: Annotated[float, Field(gt=0)] = Field(default=4.0, json_schema_extra=OPERATIONAL)
-    """Memory for what the backward pass needs of a batch. A batch that needs more has its texts embedded twice
-    (gradient caching): a third slower, within this memory, and the same to the last bit."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Memory for what the backward pass needs of a batch; none: a third of what the device has free when training
+    begins. A batch that needs more has its texts embedded twice (gradient caching): a third slower, within this memory,
+    and the same to the last bit."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
     """Time between two checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)

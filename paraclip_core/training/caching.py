@@ -24,7 +24,7 @@ from paraclip_core.clip.models import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.clip.towers import text_tower
 from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.guards import free_heap
+from paraclip_core.training.memory import anonymous_memory, free_heap
 from paraclip_core.training.streams import STREAMS, in_turn, side_by_side
 
 __all__ = ["GROUP_TOKENS", "CachedTexts", "activation_bytes", "touched_vocabulary"]
@@ -50,6 +50,7 @@ class CachedTexts:
         *,
         precision: Precision,
         keep: bool,
+        most_bytes: float = 0,
         seed: int = 0,
         processes: Processes = ALONE,
     ) -> None:
@@ -60,12 +61,13 @@ class CachedTexts:
             tokens: all texts of the step, n of them.
             precision: arithmetic of the tower.
             keep: keep the first pass for the backward one. More memory, less time, the same result.
+            most_bytes: of this process's memory, which may hold on to what is freed until it has as much.
             seed: of the dropout, where the tower has any.
             processes: who embeds the rest.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision
-        self._seed, self._processes = seed, processes
+        self._most_bytes, self._seed, self._processes = most_bytes, seed, processes
         mine = shares(clip, tokens, processes.count)[processes.rank]
         tower = text_tower(clip)
         # Weights whose gradients add up in fp32 need no small chunks; the others' chunks are short, to save padding.
@@ -103,7 +105,7 @@ class CachedTexts:
             self._tidy()
 
     def _tidy(self) -> None:
-        if not self._keep:
+        if not self._keep and anonymous_memory() >= self._most_bytes:
             free_heap()
 
     def _first_pass(self, number: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -14,11 +14,10 @@ from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.forgetting import DISTIL, L2_SP, Anchor
 from paraclip_core.training.forward import Prepared
 from paraclip_core.training.losses import Pair, contrastive_loss
+from paraclip_core.training.memory import GIB, anonymous_memory
 from paraclip_core.training.optimiser import trained_parameters
 
 __all__ = ["Objective"]
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Objective:
     """Memory for what the backward pass needs of a batch. Larger batches are embedded twice instead."""
     anchor: Anchor | None = None
     processes: Processes = ALONE
+    taken: int = field(default_factory=anonymous_memory)
+    """Bytes that this process has before the first batch."""
 
     def gradients(self, prepared: Prepared, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
@@ -53,6 +54,7 @@ class Objective:
                 prepared.tokens,
                 precision=self.precision,
                 keep=self.fits(prepared),
+                most_bytes=self.taken + self.memory_gib * GIB,
                 seed=seed,
                 processes=self.processes,
             )

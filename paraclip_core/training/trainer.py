@@ -32,10 +32,11 @@ from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.effort import matmul_rate, step_flops
 from paraclip_core.training.forgetting import Anchor
 from paraclip_core.training.forward import ImageFeatures, Prepared, batches_ahead
-from paraclip_core.training.guards import deterministic, keep_freed_memory, save_batch, sigterm_noticed
+from paraclip_core.training.guards import deterministic, save_batch, sigterm_noticed
 from paraclip_core.training.identity import data_digest, weights_digest
 from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import IMAGE, Pair
+from paraclip_core.training.memory import keep_freed_memory, memory_for_batches
 from paraclip_core.training.objective import Objective
 from paraclip_core.training.optimiser import (
     build_optimiser,
@@ -142,7 +143,7 @@ class _Run:
             job.clip,
             job.pairs,
             job.options.precision,
-            job.options.memory_gib,
+            job.options.memory_gib or memory_for_batches(self.device, job.processes.count),
             Anchor(job.clip, job.distil, job.l2_sp),
             job.processes,
         )

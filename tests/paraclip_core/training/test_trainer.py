@@ -20,6 +20,7 @@ from torch import Tensor
 from paraclip_core.clip.models import freeze_image_tower, image_tower_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
+from paraclip_core.training import trainer
 from paraclip_core.training.guards import save_batch
 from paraclip_core.training.optimiser import select_parameters
 from paraclip_core.training.trainer import train
@@ -63,6 +64,17 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_others(tiny: ModuleT
     assert (tmp_path / "a/training_log.jsonl").read_bytes() == (tmp_path / "b/training_log.jsonl").read_bytes()
     other = weights(tiny, tmp_path / "c", options={"seed": 1})
     assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
+
+
+def test_without_a_word_batches_get_a_share_of_what_is_free(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    of_class = trainer.Objective
+    monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
+    monkeypatch.setattr(trainer, "memory_for_batches", lambda device, processes: 1e-9 if processes == 1 else 0)
+    assert_equal(weights(tiny, tmp_path / "a"), weights(tiny, tmp_path / "b", options={"memory_gib": 3.0}))
+    assert given == [1e-9, 3.0]
 
 
 def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:

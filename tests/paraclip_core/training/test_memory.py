@@ -1,0 +1,70 @@
+"""What training may take of a machine's memory, and what it gives back."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from paraclip_core.training import memory
+from paraclip_core.training.memory import GIB, anonymous_memory, free_heap, free_memory, memory_for_batches
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the kernel says of a machine with 12 GiB free, in no container."""
+    (tmp_path / "meminfo").write_text(f"MemTotal: {24 * 2**20} kB\nMemAvailable:   {12 * 2**20} kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_batches_get_a_third_of_what_is_free(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_for_batches(CPU) == pytest.approx(4)
+    assert memory_for_batches(CPU, 2) == pytest.approx(2)
+    # Each process has a GPU of its own.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
+    assert memory_for_batches(torch.device("cuda", 1), 2) == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [(f"{8 * GIB}\n", 6 * GIB), ("max\n", 12 * GIB), (f"{64 * GIB}", 12 * GIB), (f"{GIB}", 0)]
+)
+def test_a_container_may_have_less(machine: Path, limit: str, free: int) -> None:
+    (machine / "memory.max").write_text(limit)
+    (machine / "memory.stat").write_text(f"anon {2 * GIB}\nfile {9 * GIB}\n")
+    assert free_memory(CPU) == free
+
+
+def test_four_gib_where_nothing_is_told(machine: Path) -> None:
+    (machine / "meminfo").unlink()
+    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
+    assert free_memory(torch.device("mps")) is None
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="other systems have no /proc")
+def test_memory_is_seen() -> None:
+    free = free_memory(CPU)
+    assert free is not None and free > 0
+    before = anonymous_memory()
+    block = bytearray(b"x" * 50_000_000)
+    assert 50_000_000 <= anonymous_memory() - before < 150_000_000
+    assert len(block) == 50_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_holes_in_the_heap_go_back_to_the_system() -> None:
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    for block in blocks:
+        block[:: os.sysconf("SC_PAGE_SIZE")] = b"x" * len(range(0, len(block), os.sysconf("SC_PAGE_SIZE")))
+    last = blocks[-1]  # so that the end of the heap is in use
+    blocks.clear()
+    before = anonymous_memory()
+    free_heap()
+    assert before - anonymous_memory() > 50_000_000
+    assert len(last) == 100_000
