@@ -42,13 +42,23 @@ class Anchor:
             self._tower.model.eval()
 
     def distance(
-        self, prepared: Prepared, embeddings: Mapping[str, Tensor], precision: Precision, processes: Processes
+        self,
+        prepared: Prepared,
+        embeddings: Mapping[str, Tensor],
+        precision: Precision,
+        most_bytes: float,
+        processes: Processes,
     ) -> Tensor:
-        """Mean of 1 - cosine between the captions' embeddings and the base's, a scalar with history."""
+        """Mean of 1 - cosine between the captions' embeddings and the base's, a scalar with history.
+
+        `precision`, `most_bytes` and `processes` are as :class:`CachedTexts` takes them.
+        """
         assert self._tower is not None
         captions = prepared.batch.texts[CAPTION]
-        base = CachedTexts(self._tower, captions, precision=precision, keep=False, processes=processes).embed()
-        return (1 - (embeddings[CAPTION] * base).sum(1)).mean()
+        base = CachedTexts(
+            self._tower, captions, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
+        )
+        return (1 - (embeddings[CAPTION] * base.embed()).sum(1)).mean()
 
     @torch.no_grad()
     def pull_back(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:

@@ -48,13 +48,14 @@ class Objective:
         scale, parameters = clip.model.get_parameter("logit_scale"), trained_parameters(clip.model)
         # The scale's gradient comes from the whole batch.
         of_texts = [parameter for parameter in parameters.values() if parameter is not scale]
+        most_bytes = self.taken + self.memory_gib * GIB
         with touched_vocabulary(clip, prepared.tokens) as vocabulary:
             texts = CachedTexts(
                 clip,
                 prepared.tokens,
                 precision=self.precision,
                 keep=self.fits(prepared),
-                most_bytes=self.taken + self.memory_gib * GIB,
+                most_bytes=most_bytes,
                 seed=seed,
                 processes=self.processes,
             )
@@ -62,7 +63,7 @@ class Objective:
             embeddings = prepared.embeddings(found)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
             if anchor is not None and anchor.distil:
-                distance = anchor.distance(prepared, embeddings, self.precision, self.processes)
+                distance = anchor.distance(prepared, embeddings, self.precision, most_bytes, self.processes)
                 loss, terms = loss + anchor.distil * distance, terms | {DISTIL: distance.detach()}
             loss.backward()
             assert found.grad is not None

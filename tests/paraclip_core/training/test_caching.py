@@ -107,12 +107,13 @@ def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anc
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
+    anchor = Anchor(clip, 1.0, 0.0)
     trimmed: list[bool] = []
     monkeypatch.setattr(caching, "free_heap", lambda: trimmed.append(True))
     monkeypatch.setattr(caching, "anonymous_memory", lambda: 2 * 2**30)
     # A batch that fits never gives any back; others do when the process has grown by what batches may take.
     for memory, taken in ((4.0, 0), (1e-9, 2**31)):
-        Objective(clip, PAIRS, memory_gib=memory, taken=taken).gradients(prepared)
+        Objective(clip, PAIRS, memory_gib=memory, taken=taken, anchor=anchor).gradients(prepared)
         assert not trimmed
     Objective(clip, PAIRS, memory_gib=1e-9, taken=2**30).gradients(prepared)
     groups = len(caching.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)._groups)
