@@ -308,6 +308,9 @@ class Paraphraser:
                 latest = part[-self.samples.size :]
                 self.samples.answered((text, answer) for text, _, found in latest for answer in found.texts[:1])
                 self._report(done / len(texts))
+            else:
+                what = "words" if prompt is THESAURUS else "again"
+                self._report(1, {what: done, f"{what}_total": len(texts)})
         # In the order of the texts, whichever was answered first.
         return {text: answers[text] for text in texts if text in answers}
 
@@ -337,8 +340,8 @@ class Paraphraser:
     def _sampling(self, prompt: PromptTemplate) -> SamplingOptions:
         return WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
 
-    def _report(self, share: float) -> None:
-        """Tell how far it is; `share` of the current block's requests are answered."""
+    def _report(self, share: float, more: Mapping[str, int] | None = None) -> None:
+        """Tell how far it is: `share` of the current block's captions are answered; `more` is asked about them."""
         counts = self.counts
         block = min(BLOCK_ROWS, (self._total or BLOCK_ROWS) - self._seen_rows)
         seconds = max(time.monotonic() - self._started, 1e-6)
@@ -347,6 +350,7 @@ class Paraphraser:
             "requests_per_second": round((counts.cached + counts.generated) / seconds, 1),
             "generated": counts.generated,
             "cached": counts.cached,
+            **(more or {}),
         }
         done = self._seen_rows + int(share * max(block, 0))
         if counts.completion_tokens:

@@ -229,6 +229,34 @@ def test_progress_reaches_the_total_and_never_falls(written_paraphrases: Path, c
     assert seen == [(50, 200), (100, 200), (150, 200), (200, 200), (200, 200)]
 
 
+def test_words_and_further_attempts_are_seen_while_they_are_asked_for(cache: Any, rows_of: Rows) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+        seen.append({"done": done} | {name: facts[name] for name in facts if name.startswith(("words", "again"))})
+
+    options = ParaphraseOptions(gates=GateOptions(max_overlap=0.95), chunk=1, attempts=2)
+    chooser = Chooser(options.gates, 1, encoder=AllNear())
+    paraphraser = Paraphraser(1, options, Thesaurus(), cache, chooser, TOKENS, progress=progress, total=1)
+    list(paraphraser.run([rows_of(["the lamp is fast"])]))
+    # "lamp" has no synonyms here, "fast" has two; with them the first attempt is enough.
+    assert seen[:5] == [
+        {"done": 1},
+        {"done": 1, "words": 1, "words_total": 2},
+        {"done": 1, "words": 2, "words_total": 2},
+        {"done": 1, "words": 1, "words_total": 2},
+        {"done": 1, "words": 2, "words_total": 2},
+    ]
+    seen.clear()
+    without = options.model_copy(update={"synonyms": False})
+    list(
+        Paraphraser(1, without, Thesaurus(), cache, chooser, TOKENS, progress=progress, total=1).run(
+            [rows_of(["the lamp is fast"])]
+        )
+    )
+    assert seen == [{"done": 1, "again": 1, "again_total": 1}, {"done": 1}]
+
+
 def test_a_fraction_is_stable_when_captions_are_added(rows_of: Rows, written_paraphrases: Path, cache: Any) -> None:
     options = OPTIONS.model_copy(update={"fraction": 0.3})
     few, _, _ = run_step(1, [rows_of(CAPTIONS[:100])], FileEngine(written_paraphrases), cache, options)
