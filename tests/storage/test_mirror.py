@@ -220,8 +220,8 @@ def test_two_machines_that_start_at_once_do_the_work_once(machine: Machine) -> N
             if found is None:
                 made.append(store.root)
                 (work.out / "a.txt").write_bytes(b"alpha")
-                # Longer than a lock without a heartbeat would be respected.
-                threading.Event().wait(0.8)
+                # The other one comes meanwhile.
+                threading.Event().wait(0.2)
                 store.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
 
     threads = [threading.Thread(target=run, args=(store,)) for store in stores]

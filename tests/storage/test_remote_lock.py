@@ -25,7 +25,10 @@ def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_living_owner_is_waited_for(machine: Machine) -> None:
+def test_a_living_owner_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else a look at this process, which lives, would do without any heartbeat.
+    elsewhere = {"pid": 7, "host": "elsewhere", "space": "", "started": "1"}
+    monkeypatch.setattr(remote_lock, "this_process", lambda: elsewhere)
     store, order = machine("one"), []
 
     def second() -> None:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from generation_rows import numbered
 
+from paraclip_core.errors import ArtifactError
+from storage import merging
 from storage.compaction import compact
 from storage.generations import GenerationStore
 from storage.merging import merge
@@ -37,6 +39,15 @@ def test_segments_that_cannot_be_read_do_not_count(store: GenerationStore) -> No
     # Some other program's table.
     pq.write_table(pa.table({"x": [1]}), second)
     assert paid_tokens(store.folder, "file", "m") == (0, 0)
+
+
+def test_a_segment_that_is_not_there_is_told(store: GenerationStore) -> None:
+    store.append(numbered(range(10)))
+    (name,) = store.segments.names()
+    (store.segments.folder / name).unlink()
+    (store.segments.folder / name).symlink_to("nothing")
+    with pytest.raises(ArtifactError, match=f"cannot read .*{name}.*cache verify"):
+        paid_tokens(store.folder, "file", "m")
 
 
 def test_what_is_joined_while_it_is_counted_counts_once(
@@ -89,3 +100,33 @@ def test_what_was_imported_is_not_paid_for(store: GenerationStore, tmp_path: Pat
     assert paid_tokens(store.folder, "file", "m") == (33, 44)
     (store.folder / "imported.json").write_text("{")
     assert paid_tokens(store.folder, "file", "m") == (63, 84), "what cannot be read counts as paid"
+
+
+def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = GenerationStore(tmp_path / "theirs")
+    theirs.append(numbered(range(10)))
+    read, begun = merging.parsed, []
+
+    def meanwhile(data: bytes) -> pa.Table:
+        if not begun:
+            begun.append(True)
+            merge(GenerationStore(store.folder), theirs.folder)
+        return read(data)
+
+    monkeypatch.setattr(merging, "parsed", meanwhile)
+    merge(store, theirs.folder)
+    store.append(numbered(range(20, 25)))
+    assert paid_tokens(store.folder, "file", "m") == (15, 20)
+
+
+def test_what_says_nothing_of_tokens_is_imported_and_costs_nothing(store: GenerationStore, tmp_path: Path) -> None:
+    theirs = GenerationStore(tmp_path / "theirs")
+    table = numbered(range(3))
+    unknown = {name: pa.nulls(3, table.schema.field(name).type) for name in ("prompt_tokens", "completion_tokens")}
+    for name, nulls in unknown.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name).with_nullable(True), nulls)
+    theirs.append(table)
+    theirs.append(numbered(range(3, 6)).drop_columns(list(unknown)))
+    assert merge(store, theirs.folder).new == 6
+    store.append(numbered(range(20, 22)))
+    assert paid_tokens(store.folder, "file", "m") == (6, 8)
