@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,9 +24,7 @@ FORMAT = "paraclip-request-1"
 
 def sampling_json(sampling: SamplingOptions) -> str:
     """The sampling options as canonical JSON: sorted, without blanks, numbers in one spelling."""
-    values: dict[str, Any] = sampling.model_dump()
-    plain = {name: float(value) if isinstance(value, float) else value for name, value in values.items()}
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(sampling.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ class Streaming:
         pass
 
 
+class Seeds(Streaming):
+    """Answers each prompt with the seed that it is asked with."""
+
+    stream = None  # type: ignore[assignment]
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        return [Completion((str(prompt.seed),), 10, 5) for prompt in prompts]
+
+
 class Partial(Streaming):
     """Answers three prompts of its second call, then dies."""
 
@@ -115,3 +124,14 @@ def test_what_came_with_a_failure_is_kept(cache: Any) -> None:
             seen += texts_of([part])
     assert seen == [text for text, _ in [*TODO[:8], TODO[8], TODO[9], TODO[11]]]
     assert len(cache.rows) == 11
+
+
+def test_a_seed_follows_from_the_runs_and_the_attempt(cache: Any) -> None:
+    def seeds(seed: int, attempt: int) -> set[str]:
+        asker = Asker(Seeds([]), cache, Counts(), seed, 8)
+        parts = asker.ask(PAPER[1], 1, SamplingOptions(), attempt, TODO)
+        return {text for part in parts for _, _, found in part for text in found.texts}
+
+    assert [seeds(7, attempt) for attempt in range(3)] == [{"7"}, {"7926"}, {"15845"}]
+    # What engines take is a whole number of 31 bits.
+    assert seeds(2**31 - 1, 1) == {"7918"}

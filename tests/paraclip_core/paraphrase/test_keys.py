@@ -51,12 +51,15 @@ def test_many_keys_are_the_single_keys(base: RequestKeys, texts: list[str]) -> N
 
 
 def test_the_key_of_a_known_request_never_changes() -> None:
-    request = RequestKeys(1, "model==1", "few-shot/1", bytes(16), SAMPLING, 0, 0)
+    sampling = sampling_json(SamplingOptions(temperature=0.5, top_p=0.9, max_tokens=40, n=4))
+    assert sampling == SAMPLING
+    request = RequestKeys(1, "model==1", "few-shot/1", bytes(16), sampling, 0, 0)
     assert request.key("a dog on a beach").hex() == "1641703aa8a307a519fde2c10307666f"
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_p": 0.8}, {"max_tokens": 41}, {"n": 3}])
 def test_sampling_is_canonical(change: dict[str, float]) -> None:
     base = SamplingOptions(temperature=1)
+    assert '"temperature":1.0,' in sampling_json(base)
     assert sampling_json(base) == sampling_json(SamplingOptions(n=base.n, temperature=1.0))
     assert sampling_json(base) != sampling_json(base.model_copy(update=change))
