@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -27,6 +29,19 @@ from machines import Machine, Objects
 def store(tmp_path: Path) -> GenerationStore:
     """An empty generation cache."""
     return GenerationStore(tmp_path / "cache")
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
+    """Whether a power cut would leave a file's contents, or a folder's names, as they are now."""
+    flushed: dict[int, object] = {}
+
+    def state(entry: Path | int) -> object:
+        found = os.stat(entry)
+        return sorted(os.listdir(entry)) if stat.S_ISDIR(found.st_mode) else found.st_size  # noqa: PTH208
+
+    monkeypatch.setattr(os, "fsync", lambda entry: flushed.__setitem__(os.stat(entry).st_ino, state(entry)))
+    return lambda path: flushed.get(path.stat().st_ino) == state(path)
 
 
 @pytest.fixture

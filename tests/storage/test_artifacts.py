@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,12 @@ def test_committed_found_and_described(store: ArtifactStore) -> None:
     assert not store.resumable("ingest", FP)
     assert store.unfinished() == []
     assert store.verify(found) == []
+
+
+def test_a_power_cut_takes_nothing_of_a_finished_artifact(store: ArtifactStore, on_disk: Callable[[Path], bool]) -> None:
+    made = make(store)
+    files = [made.path / name for name in (*CONTENT, "manifest.json")]
+    assert [path.name for path in (*files, made.path, made.path.parent) if not on_disk(path)] == []
 
 
 def test_a_store_that_is_only_asked_makes_no_folder(store: ArtifactStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -33,6 +34,21 @@ def test_small_segments_become_one(store: GenerationStore, caplog: pytest.LogCap
     assert compact(store) == Compacted(before=1, after=1, rows=0, torn=0)
     store.rebuild()
     assert answers(store, range(300)) == before[0]
+
+
+def test_each_move_is_on_the_disk_before_the_next(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, 2)
+    store.refresh()
+    folder, told = store.segments.folder, []
+
+    def note(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+            told.append((len(list(folder.glob("*.parquet"))), (folder / REPLACED).exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    compact(store)
+    # The note, the big segment under its name, the small ones gone; only then the note may go.
+    assert told == [(2, True), (3, True), (1, True)]
 
 
 def test_the_first_answer_stays_the_first(store: GenerationStore) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -132,6 +133,15 @@ def test_wrong_columns_and_keys_are_refused(store: GenerationStore) -> None:
 
 
 # Kills
+
+
+def test_a_power_cut_takes_nothing_of_what_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:
+    store.append(numbered(range(10)))
+    segments = store.segments.folder
+    assert all(map(on_disk, (segments, *(segments / name for name in store.segments.names()))))
+    store.refresh()
+    index = [path for path in store.index_path.with_suffix(".index").iterdir() if not on_disk(path)]
+    assert index == [], "DuckDB remembers how far they are filled"
 
 
 APPEND_FOREVER = """
