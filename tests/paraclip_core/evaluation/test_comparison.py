@@ -52,6 +52,7 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
             "promote",
             "-0.20 [-0.90, +0.50] does not lie below zero",
         ),
+        ([row("paraphrased_retrieval", "ao@10", -0.5, -1.0)], "promote", "[-1.00, +0.00] does not lie below zero"),
         ([row("paraphrased_retrieval", "ao@10", -0.9, -1.6)], "hold", "-0.90 [-1.60, -0.20] lies below zero"),
         ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
         ([], "hold", "nothing was measured"),

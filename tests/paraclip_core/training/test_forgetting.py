@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,8 @@ def test_each_term_holds_what_it_is_for(tiny: ModuleType, tmp_path: Path) -> Non
     free = distances(tiny, tmp_path / "free")
     distilled = distances(tiny, tmp_path / "distil", distil=100.0)
     weighted = distances(tiny, tmp_path / "l2", l2_sp=10.0)
+    last = [json.loads(line) for line in (tmp_path / "l2/training_log.jsonl").read_text().splitlines()][-2]
+    assert last["loss"] == pytest.approx(sum(last["losses"].values()) + 9 * last["losses"]["l2_sp"], rel=1e-4)
     assert distilled[0] < 0.5 * free[0]
     assert weighted[1] < 0.8 * free[1]
 
@@ -44,7 +47,10 @@ def test_values_and_gradients_are_those_of_the_formulas(tiny: ModuleType) -> Non
     freeze_image_tower(clip)
     rows, features = tiny.tiny_rows()
     prepared = prepare(rows.take(np.arange(8), ("caption", "paraphrase_1")), features, None)
+    clip.model.train()
     anchor = Anchor(clip, 1.0, 0.3)
+    assert anchor._tower is not None and not anchor._tower.model.training, "dropout would move what it holds on to"
+    clip.model.eval()
     parameters = trained_parameters(clip.model)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
     # The base itself is nowhere away from itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from paraclip_core.clip.models import freeze_image_tower, image_tower_hash
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.config import LossWeights
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
 from paraclip_core.training.guards import save_batch
+from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimiser import select_parameters
 from paraclip_core.training.trainer import train
 
@@ -56,6 +59,43 @@ def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: 
     assert set(steps[0]["losses"]) == {"image~paraphrase_2", "caption~paraphrase_1", "paraphrase_1~paraphrase_2"}
     assert steps[0]["loss"] == pytest.approx(sum(steps[0]["losses"].values()), rel=1e-5)
     assert result.best == max(checks) and result.steps == 45 and seen[-1] == 45
+    assert not job.clip.model.training
+
+
+def one_step(tiny: ModuleType, folder: Path, **options: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before and after a single step of at most 0.002."""
+    options = {"epochs": 0.2, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 1e9, **options}
+    job = tiny.tiny_job(folder, validate=None, keep_best=None, options=options)
+    before = {name: value.clone() for name, value in job.clip.model.state_dict().items()}
+    assert train(job).steps == 1
+    return before, job.clip.model.state_dict()
+
+
+def test_each_option_does_to_a_step_what_it_says(tiny: ModuleType, tmp_path: Path) -> None:
+    top, gain, table = "text_projection", "ln_final.weight", "token_embedding.weight"
+    before, plain = one_step(tiny, tmp_path / "plain")
+    assert float((plain[top] - before[top]).abs().max()) == pytest.approx(0.002, rel=1e-2)
+    _, decayed = one_step(tiny, tmp_path / "decay", weight_decay=0.5)
+    torch.testing.assert_close(decayed[top], plain[top] - 0.001 * before[top])
+    assert torch.equal(decayed[gain], plain[gain])
+    # The table is two layers below the top.
+    _, layered = one_step(tiny, tmp_path / "layers", layer_decay=0.5)
+    torch.testing.assert_close(layered[table] - before[table], (plain[table] - before[table]) / 4, rtol=0, atol=1e-6)
+    assert torch.equal(layered[top], plain[top])
+    # Gradients far below AdamW's epsilon move nothing.
+    _, clipped = one_step(tiny, tmp_path / "clip", clip_norm=1e-9)
+    assert float((clipped[top] - before[top]).abs().max()) < 1e-5
+    _, averaged = one_step(tiny, tmp_path / "average", ema=0.9)
+    torch.testing.assert_close(averaged[top], before[top] * 2 / 11 + plain[top] * 9 / 11)
+
+
+def test_negatives_are_masked_where_that_is_wanted(tiny: ModuleType, tmp_path: Path) -> None:
+    def loss(masked: bool) -> float:
+        job = tiny.tiny_job(tmp_path / str(masked), validate=None, keep_best=None, options={"epochs": 0.2})
+        return train(replace(job, image_keys=np.zeros(30, np.int64), mask_duplicates=masked)).loss
+
+    # If all images are one, no row has a negative.
+    assert loss(True) == pytest.approx(0.0, abs=1e-5) and loss(False) > 1
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_seed_others(tiny: ModuleType, tmp_path: Path) -> None:
@@ -106,6 +146,47 @@ def test_killed_runs_give_the_same_bytes(tmp_path: Path, precision: str, threads
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
 
+class Stopped(Exception):
+    """A run ends here, as if it were killed."""
+
+
+def test_best_weights_stay_as_long_as_a_checkpoint_names_them(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def files(kind: str) -> list[int]:
+        return sorted(int(path.stem.rpartition("-")[2]) for path in (tmp_path / "scratch").glob(f"{kind}-*"))
+
+    def run(*figures: float) -> None:
+        left = iter(figures)
+
+        def validate() -> dict[str, float]:
+            if (value := next(left, None)) is None:
+                raise Stopped
+            return {"figure": value}
+
+        caplog.clear()
+        with pytest.raises(Stopped):
+            train(tiny.tiny_job(tmp_path, validate=validate, keep_best="figure"))
+
+    caplog.set_level(logging.INFO)
+    run(10.0)
+    assert (files("step"), files("best")) == ([4, 8], [5])
+    run(40.0)
+    # The checkpoint of step 8 names the weights of step 5.
+    assert (files("step"), files("best")) == ([8, 12], [5, 10])
+    (tmp_path / "scratch/best-00000010.safetensors").unlink()
+    run(40.0)
+    assert "the checkpoint of step 12 has lost its log or its best weights" in caplog.text
+    assert "going on after step 8 of 45" in caplog.text
+    run(30.0, 20.0, 50.0)
+    assert (files("step"), files("best")) == ([24, 28], [10, 25])
+    for step in (10, 25):
+        (tmp_path / f"scratch/best-{step:08d}.safetensors").unlink()
+    run(10.0)
+    # Begun anew, with a log of its own.
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+
+
 def test_a_damaged_checkpoint_costs_steps_only(tiny: ModuleType, tmp_path: Path) -> None:
     whole = weights(tiny, tmp_path / "whole")
     weights(tiny, tmp_path / "hurt")
@@ -124,9 +205,25 @@ def test_a_lost_log_means_starting_anew(tiny: ModuleType, tmp_path: Path) -> Non
 
 
 def test_other_options_do_not_go_on_from_its_checkpoints(tiny: ModuleType, tmp_path: Path) -> None:
-    weights(tiny, tmp_path)
-    with pytest.raises(TrainingError, match="belongs to another run"):
-        weights(tiny, tmp_path, options={"learning_rate": 1e-3})
+    short = {"epochs": 1.0}
+    weights(tiny, tmp_path, options=short)
+    for changed in (
+        {"options": {**short, "learning_rate": 1e-3}},
+        {"pairs": named_pairs(LossWeights(image_paraphrase_2=2))},
+        {"distil": 0.1},
+        {"l2_sp": 0.1},
+        {"mask_duplicates": False},
+        {"keep_best": "ao@10"},
+    ):
+        with pytest.raises(TrainingError, match="belongs to another run"):
+            weights(tiny, tmp_path, **{"options": short, **changed})
+
+
+def test_checkpoints_by_the_clock_and_validations_at_even_distances(tiny: ModuleType, tmp_path: Path) -> None:
+    options = {"epochs": 1.0, "checkpoint_steps": 0, "checkpoint_minutes": 1e-9}
+    weights(tiny, tmp_path, options=options, validations=2)
+    assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [3, 5]
+    assert (tmp_path / "scratch/step-00000004.safetensors").exists()
 
 
 @pytest.mark.parametrize("other", ["base", "frozen part of the base", "images", "captions", "paraphrases"])
@@ -171,6 +268,14 @@ def test_divergence_stops_with_the_batch_saved(tiny: ModuleType, tmp_path: Path)
     assert saved["caption_ids"].tolist() == [bytes(ids[row]).hex() for row in saved["rows"]]
 
 
+def test_a_gradient_without_bounds_stops_it_too(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(TrainingError, match="step 1 of 45: loss [0-9.]+, gradient norm inf"):
+        train(tiny.tiny_job(tmp_path))
+
+
 def test_a_batch_without_known_ids_is_saved_too(tmp_path: Path, tiny: ModuleType) -> None:
     rows, _ = tiny.tiny_rows()
     indices = np.array([3, 1])
@@ -190,7 +295,8 @@ def test_logit_scale_stays_below_100(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path, validate=None, keep_best=None)
     with torch.no_grad():
         job.clip.model.logit_scale.fill_(9.0)
-    train(job)
+    result = train(job)
+    assert (result.best, result.best_step) == (None, 45)
     assert float(job.clip.model.logit_scale.detach()) <= np.log(100) + 1e-6
 
 
@@ -199,10 +305,11 @@ def test_bf16_runs(tiny: ModuleType, tmp_path: Path) -> None:
 
 
 def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
-    whole = weights(tiny, tmp_path / "whole")
+    options = {"checkpoint_steps": 0, "ema": 0.9}
+    whole = weights(tiny, tmp_path / "whole", options=options)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    job = tiny.tiny_job(tmp_path, options={"checkpoint_steps": 0})
+    job = tiny.tiny_job(tmp_path, options=options)
     asked = iter([False, True])
 
     def validate() -> dict[str, float]:
@@ -212,12 +319,12 @@ def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
 
     try:
         with pytest.raises(TrainingError, match="stopped by SIGTERM after step 10 of 45"):
-            train(tiny.tiny_job(tmp_path, clip=job.clip, validate=validate, options={"checkpoint_steps": 0}))
+            train(tiny.tiny_job(tmp_path, clip=job.clip, validate=validate, options=options))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
     assert [path.name for path in (tmp_path / "scratch").glob("step-*")] == ["step-00000010.safetensors"]
-    assert_equal(whole, weights(tiny, tmp_path))
+    assert_equal(whole, weights(tiny, tmp_path, options=options))
 
 
 def test_the_average_is_validated_and_returned(tiny: ModuleType, tmp_path: Path) -> None:
