@@ -185,6 +185,48 @@ def test_what_others_write_meanwhile_may_be_the_answer_that_counts(
     assert found(cache, range(6, 9)) == ([] if asked else [6, 7, 8])
 
 
+def test_one_asked_block_among_those_that_wait_is_enough(cache: GenerationStore) -> None:
+    store = JudgedStore(cache)
+    for number, asked in enumerate((True, False)):
+        store.keep(key(number), key(number - 1), parts(number), asked)
+    GenerationStore(cache.folder).append(numbered(range(40, 44), "theirs"))
+    store.close()
+    assert found(cache, range(2)) == []
+
+
+def lose(cache: GenerationStore, at: int) -> None:
+    (cache.segments.folder / cache.segments.names()[at]).unlink()
+
+
+def test_answers_that_came_during_a_pass_must_stay_too(cache: GenerationStore) -> None:
+    store = JudgedStore(cache)
+    cache.append(numbered(range(40, 44)))
+    store.keep(key(0), key(-1), parts(0), True)
+    store.close()
+    assert found(cache, [0]) == [0]
+    lose(cache, -1)
+    assert found(cache, [0]) == []
+
+
+def test_a_pass_keeps_nothing_that_another_one_forgot(cache: GenerationStore) -> None:
+    store = JudgedStore(cache)
+    store.keep(key(0), key(-1), parts(0), False)
+    lose(cache, 0)
+    assert found(cache, [0]) == []
+    store.close()
+    assert found(cache, [0]) == []
+
+
+def test_a_pass_revives_nothing_of_another_one(cache: GenerationStore) -> None:
+    store = JudgedStore(cache)
+    cache.append(numbered(range(40, 44)))
+    keep(cache, [5])
+    lose(cache, -1)
+    store.keep(key(0), key(-1), parts(0), False)
+    store.close()
+    assert found(cache, [5]) == []
+
+
 def test_segments_that_vanish_during_a_pass_end_the_keeping(cache: GenerationStore) -> None:
     store = JudgedStore(cache)
     for number in range(8):
