@@ -14,16 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
-from paraclip_core.training_options import AlphaOptions
+from paraclip_core.training.alpha import choose_alpha
+from paraclip_core.training_options import AlphaOptions, LossWeights
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import FileHashes
+from storage.fingerprint import FileHashes, fingerprint
 from tasks.models import base_reference, base_sources
 from tasks.stage import carry_out
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.finetune import FINETUNE, told_options
+from tasks.training import finetune
 from tasks.training.data import Images, hold_out
 
 Run = Callable[..., Artifact]
@@ -61,6 +66,32 @@ def test_the_fingerprint_does_not_follow_a_moved_base(settings: Settings) -> Non
 
     assert options("local-dir:/a") == options("/b") != options("embedded") != options("ViT-B-32:openai")
     assert options("embedded")["base"] == "embedded"
+
+
+def weights(made: Artifact) -> dict[str, Tensor]:
+    return load_file(made.path / "release/open_clip_model.safetensors")
+
+
+def test_the_release_is_what_was_chosen_of_what_was_trained(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(chosen: float, **changed: object) -> tuple[set[str], dict]:
+        """Names of the weights that are not the base's, and the log's first line."""
+        monkeypatch.setattr(finetune, "choose_alpha", lambda *given: {**choose_alpha(*given), "chosen": chosen})
+        options = settings.model_copy(update={"finetune": settings.finetune.model_copy(update=changed)})
+        made = run_stage(FINETUNE, inputs, fingerprint("finetune", len(changed), {}, {}), options)
+        tuned, log = weights(made), (made.path / "training_log.jsonl").read_text().splitlines()
+        return {name for name in tuned if not torch.equal(tuned[name], base[name])}, json.loads(log[0])
+
+    base = weights(inputs["bootstrap"])
+    assert trained(0.0)[0] == set()
+    some = {"train": "text_projection", "logit_scale": "freeze", "weights": LossWeights(image_caption=1)}
+    some |= {"distil": 0.01, "l2_sp": 0.01}
+    changed, masked = trained(1.0, **some)
+    assert changed == {"text_projection"}
+    assert {"image~caption", "image~paraphrase_2", "distil", "l2_sp"} <= set(masked["losses"])
+    _, unmasked = trained(1.0, **some, mask_duplicates=False)
+    assert unmasked["loss"] > masked["loss"], "captions of one image count as negatives"
 
 
 def test_it_can_be_validated_and_keeps_the_best_weights(
