@@ -85,6 +85,20 @@ def test_an_option_changes_its_stage_and_what_follows_from_it(tmp_path: Path, ov
     assert not found & set(ORDER[: ORDER.index(first)]), "nothing before it changes"
 
 
+def test_every_option_that_an_output_depends_on_gives_it_another_name(tmp_path: Path) -> None:
+    asking = ("sampling.n=1", "sampling.top_p=0.5", "attempts=3", "synonyms=false", "fraction=0.5", "seed=9")
+    asking += ("prompts=paper", "prompt_1='Say {}'", "gates.max_overlap=0.5", "gates.preset=paper")
+    asking += ("regenerate.0.reason=echo", "precision=bf16")
+    options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
+    options |= {f"paraphrase.{option}": "paraphrase_2" for option in ("prompt_2='{}!'", "gates.min_caption_similarity=0.1")}
+    options |= dict.fromkeys(("model.embed_dim=128", "model.seed=9", "features.shard_images=100"), "features")
+    before, same = fingerprints(tmp_path), set(ORDER[:2])
+    for option, first in options.items():
+        after = fingerprints(tmp_path, option)
+        assert after[first] != before[first] and all(after[name] == before[name] for name in same), option
+        assert first == "paraphrase_1" or after["paraphrase_1"] == before["paraphrase_1"], option
+
+
 def test_fine_tuning_leaves_the_base_and_the_captions_alone(tmp_path: Path) -> None:
     assert changed(tmp_path, "finetune.learning_rate=1e-5") == {"finetune", "evaluate", "report"}
     assert "paraphrase_2" not in changed(tmp_path, "bootstrap.seed=3")
