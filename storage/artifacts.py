@@ -203,8 +203,6 @@ class ArtifactStore:
         try:
             self._clear(self.path(stage, fingerprint))
             folder.out.mkdir(parents=True, exist_ok=True)
-            # Left by a commit that was cut off before the rename.
-            (folder.out / MANIFEST).unlink(missing_ok=True)
             folder.scratch.mkdir(parents=True, exist_ok=True)
             # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
             for stale in folder.out.rglob(".*.tmp"):

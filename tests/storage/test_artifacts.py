@@ -79,7 +79,7 @@ def test_committed_found_and_described(store: ArtifactStore) -> None:
     assert store.verify(found) == []
 
 
-def test_a_power_cut_takes_nothing_of_a_finished_artifact(store: ArtifactStore, on_disk: Callable[[Path], bool]) -> None:
+def test_a_power_cut_takes_nothing_of_an_artifact(store: ArtifactStore, on_disk: Callable[[Path], bool]) -> None:
     made = make(store)
     files = [made.path / name for name in (*CONTENT, "manifest.json")]
     assert [path.name for path in (*files, made.path, made.path.parent) if not on_disk(path)] == []

@@ -135,7 +135,7 @@ def test_wrong_columns_and_keys_are_refused(store: GenerationStore) -> None:
 # Kills
 
 
-def test_a_power_cut_takes_nothing_of_what_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:
+def test_a_power_cut_takes_nothing_that_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:
     store.append(numbered(range(10)))
     segments = store.segments.folder
     assert all(map(on_disk, (segments, *(segments / name for name in store.segments.names()))))

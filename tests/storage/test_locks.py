@@ -104,6 +104,12 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path, caplog: pytest.LogCa
     assert f"dead process {child.pid}" in caplog.text
 
 
+def test_who_took_it_over_first_keeps_it(tmp_path: Path) -> None:
+    foreign(tmp_path / "x.lock", token="theirs")
+    locks._take_over(tmp_path / "x.lock", {"token": "of the dead one"})
+    assert (tmp_path / "x.lock").exists()
+
+
 def test_an_unreaped_owner_is_dead(tmp_path: Path) -> None:
     with held(tmp_path / "x.lock", 60) as child:
         child.send_signal(signal.SIGKILL)

@@ -122,11 +122,11 @@ def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, mon
 def test_what_says_nothing_of_tokens_is_imported_and_costs_nothing(store: GenerationStore, tmp_path: Path) -> None:
     theirs = GenerationStore(tmp_path / "theirs")
     table = numbered(range(3))
-    unknown = {name: pa.nulls(3, table.schema.field(name).type) for name in ("prompt_tokens", "completion_tokens")}
-    for name, nulls in unknown.items():
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name).with_nullable(True), nulls)
+    for name in ("prompt_tokens", "completion_tokens"):
+        column = table.schema.field(name).with_nullable(True)
+        table = table.drop_columns([name]).append_column(column, pa.nulls(3, column.type))
     theirs.append(table)
-    theirs.append(numbered(range(3, 6)).drop_columns(list(unknown)))
+    theirs.append(numbered(range(3, 6)).drop_columns(["prompt_tokens", "completion_tokens"]))
     assert merge(store, theirs.folder).new == 6
     store.append(numbered(range(20, 22)))
     assert paid_tokens(store.folder, "file", "m") == (6, 8)

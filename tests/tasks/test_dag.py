@@ -90,7 +90,9 @@ def test_every_option_that_an_output_depends_on_gives_it_another_name(tmp_path: 
     asking += ("prompts=paper", "prompt_1='Say {}'", "gates.max_overlap=0.5", "gates.preset=paper")
     asking += ("regenerate.0.reason=echo", "precision=bf16")
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
-    options |= {f"paraphrase.{option}": "paraphrase_2" for option in ("prompt_2='{}!'", "gates.min_caption_similarity=0.1")}
+    options |= dict.fromkeys(
+        ("paraphrase.prompt_2='{}!'", "paraphrase.gates.min_caption_similarity=0.1"), "paraphrase_2"
+    )
     options |= dict.fromkeys(("model.embed_dim=128", "model.seed=9", "features.shard_images=100"), "features")
     before, same = fingerprints(tmp_path), set(ORDER[:2])
     for option, first in options.items():

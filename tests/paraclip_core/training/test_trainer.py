@@ -272,7 +272,7 @@ def test_a_gradient_without_bounds_stops_it_too(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
-    with pytest.raises(TrainingError, match="step 1 of 45: loss [0-9.]+, gradient norm inf"):
+    with pytest.raises(TrainingError, match=r"step 1 of 45: loss [0-9.]+, gradient norm inf"):
         train(tiny.tiny_job(tmp_path))
 
 
