@@ -97,5 +97,8 @@ def test_a_model_that_scores_all_pairs_alike_has_no_correlation() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(BenchmarkError, match="different queries"):
         delta_interval(*paired(np.zeros(3), np.zeros(4)), resamples=100, confidence=0.9, seed=0)
+    one, other = (paired(np.zeros(3), np.zeros(3), np.array(clusters))[0] for clusters in ([0, 0, 1], [0, 1, 1]))
+    with pytest.raises(BenchmarkError, match="different queries"):
+        delta_interval(one, other, resamples=100, confidence=0.9, seed=0)
     with pytest.raises(BenchmarkError, match="at least two"):
         delta_interval(*paired(np.zeros(3), np.ones(3), np.zeros(3, int)), resamples=100, confidence=0.9, seed=0)
