@@ -42,6 +42,22 @@ def test_the_faithful_answer_wins_over_the_copy_and_the_invention() -> None:
     assert verdict.similarity > 0.8
 
 
+def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
+    caption, source = "a small dog is on the beach", "a little dog is on the beach"
+    near, between = "the tiny dog lies on the beach", "a tiny dog lies on the beach"
+    angles = {caption: 1.2, between: 0.6}
+
+    class Angles:
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            turned = np.array([angles.get(text, 0.0) for text in texts])
+            return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
+
+    loose = {"min_similarity": -1, "min_caption_similarity": -1, "min_word_similarity": -1, "max_lost_words": 99}
+    judge = Chooser(GateOptions.model_validate(loose), 2, encoder=Angles())
+    verdict = judge.choose([Request(caption, source, [near, between])])[0]
+    assert (verdict.answer, verdict.reason) == (between, None)
+
+
 def test_a_shorter_answer_wins_over_a_long_one() -> None:
     answers = ["A little dog on the beach with a lot of small dog things", "A dog that is little on the beach"]
     verdict = chooser().choose([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
@@ -112,5 +128,6 @@ def test_what_is_known_is_not_judged_again_and_counts_as_before() -> None:
     again = chooser(max_repeats=1)
     again.known = {texts[0]: whole[0], texts[2]: Verdict("anything", "echo")}
     assert again.choose(requests) == [whole[0], whole[1], Verdict("anything", "echo")]
+    assert (again.flood.count("a little dog on the beach"), again.flood.count("anything")) == (1, 0)
     again.blind = True
     assert {verdict.reason for verdict in again.choose(requests)} == {NOT_JUDGED}

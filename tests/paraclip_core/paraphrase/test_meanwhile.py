@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import generate
 from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
@@ -87,20 +87,20 @@ def test_the_engine_works_while_a_block_is_judged(cache: Any, rows_of: Rows) -> 
     assert (counts.requested, counts.cached, counts.generated) == (len(CAPTIONS), 0, len(CAPTIONS))
 
 
-@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("again", [{}, {"attempts": 2}, {"regenerate": (RegenerateOptions(reason="empty"),)}], ids=str)
 def test_asking_ahead_changes_nothing(
-    attempts: int, cache: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+    again: dict[str, Any], cache: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Every fourth answer repeats its caption, and is asked for again where there is another attempt.
+    # Every fourth first answer is empty, and is asked for again where there is another attempt.
     class Sloppy(Recorder):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
             found = super().generate(prompts, sampling)
             return [
-                Completion((prompt.text,), 3, 4) if int(prompt.text.split()[1]) % 4 == 0 else answer
+                Completion(("",), 3, 4) if prompt.seed == 0 and int(prompt.text.split()[1]) % 4 == 0 else answer
                 for prompt, answer in zip(prompts, found, strict=True)
             ]
 
-    options = OPTIONS.model_copy(update={"attempts": attempts, "gates": GateOptions(preset="paper", max_repeats=2)})
+    options = OPTIONS.model_copy(update=again)
     halves = [rows_of(CAPTIONS[:60]), rows_of(CAPTIONS[60:] + CAPTIONS[:20])]
     outcomes = []
     for ahead in (True, False):
@@ -111,6 +111,7 @@ def test_asking_ahead_changes_nothing(
         outcomes.append((list(found.run(halves)), found.counts.metrics(), engine.asked, list(store.rows.items())))
         outcomes[-1][1].pop("engine_seconds")
     assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0][2]) == len(CAPTIONS) + (28 if again else 0)
 
 
 def test_a_failure_ahead_comes_after_the_block_that_is_done(cache: Any, rows_of: Rows) -> None:
