@@ -108,7 +108,10 @@ def test_an_accepted_answer_is_replaced_by_the_new_one(cache: Any, rows_of: Rows
 
 def test_an_accepted_answer_stays_where_the_new_one_fails(cache: Any, rows_of: Rows) -> None:
     engine = Drawing(lambda text, draw: draw == 1)
-    rows, refused = run(engine, cache, [rows_of(CAPTIONS[:3])], asked_again(where="accepted"))
+    # It is no empty answer, so the second entry asks for nothing.
+    again = asked_again(where="accepted"), asked_again(reason="empty")
+    rows, refused = run(engine, cache, [rows_of(CAPTIONS[:3])], *again)
+    assert engine.asked == [(text, draw) for draw in (0, 1) for text in CAPTIONS[:3]]
     assert answers(rows) == {text: f"{text} draw 0" for text in CAPTIONS[:3]}
     assert attempts(refused) == [(text, 1) for text in CAPTIONS[:3]]
 
