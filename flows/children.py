@@ -17,7 +17,7 @@ from prefect.states import Scheduled
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
 from storage.roots import open_store
-from tasks.dag import resolve
+from tasks.dag import Node
 from tasks.results import stage_row
 
 __all__ = ["run_child"]
@@ -29,7 +29,7 @@ CONFLICT = 409
 """Prefect's answer where parameters do not fit the deployment's schema."""
 
 
-def run_child(name: str, settings: Settings) -> dict[str, Any]:
+def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
 
     The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
@@ -41,8 +41,7 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
         ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
-    store = open_store(settings.run.root)
-    node = resolve(settings, store)[name]
+    store, name = open_store(settings.run.root), node.name
     found = store.known(name, node.fingerprint)
     if found is not None:
         # A process that only finds this out would take ten seconds to start.
@@ -58,7 +57,8 @@ def run_child(name: str, settings: Settings) -> dict[str, Any]:
     if artifact is None:
         raise ArtifactError(
             f"{name} completed elsewhere, but {name}/{node.fingerprint} is not under {store.location}: "
-            f"run.root must be the same shared folder or object store for every worker"
+            f"run.root must be the same shared folder or object store for every worker. Where a source file has "
+            f"changed meanwhile, Retry this run"
         )
     return stage_row(artifact, False, time.monotonic() - started)
 

@@ -14,7 +14,7 @@ from flows.work import carry_stage, publish_result
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
 from storage.roots import open_store
-from tasks.dag import resolve, stage_names
+from tasks.dag import resolve
 from tasks.publish import artifact_key, publish_table
 from tasks.results import Result, check_run_name, record_result
 from tasks.run import finished_artifacts
@@ -47,14 +47,16 @@ def run_stages(settings: Settings) -> Result:
     store = open_store(settings.run.root)
     check_run_name(settings.name, store)
     rows: list[dict[str, Any]] = []
-    for name in stage_names(settings):
+    # Once: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
+    nodes = resolve(settings, store)
+    for name, node in nodes.items():
         if settings.run.placement == "deployments":
-            row = run_child(name, settings)
+            row = run_child(node, settings)
         else:
-            row = carry.with_options(name=name, task_run_name=name)(name, settings)
+            row = carry.with_options(name=name, task_run_name=name)(name, settings, node)
         rows.append(row)
         publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
-    artifacts = finished_artifacts(resolve(settings, store), store)
+    artifacts = finished_artifacts(nodes, store)
     result = record_result(settings, store, rows, artifacts)
     publish_result(settings, result)
     return result

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 outlive_worker()
 
 
-def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
-    """Run one stage and return its row of the stage table.
+def carry_stage(name: str, settings: Settings, node: Node | None = None) -> dict[str, Any]:
+    """Run one stage and return its row of the stage table; `node` is the stage as a run has resolved it before.
 
     Raises:
         ParaclipError: what the stage raised.
@@ -50,7 +50,7 @@ def carry_stage(name: str, settings: Settings) -> dict[str, Any]:
     let_own_logs_through()
     store = open_store(settings.run.root)
     started = time.monotonic()
-    node = stage_node(name, settings, store)
+    node = node or stage_node(name, settings, store)
     cached = store.known(name, node.fingerprint) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(settings.name, name, "progress"), f"Progress of {name}")

@@ -91,6 +91,9 @@ def input_artifacts(node: Node, store: ArtifactStore) -> dict[str, Artifact]:
             continue
         artifact = store.find(name, value)
         if artifact is None:
-            raise ArtifactError(f"{node.name} needs the artifact {name}/{value}, which is not there; run {name} first")
+            raise ArtifactError(
+                f"{node.name} needs the artifact {name}/{value}, which is not there; run {name} first (and again, "
+                f"where a source file has changed since)"
+            )
         found[name] = artifact
     return found

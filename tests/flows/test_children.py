@@ -37,7 +37,7 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
 
     def key(settings: Settings) -> str:
         with pytest.raises(Asked) as asked:
-            children.run_child("ingest", settings)
+            children.run_child(resolve(settings, ArtifactStore(settings.run.root))["ingest"], settings)
         return str(asked.value)
 
     captions.write_text("caption\na dog on a beach\n")
@@ -58,7 +58,7 @@ def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(children, "run_deployment", unknown)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
     with pytest.raises(StageError, match=r"no deployment scenes/scenes.*paraclip serve"):
-        children.run_child("scenes", settings)
+        children.run_child(resolve(settings, ArtifactStore(tmp_path))["scenes"], settings)
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +117,21 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
         return "COMPLETED"
 
     with worker(make) as taken:
-        assert children.run_child("scenes", settings)["state"] == "made"
-        assert children.run_child("scenes", settings)["state"] == "cached" and taken == [1]
+        assert children.run_child(node, settings)["state"] == "made"
+        assert children.run_child(node, settings)["state"] == "cached" and taken == [1]
         found = store.find("scenes", node.fingerprint)
         assert found is not None
         store.remove(found)
-        assert children.run_child("scenes", settings)["state"] == "made"
+        assert children.run_child(node, settings)["state"] == "made"
     assert taken == [1, 2] and "is Completed, but its artifact is not there: it runs again" in caplog.text
     store.remove(found)
 
     with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match="completed elsewhere, but"):
-        children.run_child("scenes", settings)
+        children.run_child(node, settings)
     assert taken == [3], "it runs again once and no more"
 
     with worker(lambda _: "CRASHED") as taken, pytest.raises(StageError, match="ended as Crashed"):
-        children.run_child("scenes", settings)
+        children.run_child(node, settings)
     assert taken == [4]
 
 
@@ -147,4 +147,4 @@ def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(children, "run_deployment", with_a_new_option)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
     with pytest.raises(StageError, match=r"refuses the settings.*'novel' was unexpected.*paraclip serve"):
-        children.run_child("scenes", settings)
+        children.run_child(resolve(settings, ArtifactStore(tmp_path))["scenes"], settings)

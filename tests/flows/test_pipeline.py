@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,24 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
         pipeline(run.settings)
+
+
+def test_captions_that_come_while_it_runs_are_the_next_runs(
+    finished_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import pipeline, work
+
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text('{"caption": "a dog on a beach"}\n')
+    run = finished_run("name=fed", "data.scenes=null", f"data.root={tmp_path}", "data.sources.0.images=null")
+
+    def feed(*_: object) -> None:
+        captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')
+
+    monkeypatch.setattr(work, "let_own_logs_through", feed)
+    outcome = pipeline.pipeline(run.settings)
+    assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
+    assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
 
 
 def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:

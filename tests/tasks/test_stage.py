@@ -1,10 +1,51 @@
-"""What a manifest says about the software that made an artifact."""
+"""How a stage is carried out over sources that change, and what a manifest says about the software that made it."""
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
+from pathlib import Path
 
-from tasks.stage import software_versions
+import pytest
+
+from paraclip_core.errors import InputError
+from paraclip_core.settings import load_settings
+from storage.artifacts import Artifact, ArtifactStore
+from storage.parquet import read_table
+from tasks.dag import Node, resolve
+from tasks.stage import carry_out, software_versions
+
+OLD, NEW = "a dog on a beach", "a red car in a street"
+
+
+def write(folder: Path, name: str, caption: str) -> None:
+    (folder / f"{name}.jsonl").write_text(json.dumps({"caption": caption}) + "\n")
+
+
+def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, "first", "a cat on a mat")
+    write(tmp_path, "second", OLD)
+    paths = [f"data.sources.{number}.path={name}.jsonl" for number, name in enumerate(("first", "second"))]
+    settings, store = load_settings(None, [f"data.root={tmp_path}", *paths]), ArtifactStore(tmp_path / "root")
+
+    def resolved() -> Node:
+        return resolve(settings, store)["ingest"]
+
+    def ingest(node: Node, second: str | None = None) -> Artifact:
+        def progress(done: int, *_: object, **__: object) -> None:
+            if second and done == 1:
+                write(tmp_path, "second", second)
+
+        return carry_out(node.stage, node.draft, settings, store, {}, progress)
+
+    before = resolved()
+    with pytest.raises(InputError, match=r"^second\.jsonl changed while ingest read it; run again"):
+        ingest(before, NEW)
+    with pytest.raises(InputError, match=r"^second\.jsonl changed since this run began; run again"):
+        ingest(before)
+    write(tmp_path, "second", OLD)
+    captions = read_table(ingest(resolved()).path / "captions", ["caption"])
+    assert set(captions["caption"].to_pylist()) == {"a cat on a mat", OLD}
 
 
 def test_the_packages_behind_texts_images_and_gates_are_named() -> None:
