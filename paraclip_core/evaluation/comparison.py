@@ -88,9 +88,17 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
 def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
     """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
 
-    As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero.
+    As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their mean
+    difference not to be a loss.
     """
-    return _judge(rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero")
+    verdict, why, notes = _judge(
+        rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
+    )
+    gains = _matching(rows, gate.metric)
+    if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
+        # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
+        return "hold", f"{'; '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
+    return verdict, why, notes
 
 
 def compare(

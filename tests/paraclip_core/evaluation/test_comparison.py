@@ -48,11 +48,18 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
     ("rows", "verdict", "reason"),
     [
         (
-            [row("paraphrased_retrieval", "ao@10", -0.2, -0.9)],
+            [row("paraphrased_retrieval", "ao@10", 0.2, -0.5)],
             "promote",
-            "-0.20 [-0.90, +0.50] does not lie below zero",
+            "+0.20 [-0.50, +0.90] does not lie below zero",
         ),
-        ([row("paraphrased_retrieval", "ao@10", -0.5, -1.0)], "promote", "[-1.00, +0.00] does not lie below zero"),
+        (
+            [row("paraphrased_retrieval", "ao@10", -0.5, -1.0), GAIN],
+            "promote",
+            "[-1.00, +0.00] does not lie below zero",
+        ),
+        ([row("paraphrased_retrieval", "ao@10", 0.0, 0.0)], "promote", "does not lie below zero"),
+        ([row("paraphrased_retrieval", "ao@10", -0.2, -0.9)], "hold", "-0.20 [-0.90, +0.50] is a step down"),
+        ([row("paraphrased_retrieval", "ao@10", -0.2, -0.9), GAIN], "promote", "does not lie below zero"),
         ([row("paraphrased_retrieval", "ao@10", -0.9, -1.6)], "hold", "-0.90 [-1.60, -0.20] lies below zero"),
         ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
         ([], "hold", "nothing was measured"),
