@@ -13,6 +13,7 @@ from paraclip_core.config import ScenesOptions, Settings
 from paraclip_core.paraphrase.estimate import WORDS_EACH, Asked, Judged, MissingRequests
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore
+from tasks.cap import left_to_spend
 from tasks.rates import Measured, measured_rate
 
 __all__ = ["Amount", "amounts", "units_of"]
@@ -144,11 +145,13 @@ def _paraphrase_amounts(
     open_2 = missing.rows_2.open + rows_2 - missing.rows_1.accepted
     extra = (missing.words.share(factor) for factor in WORDS_EACH)
     expected = missing.expected.share(first.share)
-    return {
+    asked = {
         "paraphrase_1": _asked(settings, rows_1, missing.first + next(extra)),
         "paraphrase_2": _asked(
             settings, rows_2, missing.second + expected + next(extra), first.basis if missing.rows_1.open else ""
         ),
+    }
+    return _under_cap(settings, store, asked) | {
         # One that is finished while step 1 was deleted says how many there are.
         "pairs": pairs
         if "paraphrase_2" in done
@@ -199,6 +202,19 @@ def _asked(settings: Settings, rows: int, asked: Asked, note: str = "") -> Amoun
     spend = round(chosen.openai.cost(asked.prompt_tokens, asked.completion_tokens), 4) if priced else None
     tokens = asked.prompt_tokens + asked.completion_tokens
     return Amount(rows, asked.requests, tokens, float(asked.requests), spend, note)
+
+
+def _under_cap(settings: Settings, store: ArtifactStore, asked: Mapping[str, Amount]) -> dict[str, Amount]:
+    """The same, with a note on the steps that the spending cap stops."""
+    left, found = left_to_spend(settings, store), dict(asked)
+    if left is None:
+        return found
+    for name, amount in asked.items():
+        if (amount.spend or 0) > left:
+            stop = f"max_spend={settings.paraphrase.openai.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
+            found[name] = replace(amount, note="; ".join(filter(None, (stop, amount.note))))
+        left -= amount.spend or 0
+    return found
 
 
 def _training(rows: Amount, epochs: float) -> Amount:

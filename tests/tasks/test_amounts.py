@@ -83,3 +83,21 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     # Another prompt for step 1: nothing is known.
     new = MissingRequests(6, Asked(6, 60, 6), nothing, Asked(6, 60, 6), nothing, Judged(0, 6), Judged())
     assert rows(new) == [9, 6, round(ASSUMED[1] * 6), round(ASSUMED[2] * round(ASSUMED[1] * 6)), 2]
+
+
+def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = MissingRequests(6, Asked(6, 60_000, 6), Asked(), Asked(6, 60_000, 6), Asked(), Judged(0, 6), Judged())
+    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: asked)
+    monkeypatch.setattr("tasks.cap.paid_tokens", lambda *_: (1_000_000, 0))
+    ingest: Any = SimpleNamespace(manifest=SimpleNamespace(metrics={"read": 9, "splits": {"train": 6}}))
+
+    def notes(cap: float) -> list[bool]:
+        options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
+        settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
+        found = amounts(settings, ArtifactStore(tmp_path), {"ingest": ingest})
+        return [f"max_spend={cap:g} stops it" in found[name].note for name in ("paraphrase_1", "paraphrase_2")]
+
+    # Step 1 is to cost 0.06, step 2 a little less, after the 1 that was spent before.
+    assert notes(2) == [False, False]
+    assert notes(1.07) == [False, True]
+    assert notes(1) == [True, True]
