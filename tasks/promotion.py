@@ -22,12 +22,16 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
         ConfigError: it belongs to a run, which moves it whatever the verdict.
         ArtifactError: it cannot be a channel's name, or its file is damaged.
     """
-    current = store.channel(channel)
-    if channel == run or (current or {}).get("moved_by") == BY_RUN:
+    current = store.channel(channel) or {}
+    if channel == run:
         raise ConfigError(
-            f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; "
-            f"give the run another name, or name another channel"
-            + ("" if current is None else f" (or delete {channel}.json under channels/, if that run is no more)")
+            f"the run and the channel are both named {channel!r}, and a run moves the channel of its own name, promoted "
+            f"or held; give the run another name, or name another channel"
+        )
+    if current.get("moved_by") == BY_RUN:
+        raise ConfigError(
+            f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; name "
+            f"another channel (or delete {channel}.json under channels/, if that run is no more)"
         )
 
 

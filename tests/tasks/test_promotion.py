@@ -210,13 +210,16 @@ def test_headlines_come_first_and_numbers_are_sorted_as_numbers() -> None:
 
 def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStore) -> None:
     check_channel("nightly", "production", store)
-    with pytest.raises(ConfigError, match="follows every such run"):
+    with pytest.raises(ConfigError, match="both named 'production'"):
         check_channel("production", "production", store)
     with pytest.raises(ArtifactError, match="cannot be a channel's name"):
         check_channel("nightly", "../production", store)
     store.set_channel("production", channel_value({"finetune": "aaa"}, "hold", BY_RUN))
     with pytest.raises(ConfigError, match=r"delete production\.json"):
         check_channel("nightly", "production", store)
+    store.set_channel("production", channel_value({"finetune": "aaa"}, "promote", BY_PROMOTION))
+    with pytest.raises(ConfigError, match="give the run another name, or name another channel$"):
+        check_channel("production", "production", store)
 
 
 def test_a_run_cannot_take_the_name_of_a_promoted_channel(settings: Settings, store: ArtifactStore) -> None:
