@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def _paraphrase(node: Node, settings: Settings, store: ArtifactStore, progress: 
     if rows := final_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
     forget_shards(node, store)
-    path.unlink(missing_ok=True)
+    # On a read-only disk even deleting what is not there fails.
+    with suppress(OSError):
+        path.unlink()
     return artifact
 
 

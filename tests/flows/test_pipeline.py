@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,20 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
     outcome = pipeline.pipeline(run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
+
+
+def test_a_finished_stage_is_found_on_a_read_only_disk(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.work import carry_stage
+
+    run = finished_run("name=kept")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert carry_stage("paraphrase_1", run.settings)["state"] == "cached"
 
 
 def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:
