@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 POOLS = ("paraclip-cpu", "paraclip-gpu")
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_HOUSEHOLD"
 """Environment variable of the workers and of all that they start: the root of the household."""
 
@@ -162,6 +163,8 @@ def _environment(root: Path, location: str, url: str, folder: Path) -> dict[str,
         "PREFECT_API_URL": f"{url}/api",
         # Without it the UI calls port 4200, whatever the server's port is.
         "PREFECT_SERVER_UI_API_URL": "/api",
+        # In memory, which is the default, a restart of the server forgets who holds a concurrency limit, and ends them.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,paraclip_core,storage",

@@ -25,8 +25,8 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
     current = store.channel(channel) or {}
     if channel == run:
         raise ConfigError(
-            f"the run and the channel are both named {channel!r}, and a run moves the channel of its own name, promoted "
-            f"or held; give the run another name, or name another channel"
+            f"the run and the channel are both named {channel!r}, and a run moves the channel of its own name whatever "
+            f"its verdict; give the run another name, or name another channel"
         )
     if current.get("moved_by") == BY_RUN:
         raise ConfigError(

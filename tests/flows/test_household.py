@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -13,7 +16,7 @@ import yaml
 from flows import household
 from flows.household import POOLS, living_api_url, read_household, serve, stop
 from flows.processes import Process
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
 from storage.atomic import write_json
 from tasks.dag import STAGES
@@ -96,3 +99,24 @@ def test_a_full_disk_does_not_keep_a_household_from_being_ended(
     monkeypatch.setattr(household, "remember", full)
     assert stop(tmp_path) == []
     assert read_household(tmp_path) is None and "stay marked as running: no space left" in caplog.text
+
+
+def test_a_restarted_server_knows_who_holds_a_concurrency_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, str]] = []
+
+    def refuse(*arguments: Any) -> None:
+        started.append(arguments[5])
+        raise StageError("it does not start")
+
+    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
+    monkeypatch.setattr(household, "_start", refuse)
+    with pytest.raises(StageError):
+        serve(tmp_path, 4200, tmp_path, REPOSITORY / "prefect.yaml")
+    compose = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())
+    for environment in (started[0], compose["services"]["server"]["environment"]):
+        leases = importlib.import_module(environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"])
+        folder = tmp_path / Path(environment["PREFECT_HOME"]).name
+        lease = asyncio.run(leases.ConcurrencyLeaseStorage(folder).create_lease([uuid4()], timedelta(minutes=5)))
+        assert asyncio.run(leases.ConcurrencyLeaseStorage(folder).read_lease(lease.id)) == lease

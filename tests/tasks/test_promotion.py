@@ -218,7 +218,7 @@ def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStor
     with pytest.raises(ConfigError, match=r"delete production\.json"):
         check_channel("nightly", "production", store)
     store.set_channel("production", channel_value({"finetune": "aaa"}, "promote", BY_PROMOTION))
-    with pytest.raises(ConfigError, match="give the run another name, or name another channel$"):
+    with pytest.raises(ConfigError, match=r"give the run another name, or name another channel$"):
         check_channel("production", "production", store)
 
 
