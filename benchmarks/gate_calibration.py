@@ -4,11 +4,10 @@
 
 Faithful pairs are human rewordings (STS-B from 4.5 upwards, SICK entailment from 4.5 upwards, captions of one Flickr8k
 image) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with the data set);
-changed ones are STS-B up to 2, SICK contradictions,
-SugarCrepe's hard negatives, and what is labelled changed. A *false reject* is a faithful pair that the gate stops, a
-*false accept* a changed pair that it lets through; a gate for one sort of change lets the others through by design, so
-the last row, all of them together, is the one that decides. Gates on form (length, echo, overlap) are judged by the
-faithful pairs alone. The folder of real data is read and nothing of it is kept.
+changed ones are STS-B up to 2, SICK contradictions, SugarCrepe's hard negatives, and what is labelled changed. A
+*false reject* is a faithful pair that the gate stops, a *false accept* a changed pair that it lets through; a gate for
+one sort of change lets the others through by design, so the last rows, where all are together, decide. Gates on form
+(length, echo, overlap) are judged by the faithful pairs alone. The folder of real data is read and nothing of it kept.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def table(groups: Sequence[Group], found: dict[str, list[np.ndarray]]) -> Iterat
 
 
 def main() -> None:
-    """Print one table for human pairs and one for each half of the labelled ones."""
+    """Print the shares of faithful answers, then what each gate stops: of labelled answers, and of real pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: labelled pairs only"

@@ -36,7 +36,7 @@ def export_dataset(
     root: Annotated[
         str | None,
         typer.Option(
-            "--root", help=f"Folder or URL of the artifacts; default: the configuration's, or {DEFAULT_ROOT}."
+            "--root", help=f"Artifacts' folder or URL; default: PARACLIP_ROOT, the configuration's, or {DEFAULT_ROOT}."
         ),
     ] = None,
     as_json: JsonOption = False,

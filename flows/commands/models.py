@@ -32,7 +32,10 @@ MODEL = (
 )
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A channel, the start of a fingerprint or STAGE/START, or a folder.")
+    str,
+    typer.Option(
+        "--model", "-m", help="A channel, the start of a fingerprint or STAGE/START, or an artifact's folder."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 

@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation: benchmarks in their published formats, metrics, and the comparison of two models with its verdict."""
