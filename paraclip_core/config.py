@@ -312,7 +312,7 @@ class RunOptions(Options):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="auto", json_schema_extra=OPERATIONAL
     )
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested."""
     threads: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, 0: all."""
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)

@@ -101,7 +101,7 @@ def _unmoved(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU; other names are taken as they are.
+    """`auto` is the first CUDA device where there is one, else the CPU; other names are torch's.
 
     Raises:
         ConfigError: there is no such device here.
@@ -110,8 +110,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        count = torch.get_device_module(device).device_count()
     except RuntimeError as error:
         raise ConfigError(f"run.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"run.device is {name!r}, but {torch.cuda.device_count()} CUDA devices are here; use auto")
+    if (device.index or 0) >= count:
+        raise ConfigError(f"run.device is {name!r}, but {count} {device.type.upper()} devices are here; use auto")
     return device

@@ -320,6 +320,6 @@ def test_towers_that_run_their_children_in_another_order_are_left_alone() -> Non
 def test_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda")
-    for wrong in ("gpu", "cuda:99"):
+    for wrong in ("gpu", "cuda:99", "mps:99", "meta"):
         with pytest.raises(ConfigError, match=wrong):
             pick_device(wrong)
