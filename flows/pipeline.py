@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -20,8 +19,6 @@ from tasks.results import Result, check_run_name, record_result
 from tasks.run import finished_artifacts
 
 __all__ = ["pipeline", "run_stages"]
-
-log = logging.getLogger(__name__)
 
 carry = task(persist_result=False)(carry_stage)
 

@@ -205,8 +205,7 @@ class ArtifactStore:
             folder.out.mkdir(parents=True, exist_ok=True)
             folder.scratch.mkdir(parents=True, exist_ok=True)
             # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
-            for stale in folder.out.rglob(".*.tmp"):
-                stale.unlink(missing_ok=True)
+            remove_temporary(folder.out)
         except OSError as error:
             raise storage_error(error, work) from error
         return folder

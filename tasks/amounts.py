@@ -62,7 +62,6 @@ UNITS = {
     "paraphrase_1": ("generated",),
     "paraphrase_2": ("generated",),
     "features": ("images",),
-    "evaluate": ("queries", "rows"),
 }
 
 

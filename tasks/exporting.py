@@ -11,10 +11,9 @@ from paraclip_core.errors import ArtifactError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import new_folder
 
-__all__ = ["LAYOUTS", "Layout", "export_model"]
+__all__ = ["Layout", "export_model"]
 
 Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
-LAYOUTS: tuple[Layout, ...] = ("open_clip", "hf", "onnx", "sentence-transformers")
 CARD = "README.md"
 PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
 

@@ -70,7 +70,6 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         names = _first_names(unread)
         log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
     pipeline = CaptionPipeline(ctx.settings.data, files)
-    _remove_temporaries(ctx.work.out)
     total = Counts()
     for number, file in enumerate(files):
         marker = ctx.work.scratch / f"file-{number:06d}.json"
@@ -147,12 +146,6 @@ def _restore(pipeline: CaptionPipeline, out: Path, number: int) -> None:
     for part in sorted((out / "captions").glob(f"{_stem(number)}-*.parquet")):
         for batch in iter_batches(part, RESTORED):
             pipeline.restore(batch)
-
-
-def _remove_temporaries(out: Path) -> None:
-    """Remove what a kill left in the middle of a write."""
-    for temporary in out.rglob(".*.tmp"):
-        temporary.unlink()
 
 
 def _ensure_parts(out: Path) -> None:

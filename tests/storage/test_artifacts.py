@@ -158,7 +158,7 @@ def killed(store: ArtifactStore, when: str, point: str, call: int, action: str =
 @pytest.mark.parametrize(
     ("point", "call"),
     [
-        ("remove_temporary", 1),
+        ("remove_temporary", 2),
         ("_seal", 1),
         ("_seal", 3),
         ("write_json", 1),
