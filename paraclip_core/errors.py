@@ -36,8 +36,17 @@ __all__ = [
     "TrainingError",
     "UnknownModelError",
     "UnknownNameError",
+    "one_line",
     "with_notes",
 ]
+
+LONGEST = 400
+"""Characters of another library's error that a message quotes."""
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an error's text without its line breaks, to be quoted in a message."""
+    return " ".join(str(error).split())[:LONGEST]
 
 
 def with_notes(error: BaseException) -> str:

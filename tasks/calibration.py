@@ -18,20 +18,19 @@ from paraclip_core.paraphrase.estimate import estimated
 from paraclip_core.paraphrase.generate import Counts, in_fraction
 from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import GenerationCache, PaidEngine
+from paraclip_core.paraphrase.protocol import GenerationCache
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.shards import first_requests
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import ArtifactStore
 from storage.roots import open_generations, open_store
-from storage.spending import paid_tokens
 from tasks.child import call_in_child, log_path
 from tasks.dag import resolve
 from tasks.models import model_hashes
 from tasks.rates import Measured, keep_rate
 from tasks.requests import scanned_rows
 from tasks.samples import samples_path
-from tasks.stages.paraphrase import make_paraphraser, step_rows
+from tasks.stages.paraphrase import count_spending, make_paraphraser, step_rows
 
 __all__ = ["ANEW", "FEWEST", "calibrate", "captions_left", "captions_needed", "in_flight", "measure", "round_sizes"]
 
@@ -151,9 +150,7 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
                 f"{rows.num_rows} training captions are without an answer of {engine.model}; measuring its rate takes "
                 f"at least {request['fewest']}; {ANEW}"
             )
-        if options.engine == "openai" and options.openai.max_spend and isinstance(engine, PaidEngine):
-            cache.refresh()
-            engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+        count_spending(options, engine, cache)
         sizes = round_sizes(options, rows.num_rows - WARM)
         samples = samples_path(store, "calibrate", options.engine)
         alike = _first_attempts_only(settings)

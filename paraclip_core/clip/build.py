@@ -14,7 +14,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import ModelError, one_line
 
 __all__ = ["build_model", "fit_weights", "openai_model_cfg"]
 
@@ -59,7 +59,7 @@ def build_model(
         )
         raise ModelError(
             f"cannot build the model of {name} from its configuration (open_clip_config.json, or its "
-            f"architecture): {_short(error)}{hint}"
+            f"architecture): {one_line(error)}{hint}"
         ) from error
     preprocess["size"] = getattr(model.visual, "image_size", preprocess.get("size"))
     set_model_preprocess_cfg(model, preprocess)
@@ -88,7 +88,7 @@ def fit_weights(model: Any, tensors: dict[str, torch.Tensor], doing: str) -> Non
         found = {name: tensor for name, tensor in found.items() if name in own or not name.endswith("position_ids")}
         model.load_state_dict(found, strict=True)
     except Exception as error:  # torch's and the converters' own
-        raise ModelError(f"{doing}: {_short(error)}") from error
+        raise ModelError(f"{doing}: {one_line(error)}") from error
 
 
 def openai_model_cfg(tensors: Mapping[str, torch.Tensor], name: str) -> dict[str, Any]:
@@ -132,7 +132,3 @@ def _resnet(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 def _blocks(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

@@ -32,7 +32,7 @@ from paraclip_core.clip.reference import (
 )
 from paraclip_core.clip.torchscript import is_torchscript
 from paraclip_core.clip.weights import read_weights
-from paraclip_core.errors import ModelError, UnknownModelError
+from paraclip_core.errors import ModelError, UnknownModelError, one_line
 
 __all__ = ["load_clip"]
 
@@ -209,7 +209,7 @@ def _create(name: str, pretrained: str | None, doing: str, quick_gelu: bool = Fa
                 weights_only=True,
             )
         except Exception as error:  # open_clip, safetensors, torch and the hub each raise their own
-            raise ModelError(f"{doing}: {_first_lines(error)}") from error
+            raise ModelError(f"{doing}: {one_line(error)}") from error
 
 
 def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str) -> ClipModel:
@@ -232,7 +232,3 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else "; see open_clip.list_models()"
-
-
-def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

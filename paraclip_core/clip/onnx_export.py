@@ -15,7 +15,7 @@ from torch import nn
 from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.tokenizer import model_tokenizer, save_tokenizer
 from paraclip_core.clip.towers import TextTower, text_tower
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import ModelError, one_line
 
 __all__ = ["ONNX_FILE", "ONNX_TEXTS", "save_onnx"]
 
@@ -100,6 +100,4 @@ def _export(module: nn.Module, ids: torch.Tensor, lengths: tuple[int, int], fold
     except OSError:
         raise
     except Exception as error:  # the exporter's many own
-        raise ModelError(
-            f"torch cannot export this text tower to ONNX: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise ModelError(f"torch cannot export this text tower to ONNX: {one_line(error)}") from error

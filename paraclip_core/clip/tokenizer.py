@@ -14,7 +14,7 @@ from open_clip.tokenizer import HFTokenizer
 from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.clip.reference import tokenizer_reference
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import ModelError, one_line
 
 __all__ = ["model_tokenizer", "pad_token", "save_tokenizer", "shortened", "tokenise"]
 
@@ -114,6 +114,6 @@ def _load(clip: ClipModel) -> Any:
         )
     except Exception as error:  # the hub client's or tokenizers' own
         raise ModelError(
-            f"cannot load the tokenizer of {clip.reference}: {' '.join(str(error).split())[:400]}; "
+            f"cannot load the tokenizer of {clip.reference}: {one_line(error)}; "
             "put its files beside the weights in a local folder"
         ) from error

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from paraclip_core.clip.torchscript import is_torchscript, read_torchscript
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import ModelError, one_line
 
 __all__ = ["read_weights"]
 
@@ -72,7 +72,7 @@ def _torch_file(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # torch raises whatever the damage happens to hit
         raise ModelError(
             f"{path} is damaged, or holds more than tensors and plain values, which are all that is read "
-            f"({' '.join(str(error).split())[:300]}); fetch it again, or save its state_dict as safetensors where you "
+            f"({one_line(error)}); fetch it again, or save its state_dict as safetensors where you "
             "trust it"
         ) from error
     if not isinstance(loaded, Mapping):

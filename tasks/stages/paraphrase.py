@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,10 +34,14 @@ from tasks.models import model_hashes
 from tasks.samples import keeping_samples, samples_path
 from tasks.stage import Stage, StageContext, input_path, software_versions
 
+if TYPE_CHECKING:
+    from storage.generations import GenerationStore
+
 __all__ = [
     "PARAPHRASE_1",
     "PARAPHRASE_2",
     "UPSTREAM",
+    "count_spending",
     "count_step_rows",
     "known_judgements",
     "make_chooser",
@@ -122,6 +126,14 @@ def make_paraphraser(
     return made
 
 
+def count_spending(options: ParaphraseOptions, engine: Engine, cache: GenerationStore) -> None:
+    """Count what the cache's answers of this engine and model cost towards the spending cap, where there is one."""
+    if options.engine == "openai" and options.openai.max_spend and isinstance(engine, PaidEngine):
+        # What other machines have paid for may not be here yet.
+        cache.refresh()
+        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+
+
 def known_judgements(settings: Settings, step: int, engine: Engine, blocks: JudgedStore) -> Judgements:
     """What earlier passes with the same meaning judged: those of this stage version and code, over this software."""
     versions = software_versions() | {"model": engine.model, "code": code_digest()}
@@ -144,10 +156,7 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
     rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
     rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
     cache = open_generations(ctx.store)
-    if options.engine == "openai" and options.openai.max_spend and isinstance(engine, PaidEngine):
-        # What other machines have paid for may not be here yet.
-        cache.refresh()
-        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+    count_spending(options, engine, cache)
     share = step_fraction(options, step)
     total = count_step_rows(upstream, step, share)
     samples = samples_path(ctx.store, f"paraphrase_{step}", ctx.work.out.parent.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paraclip_core.errors import ModelError, with_notes
+from paraclip_core.errors import LONGEST, ModelError, one_line, with_notes
 
 
 def test_notes_follow_the_text() -> None:
@@ -10,3 +10,8 @@ def test_notes_follow_the_text() -> None:
     assert with_notes(error) == "the weights are damaged"
     error.add_note("while measuring benchmark 'stsb'")
     assert with_notes(error) == "the weights are damaged\nwhile measuring benchmark 'stsb'"
+
+
+def test_an_error_as_one_line() -> None:
+    assert one_line(ValueError("no\n\n  tensor\there")) == "no tensor here"
+    assert len(one_line(ValueError("word " * 1000))) == LONGEST
