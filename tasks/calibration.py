@@ -14,11 +14,11 @@ import pyarrow as pa
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.estimate import estimated
+from paraclip_core.paraphrase.estimate import Asked, estimated
 from paraclip_core.paraphrase.generate import Counts, in_fraction
 from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import GenerationCache
+from paraclip_core.paraphrase.protocol import Engine, GenerationCache
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.shards import first_requests
 from paraclip_core.progress import Progress, silent
@@ -167,13 +167,18 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     samples.unlink(missing_ok=True)
     texts = rows.slice(WARM, sum(sizes)).column("caption").to_pylist()
     expected = estimated(prompt_for(options, 1), texts, options.sampling.n)
-    counts, requests = timed.counts, max(timed.counts.generated, 1)
-    measured = Measured(
+    return asdict(_measured(engine, len(texts), clock, expected, started))
+
+
+def _measured(engine: Engine, timed: int, clock: _Clock, expected: Asked, started: float) -> Measured:
+    """The rate that the clock saw over `timed` captions, and their real tokens over those that `plan` expects."""
+    counts, requests = clock.counts, max(clock.counts.generated, 1)
+    return Measured(
         engine=engine.name,
         model=engine.model,
-        captions=WARM + sum(sizes),
+        captions=WARM + timed,
         requests=counts.generated,
-        rounds=len(sizes),
+        rounds=len(clock.requests),
         requests_per_second=round(median(clock.requests), 3),
         slowest=round(min(clock.requests), 3),
         fastest=round(max(clock.requests), 3),
@@ -185,7 +190,6 @@ def measure(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         completion_factor=round(counts.completion_tokens / max(expected.completion_tokens, 1), 4),
         start_seconds=round(started, 2),
     )
-    return asdict(measured)
 
 
 def _first_attempts_only(settings: Settings) -> Settings:

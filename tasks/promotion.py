@@ -78,15 +78,11 @@ def decide(
         duel = challenge(settings, store, before, stages["evaluate"], progress) if before else None
         moved, reason = _verdict(before, challenger, why(result.summary), duel)
     if moved:
-        with store.moving(channel):
-            now = (store.channel(channel) or {}).get("fingerprint")
-            if now == before:
-                value = channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason)
-                store.set_channel(channel, value)
-            else:
-                # The champion's evaluation may take an hour, in which another promotion can be faster.
-                moved = False
-                reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+        value = channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason)
+        now = _move(store, channel, before, value)
+        if now != before:
+            moved = False
+            reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
     rows = duel_rows(duel.comparison) if duel and duel.comparison else []
     decision = {
         "channel": channel,
@@ -98,6 +94,16 @@ def decide(
     }
     write_json(store.root / "results" / result.name / "promotion.json", decision)
     return decision
+
+
+def _move(store: ArtifactStore, channel: str, before: str | None, value: dict[str, Any]) -> str | None:
+    """Set a channel that still serves `before`, and leave one that does not; what it served, either way."""
+    with store.moving(channel):
+        # The champion's evaluation may take an hour, in which another promotion can be faster.
+        now = (store.channel(channel) or {}).get("fingerprint")
+        if now == before:
+            store.set_channel(channel, value)
+    return now
 
 
 def _verdict(before: str | None, challenger: str, gain: str, duel: Duel | None) -> tuple[bool, str]:

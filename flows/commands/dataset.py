@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.commands.common import DEFAULT_ROOT, ConfigOption, JsonOption, SetOption, print_json, say, settings_from
+
+if TYPE_CHECKING:
+    from storage.artifacts import Artifact
+    from tasks.dataset_export import ExportedDataset
 
 __all__ = ["export_dataset"]
 
@@ -65,16 +69,29 @@ def export_dataset(
         contact=contact,
     )
     if as_json:
-        licence = {"strictest": written.licence.strictest, "class": written.licence.kind, "hub": written.licence.hub}
-        outs = {"entries": len(entries or ()), "rows": written.left_out, "unmatched": written.unmatched}
-        about = {"artifact": f"{found.stage}/{found.fingerprint}", "rows": written.rows, "licence": licence}
-        where = {"folder": str(folder.absolute()), "files": written.files}
-        print_json({**where, **about, "opt_outs": outs, "notes": written.licence.notes})
-        return
+        print_json(_facts(found, written, folder.absolute(), len(entries or ())))
+    else:
+        _print(written, folder, None if entries is None else len(entries))
+
+
+def _facts(found: Artifact, written: ExportedDataset, folder: Path, opt_outs: int) -> dict[str, Any]:
+    licence = {"strictest": written.licence.strictest, "class": written.licence.kind, "hub": written.licence.hub}
+    return {
+        "folder": str(folder),
+        "files": written.files,
+        "artifact": f"{found.stage}/{found.fingerprint}",
+        "rows": written.rows,
+        "licence": licence,
+        "opt_outs": {"entries": opt_outs, "rows": written.left_out, "unmatched": written.unmatched},
+        "notes": written.licence.notes,
+    }
+
+
+def _print(written: ExportedDataset, folder: Path, opt_outs: int | None) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
     say(f"{counts} rows in {folder}, under {', '.join(written.licence.strictest)} ({written.licence.kind})")
     if opt_outs is not None:
-        say(f"{written.left_out} rows left out by {len(entries or ())} opt-outs")
+        say(f"{written.left_out} rows left out by {opt_outs} opt-outs")
     for entry in written.unmatched[:SHOWN]:
         say(f"this opt-out names no row: {entry}")
     if len(written.unmatched) > SHOWN:

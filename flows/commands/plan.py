@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from flows.commands.common import (
     settings_from,
 )
 from paraclip_core.progress import Progress
+
+if TYPE_CHECKING:
+    from tasks.planning import StagePlan
 
 __all__ = ["plan"]
 
@@ -56,21 +59,7 @@ def plan(
     if as_json:
         print_json({"root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total})
         return
-    rows = [
-        {
-            "stage": stage.stage,
-            "state": stage.state,
-            "why": _some(stage.why),
-            "rows": stage.rows,
-            "requests": stage.requests,
-            "tokens": stage.tokens,
-            **({"spend": stage.spend} if prices else {}),
-            "time": human_seconds(stage.seconds),
-            "disk": human_bytes(stage.bytes),
-            "estimated from": "" if stage.state == "cached" else stage.basis,
-        }
-        for stage in stages
-    ]
+    rows = [_row(stage, bool(prices)) for stage in stages]
     print_table("", list(rows[0]), rows)
     bound = "" if complete else "at least "
     typer.echo(
@@ -78,6 +67,21 @@ def plan(
         f"{totals['requests']} requests, {totals['tokens']} tokens"
         + (f", about {total['spend']:.4g} to spend" if prices else "")
     )
+
+
+def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "state": stage.state,
+        "why": _some(stage.why),
+        "rows": stage.rows,
+        "requests": stage.requests,
+        "tokens": stage.tokens,
+        **({"spend": stage.spend} if priced else {}),
+        "time": human_seconds(stage.seconds),
+        "disk": human_bytes(stage.bytes),
+        "estimated from": "" if stage.state == "cached" else stage.basis,
+    }
 
 
 @contextmanager

@@ -254,23 +254,32 @@ def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
 
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
     """Thumbnails of the images that are still there; a page without one of them is better than none."""
-    from paraclip_core.clip.images import ImageArchive
-    from paraclip_core.report.thumbnails import thumbnail
-
     root = inputs["scenes"].path if "scenes" in inputs else input_path(settings, ".")
+    found: dict[str, bytes] = {}
+    for images, names in sorted(_members(inputs, wanted).items()):
+        try:
+            found.update(_thumbnails_from(root / images, names))
+        except InputError as error:
+            log.warning("no thumbnails from %s: %s", images, error)
+    return found
+
+
+def _members(inputs: Inputs, wanted: set[str]) -> dict[str, dict[str, str]]:
+    """Archive or folder → id of a wanted image → its name there."""
     members: dict[str, dict[str, str]] = {}
     for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
         if row["image_id"] in wanted and row["images"] and row["image_path"]:
             members.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
-    found: dict[str, bytes] = {}
-    for images, names in sorted(members.items()):
-        try:
-            with ImageArchive(root / images) as archive:
-                for image_id, name in sorted(names.items()):
-                    try:
-                        found[image_id] = thumbnail(archive.open(name))
-                    except InputError as error:
-                        log.warning("no thumbnail of %s: %s", image_id, error)
-        except InputError as error:
-            log.warning("no thumbnails from %s: %s", images, error)
-    return found
+    return members
+
+
+def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.report.thumbnails import thumbnail
+
+    with ImageArchive(images) as archive:
+        for image_id, name in sorted(names.items()):
+            try:
+                yield image_id, thumbnail(archive.open(name))
+            except InputError as error:
+                log.warning("no thumbnail of %s: %s", image_id, error)
