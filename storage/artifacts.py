@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
-from storage.atomic import file_sha256, read_json, remove_temporary, storage_error, sync_folder, write_json
+from storage.atomic import read_json, remove_temporary, storage_error, sync_folder, write_json
 from storage.holders import Holder, holders_at, holders_below
 from storage.locks import lock
-from storage.manifests import MANIFEST, FileEntry, Manifest, parse_manifest
+from storage.manifests import MANIFEST, FileEntry, Manifest
+from storage.soundness import differences, file_names, read_manifest, seal
 
 if TYPE_CHECKING:
     from storage.mirror import Mirror
@@ -152,8 +152,8 @@ class ArtifactStore:
         folder = self.path(stage, fingerprint)
         if not (folder / MANIFEST).exists():
             return None
-        artifact = Artifact(folder, _read_manifest(folder))
-        problems = _check(artifact, contents=False)
+        artifact = Artifact(folder, read_manifest(folder))
+        problems = differences(artifact.path, artifact.manifest)
         if problems:
             raise ArtifactError(_damaged(artifact, problems))
         return artifact
@@ -251,7 +251,7 @@ class ArtifactStore:
             remove_temporary(out)
             manifest = Manifest(
                 **vars(draft),
-                files={name: _seal(out / name) for name in _names(out)},
+                files={name: seal(out / name) for name in file_names(out)},
                 metrics=metrics,
                 wall_seconds=round(wall_seconds, 3),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -266,7 +266,7 @@ class ArtifactStore:
             raise storage_error(error, target) from error
         shutil.rmtree(work, ignore_errors=True)
         if self.mirror is not None and not self.mirror.deliver(manifest, target):
-            return Artifact(target, _read_manifest(target))
+            return Artifact(target, read_manifest(target))
         return Artifact(target, manifest)
 
     def _clear(self, target: Path) -> None:
@@ -302,7 +302,7 @@ class ArtifactStore:
         """Stage, fingerprint and how to read the manifest of every artifact, here first."""
         here = {(folder.parent.name, folder.name): folder for folder in self._folders(stage)}
         for (name, fingerprint), folder in here.items():
-            yield name, fingerprint, partial(_read_manifest, folder)
+            yield name, fingerprint, partial(read_manifest, folder)
         if self.mirror is not None:
             for name, fingerprint, data in self.mirror.artifacts.manifests(stage):
                 if (name, fingerprint) not in here:
@@ -359,7 +359,9 @@ class ArtifactStore:
 
     def verify(self, artifact: Artifact) -> list[str]:
         """Compare every file with the manifest, contents included; returns the differences, one a line."""
-        here = _check(artifact, contents=True) if self.mirror is None or artifact.path.is_dir() else []
+        here: list[str] = []
+        if self.mirror is None or artifact.path.is_dir():
+            here = differences(artifact.path, artifact.manifest, contents=True)
         return here if self.mirror is None else here + self.mirror.artifacts.verify(artifact.manifest)
 
     def remove(self, artifact: Artifact) -> None:
@@ -427,58 +429,6 @@ def _safe_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UnknownNameError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
     return name
-
-
-def _names(folder: Path) -> list[str]:
-    """Every file below `folder` but its manifest, as sorted paths with slashes."""
-    found = [
-        (Path(directory) / name).relative_to(folder).as_posix()
-        for directory, _, names in os.walk(folder)
-        for name in names
-    ]
-    return sorted(name for name in found if name != MANIFEST)
-
-
-def _seal(path: Path) -> FileEntry:
-    """Flush a file to disk, so that a manifest never outlives what it names, and describe it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return FileEntry(path.stat().st_size, file_sha256(path))
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    return parse_manifest(data, str(path), folder.parent.name, folder.name)
-
-
-def _check(artifact: Artifact, contents: bool) -> list[str]:
-    try:
-        committed = (artifact.path / MANIFEST).stat().st_mtime_ns
-        checks = (_check_file(artifact, name, committed, contents) for name in artifact.manifest.files)
-        problems = [problem for problem in checks if problem]
-        if contents:
-            extra = set(_names(artifact.path)) - set(artifact.manifest.files)
-            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
-    except OSError as error:
-        raise ArtifactError(f"cannot read {error.filename or artifact.path}: {error.strerror or error}") from error
-    return problems
-
-
-def _check_file(artifact: Artifact, name: str, committed: int, contents: bool) -> str | None:
-    path, entry = artifact.path / name, artifact.manifest.files[name]
-    if not path.is_file():
-        return f"{name} is missing"
-    stat = path.stat()
-    if stat.st_size != entry.size:
-        return f"{name} has {stat.st_size} bytes instead of {entry.size}"
-    # A file that is younger than the manifest was touched after the commit, so its contents are looked at.
-    if (contents or stat.st_mtime_ns > committed) and file_sha256(path) != entry.sha256:
-        return f"{name} was changed (its SHA-256 differs)"
-    return None
 
 
 def _damaged(artifact: Artifact, problems: list[str]) -> str:
