@@ -55,7 +55,7 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
         (
             [row("paraphrased_retrieval", "ao@10", -0.5, -1.0), GAIN],
             "promote",
-            "[-1.00, +0.00] does not lie below zero",
+            "[-1.00, +0.00]; paraphrased",
         ),
         ([row("paraphrased_retrieval", "ao@10", 0.0, 0.0)], "promote", "does not lie below zero"),
         ([row("paraphrased_retrieval", "ao@10", -0.2, -0.9)], "hold", "-0.20 [-0.90, +0.50] is a step down"),
