@@ -5,26 +5,35 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from paraclip_core.captions.clean import clean
 from paraclip_core.config import FileEngineOptions, SamplingOptions
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.lexicon import words
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 __all__ = ["FileEngine"]
 
+LOOK_UP = 2
+"""Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
+
 Row = tuple[str, str, str]
 """Caption, paraphrase 1, paraphrase 2 (empty where there is none)."""
+
+_ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 
 
 class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a Karpathy JSON.
 
-    Texts are compared by their words alone: case, punctuation and blanks do not matter. Where a text comes twice the
-    first row counts. A text that the file does not hold gets a completion without answers.
+    Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
+    blanks do not matter, and a file may be as raw as the captions' own. Where a text comes twice the first row counts.
+    A text that the file does not hold gets a completion without answers.
     """
 
     name = "file"
@@ -56,7 +65,7 @@ class FileEngine:
                 "(the path is relative to data.root)"
             ) from error
         columns = (self._options.caption, self._options.paraphrase_1, self._options.paraphrase_2)
-        digest.update(json.dumps(columns).encode())
+        digest.update(json.dumps([*columns, LOOK_UP]).encode())
         return digest.hexdigest()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -77,16 +86,21 @@ class FileEngine:
         if self._answers is None:
             answers: dict[int, dict[str, str]] = {1: {}, 2: {}}
             for caption, first, second in _rows(self._path, self._options):
-                if first and _key(caption):
-                    answers[1].setdefault(_key(caption), first)
-                if first and second:
-                    answers[2].setdefault(_key(first), second)
+                if first and (key := _key(clean(caption))):
+                    answers[1].setdefault(key, first)
+                # Step 2 is asked about what was made of the answer to step 1.
+                if first and second and (key := _key(parse_answer(first))):
+                    answers[2].setdefault(key, second)
             self._answers = answers
         return self._answers
 
 
 def _key(text: str) -> str:
-    return " ".join(words(text))
+    """The words of a cleaned text. Marks are parts of letters: without them many Hindi and Thai words are the same."""
+    low = text.casefold()
+    if low.isascii():
+        return " ".join(_ASCII_WORD(low))
+    return " ".join("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in low).split())
 
 
 def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row]:
@@ -167,7 +181,7 @@ def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     content = json.loads(path.read_bytes())
     try:
         for image in content["images"]:
-            texts = list({_key(s["raw"]): " ".join(s["raw"].split()) for s in image["sentences"]}.values())
+            texts = list({_key(clean(s["raw"])): " ".join(s["raw"].split()) for s in image["sentences"]}.values())
             count = len(texts)
             for at, text in enumerate(texts):
                 if count > 1:
@@ -189,4 +203,5 @@ def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) 
 
 def _row(row: dict[str, Any], options: FileEngineOptions) -> Row:
     caption, first, second = (row.get(n) for n in (options.caption, options.paraphrase_1, options.paraphrase_2))
-    return tuple(value if isinstance(value, str) else "" for value in (caption, first, second))  # pyright: ignore[reportReturnType]
+    # Of an answer only the first line would count.
+    return tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in (caption, first, second))  # pyright: ignore[reportReturnType]

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip_core.captions.clean import clean
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.file import FileEngine
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.protocol import Prompt
 
 ROWS = [
@@ -63,6 +65,28 @@ def test_a_byte_order_mark_and_windows_line_ends(kind: str, tmp_path: Path) -> N
     path = write(tmp_path, kind)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert ask(FileEngine(path), 1, "a red DOG") == ("a dog in red",)
+
+
+def test_texts_are_found_as_ingest_and_the_answers_parser_clean_them(tmp_path: Path) -> None:
+    rows = [
+        ("The dog’s ball &amp; a “red” kite", "1. the ball of a dog\nand a kite", "a toy"),
+        ("Ein Ｃafe\u0301 im Café", "Caption: a café", "one café inside another"),
+    ]
+    names = ("caption", "paraphrase_1", "paraphrase_2")
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
+    engine = FileEngine(path)
+    for caption, first, second in rows:
+        assert ask(engine, 1, clean(caption)) == (" ".join(first.split()),)
+        assert ask(engine, 2, parse_answer(" ".join(first.split()))) == (second,)
+
+
+def test_words_that_differ_in_their_vowel_signs_are_different(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [("लड़का दौड़ रहा है", "a boy"), ("लड़की दौड़ रही है", "a girl"), ("🐶", "no words at all")]
+    path.write_text("\n".join(json.dumps({"caption": c, "paraphrase_1": p, "paraphrase_2": p}) for c, p in rows))
+    engine = FileEngine(path)
+    assert [ask(engine, 1, clean(caption)) for caption, _ in rows] == [("a boy",), ("a girl",), ()]
 
 
 def test_the_model_id_follows_content_and_columns_and_not_the_name(tmp_path: Path) -> None:
