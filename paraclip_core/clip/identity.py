@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import nn
 
 from paraclip_core.clip.base import ClipModel
 
-__all__ = ["image_tower_hash", "preprocess_hash", "weights_hash"]
+__all__ = ["image_architecture", "image_tower_hash", "preprocess_hash", "weights_hash"]
 
 
 def image_tower_hash(clip: ClipModel) -> str:
@@ -19,6 +20,11 @@ def image_tower_hash(clip: ClipModel) -> str:
     Buffers count: batch-norm statistics change an image's features as much as weights do.
     """
     return _hash(clip.visual)
+
+
+def image_architecture(clip: ClipModel) -> dict[str, Any]:
+    """The options that say how an image tower computes with its weights, as the model's configuration spells them."""
+    return {"quick_gelu": bool(clip.model_cfg.get("quick_gelu")), **clip.model_cfg["vision_cfg"]}
 
 
 def weights_hash(clip: ClipModel) -> str:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.encode import encode_images
-from paraclip_core.clip.identity import image_tower_hash, preprocess_hash
+from paraclip_core.clip.encode import encode_images, encode_pixels
+from paraclip_core.clip.identity import image_architecture, image_tower_hash, preprocess_hash
 from paraclip_core.errors import ModelError
 
 __all__ = ["FEATURE_TOLERANCE", "IndexCheck", "check_features", "check_images", "check_towers"]
@@ -39,7 +39,11 @@ class IndexCheck:
 
 
 def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
-    """Compare the hashes of image towers and of preprocessing, and say which tensors and options differ."""
+    """Compare the hashes of image towers and of preprocessing, and say which tensors and options differ.
+
+    Equal weights may still be computed with otherwise, by another activation or number of heads, so that noise has to
+    come out the same, too.
+    """
     towers = image_tower_hash(base), image_tower_hash(tuned)
     processing = preprocess_hash(base), preprocess_hash(tuned)
     tensors = _tensor_differences(base, tuned) if towers[0] != towers[1] else []
@@ -48,7 +52,11 @@ def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
         for name in sorted({*base.preprocess_cfg, *tuned.preprocess_cfg})
         if base.preprocess_cfg.get(name) != tuned.preprocess_cfg.get(name)
     ]
-    return [_compared("image tower", towers, tensors), _compared("preprocessing", processing, options)]
+    tower, preprocessing = _compared("image tower", towers, tensors), _compared("preprocessing", processing, options)
+    if tower.valid and preprocessing.valid and not np.array_equal(_of_noise(base), _of_noise(tuned)):
+        detail = f"{towers[0]} in both, but the models compute otherwise with these weights"
+        tower = IndexCheck("image tower", False, detail, tuple(_architecture_differences(base, tuned)))
+    return [tower, preprocessing]
 
 
 def check_images(
@@ -88,6 +96,18 @@ def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str
     differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(wrong)[:SHOWN])
     detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings are the model's within {FEATURE_TOLERANCE:g}"
     return IndexCheck("stored features", not wrong.any(), detail, differences)
+
+
+def _of_noise(clip: ClipModel) -> np.ndarray:
+    size = clip.preprocess_cfg["size"]
+    shape = (size, size) if isinstance(size, int) else tuple(size)
+    return encode_pixels(clip, torch.randn(4, 3, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+def _architecture_differences(base: ClipModel, tuned: ClipModel) -> list[str]:
+    first, second = image_architecture(base), image_architecture(tuned)
+    names = sorted({*first, *second})
+    return [f"{n}: {first.get(n)!r} and {second.get(n)!r}" for n in names if first.get(n) != second.get(n)]
 
 
 def _compared(what: str, hashes: tuple[str, str], differences: list[str]) -> IndexCheck:

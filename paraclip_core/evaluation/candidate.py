@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_images, encode_texts
+from paraclip_core.clip.identity import image_architecture
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, pick_device, preprocess_hash
 
@@ -32,12 +34,13 @@ class Candidate:
 
     @property
     def tower(self) -> str:
-        """Hash of image tower and preprocessing."""
+        """Hash of image tower and preprocessing, and how the tower computes."""
         return self._tower
 
     @cached_property
     def _tower(self) -> str:
-        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}"
+        architecture = json.dumps(image_architecture(self.clip), sort_keys=True)
+        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode texts in blocks: float32 [n, d], rows of length 1."""

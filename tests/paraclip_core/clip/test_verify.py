@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.identity import image_tower_hash
 from paraclip_core.clip.verify import check_features, check_images, check_towers
 from paraclip_core.errors import ModelError
 
@@ -68,6 +70,20 @@ def test_another_architecture_and_another_preprocessing(tiny: Tiny) -> None:
     assert preprocess.differences == ("interpolation: 'bicubic' and 'bilinear'",)
     check, _ = check_images(base, tiny(embed_dim=16), pictures(), list("abc"))
     assert not check.valid and "32 and 16 dimensions" in check.detail
+
+
+@pytest.mark.parametrize("change", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 32}}])
+def test_the_same_weights_with_another_activation_or_other_heads(tiny: Tiny, change: dict[str, Any]) -> None:
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    base = tiny(vision_cfg=vision)
+    other = tiny(**{**change, "vision_cfg": {**vision, **change.get("vision_cfg", {})}})
+    other.model.load_state_dict(base.model.state_dict())
+    assert image_tower_hash(base) == image_tower_hash(other)
+    tower, preprocess = check_towers(base, other)
+    assert not tower.valid and preprocess.valid and "compute otherwise" in tower.detail
+    assert tower.differences == (
+        {"quick_gelu": "quick_gelu: False and True"}.get(next(iter(change)), "head_width: 16 and 32"),
+    )
 
 
 def test_stored_features(tiny: Tiny) -> None:

@@ -91,6 +91,12 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
     assert candidate.tower == Candidate(models[1], "cpu").tower
 
 
+def test_images_of_a_tower_that_computes_otherwise_are_encoded_anew(models: tuple[str, str]) -> None:
+    base, quick = Candidate(models[0], "cpu"), Candidate(models[0], "cpu")
+    quick.clip.model_cfg["quick_gelu"] = True
+    assert base.tower != quick.tower
+
+
 def test_names_on_the_command_line(tmp_path: Path) -> None:
     assert parse_benchmark("stsb=a/b=c.tsv") == BenchmarkOptions(name="stsb", kind="sts", path="a/b=c.tsv")
     assert parse_benchmark("mine:sts=x").kind == "sts"
