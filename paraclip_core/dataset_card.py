@@ -82,7 +82,7 @@ def _front_matter(facts: DatasetFacts) -> str:
         pretty_name=facts.name,
         task_categories=["sentence-similarity", "text-generation"],
         size_categories=[_size(sum(facts.rows.values()))],
-        tags=["paraphrase", "image-captions", "clip", "synthetic", "paraclip"],
+        tags=["paraphrase", "image-captions", "clip", *(["synthetic"] if facts.by_model else []), "paraclip"],
         configs=[{"config_name": "default", "data_files": files}],
     )
     return data.to_yaml().strip()
@@ -152,9 +152,15 @@ def _licences(facts: DatasetFacts) -> str:
     notes = "".join(f"\n- {note}" for note in found.notes)
     return (
         f"{table(('licence as stated', 'rows', 'class'), rows)}{more}\n\nThe whole is under the strictest of them: "
-        f"**{strictest}** ({found.kind}). Each row names its own in the column `licence`. The terms of the language "
-        f"model that wrote the paraphrases may apply besides.{chr(10) + notes if notes else ''}"
+        f"**{strictest}** ({found.kind}). Each row names its own in the column `licence`.{_terms(facts)}"
+        f"{chr(10) + notes if notes else ''}"
     )
+
+
+def _terms(facts: DatasetFacts) -> str:
+    if not facts.by_model:
+        return " Those of the file of paraphrases may apply besides."
+    return " The terms of the language model that wrote the paraphrases may apply besides."
 
 
 def _making(facts: DatasetFacts) -> str:
@@ -174,7 +180,7 @@ def _making(facts: DatasetFacts) -> str:
     ]
     how = (
         "A language model wrote them in two steps, one request for each different text."
-        if one.prompt
+        if facts.by_model
         else "The paraphrases were given in a file, whose content hash stands below; no model was asked."
     )
     return f"{how}\n\n{table(('option', 'step 1', 'step 2'), rows)}"

@@ -64,6 +64,11 @@ class DatasetFacts:
     contact: str = ""
     """Where to ask for removal, in the publisher's words."""
 
+    @property
+    def by_model(self) -> bool:
+        """Whether a language model wrote the paraphrases; otherwise they were given in a file."""
+        return self.steps[0].prompt is not None
+
 
 def word_statistics(histogram: Mapping[int, int]) -> WordStatistics:
     """From texts by their number of words; median and 95th percentile are nearest ranks, so they are whole words."""

@@ -42,6 +42,8 @@ __all__ = ["Preparation", "run"]
 log = logging.getLogger(__name__)
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
+REPAIRED = "CLIP with a text tower repaired by paraphrases"
+PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
 
 class Preparation:
@@ -155,17 +157,18 @@ def run(ctx: StageContext) -> dict[str, Any]:
         log.warning("α = %g is chosen without paraphrases: %s", chosen["chosen"], chosen["rule"])
     write_json(ctx.work.out / "alpha_sweep.json", chosen)
     interpolate(parameters, base, tuned, chosen["chosen"])
+    control = options.texts == "captions"
     after = release(
         ctx.work.out / "release",
         clip,
         before,
-        title="CLIP with a text tower repaired by paraphrases",
-        summary="The text tower was fine-tuned on captions and their LLM paraphrases (ParaCLIP, arXiv 2402.15120) and "
+        title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
+        summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {chosen['chosen']:g}: {chosen['rule']}.",
         base=_base_name(ctx),
         weights=weights,
         provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
-        paraphraser=paraphraser_of(ctx.inputs["paraphrase_2"]),
+        paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
         options=told_options(options),
         figures=chosen["alphas"],
     )

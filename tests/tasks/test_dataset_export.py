@@ -209,6 +209,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     ]  # fmt: skip
     assert float(line[3]) == pytest.approx(sum(words) / len(words), abs=0.005)
     assert found.licence.kind == "unknown" and "no licence that is known" in text
+    assert "synthetic" not in data["tags"] and "language model that wrote" not in text
 
 
 def shown(card: str) -> str:
@@ -278,6 +279,7 @@ def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: A
             assert any(f"{whole}\nuser: {prompt.before}{{}}{prompt.after}".strip() in block for block in blocks)
         assert any("A thesaurus of common words" in block for block in blocks) == (name == "7")
         assert ("drawn with temperature 0.7" in text) == (name == "7")
+        assert "synthetic" in DatasetCard(text).data.to_dict()["tags"] and "language model that wrote" in text
         assert "Org/Model&#64;0123abc" in text and "| paraphrase 2 | echo | 4 |" in text
         assert "| sampling, temperature | 0.8 | 0.8 |" in text and "| max_lost_words | 1 | 2 |" in text
         assert "<b>otherwise" not in shown(text)

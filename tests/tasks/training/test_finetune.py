@@ -145,6 +145,9 @@ def test_the_control_trains_on_captions_alone(run_stage: Run, inputs: dict[str, 
     paraphrased, captions = run_stage(FINETUNE, inputs), run_stage(FINETUNE, inputs, "c" * 32, control)
     assert captions.manifest.metrics["steps"] == paraphrased.manifest.metrics["steps"]
     assert files(captions)["training_log.jsonl"] != files(paraphrased)["training_log.jsonl"]
+    told, plain = ((made.path / "release/README.md").read_text() for made in (paraphrased, captions))
+    assert "captions and their paraphrases" in told
+    assert "captions alone, as a control" in plain and "repaired" not in plain
 
 
 def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> None:
