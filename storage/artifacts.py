@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
@@ -256,6 +256,8 @@ class ArtifactStore:
                 wall_seconds=round(wall_seconds, 3),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
+            for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
+                sync_folder(folder)
             if self.mirror is not None:
                 self.mirror.promise(draft.stage, draft.fingerprint)
             write_json(out / MANIFEST, asdict(manifest))
