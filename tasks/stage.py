@@ -110,9 +110,11 @@ def carry_out(
 
 
 def _changed_sources(stage: Stage, draft: Draft, settings: Settings, store: ArtifactStore) -> str:
-    """Names of the sources that are not what the fingerprint says."""
-    now = stage.sources(settings, FileHashes(store.cache / "source_hashes.json"))
+    """Names of the sources that are not what the fingerprint says; none where it does not tell of sources."""
     then = {name.removeprefix(SOURCE): value for name, value in draft.inputs.items() if name.startswith(SOURCE)}
+    if not then:
+        return ""
+    now = stage.sources(settings, FileHashes(store.cache / "source_hashes.json"))
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
