@@ -355,7 +355,8 @@ class Paraphraser:
         done = self._seen_rows + int(share * max(block, 0))
         if counts.completion_tokens:
             facts["tokens_per_second"] = round(counts.completion_tokens / seconds, 1)
-        if self._total and done:
+        # How long what is asked about answered captions will take is not known.
+        if self._total and done and not more:
             facts["eta_seconds"] = round(seconds * max(self._total - done, 0) / done)
         if judged:
             facts["acceptance"] = round(counts.accepted / judged, 3)

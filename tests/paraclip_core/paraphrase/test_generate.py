@@ -233,7 +233,9 @@ def test_words_and_further_attempts_are_seen_while_they_are_asked_for(cache: Any
     seen: list[dict[str, Any]] = []
 
     def progress(done: int, total: int | None, **facts: float | int | str) -> None:
-        seen.append({"done": done} | {name: facts[name] for name in facts if name.startswith(("words", "again"))})
+        more = {name: facts[name] for name in facts if name.startswith(("words", "again"))}
+        assert ("eta_seconds" in facts) == (not more)
+        seen.append({"done": done} | more)
 
     options = ParaphraseOptions(gates=GateOptions(max_overlap=0.95), chunk=1, attempts=2)
     chooser = Chooser(options.gates, 1, encoder=AllNear())
