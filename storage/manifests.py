@@ -8,9 +8,11 @@ from typing import Any
 
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["MANIFEST", "FileEntry", "Manifest", "parse_manifest", "safe_name"]
+__all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name"]
 
 MANIFEST = "manifest.json"
+SOURCE = "source:"
+"""What the names of inputs from outside the store begin with."""
 SCHEMA_VERSION = 1
 
 

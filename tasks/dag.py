@@ -9,6 +9,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes, fingerprint
+from storage.manifests import SOURCE
 from tasks.stage import Stage, software_versions
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.evaluate import EVALUATE
@@ -71,7 +72,7 @@ def resolve(settings: Settings, store: ArtifactStore, stages: Mapping[str, Stage
     for name in stage_names(settings, stages):
         stage = stages[name]
         inputs = {upstream: nodes[upstream].fingerprint for upstream in stage.inputs(settings)}
-        sources = {f"source:{key}": value for key, value in stage.sources(settings, hashes).items()}
+        sources = {f"{SOURCE}{key}": value for key, value in stage.sources(settings, hashes).items()}
         options = dict(stage.options(settings))
         name_of_all = fingerprint(name, stage.version, options, {**inputs, **sources})
         draft = Draft(name, name_of_all, stage.version, {**inputs, **sources}, options, versions)
@@ -87,7 +88,7 @@ def input_artifacts(node: Node, store: ArtifactStore) -> dict[str, Artifact]:
     """
     found = {}
     for name, value in node.draft.inputs.items():
-        if name.startswith("source:"):
+        if name.startswith(SOURCE):
             continue
         artifact = store.find(name, value)
         if artifact is None:

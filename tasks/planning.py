@@ -15,6 +15,7 @@ from paraclip_core.errors import ArtifactError
 from paraclip_core.paraphrase.shards import unsharded_because
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import storage_error
+from storage.manifests import SOURCE
 from tasks.amounts import Amount, amounts
 from tasks.dag import STAGES, Node, resolve
 from tasks.estimates import estimate
@@ -170,9 +171,9 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
         before, after = manifest.inputs.get(key), draft.inputs.get(key)
         if before == after:
             continue
-        if key.startswith("source:"):
+        if key.startswith(SOURCE):
             what = "is new" if before is None else "is gone" if after is None else "has other contents"
-            reasons.append(f"file {key.removeprefix('source:')} {what}")
+            reasons.append(f"file {key.removeprefix(SOURCE)} {what}")
         else:
             reasons.append(f"input {key}: {_short(before)} → {_short(after)}")
     return reasons

