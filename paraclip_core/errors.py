@@ -19,6 +19,7 @@ A message names what was found, what was expected and how to mend it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,10 +44,13 @@ __all__ = [
 LONGEST = 400
 """Characters of another library's error that a message quotes."""
 
+STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""What colours text on a terminal."""
+
 
 def one_line(error: BaseException) -> str:
-    """The beginning of an error's text without its line breaks, to be quoted in a message."""
-    return " ".join(str(error).split())[:LONGEST]
+    """The beginning of an error's text without its line breaks and colours, to be quoted in a message."""
+    return " ".join(STYLES.sub("", str(error)).split())[:LONGEST]
 
 
 def with_notes(error: BaseException) -> str:

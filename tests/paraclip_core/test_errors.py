@@ -14,4 +14,5 @@ def test_notes_follow_the_text() -> None:
 
 def test_an_error_as_one_line() -> None:
     assert one_line(ValueError("no\n\n  tensor\there")) == "no tensor here"
+    assert one_line(ValueError("\x1b[31;1mred\x1b[0m and\x1b[K plain")) == "red and plain"
     assert len(one_line(ValueError("word " * 1000))) == LONGEST
