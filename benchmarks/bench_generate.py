@@ -44,9 +44,10 @@ from record import record
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions, Settings, VllmOptions
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser
+from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
 from storage.generations import GenerationStore
 from tasks.stages.paraphrase import make_chooser

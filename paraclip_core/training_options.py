@@ -37,8 +37,8 @@ class OptimiserOptions(Options):
     """Seed of the data order."""
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Memory for what the backward pass needs of a batch; none: a third of what the device has free when training
-    begins. A batch that needs more has its texts embedded twice (gradient caching): 1.2 to 1.7 times slower, within this
-    memory, and the same to the last bit."""
+    begins. A batch that needs more has its texts embedded twice (gradient caching): within this memory, 1.2 to 1.7
+    times slower, and the same to the last bit."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
     """Time between two checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)

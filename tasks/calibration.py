@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.paraphrase.counts import Counts
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.estimate import Asked, estimated
-from paraclip_core.paraphrase.generate import Counts, in_fraction
+from paraclip_core.paraphrase.intake import in_fraction
 from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Engine, GenerationCache

@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import Settings
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.estimate import MissingRequests, missing_requests
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, count_wanted
+from paraclip_core.paraphrase.intake import count_wanted
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.similarity import SentenceEncoder
 from paraclip_core.progress import Progress, silent

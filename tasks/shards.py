@@ -21,7 +21,7 @@ import pyarrow as pa
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.generate import count_wanted
+from paraclip_core.paraphrase.intake import count_wanted
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.shards import asking_only, count_missing, first_requests, own_rows, unsharded_because
 from paraclip_core.progress import Progress, silent

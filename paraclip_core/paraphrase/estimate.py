@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
+from paraclip_core.paraphrase.block import INPUT_COLUMNS, Tokens
 from paraclip_core.paraphrase.choose import NOT_JUDGED, Chooser
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, Tokens
+from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.judged import Judgements
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare

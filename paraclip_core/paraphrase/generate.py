@@ -6,9 +6,6 @@ how many requests are in flight. What comes out is a function of the rows, their
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain, groupby, islice
@@ -19,67 +16,29 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.ahead import LookAhead
 from paraclip_core.paraphrase.asking import Asker, Part
-from paraclip_core.paraphrase.block import INPUT_COLUMNS, BlockState, Tokens, paraphrase_rows
+from paraclip_core.paraphrase.block import BlockState, Tokens, paraphrase_rows
 from paraclip_core.paraphrase.choose import Chooser, Request
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.counts import Counts
+from paraclip_core.paraphrase.intake import blocks, wanted
 from paraclip_core.paraphrase.judged import Judgement, Judgements
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
-from paraclip_core.paraphrase.lexicon import stem, words
 from paraclip_core.paraphrase.meanwhile import Meanwhile
-from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
-from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.protocol import Engine, GenerationCache
+from paraclip_core.paraphrase.reporting import Reporter
 from paraclip_core.paraphrase.samples import Samples
-from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, Synonyms, swapped
+from paraclip_core.paraphrase.swaps import Answers, with_swaps
+from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, Synonyms
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["BLOCK_ROWS", "INPUT_COLUMNS", "Counts", "Paraphraser", "blocks", "count_wanted", "in_fraction"]
-
-log = logging.getLogger(__name__)
-
-BLOCK_ROWS = 4096
-"""Rows that are judged together. Part of what an output means: the flood gate sees rows in this order."""
+__all__ = ["Paraphraser"]
 
 AHEAD_BLOCKS = 16
 """Blocks that the cache is asked about at once."""
 
 SAME_CORES = frozenset({"file", "smollm2", "transformers"})
 """Engines that compute on the cores that the gates take: nothing is gained by both at once."""
-
-SWAPS = {1: 1, 2: 3}
-"""Words that are swapped for synonyms, at most, by step."""
-
-BASES = {1: 2, 2: 3}
-"""Texts that words are swapped in, for one request, by step."""
-
-Answers = dict[str, tuple[bytes, Sequence[str]]]
-"""Text → key of its request and the raw answers."""
-
-
-def in_fraction(text: str, fraction: float) -> bool:
-    """Whether a caption belongs to the share that is paraphrased; depends on its text alone."""
-    if fraction >= 1:
-        return True
-    raw = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(raw, "little") / 2**64 < fraction
-
-
-def blocks(batches: Iterable[pa.RecordBatch], rows: int = BLOCK_ROWS) -> Iterator[pa.RecordBatch]:
-    """The same rows in blocks of `rows`, the last one shorter, however the batches were cut."""
-    waiting: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        while batch.num_rows:
-            head = batch.slice(0, rows - count)
-            batch = batch.slice(head.num_rows)
-            waiting.append(head)
-            count += head.num_rows
-            if count == rows:
-                yield _joined(waiting)
-                waiting, count = [], 0
-    if waiting:
-        yield _joined(waiting)
 
 
 class Paraphraser:
@@ -124,19 +83,18 @@ class Paraphraser:
         """Key and text of the requests that were missing in the last block, where `ask` is False."""
         self.first_missing: list[tuple[bytes, str]] = []
         """Those of the last block's missing requests that are a first attempt."""
-        self._chooser, self._tokens, self._progress = chooser, tokens, progress
+        self._chooser, self._tokens = chooser, tokens
+        self._reporter = Reporter(progress, self.counts, engine, total)
         self._again = conditions_of(options.regenerate)
         self._judged = judged
         if judged is not None:
             chooser.flood.changes()
-        self._total, self._ask_engine = total, ask
+        self._ask_engine = ask
         self._following: pa.RecordBatch | None = None
         """The block that will be judged next, where that is known."""
         self._coming: tuple[Answers, list[tuple[str, bytes]], Meanwhile[Part]] | None = None
         """What was known of it, what was missing, and the answers to that."""
         self._asked = False
-        self._started = time.monotonic()
-        self._seen_rows = 0
 
     def run(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
         """Rows (`tables.PARAPHRASES`) and rejects (`tables.PARAPHRASE_REJECTS`), block by block, in input order.
@@ -147,7 +105,7 @@ class Paraphraser:
         Raises:
             EngineError: the engine failed; all that it had answered is kept.
         """
-        waiting = blocks(_wanted(batches, self.options.fraction))
+        waiting = blocks(wanted(batches, self.options.fraction))
         try:
             while group := [(block, self._looked(block)) for block in islice(waiting, AHEAD_BLOCKS)]:
                 unknown = [block for block, (_, known) in group if known is None]
@@ -157,8 +115,7 @@ class Paraphraser:
                     if known is None:
                         self._following = next(following)
                     yield self._written(block, self._judge(block, key) if known is None else self._recalled(known))
-                    self._seen_rows += block.num_rows
-                    self._report(0)
+                    self._reporter.finished(block.num_rows)
         finally:
             if self._coming is not None:
                 self._coming[2].close()
@@ -264,10 +221,7 @@ class Paraphraser:
         return coming
 
     def _with_synonyms(self, answers: Answers, captions: Mapping[str, str]) -> Answers:
-        """Every text's answers and, behind them, answers (at step 2 the text, too) with single words swapped.
-
-        `captions` has the (first) caption of each text: step 2 first tries to leave step 1's new words as they are.
-        """
+        """Every text's answers and, where the options want that, answers with single words swapped."""
         chosen, encoder = self.options, self._chooser.encoder
         if not chosen.synonyms or not self.prompt.id.startswith("few-shot"):
             return answers
@@ -277,15 +231,8 @@ class Paraphraser:
         def fetch(wanted: Sequence[str]) -> dict[str, Sequence[str]]:
             return {word: found for word, (_, found) in self._answers(THESAURUS, wanted, 0).items()}
 
-        bases = {text: _swap_bases(text, captions[text], found, self.step) for text, (_, found) in answers.items()}
         synonyms = Synonyms(fetch, encoder.encode, self._chooser.pieces)
-        table = synonyms.table(base for some in bases.values() for base in some)
-        extended: Answers = {}
-        for text, (key, found) in answers.items():
-            most = SWAPS[self.step]
-            fresh = swapped(bases[text], _told(table, captions[text]), most) if self.step == 2 else []
-            extended[text] = key, [*found, *dict.fromkeys([*fresh, *swapped(bases[text], table, most)])]
-        return extended
+        return with_swaps(answers, captions, self.step, synonyms)
 
     def _answers(self, prompt: PromptTemplate, texts: Sequence[str], attempt: int) -> Answers:
         """Text → (key, raw answers), from the cache or the engine."""
@@ -307,10 +254,10 @@ class Paraphraser:
             if attempt == 0 and prompt is self.prompt:
                 latest = part[-self.samples.size :]
                 self.samples.answered((text, answer) for text, _, found in latest for answer in found.texts[:1])
-                self._report(done / len(texts))
+                self._reporter.tell(done / len(texts))
             else:
                 what = "words" if prompt is THESAURUS else "again"
-                self._report(1, {what: done, f"{what}_total": len(texts)})
+                self._reporter.tell(1, {what: done, f"{what}_total": len(texts)})
         # In the order of the texts, whichever was answered first.
         return {text: answers[text] for text in texts if text in answers}
 
@@ -339,58 +286,3 @@ class Paraphraser:
 
     def _sampling(self, prompt: PromptTemplate) -> SamplingOptions:
         return WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
-
-    def _report(self, share: float, more: Mapping[str, int] | None = None) -> None:
-        """Tell how far it is: `share` of the current block's captions are answered; `more` is asked about them."""
-        counts = self.counts
-        block = min(BLOCK_ROWS, (self._total or BLOCK_ROWS) - self._seen_rows)
-        seconds = max(time.monotonic() - self._started, 1e-6)
-        judged = counts.accepted + sum(counts.rejected.values())
-        facts: dict[str, float | int] = {
-            "requests_per_second": round((counts.cached + counts.generated) / seconds, 1),
-            "generated": counts.generated,
-            "cached": counts.cached,
-            **(more or {}),
-        }
-        done = self._seen_rows + int(share * max(block, 0))
-        if counts.completion_tokens:
-            facts["tokens_per_second"] = round(counts.completion_tokens / seconds, 1)
-        # How long what is asked about answered captions will take is not known.
-        if self._total and done and not more:
-            facts["eta_seconds"] = round(seconds * max(self._total - done, 0) / done)
-        if judged:
-            facts["acceptance"] = round(counts.accepted / judged, 3)
-        if isinstance(self.engine, PaidEngine) and self.engine.spent:
-            facts["spend"] = round(self.engine.spent, 4)
-        self._progress(done, self._total, **facts)
-
-
-def _wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        if fraction < 1:
-            batch = batch.filter(
-                pa.array([in_fraction(text, fraction) for text in batch.column("caption").to_pylist()])
-            )
-        yield batch
-
-
-def _told(table: Mapping[str, tuple[str, ...]], caption: str) -> dict[str, tuple[str, ...]]:
-    """The part of the table for words that the caption holds."""
-    known = {stem(word) for word in words(caption)}
-    return {word: others for word, others in table.items() if stem(word) in known}
-
-
-def _swap_bases(text: str, caption: str, answers: Sequence[str], step: int) -> list[str]:
-    """Texts that words are swapped in: the input and the caption, which lost nothing yet, and the first answers."""
-    found = [parsed for answer in answers if (parsed := parse_answer(answer))]
-    bases: dict[str, None] = dict.fromkeys([*([text] if step == 2 else []), bare(caption), *found])
-    return list(bases)[: BASES[step]]
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def count_wanted(batches: Iterable[pa.RecordBatch], fraction: float) -> int:
-    """Rows that a step will look at."""
-    return sum(batch.num_rows for batch in _wanted(batches, fraction))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import GateOptions, ParaphraseOptions
-from paraclip_core.paraphrase.generate import in_fraction
+from paraclip_core.paraphrase.intake import in_fraction
 from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import GenerationCache

@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import ParaphraseOptions, Settings, meaning
 from paraclip_core.errors import InputError
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.counts import Counts
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, count_wanted
+from paraclip_core.paraphrase.generate import Paraphraser
+from paraclip_core.paraphrase.intake import count_wanted
 from paraclip_core.paraphrase.judged import Judgements, code_digest
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine

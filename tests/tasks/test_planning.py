@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import ArtifactError
-from paraclip_core.paraphrase.generate import in_fraction
+from paraclip_core.paraphrase.intake import in_fraction
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
 from tasks.amounts import Amount, amounts

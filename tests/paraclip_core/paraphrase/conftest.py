@@ -10,8 +10,8 @@ import pytest
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions, SamplingOptions
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
 from paraclip_core.paraphrase.similarity import SentenceEncoder

@@ -13,9 +13,10 @@ from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import FileEngineOptions, GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase import generate
 from paraclip_core.paraphrase.ahead import LookAhead
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines.file import FileEngine
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser
+from paraclip_core.paraphrase.generate import Paraphraser
 
 OPTIONS = ParaphraseOptions(engine="file", gates=GateOptions(preset="paper"), file=FileEngineOptions(path="mine.csv"))
 CAPTIONS = [

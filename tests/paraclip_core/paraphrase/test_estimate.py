@@ -12,10 +12,11 @@ import pytest
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import FileEngineOptions, GateOptions, ParaphraseOptions
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.estimate import Asked, Judged, missing_requests
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser
+from paraclip_core.paraphrase.generate import Paraphraser
 
 PAPER = ParaphraseOptions(
     engine="file", gates=GateOptions(preset="paper"), file=FileEngineOptions(path="mine.csv"), synonyms=False

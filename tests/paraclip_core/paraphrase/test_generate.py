@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import FileEngineOptions, GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.estimate import MissingRequests, missing_requests
-from paraclip_core.paraphrase.generate import INPUT_COLUMNS, Paraphraser, blocks, in_fraction
+from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, Prompt
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
@@ -266,26 +265,6 @@ def test_a_fraction_is_stable_when_captions_are_added(rows_of: Rows, written_par
     few_captions, many_captions = few.column("caption").to_pylist(), many.column("caption").to_pylist()
     assert few_captions == [text for text in many_captions if text in CAPTIONS[:100]]
     assert 30 < len(many_captions) < 90
-
-
-@given(st.text(max_size=30), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_a_larger_fraction_holds_the_smaller_one(text: str, one: float, two: float) -> None:
-    small, large = sorted((one, two))
-    assert in_fraction(text, small) <= in_fraction(text, large)
-    assert in_fraction(text, 1.0)
-
-
-@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 20))
-def test_blocks_have_their_size_however_the_rows_come(sizes: list[int], rows: int) -> None:
-    def batches() -> Iterator[pa.RecordBatch]:
-        at = 0
-        for size in sizes:
-            yield pa.RecordBatch.from_pydict({"x": pa.array(range(at, at + size), pa.int64())})
-            at += size
-
-    found = list(blocks(batches(), rows))
-    assert [value for block in found for value in block.column("x").to_pylist()] == list(range(sum(sizes)))
-    assert all(block.num_rows == rows for block in found[:-1])
 
 
 class Thesaurus(Scripted):

@@ -15,7 +15,8 @@ from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptio
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import generate
 from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
-from paraclip_core.paraphrase.generate import Paraphraser, blocks
+from paraclip_core.paraphrase.generate import Paraphraser
+from paraclip_core.paraphrase.intake import blocks
 from paraclip_core.paraphrase.meanwhile import Meanwhile
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions, RegenerateOptions
-from paraclip_core.paraphrase.generate import in_fraction
+from paraclip_core.paraphrase.intake import in_fraction
 from paraclip_core.paraphrase.shards import (
     asking_only,
     count_missing,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core import tables
-from paraclip_core.paraphrase.generate import Counts
+from paraclip_core.paraphrase.counts import Counts
 from storage.artifacts import Artifact, Manifest
 from storage.parquet import write_table
 from tasks.stages.report_inputs import _source_rejects, _stage, _step_rejects

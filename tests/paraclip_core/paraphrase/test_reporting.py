@@ -1,0 +1,73 @@
+"""What a step reports while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paraclip_core.paraphrase import reporting
+from paraclip_core.paraphrase.counts import Counts
+from paraclip_core.paraphrase.intake import BLOCK_ROWS
+from paraclip_core.paraphrase.reporting import Reporter
+
+
+class Engine:
+    """Only looked at, for what it spent."""
+
+    name, model, spent = "paid", "some", 0.0
+
+    def generate(self, *_: object) -> Any:
+        raise AssertionError
+
+    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def told() -> list[tuple[int, int | None, dict[str, Any]]]:
+    return []
+
+
+@pytest.fixture
+def counts() -> Counts:
+    return Counts()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(reporting.time, "monotonic", lambda: now[0])
+    return now
+
+
+def reporter(told: list[Any], counts: Counts, engine: Engine, total: int | None) -> Reporter:
+    return Reporter(lambda done, of, **facts: told.append((done, of, facts)), counts, engine, total)  # pyright: ignore
+
+
+def test_rates_and_the_time_left(told: list[Any], counts: Counts, clock: list[float]) -> None:
+    rows = 2 * BLOCK_ROWS
+    engine = Engine()
+    report = reporter(told, counts, engine, rows)
+    clock[0] += 8
+    counts.generated, counts.cached, counts.completion_tokens = 30, 10, 200
+    report.tell(0.25)
+    counts.accepted = 3
+    counts.rejected["echo"] = 1
+    engine.spent = 0.5
+    report.finished(BLOCK_ROWS)
+    report.tell(1, {"words": 3, "words_total": 9})
+    known = {"requests_per_second": 5.0, "generated": 30, "cached": 10, "tokens_per_second": 25.0}
+    judged = {"acceptance": 0.75, "spend": 0.5}
+    assert told == [
+        (BLOCK_ROWS // 4, rows, known | {"eta_seconds": 56}),
+        (BLOCK_ROWS, rows, known | judged | {"eta_seconds": 8}),
+        (rows, rows, known | judged | {"words": 3, "words_total": 9}),
+    ]
+
+
+def test_nothing_is_said_of_what_is_not_known(told: list[Any], counts: Counts, clock: list[float]) -> None:
+    report = reporter(told, counts, Engine(), None)
+    clock[0] += 2
+    report.tell(0.5)
+    assert told == [(BLOCK_ROWS // 2, None, {"requests_per_second": 0.0, "generated": 0, "cached": 0})]
