@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 
-from storage.generation_index import CONFIG
+from storage.duckdb_file import CONFIG
 from storage.parquet import parts
 
 __all__ = ["frequent_values"]

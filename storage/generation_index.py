@@ -7,9 +7,7 @@ are filled, in the transaction that adds the rows, so a kill leaves nothing half
 
 from __future__ import annotations
 
-import errno
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,39 +18,28 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.errors import ArtifactError, LockedError
 from storage import key_runs
 from storage.answer_file import AnswerFile, Filled, Rows
 from storage.atomic import storage_error
+from storage.duckdb_file import connect
+from storage.key_columns import as_numbers, coded, groups_of, key_bytes, with_halves
 from storage.key_runs import Run
 from storage.mapped import TornIndex
 from storage.migrations import migrate, need_newest
+from storage.segment_places import SegmentPlaces, first_of
 from storage.segments import INDEXED
 
-__all__ = ["CONFIG", "CacheGroup", "GenerationIndex", "TornIndex", "environment_error", "rows_digest"]
+__all__ = ["CacheGroup", "GenerationIndex", "TornIndex", "rows_digest"]
 
-FOREIGN_WAIT_SECONDS = 30.0
 LOOKUP_KEYS = 1_000_000
 DIGEST_ROWS = 200_000
 # So many rows of segments that are gone may lie in the files, or as many as there are other ones.
 DEAD_ROWS = 500_000
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "1GB",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-}
 # DuckDB's widest integer has no Arrow type of its own, so a key travels as two halves.
 KEY = "(hi::UHUGEINT * 18446744073709551616::UHUGEINT + lo::UHUGEINT)"
 # What a run has of it.
 START = "(key // 79228162514264337593543950336::UHUGEINT)::UBIGINT"
 ANSWERS = pa.schema([INDEXED.field("key"), INDEXED.field("completions")])
-CODED = pa.schema(
-    [
-        field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.type == pa.string() else field
-        for field in INDEXED
-    ]
-)
 # Of many rows in any order.
 DIGEST = "count(*), bit_xor(hash({}, step, attempt, model::VARCHAR, prompt::VARCHAR, completions))"
 
@@ -86,7 +73,7 @@ class GenerationIndex:
             ArtifactError: the disk is full, the folder read-only, or the file of a later release.
             duckdb.Error: the file is damaged.
         """
-        con = _connect(path, read_only)
+        con = connect(path, read_only)
         try:
             (need_newest if read_only else migrate)(con)
             yield cls(con, path)
@@ -122,8 +109,8 @@ class GenerationIndex:
         first = self._con.execute("SELECT coalesce(max(id), 0) + 1 FROM segments").fetchall()[0][0]
         ids = np.arange(first, first + len(given), dtype=np.int32)
         counts = np.array([table.num_rows for _, table in given], dtype=np.int64)
-        rows = _with_halves(pa.concat_tables([_alike(table) for _, table in given]))
-        codes, groups = _groups(rows)
+        rows = with_halves(pa.concat_tables([coded(table) for _, table in given]))
+        codes, groups = groups_of(rows)
         numbers = np.array([self._group_id(*group) for group in groups], dtype=np.int32)
         place = self._filled().rows
         self._insert(
@@ -153,7 +140,7 @@ class GenerationIndex:
 
     def _write_files(self, rows: pa.Table) -> None:
         filled = self._filled()
-        after = self._answers.append(_raw(rows.column("key")), rows.column("completions"), filled)
+        after = self._answers.append(key_bytes(rows.column("key")), rows.column("completions"), filled)
         self._con.execute("UPDATE filled SET rows = ?, strings = ?, bytes = ?", after)
         runs = self._runs()
         number = 1 + max((run.number for run in runs), default=0)
@@ -226,24 +213,24 @@ class GenerationIndex:
             tables += self._lookup(keys[start : start + LOOKUP_KEYS], segments)
         return pa.concat_tables(tables)
 
-    def _segments(self, order: Sequence[str]) -> _Segments:
+    def _segments(self, order: Sequence[str]) -> SegmentPlaces:
         turns = {name: turn for turn, name in enumerate(order)}
         known = self._con.execute("SELECT name, place, rows FROM segments ORDER BY place, rows").fetchall()
-        return _Segments(
+        return SegmentPlaces(
             np.array([place for _, place, _ in known], np.int64),
             np.array([place + rows for _, place, rows in known], np.int64),
             np.array([turns.get(name, len(order)) for name, _, _ in known], np.int64),
         )
 
-    def _lookup(self, keys: pa.FixedSizeBinaryArray, segments: _Segments) -> Iterator[pa.Table]:
+    def _lookup(self, keys: pa.FixedSizeBinaryArray, segments: SegmentPlaces) -> Iterator[pa.Table]:
         filled = self._filled()
-        rows = self._found(_raw(keys), segments, filled)
+        rows = self._found(key_bytes(keys), segments, filled)
         for start, completions in self._answers.take(rows, filled):
             yield _answers(rows.keys[start : start + len(completions)], completions)
 
-    def _found(self, keys: np.ndarray, segments: _Segments, filled: Filled) -> Rows:
+    def _found(self, keys: np.ndarray, segments: SegmentPlaces, filled: Filled) -> Rows:
         """The rows that count for those of the keys, uint64 [n, 2], which are known."""
-        asked = key_runs.entries(_number(keys[:, 0]))
+        asked = key_runs.entries(as_numbers(keys[:, 0]))
         position, places = key_runs.find(self._folder, self._runs(), asked)
         rows, wanted = self._answers.rows(places, filled), keys.take(position, axis=0)
         good = (rows.keys[:, 0] == wanted[:, 0]) & (rows.keys[:, 1] == wanted[:, 1])
@@ -252,7 +239,7 @@ class GenerationIndex:
         if not good.all():
             position, places, rows = position[good], places[good], rows.chosen(good)
         if len(position) and np.bincount(position).max() > 1:
-            rows = rows.chosen(np.sort(_first(position, segments.turn(places), places)))
+            rows = rows.chosen(np.sort(first_of(position, segments.turn(places), places)))
         return rows
 
     def groups(self) -> tuple[CacheGroup, ...]:
@@ -275,7 +262,7 @@ class GenerationIndex:
             places = np.arange(start, min(start + DIGEST_ROWS, filled.rows))
             rows = self._answers.rows(places, filled)
             completions = pa.chunked_array([lists for _, lists in self._answers.take(rows, filled)])
-            hi, lo = (_number(half) for half in rows.keys.T)
+            hi, lo = (as_numbers(half) for half in rows.keys.T)
             columns = {"place": places, "hi": hi, "lo": lo, "completions": completions}
             self._con.register("incoming", pa.table(columns))
             found = self._con.execute(
@@ -313,119 +300,14 @@ class GenerationIndex:
 
 def rows_digest(con: duckdb.DuckDBPyConnection, table: pa.Table) -> tuple[int, int]:
     """How many rows a table with the columns `INDEXED` has, and a hash over them."""
-    con.register("incoming", _with_halves(table))
+    con.register("incoming", with_halves(table))
     count, digest = con.execute(f"SELECT {DIGEST.format(KEY)} FROM incoming").fetchall()[0]  # noqa: S608
     con.unregister("incoming")
     return count, digest or 0
 
 
-def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
-    started = time.monotonic()
-    while True:
-        try:
-            return duckdb.connect(path, read_only=read_only, config=CONFIG)
-        except duckdb.Error as error:
-            text = str(error)
-            if "Could not set lock" not in text and "different configuration" not in text:
-                raise
-            if time.monotonic() - started > FOREIGN_WAIT_SECONDS:
-                raise LockedError(f"another program keeps {path} open; close it and run again ({text})") from error
-            time.sleep(0.05)
-
-
-def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
-    """What a DuckDB error says about the machine; None where it says something about the file."""
-    text = str(error)
-    for sign, code in (
-        ("No space left", errno.ENOSPC),
-        ("Read-only file system", errno.EROFS),
-        ("Permission denied", errno.EACCES),
-    ):
-        if sign in text:
-            return storage_error(OSError(code, sign), path)
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return ArtifactError(f"too little memory or disk to use {path}: {text}")
-    return None
-
-
-def _with_halves(table: pa.Table) -> pa.Table:
-    hi, lo = _halves(table.column("key"))
-    return table.append_column("hi", hi).append_column("lo", lo)
-
-
-def _raw(keys: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """The bytes of 16-byte keys, uint64 [n, 2]."""
-    whole = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
-    if not len(whole):
-        return np.empty((0, 2), np.uint64)
-    _, data = whole.buffers()
-    return np.frombuffer(data, np.uint64, 2 * len(whole), 16 * whole.offset).reshape(-1, 2)
-
-
-def _halves(keys: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """The upper and lower 64 bits of 16-byte keys, read as big-endian numbers."""
-    raw = _raw(keys)
-    return pa.array(_number(raw[:, 0])), pa.array(_number(raw[:, 1]))
-
-
-def _number(half: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(half).view(">u8").astype(np.uint64)
-
-
-@dataclass(frozen=True)
-class _Segments:
-    """Where each segment's rows are, in ascending order, and which segment's answers count first."""
-
-    starts: np.ndarray
-    ends: np.ndarray
-    turns: np.ndarray
-
-    def alive(self, places: np.ndarray) -> np.ndarray:
-        """Which are rows of a segment, not of one that is gone: bool [n]."""
-        return places < np.append(self.ends, 0)[self._of(places)]
-
-    def turn(self, places: np.ndarray) -> np.ndarray:
-        """The turn of each row that is alive."""
-        return self.turns[self._of(places)]
-
-    def _of(self, places: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self.starts, places, "right") - 1
-
-
 def _folder_of(path: Path) -> Path:
     return path.with_suffix(".index")
-
-
-def _first(position: np.ndarray, turn: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Indices of the earliest hit of each position."""
-    order = np.lexsort((row, turn, position))
-    return order[np.unique(position[order], return_index=True)[1]]
-
-
-def _alike(table: pa.Table) -> pa.Table:
-    """The `INDEXED` columns with model and prompt as dictionaries, however they come."""
-    columns = []
-    for field in CODED:
-        column = table.column(field.name)
-        if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        columns.append(column.cast(field.type))
-    return pa.table(columns, schema=CODED)
-
-
-def _groups(rows: pa.Table) -> tuple[np.ndarray, list[tuple[int, str, str]]]:
-    """The number of each row's group, and each group's step, model and prompt."""
-    model, prompt = (rows.column(name).unify_dictionaries().combine_chunks() for name in ("model", "prompt"))
-    if not len(rows):
-        return np.empty(0, np.int64), []
-    models, prompts = model.dictionary.to_pylist(), prompt.dictionary.to_pylist()
-    code = rows.column("step").to_numpy().astype(np.int64)
-    for column, values in ((model, models), (prompt, prompts)):
-        code = code * len(values) + column.indices.to_numpy()
-    _, first, codes = np.unique(code, return_index=True, return_inverse=True)
-    steps = rows.column("step").to_numpy()
-    at = [(int(steps[row]), models[model.indices[row].as_py()], prompts[prompt.indices[row].as_py()]) for row in first]
-    return codes, at
 
 
 def _answers(keys: np.ndarray, completions: pa.Array) -> pa.Table:

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError
-from storage.generation_index import CONFIG
+from storage.duckdb_file import CONFIG
 from storage.generations import GenerationStore
 
 __all__ = ["Kept", "kept_under", "nearest"]

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError
-from storage.generation_index import CacheGroup, GenerationIndex, TornIndex, environment_error
+from storage.duckdb_file import environment_error
+from storage.generation_index import CacheGroup, GenerationIndex, TornIndex
 from storage.locks import lock
 from storage.segments import INDEXED, SegmentFolder, TornSegment, check_generations, digest_of
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from storage.generation_index import CONFIG, GenerationIndex, TornIndex, rows_digest
+from storage.duckdb_file import CONFIG
+from storage.generation_index import GenerationIndex, TornIndex, rows_digest
 from storage.generations import GenerationStore
 from storage.locks import lock
 from storage.segments import INDEXED, TornSegment, parsed

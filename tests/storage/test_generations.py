@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError, LockedError
-from storage import generation_index
+from storage import duckdb_file, generation_index
 from storage.compaction import compact
 from storage.generation_index import GenerationIndex
 from storage.generations import GenerationStore
@@ -187,7 +187,7 @@ elif point == "before the index is open":
 elif point == "before the rows are indexed":
     GenerationIndex.add = die
 elif point == "inside the transaction":
-    generation_index._halves = die
+    generation_index.with_halves = die
 elif point == "after the rows are indexed":
     GenerationIndex.add = add_then_die
 store = GenerationStore(sys.argv[1])
@@ -279,7 +279,7 @@ def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
 
 
 def test_a_program_that_keeps_the_index_open_is_named(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation_index, "FOREIGN_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(duckdb_file, "FOREIGN_WAIT_SECONDS", 0.2)
     store.append(numbered([1]))
     store.refresh()
     code = "c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"
