@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c requir
 .PHONY: demo test test-nightly test-vllm check serve stop lock clean bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
-	$(BIN)/paraclip run -c configs/demo.yaml --set run.root=$(ROOT) $(DEMO_FLAGS)
+	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
 
 # Three workers share the tests, of which many wait for processes, the longest ones early; the real vLLM takes every core
 # itself and comes last.
@@ -31,13 +31,13 @@ test-nightly: $(VENV)/.dev
 
 # Real vLLM on the CPU, offline and served, over the embedded model; a few minutes.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
-	PARACLIP_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest tests/vllm --durations=5
+	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm --durations=5
 
 serve: $(VENV)/.demo
-	$(BIN)/paraclip serve --root $(ROOT) --port $(PORT)
+	$(BIN)/paraclip serve --root "$(ROOT)" --port $(PORT)
 
 stop:
-	$(BIN)/paraclip stop --root $(ROOT)
+	$(BIN)/paraclip stop --root "$(ROOT)"
 
 bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval: bench-%: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_$*.py

@@ -214,9 +214,8 @@ def _wait_for_health(root: Path, url: str, server: Process) -> None:
         except (urllib.error.URLError, OSError, ValueError):
             pass
         time.sleep(0.3)
-    raise StageError(
-        f"the Prefect server did not start; end of {_log(root, 'server')}:\n{_end_of(_log(root, 'server'))}"
-    )
+    what = f"did not answer within {START_SECONDS:g} seconds" if living(server) else "did not start"
+    raise StageError(f"the Prefect server {what}; end of {_log(root, 'server')}:\n{_end_of(_log(root, 'server'))}")
 
 
 def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:

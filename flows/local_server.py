@@ -73,6 +73,11 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
+    if server.poll() is None:
+        raise StageError(
+            f"Prefect's temporary server did not answer within {START_SECONDS:g} seconds; is the machine overloaded? "
+            "Run again, or set PREFECT_API_URL to a server that runs"
+        )
     lines = log.read_text(errors="replace").splitlines()[-10:]
     raise StageError("Prefect's temporary server did not start; end of its log:\n" + "\n".join(lines))
 
