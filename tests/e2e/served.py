@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -19,11 +20,14 @@ __all__ = ["Api", "command_of", "environment_of", "free_port", "paraclip", "proc
 class Api:
     """Prefect's REST API, as far as these tests need it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: str = "") -> None:
         self.url = url
+        self.headers = {"Content-Type": "application/json"}
+        if login:
+            self.headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
 
     def call(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(f"{self.url}/api/{path}", headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}/api/{path}", headers=self.headers)
         data = None if body is None else json.dumps(body).encode()
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             return json.load(answer)
