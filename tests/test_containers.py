@@ -58,3 +58,7 @@ def test_the_server_waits_for_a_database_that_it_can_reach() -> None:
     # While Postgres makes its database, it answers on its Unix socket only.
     check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
     assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"]
+
+
+def test_a_killed_runs_processes_are_not_left_as_zombies() -> None:
+    assert COMPOSE["x-paraclip"]["init"] is True
