@@ -1,7 +1,7 @@
 """Pools, deployments and the automation that a server needs; run as ``python -m flows.setup prefect.yaml``.
 
 It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
-Running it again changes nothing.
+Running it again sets the deployments to what the file says.
 """
 
 from __future__ import annotations
