@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -94,13 +95,18 @@ def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
     """The state in which the child ends; if it ended before and is still `needed`, it runs once more."""
     with get_client(sync_client=True) as client:
         current = client.read_flow_run(child.id)
+        if current.state and current.state.is_cancelling():
+            # With its parent, some seconds after it: this parent runs again, so that cancel is no longer wanted.
+            current = _ended(client, child)
         if current.state and current.state.is_final() and needed():
             log.warning(
                 "the child run %s is %s, but its artifact is not there: it runs again", child.name, current.state.name
             )
             client.set_flow_run_state(child.id, Scheduled(name="AwaitingRetry"), force=True)
-            current = client.read_flow_run(child.id)
-        while not (current.state and current.state.is_final()):
-            time.sleep(POLL_SECONDS)
-            current = client.read_flow_run(child.id)
-        return current.state
+        return _ended(client, child).state
+
+
+def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:
+    while not ((current := client.read_flow_run(child.id)).state and current.state.is_final()):
+        time.sleep(POLL_SECONDS)
+    return current

@@ -136,6 +136,41 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
 
 
 @pytest.mark.usefixtures("deployed")
+def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import get_client
+    from prefect.client.schemas.objects import State, StateType
+
+    from flows import children
+
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
+    options = [f"run.root={tmp_path}", "data.scenes.seed=8", "data.sources.0.path=captions.jsonl"]
+    settings, store = load_settings(None, options), ArtifactStore(tmp_path)
+    node = resolve(settings, store)["scenes"]
+    child = children._start("scenes", settings, node.fingerprint)
+
+    def become(kind: str) -> None:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(child.id, State(type=StateType(kind)), force=True)
+
+    def make(_: int) -> str:
+        with store.writing("scenes", node.fingerprint):
+            store.commit(node.draft, {}, 0.0)
+        return "COMPLETED"
+
+    # Prefect cancels the children of a cancelled run some seconds after it; Retry may come before.
+    become("RUNNING")
+    become("CANCELLING")
+    ends = threading.Timer(1.0, become, ["CANCELLED"])
+    ends.start()
+    with worker(make) as taken:
+        assert children.run_child(node, settings)["state"] == "made"
+    ends.join()
+    assert taken == [2]
+
+
+@pytest.mark.usefixtures("deployed")
 def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import children
 
