@@ -58,8 +58,8 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     if artifact is None:
         raise ArtifactError(
             f"{name} completed elsewhere, but {name}/{node.fingerprint} is not under {store.location}: "
-            f"run.root must be the same shared folder or object store for every worker. Where a source file has "
-            f"changed meanwhile, Retry this run"
+            f"run.root must be the same shared folder or object store for every worker. Where a source file or the "
+            f"code has changed meanwhile, Retry this run"
         )
     return stage_row(artifact, False, time.monotonic() - started)
 

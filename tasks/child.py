@@ -224,6 +224,7 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
     """Carry out a stage, in the process made for it.
 
     Raises:
+        StageError: the stage has another version here than in the run's own process.
         ParaclipError: what the stage raised.
     """
     draft = Draft(**request["draft"])
@@ -236,7 +237,14 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
         inputs[name] = found
     settings = Settings.model_validate(request["settings"])
     stages: Mapping[str, Stage] = _named(request["stages"])
-    carry_out(stages[draft.stage], draft, settings, store, inputs, progress)
+    stage = stages[draft.stage]
+    if stage.version != draft.stage_version:
+        # This process has read the code anew, and its output must not get the name of the earlier code's.
+        raise StageError(
+            f"{draft.stage} is version {stage.version} by now and was {draft.stage_version} when this run began: "
+            f"the code was changed; run again to go on with it"
+        )
+    carry_out(stage, draft, settings, store, inputs, progress)
 
 
 def _main(request_path: Path) -> int:

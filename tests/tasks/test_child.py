@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,15 @@ def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.Mo
         run(tmp_path, "hang")
     thread.join()
     assert not alive(int(pid_file.read_text()))
+
+
+def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> None:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    store, earlier = ArtifactStore(tmp_path), replace(draft("first"), stage_version=0)
+    with pytest.raises(StageError, match=r"first is version 1 by now and was 0 when this run began.*run again"):
+        run_in_child(earlier, settings_at(tmp_path), store, {}, stages=OK)
+    assert store.find("first", earlier.fingerprint) is None
 
 
 def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
