@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -13,7 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
-from prefect.states import Scheduled
+from prefect.states import Cancelling, Scheduled
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
@@ -48,7 +50,11 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(found, True, time.monotonic() - started)
     child = _start(name, settings, node.fingerprint)
-    state = _wait(child, lambda: store.known(name, node.fingerprint) is None)
+    try:
+        state = _wait(child, lambda: store.known(name, node.fingerprint) is None)
+    except BaseException:
+        _cancel_with_parent(child)
+        raise
     artifact = store.known(name, node.fingerprint)
     if artifact is None and not state.is_completed():
         raise StageError(
@@ -104,6 +110,18 @@ def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
             )
             client.set_flow_run_state(child.id, Scheduled(name="AwaitingRetry"), force=True)
         return _ended(client, child).state
+
+
+def _cancel_with_parent(child: FlowRun) -> None:
+    """Cancel the child if this run is being cancelled; the server does it by itself, half a minute later.
+
+    A parent that ends otherwise, with its worker perhaps, leaves its child at work.
+    """
+    # Whatever goes wrong here must not hide why this run ends.
+    with suppress(Exception), get_client(sync_client=True) as client:
+        parent = client.read_flow_run(UUID(flow_run.id))
+        if parent.state and parent.state.is_cancelling():
+            client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled."))
 
 
 def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:
