@@ -58,7 +58,8 @@ def create_automation() -> None:
         threshold=1,
         within=timedelta(seconds=SILENT_SECONDS),
     )
-    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message="no heartbeat", force=False)
+    message = f"no heartbeat for {SILENT_SECONDS} s, its process or its machine is gone; retry to go on"
+    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message, force=False)
     Automation(name=AUTOMATION, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
 
 

@@ -106,3 +106,18 @@ def test_what_could_not_be_closed_is_closed_later(
     caplog.clear()
     close_remembered(tmp_path, server, POOLS)
     assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_without_heartbeats_says_what_to_do() -> None:
+    from prefect.automations import Automation
+    from prefect.events.actions import ChangeFlowRunState
+
+    from flows.setup import AUTOMATION, create_automation
+
+    create_automation()
+    create_automation()
+    found: Any = Automation.read(name=AUTOMATION)
+    (action,) = found.actions
+    assert isinstance(action, ChangeFlowRunState) and action.message
+    assert "no heartbeat for 90 s" in action.message and "retry to go on" in action.message
