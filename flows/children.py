@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
+import httpx
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -26,8 +27,12 @@ from tasks.results import stage_row
 __all__ = ["run_child"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 POLL_SECONDS = 2.0
+AWAY_SECONDS = 3600.0
+"""How long the server may be away."""
+SERVER_ERROR = 500
 CONFLICT = 409
 """Prefect's answer where parameters do not fit the deployment's schema."""
 
@@ -49,7 +54,7 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     if found is not None:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(found, True, time.monotonic() - started)
-    child = _start(name, settings, node.fingerprint)
+    child = _patiently(lambda: _start(name, settings, node.fingerprint))
     try:
         state = _wait(child, lambda: store.known(name, node.fingerprint) is None)
     except BaseException:
@@ -100,7 +105,7 @@ def _start(name: str, settings: Settings, fingerprint: str) -> FlowRun:
 def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
     """The state in which the child ends; if it ended before and is still `needed`, it runs once more."""
     with get_client(sync_client=True) as client:
-        current = client.read_flow_run(child.id)
+        current = _patiently(lambda: client.read_flow_run(child.id))
         if current.state and current.state.is_cancelling():
             # With its parent, some seconds after it: this parent runs again, so that cancel is no longer wanted.
             current = _ended(client, child)
@@ -108,8 +113,35 @@ def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
             log.warning(
                 "the child run %s is %s, but its artifact is not there: it runs again", child.name, current.state.name
             )
-            client.set_flow_run_state(child.id, Scheduled(name="AwaitingRetry"), force=True)
+            again = Scheduled(name="AwaitingRetry")
+            _patiently(lambda: client.set_flow_run_state(child.id, again, force=True))
         return _ended(client, child).state
+
+
+def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:
+    while not ((current := _patiently(lambda: client.read_flow_run(child.id))).state and current.state.is_final()):
+        time.sleep(POLL_SECONDS)
+    return current
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What `ask` gives once the server answers; a child works on while it is away, and so must its parent wait.
+
+    Raises:
+        Exception: what `ask` raised, at once or after an hour without an answer.
+    """
+    end, told = time.monotonic() + AWAY_SECONDS, False
+    while True:
+        try:
+            return ask()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            away = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= SERVER_ERROR
+            if not away or time.monotonic() > end:
+                raise
+            if not told:
+                log.warning("the Prefect server does not answer and is asked again: %s", error)
+            told = True
+        time.sleep(POLL_SECONDS)
 
 
 def _cancel_with_parent(child: FlowRun) -> None:
@@ -122,9 +154,3 @@ def _cancel_with_parent(child: FlowRun) -> None:
         parent = client.read_flow_run(UUID(flow_run.id))
         if parent.state and parent.state.is_cancelling():
             client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled."))
-
-
-def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:
-    while not ((current := client.read_flow_run(child.id)).state and current.state.is_final()):
-        time.sleep(POLL_SECONDS)
-    return current

@@ -135,6 +135,38 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
     assert taken == [4]
 
 
+def test_a_parent_outlives_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    from flows import children
+
+    def refused(code: int) -> Exception:
+        answer = httpx.Response(code, request=httpx.Request("POST", "http://server"))
+        return PrefectHTTPStatusError("refused", request=answer.request, response=answer)
+
+    answers: list[Any] = [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), refused(500), "answer"]
+
+    def ask() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(children, "POLL_SECONDS", 0.0)
+    assert children._patiently(ask) == "answer"
+    assert caplog.text.count("does not answer and is asked again") == 1
+    answers += [refused(404)]
+    with pytest.raises(PrefectHTTPStatusError):
+        children._patiently(ask)
+    monkeypatch.setattr(children, "AWAY_SECONDS", -1.0)
+    answers += [httpx.ConnectError("refused")]
+    with pytest.raises(httpx.ConnectError):
+        children._patiently(ask)
+
+
 @pytest.mark.usefixtures("deployed")
 def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
