@@ -58,7 +58,9 @@ def create_automation() -> None:
         threshold=1,
         within=timedelta(seconds=SILENT_SECONDS),
     )
-    message = f"no heartbeat for {SILENT_SECONDS} s, its process or its machine is gone; retry to go on"
+    message = (
+        f"no heartbeat for {SILENT_SECONDS} s: its process is gone or was suspended; once it has ended, Retry goes on"
+    )
     crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message, force=False)
     Automation(name=AUTOMATION, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
 

@@ -120,4 +120,4 @@ def test_a_run_without_heartbeats_says_what_to_do() -> None:
     found: Any = Automation.read(name=AUTOMATION)
     (action,) = found.actions
     assert isinstance(action, ChangeFlowRunState) and action.message
-    assert "no heartbeat for 90 s" in action.message and "retry to go on" in action.message
+    assert "no heartbeat for 90 s" in action.message and "Retry goes on" in action.message
