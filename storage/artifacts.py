@@ -185,6 +185,9 @@ class ArtifactStore:
         with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, says=says):
             if self.mirror is None:
                 yield self._work_folder(stage, fingerprint)
+                if (self.path(stage, fingerprint) / MANIFEST).exists():
+                    # Another process had finished it while this one waited, and its folder was made anew.
+                    shutil.rmtree(work, ignore_errors=True)
                 return
             with self.mirror.working(stage, fingerprint, work, poll, says=says) as unfinished:
                 yield self._work_folder(stage, fingerprint, unfinished.keep)

@@ -241,6 +241,7 @@ def test_the_second_gets_what_the_first_made(store: ArtifactStore, other: subpro
     assert polled
     assert other.wait(120) == 0
     assert make(store) == found
+    assert not store.unfinished(), "who waited leaves no work of his own"
 
 
 def test_a_killed_first_is_followed_at_once(store: ArtifactStore, other: subprocess.Popen[str]) -> None:
