@@ -56,14 +56,15 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
         return stage_row(found, True, time.monotonic() - started)
     child = _patiently(lambda: _start(name, settings, node.fingerprint))
     try:
-        state = _wait(child, lambda: store.known(name, node.fingerprint) is None)
+        ended = _wait(child, lambda: store.known(name, node.fingerprint) is None)
     except BaseException:
         _cancel_with_parent(child)
         raise
     artifact = store.known(name, node.fingerprint)
-    if artifact is None and not state.is_completed():
+    if artifact is None and (state := ended.state) and not state.is_completed():
+        # A run gets its own name when it begins; until then it has one by chance.
         raise StageError(
-            f"the child run {child.name} of {name} ended as {state.name}: {state.message or 'no reason given'}. "
+            f"the child run {ended.name} of {name} ended as {state.name}: {state.message or 'no reason given'}. "
             f"Retry this run to go on from there"
         )
     if artifact is None:
@@ -102,8 +103,8 @@ def _start(name: str, settings: Settings, fingerprint: str) -> FlowRun:
         ) from error
 
 
-def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
-    """The state in which the child ends; if it ended before and is still `needed`, it runs once more."""
+def _wait(child: FlowRun, needed: Callable[[], bool]) -> FlowRun:
+    """The child once it has ended; if it ended before and is still `needed`, it runs once more."""
     with get_client(sync_client=True) as client:
         current = _patiently(lambda: client.read_flow_run(child.id))
         if current.state and current.state.is_cancelling():
@@ -111,11 +112,11 @@ def _wait(child: FlowRun, needed: Callable[[], bool]) -> Any:
             current = _ended(client, child)
         if current.state and current.state.is_final() and needed():
             log.warning(
-                "the child run %s is %s, but its artifact is not there: it runs again", child.name, current.state.name
+                "the child run %s is %s, but its artifact is not there: it runs again", current.name, current.state.name
             )
             again = Scheduled(name="AwaitingRetry")
             _patiently(lambda: client.set_flow_run_state(child.id, again, force=True))
-        return _ended(client, child).state
+        return _ended(client, child)
 
 
 def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:

@@ -104,6 +104,8 @@ def worker(carry: Callable[[int], str]) -> Iterator[list[int]]:
 def test_a_completed_child_whose_artifact_is_gone_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from prefect import get_client
+
     from flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
@@ -130,7 +132,13 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
         children.run_child(node, settings)
     assert taken == [3], "it runs again once and no more"
 
-    with worker(lambda _: "CRASHED") as taken, pytest.raises(StageError, match="ended as Crashed"):
+    def begin_and_crash(_: int) -> str:
+        child = children._start("scenes", settings, node.fingerprint)
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(child.id, name="scenes-mine")
+        return "CRASHED"
+
+    with worker(begin_and_crash) as taken, pytest.raises(StageError, match="run scenes-mine of scenes ended as Crash"):
         children.run_child(node, settings)
     assert taken == [4]
 
