@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from paraclip_core.clip.reference import check_reference, is_model_folder, local_file
+from paraclip_core.clip.reference import check_reference, is_model_folder, local_file, model_files, place_free_name
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
+from storage.fingerprint import FileHashes
+from storage.manifests import SOURCE
+from tasks.models import reference_sources
 
 __all__ = ["FoundModel", "find_model", "find_release", "name_in"]
 
@@ -30,11 +33,14 @@ class FoundModel:
     """The ingested captions, None where they were deleted."""
 
 
-def find_model(name: str, store: ArtifactStore) -> FoundModel:
+def find_model(name: str, store: ArtifactStore, base: str | None = None) -> FoundModel:
     """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
+
+    `base` says where the base lies, if it is no longer where the model was tuned.
 
     Raises:
         UnknownNameError: there is no such model.
+        UnknownModelError: its base is not where it was.
         ArtifactError: what it was made from was deleted.
     """
     artifact = _artifact(name, store, ("finetune",))
@@ -46,16 +52,9 @@ def find_model(name: str, store: ArtifactStore) -> FoundModel:
         raise ArtifactError(
             f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
         )
-    base = str(artifact.manifest.options.get("base", ""))
-    if "bootstrap" in inputs:
-        bootstrap = store.find("bootstrap", inputs["bootstrap"])
-        if bootstrap is None:
-            raise ArtifactError(
-                f"the base model {inputs['bootstrap']} of {name!r} was deleted; run the same settings again"
-            )
-        base = str(bootstrap.path / RELEASE)
+    found = _bootstrapped(name, artifact, store) if "bootstrap" in inputs else _base(name, artifact, store, base)
     captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
-    return FoundModel(str(artifact.path / RELEASE), base, features, captions)
+    return FoundModel(str(artifact.path / RELEASE), found, features, captions)
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
@@ -93,6 +92,34 @@ def name_in(store: ArtifactStore, release: Path | str) -> str:
     if Path(release).name == RELEASE and folder.parent.parent == store.root / "artifacts":
         return f"{folder.parent.name}/{folder.name}"
     return str(release)
+
+
+def _bootstrapped(name: str, artifact: Artifact, store: ArtifactStore) -> str:
+    fingerprint = artifact.manifest.inputs["bootstrap"]
+    bootstrap = store.find("bootstrap", fingerprint)
+    if bootstrap is None:
+        raise ArtifactError(f"the base model {fingerprint} of {name!r} was deleted; run the same settings again")
+    return str(bootstrap.path / RELEASE)
+
+
+def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
+    """Reference of a base that no stage made, with the same contents as when the model was tuned."""
+    manifest = artifact.manifest
+    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    then = {path.removeprefix(SOURCE): value for path, value in manifest.inputs.items() if path.startswith(SOURCE)}
+    if not then:
+        return base
+    # Tunings of earlier releases do not say where their base lies.
+    if given is None and base == place_free_name(base):
+        raise UnknownModelError(f"the base of {name!r} is in local files; say with --base where they lie")
+    missing = next((path for path in model_files(base) if not path.exists()), None)
+    if missing is not None:
+        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
+        raise UnknownModelError(
+            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+        )
+    return base
 
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:

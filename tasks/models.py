@@ -12,7 +12,7 @@ from storage.artifacts import Artifact
 from storage.fingerprint import FileHashes
 from storage.roots import open_store
 
-__all__ = ["EMBEDDED", "base_inputs", "base_reference", "base_sources", "model_hashes"]
+__all__ = ["EMBEDDED", "base_inputs", "base_reference", "base_sources", "model_hashes", "reference_sources"]
 
 EMBEDDED = "embedded"
 
@@ -33,9 +33,15 @@ def base_sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
     Raises:
         ModelError: the folder is not there, or open_clip has no such architecture.
     """
-    if settings.model.base != EMBEDDED:
-        check_reference(settings.model.base)
-    files = [] if settings.model.base == EMBEDDED else model_files(settings.model.base)
+    if settings.model.base == EMBEDDED:
+        return {}
+    check_reference(settings.model.base)
+    return reference_sources(settings.model.base, hashes)
+
+
+def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
+    """Contents of the local files that a reference means, by names that are the same wherever they lie."""
+    files = model_files(reference)
     # An architecture's weights may have any name, which does not count.
     names = ["weights"] if len(files) == 1 else [path.name for path in files]
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}

@@ -108,6 +108,7 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
     model: ModelOption,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many images.")] = 10,
+    base: Annotated[str | None, typer.Option(help="Where a base in local files lies now, if it was moved.")] = None,
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
@@ -119,7 +120,7 @@ def search(
 
     if not query.strip():
         raise ConfigError("the query is empty; say in words what to look for")
-    hits = find_images(find_model(model, open_store(root)), query, count, device)
+    hits = find_images(find_model(model, open_store(root), base), query, count, device)
     if as_json:
         print_json({"query": query, **{name: [asdict(hit) for hit in found] for name, found in hits.items()}})
         return

@@ -18,6 +18,7 @@ __all__ = [
     "TEXT_CONFIG",
     "WEIGHTS",
     "check_reference",
+    "fixed_place",
     "is_model_folder",
     "local_file",
     "local_folder",
@@ -155,6 +156,14 @@ def place_free_name(reference: str) -> str:
     if file is not None:
         return f"{file[0]}:local"
     return reference if local_folder(reference) is None else "local"
+
+
+def fixed_place(reference: str) -> str:
+    """The reference with the whole path of local files, which means the same wherever it is read."""
+    file, folder = local_file(reference), local_folder(reference)
+    if file is not None:
+        return f"{file[0]}:{file[1].absolute()}"
+    return reference if folder is None else f"{LOCAL}{folder.absolute()}"
 
 
 def tokenizer_reference(reference: str) -> str | None:

@@ -49,9 +49,11 @@ OF_THE_TRY = frozenset(
         "judged_before",
         "samples_per_second",
         "loss",
+        "base",
     }
 )
-"""Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not."""
+"""Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not. Nor does
+it tell where a local base lies."""
 SHOWN = 300
 """Characters of an untrusted text that the page shows."""
 PAIR_COLUMNS = {

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from paraclip_core.clip.models import ClipModel, freeze_image_tower, load_clip, pick_device, weights_hash
-from paraclip_core.clip.reference import place_free_name
+from paraclip_core.clip.reference import fixed_place, place_free_name
 from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimiser import select_parameters, trained_parameters
@@ -174,6 +174,8 @@ def run(ctx: StageContext) -> dict[str, Any]:
     )
     return {
         **made.rows.facts,
+        # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
+        **({} if "bootstrap" in ctx.inputs else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(made.rows),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,

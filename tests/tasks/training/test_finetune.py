@@ -186,7 +186,7 @@ def test_without_held_out_pairs_it_says_so(
         assert "ao@10 could not be looked at" in told and "finetune.validation" in told
 
 
-def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_which_base(run_stage: Run, settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
     assert base_reference(settings, inputs) == str(inputs["bootstrap"].path / "release")
     hashes = FileHashes(tmp_path / "hashes.json")
     assert base_sources(settings, hashes) == {}
@@ -194,6 +194,8 @@ def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: P
     local = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{folder}"})})
     assert base_reference(local, {}) == f"local-dir:{folder}"
     assert FINETUNE.inputs(local) == ("ingest", "paraphrase_2", "features")
+    sources = {name: made for name, made in inputs.items() if name != "bootstrap"}
+    assert run_stage(FINETUNE, sources, changed=local).manifest.metrics["base"] == f"local-dir:{folder}"
     assert set(base_sources(local, hashes)) == {
         "base/open_clip_config.json",
         "base/open_clip_model.safetensors",

@@ -1,0 +1,74 @@
+"""Where the base of a tuned model is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.clip.reference import fixed_place
+from paraclip_core.errors import UnknownModelError
+from storage.artifacts import ArtifactStore, Draft
+from storage.fingerprint import FileHashes
+from tasks.lookup import find_model
+from tasks.models import reference_sources
+
+TUNED = "a" * 32
+
+
+def _folder(folder: Path, weights: str = "weights") -> Path:
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text("{}")
+    (folder / "open_clip_model.safetensors").write_text(weights)
+    return folder
+
+
+def _tuned(tmp_path: Path, base: str, option: str, told: bool = True) -> ArtifactStore:
+    """A store with a tuned model as the stages leave it."""
+    store = ArtifactStore(tmp_path / "runs")
+    with store.writing("features", "f" * 32):
+        store.commit(Draft("features", "f" * 32, 1, {}, {}), {}, 0.0)
+    files = reference_sources(base, FileHashes(tmp_path / "hashes.json"))
+    inputs = {"features": "f" * 32, **{f"source:{name}": value for name, value in files.items()}}
+    with store.writing("finetune", TUNED):
+        draft = Draft("finetune", TUNED, 1, inputs, {"base": option})
+        store.commit(draft, {"base": fixed_place(base)} if told else {}, 0.0)
+    return store
+
+
+def test_a_base_in_a_folder_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _folder(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    store = _tuned(tmp_path, "local-dir:base", "local")
+    monkeypatch.chdir("/")
+    assert find_model(TUNED, store).base == f"local-dir:{folder}"
+
+
+def test_a_base_in_a_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_text("weights")
+    base = f"ViT-B-32:{tmp_path / 'w.pt'}"
+    assert find_model(TUNED, _tuned(tmp_path, base, "ViT-B-32:local")).base == base
+
+
+def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "base")
+    store = _tuned(tmp_path, str(folder), "local")
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(UnknownModelError, match=rf"has no {folder}/.*; say with --base"):
+        find_model(TUNED, store)
+    assert find_model(TUNED, store, str(tmp_path / "moved")).base == str(tmp_path / "moved")
+    with pytest.raises(UnknownModelError, match=r"is not the model that 'a+' was tuned from"):
+        find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
+
+
+@pytest.mark.parametrize("option", ["local", "ViT-B-32:local"])
+def test_a_tuning_of_an_earlier_release_asks_for_its_base(tmp_path: Path, option: str) -> None:
+    store = _tuned(tmp_path, str(_folder(tmp_path / "base")), option, told=False)
+    with pytest.raises(UnknownModelError, match="say with --base where they lie"):
+        find_model(TUNED, store)
+    assert find_model(TUNED, store, str(tmp_path / "base")).base == str(tmp_path / "base")
+
+
+def test_a_base_from_elsewhere_is_its_name(tmp_path: Path) -> None:
+    store = _tuned(tmp_path, "ViT-B-32:openai", "ViT-B-32:openai")
+    assert find_model(TUNED, store).base == "ViT-B-32:openai"
