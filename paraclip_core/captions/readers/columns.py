@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 CAPTION = ("caption", "TEXT", "text", "title", "captions")
-IMAGE = ("image_id", "image", "filename", "key", "URL", "url")
+IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "image_path")
 PATH = ("image", "filename", "file_name", "image_path")
 LICENCE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)

@@ -112,6 +112,18 @@ def test_images_without_a_column_that_names_them(tmp_path: Path) -> None:
     assert first(read_jsonl(write(tmp_path, lines), options)).image_ids == [None, "1.jpg"]
 
 
+def test_an_imagefolder_names_its_images_by_file_name(tmp_path: Path) -> None:
+    options = SourceOptions(path="x", images="pics")
+    for name, reader, text in (
+        ("csv", read_csv, "file_name,text\n1.jpg,a dog\n"),
+        ("jsonl", read_jsonl, '{"file_name": "1.jpg", "text": "a dog"}\n'),
+    ):
+        batch = first(reader(write(tmp_path, text), options))
+        assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog"]), name
+    both = first(read_csv(write(tmp_path, "image_id,file_name,text\n1,1.jpg,a dog\n"), options))
+    assert (both.image_ids, both.image_paths) == (["1"], ["1.jpg"])
+
+
 def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
         list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
