@@ -39,7 +39,7 @@ class ColumnNames(Options):
     """Column with the caption. Default: the first of caption, TEXT, text, title, captions."""
     image: str | None = None
     """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
-    url, the file name the first of image, filename, file_name, image_path, or else the key."""
+    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key."""
     licence: str | None = None
     """Column with the row's licence. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
@@ -55,6 +55,8 @@ class SourceOptions(Options):
     """Format of the file; `auto` decides by its name and first bytes."""
     images: str | None = None
     """Tar or folder with the images, relative to `data.root`; absent where a source has captions only."""
+    image_prefix: str = ""
+    """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
     columns: ColumnNames = ColumnNames()
     """Column names of Parquet, CSV, TSV and JSONL sources."""
     split: str | None = None
@@ -89,6 +91,9 @@ class DataOptions(Options):
     """Captions with fewer words are rejected (published filter: 2)."""
     max_words: Annotated[int, Field(ge=1)] = 15
     """Captions with more words are rejected (published filter: 15)."""
+    unspaced_scripts: bool = False
+    """Count words in scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word for two Chinese or
+    Japanese characters or four letters of the others. Otherwise words are what blanks separate (published filter)."""
     max_chars: Annotated[int, Field(ge=10)] = 2000
     """Captions with more characters are rejected before anything else looks at them."""
     context_length: Annotated[int, Field(ge=8)] = 77

@@ -8,10 +8,10 @@
 ``bad_member``     a tar member is too large or not what its name says
 ``too_long``       more than `max_chars` characters; nothing else looks at such a caption
 ``empty``          nothing is left after cleaning
-``too_few_words``  fewer than `min_words` blank-separated words
+``too_few_words``  fewer than `min_words` words, see :mod:`paraclip_core.captions.words`
 ``too_many_words`` more than `max_words` of them
 ``unknown_split``  the row's split is none of train, val, test and their usual other names
-``image_conflict`` the image id already names an image of another archive
+``image_conflict`` the image id already names another image, of this archive or another
 ``duplicate``      the same caption of the same image came before
 ``unreadable``     the whole file is bad (`source_row` is null); only with `on_error: skip`
 =================  ====================================================================================
@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+from paraclip_core.captions.words import count_words, is_unspaced
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import ConfigError
 
@@ -43,6 +44,7 @@ class CaptionFilter:
         """Take the limits from the configuration."""
         self.max_chars = options.max_chars
         self._min, self._max = options.min_words, options.max_words
+        self._unspaced = options.unspaced_scripts
 
     def length(self, raw: str) -> tuple[str, str]:
         """Reason and detail for a raw caption that is too long."""
@@ -50,13 +52,14 @@ class CaptionFilter:
 
     def words(self, text: str) -> tuple[str, str] | None:
         """Reason and detail if a cleaned caption is empty or has too few or too many words, None if it is kept."""
-        count = text.count(" ") + 1
+        count = count_words(text, self._unspaced)
         if self._min <= count <= self._max and text:
             return None
         if not text:
             return "empty", "nothing is left after cleaning"
         if count < self._min:
-            return "too_few_words", f"{count} words, at least {self._min}"
+            hint = "; see data.unspaced_scripts" if is_unspaced(text) and not self._unspaced else ""
+            return "too_few_words", f"{count} words, at least {self._min}{hint}"
         return "too_many_words", f"{count} words, at most {self._max}"
 
 

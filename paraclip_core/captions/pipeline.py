@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,16 +17,18 @@ from paraclip_core.captions.ids import caption_ids, id_keys, text_keys
 from paraclip_core.captions.readers.registry import READERS, detect, read
 from paraclip_core.captions.readers.rows import Reject, RowBatch
 from paraclip_core.captions.rejects import drop_undecodable, reject_batch, reject_row
-from paraclip_core.captions.seen import KeySet
+from paraclip_core.captions.seen import Keys, KeySet
 from paraclip_core.captions.sources import SourceFile
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["CaptionPipeline"]
+__all__ = ["UNIQUE", "CaptionPipeline"]
 
 T = TypeVar("T")
 
+UNIQUE = "give one of the sources a data.sources[].image_prefix"
+"""What mends a clash of image ids."""
 _NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
 
 
@@ -49,7 +52,8 @@ class CaptionPipeline:
         self._filter = CaptionFilter(options)
         self._tokeniser = Tokeniser(options.context_length)
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
-        self._clashes = len({file.images for file in files} - {None}) > 1
+        # One file alone names each image as it likes.
+        self._clashes = sum(file.images is not None for file in files) > 1
 
     @property
     def images(self) -> int:
@@ -77,24 +81,27 @@ class CaptionPipeline:
             yield self._outcome(RowBatch(rejects=[Reject(None, "unreadable", detail)]), file)
 
     def restore(self, accepted: pa.RecordBatch) -> None:
-        """Remember captions that an earlier try accepted (columns caption_id, image_id and images)."""
+        """Remember captions that an earlier try accepted (columns caption_id, image_id, image_path and images)."""
         self._captions.add(id_keys(accepted.column("caption_id").to_pylist()))
-        groups, ids = accepted.column("images").to_pylist(), accepted.column("image_id").to_pylist()
+        ids, paths, groups = (accepted.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
         for group in sorted({group for group in groups if group is not None}):
-            self._own([image for image, of in zip(ids, groups, strict=True) if of == group], group)
+            mine = [of == group for of in groups]
+            self._own(_kept(ids, mine), _kept(paths, mine), group)
 
     def _outcome(self, batch: RowBatch, file: SourceFile) -> Outcome:
         rejects = list(batch.rejects)
         drop_undecodable(batch, rejects)
+        if prefix := file.options.image_prefix:
+            batch.image_ids = [None if image is None else prefix + image for image in batch.image_ids]
         default = configured_split(file.options.split)
         splits = [default if split is None else split_name(split) for split in batch.splits]
         texts, keep = self._judge(batch, splits, rejects)
         image_ids = [batch.image_ids[n] for n in keep]
-        taken = self._taken(image_ids, file.images)
+        taken = self._taken(image_ids, [batch.image_paths[n] for n in keep], file.images)
         if any(taken):
             for n in _kept(keep, taken):
-                detail = f"image id {str(batch.image_ids[n])[:200]!r} already names an image of another archive"
-                rejects.append(reject_row(batch, n, "image_conflict", detail))
+                image = f"image id {str(batch.image_ids[n])[:200]!r}"
+                rejects.append(reject_row(batch, n, "image_conflict", f"{image} already names another image; {UNIQUE}"))
             free = [not is_taken for is_taken in taken]
             texts, keep, image_ids = _kept(texts, free), _kept(keep, free), _kept(image_ids, free)
         ids = caption_ids(image_ids, texts)
@@ -104,7 +111,7 @@ class CaptionPipeline:
                 rejects.append(reject_row(batch, n, "duplicate", "the same caption of the same image came before"))
             ids, texts, keep = _kept(ids, new), _kept(texts, new), _kept(keep, new)
         accepted = self._accepted(batch, file, ids, texts, keep, splits)
-        self._own([batch.image_ids[n] for n in keep], file.images)
+        self._own([batch.image_ids[n] for n in keep], [batch.image_paths[n] for n in keep], file.images)
         return Outcome(accepted, reject_batch(rejects, file.name))
 
     def _judge(self, batch: RowBatch, splits: list[str | None], rejects: list[Reject]) -> tuple[list[str], list[int]]:
@@ -128,23 +135,23 @@ class CaptionPipeline:
                 keep.append(n)
         return texts, keep
 
-    def _taken(self, image_ids: list[str | None], group: str | None) -> list[bool]:
-        """For each image id of an archive, whether another archive has it already."""
+    def _taken(self, ids: list[str | None], paths: list[str | None], group: str | None) -> list[bool]:
+        """For each image of an archive, whether its id names another one already."""
         if group is None or not self._clashes:
-            return [False] * len(image_ids)
-        unique = list(dict.fromkeys(image for image in image_ids if image is not None))
-        elsewhere = self._images.contains(text_keys(unique)) & ~self._owned.contains(text_keys(unique, group))
-        clashing = set(compress(unique, elsewhere))
-        return [image in clashing for image in image_ids]
+            return [False] * len(ids)
+        unique = list(dict.fromkeys(pair for pair in zip(ids, paths, strict=True) if pair[0] is not None))
+        known = self._images.contains(text_keys([str(image) for image, _ in unique]))
+        clashing = set(compress(unique, known & ~self._owned.contains(_places(unique, group))))
+        return [pair in clashing for pair in zip(ids, paths, strict=True)]
 
-    def _own(self, image_ids: list[str | None], group: str | None) -> None:
-        """Remember the images of accepted captions, and their archive if ids can clash."""
-        unique = list(dict.fromkeys(image for image in image_ids if image is not None))
+    def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:
+        """Remember the images of accepted captions, and where they are if ids can clash."""
+        unique = list(dict.fromkeys(pair for pair in zip(ids, paths, strict=True) if pair[0] is not None))
         if group is None or not unique:
             return
-        self._images.add(text_keys(unique))
+        self._images.add(text_keys([str(image) for image, _ in unique]))
         if self._clashes:
-            self._owned.add(text_keys(unique, group))
+            self._owned.add(_places(unique, group))
 
     def _accepted(
         self,
@@ -175,6 +182,11 @@ class CaptionPipeline:
         return pa.RecordBatch.from_arrays(
             [column.cast(of.type) for column, of in zip(columns, tables.CAPTIONS, strict=True)], schema=tables.CAPTIONS
         )
+
+
+def _places(images: list[tuple[str | None, str | None]], group: str) -> Keys:
+    """Keys of images with archive and file name. Folders do not count: not all sources of one archive name them."""
+    return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
 
 
 def _kept(values: list[T], mask: Iterable[bool]) -> list[T]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KeySet"]
+__all__ = ["KeySet", "Keys"]
 
 Keys = npt.NDArray[np.uint64]
 

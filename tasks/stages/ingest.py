@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome
-from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.pipeline import UNIQUE, CaptionPipeline
+from paraclip_core.captions.readers.registry import named_format
 from paraclip_core.captions.sources import SourceFile, expand, overlooked
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.errors import InputError
 from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
@@ -33,7 +34,7 @@ __all__ = ["INGEST", "scan", "scan_outcomes"]
 
 log = logging.getLogger(__name__)
 
-RESTORED = ("caption_id", "image_id", "images")
+RESTORED = ("caption_id", "image_id", "image_path", "images")
 
 
 def scan(settings: Settings, store: ArtifactStore) -> Iterator[pa.RecordBatch]:
@@ -84,6 +85,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         ctx.progress(number + 1, len(files), rows=total.read, accepted=total.accepted)
     if not total.accepted:
         raise InputError(_nothing(files, total, ctx.work.out / "rejects"))
+    if clashes := total.rejected["image_conflict"]:
+        log.warning("%d captions are left out, for their image ids name other images, too; %s", clashes, UNIQUE)
     _ensure_parts(ctx.work.out)
     return {**total.to_json(), "files": len(files), "images": pipeline.images}
 
@@ -99,7 +102,8 @@ def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.rejected.most_common(3))
     return (
         f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. "
-        "Mend the files, or loosen data.min_words, data.max_words or data.max_chars"
+        "Mend the files, or loosen data.min_words, data.max_words or data.max_chars; for scripts without blanks, such "
+        "as Chinese, set data.unspaced_scripts"
     )
 
 
@@ -181,7 +185,21 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
 
 def _options(settings: Settings) -> Mapping[str, Any]:
     """Everything of `data` but the scenes, which the input's fingerprint stands for."""
-    return {name: value for name, value in meaning(settings.data).items() if name != "scenes"}
+    data = meaning(settings.data)
+    # Unless they are used, the fingerprint is what it was before there were such options.
+    unused = {"scenes", *(() if settings.data.unspaced_scripts else ("unspaced_scripts",))}
+    data["sources"] = [
+        {name: value for name, value in source.items() if name != "image_prefix" or value} for source in data["sources"]
+    ]
+    numbered = [source.images for source in settings.data.sources if source.images and _numbers_images(source)]
+    # Such files mixed up images where their numbers clashed.
+    checked = {"numbers": "of one image each"} if len(set(numbered)) < len(numbered) else {}
+    return {name: value for name, value in data.items() if name not in unused} | checked
+
+
+def _numbers_images(source: SourceOptions) -> bool:
+    """Whether a source may be COCO's, which numbers the images of each file by itself."""
+    return source.format == "coco" or (source.format == "auto" and named_format(Path(source.path)) == "json")
 
 
 def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:

@@ -126,6 +126,42 @@ def test_one_image_id_in_two_archives(tmp_path: Path) -> None:
     assert accepted.num_rows == 3
 
 
+def coco(path: Path, *files: str) -> None:
+    document: dict[str, Any] = {"images": [{"id": n, "file_name": name} for n, name in enumerate(files)]}
+    document["annotations"] = [{"image_id": n, "caption": f"a photo of {name}"} for n, name in enumerate(files)]
+    path.write_text(json.dumps(document))
+
+
+def test_one_image_id_for_two_images_of_an_archive(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", "a.jpg", "b.jpg")
+    coco(tmp_path / "val.json", "a.jpg", "c.jpg")
+    train = SourceOptions(path="train.json", images="pics")
+    accepted, rejects, _ = run(tmp_path, train, SourceOptions(path="val.json", images="pics", split="val"))
+    assert accepted["image_path"].to_pylist() == ["a.jpg", "b.jpg"]
+    assert reasons(rejects) == [(0, "duplicate"), (1, "image_conflict")]
+    assert "image id '1' already names another image; give one of the sources" in rejects["detail"][1].as_py()
+    val = SourceOptions(path="val.json", images="pics", split="val", image_prefix="val/")
+    accepted, rejects, pipeline = run(tmp_path, train, val)
+    assert accepted["image_id"].to_pylist() == ["0", "1", "val/0", "val/1"]
+    assert (rejects.num_rows, pipeline.images) == (0, 4)
+
+
+def test_an_image_is_the_same_with_and_without_its_folder(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", {"image_id": "1", "image": "val/1.jpg", "caption": "a dog"})
+    jsonl(tmp_path / "b.jsonl", {"image_id": "1", "image": "1.jpg", "caption": "a cat"})
+    accepted, _, _ = run(tmp_path, *(SourceOptions(path=f"{name}.jsonl", images="a.tar") for name in "ab"))
+    assert accepted["caption"].to_pylist() == ["a dog", "a cat"]
+
+
+def test_scripts_without_blanks(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("一只狗在沙滩上奔跑\n狗\na dog on a beach\n")
+    _, rejects, _ = run(tmp_path, SourceOptions(path="a.txt"))
+    assert rejects["detail"].to_pylist() == ["1 words, at least 2; see data.unspaced_scripts"] * 2
+    accepted, rejects, _ = run(tmp_path, SourceOptions(path="a.txt"), unspaced_scripts=True)
+    assert accepted["source_row"].to_pylist() == [1, 3]
+    assert rejects["detail"].to_pylist() == ["1 words, at least 2"]
+
+
 def test_splits_and_licences(tmp_path: Path) -> None:
     rows = [
         {"caption": "a dog", "split": "restval", "license": "?"},

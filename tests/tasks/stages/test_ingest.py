@@ -190,6 +190,29 @@ def test_options_are_those_that_matter() -> None:
     }  # fmt: skip
 
 
+def test_new_options_change_a_fingerprint_only_where_they_are_used(tmp_path: Path) -> None:
+    plain = INGEST.options(settings_of(tmp_path, "a.txt"))
+    assert "image_prefix" not in plain["sources"][0] and "unspaced_scripts" not in plain
+    told = settings_of(tmp_path, unspaced_scripts=True)
+    data = told.data.model_copy(update={"sources": (SourceOptions(path="a.txt", image_prefix="a/"),)})
+    used = INGEST.options(told.model_copy(update={"data": data}))
+    assert used["sources"][0]["image_prefix"] == "a/" and used["unspaced_scripts"] is True
+    sources = tuple(SourceOptions(path=f"{name}.json", images="pics") for name in ("train", "val"))
+    for given, told in ((sources[:1], False), (sources, True)):
+        data = DataOptions(sources=given)
+        assert ("numbers" in INGEST.options(Settings(data=data))) is told
+
+
+def test_clashing_image_ids_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("caption,image\na dog,1.jpg\n")
+    sources = [SourceOptions(path=f"{name}.csv", images=name) for name in ("a", "b")]
+    made = settings_of(tmp_path)
+    made = made.model_copy(update={"data": made.data.model_copy(update={"sources": tuple(sources)})})
+    ingest(made, ArtifactStore(tmp_path / "runs"))
+    assert "1 captions are left out" in caplog.text and "image_prefix" in caplog.text
+
+
 def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "runs")
     sources = (SourceOptions(path="captions.jsonl", images="images.tar"),)
