@@ -140,7 +140,10 @@ def _captions(path: Path | None, stored: Stored | None, split: str | None) -> tu
     if stored is None:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
     if not stored.captions.captions:
-        raise BenchmarkError(f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split")
+        raise BenchmarkError(
+            f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split, "
+            "or see among ingest's rejects why"
+        )
     return stored.captions, stored.pool(stored.captions.image_ids)
 
 

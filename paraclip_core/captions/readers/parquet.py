@@ -86,7 +86,13 @@ def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
             kind = kind.value_type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         if not text and (name == columns.caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
-            raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns")
+            picture = pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            hint = (
+                "; images inside of Parquet are not read, save them as files in data.sources[].images"
+                if picture
+                else ""
+            )
+            raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns{hint}")
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -87,7 +87,10 @@ def pairs_of_captions(captions: Captions) -> Pairs:
         by_image.setdefault(image_id, []).append(caption)
     rows = [(image_id, a, b) for image_id, texts in by_image.items() for a, b in combinations(texts, 2)]
     if not rows:
-        raise BenchmarkError(f"no image of split {captions.split!r} has two captions; give a file with rewordings")
+        raise BenchmarkError(
+            f"no image of split {captions.split!r} has two captions; give the benchmark the path of a file with the "
+            "columns image, caption and rewording"
+        )
     return _pairs(rows, captions.split)
 
 

@@ -145,3 +145,10 @@ def test_real_rows(data_root: Path) -> None:
     assert sum(map(len, batches)) == 10_000
     assert batches[0].image_ids[0] is not None
     assert not any(batch.rejects for batch in batches)
+
+
+def test_images_inside_of_parquet_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": "1.jpg"}], "text": ["a dog"]}), path)
+    with pytest.raises(InputError, match=r"column 'image' .*struct.*save them as files in data\.sources\[\]\.images"):
+        list(read_parquet(path, SourceOptions(path="a.parquet")))
