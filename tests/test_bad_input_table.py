@@ -20,6 +20,7 @@ INPUTS = [
     "empty caption",
     "1 MB caption",
     "invalid UTF-8",
+    "image id that two sources give to different images",
     "captions that are prompts",
     "HTML and path traversal in names",
     "corrupt image",
