@@ -1,8 +1,8 @@
 """A Prefect server for one run, which ends with it however it ends.
 
 Prefect's own temporary server shares its starter's process group, so Ctrl-C ends it first and the run then waits for
-it for minutes; and it stays for ever when its starter is killed. This one is in a session of its own and tied to the
-life of its starter. Its database lies in a temporary folder, so that runs side by side do not meet in it.
+it for minutes; and if its starter is killed, it stays for ever. This one has a session of its own and ends with its
+starter. Its database lies in a temporary folder, so that runs side by side do not share it.
 """
 
 from __future__ import annotations

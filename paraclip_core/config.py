@@ -211,9 +211,9 @@ class ParaphraseOptions(Options):
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Requests that are in flight, and lost at most when the worker is killed (with `openai`: half as
-    many, and the requests under way). What is cached does not depend on it;
-    an engine whose draws depend on what it computes together may answer new requests otherwise."""
+    """Most requests in flight, and so the most that a killed worker loses (with `openai`: half as many, plus the
+    requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes together
+    may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
     smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)

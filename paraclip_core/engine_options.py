@@ -33,7 +33,7 @@ class OpenAIOptions(Options):
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
     """Requests under way at once."""
     ask_for_n: bool = Field(default=True, json_schema_extra=OPERATIONAL)
-    """Ask for all of a request's answers at once. A server that gives one at a time is found out and asked again with
+    """Ask for all of a request's answers at once. A server that gives one at a time is noticed and asked again with
     other seeds; `false` asks one by one from the start. New requests may get other draws."""
     requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Most requests in a minute, of each process; 0: no limit."""

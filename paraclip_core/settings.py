@@ -1,4 +1,4 @@
-"""Settings from a YAML file, the environment and ``--set a.b=c``, with errors that name the field and mend typos."""
+"""Settings from a YAML file, the environment and ``--set a.b=c``; errors name the field and the nearest option."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class FinetuneOptions(OptimiserOptions):
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
     validations: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """How often training is validated on these images, at even distances and the last time at its end. The curve is in
-    log and report, and α is chosen for the best of the weights by α's own rule. 0: never, the last weights it is."""
+    """How often training is validated on these images, at even intervals, the last time at its end. The curve is in log
+    and report, and α is chosen for the best of the weights by α's own rule. 0: never; the last weights are taken."""
     alpha: AlphaOptions = AlphaOptions()
     """Interpolation with the base."""

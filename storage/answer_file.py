@@ -1,8 +1,8 @@
-"""The index's rows, key and completions: appended without end, found again by their numbers, whatever lies between.
+"""The index's rows (key and completions) in files that only grow, each found by its number without reading the others.
 
-Three files: the texts one after another, of each text where it ends (in bytes), and of each row its key and where it
-ends (in texts). The end of a text that is null has its highest bit set. How far they are filled is the index's to
-remember, which makes an append whole: what lies behind was never finished and is written over.
+Three files hold the texts one after another, the end of each text (in bytes), and for each row its key and its end (in
+texts). The end of a null text has its highest bit set. The index remembers how far the files are filled, so an append
+counts whole or not at all: what lies beyond was never finished and is overwritten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An object store as one folder of objects: any fsspec URL, few operations, errors that say what to do.
 
-An object is written whole or not at all, there is no rename, and nothing is said about two writers at once but what
-:meth:`RemoteFolder.create` finds out.
+An object is written whole or not at all and there is no rename. Two writers at once are told apart only where
+:meth:`RemoteFolder.create` finds that the store can.
 """
 
 from __future__ import annotations

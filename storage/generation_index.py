@@ -1,7 +1,7 @@
 """The index over the cache's segments: which key was answered how. It can always be made again.
 
-A DuckDB file says what there is. Beside it lie sorted runs, which say which rows may be a key's, and keys and answers
-under their rows' numbers; they are found without reading what was not asked for. DuckDB remembers how far those files
+A DuckDB file says what there is. Beside it lie sorted runs, which say which rows may have a key, and files of
+keys and answers by row number; a look-up reads only what it asks for. DuckDB remembers how far those files
 are filled, in the transaction that adds the rows, so a kill leaves nothing half done.
 """
 

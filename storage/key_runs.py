@@ -1,14 +1,13 @@
 """Keys in sorted files with gaps, in which a key is looked for where it should be.
 
 A run has an entry of 64 bits for each of some rows: the first 32 bits of the row's key, then the row's number. So it
-says which rows may be a key's (among 20 million rows, one key in two hundred gets a row of another), and who has the
-rows compares whole keys. A run's file has two slots a row. Keys are hashes, so the share of all keys that are smaller
-says at which slot a key's entry is, but for a few slots: entries are in order, each at its slot or, where that is
-taken, behind the one before it. An empty slot repeats the entry that follows.
-So a key costs one touch of a run of any size; searching from the middle would cost as many misses of the processor's
-caches as the run can be halved.
-Rows come as small runs; two of about the same size are joined into one, so that of any number of rows there are few
-runs, and an entry is written few times.
+says which rows may have a key (among 20 million rows, one key in two hundred gets a row of another), and whoever has
+the rows compares whole keys. A run's file has two slots a row. Keys are hashes, so the share of all keys that are
+smaller says at which slot a key's entry is, but for a few slots: entries are in order, each at its slot or, where that
+is taken, behind the one before it. An empty slot repeats the entry that follows.
+So a key costs one memory access in a run of any size; a binary search would cost a cache miss for every halving.
+Rows come as small runs; two of about the same size are joined into one, so that there are few runs however many rows,
+and an entry is rewritten few times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How fast engines answered when somebody measured it: ``cache/rates.json``, by engine, model, what was asked and host.
+"""Measured rates of engines: ``cache/rates.json``, by engine, model, what was asked and host.
 
-``cache/trials.json`` has what became of the same engines with other options, whatever they were asked.
+``cache/trials.json`` has the outcome of trying the same engines with other options, whatever they were asked.
 """
 
 from __future__ import annotations

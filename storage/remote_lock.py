@@ -1,10 +1,10 @@
 """One writer per fingerprint between machines: lock objects, as far as the object store allows them.
 
 The lock is a folder of numbered objects. A number is taken by writing its object where there is none, which S3, Google
-Cloud Storage and Azure decide atomically, and the holder is the owner of the highest number. So a dead owner is
-succeeded by taking the next number, and nothing is ever renamed or deleted that somebody else may have written in
-between. A store that cannot refuse the second writer of an object is found out and said so: there, one writer per
-fingerprint must be seen to from outside.
+Cloud Storage and Azure decide atomically, and the holder is the owner of the highest number. So whoever succeeds a dead
+owner takes the next number, and nothing is ever renamed or deleted that somebody else may have written in between. A
+store that cannot refuse the second writer of an object is found out and named: there, one writer per fingerprint must
+be ensured from outside.
 """
 
 from __future__ import annotations

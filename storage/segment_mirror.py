@@ -1,7 +1,7 @@
 """The generation cache's segments on an object store: every machine has all of them, and none is ever changed.
 
 A segment's name says its turn and its contents, so bringing two machines together is a union of files. Where both
-answered the same request before they met, the same answer counts on both afterwards: that of the lower name.
+answered the same request before they met, the answer of the lower name counts on both afterwards.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A push is a snapshot: the files of ``out/`` and ``scratch/`` as objects named by their contents, and last one object
 ``snapshot.json`` that says which file is which. A push that is cut off leaves the snapshot before it as it was. It is
 taken between two writes of the stage, so it is a state in which a kill might have left the folder, and every stage goes
-on from any such state. (Training in several processes is reported on from beside them. It renames its checkpoints into
-place after the lines of the log that they count, and the log is measured after the checkpoints were seen.)
+on from any such state. (With training in several processes a snapshot may come at any time. There a checkpoint is
+renamed into place after the log lines that it counts, and a push measures the log after it has seen the checkpoints.)
 """
 
 from __future__ import annotations

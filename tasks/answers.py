@@ -1,4 +1,4 @@
-"""What a process made for some work leaves in its desk for the one that waits: progress, and why it failed."""
+"""What a process that was started for some work leaves for the one that waits for it: progress, and why it failed."""
 
 from __future__ import annotations
 

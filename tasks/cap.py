@@ -1,4 +1,4 @@
-"""What the spending cap of a paid engine leaves, as `plan` tells before a run reaches it."""
+"""How far the spending cap of a paid engine reaches, as `plan` tells before a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of a paraphrase stage on their way to who looks: from the stage's process to the one that shows them."""
+"""Samples of a paraphrase stage on their way to whoever looks: from the stage's process to the one that shows them."""
 
 from __future__ import annotations
 

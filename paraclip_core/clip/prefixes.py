@@ -1,6 +1,6 @@
 """Texts as a forest of their prefixes, so that a causal tower computes each prefix once.
 
-What a causal tower makes of a token depends on the tokens before it alone. Texts that begin alike ("a man in a …")
+In a causal tower the state of a token depends only on the tokens before it. Texts that begin alike ("a man in a …")
 share those tokens' states, and a text that comes twice costs nothing the second time: of three captions for each of 256
 photographs, a quarter of all tokens need no computing. Attention is computed in blocks of slots; a block holds whole
 texts, so a prefix that two blocks share has a slot in both, but only one node in everything else that a tower does.

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and of which a damaged one is seen.
+"""Checkpoints that are whole or absent; damage to one is detected.
 
 A checkpoint is one safetensors file, ``step-00000120.safetensors``, written beside its place and renamed. Its header
 holds the run's facts and a digest over all tensors. The newest two are kept, so that one may be lost.

@@ -1,4 +1,4 @@
-"""What a training run asks of its process: reproducible kernels, a word before it is stopped, and the batch that broke
+"""What a training run asks of its process: reproducible kernels, notice before it is stopped, and the batch that broke
 it."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a training run starts from, as a digest: checkpoints of another base or other data must not be gone on with."""
+"""What a training run starts from, as a digest: it must not go on from checkpoints of another base or other data."""
 
 from __future__ import annotations
 

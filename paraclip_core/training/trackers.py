@@ -1,7 +1,7 @@
 """Training curves in other people's tools: one small interface, several of them, none by default.
 
-A tracker gets figures for the eye only. What it loses is in the training log all the same, so a tracker that fails
-while training goes on is named in a warning and left alone.
+A tracker only shows figures; the training log has them all. So a tracker that fails while training goes on is named in
+a warning and no longer used.
 """
 
 from __future__ import annotations

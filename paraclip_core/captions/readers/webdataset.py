@@ -1,8 +1,8 @@
 """Webdataset tar files: ``key.jpg``, ``key.txt`` and ``key.json`` one after another, as img2dataset writes them.
 
 The image id is the key with its folder, the path is the image's member name. Names are keys and nothing else: no member
-is ever written to disk or looked up outside of the tar. As everywhere with webdatasets a key ends at the first dot of
-its files' names, and these are neighbours; a tar that is made otherwise is told, so that no caption is lost.
+is ever written to disk or looked up outside of the tar. As in every webdataset, a key ends at the first dot of a
+file's name, and the files of a key lie side by side; a tar made otherwise is an error, so that no caption is lost.
 """
 
 from __future__ import annotations
