@@ -73,13 +73,15 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
-    if server.poll() is None:
-        raise StageError(
-            f"Prefect's temporary server did not answer within {START_SECONDS:g} seconds; is the machine overloaded? "
-            "Run again, or set PREFECT_API_URL to a server that runs"
+    code = server.poll()
+    why = f"ended with exit code {code}"
+    if code is None:
+        why = (
+            f"did not answer within {START_SECONDS:g} seconds; is the machine busy? Run again, or set PREFECT_API_URL "
+            "to a server that runs"
         )
     lines = log.read_text(errors="replace").splitlines()[-10:]
-    raise StageError("Prefect's temporary server did not start; end of its log:\n" + "\n".join(lines))
+    raise StageError(f"Prefect's temporary server {why}. End of its log:\n" + ("\n".join(lines) or "(nothing)"))
 
 
 def _end(server: subprocess.Popen[bytes], desk: Desk) -> None:

@@ -169,6 +169,7 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
         "made_in": artifact.manifest.wall_seconds,
         "bytes": artifact.manifest.size(),
         "rejected": _rejected(artifact.manifest.metrics),
+        "reasons": _reasons(artifact.manifest.metrics),
         "path": str(artifact.path),
     }
 
@@ -177,6 +178,12 @@ def _rejected(metrics: Mapping[str, Any]) -> int:
     """Rows that a stage put among its rejects."""
     told = metrics.get("rejected", 0)
     return sum(told.values()) if isinstance(told, Mapping) else int(told)
+
+
+def _reasons(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """Rows that a stage rejected for each reason, the most frequent first; none where it does not count them."""
+    told = metrics.get("rejected", 0)
+    return dict(sorted(told.items(), key=lambda item: -item[1])) if isinstance(told, Mapping) else {}
 
 
 def why(summary: Mapping[str, Any]) -> str:

@@ -94,6 +94,9 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
         typer.echo("Nothing to do, every stage is finished:")
     rows = [{**row, "took": human_seconds(row["made_in"]), "artifact": row["path"]} for row in stages]
     print_table("", ["stage", "state", "took", "rejected", "artifact"], rows)
+    for row in stages:
+        if reasons := row.get("reasons"):
+            typer.echo(f"{row['stage']} rejected {', '.join(f'{reason} {count}' for reason, count in reasons.items())}")
     if any(row["rejected"] for row in stages):
         typer.echo("Rejected rows and their reasons are in the folder `rejects` of each artifact and in the report.")
     if outcome["summary"]:
