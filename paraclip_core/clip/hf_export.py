@@ -54,6 +54,7 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     from transformers import CLIPImageProcessor, CLIPProcessor
+    from transformers.utils.logging import disable_progress_bar
 
     obstacle = hf_obstacle(clip)
     if obstacle is not None:
@@ -62,6 +63,8 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
             "tower as onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    # Its bar is drawn where there is no terminal, too.
+    disable_progress_bar()
     _hf_model(clip).save_pretrained(folder)
     tokenizer = _hf_tokenizer(clip)
     images = CLIPImageProcessor(**_image_processing(clip))

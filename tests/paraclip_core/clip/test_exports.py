@@ -33,6 +33,14 @@ def _picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
+def test_nothing_is_drawn_while_it_is_written(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils.logging import enable_progress_bar
+
+    enable_progress_bar()
+    save_hf(tiny(), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("extra", [{}, {"quick_gelu": True}, {"custom_text": True}])
 def test_transformers_loads_a_clip_model(extra: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
