@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name"]
+__all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name", "sources_of"]
 
 MANIFEST = "manifest.json"
 SOURCE = "source:"
@@ -74,6 +75,11 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
         return Manifest(**raw)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{where} lacks or has an unknown field ({error}); delete {home}") from error
+
+
+def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of the inputs from outside the store, by their names without the prefix."""
+    return {name.removeprefix(SOURCE): value for name, value in inputs.items() if name.startswith(SOURCE)}
 
 
 def safe_name(name: str) -> str:

@@ -10,7 +10,7 @@ from paraclip_core.clip.reference import check_reference, is_model_folder, local
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.fingerprint import FileHashes
-from storage.manifests import SOURCE
+from storage.manifests import sources_of
 from tasks.models import reference_sources
 
 __all__ = ["FoundModel", "find_model", "find_release", "name_in"]
@@ -106,7 +106,7 @@ def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None
     """Reference of a base that no stage made, with the same contents as when the model was tuned."""
     manifest = artifact.manifest
     base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
-    then = {path.removeprefix(SOURCE): value for path, value in manifest.inputs.items() if path.startswith(SOURCE)}
+    then = sources_of(manifest.inputs)
     if not then:
         return base
     # Tunings of earlier releases do not say where their base lies.

@@ -18,7 +18,7 @@ from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
 from storage.atomic import storage_error
 from storage.fingerprint import FileHashes
-from storage.manifests import SOURCE
+from storage.manifests import sources_of
 
 __all__ = ["Stage", "StageContext", "carry_out", "input_path", "no_sources", "software_versions"]
 
@@ -110,7 +110,7 @@ def carry_out(
 
 def _changed_sources(stage: Stage, draft: Draft, settings: Settings, store: ArtifactStore) -> str:
     """Names of the sources that are not what the fingerprint says; none where it does not tell of sources."""
-    then = {name.removeprefix(SOURCE): value for name, value in draft.inputs.items() if name.startswith(SOURCE)}
+    then = sources_of(draft.inputs)
     if not then:
         return ""
     now = stage.sources(settings, FileHashes(store.cache / "source_hashes.json"))

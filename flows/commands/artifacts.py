@@ -20,7 +20,7 @@ from flows.commands.common import (
 )
 from paraclip_core.errors import UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.manifests import SOURCE
+from storage.manifests import SOURCE, sources_of
 from storage.roots import check_root, open_store
 
 __all__ = ["app"]
@@ -169,13 +169,13 @@ def _row(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
 
 
 def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
-    sources, inputs = {}, []
+    inputs = []
     for name, value in artifact.manifest.inputs.items():
         if name.startswith(SOURCE):
-            sources[name.removeprefix(SOURCE)] = value
             continue
         found = store.known(name, value)
         inputs.append({"stage": name, "fingerprint": value, "gone": True} if found is None else _lineage(store, found))
+    sources = sources_of(artifact.manifest.inputs)
     return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
 
 
