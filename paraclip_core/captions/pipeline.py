@@ -139,17 +139,16 @@ class CaptionPipeline:
         """For each image of an archive, whether its id names another one already."""
         if group is None or not self._clashes:
             return [False] * len(ids)
-        unique = list(dict.fromkeys(pair for pair in zip(ids, paths, strict=True) if pair[0] is not None))
-        known = self._images.contains(text_keys([str(image) for image, _ in unique]))
+        unique = _distinct(ids, paths)
+        known = self._images.contains(text_keys([image for image, _ in unique]))
         clashing = set(compress(unique, known & ~self._owned.contains(_places(unique, group))))
         return [pair in clashing for pair in zip(ids, paths, strict=True)]
 
     def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:
         """Remember the images of accepted captions, and where they are if ids can clash."""
-        unique = list(dict.fromkeys(pair for pair in zip(ids, paths, strict=True) if pair[0] is not None))
-        if group is None or not unique:
+        if group is None or not (unique := _distinct(ids, paths)):
             return
-        self._images.add(text_keys([str(image) for image, _ in unique]))
+        self._images.add(text_keys([image for image, _ in unique]))
         if self._clashes:
             self._owned.add(_places(unique, group))
 
@@ -184,7 +183,12 @@ class CaptionPipeline:
         )
 
 
-def _places(images: list[tuple[str | None, str | None]], group: str) -> Keys:
+def _distinct(ids: list[str | None], paths: list[str | None]) -> list[tuple[str, str | None]]:
+    """Ids and paths of a batch's different images."""
+    return list(dict.fromkeys((image, path) for image, path in zip(ids, paths, strict=True) if image is not None))
+
+
+def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
     """Keys of images with archive and file name. Folders do not count: not all sources of one archive name them."""
     return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
 
