@@ -131,7 +131,7 @@ class ArtifactStore:
         Raises:
             ArtifactError: it was edited, cut short or written by another version.
         """
-        if self.mirror is None or (self.path(stage, fingerprint) / MANIFEST).exists():
+        if self.mirror is None or self._finished(stage, fingerprint):
             return self.find(stage, fingerprint)
         manifest = self.mirror.artifacts.manifest(stage, fingerprint)
         return None if manifest is None else Artifact(self.path(stage, fingerprint), manifest)
@@ -185,20 +185,22 @@ class ArtifactStore:
         with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, says=says):
             if self.mirror is None:
                 yield self._work_folder(stage, fingerprint)
-                if (self.path(stage, fingerprint) / MANIFEST).exists():
-                    # Another process had finished it while this one waited, and its folder was made anew.
-                    shutil.rmtree(work, ignore_errors=True)
-                return
-            with self.mirror.working(stage, fingerprint, work, poll, says=says) as unfinished:
-                yield self._work_folder(stage, fingerprint, unfinished.keep)
-                if (self.path(stage, fingerprint) / MANIFEST).exists():
-                    unfinished.finish(push=False)
-                    try:
-                        unfinished.delete()
-                    except ArtifactError as error:
-                        # The artifact is finished all the same.
-                        log.warning("left-over unfinished work (`paraclip artifacts gc`): %s", error)
-                    shutil.rmtree(work, ignore_errors=True)
+            else:
+                with self.mirror.working(stage, fingerprint, work, poll, says=says) as unfinished:
+                    yield self._work_folder(stage, fingerprint, unfinished.keep)
+                    if self._finished(stage, fingerprint):
+                        unfinished.finish(push=False)
+                        try:
+                            unfinished.delete()
+                        except ArtifactError as error:
+                            # The artifact is finished all the same.
+                            log.warning("left-over unfinished work (`paraclip artifacts gc`): %s", error)
+            if self._finished(stage, fingerprint):
+                # Where another process had finished it while this one waited, the folder was made anew.
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _finished(self, stage: str, fingerprint: str) -> bool:
+        return (self.path(stage, fingerprint) / MANIFEST).exists()
 
     def _work_folder(self, stage: str, fingerprint: str, keep: Callable[[], None] = _nothing) -> WorkFolder:
         work = self.work_path(stage, fingerprint)
