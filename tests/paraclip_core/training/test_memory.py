@@ -53,7 +53,8 @@ def test_memory_is_seen() -> None:
     assert free is not None and free > 0
     before = anonymous_memory()
     block = bytearray(b"x" * 50_000_000)
-    assert 50_000_000 <= anonymous_memory() - before < 150_000_000
+    grown = anonymous_memory() - before
+    assert 45_000_000 < grown < 150_000_000  # the system counts in batches of pages, and other memory comes and goes
     assert len(block) == 50_000_000
 
 
@@ -66,5 +67,5 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
     blocks.clear()
     before = anonymous_memory()
     free_heap()
-    assert before - anonymous_memory() > 50_000_000
+    assert before - anonymous_memory() > 50_000_000  # of 100_000_000
     assert len(last) == 100_000
