@@ -18,6 +18,7 @@ from paraclip_core.engine_options import TransformersOptions as TransformersOpti
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
 from paraclip_core.metric_names import check_metric
+from paraclip_core.options import LATER
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
 from paraclip_core.training_options import AlphaOptions as AlphaOptions
@@ -55,7 +56,7 @@ class SourceOptions(Options):
     """Format of the file; `auto` decides by its name and first bytes."""
     images: str | None = None
     """Tar or folder with the images, relative to `data.root`; absent where a source has captions only."""
-    image_prefix: str = ""
+    image_prefix: str = Field(default="", json_schema_extra=LATER)
     """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
     columns: ColumnNames = ColumnNames()
     """Column names of Parquet, CSV, TSV and JSONL sources."""
@@ -91,7 +92,7 @@ class DataOptions(Options):
     """Captions with fewer words are rejected (published filter: 2)."""
     max_words: Annotated[int, Field(ge=1)] = 15
     """Captions with more words are rejected (published filter: 15)."""
-    unspaced_scripts: bool = False
+    unspaced_scripts: bool = Field(default=False, json_schema_extra=LATER)
     """Count words in scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word for two Chinese or
     Japanese characters or four letters of the others. Otherwise words are what blanks separate (published filter)."""
     max_chars: Annotated[int, Field(ge=10)] = 2000
@@ -370,13 +371,13 @@ class Settings(Options):
 
 
 def meaning(options: BaseModel) -> dict[str, Any]:
-    """The options that may change an output, as JSON-ready values: everything not marked :data:`OPERATIONAL`."""
+    """The options that may change an output, as JSON-ready values: what is marked neither :data:`OPERATIONAL` nor,
+    at its default, :data:`LATER`."""
     kept: dict[str, Any] = {}
     for name, field in type(options).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("operational"):
+        marks, value = field.json_schema_extra, getattr(options, name)
+        if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
             continue
-        value = getattr(options, name)
         kept[name] = _plain(value)
     return kept
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-__all__ = ["OPERATIONAL", "Options"]
+__all__ = ["LATER", "OPERATIONAL", "Options"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
+
+LATER: dict[str, JsonValue] = {"later": True}
+"""``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
 
 
 class Options(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from paraclip_core.options import OPERATIONAL, Options
+from paraclip_core.options import LATER, OPERATIONAL, Options
 
 __all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimiserOptions"]
 
@@ -108,12 +108,12 @@ class FinetuneOptions(OptimiserOptions):
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
     """Weight of half the squared distance to the base's weights: against forgetting."""
-    image_gate: Annotated[float, Field(ge=0, le=2)] | None = None
+    image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
-    validations: Annotated[int, Field(ge=0, le=10_000)] = 0
+    validations: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, json_schema_extra=LATER)
     """How often training is validated on these images, at even intervals, the last time at its end. The curve is in log
     and report, and α is chosen for the best of the weights by α's own rule. 0: never; the last weights are taken."""
     alpha: AlphaOptions = AlphaOptions()

@@ -186,15 +186,11 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
 def _options(settings: Settings) -> Mapping[str, Any]:
     """Everything of `data` but the scenes, which the input's fingerprint stands for."""
     data = meaning(settings.data)
-    # Unless they are used, the fingerprint is what it was before there were such options.
-    unused = {"scenes", *(() if settings.data.unspaced_scripts else ("unspaced_scripts",))}
-    data["sources"] = [
-        {name: value for name, value in source.items() if name != "image_prefix" or value} for source in data["sources"]
-    ]
+    del data["scenes"]
     numbered = [source.images for source in settings.data.sources if source.images and _numbers_images(source)]
     # Such files mixed up images where their numbers clashed.
     checked = {"numbers": "of one image each"} if len(set(numbered)) < len(numbered) else {}
-    return {name: value for name, value in data.items() if name not in unused} | checked
+    return data | checked
 
 
 def _numbers_images(source: SourceOptions) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from paraclip_core.clip.models import ClipModel, freeze_image_tower, load_clip, pick_device, weights_hash
 from paraclip_core.clip.reference import fixed_place, place_free_name
+from paraclip_core.config import meaning
 from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimiser import select_parameters, trained_parameters
@@ -19,7 +20,6 @@ from paraclip_core.training.validation import AO, ValidationSet, measure
 from storage.atomic import write_json
 from tasks.models import base_reference
 from tasks.stage import StageContext
-from tasks.stages.finetune import told_options
 from tasks.training.data import (
     HeldOut,
     Images,
@@ -169,7 +169,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         weights=weights,
         provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=told_options(options),
+        options=meaning(options),
         figures=chosen["alphas"],
     )
     return {

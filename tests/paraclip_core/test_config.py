@@ -49,6 +49,18 @@ def test_every_other_option_has_a_meaning() -> None:
     assert {group: names for group, names in marked.items() if names} == OPERATIONAL_OPTIONS
 
 
+def test_later_options_count_where_they_are_used() -> None:
+    schema = Settings.model_json_schema()
+    groups = {group: part.get("properties", {}) for group, part in schema["$defs"].items()}
+    later = {(group, name) for group, fields in groups.items() for name, field in fields.items() if "later" in field}
+    assert later == {
+        ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
+        ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "validations"),
+    }  # fmt: skip
+    plain, used = meaning(Settings().finetune), meaning(load_settings(None, ["finetune.validations=4"]).finetune)
+    assert used == plain | {"validations": 4} and "validations" not in plain
+
+
 def test_options_with_a_meaning_stay() -> None:
     base = meaning(Settings())
     for override in (

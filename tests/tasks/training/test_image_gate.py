@@ -14,12 +14,12 @@ from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.models import load_clip
-from paraclip_core.config import FinetuneOptions, Settings
+from paraclip_core.config import FinetuneOptions, Settings, meaning
 from storage.artifacts import Artifact
 from storage.parquet import read_table
 from tasks.models import base_reference
 from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE, told_options
+from tasks.stages.finetune import FINETUNE
 from tasks.training import image_gate
 from tasks.training.data import Images, paraphrase_rows
 from tasks.training.image_gate import REASON, ImageGate
@@ -150,6 +150,6 @@ def test_all_rows_far_away_leave_an_empty_stream(inputs: dict[str, Artifact], tm
 
 
 def test_without_a_gate_fingerprint_and_card_say_nothing_of_it(settings: Settings) -> None:
-    assert "image_gate" not in told_options(FinetuneOptions())
-    assert told_options(FinetuneOptions(image_gate=0.0))["image_gate"] == 0.0
+    assert "image_gate" not in meaning(FinetuneOptions())
+    assert meaning(FinetuneOptions(image_gate=0.0))["image_gate"] == 0.0
     assert FINETUNE.options(gated(settings, 0.1)) != FINETUNE.options(settings)
