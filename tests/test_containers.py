@@ -62,3 +62,12 @@ def test_the_server_waits_for_a_database_that_it_can_reach() -> None:
 
 def test_a_killed_runs_processes_are_not_left_as_zombies() -> None:
     assert COMPOSE["x-paraclip"]["init"] is True
+
+
+def test_a_change_of_the_source_repeats_no_download() -> None:
+    steps = re.findall(r"^(?:COPY|RUN) (.+(?:\\\n.+)*)", DOCKERFILE, re.MULTILINE)
+    needed, needs, source, itself = (
+        next(number for number, step in enumerate(steps) if text in step)
+        for text in ("pyproject.toml", '".[${EXTRAS}]"', ". .", "--no-deps -e .")
+    )
+    assert needed < needs < source < itself
