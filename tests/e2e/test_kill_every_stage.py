@@ -19,6 +19,7 @@ import pytest
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
+from tasks.cleaning import collect, remove
 from tasks.dag import resolve
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -126,6 +127,8 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
         assert again is not None, f"{name} has another fingerprint"
         assert again.manifest.files == artifact.manifest.files, f"{name} has other bytes"
         assert store.verify(again) == []
+    # A kill at the very end of a commit leaves work that nothing goes on with.
+    assert remove([item for item in collect(store).rubbish if item.artifact is None]) == []
     assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
     keys = pq.read_table(tmp_path / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
     assert len(keys) == len(set(keys)), "a kept generation was asked for again"

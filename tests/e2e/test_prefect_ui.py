@@ -54,7 +54,7 @@ def tiny_run(root: Path, data: Path) -> dict[str, Any]:
         "paraphrase": {"engine": "file", "file": {"path": "captions.jsonl"}, "gates": {"preset": "paper"}},
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
         "bootstrap": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
-        "finetune": {"epochs": 400, "batch_size": 8, "checkpoint_steps": 5, "precision": "fp32"},
+        "finetune": {"epochs": 120, "batch_size": 8, "checkpoint_steps": 5, "precision": "fp32"},
         "evaluate": {"resamples": 100, "benchmarks": [{"name": "captions", "kind": "retrieval"}]},
         "run": {"placement": "deployments", "threads": 1, "root": str(root)},
     }
@@ -123,6 +123,9 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     eventually(lambda: api.state(pipeline) == "Failed", "the pipeline did not see that its stage was killed")
     killed = [run for run in api.runs() if run["flow"] == "finetune"]
     assert [run["state"]["name"] for run in killed] == ["Crashed"]
+
+    # Prefect looks for hooks in a process of its own, which must find the flow's modules.
+    assert "ModuleNotFoundError" not in (root / "logs" / "prefect-paraclip-gpu.log").read_text()
 
     press_retry(api.url, pipeline)
     eventually(lambda: api.state(pipeline) == "Completed", "the retried pipeline did not complete", 300)
