@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 from prefect import get_client
@@ -27,6 +28,11 @@ __all__ = ["create_automation", "create_pools", "deploy"]
 AUTOMATION = "paraclip: runs without a heartbeat have crashed"
 SILENT_SECONDS = 90
 """Three heartbeats of 30 seconds."""
+SIGNS = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry", "pull-step.executed")
+"""What ends the wait for a heartbeat: the next one, the run's end, its Retry, and what the retried run does first.
+
+A run's last heartbeat may come just after its end, and a busy machine needs longer than 90 seconds to start it again.
+"""
 
 
 def create_pools() -> None:
@@ -42,16 +48,16 @@ def create_pools() -> None:
 
 
 def create_automation() -> None:
-    """Mark a run whose process went away together with its worker as crashed; no service of Prefect does."""
-    try:
-        Automation.read(name=AUTOMATION)  # pyright: ignore[reportUnusedCoroutine] - async code only
-        return
-    except ValueError:
-        pass
-    ended = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")
+    """Mark a run whose process went away together with its worker as crashed; no service of Prefect does.
+
+    It is made anew, so that it waits for no heartbeat of runs from before: a server that was restarted holds back for a
+    quarter of an hour that a run ended, if that had begun less than five minutes before, and a Retry would be crashed.
+    """
+    with suppress(ValueError):
+        Automation.read(name=AUTOMATION).delete()  # pyright: ignore[reportAttributeAccessIssue] - async code only
     trigger = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
-        expect={f"prefect.flow-run.{state}" for state in ended},
+        expect={f"prefect.flow-run.{sign}" for sign in SIGNS},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,

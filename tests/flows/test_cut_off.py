@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -116,8 +117,44 @@ def test_a_run_without_heartbeats_says_what_to_do() -> None:
     from flows.setup import AUTOMATION, create_automation
 
     create_automation()
-    create_automation()
     found: Any = Automation.read(name=AUTOMATION)
     (action,) = found.actions
     assert isinstance(action, ChangeFlowRunState) and action.message
     assert "no heartbeat for 90 s" in action.message and "Retry goes on" in action.message
+
+
+def heartbeat(run: UUID) -> None:
+    from prefect.events import Event, Resource, get_events_client
+    from prefect.utilities.asyncutils import run_coro_as_sync
+
+    async def send() -> None:
+        resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run}"})
+        async with get_events_client() as client:
+            await client.emit(Event(event="prefect.flow-run.heartbeat", resource=resource))
+
+    run_coro_as_sync(send())
+
+
+@pytest.mark.usefixtures("server")
+def test_a_heartbeat_from_before_a_retry_does_not_crash_the_retried_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import get_client
+    from prefect.states import Failed, Scheduled
+    from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+    from flows import setup
+
+    monkeypatch.setattr(setup, "SILENT_SECONDS", 20)
+    setup.create_automation()
+    before, retried, silent = runs_of(POOLS[0], [301, 302, 303])
+    heartbeat(before)
+    # What a household does that starts again.
+    setup.create_automation()
+    heartbeat(silent)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(retried, Failed(), force=True)
+        # Its thread sends it until it hears of the end.
+        heartbeat(retried)
+        client.set_flow_run_state(retried, Scheduled(name="AwaitingRetry"), force=True)
+    eventually(lambda: states([silent]) == ["Crashed"], "a run without heartbeats is not seen", 300)
+    time.sleep(10)
+    assert states([before, retried]) == ["Running", "AwaitingRetry"]
