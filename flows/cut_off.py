@@ -13,7 +13,7 @@ from typing import Any
 
 from storage.atomic import read_json, write_json
 
-__all__ = ["close_remembered", "close_runs", "remember"]
+__all__ = ["PASSWORD_VARIABLE", "close_remembered", "close_runs", "remember"]
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.cut_off import close_remembered, close_runs, remember
+from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remember
 from flows.processes import Process, carriers, end_all, family, kill, living, start
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from storage.atomic import read_json, write_json
@@ -91,6 +91,7 @@ def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: st
     if left := stop(root):
         log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
     _need_free_port(port)
+    _need_its_password(os.environ)
     url = f"http://{HOST}:{port}"
     environment = _environment(root, location, url, folder)
     started: list[Process] = []
@@ -183,6 +184,14 @@ def _need_free_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise ConfigError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+
+
+def _need_its_password(environ: Mapping[str, str]) -> None:
+    if (password := environ.get("PREFECT_SERVER_API_AUTH_STRING")) and password != environ.get(PASSWORD_VARIABLE):
+        raise ConfigError(
+            f"PREFECT_SERVER_API_AUTH_STRING gives the server a password that {PASSWORD_VARIABLE} does not hold; set "
+            f"both to the same, for workers and every `paraclip run` and `stop` need the second"
+        )
 
 
 def _start(

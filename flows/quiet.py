@@ -7,9 +7,10 @@ from pathlib import Path
 
 from flows.household import living_api_url
 from flows.local_server import start_local_server
+from paraclip_core.errors import ConfigError
 from storage.atomic import storage_error
 
-__all__ = ["prepare_prefect"]
+__all__ = ["check_server", "prepare_prefect"]
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -44,3 +45,23 @@ def prepare_prefect(root: Path) -> None:
     if "PREFECT_HOME" in chosen:
         # The server's folder, whatever the user's own is.
         os.environ["PREFECT_HOME"] = chosen["PREFECT_HOME"]
+
+
+def check_server() -> None:
+    """See that the server takes this client; call it after :func:`prepare_prefect`, it imports prefect.
+
+    Raises:
+        ConfigError: there is no Prefect server, it wants another password, or it is of another major version.
+    """
+    from prefect import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch()
+    except Exception as error:
+        # Something else that answers there makes Prefect's client raise whatever it stumbles over.
+        url = os.environ["PREFECT_API_URL"]
+        raise ConfigError(
+            f"the Prefect server {url} does not take this run: {error}. See whether it runs and whether "
+            f"PREFECT_API_AUTH_STRING is its password, or unset PREFECT_API_URL for a server of the run's own"
+        ) from error

@@ -19,7 +19,9 @@ PREFECT_FILE = "prefect.yaml"
 def serve(
     root: RootOption = DEFAULT_ROOT,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
-    folder: Annotated[Path, typer.Option(help="Folder that relative paths in settings start from.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
+    ] = Path(),
     prefect_file: Annotated[Path | None, typer.Option(exists=True, help="Deployments; default: prefect.yaml.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -75,11 +75,12 @@ def _finished(settings: Settings) -> dict[str, Any] | None:
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
     from flows.logs import show_own_logs
-    from flows.quiet import prepare_prefect
+    from flows.quiet import check_server, prepare_prefect
     from storage.roots import open_store
 
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
+    check_server()
     from flows.pipeline import pipeline
 
     show_own_logs()

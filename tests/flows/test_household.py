@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from flows import household
+from flows.cli import run_cli
 from flows.household import POOLS, living_api_url, read_household, serve, stop
 from flows.processes import Process
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
@@ -59,6 +60,21 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"port {port} cannot be used .*--port"):
             serve(tmp_path, port, tmp_path, REPOSITORY / "prefect.yaml")
     assert read_household(tmp_path) is None
+
+
+def test_a_password_that_only_the_server_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
+    monkeypatch.setattr(household, "start", lambda *_: pytest.fail("something was started"))
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:one")
+    for told in ("", "admin:other"):
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", told)
+        with pytest.raises(ConfigError, match="that PREFECT_API_AUTH_STRING does not hold"):
+            serve(tmp_path, 4999, tmp_path, REPOSITORY / "prefect.yaml")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(["serve", "--root", str(tmp_path), "--folder", str(tmp_path / "none")]) == 2
+    assert "--folder" in capsys.readouterr().err
 
 
 def test_what_is_gone_is_neither_used_nor_ended(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""A run's own Prefect server: what is said where it does not come up."""
+"""A run's Prefect server: what is said where its own does not come up, or another does not take it."""
 
 from __future__ import annotations
 
 import atexit
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,3 +44,17 @@ def test_one_that_is_too_slow_is_told_from_one_that_ended(
     monkeypatch.setattr(local_server, "START_SECONDS", 0.5)
     with pytest.raises(StageError, match=r"(?s)did not answer within 0.5 seconds.*PREFECT_API_URL.*(nothing)"):
         server_of("import time\ntime.sleep(600)")
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    command = [sys.executable, "-m", "flows.cli", "run", "-c", str(config), "--set", f"run.root={tmp_path}"]
+    with socket.socket() as nobody:
+        # Bound and not listening: nobody else gets the port, and nobody answers.
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
+        done = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"error: the Prefect server {url} does not take this run: Failed to reach API" in done.stderr
+    assert "Traceback" not in done.stderr and "unset PREFECT_API_URL" in done.stderr
