@@ -27,7 +27,16 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 5.0
 SAMPLE_SECONDS = 15.0
-MARKUP = re.compile(r"[\\`*_\[\]<>&~:#@.!|+={}]")
+MARKUP = re.compile(
+    r"""[\\`*~\[\]<>]                # code, emphasis, links, images, HTML
+    | (?<![^\W_])_ | _(?![^\W_])    # emphasis, for which one inside a word is none
+    | &(?=\#?\w+;)                  # an entity
+    | :(?=//) | (?<=www)\. | (?<=\w)@(?=\w)    # addresses, which become links on their own
+    | ^[#+-](?=[#\s])               # a heading or an item of a list
+    """,
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+"""What begins markup where it stands, and nothing else: of the UI's two looks the newer shows the backslashes."""
 
 
 def in_flow_run() -> bool:
@@ -47,7 +56,8 @@ def artifact_key(*parts: str) -> str:
 def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
     """A table's row whose texts the UI shows as they are.
 
-    It renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from anywhere.
+    Its older look renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from
+    anywhere.
     """
     return {name: MARKUP.sub(r"\\\g<0>", cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
@@ -58,9 +68,15 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
     def create() -> None:
         from prefect.artifacts import create_table_artifact
 
-        create_table_artifact(table=[dict(row) for row in rows], key=key, description=description)
+        table = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
+        create_table_artifact(table=table, key=key, description=description)
 
     _try(key, create)
+
+
+def _cell(value: Any) -> Any:
+    """Counts by name as text: the UI would show `[object Object]`."""
+    return ", ".join(f"{name} {count}" for name, count in value.items()) if isinstance(value, Mapping) else value
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.publish import artifact_key, as_text
+import pytest
+from prefect import artifacts
+
+from tasks import publish
+from tasks.publish import artifact_key, as_text, publish_table
 
 
 def test_captions_are_no_markdown() -> None:
@@ -14,11 +18,29 @@ def test_captions_are_no_markdown() -> None:
         "nothing": None,
     }
     shown = as_text(row)
-    assert shown["caption"] == (
-        r"\!\[x\](http\://elsewhere/x\.png) \<img src\=x onerror\=y\> a \*dog\* on www\.elsewhere"
-    )
+    assert shown["caption"] == r"!\[x\](http\://elsewhere/x.png) \<img src=x onerror=y\> a \*dog\* on www\.elsewhere"
     assert (shown["base ao@10"], shown["nothing"]) == (12.5, None)
-    assert as_text({"caption": "a dog, on a beach"}) == {"caption": "a dog, on a beach"}
+    for text, escaped in {
+        "me@home.example": r"me\@home.example",
+        "_so_ __so__": r"\_so\_ \_\_so\_\_",
+        "AT&amp;T &#64;": r"AT\&amp;T \&#64;",
+        "~~gone~~ `rm` C:\\x": r"\~\~gone\~\~ \`rm\` C:\\x",
+        "# one\n- two": "\\# one\n\\- two",
+    }.items():
+        assert as_text({"caption": text}) == {"caption": escaped}
+
+
+def test_ordinary_texts_have_no_backslashes() -> None:
+    for text in ("A dog, on a beach.", "1000268201_693b08cb0e.jpg", "R&B at 3:15 - 50% off!", "a | b {c} = d + e #1"):
+        assert as_text({"caption": text}) == {"caption": text}
+
+
+def test_counts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(publish, "in_flow_run", lambda: True)
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, **_: made.append(table))
+    publish_table("key", [{"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}, {"reasons": {}}], "")
+    assert made == [[{"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}, {"reasons": ""}]]
 
 
 def test_keys_are_what_prefect_takes() -> None:
