@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,19 @@ def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
     demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
     for deployment in declared["deployments"]:
         assert parse_settings(deployment["parameters"]["settings"]) == demo
+
+
+def test_no_module_of_prefect_hides_ours(declared: dict[str, Any], tmp_path: Path) -> None:
+    """What it runs at a cancel or crash is a script in a folder that has a `storage.py`, too."""
+    (tmp_path / "storage.py").touch()
+    script = tmp_path / "script.py"
+    script.write_text("import storage.roots")
+    added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]
+    assert all(variables == added[0] for variables in added)
+    for environment, code in (({}, 1), (added[0], 0)):
+        plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+        environment = {**plain, "PYTHONPATH": str(REPOSITORY), **environment}
+        assert subprocess.run([sys.executable, script], env=environment, capture_output=True).returncode == code
 
 
 def test_shared_state_has_one_run_at_a_time(declared: dict[str, Any]) -> None:
