@@ -13,7 +13,12 @@ LATER: dict[str, JsonValue] = {"later": True}
 """``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
 
 
+def _title(name: str, _: object) -> str:
+    """What a form calls an option; without it a group goes by its class, or by nothing."""
+    return name.replace("_", " ").title()
+
+
 class Options(BaseModel):
     """Base of all option groups: unknown names are errors, values are not changed after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, field_title_generator=_title)
