@@ -169,8 +169,6 @@ def _environment(root: Path, location: str, url: str, folder: Path) -> dict[str,
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,paraclip_core,storage",
-        # Prefect runs hooks as a script of a folder in which a file of its own has the name `storage`.
-        "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
