@@ -31,6 +31,7 @@ _FREE = frozenset({"publicdomain", "cc0", "pddl", "pdm", "unlicense"})
 _ATTRIBUTION = re.compile(r"(?:mit|isc|zlib|apache-\S+|bsd(?:-\S+)?|odc-by(?:-\S+)?|cdla-permissive-\S+)")
 _SHARE_ALIKE = re.compile(r"(?:odbl(?:-\S+)?|cdla-sharing-\S+|[al]?gpl(?:-\S+)?|gfdl(?:-\S+)?)")
 _PARTS = {"nc-nd": 6, "nd": 5, "nc-sa": 4, "nc": 3, "sa": 2, "": 1}
+_NO_DERIVATIVES, _NON_COMMERCIAL, _NEITHER = 5, frozenset({3, 4}), 6
 _ALIASES = {"cc0": "cc0-1.0", "odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}
 _ON_THE_HUB = frozenset(
     "apache-2.0 mit isc zlib bsd bsd-2-clause bsd-3-clause cc0-1.0 pddl unlicense odc-by odbl gfdl gpl gpl-2.0 "  # noqa: SIM905
@@ -46,9 +47,9 @@ class RolledUp:
     """What holds for a whole data set whose rows have several licences."""
 
     strictest: tuple[str, ...]
-    """The licences of the strictest class, as stated, sorted."""
+    """The licences of the strictest class, as stated, sorted; where one forbids what another allows, of both."""
     kind: str
-    """Their class, one of :data:`CLASSES`."""
+    """What they are together, one of :data:`CLASSES`."""
     hub: tuple[str, ...]
     """Their identifiers on the hub; `other` or `unknown` where one of them has none."""
     notes: tuple[str, ...]
@@ -64,7 +65,11 @@ def roll_up(licences: Mapping[str, int]) -> RolledUp:
     """The strictest of the licences (rows by licence as stated); none at all count as unknown."""
     places = {stated: licence_class(stated) for stated in licences} or {"unknown": len(CLASSES) - 1}
     place = max(places.values())
-    strictest = tuple(sorted(stated for stated, of in places.items() if of == place))
+    kept = {place}
+    if place == _NO_DERIVATIVES and _NON_COMMERCIAL & set(places.values()):
+        # Neither is stricter: one allows to sell, the other to change.
+        kept, place = kept | _NON_COMMERCIAL, _NEITHER
+    strictest = tuple(sorted(stated for stated, of in places.items() if of in kept))
     return RolledUp(strictest, CLASSES[place], _hub_names(strictest, place), tuple(_notes(set(places.values()))))
 
 

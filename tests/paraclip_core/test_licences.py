@@ -46,8 +46,18 @@ def test_the_class_of_a_licence(stated: str) -> None:
 @given(st.dictionaries(st.sampled_from(sorted(STATED)), st.integers(1, 9), min_size=1))
 def test_the_whole_is_as_strict_as_its_strictest_part(licences: dict[str, int]) -> None:
     found = roll_up(licences)
-    assert CLASSES.index(found.kind) == max(map(licence_class, licences))
-    assert found.strictest == tuple(sorted(name for name in licences if STATED[name] == found.kind))
+    assert CLASSES.index(found.kind) >= max(map(licence_class, licences))
+    worst = CLASSES[max(map(licence_class, licences))]
+    assert set(found.strictest) >= {name for name in licences if STATED[name] == worst}
+    assert found.kind == worst or worst == "no derivatives"
+
+
+def test_no_derivatives_and_non_commercial_hold_together() -> None:
+    found = roll_up({"CC-BY-ND-4.0": 2, "CC-BY-NC-4.0": 1, "MIT": 3})
+    assert found.strictest == ("CC-BY-NC-4.0", "CC-BY-ND-4.0")
+    assert found.kind == "non-commercial, no derivatives"
+    assert found.hub == ("cc-by-nc-4.0", "cc-by-nd-4.0")
+    assert roll_up({"CC-BY-ND-4.0": 2, "CC-BY-SA-4.0": 1}).kind == "no derivatives"
 
 
 @given(st.text())
