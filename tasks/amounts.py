@@ -145,9 +145,14 @@ def _paraphrase_amounts(
     extra = (missing.words.share(factor) for factor in WORDS_EACH)
     expected = missing.expected.share(first.share)
     asked = {
-        "paraphrase_1": _asked(settings, rows_1, missing.first + next(extra)),
+        "paraphrase_1": _asked(
+            settings, rows_1, missing.first + next(extra), _again(settings) if missing.rows_1.open else ""
+        ),
         "paraphrase_2": _asked(
-            settings, rows_2, missing.second + expected + next(extra), first.basis if missing.rows_1.open else ""
+            settings,
+            rows_2,
+            missing.second + expected + next(extra),
+            _joined(first.basis if missing.rows_1.open else "", _again(settings) if open_2 else ""),
         ),
     }
     return _under_cap(settings, store, asked) | {
@@ -203,6 +208,18 @@ def _asked(settings: Settings, rows: int, asked: Asked, note: str = "") -> Amoun
     return Amount(rows, asked.requests, tokens, float(asked.requests), spend, note)
 
 
+def _again(settings: Settings) -> str:
+    """What an answer that is not there yet may lead to; nobody knows how often."""
+    chosen = settings.paraphrase
+    if chosen.attempts == 1 or chosen.engine == "file" or chosen.chosen_gates().preset == "paper":
+        return ""
+    return f"requests after a rejected answer (attempts={chosen.attempts}) come on top"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
 def _under_cap(settings: Settings, store: ArtifactStore, asked: Mapping[str, Amount]) -> dict[str, Amount]:
     """The same, with a note on the steps that the spending cap stops."""
     left, found = left_to_spend(settings, store), dict(asked)
@@ -211,7 +228,7 @@ def _under_cap(settings: Settings, store: ArtifactStore, asked: Mapping[str, Amo
     for name, amount in asked.items():
         if (amount.spend or 0) > left:
             stop = f"max_spend={settings.paraphrase.openai.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
-            found[name] = replace(amount, note="; ".join(filter(None, (stop, amount.note))))
+            found[name] = replace(amount, note=_joined(stop, amount.note))
         left -= amount.spend or 0
     return found
 

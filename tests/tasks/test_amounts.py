@@ -101,3 +101,14 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
     assert notes(2) == [False, False]
     assert notes(1.07) == [False, True]
     assert notes(1) == [True, True]
+
+
+def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
+    def notes(*options: str) -> list[bool]:
+        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
+        found = amounts(settings, ArtifactStore(tmp_path), {})
+        return ["come on top" in found[name].note for name in ("paraphrase_1", "paraphrase_2")]
+
+    assert notes("paraphrase.attempts=3") == [True, True]
+    assert notes() == [False, False]
+    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=paper") == [False, False]
