@@ -16,6 +16,8 @@ from paraclip_core.paraphrase.lexicon import (
     OPPOSITES,
     SPATIAL,
     content_words,
+    joined,
+    numeral,
     stem,
     words,
 )
@@ -44,9 +46,16 @@ class Alignment:
 
 def align(caption: str, answer: str) -> Alignment:
     """Compare two texts word by word, without asking any model."""
-    told, said = content_words(words(tidy(caption))), content_words(words(answer))
+    all_told, all_said = words(tidy(caption)), words(answer)
+    told, said = content_words(all_told), content_words(all_said)
     told = [word for word in told if not any(char.isdigit() for char in word) and word not in NOISE_WORDS]
     told_stems, said_stems = {stem(word) for word in told}, {stem(word) for word in said}
+    # What is written as one word here and as two there is the same.
+    told_as_one, said_as_one = joined(all_told), joined(all_said)
+    halves = {half for one in said_stems & told_as_one.keys() for half in told_as_one[one]}
+    halves |= {half for one in told_stems & said_as_one.keys() for half in said_as_one[one]}
+    told_stems |= told_as_one.keys()
+    said_stems |= said_as_one.keys()
     told_families = {found for word in told if (found := family_of(word))}
     said_families = {found for word in said if (found := family_of(word))}
     lost = tuple(
@@ -57,8 +66,14 @@ def align(caption: str, answer: str) -> Alignment:
         and word not in LIGHT_WORDS
         and word not in _OTHERS
         and word not in NUMBERS
+        and word not in halves
     )
-    new = tuple(word for word in dict.fromkeys(said) if stem(word) not in told_stems and word not in LIGHT_WORDS)
+    new = tuple(
+        word
+        for word in dict.fromkeys(said)
+        # Numbers have a gate of their own.
+        if stem(word) not in told_stems and word not in LIGHT_WORDS and word not in halves and numeral(word) is None
+    )
     unknown = tuple(word for word in new if family_of(word) not in told_families and word not in COLOURS)
     return Alignment(lost, new, unknown)
 

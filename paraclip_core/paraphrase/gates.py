@@ -20,12 +20,13 @@ from paraclip_core.paraphrase.lexicon import (
     COLOURS,
     KINDS,
     LIGHT_WORDS,
-    NEGATIONS,
-    NUMBERS,
     OPPOSITES,
     STOP_WORDS,
     content_words,
+    denies,
     family,
+    joined,
+    numeral,
     stem,
     words,
 )
@@ -50,8 +51,17 @@ _PREAMBLE = re.compile(
 _MARKUP = re.compile(r"</?[a-z!]|https?:|www\.|\{|\}|\||\\|<|>|\.(?:jpe?g|png|gif|html?|php)\b", re.I)
 # What chat templates of any family begin and end turns with; no sentence about an image holds it.
 _TEMPLATE = re.compile(r"<[|/]?[a-z_|]|\[/?[A-Z_]{3,}\]|<<|\|>")
+# `a three-year-old` and `a two-story house` are well said.
 _ARTICLE = re.compile(
-    r"\ba (?:two|three|four|five|six|seven|eight|nine|ten|people|children|men|women|houses|cattle)\b", re.I
+    r"\ba (?:(?:two|three|four|five|six|seven|eight|nine|ten)\b(?!-| year)"
+    r"|(?:people|children|men|women|houses|cattle)\b)",
+    re.I,
+)
+# Of these things a pair is one.
+_PAIR = re.compile(
+    r"\bpair of (?=(?:\w+ ){0,2}(?:(?:sun|eye)?glasses|goggles|binoculars|headphones|scissors|jeans|pants|trousers"
+    r"|shorts|tights|leggings|overalls|pajamas|pyjamas)\b)",
+    re.I,
 )
 
 
@@ -84,14 +94,16 @@ class Pair:
 
     @cached_property
     def known_stems(self) -> frozenset[str]:
-        """Stems of everything that input and caption say."""
-        return frozenset(stem(word) for word in (*self.source_words, *words(self.caption)))
+        """Stems of everything that input and caption say, also of two words written as one."""
+        caption = words(self.caption)
+        alone = {stem(word) for word in (*self.source_words, *caption)}
+        return frozenset(alone | joined(self.source_words).keys() | joined(caption).keys())
 
     @cached_property
     def new_words(self) -> list[str]:
-        """Content words of the answer that neither input nor caption holds in any form, each once."""
-        found = content_words(self.answer_words)
-        return [word for word in dict.fromkeys(found) if stem(word) not in self.known_stems]
+        """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
+        found = dict.fromkeys(content_words(self.answer_words))
+        return [word for word in found if stem(word) not in self.known_stems and numeral(word) is None]
 
     @cached_property
     def unknown_words(self) -> list[str]:
@@ -234,12 +246,14 @@ def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
 def changed_number(pair: Pair, options: GateOptions) -> str | None:
     """A number that the input does not say, or a counting word that is gone."""
     # `tidy` takes off what numbers a web image and not things in it: #4, DSC4702.
-    before, after = _numbers(words(tidy(pair.source))), _numbers(pair.answer_words)
+    told = words(_PAIR.sub("", tidy(pair.source)))
+    before, after = _numbers(told), _numbers(words(_PAIR.sub("", pair.answer)))
     added = sorted(after - before - {1})
     if added:
         return f"says {added[0]}, which the input does not"
     # Long numbers in web captions are product codes and years, which a paraphrase may drop.
-    lost = sorted(n for n in before - after if 2 <= n <= 12)
+    spelled = _numbers([word for word in told if not word.isdigit()])
+    lost = sorted(n for n in before - after if 2 <= n <= 12 or (n > 12 and n in spelled))
     return f"lost {lost[0]}" if lost else None
 
 
@@ -249,8 +263,7 @@ def changed_colour(pair: Pair, options: GateOptions) -> str | None:
     for word in pair.answer_words:
         if word in COLOURS and COLOURS[word] not in before:
             return f"says {word}, which the input does not"
-    told = Counter(COLOURS[word] for word in words(pair.caption) if word in COLOURS)
-    gone = told - Counter(COLOURS[word] for word in pair.answer_words if word in COLOURS)
+    gone = _told_colours(words(pair.caption)) - _told_colours(pair.answer_words)
     if gone:
         return f"lost {min(gone)}"
     owned = _owned_colours(pair.source_words)
@@ -302,9 +315,7 @@ def changed_compound(pair: Pair, options: GateOptions) -> str | None:
 
 def changed_negation(pair: Pair, options: GateOptions) -> str | None:
     """One of the two denies something and the other does not."""
-    before, after = (
-        any(w in NEGATIONS or w.endswith("n't") for w in ws) for ws in (pair.source_words, pair.answer_words)
-    )
+    before, after = any(map(denies, pair.source_words)), any(map(denies, pair.answer_words))
     return "negation came or went" if before != after else None
 
 
@@ -353,15 +364,35 @@ def _latin(char: str) -> bool:
 
 
 def _numbers(found: Sequence[str]) -> set[int]:
-    return {NUMBERS[w] if w in NUMBERS else int(w) for w in found if w in NUMBERS or (w.isascii() and w.isdigit())}
+    """The numbers that words and digits say; `twenty five` is one."""
+    said: list[int] = []
+    tens = False
+    for number in map(numeral, found):
+        if number is not None and tens and 0 < number < 10:
+            said[-1] += number
+        elif number is not None:
+            said.append(number)
+        tens = number is not None and number in range(20, 100, 10)
+    return set(said)
+
+
+def _told_colours(found: Sequence[str]) -> Counter[str]:
+    """How often each family of colours is said; `navy blue` is one."""
+    said = [COLOURS.get(word) for word in found]
+    return Counter(here for before, here in pairwise([None, *said]) if here and here != before)
 
 
 def _owned_colours(found: Sequence[str]) -> dict[str, set[str]]:
-    """Noun → colour families that stand right before it."""
+    """Noun → colour families that stand right before it, also several: `a black and white cat`."""
     owned: dict[str, set[str]] = {}
-    for colour, noun in pairwise(found):
-        if colour in COLOURS and noun not in COLOURS and noun not in STOP_WORDS:
-            owned.setdefault(thing(noun), set()).add(COLOURS[colour])
+    colours: set[str] = set()
+    for word, following in pairwise([*found, ""]):
+        if word in COLOURS:
+            colours.add(COLOURS[word])
+        elif word != "and" or following not in COLOURS:
+            if colours and word not in STOP_WORDS:
+                owned.setdefault(thing(word), set()).update(colours)
+            colours = set()
     return owned
 
 

@@ -6,7 +6,9 @@ They judge answers only. No list is ever shown to the LLM, and none puts a word 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 __all__ = [
     "COLOURS",
@@ -22,12 +24,16 @@ __all__ = [
     "SPATIAL",
     "STOP_WORDS",
     "content_words",
+    "denies",
     "family",
+    "joined",
+    "numeral",
     "stem",
     "words",
 ]
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+# What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
+_WORD = re.compile(r"([^\W_]+(?:['’](?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:['’](?:s|re|ll|ve|d|m)\b)?")
 
 
 def _list(text: str) -> frozenset[str]:
@@ -39,9 +45,9 @@ STOP_WORDS = _list(
     if as than then of in on at to from by for with without into onto upon over under above below up down out off
     near beside between behind through across along around against about after before during while until past
     toward towards inside outside within next close front back side top is are was were be been being am do does
-    did has have had having will would can could may might must shall should it its it's they them their he him
+    did has have had having will would can could may might must shall should it its they them their he him
     his she her hers we us our you your i my me who whom whose which what where when how there here not no very
-    just also too only one there's"""
+    just also too only one beneath underneath atop among amongst amid alongside"""
 )
 
 LIGHT_WORDS = _list(
@@ -68,7 +74,9 @@ NEGATIONS = _list("no not without never none nobody nothing neither nor cannot")
 NUMBERS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
     "ten": 10, "eleven": 11, "twelve": 12, "couple": 2, "pair": 2, "pairs": 2, "both": 2, "duo": 2, "twins": 2,
-    "trio": 3, "dozen": 12,
+    "trio": 3, "dozen": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90, "hundred": 100,
 }  # fmt: skip
 """Number words with their value; `one` says no more than `a`."""
 
@@ -99,56 +107,57 @@ COLOURS = _families(
 # the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
 _KIND_BLOCKS = {
     "animal": """
-        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch terrier retriever poodle pitbull
+        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch
+        dog terrier terriers retriever retrievers poodle poodles pitbull pitbulls
         cat cats kitten kittens kitty feline felines
-        horse horses pony ponies mare stallion foal colt
-        cow cows cattle calf bull ox bovine
-        bird birds chicken duck seagull goose parrot
-        sheep lamb goat goats
-        pig pigs hog
+        horse horses pony ponies mare mares stallion stallions foal foals colt colts
+        cow cows cattle calf calves bull bulls ox oxen bovine
+        bird birds chicken chickens duck ducks seagull seagulls goose geese parrot parrots
+        sheep lamb lambs goat goats
+        pig pigs hog hogs
         mouse mice rat
-        fish shark
-        lion lions lioness
-        rabbit bunny
+        fish shark sharks
+        lion lions lioness lionesses
+        rabbit rabbits bunny bunnies
         bear bears
-        monkey ape
-        elephant
-        squirrel
+        monkey monkeys ape apes
+        elephant elephants
+        squirrel squirrels
         deer moose
         """,
     "person": """
-        man men guy guys gentleman gentlemen male father dad husband
-        woman women lady ladies female mother mom wife
-        boy boys lad
+        man men guy guys gentleman gentlemen male father fathers dad dads husband husbands
+        woman women lady ladies female mother mothers mom moms mum mums wife wives
+        boy boys lad lads
         girl girls
         """,
     "vehicle": """
-        car cars automobile automobiles auto sedan
+        car cars automobile automobiles auto autos sedan sedans
         bus buses
-        truck trucks lorry pickup
+        truck trucks lorry lorries pickup pickups
         bicycle bicycles bike bikes cycle
-        motorcycle motorcycles motorbike scooter
-        boat boats ship ships vessel vessels sailboat yacht
-        train trains locomotive
-        airplane airplanes plane planes jet aircraft
-        rocket spaceship
+        motorcycle motorcycles motorbike motorbikes scooter scooters
+        boat boats ship ships vessel vessels sailboat sailboats yacht yachts
+        train trains locomotive locomotives
+        airplane airplanes aeroplane aeroplanes plane planes jet jets aircraft
+        rocket rockets spaceship spaceships
         flight flights
         """,
     "thing": """
-        house houses home homes cottage cabin hut
+        house houses home homes cottage cottages cabin cabins hut huts
         tree trees
-        chair chairs stool
+        chair chairs stool stools
         armchair armchairs recliner
         doll dolls
         glow
-        table desk
+        table tables desk desks
         lamp lamps lantern lanterns
-        umbrella umbrellas parasol
+        umbrella umbrellas parasol parasols
         kite kites
         cup cups mug mugs
         ball balls
         flower flowers blossom blossoms
-        bed
+        bed beds
         """,
     "body": """
         mouth mouths lips
@@ -278,7 +287,7 @@ def family(word: str) -> str | None:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, without punctuation."""
+    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them."""
     return _WORD.findall(text.lower())
 
 
@@ -295,5 +304,20 @@ def stem(word: str) -> str:
 
 
 def content_words(found: list[str]) -> list[str]:
-    """Those of the words that carry meaning."""
-    return [word for word in found if word not in STOP_WORDS and len(word) > 1]
+    """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
+    return [word for word in found if word not in STOP_WORDS and len(word) > 1 and not denies(word)]
+
+
+def denies(word: str) -> bool:
+    """Whether a word says that something is not so."""
+    return word in NEGATIONS or word.endswith("n't")
+
+
+def numeral(word: str) -> int | None:
+    """The number that a word or its digits say."""
+    return NUMBERS.get(word, int(word) if word.isascii() and word.isdigit() else None)
+
+
+def joined(found: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Stems of the words that neighbours make where they are written as one: `fire fighter` → `firefighter`."""
+    return {stem(one + two): (one, two) for one, two in pairwise(found)}

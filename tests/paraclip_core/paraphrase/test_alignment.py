@@ -18,6 +18,15 @@ from paraclip_core.paraphrase.alignment import align, narrowed
         ("stock photo 88213 of a bus #4.jpg", "a bus", "", "", ""),
         ("a small green lamp left of a cup", "a lamp and a cup", "green", "", ""),
         ("a rabbit under a red cup", "a rabbit under a red cup of coffee", "", "coffee", "coffee"),
+        ("a couple on a bench", "two on a bench", "", "", ""),
+        ("12 balloons", "twelve balloons", "", "", ""),
+        ("a dozen eggs", "12 eggs", "", "", ""),
+        ("nobody is in the room", "no one is in the room", "", "", ""),
+        ("a man who doesn't run", "a man that does not run", "", "", ""),
+        ("a ball under a table", "a ball beneath a table", "", "", ""),
+        ("a girl's hat", "the hat of a girl", "", "", ""),
+        ("a woman on her cellphone", "a woman on her cell phone", "", "", ""),
+        ("a cat on a window sill", "a cat on a windowsill", "", "", ""),
     ],
 )
 def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> None:
