@@ -117,7 +117,19 @@ def test_a_server_that_refuses_everything_from_some_time_on_ends_the_run(
     code: int, left: int, openai_server: OpenAIServer, connect: Connect
 ) -> None:
     well = openai_server.answer
-    openai_server.answer = lambda asked: well(asked) if len(openai_server.asked) <= 40 else status(code, NAMELESS)
+
+    def refuse(handler: Any) -> None:
+        # An answer that came after a refusal would say that the server still answers others.
+        while sum(openai_server.answered.values()) < 40:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        status(code, NAMELESS)(handler)
+
+    def answer(asked: dict[str, Any]) -> Any:
+        turn = next(turn for turn, other in enumerate(openai_server.asked) if other is asked)
+        return well(asked) if turn < 40 else refuse
+
+    openai_server.answer = answer
     with pytest.raises(EngineError, match=NAMELESS) as caught:
         connect(concurrency=4).generate(numbered(40 + left), TWO)
     assert "It was asked about 'caption " in with_notes(caught.value)
