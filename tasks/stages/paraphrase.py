@@ -52,7 +52,7 @@ __all__ = [
     "step_rows",
 ]
 
-VERSION = 3
+VERSION = 4
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 FOLDER = {1: "captions", 2: "paraphrases"}
 
