@@ -83,8 +83,9 @@ def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) 
     within = f"{RECALL} is at most {max_recall_drop:g} points below that of α = 0 (the base)"
     if AO not in points[0]:
         rule = (
-            f"highest α whose {within}; {AO} could not be looked at, because no row with paraphrases is of an image "
-            "held out for validation (raise finetune.validation, or paraphrase.fraction if it is below 1)"
+            f"highest α whose {within}; {AO} could not be looked at, because one image alone is held out for "
+            "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
+            "it is below 1)"
         )
         return _chosen(points, max(allowed, key=lambda point: point["alpha"]), rule)
     chosen = max(allowed, key=lambda point: (point[AO], -point["alpha"]))

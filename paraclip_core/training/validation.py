@@ -44,7 +44,8 @@ class ValidationSet:
 def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
     """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2.
 
-    Without any pair these figures are left out: a 0 would be one of the worst towers.
+    Without any pair these figures are left out: a 0 would be one of the worst towers. So are they where there is one
+    image, on which all rankings agree.
 
     Texts are encoded in fp32. With fewer than ten images k is their number.
 
@@ -53,7 +54,7 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
     """
     k = min(K, len(held_out.gallery))
     found = {RECALL: _percent(recall_at_k(_rank(clip, held_out.captions, held_out.gallery, k), held_out.targets, k))}
-    if held_out.first is not None and held_out.second is not None and len(held_out.first):
+    if held_out.first is not None and held_out.second is not None and len(held_out.first) and k > 1:
         first = _rank(clip, held_out.first, held_out.gallery, k)
         second = _rank(clip, held_out.second, held_out.gallery, k)
         found |= {AO: _percent(average_overlap(first, second, k)), JS: _percent(jaccard(first, second, k))}
