@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from paraclip_core.metric_names import lower_is_better
 from paraclip_core.report.data import Comparison, QueryPair, RejectGroup, ReportData
 from paraclip_core.report.plots import alpha_plot, loss_plot, validation_plot
 
@@ -141,9 +142,8 @@ def _style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) ->
 
 def _metric(name: str) -> str:
     head, at, depth = name.partition("@")
-    if name in NAMES:
-        return NAMES[name]
-    return NAMES.get(head, head.replace("_", " ")) + at + depth
+    told = NAMES.get(name) or NAMES.get(head, head.replace("_", " ")) + at + depth
+    return f"{told}, lower is better" if lower_is_better(name) else told
 
 
 def _percent(value: float) -> str:

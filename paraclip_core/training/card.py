@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from paraclip_core.metric_names import lower_is_better
+
 __all__ = ["completed_card", "model_card"]
 
 LOAD = {
@@ -151,7 +153,7 @@ def _evaluation(comparison: Mapping[str, Any]) -> str:
     rows = [
         (
             row["benchmark"],
-            row["metric"],
+            f"{row['metric']}, lower is better" if lower_is_better(row["metric"]) else row["metric"],
             row["n"],
             f"{row['base']:.2f}",
             f"{row['tuned']:.2f}",

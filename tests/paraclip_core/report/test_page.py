@@ -82,6 +82,13 @@ def test_figures_are_shown_as_percentages_and_points() -> None:
     assert page.count('<tr class="down">') == 1
 
 
+def test_it_says_which_figures_are_better_when_lower() -> None:
+    rows = (*ROWS, Comparison("crepe", "text_only_closeness@add_att", 86.4, 89.9, 3.5, 3.2, 3.8, 692))
+    text = " ".join(Reader(render_report(ReportData("demo", "hold", [], rows, "f" * 64))).text)
+    assert "text only closeness@add_att, lower is better" in text
+    assert text.count("lower is better") == 1
+
+
 def test_an_empty_run_still_has_a_page() -> None:
     page = render_report(ReportData("demo", "hold", [], [], "f" * 64))
     assert "Load the model" in page

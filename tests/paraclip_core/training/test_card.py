@@ -77,6 +77,12 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     assert completed_card(card()) == card(), "nothing known, nothing added"
 
 
+def test_it_says_which_figures_are_better_when_lower() -> None:
+    row = {**COMPARISON["rows"][0], "kind": "sugarcrepe", "metric": "text_only_closeness"}
+    text = completed_card(card(), comparison={**COMPARISON, "rows": [*COMPARISON["rows"], row]})
+    assert text.count("lower is better") == 1 and "| text_only_closeness, lower is better | 750 |" in text
+
+
 @pytest.mark.parametrize(
     ("layout", "library", "call"),
     [
