@@ -12,10 +12,11 @@ from torch import nn
 
 from paraclip_core.errors import ConfigError
 
-__all__ = ["ClipModel", "freeze_image_tower", "pick_device", "stay_in_eval"]
+__all__ = ["UNSEEN", "ClipModel", "freeze_image_tower", "pick_device", "stay_in_eval"]
 
 CLIP_VOCABULARY = 49408
 UNSEEN = ("text_decoder.", "logit_bias")
+"""How the names of parameters begin that a contrastive loss does not see."""
 
 
 @dataclass

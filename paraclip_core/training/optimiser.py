@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from paraclip_core.clip.base import UNSEEN
 from paraclip_core.errors import TrainingError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "restore_optimiser",
     "select_parameters",
     "set_learning_rate",
+    "tower_layers",
     "trained_parameters",
 ]
 
@@ -77,14 +79,16 @@ def build_optimiser(
     weight_decay: float,
     layer_decay: float = 1.0,
     tables: Collection[str] = (),
+    layers: int = 0,
 ) -> torch.optim.AdamW:
     """Fused AdamW with open_clip's betas; matrices decay, gains, biases and the logit scale do not.
 
     A `layer_decay` below 1 makes lower layers learn more slowly: a parameter d layers below the top has
     layer_decay^d times the rate. What follows the last layer is the top, the embeddings are one below the first layer:
-    parameters that are called embeddings, and `tables` (see :func:`embedding_tables`).
+    parameters that are called embeddings, and `tables` (see :func:`embedding_tables`). The tower has `layers` (see
+    :func:`tower_layers`), or as many as the parameters tell of.
     """
-    depths = _depths(parameters, tables)
+    depths = _depths(parameters, tables, layers)
     groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         depth = 0 if layer_decay == 1.0 else depths[name]
@@ -99,6 +103,11 @@ def build_optimiser(
 def embedding_tables(model: nn.Module) -> set[str]:
     """Names of the tables of a model's embedding modules, whatever the modules are called."""
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def tower_layers(model: nn.Module) -> int:
+    """How many layers a model's text tower has, trained or not."""
+    return _layers(name for name, _ in model.named_parameters() if not name.startswith(("visual.", *UNSEEN)))
 
 
 def set_learning_rate(optimiser: torch.optim.AdamW, rate: float) -> None:
@@ -132,9 +141,18 @@ def restore_optimiser(
             optimiser.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device, copy=True), **state}
 
 
-def _depths(parameters: Mapping[str, nn.Parameter], tables: Collection[str]) -> dict[str, int]:
+def _depths(parameters: Mapping[str, nn.Parameter], tables: Collection[str], layers: int) -> dict[str, int]:
     """How many layers below the top each parameter is."""
-    layers = {name: int(found[1]) + 1 for name in parameters if (found := LAYER.search(name)) is not None}
-    top = max(layers.values(), default=0) + 1
+    top = max(layers, _layers(parameters)) + 1
     lowest = {name for name in parameters if name in tables or "embedding" in name or "cls_emb" in name}
-    return {name: top - layers.get(name, 0 if name in lowest else top) for name in parameters}
+    return {name: top - (_layer(name) or (0 if name in lowest else top)) for name in parameters}
+
+
+def _layers(names: Iterable[str]) -> int:
+    return max(map(_layer, names), default=0)
+
+
+def _layer(name: str) -> int:
+    """The layer that a parameter belongs to, from 1 on; 0 where it is outside of them."""
+    found = LAYER.search(name)
+    return 0 if found is None else int(found[1]) + 1

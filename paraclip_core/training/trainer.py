@@ -45,6 +45,7 @@ from paraclip_core.training.optimiser import (
     optimiser_tensors,
     restore_optimiser,
     set_learning_rate,
+    tower_layers,
     trained_parameters,
 )
 from paraclip_core.training.pace import Pace
@@ -136,8 +137,13 @@ class _Run:
             self.kinds = tuple(dict.fromkeys((*self.kinds, "caption")))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
-        tables = embedding_tables(job.clip.model)
-        self.optimiser = build_optimiser(self.parameters, job.options.weight_decay, job.options.layer_decay, tables)
+        self.optimiser = build_optimiser(
+            self.parameters,
+            job.options.weight_decay,
+            job.options.layer_decay,
+            embedding_tables(job.clip.model),
+            tower_layers(job.clip.model),
+        )
         self.average = WeightAverage(self.parameters, job.options.ema)
         self.objective = Objective(
             job.clip,

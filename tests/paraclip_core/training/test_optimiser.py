@@ -13,11 +13,13 @@ from torch import nn
 from paraclip_core.clip.models import freeze_image_tower
 from paraclip_core.config import BootstrapOptions, FinetuneOptions, meaning
 from paraclip_core.errors import TrainingError
+from paraclip_core.training import trainer
 from paraclip_core.training.optimiser import (
     build_optimiser,
     embedding_tables,
     select_parameters,
     set_learning_rate,
+    tower_layers,
     trained_parameters,
 )
 
@@ -56,7 +58,7 @@ def test_the_embeddings_of_every_tower_learn_most_slowly(kind: str, towers: Modu
     clip = towers.model_of(kind, tmp_path)
     freeze_image_tower(clip)
     parameters = trained_parameters(clip.model)
-    optimiser = build_optimiser(parameters, 0.1, 0.5, embedding_tables(clip.model))
+    optimiser = build_optimiser(parameters, 0.1, 0.5, embedding_tables(clip.model), tower_layers(clip.model))
     set_learning_rate(optimiser, 1.0)
     found = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
     # The layers of a tower, by the numbers that stand alone in its parameters' names.
@@ -69,6 +71,19 @@ def test_the_embeddings_of_every_tower_learn_most_slowly(kind: str, towers: Modu
         embeds = name in embedded or any(part in name for part in ("positional_", "cls_emb", "embeddings."))
         depth = layers - numbers[name] if name in numbers else layers + 1 if embeds else 0
         assert found[id(parameter)] == 0.5**depth, name
+
+
+def test_layers_that_are_not_trained_count(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.optim.AdamW] = []
+    monkeypatch.setattr(trainer, "set_learning_rate", lambda optimiser, _: seen.append(optimiser))
+    job = tiny.tiny_job(tmp_path, options={"layer_decay": 0.5, "epochs": 0.1})
+    freeze_image_tower(job.clip)
+    select_parameters(job.clip.model, "token_embedding.*, ln_final.weight")
+    trainer.train(job)
+    rates = {id(p): group["rate"] for group in seen[0].param_groups for p in group["params"]}
+    # The one layer lies between.
+    assert rates[id(job.clip.model.get_parameter("token_embedding.weight"))] == 0.25
+    assert rates[id(job.clip.model.get_parameter("ln_final.weight"))] == 1.0
 
 
 @pytest.mark.parametrize(
