@@ -82,7 +82,7 @@ class Preparation:
             yield from caption_rows(self.captions, self.images, counts=counts, keep=self.held_out.trains)
 
         folder = self.ctx.work.scratch / "rows"
-        return enough(spool_rows(folder, ("caption",), stream(), lambda: asdict(counts)), "ingest")
+        return enough(spool_rows(folder, ("caption",), stream(), lambda: asdict(counts)), "ingest", self.images.keys)
 
     def job(self, validates: bool = True) -> TrainingJob:
         """The training run; one process `validates`."""

@@ -103,7 +103,8 @@ class Preparation:
 
         gate = self._image_gate()
         folder = self.ctx.work.scratch / "rows"
-        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2")
+        keys = self.images.keys if self.options.mask_duplicates else None
+        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", keys)
 
     def _image_gate(self) -> ImageGate | None:
         margin = self.options.image_gate

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -154,6 +155,26 @@ def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> No
     pq.write_table(pq.read_table(path).filter(pc.field("image_id") == "nowhere"), path)
     with pytest.raises(TrainingError, match="0 rows of paraphrase_2 can be trained on"):
         run_stage(FINETUNE, inputs)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_rows_of_one_image_have_nothing_to_be_told_from(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, masks: bool
+) -> None:
+    images = Images(inputs["features"].path)
+    held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation)
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    table = pq.read_table(path)
+    rows = images.find(table["image_id"].combine_chunks())
+    first = int(np.flatnonzero((rows >= 0) & ~held_out.all[rows])[0])
+    pq.write_table(pa.concat_tables([table.slice(first, 1)] * 3), path)
+    options = settings.finetune.model_copy(update={"mask_duplicates": masks})
+    changed = settings.model_copy(update={"finetune": options})
+    if not masks:
+        assert run_stage(FINETUNE, inputs, changed=changed).manifest.metrics["rows"] == 3
+        return
+    with pytest.raises(TrainingError, match=r"all 3 rows of paraphrase_2 .* are of one image"):
+        run_stage(FINETUNE, inputs, changed=changed)
 
 
 def test_two_rows_are_enough(run_stage: Run, inputs: dict[str, Artifact]) -> None:
