@@ -15,6 +15,7 @@ __all__ = ["Layout", "export_model"]
 
 Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
 CARD = "README.md"
+CLIP_CONTEXT = 77
 PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
 
 
@@ -46,7 +47,7 @@ def export_model(
             _convert(str(release), draft, layout, card or PLAIN_CARD.format(release))
         if card is not None:
             (draft / CARD).unlink(missing_ok=True)  # a copy may be read-only as the artifact's file is
-            (draft / CARD).write_text(_completed(card, release, layout, store), "utf-8")
+            (draft / CARD).write_text(_completed(card, release, draft, layout, store), "utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -69,19 +70,29 @@ def _card(release: Path | str) -> str | None:
     return path.read_text("utf-8") if isinstance(release, Path) and path.is_file() else None
 
 
-def _completed(card: str, release: Path | str, layout: Layout, store: ArtifactStore | None) -> str:
+def _completed(card: str, release: Path | str, draft: Path, layout: Layout, store: ArtifactStore | None) -> str:
     from paraclip_core.training.card import completed_card
+
+    own = layout == "onnx" and _has_own_tokens(draft)
 
     artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
     if store is None or artifact is None:
-        return completed_card(card, layout=layout)
+        return completed_card(card, layout=layout, own_tokens=own)
     return completed_card(
         card,
         layout=layout,
+        own_tokens=own,
         name=f"paraclip-{artifact.fingerprint[:8]}",
         comparison=_comparison(artifact, store),
         log=_log(artifact.path / "training_log.jsonl"),
     )
+
+
+def _has_own_tokens(draft: Path) -> bool:
+    from paraclip_core.clip.onnx_export import CLIP_TOKENS, ONNX_TEXTS
+
+    facts = json.loads((draft / ONNX_TEXTS).read_text("utf-8"))
+    return facts["tokenizer"] != CLIP_TOKENS or facts["context_length"] != CLIP_CONTEXT
 
 
 def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:

@@ -17,10 +17,11 @@ from paraclip_core.clip.tokenizer import model_tokenizer, save_tokenizer
 from paraclip_core.clip.towers import TextTower, text_tower
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["ONNX_FILE", "ONNX_TEXTS", "save_onnx"]
+__all__ = ["CLIP_TOKENS", "ONNX_FILE", "ONNX_TEXTS", "save_onnx"]
 
 ONNX_FILE = "text_model.onnx"
 ONNX_TEXTS = "text_model.json"
+CLIP_TOKENS = "CLIP's byte pairs"
 NEEDED = ("onnx", "onnxscript")
 PROTOBUF_BYTES = 1_900_000_000
 EXAMPLES = ("a photo of a dog", "two men on a boat")
@@ -55,7 +56,7 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
         "shortest_length": lengths[0],
         "pad_token_id": tower.pad,
         "padding_after_the_longest": tower.room,
-        "tokenizer": "CLIP's byte pairs" if clip.reads_clip_tokens else "the tokenizer files in this folder",
+        "tokenizer": CLIP_TOKENS if clip.reads_clip_tokens else "the tokenizer files in this folder",
     }
     (folder / ONNX_TEXTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):

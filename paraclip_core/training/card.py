@@ -29,9 +29,17 @@ model = SentenceTransformer("PATH_OF_THIS_FOLDER")
 vectors = model.encode(["a dog on a beach"], normalize_embeddings=True)
 """,
     "onnx": """import onnxruntime
+import open_clip
 
+ids = open_clip.SimpleTokenizer()(["a dog on a beach"]).numpy()  # int64 [batch, length], see text_model.json
 session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
-(vectors,) = session.run(None, {"input_ids": ids})  # int64 [batch, length], see text_model.json
+(vectors,) = session.run(None, {"input_ids": ids})
+""",
+    "onnx, other tokens": """import onnxruntime
+
+ids = ...  # int64 [batch, length]: made as text_model.json says, by the tokenizer in this folder
+session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
+(vectors,) = session.run(None, {"input_ids": ids})
 """,
 }
 LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
@@ -104,6 +112,7 @@ def completed_card(
     card: str,
     *,
     layout: str = "open_clip",
+    own_tokens: bool = False,
     name: str = "tuned",
     comparison: Mapping[str, Any] | None = None,
     log: Sequence[Mapping[str, Any]] = (),
@@ -115,13 +124,16 @@ def completed_card(
     Args:
         card: what :func:`model_card` gave.
         layout: open_clip, hf, onnx or sentence-transformers; decides how to load the model.
+        own_tokens: whether its tokens are others than CLIP's, or its context is shorter.
         name: the model's name in the index.
         comparison: an evaluation's ``comparison.json``.
         log: lines of the training log, with `step` and `loss`.
     """
     head, body = _parted(card)
-    body = body.replace(LOAD["open_clip"], LOAD[layout])
-    head["library_name"] = LIBRARIES.get(layout, head.get("library_name", "open_clip"))
+    load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
+    for other in LOAD.values():  # the card may be of a release that was exported before
+        body = body.replace(other, load)
+    head["library_name"] = LIBRARIES.get(layout, "open_clip")
     curve = _curve(log)
     if curve:
         body += "\n## Training\n\n" + _table(("step", "loss"), curve) + "\n"

@@ -21,7 +21,7 @@ from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, sa
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import model_card
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from tasks.exporting import export_model
+from tasks.exporting import _has_own_tokens, export_model
 from tasks.verifying import verify_index
 
 CONFIG: dict[str, Any] = {
@@ -126,6 +126,20 @@ def test_other_layouts_hold_the_same_model(store: ArtifactStore, tuned: Artifact
     # And back: what another library wrote is a model like any other.
     export_model(tmp_path / "hf", tmp_path / "back", "open_clip", store)
     np.testing.assert_array_equal(encode_texts(load_clip(str(tmp_path / "back")), TEXTS), expected)
+
+
+def test_the_call_in_an_onnx_card_runs(store: ArtifactStore, tuned: Artifact, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    export_model(tuned.path / "release", tmp_path / "onnx", "onnx", store)
+    card = (tmp_path / "onnx/README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(tmp_path / "onnx"))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    expected = encode_texts(load_clip(str(tuned.path / "release")), ["a dog on a beach"])
+    np.testing.assert_allclose(found["vectors"], expected, atol=1e-5)
+    texts = tmp_path / "onnx/text_model.json"
+    texts.write_text(texts.read_text().replace('"context_length": 77', '"context_length": 24'))
+    assert _has_own_tokens(tmp_path / "onnx")
 
 
 def test_a_failed_export_leaves_nothing(store: ArtifactStore, tmp_path: Path, capsys: Capture) -> None:

@@ -97,5 +97,11 @@ def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: 
     assert call in text and "open_clip.create_model" not in text
 
 
+def test_a_release_that_is_exported_again_says_how_it_is_loaded_now() -> None:
+    assert completed_card(completed_card(card(), layout="hf")) == card()
+    text = completed_card(completed_card(card(), layout="onnx", own_tokens=True), layout="sentence-transformers")
+    assert text == completed_card(card(), layout="sentence-transformers")
+
+
 def test_a_card_of_unknown_origin_is_kept() -> None:
     assert completed_card("# Mine\n").endswith("# Mine\n")
