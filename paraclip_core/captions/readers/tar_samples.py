@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from paraclip_core.captions.readers.lines import decode
 from paraclip_core.captions.readers.rows import LONGEST_RECORD
@@ -19,6 +20,7 @@ __all__ = ["Sample", "tar_samples"]
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "text", "caption"})
 READ = TEXTS | {"json"}
+REST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,10 @@ def _members(path: Path) -> Iterator[_Member]:
                 member = _member(tar, info)
                 if member is not None:
                     yield member
-            end = tar.offset
-        _check_end(path, end)
+            _check_end(cast(Any, tar).fileobj, tar.offset)
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         # Where no kind of tar fits, tarfile tells a line for each kind.
         what = str(error)
         if "\n" in what:
@@ -126,10 +127,12 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member | None:
     return _Member(info.name, str(name.with_name(stem)), extension, info.size, None if file is None else file.read())
 
 
-def _check_end(path: Path, end: int) -> None:
+def _check_end(file: IO[bytes], end: int) -> None:
+    """See that a tar, unpacked if need be, has its end mark at `end`, and that what packed it finds no fault."""
     # tarfile takes a file that ends between two members, or goes on with garbage, for a whole one.
-    with path.open("rb") as file:
-        packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-        file.seek(end)
-        if not packed and file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"no end mark at byte {end}")
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no end mark at byte {end}")
+    # The checksums of a packed one come last.
+    while file.read(REST):
+        pass

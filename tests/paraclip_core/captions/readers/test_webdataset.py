@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -102,11 +103,27 @@ def test_a_tar_cut_short_anywhere_is_an_error(tmp_path: Path, blocks: int) -> No
             list(read_webdataset(cut, OPTIONS))
 
 
-def test_a_packed_tar_cut_short(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar.gz", SAMPLES, "w:gz")
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(InputError, match="damaged or cut short"):
-        list(read_webdataset(path, OPTIONS))
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_packed_tar_cut_short_or_changed(tmp_path: Path, packing: str) -> None:
+    noise = random.Random(0)
+    members = {
+        f"{n}.{end}": noise.randbytes(3000) if end == "jpg" else b"a dog" for n in range(99) for end in ("jpg", "txt")
+    }
+    whole = write(tmp_path / "a.tar", members, f"w:{packing}").read_bytes()
+    path = tmp_path / f"a.tar.{packing}"
+    path.write_bytes(whole)
+    assert len(one(path)) == 99
+    middle = len(whole) // 2
+    # Noise is packed as it is, so that what is changed is a header, or a picture, whose names and captions still read.
+    changed = (bytes(byte ^ 255 for byte in whole[middle : middle + size]) for size in (1, 50, 4000))
+    for damaged in (
+        whole[:-40],
+        whole[:-4],
+        *(whole[:middle] + some + whole[middle + len(some) :] for some in changed),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged or cut short"):
+            list(read_webdataset(path, OPTIONS))
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"", "it is empty"), (b"no tar" * 200, "no tar begins so")])
