@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -113,15 +113,21 @@ class Featuriser:
 
     def _decoded(self, files: Sequence[ImageFile]) -> Iterator[list[_Decoded]]:
         waiting: deque[list[Future[_Decoded]]] = deque()
-        for name in dict.fromkeys(file.archive for file in files):
-            if name not in self._opened:
-                self._opened[name] = self._archive(name)
+        self._open(dict.fromkeys(file.archive for file in files))
         for start in range(0, len(files), self._batch_size):
             waiting.append([self._pool.submit(self._decode, f) for f in files[start : start + self._batch_size]])
             if len(waiting) > AHEAD:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
+
+    def _open(self, names: Collection[str]) -> None:
+        """Have these archives open and no others: a webdataset has more tars than a process may have files open."""
+        for name in self._opened.keys() - names:
+            self._opened.pop(name).close()
+        for name in names:
+            if name not in self._opened:
+                self._opened[name] = self._archive(name)
 
     def _decode(self, file: ImageFile) -> _Decoded:
         try:
