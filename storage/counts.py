@@ -11,8 +11,10 @@ from storage.parquet import parts
 
 __all__ = ["frequent_values"]
 
+# A folder above the files may be called `licence=MIT` and is no column.
 MOST_FREQUENT = """
-    WITH counted AS (SELECT {column} AS value, count(*) AS rows FROM read_parquet($parts) GROUP BY ALL),
+    WITH files AS (SELECT * FROM read_parquet($parts, hive_partitioning = false)),
+         counted AS (SELECT {column} AS value, count(*) AS rows FROM files GROUP BY ALL),
          ranked AS (SELECT *, row_number() OVER (ORDER BY rows DESC, value NULLS FIRST) AS place FROM counted)
     SELECT CASE WHEN place <= $limit THEN value END AS value, place > $limit AS rest, sum(rows), count(*)
     FROM ranked GROUP BY ALL ORDER BY rest, value NULLS FIRST

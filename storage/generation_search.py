@@ -86,12 +86,13 @@ def _first(store: GenerationStore, which: str, values: Mapping[str, Any]) -> Kep
     if not files:
         return None
     names = ", ".join(COLUMNS.names)
+    # A folder above the cache may be called `seed=1` and is no column.
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.register("plain", COLUMNS.empty_table())
         try:
             found = con.execute(
                 f"SELECT {names} FROM (SELECT * FROM read_parquet($files, union_by_name = true, filename = true, "  # noqa: S608 (our own names)
-                f"file_row_number = true) UNION ALL BY NAME FROM plain) {which} LIMIT 1",
+                f"file_row_number = true, hive_partitioning = false) UNION ALL BY NAME FROM plain) {which} LIMIT 1",
                 {**values, "files": files},
             ).fetchone()
         except duckdb.Error as error:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.config import Settings
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ArtifactError, InputError
+from storage.duckdb_file import CONFIG, environment_error
 from storage.features import write_index, write_shard
 from storage.fingerprint import FileHashes
 from storage.parquet import PartWriter, iter_batches, parts, read_table, write_table
@@ -36,7 +37,10 @@ log = logging.getLogger(__name__)
 # The first caption of an image decides its place and its file. `spot` is the row's place among all parts.
 UNIQUE_IMAGES = """
     SELECT image_id, arg_min(image_path, spot) AS image_path, arg_min(images, spot) AS images
-    FROM (SELECT *, file_index * 1099511627776 + file_row_number AS spot FROM read_parquet($parts))
+    FROM (
+        SELECT *, file_index * 1099511627776 + file_row_number AS spot
+        FROM read_parquet($parts, hive_partitioning = false)
+    )
     WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
     GROUP BY image_id
     ORDER BY min(spot)
@@ -93,13 +97,15 @@ def _list_images(captions: Path, target: Path) -> int:
     """
     if not target.exists():
         temporary = target.with_suffix(".tmp")
-        with duckdb.connect() as connection:
-            connection.execute(
-                "SET memory_limit = '1GB'; SET threads = 2; SET temp_directory = $folder",
-                {"folder": str(target.parent / "spill")},
-            )
-            files = [str(path) for path in parts(captions)]
-            connection.sql(UNIQUE_IMAGES, params={"parts": files}).write_parquet(str(temporary))
+        files = [str(path) for path in parts(captions)]
+        here = {"threads": 2, "temp_directory": str(target.parent / "spill")}
+        try:
+            with duckdb.connect(":memory:", config=CONFIG | here) as connection:
+                connection.sql(UNIQUE_IMAGES, params={"parts": files}).write_parquet(str(temporary))
+        except duckdb.Error as error:
+            raise environment_error(error, target) or ArtifactError(
+                f"cannot list the images of {captions}: {error}"
+            ) from error
         temporary.replace(target)
     return pq.read_metadata(target).num_rows
 

@@ -40,6 +40,13 @@ def test_a_folder_is_counted_as_one(tmp_path: Path) -> None:
     assert frequent_values(tmp_path, "licence") == {"a": 2, "b": 1}
 
 
+def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
+    folder = tmp_path / "licence=MIT"
+    folder.mkdir()
+    write(folder / "part-00000.parquet", ["a", "b"])
+    assert frequent_values(folder, "licence") == {"a": 1, "b": 1}
+
+
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file"):
         frequent_values(tmp_path, "licence")

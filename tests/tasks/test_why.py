@@ -55,6 +55,15 @@ def test_a_kept_request_differs_in_nothing(store: GenerationStore) -> None:
         assert found.asked["input"] == TEXT
 
 
+def test_a_folder_s_name_is_no_part_of_a_request(tmp_path: Path) -> None:
+    store = GenerationStore(tmp_path / "seed=7" / "input=a cat" / "key=0" / "cache")
+    key = keep(store, settings_of(), TEXT)
+    for what in (TEXT, key.hex()):
+        found = explain(settings_of(), store, what)
+        assert (found.cached, found.differences) == (True, ())
+        assert found.nearest is not None and (found.nearest["seed"], found.nearest["input"]) == (0, TEXT)
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

@@ -24,7 +24,7 @@ from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
-from paraclip_core.errors import InputError, ModelError
+from paraclip_core.errors import ArtifactError, InputError, ModelError
 from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from storage.features import FeatureStore
 from storage.fingerprint import FileHashes
@@ -119,7 +119,9 @@ def _files(artifact: Artifact) -> dict[str, str]:
 
 def test_every_image_once_in_the_order_of_first_mention(photos: Path, tmp_path: Path) -> None:
     rows = _rows(photos)
-    artifact = _run(_settings(photos), _ingested(tmp_path / "ingest", rows, parts=3), tmp_path / "root")
+    # The name of a folder above the captions is none of their columns.
+    captions = _ingested(tmp_path / "images=1" / "ingest", rows, parts=3)
+    artifact = _run(_settings(photos), captions, tmp_path / "root")
     store = FeatureStore(artifact.path)
     names = _names(photos)
     assert store.image_ids == [*names[:5], *names[:4:-1]]
@@ -158,6 +160,12 @@ def test_only_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
     ingest = _ingested(tmp_path / "ingest", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
     with pytest.raises(InputError, match=r"none of the 2 images can be read.*'a'"):
         _run(_settings(tmp_path), ingest, tmp_path / "root")
+
+
+def test_a_list_of_images_that_cannot_be_written_is_told(photos: Path, tmp_path: Path) -> None:
+    ArtifactStore(tmp_path).work_path("features", "f" * 32).joinpath("scratch", "images.tmp").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"cannot list the images of .*captions: "):
+        _run(_settings(photos), _ingested(tmp_path / "ingest", _rows(photos)), tmp_path)
 
 
 def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
