@@ -31,6 +31,8 @@ SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv
 EngineName = Literal["smollm2", "transformers", "vllm", "openai", "file"]
 GateName = Literal["auto", "paper", "small-model"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
+LONGEST_NAME = 200
+"""Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
 
 class ColumnNames(Options):
@@ -367,6 +369,8 @@ class Settings(Options):
         # Results and a channel are kept under the name, and a run should not find out at its end that they cannot be.
         if not name.strip() or name.startswith(".") or any(c in "/\\" or ord(c) < 32 for c in name):
             raise ValueError(f"{name!r} cannot name a run; use letters, digits, blanks, - and _")
+        if (size := len(name.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
+            raise ValueError(f"{name[:40]!r}… has {size} bytes; at most {LONGEST_NAME} can name a run")
         return name
 
 

@@ -37,6 +37,9 @@ __all__ = ["Artifact", "ArtifactStore", "Draft", "FileEntry", "Manifest", "WorkF
 
 log = logging.getLogger(__name__)
 
+LONGEST_NAME = 200
+"""Bytes of a channel's name: file systems take 255, and a file's ending and a draft's marks are more."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -435,6 +438,8 @@ class ArtifactStore:
 def _safe_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UnknownNameError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        raise UnknownNameError(f"{name[:40]!r}… is no name: a channel's has at most {LONGEST_NAME} bytes")
     return name
 
 

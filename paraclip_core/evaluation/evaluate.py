@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions
+from paraclip_core.config import LONGEST_NAME, BenchmarkOptions, EvaluateOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ParaclipError
 from paraclip_core.evaluation.comparison import Comparison, Outcome, compare
 from paraclip_core.evaluation.pool import Encoder
@@ -123,6 +123,8 @@ def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
     for name in names:
         if not name or name.startswith(".") or UNSAFE & set(name) or name != name.strip():
             raise ConfigError(f"benchmark name {name!r}: expected letters, digits, blanks, - and _, as in stsb")
+        if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+            raise ConfigError(f"benchmark name {name[:40]!r}… is too long; expected at most {LONGEST_NAME} bytes")
         if names.count(name) > 1:
             raise ConfigError(f"two benchmarks have the name {name!r}; give each its own")
 

@@ -85,8 +85,14 @@ def test_a_runs_name_cannot_leave_the_folder_of_results(name: str) -> None:
         load_settings(None, [f"name={name}"])
 
 
+@pytest.mark.parametrize("name", ["x" * 201, "ö" * 101])
+def test_a_runs_name_must_fit_into_the_name_of_a_file(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"has 20[12] bytes; at most 200 can name a run"):
+        load_settings(None, [f"name={name}"])
+
+
 def test_usual_names_of_runs() -> None:
-    for name in ("paraclip", "flickr8k seed 2", "größer_v1.5"):
+    for name in ("paraclip", "flickr8k seed 2", "größer_v1.5", "x" * 200, "ö" * 100):
         assert load_settings(None, [f"name={name}"]).name == name
 
 

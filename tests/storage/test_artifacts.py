@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from patience import AT_ONCE
 
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, UnknownNameError
 from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 
@@ -349,6 +349,15 @@ def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore, name: str
     for use in (store.channel, lambda n: store.set_channel(n, {})):
         with pytest.raises(ArtifactError, match="cannot be a channel's name"):
             use(name)
+
+
+def test_a_channels_name_must_fit_into_the_name_of_a_file(store: ArtifactStore) -> None:
+    store.set_channel("ö" * 100, {"finetune": FP})
+    assert store.channel("ö" * 100) == {"finetune": FP}
+    for use in (store.channel, store.named, lambda n: store.set_channel(n, {})):
+        for name in ("a" * 201, "ö" * 101, "a" * 300):
+            with pytest.raises(UnknownNameError, match="at most 200 bytes"):
+                use(name)
 
 
 # Disks

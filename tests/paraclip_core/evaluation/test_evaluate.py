@@ -108,7 +108,7 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
         source_files("sts", tmp_path / "absent")
 
 
-@pytest.mark.parametrize("names", [("a", "a"), ("../a",), ("",), (".a",), ("a/b",)])
+@pytest.mark.parametrize("names", [("a", "a"), ("../a",), ("",), (".a",), ("a/b",), ("a" * 201,)])
 def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="name"):
         check_names([BenchmarkOptions(name=name, kind="sts", path="x") for name in names])
