@@ -64,7 +64,6 @@ def known_trials(cache_folder: Path, engine: str, model: str) -> dict[str, dict[
 
 
 def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.with_suffix(".lock")):
         write_json(path, change(_known(path)))
 

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
@@ -173,8 +174,10 @@ class RemoteArtifacts:
     def _sweep(self) -> None:
         """Delete what killed downloads left more than a day ago."""
         for desk in self._desks.iterdir():
-            if desk.is_dir() and time.time() - desk.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(desk, ignore_errors=True)
+            # One whose download has just ended is gone.
+            with suppress(FileNotFoundError):
+                if desk.is_dir() and time.time() - desk.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(desk, ignore_errors=True)
 
 
 def _artifact(stage: str, fingerprint: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,4 +152,10 @@ def _of_channels(store: ArtifactStore) -> list[Key]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A stage that is at work renames and deletes files meanwhile.
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paraclip_core.errors import ArtifactError
 from storage.rates import known_rate, known_trials, remember_rate, remember_trial
 
 
@@ -30,6 +31,11 @@ def test_files_of_older_versions_are_passed_over(tmp_path: Path, old: Any) -> No
     assert known_rate(tmp_path, "vllm", "m", "n=1") is None
     remember_rate(tmp_path, "vllm", "m", "n=1", {"requests_per_second": 2.0})
     assert known_rate(tmp_path, "vllm", "m", "n=1") == {"requests_per_second": 2.0}
+
+
+def test_a_cache_that_cannot_be_made_is_told() -> None:
+    with pytest.raises(ArtifactError, match=r"cannot write /proc/nothing/"):
+        remember_rate(Path("/proc/nothing"), "vllm", "m", "n=1", {"requests_per_second": 1.0})
 
 
 def test_trials_add_up_and_are_an_engines_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,28 @@ def test_unfinished_work_that_was_begun_meanwhile_is_left_and_said(tmp_path: Pat
         assert work.out.is_dir() and (store.path("first", "a" * 32)).is_dir()
     assert {item.stage for item in left} == {"first", "second"}
     assert all("is held by process" in item.why or "is being made by" in item.why for item in left)
+
+
+def test_unfinished_work_may_change_while_it_is_measured(tmp_path: Path) -> None:
+    store, over = ArtifactStore(tmp_path), threading.Event()
+
+    def work(folder: Path) -> None:
+        while not over.is_set():
+            for number in range(200):
+                (folder / f"{number}.tmp").write_text("x")
+            for number in range(200):
+                (folder / f"{number}.tmp").unlink()
+
+    with store.writing(FIRST.stage, FIRST.fingerprint) as made_here:
+        stage = threading.Thread(target=work, args=(made_here.out,))
+        stage.start()
+        try:
+            for _ in range(100):
+                found = collect(store, unfinished=True)
+                assert [(left.stage, left.fingerprint) for left in found.left] == [("first", FIRST.fingerprint)]
+        finally:
+            over.set()
+            stage.join()
 
 
 def test_what_something_was_made_from_meanwhile_is_left_and_said(tmp_path: Path) -> None:
