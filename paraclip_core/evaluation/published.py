@@ -149,15 +149,23 @@ def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, st
 
 
 def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[tuple[str, str, str | None]]:
-    names = {}
+    names: dict[float | str, str] = {}
     for number, image in enumerate(images, 1):
         entry = _object(path, "images", number, image)
-        names[entry.get("id")] = field(path, number, entry, "file_name")
+        names[_coco_id(path, "images", number, entry, "id")] = field(path, number, entry, "file_name")
     for number, annotation in enumerate(annotations, 1):
         entry = _object(path, "annotations", number, annotation)
-        if entry.get("image_id") not in names:
-            raise BenchmarkError(f"{path}, annotations entry {number}: image_id {entry.get('image_id')!r} is unknown")
-        yield names[entry["image_id"]], field(path, number, entry, "caption"), None
+        image_id = _coco_id(path, "annotations", number, entry, "image_id")
+        if image_id not in names:
+            raise BenchmarkError(f"{path}, annotations entry {number}: image_id {image_id!r} is unknown")
+        yield names[image_id], field(path, number, entry, "caption"), None
+
+
+def _coco_id(path: Path, where: str, number: int, entry: dict[str, Any], name: str) -> float | str:
+    value = entry.get(name)
+    if not isinstance(value, int | float | str):
+        raise BenchmarkError(f"{path}, {where} entry {number}: {name} is {value!r}, expected a number or a text")
+    return value
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:

@@ -30,6 +30,9 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error.msg} at {where}); {hint}") from error
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply to be an annotation file") from error
+    except ValueError as error:
+        # A number of thousands of digits.
+        raise InputError(f"{path} is not valid JSON ({error}); mend it or fetch it again") from error
 
 
 def top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:

@@ -110,7 +110,7 @@ def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row]:
         raise InputError(f"paraphrase.file.path: {path} is none of {', '.join(readers)}")
     try:
         yield from reader(path, options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
 
 

@@ -62,6 +62,11 @@ def test_the_test_split_comes_first(tmp_path: Path) -> None:
         ('{"images": [3]}', "images entry 1: a int"),
         ('{"images": [{"filename": "a.jpg"}]}', "images entry 1: no list `sentences`"),
         ('{"images": [{"id": 1}], "annotations": []}', "row 1: no field file_name"),
+        ('{"images": [{"id": [1], "file_name": "a"}], "annotations": []}', r"images entry 1: id is \[1\], expected"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": {}, "caption": "x"}]}',
+            "annotations entry 1: image_id is {}, expected a number or a text",
+        ),
         (
             '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]}',
             "annotations entry 1: image_id 2 is unknown",

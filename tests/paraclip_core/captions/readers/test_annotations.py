@@ -102,6 +102,7 @@ def test_real_karpathy(data_root: Path) -> None:
         ("[1, 2]", "holds a list, expected an object"),
         ('{"info": {}}', "has no list '.*' so it is not in .* format; its fields are info|has no list"),
         ("[" * 100_000, "nested too deeply|not valid JSON"),
+        ('{"images": [{"id": ' + "9" * 5000, "not valid JSON .*digits"),
         ('{"images": [{"id": 1}], "annotations": [{"bbox": []}]}', "no caption in them|no sentences in them"),
     ],
 )

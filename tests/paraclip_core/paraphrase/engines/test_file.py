@@ -126,6 +126,7 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.json", '{"annotations": []}', "not in Karpathy's format"),
         ("a.json", "{broken", "cannot read"),
+        ("a.json", "[" * 100_000, "cannot read"),
         ("a.parquet", "PAR1 broken", "cannot read"),
         ("a.txt", "x", "is none of .parquet"),
         ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", "line 2 is not UTF-8"),
