@@ -105,7 +105,7 @@ def forest_of(texts: Ragged, slots: int = SLOTS) -> Forest:
         slots=nodes,
         homes=homes,
         again=np.setdiff1d(slot[placed], homes),
-        seen=_seen(placed, slot, inside, int(block[-1]) + 1, room),
+        seen=_seen(placed, slot, int(block[-1]) + 1, room),
         ends=ends,
         texts=back,
     )
@@ -139,7 +139,7 @@ def _latest(new: NDArray[np.bool_], values: Array) -> Array:
     return np.maximum.accumulate(np.where(new, values, -1), axis=0)
 
 
-def _seen(placed: NDArray[np.bool_], slot: Array, inside: NDArray[np.bool_], blocks: int, room: int) -> NDArray:
+def _seen(placed: NDArray[np.bool_], slot: Array, blocks: int, room: int) -> NDArray[np.bool_]:
     seen = np.zeros((blocks, room, room), np.bool_)
     own = np.arange(room)
     seen[:, own, own] = True
