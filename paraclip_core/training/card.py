@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from paraclip_core.markdown import table
 from paraclip_core.metric_names import lower_is_better
 
 __all__ = ["completed_card", "model_card"]
@@ -89,9 +90,10 @@ def model_card(
         head |= {"base_model": base_model, "base_model_relation": "finetune"}
     at = (f" at revision `{revision}`" if revision else "") + (f", weights `{weights}`" if weights else "")
     data = [f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []
-    data.append(_table(("licence as stated", "rows"), sorted(licences.items())))
+    # These names come from data files, and the card may be published.
+    data.append(table(("licence as stated", "rows"), sorted(licences.items())))
     if sources:
-        data.append(_table(("source", "rows"), sorted(sources.items())))
+        data.append(table(("source", "rows"), sorted(sources.items())))
     parts = [
         _front_matter(head),
         f"# {title}\n\n{summary}\n\n- Base: `{base}`{at}\n"
@@ -204,5 +206,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    # Licences come from data files: they must not break out of their cell.
     return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())

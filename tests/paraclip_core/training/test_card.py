@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from paraclip_core.training.card import completed_card, model_card
 
@@ -52,10 +54,21 @@ def test_the_hubs_library_reads_it() -> None:
     assert "<b>" not in text.partition("\n---\n")[2] and "| 1 | 31.5 |" in text
 
 
+def test_no_name_out_of_a_data_file_comes_alive() -> None:
+    names = ("![x](https://a.example/b.png)", "[click](javascript:x)", "a\\|b", "*bold*", "https://a.example")
+    body = card(licences=dict.fromkeys(names, 1), sources=dict.fromkeys(names, 2)).partition("\n---\n")[2]
+    shown = MarkdownIt("gfm-like", {"linkify": False}).render(body)
+    for name in names:
+        assert shown.count(f"<td>{html.escape(name)}</td>") == 2, name
+    assert "<img" not in shown and "<a " not in shown and "<em>" not in shown
+    usual = {"CC-BY-4.0": 1, "unknown": 2}
+    assert "| CC-BY-4.0 | 1 |\n| unknown | 2 |" in card(licences=usual)
+
+
 def test_it_names_sources_and_paraphraser() -> None:
     body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `smollm2`, model `x`").partition("\n---\n")[2]
     assert "Paraphrases: engine `smollm2`, model `x`." in body
-    assert "| source | rows |\n|---|---|\n| a\\|b&lt;i>.parquet | 4 |" in body
+    assert "| source | rows |\n|---|---|\n| a&#124;b&#60;i&#62;.parquet | 4 |" in body
     assert "Paraphrases" not in card() and "| source |" not in card()
 
 
