@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 SETTLED_NS = 100_000_000
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def settled(stat: os.stat_result) -> bool:
@@ -82,7 +83,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         draft.rename(folder)
     except OSError as error:
-        raise storage_error(error, folder) from error
+        if error.errno in FULL:
+            raise storage_error(error, folder) from error
+        # It lies where the user said, whatever the root is.
+        raise ArtifactError(f"cannot make {folder}: {error}; choose another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -147,7 +151,7 @@ def file_sha256(path: Path) -> str:
 
 def storage_error(error: OSError, path: Path) -> ArtifactError:
     """Say what an operating-system error about `path` means for the user and how to mend it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return ArtifactError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return ArtifactError(f"cannot write {path}: {error.strerror}; choose a writable root with PARACLIP_ROOT")

@@ -209,3 +209,10 @@ def test_every_error_names_the_path(code: int | None, text: str) -> None:
     assert text in str(storage_error(error, Path("/root/x"))) and "/root/x" in str(
         storage_error(error, Path("/root/x"))
     )
+
+
+def test_a_new_folder_that_cannot_be_made_says_so_of_itself() -> None:
+    folder, message = Path("/proc/no/where"), r"cannot make /proc/no/where: .*choose another folder$"
+    with pytest.raises(ArtifactError, match=message) as caught, new_folder(folder):
+        raise AssertionError("there is nowhere to write")
+    assert "root" not in str(caught.value)
