@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from paraclip_core.captions.counts import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.dataset_card import dataset_card
 from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts
@@ -23,8 +24,6 @@ from tasks.dataset_rows import SHARD_ROWS, OptOuts, ShardWriter, Tally, joined, 
 __all__ = ["ExportedDataset", "export_dataset", "find_paraphrases"]
 
 STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
-MANY_LICENCES = 1000
-"""Licences that are named; a column that was taken for licences by mistake may hold millions."""
 
 
 @dataclass(frozen=True)

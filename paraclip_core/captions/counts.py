@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["Counts", "Outcome"]
+__all__ = ["MANY_LICENCES", "Counts", "Outcome"]
 
 MANY_LICENCES = 1000
 """Different licences that are counted by name; a column that was taken for licences by mistake may hold millions."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paraclip_core.captions.counts import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.report.data import (
@@ -227,8 +228,9 @@ def _training(name: str, artifact: Artifact) -> Training:
 
 
 def _licences(inputs: Inputs) -> list[Licence]:
-    captions = frequent_values(inputs["ingest"].path / "captions", "licence")
-    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence")
+    # So many that both tables name the same ones, and the strictest is among them.
+    captions = frequent_values(inputs["ingest"].path / "captions", "licence", MANY_LICENCES)
+    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence", MANY_LICENCES)
     return [Licence(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
 
 

@@ -13,7 +13,7 @@ from paraclip_core import tables
 from paraclip_core.paraphrase.counts import Counts
 from storage.artifacts import Artifact, Manifest
 from storage.parquet import write_table
-from tasks.stages.report_inputs import _source_rejects, _stage, _step_rejects
+from tasks.stages.report_inputs import _licences, _source_rejects, _stage, _step_rejects
 
 
 def artifact(counts: Counts) -> Artifact:
@@ -57,3 +57,17 @@ def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: i
     groups = [(group.stage, group.reason, group.count) for group in _step_rejects(inputs)]
     assert groups[0] == ("paraphrase step 1", "echo", 1)
     assert groups[1:] == ([("finetune", "far_from_image", 2)] if rejected else [])
+
+
+def test_many_licences_are_counted_in_both_tables(tmp_path: Path) -> None:
+    names = [f"licence {number:02d}" for number in range(40)]
+    tables_of = {
+        # The last ones are the rarest captions, and of those with paraphrases the most frequent.
+        ("ingest", "captions"): [name for number, name in enumerate(names) for _ in range(50 - number)],
+        ("paraphrase_2", "paraphrases"): [name for number, name in enumerate(names) for _ in range(1 + number // 20)],
+    }
+    for (stage, folder), values in tables_of.items():
+        write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"licence": values}))
+    inputs = {stage: Artifact(tmp_path / stage, artifact(Counts()).manifest) for stage, _ in tables_of}
+    found = [(licence.name, licence.captions, licence.paraphrased) for licence in _licences(inputs)]
+    assert found == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]
