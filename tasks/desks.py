@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from paraclip_core.errors import StageError
+
 __all__ = ["Desk", "sweep"]
 
 log = logging.getLogger(__name__)
@@ -39,11 +41,21 @@ class Desk:
         """A new folder, once what killed processes left behind is gone.
 
         Raises:
-            OSError: there is no room for it.
+            StageError: there is no room for it, or no folder for temporary ones at all.
         """
-        sweep()
-        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
-        owner = os.open(path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            sweep()
+            path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
+            try:
+                owner = os.open(path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
+            except OSError:
+                # Without its file nobody would sweep it.
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise StageError(
+                f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
+            ) from error
         fcntl.flock(owner, fcntl.LOCK_EX)
         return cls(path, owner)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from paraclip_core.errors import StageError
 from tasks import desks
 from tasks.desks import OWNER, Desk, sweep
 
@@ -35,6 +37,20 @@ def left_by_a_killed_process(place: Path) -> Path:
     child.send_signal(signal.SIGKILL)
     child.wait()
     return path
+
+
+def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(place))
+
+    # A file that cannot be made, a folder that cannot, and no place at all.
+    broken = ((desks, "OWNER", "no/such"), (tempfile, "mkdtemp", full), (tempfile, "gettempdir", full))
+    for module, name, value in broken:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, value)
+            with pytest.raises(StageError, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
+                Desk.make()
+        assert list(place.iterdir()) == [], name
 
 
 def test_it_is_gone_at_its_end(place: Path) -> None:
