@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 __all__ = ["FileEngine"]
+
+log = logging.getLogger(__name__)
 
 LOOK_UP = 2
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
@@ -152,17 +155,27 @@ def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    last = 0
+    last = longer = first = 0
     try:
         _check(path, options, list(rows.fieldnames or ()))
         last = rows.line_num
         for row in rows:
+            if rows.restkey in row:
+                longer, first = longer + 1, first or last + 1
             yield _row(row, options)
             last = rows.line_num
     except csv.Error as error:
         raise InputError(
             f"paraphrase.file.path: {path} is not valid CSV in the record that begins at line {last + 1}: {error}"
         ) from error
+    if longer:
+        log.warning(
+            "%s has %d rows with more fields than its header, the first in line %d; is a separator not quoted? Their "
+            "texts may be in the wrong columns",
+            path,
+            longer,
+            first,
+        )
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -154,3 +154,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_engine_without_its_option_is_refused(engine: str) -> None:
     with pytest.raises(ConfigError, match=f"paraphrase.engine={engine} needs"):
         make_engine(ParaphraseOptions.model_validate({"engine": engine}))
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_rows_that_are_longer_than_the_header_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str
+) -> None:
+    rows = ["caption,paraphrase_1,paraphrase_2", "a,b,c", "a dog, running,a hound,a canine", "d,e", "x,y,z,"]
+    path = tmp_path / ("a.csv" if separator == "," else "a.tsv")
+    path.write_text("\n".join(rows[:2]).replace(",", separator))
+    FileEngine(path)._load()
+    assert not caplog.messages
+    path.write_text("\n".join(rows).replace(",", separator))
+    FileEngine(path)._load()
+    (message,) = caplog.messages
+    assert "has 2 rows with more fields than its header, the first in line 3" in message
