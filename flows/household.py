@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 POOLS = ("paraclip-cpu", "paraclip-gpu")
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
+LOG_LINES = 15
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_HOUSEHOLD"
 """Environment variable of the workers and of all that they start: the root of the household."""
@@ -236,8 +237,8 @@ def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], fold
         raise StageError(f"the deployments were refused; end of {_log(root, 'setup')}:\n{_end_of(_log(root, 'setup'))}")
 
 
-def _end_of(path: Path, lines: int = 15) -> str:
+def _end_of(path: Path) -> str:
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_LINES:])
     except OSError:
         return "(nothing was written)"

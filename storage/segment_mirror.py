@@ -23,6 +23,7 @@ __all__ = ["SegmentMirror"]
 
 log = logging.getLogger(__name__)
 
+BASE = "cache/segments"
 PULL_SECONDS = 60.0
 BATCH = 64
 
@@ -30,9 +31,9 @@ BATCH = 64
 class SegmentMirror:
     """The folder ``cache/segments`` on an object store, and the one here."""
 
-    def __init__(self, remote: RemoteFolder, folder: Path, base: str = "cache/segments") -> None:
+    def __init__(self, remote: RemoteFolder, folder: Path) -> None:
         """`folder` is made when the first segment arrives."""
-        self._remote, self._folder, self._base = remote, folder, base
+        self._remote, self._folder = remote, folder
         self._pulled: float | None = None
         self._there: set[str] = set()
         self._damaged: set[str] = set()
@@ -72,7 +73,7 @@ class SegmentMirror:
             self._upload(sorted(here - self._list()))
 
     def _list(self) -> set[str]:
-        self._there = {name for name in self._remote.sizes(self._base) if NAME.fullmatch(name)}
+        self._there = {name for name in self._remote.sizes(BASE) if NAME.fullmatch(name)}
         return self._there
 
     def _here(self) -> set[str]:
@@ -83,7 +84,7 @@ class SegmentMirror:
     def _upload(self, names: list[str]) -> None:
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
-            self._remote.upload({f"{self._base}/{name}": self._folder / name for name in batch})
+            self._remote.upload({f"{BASE}/{name}": self._folder / name for name in batch})
             self._there.update(batch)
 
     def _download(self, names: list[str]) -> None:
@@ -93,7 +94,7 @@ class SegmentMirror:
             # A killed download leaves a draft, which the cache sweeps.
             batch = {name: self._folder / f".{uuid.uuid4().hex}.tmp" for name in names[start : start + BATCH]}
             try:
-                self._remote.download({f"{self._base}/{name}": draft for name, draft in batch.items()})
+                self._remote.download({f"{BASE}/{name}": draft for name, draft in batch.items()})
                 for name, draft in batch.items():
                     self._place(name, draft)
                 sync_folder(self._folder)
@@ -109,7 +110,7 @@ class SegmentMirror:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         if digest != digest_of(name):
             self._damaged.add(name)
-            address = self._remote.name(f"{self._base}/{name}")
+            address = self._remote.name(f"{BASE}/{name}")
             log.warning("%s is damaged and left out; delete it, or upload it again from a machine that has it", address)
             return
         draft.replace(self._folder / name)

@@ -77,13 +77,13 @@ def encode_ragged(
     return F.normalize(features, dim=-1).index_select(0, back)
 
 
-def computed_tokens(clip: ClipModel, tokens: Ragged, chunk_tokens: int = CHUNK_TOKENS) -> int:
+def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
     """Tokens that encoding these texts computes at most, padding included; beginnings that texts share count each."""
     tower = text_tower(clip)
     if tower.packed is not None:
         return len(tokens.values)
     lengths = np.sort(tokens.lengths)
-    chunks = _chunks(lengths, chunk_tokens, tower, clip.context_length) if len(lengths) else ()
+    chunks = _chunks(lengths, CHUNK_TOKENS, tower, clip.context_length) if len(lengths) else ()
     return sum(
         (chunk.stop - chunk.start) * tower.width(int(lengths[chunk.stop - 1]), clip.context_length) for chunk in chunks
     )
@@ -126,10 +126,10 @@ def _by_length(
     return order, outputs
 
 
-def encode_texts(clip: ClipModel, texts: Sequence[str], *, precision: Precision = "fp32") -> np.ndarray:
+def encode_texts(clip: ClipModel, texts: Sequence[str]) -> np.ndarray:
     """Tokenise and encode texts without gradients: float32 [n, embed_dim], rows of length 1."""
     with torch.inference_mode():
-        return encode_ragged(clip, tokenise(clip, texts), precision=precision).cpu().numpy()
+        return encode_ragged(clip, tokenise(clip, texts)).cpu().numpy()
 
 
 def image_transform(clip: ClipModel) -> Any:

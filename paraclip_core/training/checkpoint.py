@@ -44,9 +44,9 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, identity: str, keep: int = KEEP) -> None:
-        """Keep the newest `keep` in `folder`; `identity` says which run they belong to."""
-        self._folder, self._identity, self._keep = folder, identity, keep
+    def __init__(self, folder: Path, identity: str) -> None:
+        """Keep the newest ones in `folder`; `identity` says which run they belong to."""
+        self._folder, self._identity = folder, identity
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and remove the oldest ones.
@@ -56,7 +56,7 @@ class CheckpointFolder:
         """
         facts = {"step": checkpoint.step, "identity": self._identity, "facts": dict(checkpoint.facts)}
         self._write(self._path("step", checkpoint.step), checkpoint.tensors, facts)
-        for path in self._found("step")[: -self._keep]:
+        for path in self._found("step")[:-KEEP]:
             path.unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
