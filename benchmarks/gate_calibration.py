@@ -27,8 +27,9 @@ from flickr8k_pairs import read_pairs
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import TEXT_GATES, Pair
+from paraclip_core.paraphrase.gates import TEXT_GATES
 from paraclip_core.paraphrase.meaning import MEANING_GATES, compared_texts
+from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.similarity import SentenceEncoder
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.flood import FloodCounter
-from paraclip_core.paraphrase.gates import REASONS, Pair, Pieces, first_failure
+from paraclip_core.paraphrase.gates import REASONS, first_failure
 from paraclip_core.paraphrase.lexicon import words
 from paraclip_core.paraphrase.meaning import MEANING_GATES, Cosine, compared_texts
+from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 
 __all__ = ["NOT_JUDGED", "Chooser", "Encoder", "Request", "Verdict"]

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
-_WORD = re.compile(r"([^\W_]+(?:['’](?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:['’](?:s|re|ll|ve|d|m)\b)?")
+_WORD = re.compile(r"([^\W_]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
 def _list(text: str) -> frozenset[str]:
@@ -288,7 +288,7 @@ def family(word: str) -> str | None:
 
 def words(text: str) -> list[str]:
     """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.lower().replace("’", "'"))
 
 
 @lru_cache(maxsize=65_536)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import Pair
+from paraclip_core.paraphrase.pair import Pair
 
 __all__ = ["MEANING_GATES", "Cosine", "compared_texts"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.gates import Pieces
 from paraclip_core.paraphrase.lexicon import COLOURS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES, content_words, stem, words
+from paraclip_core.paraphrase.pair import Pieces
 from paraclip_core.paraphrase.prompts import PromptTemplate
 
 __all__ = ["THESAURUS", "WORD_SAMPLING", "WORD_STEP", "Fetch", "Synonyms", "alternatives", "swappable", "swapped"]

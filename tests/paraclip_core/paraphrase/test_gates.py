@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import REASONS, TEXT_GATES, Pair, first_failure, jaccard
+from paraclip_core.paraphrase.gates import REASONS, TEXT_GATES, first_failure
+from paraclip_core.paraphrase.pair import Pair
 
 OPTIONS = GateOptions()
 WHOLE = Tokeniser(context_length=4096)
@@ -27,6 +28,7 @@ REJECTED = [
     ("empty", "a dog", ""),
     ("empty", "a dog", "..."),
     ("refusal_or_preamble", "a dog", "I'm sorry, but I cannot do that"),
+    ("refusal_or_preamble", "a dog", "I’m unable to do that"),
     ("refusal_or_preamble", "a dog", "The original text is about a dog"),
     ("refusal_or_preamble", "a dog on grass", "dog = puppy => a puppy on grass"),
     ("copied_instruction", "a dog on the beach", "a dog drinking coffee on the beach"),
@@ -151,10 +153,3 @@ def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int
     for reason, gate in TEXT_GATES.items():
         detail = gate(looked_at, OPTIONS)
         assert detail is None or (reason and isinstance(detail, str))
-
-
-@given(st.lists(st.sampled_from("abcdef")), st.lists(st.sampled_from("abcdef")))
-def test_jaccard(one: list[str], two: list[str]) -> None:
-    assert jaccard(one, two) == jaccard(two, one)
-    assert 0 <= jaccard(one, two) <= 1
-    assert jaccard(one, one) == 1

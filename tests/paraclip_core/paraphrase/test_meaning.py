@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import REASONS, Pair
+from paraclip_core.paraphrase.gates import REASONS
 from paraclip_core.paraphrase.meaning import MEANING_GATES, compared_texts
+from paraclip_core.paraphrase.pair import Pair
 
 OPTIONS = GateOptions(min_similarity=0.7, min_caption_similarity=0.6, min_word_similarity=0.5, max_lost_words=0)
 
