@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.choose import Chooser, Request
-from paraclip_core.paraphrase.gates import REASONS
+from paraclip_core.paraphrase.gates import REASONS, first_failure
+from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.similarity import PACKAGE, SentenceEncoder
 
 FOLDER = Path(__file__).parents[2] / "data" / "faithfulness"
@@ -23,7 +25,7 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
 
 
-PAIRS, FRESH = read("pairs.jsonl"), read("fresh.jsonl")
+PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "everyday"))
 CHANGES = {"object", "attribute", "number", "negation", "relation", "addition", "omission", "nonsense"}
 
 
@@ -41,6 +43,17 @@ def test_the_set_is_sound() -> None:
     for label in ("faithful", "changed"):
         for half in ("tune", "held-out"):
             assert sum(row["label"] == label and row["half"] == half for row in PAIRS) >= 40
+
+
+@pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row["id"])
+def test_gates_let_everyday_rewordings_pass_as_recorded(row: dict[str, Any]) -> None:
+    found = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), GateOptions())
+    assert (None if found is None else found[0]) == row["gate"]
+
+
+def test_most_everyday_rewordings_pass() -> None:
+    assert sum(row["gate"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
+    assert all(row["gate"] for row in EVERYDAY if row["label"] == "changed")
 
 
 def test_halves_are_cut_by_the_caption() -> None:
