@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import ParaphraseOptions, Settings, meaning
-from paraclip_core.errors import InputError
+from paraclip_core.errors import EngineError, InputError, ParaclipError
 from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.conditions import conditions_of
@@ -177,18 +177,25 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         cache.close()
     about: dict[str, Any] = {"engine": engine.name, "model": engine.model, "prompts": paraphraser.prompt.id}
     counts = paraphraser.counts
-    if options.engine == "file" and counts.captions and not counts.accepted:
-        raise InputError(_nothing(options, step, counts))
+    if counts.captions and not counts.accepted:
+        raise _nothing(options, step, counts, ctx.work.out / "rejects")
     if options.engine == "openai" and options.openai.priced:
         about["spend"] = round(options.openai.cost(counts.prompt_tokens, counts.completion_tokens), 6)
     return counts.metrics() | about
 
 
-def _nothing(options: ParaphraseOptions, step: int, counts: Counts) -> str:
+def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Path) -> ParaclipError:
+    """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common(3))
-    return (
-        f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} for none of {counts.captions} texts "
-        f"({reasons}); expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
+    none = f"for none of {counts.captions} texts ({reasons})"
+    if options.engine == "file":
+        return InputError(
+            f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
+            f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
+        )
+    return EngineError(
+        f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
+        "Take another model or other prompts, or loosen paraphrase.gates (docs/gates.md); its answers are kept"
     )
 
 

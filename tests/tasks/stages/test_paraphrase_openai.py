@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import Settings
+from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
 from paraclip_core.settings import parse_settings
 from storage.parquet import read_table
@@ -109,3 +109,27 @@ def test_kills_cost_a_chunk_each_at_most(
     run_stage("ingest", calm)
     undisturbed = run_stage("paraphrase_1", calm)
     assert read_table(finished.path / "paraphrases").equals(read_table(undisturbed.path / "paraphrases"))
+
+
+def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAGE_KEY", KEY)
+    settings = settings_of(tmp_path, openai_server.url)
+    choosy = settings.paraphrase.model_copy(update={"gates": GateOptions(preset="small-model")})
+    settings = settings.model_copy(update={"paraphrase": choosy})
+    run_stage("ingest", settings)
+    well = openai_server.answer
+
+    def refuse(asked: dict[str, Any]) -> Any:
+        answer = well(asked)
+        answer["choices"][0]["message"]["content"] = "I'm sorry, but I cannot do that."
+        return answer
+
+    openai_server.answer = refuse
+    with pytest.raises(
+        EngineError, match=rf"paraphrase 1 for none of {CAPTIONS} texts \(refusal_or_preamble"
+    ) as caught:
+        run_stage("paraphrase_1", settings)
+    rejects = Path(str(caught.value).partition("what it gave is in ")[2].partition(". Take")[0])
+    assert read_table(rejects).num_rows == CAPTIONS
