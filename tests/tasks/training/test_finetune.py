@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -157,17 +156,22 @@ def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> No
         run_stage(FINETUNE, inputs)
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_rows_of_one_image_have_nothing_to_be_told_from(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, masks: bool
-) -> None:
+def trained_rows(inputs: dict[str, Artifact], settings: Settings) -> tuple[Path, pa.Table]:
+    """The file of paraphrases, and those of its rows whose images are there and not held out."""
     images = Images(inputs["features"].path)
     held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation)
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     table = pq.read_table(path)
     rows = images.find(table["image_id"].combine_chunks())
-    first = int(np.flatnonzero((rows >= 0) & ~held_out.all[rows])[0])
-    pq.write_table(pa.concat_tables([table.slice(first, 1)] * 3), path)
+    return path, table.filter(pa.array((rows >= 0) & ~held_out.all[rows]))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_rows_of_one_image_have_nothing_to_be_told_from(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, masks: bool
+) -> None:
+    path, trained = trained_rows(inputs, settings)
+    pq.write_table(pa.concat_tables([trained.slice(0, 1)] * 3), path)
     options = settings.finetune.model_copy(update={"mask_duplicates": masks})
     changed = settings.model_copy(update={"finetune": options})
     if not masks:
@@ -186,12 +190,8 @@ def test_two_rows_are_enough(run_stage: Run, inputs: dict[str, Artifact]) -> Non
 def test_without_held_out_pairs_it_says_so(
     run_stage: Run, inputs: dict[str, Artifact], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = Images(inputs["features"].path)
-    held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation)
-    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
-    table = pq.read_table(path)
-    rows = images.find(table["image_id"].combine_chunks())
-    pq.write_table(table.filter(pa.array((rows >= 0) & ~held_out.all[rows])), path)
+    path, trained = trained_rows(inputs, settings)
+    pq.write_table(trained, path)
     made = run_stage(FINETUNE, inputs)
     sweep = json.loads((made.path / "alpha_sweep.json").read_text())
     assert made.manifest.metrics["validation_pairs"] == 0 and set(sweep["alphas"][0]) == {
