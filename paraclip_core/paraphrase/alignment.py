@@ -83,13 +83,13 @@ _ADJECTIVE = ("y", "ed", "en", "ous", "ful", "ish")
 _VERB = ("s", "ing", "ed")
 
 
-def broken_compound(caption: str, answer: str) -> str | None:
+def broken_compound(caption: str, answer: str, differ: Alignment) -> str | None:
     """A half of a compound that was said with another word: `dirt bike` → `soil bike`, `jungle gym` → `jungle workout`.
 
     A word that may stand for another alone seldom may inside a compound. Colours, sizes, adjectives and verbs beside a
     word make no compound, as far as endings tell.
     """
-    unknown, told, said = set(align(caption, answer).unknown), words(tidy(caption)), words(answer)
+    unknown, told, said = set(differ.unknown), words(tidy(caption)), words(answer)
     if (half := _half_of_a_fixed_one(told, said)) is not None:
         return half
     kept = {stem(word) for word in said}
@@ -137,13 +137,12 @@ _COMPARED = frozenset("older younger bigger smaller larger taller shorter longer
 _SOMEBODY = frozenset("person people someone somebody child children kid kids rider riders".split())  # noqa: SIM905
 
 
-def narrowed(caption: str, answer: str) -> str | None:
+def narrowed(caption: str, answer: str, differ: Alignment) -> str | None:
     """A new word that holds a lost one and says more (`snow` → `snowstorm`), or the deed of a doer (`hiker` → `hikes`).
 
     A deed is fine where a new word says who does it (`a skater` → `a person on a skateboard`), and what a list knows is
     for `changed_kind` to judge.
     """
-    differ = align(caption, answer)
     fresh = set(words(answer)) - set(words(caption))
     somebody = any(word in _SOMEBODY or KINDS.get(word, "").startswith("person/") for word in fresh)
     somebody = somebody or any(word.endswith(("er", "ers")) for word in differ.unknown)

@@ -47,15 +47,15 @@ def changed_number(pair: Pair, options: GateOptions) -> str | None:
 
 def changed_colour(pair: Pair, options: GateOptions) -> str | None:
     """A colour that the input does not say, one of the caption that is gone, or one that went to another thing."""
-    before = {COLOURS[word] for word in (*pair.source_words, *words(pair.caption)) if word in COLOURS}
+    before = {COLOURS[word] for word in (*pair.source_words, *pair.caption_words) if word in COLOURS}
     for word in pair.answer_words:
         if word in COLOURS and COLOURS[word] not in before:
             return f"says {word}, which the input does not"
-    gone = _told_colours(words(pair.caption)) - _told_colours(pair.answer_words)
+    gone = _told_colours(pair.caption_words) - _told_colours(pair.answer_words)
     if gone:
         return f"lost {min(gone)}"
     owned = _owned_colours(pair.source_words)
-    named = {thing(word) for word in (*pair.source_words, *words(pair.caption))}
+    named = {thing(word) for word in (*pair.source_words, *pair.caption_words)}
     for noun, colours in _owned_colours(pair.answer_words).items():
         for colour in sorted(colours - owned.get(noun, set())):
             others = [other for other in owned if other != noun and colour in owned[other]]
@@ -69,7 +69,7 @@ def changed_colour(pair: Pair, options: GateOptions) -> str | None:
 
 def changed_kind(pair: Pair, options: GateOptions) -> str | None:
     """A thing, animal or person that neither input nor caption names by any word."""
-    known = {KINDS[word] for word in (*pair.source_words, *words(pair.caption)) if word in KINDS}
+    known = {KINDS[word] for word in (*pair.source_words, *pair.caption_words) if word in KINDS}
     for word in pair.answer_words:
         if word in KINDS and KINDS[word] not in known and stem(word) not in pair.known_stems:
             return f"says {word}, which the input does not"
@@ -97,7 +97,8 @@ def changed_relation(pair: Pair, options: GateOptions) -> str | None:
 
 def changed_compound(pair: Pair, options: GateOptions) -> str | None:
     """One half of a compound is said with another word, or a word became half of one, or a doer became a deed."""
-    found = broken_compound(pair.caption, pair.answer) or narrowed(pair.caption, pair.answer)
+    texts = pair.caption, pair.answer, pair.alignment
+    found = broken_compound(*texts) or narrowed(*texts)
     return f"{found!r} is another thing" if found else None
 
 

@@ -82,7 +82,7 @@ def echo(pair: Pair, options: GateOptions) -> str | None:
     """The answer is the input again, or at step 2 the caption."""
     if pair.answer_words == pair.source_words:
         return "repeats its input"
-    if pair.step == 2 and pair.answer_words == words(pair.caption):
+    if pair.step == 2 and pair.answer_words == pair.caption_words:
         return "repeats the caption"
     return None
 

@@ -32,6 +32,11 @@ class Pair:
     context_length: int = 77
 
     @cached_property
+    def caption_words(self) -> list[str]:
+        """Words of the caption."""
+        return words(self.caption)
+
+    @cached_property
     def source_words(self) -> list[str]:
         """Words of the input."""
         return words(self.source)
@@ -44,9 +49,8 @@ class Pair:
     @cached_property
     def known_stems(self) -> frozenset[str]:
         """Stems of everything that input and caption say, also of two words written as one."""
-        caption = words(self.caption)
-        alone = {stem(word) for word in (*self.source_words, *caption)}
-        return frozenset(alone | joined(self.source_words).keys() | joined(caption).keys())
+        alone = {stem(word) for word in (*self.source_words, *self.caption_words)}
+        return frozenset(alone | joined(self.source_words).keys() | joined(self.caption_words).keys())
 
     @cached_property
     def new_words(self) -> list[str]:
@@ -57,7 +61,7 @@ class Pair:
     @cached_property
     def unknown_words(self) -> list[str]:
         """New words that no list knows as another word for something in input or caption."""
-        known = {found for word in (*self.source_words, *words(self.caption)) if (found := family(word))}
+        known = {found for word in (*self.source_words, *self.caption_words) if (found := family(word))}
         return [word for word in self.new_words if word not in LIGHT_WORDS and family(word) not in known]
 
     @cached_property
@@ -74,7 +78,7 @@ class Pair:
         said = [stem(word) for word in content_words(self.answer_words)]
         with_source, with_caption = (
             jaccard([stem(word) for word in content_words(told)], said)
-            for told in (self.source_words, words(self.caption))
+            for told in (self.source_words, self.caption_words)
         )
         return (with_source + 2 * with_caption) / 3
 

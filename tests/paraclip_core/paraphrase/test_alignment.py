@@ -52,7 +52,7 @@ def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> 
     ],
 )
 def test_what_became_narrower_or_a_deed_is_named(caption: str, answer: str, wrong: str | None) -> None:
-    assert narrowed(caption, answer) == wrong
+    assert narrowed(caption, answer, align(caption, answer)) == wrong
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
@@ -61,4 +61,4 @@ def test_unknown_words_are_new_and_nothing_is_lost_to_itself(one: str, two: str)
     assert set(found.unknown) <= set(found.new)
     assert not set(found.lost) & set(found.new)
     assert not align(one, one).lost
-    assert narrowed(one, one) is None
+    assert narrowed(one, one, align(one, one)) is None
