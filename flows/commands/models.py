@@ -68,6 +68,11 @@ def evaluate(
     releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
     models = {which: name_in(store, release) for which, release in releases.items()}
     folder = (out or _results_folder(store, benchmarks, split, releases, models)).absolute()
+    try:
+        # Before what takes minutes.
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be made ({error.strerror}); name a folder that can be") from error
     evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
     summary = write_evaluation(folder, evaluation, models, models)
     path = folder / "summary.json"

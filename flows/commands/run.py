@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,6 +13,7 @@ from flows.commands.common import (
     JsonOption,
     SetOption,
     human_seconds,
+    leave_in_order,
     print_json,
     print_table,
     say,
@@ -26,7 +25,6 @@ __all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
 
 NOTHING_TO_DO = 3
 HELD = 4
-TERMINATED = 143
 
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
 WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
@@ -84,8 +82,8 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     from flows.pipeline import pipeline
 
     show_own_logs()
-    # Leaving in good order ends the stage's process and Prefect's temporary server too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    # The stage's process and Prefect's temporary server.
+    leave_in_order()
     return pipeline(settings)
 
 

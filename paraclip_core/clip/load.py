@@ -55,7 +55,7 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         device: where the weights go.
 
     Raises:
-        ModelError: there is no such model, or its files are damaged. Nothing in a file is ever executed, see
+        ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is ever executed, see
             :func:`paraclip_core.clip.weights.read_weights`.
     """
     folder, file = local_folder(reference), local_file(reference)
@@ -71,8 +71,18 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
     if isinstance(text, HFTextEncoder):
         # Its dropout would make a step depend on how its texts are cut into chunks.
         stay_in_eval(text)
+    _need_finite(clip.model, reference)
     clip.model.to(device).eval()
     return clip
+
+
+def _need_finite(model: torch.nn.Module, reference: str) -> None:
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise ModelError(
+                f"{reference} has weights that are no numbers (NaN or infinite) in {name}, so that nothing can be "
+                "encoded with it; fetch it again, or use a checkpoint from before its training diverged"
+            )
 
 
 def _load_local(place: Path, reference: str) -> ClipModel:

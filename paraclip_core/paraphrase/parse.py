@@ -28,12 +28,14 @@ _PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9]|[ '-](?=[A-Za-z0-9])|, (?=[A-Za-z0-
 _SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
 
 
-def parse_answer(raw: str) -> str:
+def parse_answer(raw: str | None) -> str:
     """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
 
     The result is cleaned as captions are, so that it is tokenised as it stands; it is empty where nothing is left.
-    Never raises, whatever the text.
+    Never raises, whatever the text. Segments that another program wrote may hold null, which says nothing.
     """
+    if raw is None:
+        return ""
     if _PLAIN(raw):
         return raw
     text = _TEMPLATE.sub("", raw)

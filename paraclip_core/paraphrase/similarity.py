@@ -25,9 +25,7 @@ BATCH = 128
 class SentenceEncoder:
     """MiniLM (all-MiniLM-L6-v2) from the package that carries it; the model is loaded by the first call."""
 
-    def __init__(self, folder: Path | str | None = None) -> None:
-        """`folder` holds a Hugging Face sentence-transformers model with mean pooling; None: the packaged MiniLM."""
-        self._folder = folder
+    def __init__(self) -> None:
         self._loaded: tuple[Any, Any] | None = None
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
@@ -68,7 +66,7 @@ class SentenceEncoder:
             from transformers import AutoModel, AutoTokenizer
             from transformers.utils.logging import disable_progress_bar
 
-            folder = str(self._folder or _packaged_folder())
+            folder = str(_packaged_folder())
             log.info("loading the sentence encoder from %s", folder)
             # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
             disable_progress_bar()

@@ -15,7 +15,7 @@ import pytest
 
 from flows import cut_off
 from flows.cut_off import close_remembered, close_runs, remember
-from flows.household import POOLS
+from flows.household import CPU_RUNS, POOLS
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_off, "PAGE", 3)
 
 
-def runs_of(pool: str | None, pids: list[int | None], state: str = "RUNNING") -> list[UUID]:
+def runs_of(pool: str | None, pids: list[int | None], state: str = "RUNNING", queue: str | None = None) -> list[UUID]:
     """Runs in this state, one for each pid."""
     from prefect import flow, get_client
     from prefect.client.schemas.objects import State, StateType
@@ -49,7 +49,9 @@ def runs_of(pool: str | None, pids: list[int | None], state: str = "RUNNING") ->
 
     made = []
     with get_client(sync_client=True) as client:
-        deployment = client.create_deployment(client.create_flow(work), f"of-{pool}", work_pool_name=pool)
+        deployment = client.create_deployment(
+            client.create_flow(work), f"of-{pool}-{queue}", work_pool_name=pool, work_queue_name=queue
+        )
         for pid in pids:
             run = client.create_flow_run_from_deployment(deployment)
             client.update_flow_run(run.id, infrastructure_pid=None if pid is None else str(pid))
@@ -108,6 +110,32 @@ def test_what_could_not_be_closed_is_closed_later(
     caplog.clear()
     close_remembered(tmp_path, server, POOLS)
     assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("server")
+def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> None:
+    from prefect import get_client
+    from prefect.states import Completed, Running
+
+    from flows.setup import PARENT_RUNS, PARENTS
+
+    assert 0 < PARENT_RUNS < CPU_RUNS
+    with get_client(sync_client=True) as client:
+        asked = runs_of(POOLS[0], [None] * (PARENT_RUNS + 2), "SCHEDULED", PARENTS)
+        stage = runs_of(POOLS[0], [None], "SCHEDULED")
+
+        def offered() -> set[UUID]:
+            found = client.get_scheduled_flow_runs_for_work_pool(POOLS[0])
+            return {response.flow_run.id for response in found} & {*asked, *stage}
+
+        begun = offered() & {*asked}
+        assert len(begun) == PARENT_RUNS
+        for run in begun:
+            client.set_flow_run_state(run, Running(), force=True)
+        assert offered() == {*stage}
+        for run in begun:
+            client.set_flow_run_state(run, Completed(), force=True)
+        assert offered() == {*asked, *stage} - begun
 
 
 @pytest.mark.usefixtures("server")

@@ -48,3 +48,17 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
     found.append(folder_of(_write(tmp_path / "there", benchmark="3")))
     found.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
     assert len(set(found)) == 4
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        pytest.fail("it was measured")
+
+    monkeypatch.setattr("paraclip_core.evaluation.evaluate.evaluate_models", measured)
+    monkeypatch.chdir(_write(tmp_path / "here"))
+    (tmp_path / "file").touch()
+    models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]
+    assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
+    assert "--out: " in (told := capsys.readouterr().err) and "cannot be made (Not a directory)" in told

@@ -20,6 +20,7 @@ from flows import household
 from flows.cli import run_cli
 from flows.household import POOLS, living_api_url, read_household, serve, stop
 from flows.processes import Process
+from flows.setup import PARENTS
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
 from storage.atomic import write_json
@@ -40,6 +41,8 @@ def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
         module, _, flow = deployment["entrypoint"].rpartition(".")
         assert getattr(importlib.import_module(module), flow).name == deployment["name"]
         assert deployment["work_pool"]["name"] in POOLS
+    queued = {one["name"] for one in declared["deployments"] if one["work_pool"].get("work_queue_name") == PARENTS}
+    assert queued == {"pipeline", "regenerate"}
 
 
 def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:

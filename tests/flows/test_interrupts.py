@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,3 +66,23 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
     while marked(mark):
         assert time.monotonic() < deadline, marked(mark)
         time.sleep(0.05)
+
+
+def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> None:
+    mark, root = tmp_path.name, tmp_path / "root"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "flows.cli", "serve", "--root", str(root), "--port", port]
+    serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (root / "prefect" / "household.json").exists():
+            assert time.monotonic() < deadline, "no server was started"
+            time.sleep(0.05)
+        serving.terminate()
+        assert serving.wait(120) == 143
+    finally:
+        serving.kill()
+        serving.wait()
+    assert marked(mark) == [] and not (root / "prefect" / "household.json").exists()

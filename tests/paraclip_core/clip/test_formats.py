@@ -70,6 +70,15 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
         same(load_clip(f"{ARCHITECTURE}:{tmp_path / name}"), known)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_path: Path, value: float) -> None:
+    tensors = dict(known.model.state_dict())
+    tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], value)
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"w\.safetensors has weights .* in ln_final\.weight"):
+        load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
+
+
 def test_the_log_says_which_activation_a_file_gets(
     known: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

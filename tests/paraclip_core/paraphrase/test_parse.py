@@ -32,9 +32,10 @@ from paraclip_core.paraphrase.parse import parse_answer
         ("", ""),
         ("\n\n", ""),
         ('""', ""),
+        (None, ""),
     ],
 )
-def test_parse(raw: str, expected: str) -> None:
+def test_parse(raw: str | None, expected: str) -> None:
     assert parse_answer(raw) == expected
 
 
