@@ -26,6 +26,7 @@ INPUTS = [
     "corrupt image",
     "NaN features",
     "truncated checkpoint",
+    "weights that are NaN or infinite",
     "mistyped base model",
     "model file with code in it (pickle, TorchScript, tokenizer)",
     "edited artifact",
