@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remember
 from flows.processes import Process, carriers, end_all, family, kill, living, start
+from flows.server_database import seed_database
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from storage.atomic import read_json, write_json
 from storage.locks import lock
@@ -99,6 +100,7 @@ def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: st
     environment = _environment(root, location, url, folder)
     started: list[Process] = []
     try:
+        seed_database(Path(environment["PREFECT_HOME"]))
         server = ["server", "start", "--host", HOST, "--port", str(port)]
         _start(root, url, started, "server", server, environment, folder)
         _wait_for_health(root, f"{url}/api/health", started[0])

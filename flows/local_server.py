@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from flows.server_database import ensure_database
 from paraclip_core.errors import StageError
 from tasks.child import die_with
 from tasks.desks import Desk
@@ -28,6 +29,12 @@ __all__ = ["start_local_server"]
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 LOG = "server.log"
+# It serves one run, which has no use for a UI and for blocks; making those known takes a second.
+OWN = {
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+}
 
 
 def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
@@ -43,8 +50,8 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     port = _free_port()
     here = str(Path(__file__).resolve().parents[1])
     mine = {
+        **OWN,
         "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_UI_ENABLED": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
     }
     with (home / LOG).open("wb") as log:
@@ -99,6 +106,7 @@ def _main() -> None:
     # Imported here, for the line above must come first.
     import uvicorn
 
+    ensure_database(Path(os.environ["PREFECT_HOME"]))
     application = "prefect.server.api.server:create_app"
     uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
 

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent / "servers"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# No test uses blocks; to make them known takes a new server a second.
+os.environ.setdefault("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # A shell's background job ignores SIGINT, and so would every process that a test starts to interrupt it.

@@ -64,11 +64,11 @@ def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[None]:
     """A Prefect server with a deployment of `scenes`."""
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
     from flows.stages import scenes
 
-    with prefect_test_harness(server_startup_timeout=900):
+    with prefect_server():
         scenes.to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
         yield
 

@@ -23,14 +23,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The API's address; the server has the household's pools."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
     from flows.setup import create_pools
 
-    with prefect_test_harness(server_startup_timeout=900):
+    with prefect_server() as url:
         create_pools()
-        yield PREFECT_API_URL.value()
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    with prefect_test_harness(server_startup_timeout=900):
+    with prefect_server():
         yield
 
 

@@ -38,9 +38,9 @@ BAD = "a red dog with number 77 on a beach"
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    with prefect_test_harness(server_startup_timeout=900):
+    with prefect_server():
         yield
 
 
