@@ -1,14 +1,13 @@
 """The empty database of a Prefect server, kept for the next server: to make one takes longer than all else at a start.
 
 Prefect makes it by a hundred migrations, four seconds of a processor. The result depends on Prefect's release alone,
-so the first server of a release leaves a copy in the user's folder for caches. Where there is no such folder, every
-server makes its own.
+so the first server of a release leaves a copy in this machine's folder for what can be had again. Where there is no
+such folder, every server makes its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from contextlib import closing, suppress
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
 from storage.atomic import write_atomic
+from storage.roots import local_folder
 
 __all__ = ["ensure_database", "seed_database"]
 
@@ -52,8 +52,7 @@ def ensure_database(home: Path) -> None:
 
 
 def _kept() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "paraclip" / f"prefect-{version('prefect')}.db"
+    return local_folder() / f"prefect-{version('prefect')}.db"
 
 
 def _opened(path: Path, how: str) -> sqlite3.Connection:

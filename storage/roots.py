@@ -17,7 +17,7 @@ from storage.filesystems import is_url, open_remote
 if TYPE_CHECKING:
     from storage.generations import GenerationStore
 
-__all__ = ["LOCAL_VARIABLE", "check_root", "open_generations", "open_store", "working_folder"]
+__all__ = ["LOCAL_VARIABLE", "check_root", "local_folder", "open_generations", "open_store", "working_folder"]
 
 LOCAL_VARIABLE = "PARACLIP_LOCAL"
 FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
@@ -69,10 +69,19 @@ def open_generations(store: ArtifactStore) -> GenerationStore:
 
 def working_folder(url: str) -> Path:
     """This machine's folder for the root at `url`, one for each, below PARACLIP_LOCAL or the user's cache folder."""
-    chosen = os.environ.get(LOCAL_VARIABLE)
     plain = url.rstrip("/")
     name = re.sub(r"[^A-Za-z0-9]+", "-", plain)[:60].strip("-")
-    return (Path(chosen) if chosen else _caches() / "paraclip") / f"{name}-{_short_hash(plain)}"
+    return local_folder() / f"{name}-{_short_hash(plain)}"
+
+
+def local_folder() -> Path:
+    """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    chosen = os.environ.get(LOCAL_VARIABLE)
+    return Path(chosen) if chosen else _caches() / "paraclip"
 
 
 def _short_hash(text: str) -> str:

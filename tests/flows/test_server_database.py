@@ -18,6 +18,7 @@ from flows.server_database import NAME, seed_database
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the database is kept."""
+    monkeypatch.delenv("PARACLIP_LOCAL", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return server_database._kept()
 
