@@ -55,8 +55,8 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         device: where the weights go.
 
     Raises:
-        ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is ever executed, see
-            :func:`paraclip_core.clip.weights.read_weights`.
+        ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is
+            ever executed, see :func:`paraclip_core.clip.weights.read_weights`.
     """
     folder, file = local_folder(reference), local_file(reference)
     if file is not None:
