@@ -283,7 +283,8 @@ class GateRule(Options):
     metric: str = "paraphrased_retrieval/ao@10"
     """`kind/metric` whose interval must lie above zero (below, where lower is better)."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
-    """Points that other metrics may lose, `kind/metric: points`."""
+    """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
+    captions where no `retrieval` is measured."""
 
     @field_validator("metric", "max_drop")
     @classmethod

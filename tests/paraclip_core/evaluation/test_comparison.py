@@ -97,6 +97,19 @@ def test_a_rule_without_its_benchmark_is_noted() -> None:
     ]
 
 
+def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
+    stand_in = f"paraphrased_retrieval/caption_{RECALL}"
+    drop = row("paraphrased_retrieval", f"caption_{RECALL}", -80.0, -85.0)
+    verdict, why, notes = judge([GAIN, drop], GateRule())
+    assert verdict == "hold"
+    assert f"caption_{RECALL} fell by 80.00, at most 1 is allowed" in why
+    assert f"the rule on retrieval/{RECALL} was applied to {stand_in}: no such benchmark was measured" in notes
+    assert judge([GAIN, drop, row("retrieval", RECALL, 0.0, 0.0)], GateRule())[0] == "promote"
+    own = {f"retrieval/{RECALL}": 1.0, stand_in: 90.0}
+    assert judge([GAIN, drop], GateRule(max_drop=own))[0] == "promote"
+    assert judge([GAIN, drop], GateRule(max_drop={}))[0] == "promote"
+
+
 def outcome(gain: float = 0.2) -> Outcome:
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 3)
