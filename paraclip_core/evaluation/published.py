@@ -15,7 +15,7 @@ from paraclip_core.evaluation.rows import field, read_json_file, records
 __all__ = ["Captions", "beside", "captions_file", "image_names", "images_beside", "load_captions", "pool_of"]
 
 EVALUATION_SPLITS = ("test", "val")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def beside(path: Path) -> list[Path]:
     """All files that a benchmark at `path` reads: the file and its images, or everything in the folder."""
     files = [path] if path.is_file() else []
     for place in filter(None, (path if path.is_dir() else None, images_beside(path))):
-        files += [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+        inside = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+        # Where images lie loosely beside the file, so may all else, the artifacts that are being written included.
+        files += [p for p in inside if p.suffix.lower() in PICTURES] if place == path.parent else inside
     return sorted(set(files))
 
 

@@ -102,6 +102,16 @@ def test_images_beside_the_captions(tmp_path: Path) -> None:
     assert published.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
 
 
+def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "rewordings.jsonl"
+    log = tmp_path / "runs" / "logs" / "evaluate.log"
+    log.parent.mkdir(parents=True)
+    for file in (path, log, tmp_path / "a.JPG", tmp_path / "more.tif"):
+        file.touch()
+    assert published.images_beside(path) == tmp_path
+    assert published.beside(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
+
+
 def test_a_folder_with_several_candidates(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         (tmp_path / name).touch()
