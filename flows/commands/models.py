@@ -21,7 +21,7 @@ __all__ = ["evaluate", "export", "search", "verify_index"]
 
 INVALID = 1
 LOADED_BY = {
-    "open_clip": 'open_clip.create_model_and_transforms("local-dir:{}")',
+    "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
     "hf": 'transformers.CLIPModel.from_pretrained("{}")',
     "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
     "sentence-transformers": 'sentence_transformers.SentenceTransformer("{}")',

@@ -17,6 +17,7 @@ LOAD = {
     "open_clip": """import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
+model.eval()  # open_clip gives it ready for training, where an image's embedding can depend on its batch
 tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
 """,
     "hf": """from transformers import CLIPModel, CLIPProcessor
@@ -43,6 +44,12 @@ session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,
 }
+EARLIER = """import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
+tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
+"""
+"""What cards of releases made before told, in place of the first of :data:`LOAD`."""
 LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
 TASKS = {"sts": "sentence-similarity", "sick": "sentence-similarity", "sugarcrepe": "image-text-matching"}
 CURVE_POINTS = 12
@@ -133,7 +140,7 @@ def completed_card(
     """
     head, body = _parted(card)
     load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
-    for other in LOAD.values():  # the card may be of a release that was exported before
+    for other in (EARLIER, *LOAD.values()):  # the card may be of a release that was exported before
         body = body.replace(other, load)
     head["library_name"] = LIBRARIES.get(layout, "open_clip")
     curve = _curve(log)
