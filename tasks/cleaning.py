@@ -57,6 +57,8 @@ class Collected:
 
     rubbish: list[Rubbish]
     left: list[Left]
+    young: int
+    """Artifacts that stay for their age alone, those that they were made from included."""
 
 
 def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False) -> Collected:
@@ -71,9 +73,9 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
     """
     artifacts, used = _artifacts(store)
     young = datetime.now(UTC) - timedelta(days=keep_days)
-    waiting = _of_channels(store)
-    waiting += [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
-    kept = _with_origins(waiting, artifacts)
+    needed = _of_channels(store)
+    recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
+    kept = _with_origins([*needed, *recent], artifacts)
     found = [
         Rubbish(a.stage, a.fingerprint, a.path, a.manifest.size(), a, store)
         for key, a in artifacts.items()
@@ -87,7 +89,8 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
     ]
     names = {(item.stage, item.fingerprint) for item in found}
     left = [Left(*key, why) for key, why in sorted(used.items()) if key in names]
-    return Collected([item for item in found if (item.stage, item.fingerprint) not in used], left)
+    rubbish = [item for item in found if (item.stage, item.fingerprint) not in used]
+    return Collected(rubbish, left, len(kept) - len(_with_origins(needed, artifacts)))
 
 
 def remove(rubbish: Sequence[Rubbish]) -> list[Left]:

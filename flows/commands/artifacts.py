@@ -134,6 +134,8 @@ def gc(
         say(f"left {kept.stage}/{kept.fingerprint}: {kept.why}")
     for item in rubbish:
         say(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
+    if collected.young:
+        say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
     total = human_bytes(sum(item.size for item in rubbish))
     say(f"{len(rubbish)} folders, {total}" + ("" if yes or not rubbish else "; --yes deletes them"))
 

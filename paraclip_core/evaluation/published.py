@@ -15,6 +15,7 @@ from paraclip_core.evaluation.rows import field, read_json_file, records
 __all__ = ["Captions", "beside", "captions_file", "image_names", "images_beside", "load_captions", "pool_of"]
 
 EVALUATION_SPLITS = ("test", "val")
+TABLES = (".csv", ".tsv", ".parquet", ".txt")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -59,6 +60,10 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
     """
     if path.suffix == ".jsonl":
         return _all_of(path, [*_jsonl_rows(path)], split)
+    if path.suffix.lower() in TABLES:
+        raise BenchmarkError(
+            f"{path}: expected captions as a Karpathy or COCO annotation .json, or as .jsonl with image and caption"
+        )
     value = read_json_file(path)
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise BenchmarkError(f"{path}: no list `images`; expected a Karpathy or COCO annotation JSON")

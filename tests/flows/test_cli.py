@@ -186,6 +186,10 @@ def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys:
     assert named == {"finetune", "evaluate", "report"}
     assert other.artifacts["finetune"].path.exists(), "without --yes nothing is deleted"
     assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "1"])["items"] == []
+    assert run_cli(["artifacts", "gc", *root]) == 0
+    assert "3 more stay because they, or what was made from them, are young; see --keep-days" in capsys.readouterr().out
+    assert run_cli(["artifacts", "gc", *root, "--keep-days", "0"]) == 0
+    assert "young" not in capsys.readouterr().out
     told(capsys, ["artifacts", "gc", *root, "--yes", "--keep-days", "0"])
     assert not other.artifacts["finetune"].path.exists() and run.artifacts["finetune"].path.exists()
 

@@ -81,6 +81,13 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_a_table_of_captions_is_told_what_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("caption,image\na dog,a.jpg\n")
+    with pytest.raises(BenchmarkError, match=r"captions\.csv: expected captions as .* or as \.jsonl with image and"):
+        published.load_captions(path)
+
+
 def test_images_beside_the_captions(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "b", "captions": ["y", "z"], "split": "test"}\n')
