@@ -78,7 +78,7 @@ def check_reference(reference: str) -> None:
     folder = local_folder(reference)
     if folder is not None and not folder.exists():
         raise UnknownModelError(
-            f"model {reference!r}: {folder} does not exist; expected embedded, a folder, {HUB}ORG/NAME, "
+            f"model {reference!r}: {folder.absolute()} does not exist; expected embedded, a folder, {HUB}ORG/NAME, "
             f"ARCHITECTURE:TAG or ARCHITECTURE:FILE"
         )
     spec = find_spec("open_clip")
