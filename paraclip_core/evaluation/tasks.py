@@ -170,7 +170,10 @@ def _pairs(
 
 def _is_captions_json(path: Path) -> bool:
     if path.is_dir():
-        return any(path.glob("dataset_*.json"))
+        named = [*path.glob("rewordings.*"), *path.glob("pairs.*")]
+        return any(path.glob("dataset_*.json")) or (
+            not named and any(_is_captions_json(file) for file in path.glob("captions*.json"))
+        )
     if path.suffix != ".json":
         return False
     value = read_json_file(path)

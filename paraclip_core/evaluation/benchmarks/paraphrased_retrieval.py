@@ -100,6 +100,10 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     Raises:
         BenchmarkError: there is none, or the pool is too small to compare two rankings of it.
     """
+    if not pairs.image_ids:
+        raise BenchmarkError(
+            f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"
+        )
     kept = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
     if not kept:
         first = next(iter(pairs.image_ids), None)

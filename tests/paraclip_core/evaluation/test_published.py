@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from fake_encoder import WordEncoder
 
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import published
+from paraclip_core.evaluation.tasks import prepare
 
 
 def karpathy(*splits: str) -> str:
@@ -79,6 +81,20 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BenchmarkError, match=message) as caught:
         published.load_captions(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_folder_of_coco_captions_gives_pairs(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        (tmp_path / "images" / f"{number}.jpg").touch()
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(10)]
+    captions = [{"image_id": n, "caption": f"{word} {n}"} for n in range(10) for word in ("a dog", "a hound")]
+    (tmp_path / "captions_val.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    benchmark = BenchmarkOptions(name="coco", kind="paraphrased_retrieval", path=".")
+    assert prepare(benchmark, tmp_path).kind == "paraphrased_retrieval"
+    (tmp_path / "rewordings.jsonl").write_text('{"image": "0.jpg"}')
+    with pytest.raises(BenchmarkError, match=r"rewordings\.jsonl, row 1: no field caption"):
+        prepare(benchmark, tmp_path)
 
 
 def test_a_table_of_captions_is_told_what_is_read(tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, text: str, message: st
     assert str(path) in str(caught.value)
 
 
+def test_pairs_that_are_all_one_text_twice_are_told() -> None:
+    pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
+    with pytest.raises(BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected two wordings"):
+        family.within(pairs, word_pool(["i"], WordEncoder()))
+
+
 def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
     captions = Captions(["i"] * 5 + ["j"] * 2, ["a dog", "b", "c", "d", "e", "Same  words", "same words"], "val")
     pairs = family.pairs_of_captions(captions)
