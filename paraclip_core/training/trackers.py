@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from paraclip_core.errors import ConfigError
 
@@ -38,6 +39,10 @@ class Run:
 class Tracker(Protocol):
     """Something that draws curves."""
 
+    def begin(self, step: int) -> None:
+        """Forget what came after `step` steps, which a killed run may have told: it comes again."""
+        ...
+
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Take the figures after `step` steps, by names such as ``loss`` or ``validation/ao@10``."""
         ...
@@ -52,9 +57,19 @@ class FileTracker:
 
     def __init__(self, run: Run) -> None:
         """Append to the run's file."""
-        path = run.folder / "file" / f"{run.name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run.folder / "file" / f"{run.name}.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._opened()
+
+    def begin(self, step: int) -> None:
+        """Keep the lines of the first `step` steps; a line that a kill cut off is none of them."""
+        self._file.close()
+        with self._path.open("r+b") as file:
+            lines = file.readlines()
+            file.seek(0)
+            file.writelines(line for line in lines if _step(line) <= step)
+            file.truncate()
+        self._file = self._opened()
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Write a line."""
@@ -64,6 +79,18 @@ class FileTracker:
         """Close the file."""
         self._file.close()
 
+    def _opened(self) -> TextIO:
+        # Line by line, or a kill would take the steps before a checkpoint with it.
+        return self._path.open("a", encoding="utf-8", buffering=1)
+
+
+def _step(line: bytes) -> float:
+    """The step that a line belongs to, infinite where it tells none."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
 
 class TensorBoardTracker:
     """Event files in ``<folder>/tensorboard/<run>``."""
@@ -71,8 +98,14 @@ class TensorBoardTracker:
     def __init__(self, run: Run) -> None:
         """Open the run's event file."""
         module = _imported("torch.utils.tensorboard", "tensorboard")
-        self._writer = module.SummaryWriter(str(run.folder / "tensorboard" / run.name))
+        self._open = lambda **more: module.SummaryWriter(str(run.folder / "tensorboard" / run.name), **more)
+        self._writer = self._open()
         self._writer.add_text("options", f"```json\n{json.dumps(run.options, indent=2, sort_keys=True)}\n```")
+
+    def begin(self, step: int) -> None:
+        """Let TensorBoard hide what earlier files tell of later steps."""
+        self._writer.close()
+        self._writer = self._open(purge_step=step + 1)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a scalar for each figure."""
@@ -94,6 +127,9 @@ class WandbTracker:
         if own:
             run.folder.mkdir(parents=True, exist_ok=True)
         self._module.init(project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **own)
+
+    def begin(self, step: int) -> None:
+        """What a service was told it keeps."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Send the figures."""
@@ -118,6 +154,10 @@ class Trackers:
     def __init__(self, trackers: Mapping[str, Tracker] | None = None) -> None:
         """Tell these; none at all is fine."""
         self._trackers = dict(trackers or {})
+
+    def begin(self, step: int) -> None:
+        """Let each tracker forget what came after `step` steps."""
+        self._each(lambda tracker: tracker.begin(step))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Tell each tracker the figures after `step` steps."""

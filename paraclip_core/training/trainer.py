@@ -161,6 +161,7 @@ class _Run:
 
     def carry_out(self, progress: Progress) -> TrainingResult:
         start = self._resume()
+        self.job.trackers.begin(start)
         began = time.monotonic()
         self.job.clip.model.train()
         self._loop(start, progress)

@@ -22,6 +22,8 @@ from paraclip_core.training.trainer import train
 
 
 def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/r.jsonl").write_text('{"step": 2, "loss": 3.0}\n')  # of a run that was killed too early
     trackers = open_trackers(["file", "file"], Run("r", tmp_path, {}))
     train(tiny.tiny_job(tmp_path, trackers=trackers))
     lines = [json.loads(line) for line in (tmp_path / "file/r.jsonl").read_text().splitlines()]
@@ -30,11 +32,33 @@ def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> Non
     assert any("validation/text_to_image_recall@10" in line for line in lines)
 
 
+def test_a_file_has_each_step_once_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "file/r.jsonl"
+
+    def told() -> list[int]:
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    killed = open_trackers(["file"], Run("r", tmp_path, {}))
+    killed.begin(0)
+    for step in (1, 2, 3, 3, 4):
+        killed.log(step, {"loss": 1.0})
+    assert told() == [1, 2, 3, 3, 4], "a kill takes nothing away"
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    resumed = open_trackers(["file"], Run("r", tmp_path, {}))
+    resumed.begin(3)
+    resumed.log(4, {"loss": 0.5})
+    assert told() == [1, 2, 3, 3, 4] and '{"step": 4, "loss": 0.5}' in path.read_text()
+    killed.close()
+    resumed.close()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
-    for steps in ((1, 2), (3,)):  # a run that is resumed writes a second file
+    for steps in ((1, 2, 3), (3,)):  # a run that is resumed writes another file
         trackers = open_trackers(["tensorboard"], Run("r", tmp_path, {"seed": 0}))
+        trackers.begin(steps[0] - 1)
         for step in steps:
             trackers.log(step, {"loss": 1 / step})
         trackers.close()
@@ -107,6 +131,9 @@ def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) ->
     told: list[int] = []
 
     class Broken:
+        def begin(self, step: int) -> None:
+            pass
+
         def log(self, step: int, figures: Mapping[str, float]) -> None:
             told.append(step)
             raise OSError("no network")
