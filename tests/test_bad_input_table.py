@@ -16,6 +16,7 @@ INPUTS = [
     "tar out of order, or with dots in its keys",
     "table with another separator, or read as plain text",
     "wrong column",
+    "bad rows in a file of paraphrases",
     "file that changes while a stage reads it",
     "empty caption",
     "1 MB caption",

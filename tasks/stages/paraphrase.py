@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip_core.captions.rejects import reject_batch
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import ParaphraseOptions, Settings, meaning
 from paraclip_core.errors import EngineError, InputError, ParaclipError
@@ -18,6 +20,7 @@ from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.counts import Counts
 from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
 from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.intake import count_wanted
 from paraclip_core.paraphrase.judged import Judgements, code_digest
@@ -26,7 +29,7 @@ from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngin
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.similarity import SentenceEncoder
 from paraclip_core.progress import Progress
-from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS
 from storage.fingerprint import FileHashes, fingerprint
 from storage.judged import JudgedStore
 from storage.parquet import PartWriter, count_rows, iter_batches
@@ -171,17 +174,32 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
             rejects.write(refused)
         rows.close()
         rejects.close()
+        left_out = _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
     finally:
         blocks.close()
         engine.close()
         cache.close()
-    about: dict[str, Any] = {"engine": engine.name, "model": engine.model, "prompts": paraphraser.prompt.id}
+    about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
+    # A file is asked nothing.
+    about |= left_out if options.engine == "file" else {"prompts": paraphraser.prompt.id}
     counts = paraphraser.counts
     if counts.captions and not counts.accepted:
         raise _nothing(options, step, counts, ctx.work.out / "rejects")
     if options.engine == "openai" and options.openai.priced:
         about["spend"] = round(options.openai.cost(counts.prompt_tokens, counts.completion_tokens), 6)
     return counts.metrics() | about
+
+
+def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
+    """Write the rows of the user's file that cannot be used; their number by reason, for the manifest."""
+    rejects = engine.rejects()
+    if not rejects:
+        return {}
+    counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
+    writer = PartWriter(ctx.work.out / "file_rejects", REJECTS)
+    writer.write(reject_batch(rejects, ctx.settings.paraphrase.file.path))
+    writer.close()
+    return {"file_rejected": counts}
 
 
 def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Path) -> ParaclipError:
@@ -213,7 +231,7 @@ def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
             "gates": gates,
             "context_length": settings.data.context_length,
         }
-        return common if chosen.engine == "file" else common | _asking(chosen, step, settings)
+        return common | ({"look_up": LOOK_UP} if chosen.engine == "file" else _asking(chosen, step, settings))
 
     return options
 

@@ -9,21 +9,25 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from paraclip_core.captions.clean import clean
+from paraclip_core.captions.readers.rows import Reject
 from paraclip_core.config import FileEngineOptions, SamplingOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
-__all__ = ["FileEngine"]
+__all__ = ["LOOK_UP", "FileEngine"]
 
 log = logging.getLogger(__name__)
 
-LOOK_UP = 2
+LOOK_UP = 3
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
+
+SHOWN_CHARS = 2000
 
 Row = tuple[str, str, str]
 """Caption, paraphrase 1, paraphrase 2 (empty where there is none)."""
@@ -36,7 +40,8 @@ class FileEngine:
 
     Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
     blanks do not matter, and a file may be as raw as the captions' own. Where a text comes twice the first row counts.
-    A text that the file does not hold gets a completion without answers.
+    A text that the file does not hold gets a completion without answers. Rows that cannot be read as they were meant
+    are left out (:meth:`rejects`).
     """
 
     name = "file"
@@ -45,6 +50,7 @@ class FileEngine:
         """`options` names the columns."""
         self._path, self._options = path, options or FileEngineOptions()
         self._answers: dict[int, dict[str, str]] | None = None
+        self._rejects: list[Reject] = []
         self._model = ""
 
     @property
@@ -81,21 +87,47 @@ class FileEngine:
         found = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
         return [Completion((text,) if text else (), 0, 0) for text in found]
 
+    def rejects(self) -> list[Reject]:
+        """The rows that are left out, by their numbers: lines from 1, rows of Parquet from 0.
+
+        Raises:
+            InputError: the file cannot be read, lacks a column or has no other rows.
+        """
+        self._load()
+        return list(self._rejects)
+
     def close(self) -> None:
         """Forget the file's contents."""
-        self._answers = None
+        self._answers, self._rejects = None, []
 
     def _load(self) -> dict[int, dict[str, str]]:
         if self._answers is None:
             answers: dict[int, dict[str, str]] = {1: {}, 2: {}}
-            for caption, first, second in _rows(self._path, self._options):
+            rejects, good = [], 0
+            for row in _rows(self._path, self._options):
+                if isinstance(row, Reject):
+                    rejects.append(row)
+                    continue
+                good += 1
+                caption, first, second = row
                 if first and (key := _key(clean(caption))):
                     answers[1].setdefault(key, first)
                 # Step 2 is asked about what was made of the answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):
                     answers[2].setdefault(key, second)
-            self._answers = answers
+            self._tell(rejects, good)
+            self._answers, self._rejects = answers, rejects
         return self._answers
+
+    def _tell(self, rejects: Sequence[Reject], good: int) -> None:
+        if not rejects:
+            return
+        what = f"{len(rejects)} of {len(rejects) + good} rows of {self._path} cannot be used"
+        first = f"the first is {'row' if self._path.suffix.lower() == '.parquet' else 'line'} {rejects[0].row}"
+        first += f" ({rejects[0].detail})"
+        if not good:
+            raise InputError(f"paraphrase.file.path: {what}, {first}; mend the file")
+        log.warning("%s and are left out, %s", what, first)
 
 
 def _key(text: str) -> str:
@@ -106,7 +138,7 @@ def _key(text: str) -> str:
     return " ".join("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in low).split())
 
 
-def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".json": _karpathy}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -117,17 +149,17 @@ def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row]:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
 
 
-def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         _check(path, options, file.schema_arrow.names)
-        for batch in file.iter_batches(columns=[options.caption, options.paraphrase_1, options.paraphrase_2]):
-            for row in batch.to_pylist():
-                yield _row(row, options)
+        batches = file.iter_batches(columns=[options.caption, options.paraphrase_1, options.paraphrase_2])
+        for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
+            yield _row(number, row, options)
 
 
-def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     names: dict[str, None] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -142,40 +174,37 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row]:
             _check(f"{path} line {number}", options, list(row))
         # Some writers leave out what is null.
         names |= dict.fromkeys(row)
-        yield _row(row, options)
+        yield _row(number, row, options)
     _check(path, options, list(names))
 
 
-def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row]:
+def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     tabs = path.suffix.lower() == ".tsv"
     # Strict, or a quote that is never closed would swallow the rest of the file without a word.
-    rows = csv.DictReader(
+    records = csv.reader(
         _lines(path),
         delimiter="\t" if tabs else ",",
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    last = longer = first = 0
+    last = 0
     try:
-        _check(path, options, list(rows.fieldnames or ()))
-        last = rows.line_num
-        for row in rows:
-            if rows.restkey in row:
-                longer, first = longer + 1, first or last + 1
-            yield _row(row, options)
-            last = rows.line_num
+        names = next(records, [])
+        _check(path, options, names)
+        last = records.line_num
+        for fields in records:
+            if len(fields) == len(names):
+                yield _row(last + 1, dict(zip(names, fields, strict=True)), options)
+            elif any(field.strip() for field in fields):
+                # Whatever is missing or not quoted, the texts behind it are in other columns.
+                detail = f"{len(fields)} fields, expected {len(names)}"
+                detail += "; is a separator not quoted?" if len(fields) > len(names) else ""
+                yield Reject(last + 1, "missing_field", detail, ", ".join(fields)[:SHOWN_CHARS])
+            last = records.line_num
     except csv.Error as error:
         raise InputError(
             f"paraphrase.file.path: {path} is not valid CSV in the record that begins at line {last + 1}: {error}"
         ) from error
-    if longer:
-        log.warning(
-            "%s has %d rows with more fields than its header, the first in line %d; is a separator not quoted? Their "
-            "texts may be in the wrong columns",
-            path,
-            longer,
-            first,
-        )
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -214,7 +243,20 @@ def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) 
             )
 
 
-def _row(row: dict[str, Any], options: FileEngineOptions) -> Row:
-    caption, first, second = (row.get(n) for n in (options.caption, options.paraphrase_1, options.paraphrase_2))
-    # Of an answer only the first line would count.
-    return tuple(" ".join(value.split()) if isinstance(value, str) else "" for value in (caption, first, second))  # pyright: ignore[reportReturnType]
+def _row(number: int, row: dict[str, Any], options: FileEngineOptions) -> Row | Reject:
+    found = []
+    for name in (options.caption, options.paraphrase_1, options.paraphrase_2):
+        value = row.get(name)
+        if not isinstance(value, str) and value is not None:
+            kind = type(value).__name__
+            return Reject(number, "wrong_type", f"{name} is of type {kind}, expected text", _shown(row, options))
+        # Of an answer only the first line would count.
+        found.append(" ".join((value or "").split()))
+    if not found[0]:
+        return Reject(number, "empty", f"nothing in {options.caption}, expected a caption", _shown(row, options))
+    return found[0], found[1], found[2]
+
+
+def _shown(row: dict[str, Any], options: FileEngineOptions) -> str | None:
+    caption = row.get(options.caption)
+    return caption[:SHOWN_CHARS] if isinstance(caption, str) else None

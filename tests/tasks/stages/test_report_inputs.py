@@ -38,6 +38,20 @@ def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
 
 
+def test_rows_of_a_file_of_paraphrases_that_were_left_out_are_shown(tmp_path: Path) -> None:
+    row = {"source": "a.csv", "source_row": 3, "reason": "missing_field", "detail": "4 fields", "caption_raw": "a, b"}
+    write_table(tmp_path / "file_rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
+    write_table(tmp_path / "rejects" / "part-00000.parquet", tables.PARAPHRASE_REJECTS.empty_table())
+    metrics: dict[str, dict[str, Any]] = {"paraphrase_1": {"file_rejected": {"missing_field": 1}}}
+    inputs = {
+        stage: Artifact(tmp_path, replace(artifact(Counts()).manifest, metrics=metrics.get(stage, {})))
+        for stage in ("paraphrase_1", "paraphrase_2", "finetune")
+    }
+    (group,) = _step_rejects(inputs)
+    assert (group.stage, group.reason) == ("file of paraphrases", "missing_field")
+    assert group.samples[0].detail == "a.csv, row 3: 4 fields"
+
+
 @pytest.mark.parametrize("rejected", [None, 0, 2])
 def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: int | None) -> None:
     """A fine-tuning without a gate has no rejects at all, and one whose gate stopped nothing an empty table."""

@@ -157,15 +157,43 @@ def test_an_engine_without_its_option_is_refused(engine: str) -> None:
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])
-def test_rows_that_are_longer_than_the_header_are_told(
+def test_rows_with_more_or_fewer_fields_than_the_header_are_left_out_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str
 ) -> None:
-    rows = ["caption,paraphrase_1,paraphrase_2", "a,b,c", "a dog, running,a hound,a canine", "d,e", "x,y,z,"]
+    rows = ["caption,paraphrase_1,paraphrase_2", "a,b,c", "", "a dog, running,a hound,a canine", " ", "d,e", "x,y,z,"]
     path = tmp_path / ("a.csv" if separator == "," else "a.tsv")
-    path.write_text("\n".join(rows[:2]).replace(",", separator))
-    FileEngine(path)._load()
-    assert not caplog.messages
+    path.write_text("\n".join(rows[:3]).replace(",", separator))
+    assert FileEngine(path).rejects() == [] and not caplog.messages
     path.write_text("\n".join(rows).replace(",", separator))
-    FileEngine(path)._load()
+    engine = FileEngine(path)
+    assert [(reject.row, reject.reason, reject.detail) for reject in engine.rejects()] == [
+        (4, "missing_field", "4 fields, expected 3; is a separator not quoted?"),
+        (6, "missing_field", "2 fields, expected 3"),
+        (7, "missing_field", "4 fields, expected 3; is a separator not quoted?"),
+    ]
+    assert engine.rejects()[0].caption == "a dog,  running, a hound, a canine"
+    assert [ask(engine, 1, text) for text in ("a", "a dog", "d", "x")] == [("b",), (), (), ()]
     (message,) = caplog.messages
-    assert "has 2 rows with more fields than its header, the first in line 3" in message
+    assert f"3 of 4 rows of {path} cannot be used and are left out, the first is line 4 (4 fields" in message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_values_that_are_no_texts_are_left_out_and_told(kind: str, tmp_path: Path) -> None:
+    names = ("caption", "paraphrase_1", "paraphrase_2")
+    good = ("a dog", "a hound", None)
+    path = tmp_path / f"a.{kind}"
+
+    def write(*rows: tuple[object, ...]) -> FileEngine:
+        table = [dict(zip(names, row, strict=True)) for row in rows]
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(table), path)
+        else:
+            path.write_text("\n".join(map(json.dumps, table)))
+        return FileEngine(path)
+
+    engine, first = write(good, (None, "b", "c"), (" ", "b", "c")), 1 if kind == "jsonl" else 0
+    assert [(reject.row, reject.reason) for reject in engine.rejects()] == [(first + 1, "empty"), (first + 2, "empty")]
+    assert ask(engine, 1, "a dog") == ("a hound",)
+    engine = write(("a dog", ["b"], "c"), ("a cat", ["b"], "c"))
+    with pytest.raises(InputError, match=rf"2 of 2 rows of .* {first} \(paraphrase_1 is of type list, expected text\)"):
+        engine.rejects()
