@@ -6,6 +6,7 @@ is `hold` (`--gate`), 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,13 @@ def run_cli(arguments: Sequence[str]) -> int:
     except ParaclipError as error:
         typer.echo(printable(f"error: {with_notes(error)}"), err=True)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Any option that may be a path is looked for on the disk.
+        what = f"{str(error.filename)[:60]}… cannot be a file's name, which has at most 255 bytes"
+        typer.echo(printable(f"error: {what}; shorten the option or argument that begins so"), err=True)
+        return WRONG_USAGE
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     except BrokenPipeError:

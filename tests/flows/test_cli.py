@@ -60,6 +60,16 @@ def test_an_absent_source_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
     assert "absent.csv" in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "arguments", [["export", "x" * 300, "y"], ["plan", "--set", f"data.sources=[{{path: {'x' * 300}}}]"]]
+)
+def test_a_name_that_no_file_can_have_is_one_message(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
+    root = ["--root", str(tmp_path)] if arguments[0] == "export" else ["--set", f"run.root={tmp_path}"]
+    assert run_cli([*arguments, *root]) == 2
+    error = capsys.readouterr().err
+    assert "xxx… cannot be a file's name, which has at most 255 bytes" in error and len(error) < 300
+
+
 def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], capsys: Capture) -> None:
     run = finished_run()
     assert run_cli(["run", "-c", str(run.config)]) == 0

@@ -54,7 +54,8 @@ class VllmEngine:
             hash_files: hashes the weights of a model in a folder, for its name.
         """
         folder = Path(model).expanduser()
-        self._folder = folder if folder.is_dir() else None
+        # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
+        self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._options, self._device = model, options, device
         self._hash_files = hash_files
         self._processes: list[VllmProcess] = []
