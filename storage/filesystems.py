@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError
+from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError, UnknownNameError
 from storage.atomic import storage_error
 from storage.manifests import safe_name
 
@@ -27,6 +27,8 @@ EXTRAS = {"s3": "pip install 'paraclip[s3]'", "s3a": "pip install 'paraclip[s3]'
 LOCAL = ("file", "local")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
+NO_BUCKET = re.compile(r"NoSuchBucket|(?:bucket|container) does not exist", re.IGNORECASE)
+"""How stores say that the bucket itself is missing, which file systems report like a missing object."""
 QUERY = re.compile(r"\?[^\s\"']+")
 
 
@@ -87,7 +89,8 @@ class RemoteFolder:
         with self._told("read", path):
             try:
                 return self._fs.cat_file(self._at(path))
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                self._expect_bucket(error)
                 return None
 
     def read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
@@ -98,6 +101,8 @@ class RemoteFolder:
         with self._told("read", ""):
             found = self._fs.cat(list(wanted), on_error="return")
         for at, data in found.items():
+            if isinstance(data, FileNotFoundError):
+                self._expect_bucket(data)
             if isinstance(data, BaseException) and not isinstance(data, FileNotFoundError):
                 # What cannot be read just now must not be taken for gone.
                 with self._told("read", wanted[at]):
@@ -129,7 +134,8 @@ class RemoteFolder:
         with self._told("list", folder):
             try:
                 found = self._fs.find(self._at(folder), detail=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                self._expect_bucket(error)
                 return {}
         inside = ((path.lstrip("/"), info) for path, info in found.items())
         return {path[len(start) :]: int(info["size"]) for path, info in inside if path.startswith(start)}
@@ -139,7 +145,8 @@ class RemoteFolder:
         with self._told("list", folder):
             try:
                 found = self._fs.ls(self._at(folder), detail=False)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                self._expect_bucket(error)
                 return []
         return sorted({path.rstrip("/").rpartition("/")[2] for path in found} - {"", folder.rpartition("/")[2]})
 
@@ -184,6 +191,19 @@ class RemoteFolder:
             with self._told("delete", path), suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(path))
 
+    def _expect_bucket(self, error: FileNotFoundError) -> None:
+        """Tell a root without a bucket from an empty one, where the store does.
+
+        Raises:
+            UnknownNameError: the error says that there is no bucket.
+        """
+        if NO_BUCKET.search(f"{error} {error.__cause__}"):
+            bucket = self._base.lstrip("/").partition("/")[0]
+            raise UnknownNameError(
+                f"the root {self.url} is in no bucket: the store has none that is called {bucket!r}; correct the root "
+                "(--root, PARACLIP_ROOT, run.root), or make the bucket"
+            ) from None
+
     def _at(self, path: str) -> str:
         return f"{self._base}/{safe_name(path)}" if path else self._base
 
@@ -195,6 +215,7 @@ class RemoteFolder:
         except (ParaclipError, FileNotFoundError) as error:
             if isinstance(error, ParaclipError):
                 raise
+            self._expect_bucket(error)
             raise ArtifactError(f"cannot {what} {self.name(path)}: there is no such object or bucket") from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK:

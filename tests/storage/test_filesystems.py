@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 from storage.filesystems import RemoteFolder, is_url, open_remote
 from storage.roots import LOCAL_VARIABLE, open_store, working_folder
 
@@ -95,6 +95,20 @@ def test_an_error_names_the_object_and_no_secret(what: str, monkeypatch: pytest.
     assert "hush" not in str(caught.value) and "Signature" not in str(caught.value)
     # A log with the traceback must not bring it back.
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("what", ["read", "list", "write", "children"])
+def test_a_missing_bucket_is_no_empty_root(what: str) -> None:
+    look = {**OPERATIONS, "children": lambda remote: remote.children("")}[what]
+    # As s3fs tells it; Google's and Azure's stores have much the same words.
+    remote = RemoteFolder(
+        Failing(FileNotFoundError("The specified bucket does not exist")), "bukcet/x", "s3://bukcet/x"
+    )
+    with pytest.raises(UnknownNameError, match=r"s3://bukcet/x is in no bucket: .* called 'bukcet'; correct the root"):
+        look(remote)
+    empty = RemoteFolder(Failing(FileNotFoundError("bucket/x")), "bucket/x", "s3://bucket/x")
+    if what != "write":
+        assert not look(empty)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
