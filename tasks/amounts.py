@@ -10,7 +10,15 @@ from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.ids import text_keys
 from paraclip_core.captions.seen import KeySet
 from paraclip_core.config import ScenesOptions, Settings
-from paraclip_core.paraphrase.estimate import WORDS_EACH, Asked, Judged, MissingRequests
+from paraclip_core.paraphrase.estimate import (
+    Asked,
+    Judged,
+    MissingRequests,
+    asks_words,
+    further_words,
+    word_requests,
+)
+from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.cap import left_to_spend
@@ -137,22 +145,29 @@ def _paraphrase_amounts(
     from tasks.acceptance import acceptance
 
     missing = _missing(settings, store, found, captions, progress)
-    first, second = acceptance(settings, store, 1), acceptance(settings, store, 2)
+    first, second = acceptance(settings, store, 1, missing.rows_1), acceptance(settings, store, 2, missing.rows_2)
     before = done.get("paraphrase_1", {})
     rows_1 = before.get("captions", missing.captions)
     rows_2 = missing.rows_1.accepted + round(missing.rows_1.open * first.share)
     open_2 = missing.rows_2.open + rows_2 - missing.rows_1.accepted
-    extra = (missing.words.share(factor) for factor in WORDS_EACH)
     expected = missing.expected.share(first.share)
+    words_1, words_2 = _words(missing, expected)
     asked = {
         "paraphrase_1": _asked(
-            settings, rows_1, missing.first + next(extra), _again(settings) if missing.rows_1.open else ""
+            settings,
+            rows_1,
+            missing.first + words_1,
+            _joined(_about_words(words_1), _again(settings) if missing.rows_1.open else ""),
         ),
         "paraphrase_2": _asked(
             settings,
             rows_2,
-            missing.second + expected + next(extra),
-            _joined(first.basis if missing.rows_1.open else "", _again(settings) if open_2 else ""),
+            missing.second + expected + words_2,
+            _joined(
+                first.basis if missing.rows_1.open else "",
+                _about_words(words_2),
+                _again(settings) if open_2 else "",
+            ),
         ),
     }
     return _under_cap(settings, store, asked) | {
@@ -178,14 +193,31 @@ def _missing(
         rows, texts = round((captions.train or 0) * share), round(scenes.images * TEXTS_PER_SCENE * share)
         prompt, answers = (rate.prompt_tokens, rate.completion_tokens) if rate else (0, 0)
         first = Asked(texts, round(texts * (prompt or PROMPT_TOKENS)), round(texts * (answers or ANSWER_TOKENS)))
-        words = Asked(WORDS, WORDS * 68, WORDS * 24)
+        words = word_requests(WORDS) if asks_words(relevant(settings.paraphrase)) else None
         return MissingRequests(rows, first, nothing, first, words, Judged(0, rows), Judged())
     # A file asks no model, so what answers are known, and how they are judged, does not matter.
     if "paraphrase_1" in found:
         rows = found["paraphrase_1"].manifest.metrics.get("accepted", 0)
-        return MissingRequests(rows, nothing, nothing, nothing, nothing, Judged(rows), Judged(0, rows))
+        return MissingRequests(rows, nothing, nothing, nothing, None, Judged(rows), Judged(0, rows))
     rows = count_captions(settings, store, found)
-    return MissingRequests(rows, nothing, nothing, nothing, nothing, Judged(0, rows), Judged())
+    return MissingRequests(rows, nothing, nothing, nothing, None, Judged(0, rows), Judged())
+
+
+def _words(missing: MissingRequests, expected: Asked) -> tuple[Asked, Asked]:
+    """Requests for single words at both steps; `expected` are step 2's requests for texts that are not there yet."""
+    if missing.words is None:
+        return Asked(), Asked()
+    new, texts = missing.words.requests, missing.expected.requests
+    known_1, known_2 = (rows.accepted + rows.rejected for rows in (missing.rows_1, missing.rows_2))
+    further_1 = further_words(1, new, texts, known_1)
+    further_2 = further_words(2, new, missing.second.requests + expected.requests, known_2)
+    return missing.words + word_requests(further_1), word_requests(further_2)
+
+
+def _about_words(words: Asked) -> str:
+    if not words.requests:
+        return ""
+    return f"about {words.requests} of the requests for single words, as on scenes and Flickr8k (half to twice as many)"
 
 
 def _as_measured(missing: MissingRequests, rate: Measured | None) -> MissingRequests:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from paraclip_core.paraphrase.estimate import Asked, Judged, MissingRequests
+from paraclip_core.paraphrase.estimate import Asked, Judged, MissingRequests, word_requests
 from paraclip_core.scenes.captions import captions
 from paraclip_core.scenes.plan import plan
 from paraclip_core.settings import load_settings
@@ -83,6 +84,29 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     # Another prompt for step 1: nothing is known.
     new = MissingRequests(6, Asked(6, 60, 6), nothing, Asked(6, 60, 6), nothing, Judged(0, 6), Judged())
     assert rows(new) == [9, 6, round(ASSUMED[1] * 6), round(ASSUMED[2] * round(ASSUMED[1] * 6)), 2]
+
+
+def test_photographs_are_estimated_near_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """62 captions of Flickr8k: the embedded model got 363 first requests at step 1 and 65 at step 2."""
+    texts = Asked(61, 14_000, 1_300)
+    missing = MissingRequests(62, texts, Asked(), texts, word_requests(188), Judged(0, 62), Judged())
+    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: missing)
+    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+    ingest: Any = SimpleNamespace(manifest=SimpleNamespace(metrics={"read": 62, "splits": {"train": 62}}))
+
+    def found() -> list[Any]:
+        counted = amounts(settings, store, {"ingest": ingest})
+        return [counted[name] for name in ("paraphrase_1", "paraphrase_2")]
+
+    first, second = found()
+    assert first.requests == pytest.approx(363, rel=0.05) and "requests for single words" in first.note
+    assert 65 < second.requests < 100 and "assumed, as of rendered scenes" in second.note
+    # Once many have answers, these say how many pass.
+    known = replace(missing, rows_1=Judged(45, 62, 55))
+    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: known)
+    _, second = found()
+    assert second.rows == 45 + round(0.45 * 62)
+    assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in second.note
 
 
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
