@@ -43,7 +43,11 @@ class Meanwhile(Generic[Item]):
         yield from self._items
 
     def close(self) -> None:
-        """Give up the items that have not come yet."""
+        """Give up the items that have not come yet; the one that is under way is waited for."""
+        self._enough.set()
+        if self._thread.is_alive():
+            # An interrupt came while the block waited for it. A generator at work cannot be closed.
+            self._thread.join()
         self._items.close()
 
     def _advance(self) -> None:

@@ -162,3 +162,26 @@ def test_items_come_in_order_and_a_failure_in_its_place() -> None:
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(ValueError, match="after two"):
         next(items)
+
+
+def test_what_is_under_way_when_an_interrupt_comes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, kept = threading.Event(), threading.Event(), []
+
+    def slow() -> Generator[int, None, None]:
+        for item in range(2):
+            begun.set()
+            go_on.wait(SECONDS)
+            kept.append(item)
+            yield item
+
+    meanwhile = Meanwhile(slow())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), meanwhile:
+        begun.wait(SECONDS)
+        patched.setattr(meanwhile._thread, "join", interrupted)
+    threading.Timer(0.05, go_on.set).start()
+    meanwhile.close()
+    assert kept == [0], "what was paid for is kept, and nothing more is asked for"
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
