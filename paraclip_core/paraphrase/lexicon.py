@@ -313,9 +313,14 @@ def denies(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 
 
+MOST_DIGITS = 1000
+"""Of a number; Python converts no more than some thousands."""
+
+
 def numeral(word: str) -> int | None:
-    """The number that a word or its digits say."""
-    return NUMBERS.get(word, int(word) if word.isascii() and word.isdigit() else None)
+    """The number that a word or its digits say; a model that goes on with digits for ever says none."""
+    digits = len(word) <= MOST_DIGITS and word.isascii() and word.isdigit()
+    return NUMBERS.get(word, int(word) if digits else None)
 
 
 def joined(found: Sequence[str]) -> dict[str, tuple[str, str]]:

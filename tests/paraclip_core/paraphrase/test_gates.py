@@ -122,6 +122,11 @@ def test_a_gate_stops_what_it_is_for(reason: str, source: str, answer: str) -> N
     assert found[1]
 
 
+def test_an_answer_that_never_ends_its_number_is_stopped() -> None:
+    text = "a dog with 3 balls"
+    assert first_failure(Pair(text, text, f"a dog with {'9' * 5000} balls", 1), GateOptions()) is not None
+
+
 @pytest.mark.parametrize(("source", "answer"), KEPT)
 def test_good_paraphrases_pass(source: str, answer: str) -> None:
     assert first_failure(pair(source, answer), OPTIONS) is None
