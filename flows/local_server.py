@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows.server_database import ensure_database
+from paraclip_core.desks import Desk
 from paraclip_core.errors import StageError
 from tasks.child import die_with
-from tasks.desks import Desk
 
 __all__ = ["start_local_server"]
 

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paraclip_core.config import Settings
+from paraclip_core.desks import Desk
 from paraclip_core.errors import ArtifactError, ParaclipError, StageError
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.atomic import storage_error
 from storage.roots import open_store
 from tasks.answers import read_failure, relay_from, report_to, write_failure
-from tasks.desks import Desk
 from tasks.stage import Stage, carry_out
 
 __all__ = ["STAGES_REFERENCE", "call_in_child", "die_with", "log_path", "make_artifact", "run_in_child"]

@@ -20,13 +20,13 @@ from paraclip_core.captions.pipeline import UNIQUE, CaptionPipeline
 from paraclip_core.captions.readers.registry import named_format
 from paraclip_core.captions.sources import SourceFile, expand, overlooked
 from paraclip_core.config import Settings, SourceOptions, meaning
+from paraclip_core.desks import Desk
 from paraclip_core.errors import InputError
 from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
 from storage.atomic import read_json, write_json
 from storage.fingerprint import FileHashes, fingerprint
 from storage.parquet import PartWriter, iter_batches, write_table
-from tasks.desks import Desk
 from tasks.stage import Stage, StageContext, input_path
 from tasks.stages.scenes import SCENES
 

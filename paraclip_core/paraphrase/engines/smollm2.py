@@ -6,15 +6,15 @@ import importlib.util
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from paraclip_core.config import SamplingOptions, SmolLM2Options
+from paraclip_core.desks import Desk
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
@@ -136,10 +136,10 @@ def _writable(path: Path) -> Iterator[Path]:
     if os.access(path, os.W_OK):
         yield path
         return
-    with ExitStack() as held:
+    # Not a plain temporary folder: a process that is killed while it loads would leave it for ever.
+    with Desk.make("smollm2-") as folder:
         try:
-            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="paraclip-smollm2-"))
-            copy = shutil.copyfile(path, Path(folder) / path.name)
+            copy = shutil.copyfile(path, folder / path.name)
         except OSError as error:
             raise EngineError(
                 f"OpenVINO GenAI reads a model only where it may write, and {path} cannot be copied for it: {error}; "

@@ -19,12 +19,12 @@ import pytest
 
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
+from paraclip_core.desks import OWNER
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes
 from storage.parquet import read_table
-from tasks.desks import OWNER
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST, scan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
+from paraclip_core.desks import OWNER
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import smollm2
 from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine, chatml, gguf_file
@@ -146,6 +148,17 @@ def test_a_file_that_may_not_be_written_is_loaded_from_a_copy(
         engine.close()
     (copy,) = opened
     assert copy.name == gguf_file().name and copy != gguf_file() and not copy.parent.exists()
+
+
+def test_the_copy_has_an_owner_whose_death_frees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with smollm2._writable(model) as copy:
+        assert copy.read_bytes() == b"GGUF"
+        with (copy.parent / OWNER).open() as owner, pytest.raises(BlockingIOError):
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not copy.parent.exists()
 
 
 def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -> None:

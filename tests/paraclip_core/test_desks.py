@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from paraclip_core import desks
+from paraclip_core.desks import OWNER, Desk, sweep
 from paraclip_core.errors import StageError
-from tasks import desks
-from tasks.desks import OWNER, Desk, sweep
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def left_by_a_killed_process(place: Path) -> Path:
-    code = "from tasks.desks import Desk; import time; print(Desk.make().path, flush=True); time.sleep(60)"
+    code = "from paraclip_core.desks import Desk; import time; print(Desk.make().path, flush=True); time.sleep(60)"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)}
     )
