@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remember
+from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remember, worker_name
 from flows.processes import Process, carriers, end_all, family, kill, living, start
 from flows.server_database import seed_database
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
@@ -109,7 +109,7 @@ def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: st
         # By this, flow runs are known as this household's even if their worker is killed.
         environment = {**environment, MARK: str(root)}
         for pool in POOLS:
-            worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
+            worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
             worker += ["--limit", "1" if pool.endswith("gpu") else str(CPU_RUNS), "--install-policy", "never"]
             _start(root, url, started, pool, worker, environment, folder)
     except BaseException:

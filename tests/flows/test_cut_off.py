@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from flows import cut_off
-from flows.cut_off import close_remembered, close_runs, remember
+from flows.cut_off import WORKER_LABEL, close_remembered, close_runs, remember, worker_name
 from flows.household import CPU_RUNS, POOLS
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,22 @@ def test_only_runs_whose_process_was_ended_are_closed_and_all_of_them(server: st
     assert len(close_runs(server, range(100, 108), POOLS)) == len(ours) == 8
     assert set(states(ours)) == {"Crashed"}
     assert states(others) == ["Running", "Running", "Running", "Completed"]
+
+
+def test_what_a_worker_took_is_closed_though_it_had_no_process_or_the_machine_was_lost(
+    server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect import get_client
+
+    started, retried = runs_of(POOLS[0], [301]), runs_of(POOLS[0], [302], "PENDING")
+    taken, elsewhere = runs_of(POOLS[1], [None], "PENDING"), runs_of(POOLS[0], [303], "PENDING")
+    with get_client(sync_client=True) as client:
+        for run in started + retried:
+            client.update_flow_run_labels(run, {WORKER_LABEL: worker_name(POOLS[0])})
+        client.update_flow_run_labels(elsewhere[0], {WORKER_LABEL: "another machine's"})
+    close_remembered(tmp_path, server, POOLS)
+    assert states(started + retried + taken) == ["Crashed"] * 3 and states(elsewhere) == ["Pending"]
+    assert "now marked as crashed" in caplog.text
 
 
 def test_a_server_with_a_password_is_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
