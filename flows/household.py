@@ -232,7 +232,7 @@ def _wait_for_health(root: Path, url: str, server: Process) -> None:
 
 
 def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:
-    """Create pools, deployments and the automation, in a process that knows the server by its environment."""
+    """Create pools, deployments and the automations, in a process that knows the server by its environment."""
     command = [sys.executable, "-P", "-m", "flows.setup", str(prefect_file.absolute())]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
     _log(root, "setup").write_text(done.stdout + done.stderr)

@@ -1,4 +1,4 @@
-"""Pools, deployments and the automation that a server needs; run as ``python -m flows.setup prefect.yaml``.
+"""Pools, deployments and the automations that a server needs; run as ``python -m flows.setup prefect.yaml``.
 
 It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
 Running it again sets the deployments to what the file says.
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import timedelta
+from typing import NamedTuple
 
 from prefect import get_client
 from prefect.automations import Automation
@@ -23,20 +24,53 @@ from prefect.workers.process import ProcessWorker
 
 from flows.household import CPU_RUNS, POOLS
 
-__all__ = ["PARENTS", "PARENT_RUNS", "create_automation", "create_pools", "deploy"]
+__all__ = [
+    "PARENTS",
+    "PARENT_RUNS",
+    "SILENT",
+    "TAKEN",
+    "create_automation",
+    "create_automations",
+    "create_pools",
+    "deploy",
+]
 
 PARENTS = "pipelines"
 """Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
 PARENT_RUNS = CPU_RUNS * 3 // 4
 
-AUTOMATION = "paraclip: runs without a heartbeat have crashed"
-SILENT_SECONDS = 90
-"""Three heartbeats of 30 seconds."""
-SIGNS = ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry", "pull-step.executed")
-"""What ends the wait for a heartbeat: the next one, the run's end, its Retry, and what the retried run does first.
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
-A run's last heartbeat may come just after its end, and a busy machine needs longer than 90 seconds to start it again.
-"""
+
+class Watch(NamedTuple):
+    """A wait of Prefect's server for a sign of life of a run, which is marked as crashed if none comes."""
+
+    name: str
+    after: str
+    """The event that starts the wait."""
+    signs: tuple[str, ...]
+    """The events that end it."""
+    seconds: int
+    message: str
+
+
+SILENT = Watch(
+    "paraclip: runs without a heartbeat have crashed",
+    "heartbeat",
+    # Its end, its Retry, and what the retried run does first: a run's last heartbeat may come just after its end, and
+    # a busy machine needs longer than this to start it again.
+    ("heartbeat", *ENDS, "pull-step.executed"),
+    90,  # three heartbeats of 30 seconds
+    "no heartbeat for {} s: its process is gone or was suspended; once it has ended, Retry goes on",
+)
+TAKEN = Watch(
+    "paraclip: runs that a worker took and did not start have crashed",
+    "Pending",
+    ("Running", *ENDS, "Cancelling", "Scheduled", "AwaitingConcurrencySlot"),
+    # A server that was restarted may hold back for a quarter of an hour that a run has begun.
+    1200,
+    "taken by a worker {} s ago and not started: the worker is gone; Retry goes on",
+)
 
 
 def create_pools() -> None:
@@ -51,28 +85,35 @@ def create_pools() -> None:
             client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=POOLS[0])
 
 
-def create_automation() -> None:
-    """Mark a run whose process went away together with its worker as crashed; no service of Prefect does.
+def create_automations() -> None:
+    """Mark runs as crashed whose process or worker went away, which no service of Prefect does.
 
-    It is made anew, so that it waits for no heartbeat of runs from before: a server that was restarted holds back for a
-    quarter of an hour that a run ended, if that had begun less than five minutes before, and a Retry would be crashed.
+    They would be running or pending for ever, and hold their queue's places.
+    """
+    for watch in (SILENT, TAKEN):
+        create_automation(watch)
+
+
+def create_automation(watch: Watch) -> None:
+    """Make one, anew where it is there, so that it waits for nothing of runs from before.
+
+    A server that was restarted holds back for a quarter of an hour that a run ended, if that had begun less than five
+    minutes before, and a Retry would be crashed.
     """
     with suppress(ValueError):
-        Automation.read(name=AUTOMATION).delete()  # pyright: ignore[reportAttributeAccessIssue] - async code only
+        Automation.read(name=watch.name).delete()  # pyright: ignore[reportAttributeAccessIssue] - async code only
     trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={f"prefect.flow-run.{sign}" for sign in SIGNS},
+        after={f"prefect.flow-run.{watch.after}"},
+        expect={f"prefect.flow-run.{sign}" for sign in watch.signs},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=timedelta(seconds=SILENT_SECONDS),
+        within=timedelta(seconds=watch.seconds),
     )
-    message = (
-        f"no heartbeat for {SILENT_SECONDS} s: its process is gone or was suspended; once it has ended, Retry goes on"
-    )
+    message = watch.message.format(watch.seconds)
     crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message, force=False)
-    Automation(name=AUTOMATION, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
+    Automation(name=watch.name, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
 
 
 def deploy(prefect_file: str) -> int:
@@ -84,7 +125,7 @@ def deploy(prefect_file: str) -> int:
 def _main() -> int:
     create_pools()
     code = deploy(sys.argv[1])
-    create_automation()
+    create_automations()
     return code
 
 

@@ -154,17 +154,18 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
 
 
 @pytest.mark.usefixtures("server")
-def test_a_run_without_heartbeats_says_what_to_do() -> None:
+def test_a_run_that_is_closed_from_afar_says_what_to_do() -> None:
     from prefect.automations import Automation
     from prefect.events.actions import ChangeFlowRunState
 
-    from flows.setup import AUTOMATION, create_automation
+    from flows.setup import SILENT, TAKEN, create_automations
 
-    create_automation()
-    found: Any = Automation.read(name=AUTOMATION)
-    (action,) = found.actions
-    assert isinstance(action, ChangeFlowRunState) and action.message
-    assert "no heartbeat for 90 s" in action.message and "Retry goes on" in action.message
+    create_automations()
+    for watch, told in ((SILENT, "no heartbeat for 90 s"), (TAKEN, "taken by a worker 1200 s ago and not started")):
+        found: Any = Automation.read(name=watch.name)
+        (action,) = found.actions
+        assert isinstance(action, ChangeFlowRunState) and action.message
+        assert told in action.message and "Retry goes on" in action.message
 
 
 def heartbeat(run: UUID) -> None:
@@ -180,30 +181,34 @@ def heartbeat(run: UUID) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_heartbeat_from_before_a_retry_does_not_crash_the_retried_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_a_sign_of_life_crash_and_no_retried_one() -> None:
     from prefect import get_client
-    from prefect.states import Failed, Scheduled
+    from prefect.states import Failed, Pending, Running, Scheduled
     from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-    from flows import setup
+    from flows.setup import SILENT, TAKEN, create_automation
 
-    monkeypatch.setattr(setup, "SILENT_SECONDS", 20)
-    setup.create_automation()
-    before, retried, silent = runs_of(POOLS[0], [301, 302, 303])
+    silent_soon, taken_soon = SILENT._replace(seconds=20), TAKEN._replace(seconds=20)
+    create_automation(silent_soon)
+    before, retried, silent, taken, begun = runs_of(POOLS[0], [301, 302, 303, 304, 305])
     heartbeat(before)
     # What a household does that starts again.
-    setup.create_automation()
+    create_automation(silent_soon)
+    create_automation(taken_soon)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(retried, Failed(), force=True)
         # Its thread sends it until it hears of the end.
         heartbeat(retried)
         client.set_flow_run_state(retried, Scheduled(name="AwaitingRetry"), force=True)
-    for _ in range(8):
-        # One that comes before the server knows the automation starts no wait.
-        heartbeat(silent)
-        with suppress(AssertionError):
-            eventually(lambda: states([silent]) == ["Crashed"], seconds=40)
-            break
-    assert states([silent]) == ["Crashed"], "a run without heartbeats is not seen"
+        for _ in range(8):
+            # What comes before the server knows the automations starts no wait.
+            heartbeat(silent)
+            for run in (taken, begun):
+                client.set_flow_run_state(run, Pending(), force=True)
+            client.set_flow_run_state(begun, Running(), force=True)
+            with suppress(AssertionError):
+                eventually(lambda: states([silent, taken]) == ["Crashed", "Crashed"], seconds=40)
+                break
+    assert states([silent, taken]) == ["Crashed", "Crashed"], "a run without a sign of life is not seen"
     time.sleep(10)
-    assert states([before, retried]) == ["Running", "AwaitingRetry"]
+    assert states([before, retried, begun]) == ["Running", "AwaitingRetry", "Running"]
