@@ -122,6 +122,9 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
     ]
     print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval"], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
+    # Summaries of earlier releases have none.
+    for note in summary.get("notes", ()):
+        say(f"note: {note}")
 
 
 def _figure(value: float | None, form: str = ".2f") -> str:

@@ -31,5 +31,6 @@ def summary(comparison: Comparison, fingerprints: Mapping[str, str]) -> dict[str
         "intervals": intervals,
         "verdict": comparison.verdict,
         "reason": comparison.reason,
+        "notes": list(comparison.notes),
         "fingerprints": dict(fingerprints),
     }

@@ -64,10 +64,13 @@ def test_a_table_shows_hostile_cells_as_text(capsys: Capture) -> None:
 
 def test_a_verdict_is_shown_safely(capsys: Capture) -> None:
     hostile = "\x1b]0;owned\x07\u202e"
-    print_comparison({"models": {"base": {}, "tuned": {}}, "verdict": "hold", "reason": f"{hostile} fell by 2"})
+    models = {"base": {}, "tuned": {}}
+    print_comparison(
+        {"models": models, "verdict": "hold", "reason": f"{hostile} fell by 2", "notes": [f"{hostile} out"]}
+    )
     shown = capsys.readouterr().out
     check(shown)
-    assert "owned" in shown and "fell by 2" in shown
+    assert shown.count("owned") == 2 and "fell by 2" in shown and "note: " in shown
 
 
 def test_json_escapes_what_a_terminal_would_obey_and_stays_the_same_data(capsys: Capture) -> None:

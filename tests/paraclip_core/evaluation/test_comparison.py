@@ -149,7 +149,8 @@ def test_too_few_queries_name_the_benchmark() -> None:
 def test_summary_has_the_agreed_shape() -> None:
     comparison = compare([outcome()], EvaluateOptions(resamples=200))
     found = summary(comparison, {"finetune": "abc"})
-    assert set(found) == {"models", "deltas", "intervals", "verdict", "reason", "fingerprints"}
+    assert set(found) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
+    assert found["notes"] == list(comparison.notes) != []
     assert found["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
     assert found["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
     assert found["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
