@@ -81,8 +81,13 @@ def create_pools() -> None:
         for pool in POOLS:
             with suppress(ObjectAlreadyExists):
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-        with suppress(ObjectAlreadyExists):
+        try:
             client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=POOLS[0])
+        except ObjectAlreadyExists:
+            queue = client.read_work_queue_by_name(PARENTS, POOLS[0])
+            # `prefect deploy` makes a queue without one.
+            if queue.concurrency_limit is None:
+                client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
 
 
 def create_automations() -> None:

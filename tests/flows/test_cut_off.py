@@ -132,10 +132,13 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
     from prefect import get_client
     from prefect.states import Completed, Running
 
-    from flows.setup import PARENT_RUNS, PARENTS
+    from flows.setup import PARENT_RUNS, PARENTS, create_pools
 
     assert 0 < PARENT_RUNS < CPU_RUNS
     with get_client(sync_client=True) as client:
+        # As `prefect deploy` makes it.
+        client.update_work_queue(client.read_work_queue_by_name(PARENTS, POOLS[0]).id, concurrency_limit=None)
+        create_pools()
         asked = runs_of(POOLS[0], [None] * (PARENT_RUNS + 2), "SCHEDULED", PARENTS)
         stage = runs_of(POOLS[0], [None], "SCHEDULED")
 
