@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["Api", "command_of", "environment_of", "free_port", "paraclip", "processes", "serving"]
+
+BUSY = 503
 
 
 class Api:
@@ -29,8 +33,15 @@ class Api:
     def call(self, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(f"{self.url}/api/{path}", headers=self.headers)
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=60) as answer:
-            return json.load(answer)
+        for wait in (1, 2, 4, 8, 0):
+            try:
+                with urllib.request.urlopen(request, data, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                # The database was locked; Prefect's own clients ask again, too.
+                if error.code != BUSY or not wait:
+                    raise
+            time.sleep(wait)
 
     def run_deployment(self, name: str, settings: dict[str, Any]) -> str:
         deployment = self.call(f"deployments/name/{name}/{name}")
