@@ -18,14 +18,14 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-comp
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
 
-# Three workers share the tests, of which many wait for processes, the longest ones early; the real vLLM takes every core
+# Four workers share the tests, of which many wait for processes, the longest ones early; the real vLLM takes every core
 # itself and comes last.
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 	@if $(MAKE) $(VLLM)/.made; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
 
 # What waits for minutes, such as for the clock that starts the nightly run.
