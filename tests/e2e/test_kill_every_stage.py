@@ -47,7 +47,7 @@ def tiny_run(root: Path) -> dict[str, object]:
             "scenes": {"images": 60, "image_size": 64},
             "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
         },
-        "paraphrase": {"engine": "smollm2", "chunk": 8, "fraction": 0.5, "sampling": {"n": 2}},
+        "paraphrase": {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}},
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
         "features": {"shard_images": 16, "batch_size": 8},
         "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
