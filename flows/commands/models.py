@@ -56,6 +56,7 @@ def evaluate(
     """Compare two models on benchmarks in their published formats, outside any run."""
     from paraclip_core.evaluation.evaluate import evaluate_models
     from paraclip_core.evaluation.tasks import parse_benchmark
+    from storage.atomic import storage_error
     from storage.roots import open_store
     from tasks.lookup import find_release, name_in
     from tasks.stages.evaluate import write_evaluation
@@ -72,6 +73,8 @@ def evaluate(
         # Before what takes minutes.
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if out is None:
+            raise storage_error(error, folder) from error
         raise ConfigError(f"--out: {folder} cannot be made ({error.strerror}); name a folder that can be") from error
     evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
     summary = write_evaluation(folder, evaluation, models, models)

@@ -14,7 +14,7 @@ from paraclip_core.paraphrase.choose import NOT_JUDGED, Chooser
 from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.judged import Judgements
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
-from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
+from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import Engine, GenerationCache
 from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, swappable
 from paraclip_core.progress import Progress, silent
@@ -275,7 +275,7 @@ class _Words:
 
 def asks_words(options: ParaphraseOptions) -> bool:
     """Whether a run with these options asks for other words for single words."""
-    prompted = options.synonyms and prompt_for(options, 1).id.startswith("few-shot")
+    prompted = swaps_words(options, prompt_for(options, 1))
     return prompted and options.engine != "file" and options.chosen_gates().preset != "paper"
 
 

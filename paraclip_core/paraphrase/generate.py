@@ -24,7 +24,7 @@ from paraclip_core.paraphrase.intake import blocks, wanted
 from paraclip_core.paraphrase.judged import Judgement, Judgements
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.meanwhile import Meanwhile
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import Engine, GenerationCache
 from paraclip_core.paraphrase.reporting import Reporter
 from paraclip_core.paraphrase.samples import Samples
@@ -222,10 +222,8 @@ class Paraphraser:
 
     def _with_synonyms(self, answers: Answers, captions: Mapping[str, str]) -> Answers:
         """Every text's answers and, where the options want that, answers with single words swapped."""
-        chosen, encoder = self.options, self._chooser.encoder
-        if not chosen.synonyms or not self.prompt.id.startswith("few-shot"):
-            return answers
-        if encoder is None or self.engine.name == "file":
+        encoder = self._chooser.encoder
+        if not swaps_words(self.options, self.prompt) or encoder is None or self.engine.name == "file":
             return answers
 
         def fetch(wanted: Sequence[str]) -> dict[str, Sequence[str]]:

@@ -13,7 +13,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralise", "prompt_for", "tidy"]
+__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralise", "prompt_for", "swaps_words", "tidy"]
 
 Turns = tuple[tuple[str, str], ...]
 RULES = "neutralise-1 tidy-1"
@@ -130,6 +130,11 @@ def bare(text: str) -> str:
     while found and (not any(map(str.isalpha, found[-1])) or found[-1].strip(".,;:!|").lower() in NOISE_WORDS):
         found.pop()
     return " ".join(found) or text
+
+
+def swaps_words(options: ParaphraseOptions, prompt: PromptTemplate) -> bool:
+    """Whether a step with this prompt asks for other words for single words, too, as far as its options say."""
+    return options.synonyms and prompt.id.startswith("few-shot")
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.intake import in_fraction
 from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys, sampling_json
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import GenerationCache
 
 __all__ = ["asking_only", "count_missing", "first_requests", "own_rows", "unsharded_because"]
@@ -49,7 +49,7 @@ def asking_only(options: ParaphraseOptions, step: int) -> ParaphraseOptions:
     may need the same word's synonyms, and would pay for them once each.
     """
     changed = options.model_copy(update={"fraction": 1.0})
-    with_words = options.synonyms and prompt_for(options, step).id.startswith("few-shot")
+    with_words = swaps_words(options, prompt_for(options, step))
     if options.engine == "openai" and with_words:
         changed = changed.model_copy(update={"synonyms": False, "attempts": 1, "regenerate": ()})
         with_words = False

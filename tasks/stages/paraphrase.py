@@ -24,7 +24,7 @@ from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
 from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.intake import count_wanted
 from paraclip_core.paraphrase.judged import Judgements, code_digest
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
 from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.similarity import SentenceEncoder
@@ -245,7 +245,7 @@ def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[st
     return again | {
         "model": make_engine(chosen, settings.data.root, hash_files=model_hashes(settings)).model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": chosen.synonyms and prompt.id.startswith("few-shot"),
+        "synonyms": swaps_words(chosen, prompt),
         "sampling": meaning(chosen.sampling),
         "attempts": chosen.attempts,
         "seed": chosen.seed,

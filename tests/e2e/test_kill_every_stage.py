@@ -113,7 +113,7 @@ def test_kills_change_nothing(tmp_path: Path, each: int) -> None:
     caught, pace = 0, 1.0
     for number, (name, artifact) in enumerate(expected.items()):
         work, target = store.work_path(name, artifact.fingerprint), store.path(name, artifact.fingerprint)
-        for point in POINTS if each > 1 else POINTS[number % 2 :][:1]:
+        for point in POINTS if each == len(POINTS) else (POINTS[number % len(POINTS)],):
             usual = artifact.manifest.wall_seconds
             took = killed_at(disturbed, work, target, point * pace * usual)
             if took is not None:

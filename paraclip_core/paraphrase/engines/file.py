@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 LOOK_UP = 3
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
-SHOWN_CHARS = 2000
-
 Row = tuple[str, str, str]
 """Caption, paraphrase 1, paraphrase 2 (empty where there is none)."""
 
@@ -199,7 +197,7 @@ def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
                 # Whatever is missing or not quoted, the texts behind it are in other columns.
                 detail = f"{len(fields)} fields, expected {len(names)}"
                 detail += "; is a separator not quoted?" if len(fields) > len(names) else ""
-                yield Reject(last + 1, "missing_field", detail, ", ".join(fields)[:SHOWN_CHARS])
+                yield Reject(last + 1, "missing_field", detail, ", ".join(fields))
             last = records.line_num
     except csv.Error as error:
         raise InputError(
@@ -259,4 +257,4 @@ def _row(number: int, row: dict[str, Any], options: FileEngineOptions) -> Row | 
 
 def _shown(row: dict[str, Any], options: FileEngineOptions) -> str | None:
     caption = row.get(options.caption)
-    return caption[:SHOWN_CHARS] if isinstance(caption, str) else None
+    return caption if isinstance(caption, str) else None
