@@ -21,7 +21,7 @@ import pyarrow as pa
 from storage import key_runs
 from storage.answer_file import AnswerFile, Filled, Rows
 from storage.atomic import storage_error
-from storage.duckdb_file import connect
+from storage.duckdb_file import attached
 from storage.key_columns import as_numbers, coded, groups_of, key_bytes, with_halves
 from storage.key_runs import Run
 from storage.mapped import TornIndex
@@ -73,12 +73,9 @@ class GenerationIndex:
             ArtifactError: the disk is full, the folder read-only, or the file of a later release.
             duckdb.Error: the file is damaged.
         """
-        con = connect(path, read_only)
-        try:
+        with attached(path, read_only) as con:
             (need_newest if read_only else migrate)(con)
             yield cls(con, path)
-        finally:
-            con.close()
 
     @staticmethod
     def delete(path: Path) -> None:
