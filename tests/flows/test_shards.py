@@ -172,12 +172,14 @@ def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
+@pytest.mark.parametrize("then", ["threads", pytest.param("ray", marks=pytest.mark.nightly)])
 def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
-    model: OpenAIServer, whole: Whole
+    model: OpenAIServer, whole: Whole, then: str
 ) -> None:
+    """Ray takes a minute to start, so it is usually threads that try again."""
     from flows.shards import ask_in_shards
 
-    settings = whole.settings(model.url, "ray", shards=2, runner="ray")
+    settings = whole.settings(model.url, f"ray-{then}", shards=2, runner="ray")
     store = open_store(settings.run.root)
     node = resolve(settings, store)["paraphrase_1"]
     told: list[tuple[int, int | None, dict[str, Any]]] = []
@@ -193,11 +195,13 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     assert CAPTIONS // 3 < facts["generated"] <= asked
     assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
     model.answer = same_for_two
-    artifacts = carry(settings, "paraphrase_1")
+    artifacts = carry(
+        settings.model_copy(update={"run": settings.run.model_copy(update={"runner": then})}), "paraphrase_1"
+    )
     assert contents(artifacts) == whole.expected[:1]
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
     assert artifacts[0].manifest.metrics["generated"] == 0
-    assert not list((whole.folder / "ray" / "cache" / "shards").iterdir())
+    assert not list((whole.folder / f"ray-{then}" / "cache" / "shards").iterdir())
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
 OPTIONS = {"ema": 0.9, "checkpoint_steps": 4, "batch_size": 13}
+ANCHORED = {"distil": 0.5, "l2_sp": 0.01}
 
 
 def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
@@ -37,7 +39,7 @@ def losses(folder: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("alone")
-    job = tiny.tiny_job(folder, options=OPTIONS, distil=0.5, l2_sp=0.01)
+    job = tiny.tiny_job(folder, options=OPTIONS, **ANCHORED)
     train(job)
     return folder, dict(job.clip.model.state_dict())
 
@@ -49,39 +51,48 @@ def assert_near(found: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> Non
         torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    ended = torchrun(tmp_path, 2, distil=0.5, l2_sp=0.01)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    ended = torchrun(folder, 2, **ANCHORED)
     assert ended.returncode == 0, ended.stderr
-    first = losses(tmp_path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left when the first of two processes is killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    died = torchrun(folder, 2, **ANCHORED, die=6)
+    assert died.returncode != 0 and not (folder / "w.st").exists(), died.stderr
+    # There is more than the checkpoint has, and it is done again.
+    assert max(losses(folder)) == 28
+    assert max((folder / "scratch").glob("step-*")).name == "step-00000024.safetensors"
+    return folder
+
+
+def test_two_processes_do_what_one_does(together: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    first = losses(together)
     assert [first[step] for step in (1, 2, 3)] == pytest.approx(
         [losses(alone[0])[step] for step in (1, 2, 3)], rel=1e-5
     )
-    assert_near(tmp_path, alone)
+    assert_near(together, alone)
 
 
-def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(tmp_path: Path) -> None:
-    anchored = {"distil": 0.5, "l2_sp": 0.01}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = torchrun(whole, 2, **anchored)
-    assert ended.returncode == 0, ended.stderr
-    died = torchrun(killed, 2, **anchored, die=6)
-    assert died.returncode != 0 and not (killed / "w.st").exists(), died.stderr
-    # What was done after the checkpoint is done again, by processes of which only the first one has read it.
-    assert max(losses(killed)) == 28
-    assert max((killed / "scratch").glob("step-*")).name == "step-00000024.safetensors"
-    again = torchrun(killed, 2, **anchored)
+def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    # By processes of which only the first one has read the checkpoint.
+    again = torchrun(tmp_path, 2, **ANCHORED)
     assert again.returncode == 0, again.stderr
-    assert [(folder / "validations").read_text() for folder in (whole, killed)] == ["9", "4"]
+    assert [(folder / "validations").read_text() for folder in (together, tmp_path)] == ["9", "4"]
     for file in ("w.st", "training_log.jsonl"):
-        assert (killed / file).read_bytes() == (whole / file).read_bytes()
+        assert (tmp_path / file).read_bytes() == (together / file).read_bytes()
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
-    tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
+    killed: Path, tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
-    died = torchrun(tmp_path, 2, distil=0.5, l2_sp=0.01, die=4)
-    assert died.returncode != 0 and max(losses(tmp_path)) == 19, died.stderr
-    assert (tmp_path / "scratch/step-00000016.safetensors").exists()
-    ended = torchrun(tmp_path, 1, distil=0.5, l2_sp=0.01)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    ended = torchrun(tmp_path, 1, **ANCHORED)
     assert ended.returncode == 0, ended.stderr
     assert_near(tmp_path, alone)

@@ -79,14 +79,6 @@ def test_answers_do_not_depend_on_what_is_computed_together(engine: SmolLM2Engin
     assert alone == answers[:3]
 
 
-def test_a_restarted_engine_goes_on_with_the_same_answers(answers: list[Completion]) -> None:
-    restarted = SmolLM2Engine()
-    try:
-        assert restarted.generate(prompts(CAPTIONS[2:]), SAMPLING) == answers[2:]
-    finally:
-        restarted.close()
-
-
 def test_how_much_is_computed_at_once_changes_no_answer(answers: list[Completion]) -> None:
     small = SmolLM2Engine(options=SmolLM2Options(max_num_seqs=3, max_num_batched_tokens=256, cache_size=1))
     try:
@@ -128,7 +120,7 @@ def test_no_caption_makes_a_control_token(engine: SmolLM2Engine) -> None:
             assert counts[0] == counts[1] > 0
 
 
-def test_a_file_that_may_not_be_written_is_loaded_from_a_copy(
+def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_that_may_not_be_written(
     answers: list[Completion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import openvino_genai
