@@ -13,28 +13,34 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo test test-nightly test-vllm check serve stop lock clean bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval
+.PHONY: demo test test-nightly test-vllm check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
 
-# Four workers share the tests, of which many wait for processes, the longest ones early; the real vLLM takes every core
-# itself and comes last.
+# Four workers share the tests, of which many wait for processes, the longest ones early; the real vLLM wants the cores
+# for itself and comes last. Its installation takes as long as the checks.
 test: $(VENV)/.dev
+	$(MAKE) -j 2 check vllm-if-possible
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
+	@if [ -e $(VLLM)/.made ]; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+
+check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
-	@if $(MAKE) $(VLLM)/.made; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+	$(BIN)/basedpyright --level error
+
+vllm-if-possible: $(VENV)/.dev
+	@if $(MAKE) $(VLLM)/.made; then $(MAKE) $(VLLM)/smollm2; fi
 
 # What waits for minutes, such as for the clock that starts the nightly run.
 test-nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -m nightly
 
-# Real vLLM on the CPU, offline and served, over the embedded model; a few minutes.
+# Real vLLM on the CPU, offline and served, over the embedded model; a few minutes. Starting it keeps one core busy.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
-	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm --durations=5
+	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm -n 2 --dist loadfile --durations=5
 
 serve: $(VENV)/.demo
 	$(BIN)/paraclip serve --root "$(ROOT)" --port $(PORT)

@@ -81,7 +81,9 @@ def test_sentence_transformers_loads_its_layout(tiny: Tiny, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clip-quickgelu", "coca", "roberta", "siglip"])
+@pytest.mark.parametrize(
+    "kind", ["clip-quickgelu", "roberta", "siglip", pytest.param("coca", marks=pytest.mark.nightly)]
+)
 def test_onnxruntime_runs_the_text_tower(kind: str, towers: Any, tmp_path: Path) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")

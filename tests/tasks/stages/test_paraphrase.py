@@ -272,7 +272,7 @@ def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     sampling = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
-    settings = settings_of(flickr, engine="smollm2", gates=GateOptions(), fraction=0.05, sampling=sampling)
+    settings = settings_of(flickr, engine="smollm2", gates=GateOptions(), fraction=0.03, sampling=sampling)
     store = ArtifactStore(tmp_path)
     first, second = run_all(settings, store)
     metrics = first.manifest.metrics
