@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(MAKE) -j 2 check vllm-if-possible
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
-	@if [ -e $(VLLM)/.made ]; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+	@if $(MAKE) -q $(VLLM)/.made; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
