@@ -280,8 +280,8 @@ def peak_megabytes(settings: Settings, root: Path, pipe: Any) -> None:
 @pytest.mark.slow
 def test_a_million_rows_take_little_memory(tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "web.parquet", pa.schema([("URL", pa.string()), ("TEXT", pa.string())])) as writer:
-        rows = pa.Table.from_pylist(list(web_rows(10_000)), writer.schema)
-        for number in range(100):
+        rows = pa.Table.from_pylist(list(web_rows(100_000)), writer.schema)
+        for number in range(10):
             texts = pc.call_function(
                 "binary_join_element_wise", [rows["TEXT"], pa.scalar(f"m{number}"), pa.scalar(" ")]
             )
