@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from storage.mapped import WINDOW_BYTES, TornIndex, gathered, mapped
+from storage.mapped import WINDOW_BYTES, MappedFile, TornIndex
 
 __all__ = ["AnswerFile", "Filled", "Rows"]
 
@@ -97,9 +97,10 @@ class AnswerFile:
         """
         keys = np.empty((len(numbers), 2), np.uint64)
         first, last = np.empty((2, len(numbers)), np.int64)
+        file = MappedFile(self._rows, "<u8", ROW * filled.rows + 1 if len(numbers) else 0)
         for start in range(0, len(numbers), BLOCK):
             part = slice(start, start + BLOCK)
-            begin, *halves, end = gathered(self._rows, ROW * filled.rows + 1, numbers[part], ROW, ROW + 1)
+            begin, *halves, end = file.gathered(numbers[part], ROW, ROW + 1)
             keys[part, 0], keys[part, 1] = halves
             first[part], last[part] = begin.view(np.int64), end.view(np.int64)
         return Rows(keys, first, last)
@@ -110,42 +111,48 @@ class AnswerFile:
         Raises:
             TornIndex: the files are not what was written.
         """
+        if not len(rows.keys):
+            return
+        strings = MappedFile(self._strings, "<u8", filled.strings + 1)
+        texts = MappedFile(self._texts, "u1", filled.bytes)
         for start in range(0, len(rows.keys), BLOCK):
             part = slice(start, start + BLOCK)
-            for begin, lists in self._take(rows.first[part], rows.last[part], filled):
+            _check(self._rows, rows.first[part], rows.last[part], filled.strings)
+            for begin, lists in _take(strings, texts, rows.first[part], rows.last[part]):
                 yield start + begin, lists
 
-    def _take(
-        self, first: NDArray[np.int64], last: NDArray[np.int64], filled: Filled
-    ) -> Iterator[tuple[int, pa.ListArray]]:
-        _check(self._rows, first, last, filled.strings)
-        edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(last - first)])
-        wanted = np.arange(edges[-1]) + np.repeat(first - edges[:-1], last - first)
-        begins, ends = gathered(self._strings, filled.strings + 1, wanted, 1, 2)
-        nulls = ends >= NULL
-        begins, ends = (begins & ENDS).view(np.int64), (ends & ENDS).view(np.int64)
-        _check(self._strings, begins, ends, filled.bytes)
-        for start, stop in _cut(begins, ends, edges):
-            begin, end = edges[start], edges[stop]
-            texts = self._text(begins[begin:end], ends[begin:end], nulls[begin:end])
-            lists = pa.ListArray.from_arrays(pa.array((edges[start : stop + 1] - begin).astype(np.int32)), texts)
-            try:
-                lists.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise TornIndex(f"{self._texts}: {error}") from error
-            yield start, lists
 
-    def _text(self, begins: NDArray[np.int64], ends: NDArray[np.int64], nulls: NDArray) -> pa.Array:
-        if not len(begins):
-            return pa.array([], pa.string())
-        # What is wanted and what lies between take turns, so that nothing else need be looked at.
-        offsets = np.stack([begins, ends], axis=1).ravel() - begins[0]
-        data = mapped(self._texts, "u1", int(begins[0]), int(offsets[-1]), len(begins))
-        whole = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
-        texts = whole.take(pa.array(np.arange(0, len(offsets), 2))).cast(pa.string())
-        if nulls.any():
-            texts = pc.if_else(pa.array(nulls), pa.scalar(None, pa.string()), texts)  # pyright: ignore[reportAttributeAccessIssue]
-        return texts
+def _take(
+    strings: MappedFile, texts: MappedFile, first: NDArray[np.int64], last: NDArray[np.int64]
+) -> Iterator[tuple[int, pa.ListArray]]:
+    edges = np.concatenate([np.zeros(1, np.int64), np.cumsum(last - first)])
+    wanted = np.arange(edges[-1]) + np.repeat(first - edges[:-1], last - first)
+    begins, ends = strings.gathered(wanted, 1, 2)
+    nulls = ends >= NULL
+    begins, ends = (begins & ENDS).view(np.int64), (ends & ENDS).view(np.int64)
+    _check(strings.path, begins, ends, len(texts.numbers))
+    for start, stop in _cut(begins, ends, edges):
+        begin, end = edges[start], edges[stop]
+        found = _text(texts, begins[begin:end], ends[begin:end], nulls[begin:end])
+        lists = pa.ListArray.from_arrays(pa.array((edges[start : stop + 1] - begin).astype(np.int32)), found)
+        try:
+            lists.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise TornIndex(f"{texts.path}: {error}") from error
+        yield start, lists
+
+
+def _text(file: MappedFile, begins: NDArray[np.int64], ends: NDArray[np.int64], nulls: NDArray) -> pa.Array:
+    if not len(begins):
+        return pa.array([], pa.string())
+    # What is wanted and what lies between take turns, so that nothing else need be looked at.
+    offsets = np.stack([begins, ends], axis=1).ravel() - begins[0]
+    data = file.window(int(begins[0]), int(ends[-1]), len(begins))
+    whole = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+    texts = whole.take(pa.array(np.arange(0, len(offsets), 2))).cast(pa.string())
+    if nulls.any():
+        texts = pc.if_else(pa.array(nulls), pa.scalar(None, pa.string()), texts)  # pyright: ignore[reportAttributeAccessIssue]
+    return texts
 
 
 def _opened(path: Path, start: int, lead: int) -> BinaryIO:

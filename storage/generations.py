@@ -189,9 +189,9 @@ class GenerationStore:
         with GenerationIndex.opened(self.index_path) as index:
             present, known = self.segments.names(), index.segments()
             gone = known.difference(present)
-            if lost := gone.difference(self.segments.replaced()):
-                log.warning("%s segments of %s are gone", len(lost), self.segments.folder)
             if gone:
+                if lost := gone.difference(self.segments.replaced()):
+                    log.warning("%s segments of %s are gone", len(lost), self.segments.folder)
                 index.drop(gone)
                 known = index.segments()
             self._index([name for name in present if name not in known], index)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.mapped import TornIndex, mapped, windows
+from storage.mapped import MappedFile, TornIndex, windows
 
 __all__ = ["Run", "checked", "due", "entries", "find", "join", "sweep", "write"]
 
@@ -113,7 +113,7 @@ def find(folder: Path, runs: Iterable[Run], asked: NDArray[np.uint64]) -> tuple[
     """
     found = [np.zeros(0, np.uint64)]
     for run in runs:
-        found += _find(_path(folder, run.number), run, asked)
+        found += _find(_mapped(folder, run), asked, run)
     hits = np.concatenate(found)
     hits.sort()
     return (hits & LOWER).view(np.int64), (hits >> HALF).view(np.int64)
@@ -202,7 +202,7 @@ def _merged(folder: Path, runs: Sequence[Run], rows: int) -> Iterator[NDArray[np
     bounds = np.array([(number << 64) // parts for number in range(1, parts)], np.uint64)
     cuts = []
     for run in runs:
-        inner = np.searchsorted(mapped(_path(folder, run.number), "<u8", 0, run.slots), bounds)
+        inner = np.searchsorted(_mapped(folder, run).numbers, bounds)
         cuts.append(np.concatenate([[0], inner, [run.slots]]).tolist())
     for part in range(parts):
         pieces = [_read(folder, run, cut[part], cut[part + 1]) for run, cut in zip(runs, cuts, strict=True)]
@@ -222,20 +222,19 @@ def _read(folder: Path, run: Run, start: int, stop: int) -> NDArray[np.uint64]:
     return values
 
 
-def _find(path: Path, run: Run, asked: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+def _mapped(folder: Path, run: Run) -> MappedFile:
+    return MappedFile(_path(folder, run.number), "<u8", run.slots)
+
+
+def _find(slots: MappedFile, asked: NDArray[np.uint64], run: Run) -> Iterator[NDArray[np.uint64]]:
     """Rows' numbers, and below them the keys'."""
-    there, mapped_from = np.empty(0, np.uint64), -1
+    # Keys are hashes, so that they are as close to each other everywhere.
+    touches = len(asked) * WINDOW_SLOTS // max(run.slots, 1)
     for start in range(0, len(asked), BLOCK):
         block = asked[start : start + BLOCK]
         home = _home(block, run.rows)
         for begin, first, last in windows(home, WINDOW_SLOTS):
-            if begin >= run.slots:
-                continue
-            if begin != mapped_from:
-                count = min(WINDOW_SLOTS + run.reach, run.slots - begin)
-                # Keys are hashes, so that the others are as close to each other.
-                touches = len(asked) * count // run.slots
-                there, mapped_from = mapped(path, "<u8", 8 * begin, count, touches), begin
+            there = slots.window(begin, begin + WINDOW_SLOTS + run.reach, touches)
             yield from _hits(there, home[first:last] - begin, block[first:last])
 
 
@@ -246,8 +245,8 @@ def _hits(there: NDArray[np.uint64], at: NDArray[np.int64], asked: NDArray[np.ui
             at, asked = at[inside], asked[inside]
         entry = there[at]
         # An entry behind the key ends the search.
-        on = np.flatnonzero(entry <= (asked | LOWER))
+        on = (entry <= (asked | LOWER)).nonzero()[0]
         at, asked, entry = at[on] + 1, asked[on], entry[on]
-        same = np.flatnonzero((entry ^ asked) <= LOWER)
+        same = ((entry ^ asked) <= LOWER).nonzero()[0]
         if len(same):
             yield (entry[same] << HALF) | (asked[same] & LOWER)

@@ -68,6 +68,8 @@ class SegmentFolder:
         self.folder = folder
         # A cache of ten million rows can have ten thousand segments, whose names are looked at whenever one is added.
         self._parsed: dict[str, tuple[int, str]] = {}
+        self._listed: list[str] = []
+        self._sorted: list[str] = []
 
     def draft(self, table: pa.Table) -> SegmentDraft:
         """Write `table` to disk without publishing it; needs no lock.
@@ -103,7 +105,7 @@ class SegmentFolder:
 
     def publish(self, drafts: Iterable[SegmentDraft]) -> list[str]:
         """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names."""
-        present = [self._parsed[name] for name in self._present()]
+        present = [self._parsed[name] for name in self._present(self._listing())]
         digests = {digest for _, digest in present}
         number = max(present, default=(0, ""))[0]
         published = []
@@ -157,7 +159,12 @@ class SegmentFolder:
 
     def names(self) -> list[str]:
         """Names of all segments, first published first; files that are no segments are left alone."""
-        return sorted(self._present(), key=lambda name: (self._parsed[name][0], name))
+        listing = self._listing()
+        # What is replaced also stands in a file, so the same listing does not mean the same segments.
+        if listing != self._listed or REPLACED in listing:
+            self._sorted = sorted(self._present(listing), key=lambda name: (self._parsed[name][0], name))
+            self._listed = listing
+        return list(self._sorted)
 
     def torn(self) -> int:
         """How many segments were set aside."""
@@ -218,9 +225,8 @@ class SegmentFolder:
                 except OSError as error:
                     log.debug("cannot sweep %s: %s", path, error)
 
-    def _present(self) -> list[str]:
-        """Names of all segments, in any order."""
-        listing = self._listing()
+    def _present(self, listing: Sequence[str]) -> list[str]:
+        """Names of all segments among those of files, in any order."""
         for name in listing:
             if name not in self._parsed and NAME.fullmatch(name):
                 self._parsed[name] = _number(name), digest_of(name)
