@@ -18,7 +18,7 @@ environment behind a pipe, where our engine does nothing but call `LLM.generate`
 engine, on prompts that vLLM has just seen, and by the wall clock, because another process's CPU time is not known.
 
 `--cached` captions (a million), all answered and judged before, go through the stage with and without what was judged
-(`cached_pass.py`).
+(`cached_pass.py`); a fifth of them also with `--sizes` rows in the cache, most of which are other captions' answers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pathlib import Path
 import bare_libraries
 import pyarrow as pa
 from bare_libraries import Ask
-from cached_pass import cached_passes
+from cached_pass import cached_growth, cached_passes
 from record import record
 
 from paraclip_core.captions.tokens import Tokeniser
@@ -58,14 +58,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--captions", type=int, default=64, help="captions of each round through each real engine")
     parser.add_argument("--cached", type=int, default=1_000_000)
+    parser.add_argument("--sizes", default="1e6,5e6", help="with commas; 20e6 takes 3 GB of disk and a minute")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("instant", "cached", "smollm2", "transformers", "vllm"))
+    parser.add_argument("--only", choices=("instant", "cached", "growth", "smollm2", "transformers", "vllm"))
     return parser.parse_args()
 
 
 ARGUMENTS = _arguments()
 ROWS, CAPTIONS, CACHED, CLOCK = ARGUMENTS.rows, ARGUMENTS.captions, ARGUMENTS.cached, ARGUMENTS.clock
+SIZES = [int(float(size)) for size in ARGUMENTS.sizes.split(",")]
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")
 CHUNKS = 4
@@ -314,6 +316,7 @@ def main() -> None:
     wanted = {
         "instant": instant,
         "cached": partial(cached_passes, CACHED),
+        "growth": partial(cached_growth, CACHED // 5, SIZES),
         "smollm2": smollm2,
         "transformers": transformers,
         "vllm": vllm,

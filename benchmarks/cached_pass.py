@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+from bench_cache import PIECE, generations
 from record import record
 
 import tasks.stages.paraphrase as stage_module
@@ -26,12 +27,13 @@ from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import CAPTIONS
 from storage.artifacts import Artifact, ArtifactStore, WorkFolder
+from storage.generations import GenerationStore
 from storage.manifests import Manifest
 from storage.parquet import PartWriter
 from tasks.stage import StageContext
 from tasks.stages.paraphrase import PARAPHRASE_1
 
-__all__ = ["cached_passes"]
+__all__ = ["cached_growth", "cached_passes"]
 
 REPEATS = 3
 GATED_SHARE = 50
@@ -61,11 +63,44 @@ def cached_passes(captions: int) -> None:
         _measure("cached_pass_default_gates", Path(folder) / "gated", captions // GATED_SHARE, gated)
 
 
+def cached_growth(captions: int, sizes: Sequence[int]) -> None:
+    """Measure and record what the same captions cost as other captions' answers fill the cache to these sizes."""
+    with tempfile.TemporaryDirectory() as folder, _instead("make_engine", lambda *_, **__: Ready()):
+        store, settings = ArtifactStore(Path(folder)), _settings(GateOptions(preset="paper"))
+        rows = _ingested(store, captions)
+        expected, _ = _pass(store, settings, rows)
+        cache = GenerationStore(store.cache)
+        passes: list[tuple[float, float]] = []
+        there = cache.stats().rows
+        for size in sizes:
+            while there < size:
+                others = generations(min(PIECE, size - there), 1, seed=there)
+                cache.append(others)
+                there += others.num_rows
+            cache.close()
+            kept, again = [], []
+            for _ in range(REPEATS):
+                found, seconds = _pass(store, settings, rows)
+                kept.append(seconds)
+                with _instead("known_judgements", lambda *_: None):
+                    judged, seconds = _pass(store, settings, rows)
+                again.append(seconds)
+                assert expected == found == judged
+            passes.append((statistics.median(kept), statistics.median(again)))
+            print(f"{size} rows: {[round(1e6 * seconds / captions, 2) for seconds in passes[-1]]} CPU µs a caption")
+        against = f"{sizes[0]} rows instead of {sizes[-1]}"
+        for name, first, last in zip(("cached_pass", "cached_pass_judging"), passes[0], passes[-1], strict=True):
+            record(f"{name}_growth", captions / last, "captions/CPU s", against, first / last)
+
+
+def _settings(gates: GateOptions) -> Settings:
+    options = ParaphraseOptions(engine="transformers", model="ready", prompts="paper", chunk=1024, gates=gates)
+    return Settings(paraphrase=options)
+
+
 def _measure(name: str, folder: Path, captions: int, gates: GateOptions, memory: bool = False) -> None:
     store = ArtifactStore(folder)
-    settings = Settings(paraphrase=ParaphraseOptions(
-        engine="transformers", model="ready", prompts="paper", chunk=1024, gates=gates
-    ))  # fmt: skip
+    settings = _settings(gates)
     rows = _ingested(store, captions)
     with _instead("make_engine", lambda *_, **__: Ready()):
         expected, _ = _pass(store, settings, rows)
