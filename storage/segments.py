@@ -68,8 +68,7 @@ class SegmentFolder:
         self.folder = folder
         # A cache of ten million rows can have ten thousand segments, whose names are looked at whenever one is added.
         self._parsed: dict[str, tuple[int, str]] = {}
-        self._listed: list[str] = []
-        self._sorted: list[str] = []
+        self._last: tuple[list[str], list[str]] = [], []
 
     def draft(self, table: pa.Table) -> SegmentDraft:
         """Write `table` to disk without publishing it; needs no lock.
@@ -159,12 +158,12 @@ class SegmentFolder:
 
     def names(self) -> list[str]:
         """Names of all segments, first published first; files that are no segments are left alone."""
-        listing = self._listing()
+        listing, (before, names) = self._listing(), self._last
         # What is replaced also stands in a file, so the same listing does not mean the same segments.
-        if listing != self._listed or REPLACED in listing:
-            self._sorted = sorted(self._present(listing), key=lambda name: (self._parsed[name][0], name))
-            self._listed = listing
-        return list(self._sorted)
+        if listing != before or REPLACED in listing:
+            names = sorted(self._present(listing), key=lambda name: (self._parsed[name][0], name))
+            self._last = listing, names
+        return list(names)
 
     def torn(self) -> int:
         """How many segments were set aside."""
