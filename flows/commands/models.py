@@ -168,7 +168,7 @@ def verify_index(
     base: Annotated[str, typer.Option(help=MODEL)],
     tuned: Annotated[str, typer.Option(help=MODEL)],
     images: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder or tar: some images are encoded with both models.")
+        Path | None, typer.Option(exists=True, help="Folder, tar or Parquet: some images are encoded with both models.")
     ] = None,
     features: Annotated[
         Path | None,

@@ -115,7 +115,7 @@ class Featuriser:
         waiting: deque[list[Future[_Decoded]]] = deque()
         self._open(dict.fromkeys(file.archive for file in files))
         for start in range(0, len(files), self._batch_size):
-            waiting.append([self._pool.submit(self._decode, f) for f in files[start : start + self._batch_size]])
+            waiting.append([self._submit(file) for file in files[start : start + self._batch_size]])
             if len(waiting) > AHEAD:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
@@ -129,10 +129,19 @@ class Featuriser:
             if name not in self._opened:
                 self._opened[name] = self._archive(name)
 
-    def _decode(self, file: ImageFile) -> _Decoded:
+    def _submit(self, file: ImageFile) -> Future[_Decoded]:
+        if self._opened[file.archive].in_order:
+            return self._pool.submit(self._decode, file, self._read(file))
+        return self._pool.submit(lambda: self._decode(file, self._read(file)))
+
+    def _read(self, file: ImageFile) -> bytes | None:
         try:
-            data = self._opened[file.archive].read(file.name)
+            return self._opened[file.archive].read(file.name)
         except InputError:
+            return None
+
+    def _decode(self, file: ImageFile, data: bytes | None) -> _Decoded:
+        if data is None:
             # The reason is told without the archive's full path, so that a moved data folder gives the same rejects.
             return _Decoded(file, reason="missing_image", detail=f"no readable image {file.name!r} in {file.archive}")
         try:

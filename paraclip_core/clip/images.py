@@ -1,4 +1,4 @@
-"""Images by name, out of a tar file or a folder."""
+"""Images by name, out of a tar file, a folder or a Parquet file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
+from paraclip_core.clip.parquet_pictures import ParquetPictures
 from paraclip_core.errors import InputError
 
 __all__ = ["ImageArchive", "decode_image"]
 
+PARQUET = b"PAR1"
+
 
 class ImageArchive:
-    """Random access to the images of a plain tar file or of a folder.
+    """Random access to the images of a plain tar file, of a folder or of a Parquet file with pictures in a column.
 
     A tar is indexed once, when it is opened. Names are keys: one that leads out of the archive is just not found.
     Reading is safe from several threads at once.
@@ -28,14 +31,18 @@ class ImageArchive:
         """Open and index `path`.
 
         Raises:
-            InputError: it is missing, or is neither a folder nor a sound, uncompressed tar.
+            InputError: it is missing, or neither a folder nor a sound, uncompressed tar nor Parquet with pictures.
         """
         self.path = Path(path)
+        self._parquet: ParquetPictures | None = None
         self._file: io.BufferedReader | None = None
         self._index: dict[str, tuple[int, int]] = {}
         if self.path.is_dir():
             return
         try:
+            if _is_parquet(self.path):
+                self._parquet = ParquetPictures(self.path)
+                return
             self._index = _index_tar(self.path)
             self._file = self.path.open("rb")
             weakref.finalize(self, self._file.close)
@@ -48,6 +55,8 @@ class ImageArchive:
         Raises:
             InputError: there is no such image, or it cannot be read.
         """
+        if self._parquet is not None:
+            return self._parquet.read(name)
         key = _key(name)
         if self._file is None:
             return self._read_from_folder(key, name)
@@ -65,16 +74,24 @@ class ImageArchive:
         """
         return decode_image(self.read(name), f"{self.path}/{name}")
 
+    @property
+    def in_order(self) -> bool:
+        """Whether reading is cheap in the order of names alone, as out of Parquet."""
+        return self._parquet is not None
+
     def names(self) -> list[str]:
         """Names of all files, in the archive's order (a folder's: sorted)."""
+        if self._parquet is not None:
+            return self._parquet.names()
         if self._file is not None:
             return list(self._index)
         return sorted(p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file())
 
     def close(self) -> None:
-        """Close the tar file."""
-        if self._file is not None:
-            self._file.close()
+        """Close the tar or Parquet file."""
+        for file in (self._file, self._parquet):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> ImageArchive:
         return self
@@ -122,6 +139,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def _key(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(PARQUET)) == PARQUET
 
 
 def _index_tar(path: Path) -> dict[str, tuple[int, int]]:

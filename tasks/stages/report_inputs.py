@@ -284,7 +284,8 @@ def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[s
     from paraclip_core.report.thumbnails import thumbnail
 
     with ImageArchive(images) as archive:
-        for image_id, name in sorted(names.items()):
+        # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.
+        for image_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
             try:
                 yield image_id, thumbnail(archive.open(name))
             except InputError as error:

@@ -1,0 +1,95 @@
+"""Pictures inside of Parquet: which column holds them, and what each is called.
+
+A picture is a binary value, or the field ``bytes`` of a struct, as the library `datasets` writes its images. Its name
+is ``column[row]/digest``: where it lies, and what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core.errors import InputError
+
+__all__ = [
+    "PICTURE_ROWS",
+    "damaged_parquet",
+    "holds_pictures",
+    "is_picture",
+    "picture_bytes",
+    "picture_column",
+    "picture_digest",
+    "picture_name",
+    "picture_place",
+]
+
+PICTURE_ROWS = 16
+"""Rows that are read at a time, so that memory holds a few pictures of any file."""
+USUAL = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
+_NAME = re.compile(r"(.*)\[(\d{1,18})\](?:/[0-9a-f]{32})?", re.DOTALL)
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether values of this type may be pictures."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    return _is_binary(kind)
+
+
+def picture_column(schema: pa.Schema, wanted: str | None = None) -> str | None:
+    """The column of pictures: `wanted` if it is one, a usual name, or the only struct of them; None without any.
+
+    Raises:
+        InputError: several structs hold pictures, none has a usual name and none is `wanted`.
+    """
+    pictures = [field.name for field in schema if is_picture(field.type)]
+    if wanted in pictures:
+        return wanted
+    structs = [field.name for field in schema if is_picture(field.type) and pa.types.is_struct(field.type)]
+    found = [name for name in USUAL if name in pictures][:1] or structs
+    if len(found) > 1:
+        names = ", ".join(map(repr, found))
+        raise InputError(f"the columns {names} hold pictures; name one in data.sources[].columns.image")
+    return found[0] if found else None
+
+
+def holds_pictures(path: Path, wanted: str | None = None) -> bool:
+    """Whether a file is Parquet with a column of pictures; what is wrong with it is for its reader to tell."""
+    try:
+        return picture_column(pq.read_schema(path, memory_map=True), wanted) is not None
+    except (pa.ArrowException, OSError, InputError):
+        return False
+
+
+def picture_bytes(column: pa.Array) -> pa.Array:
+    """The image files in a column of pictures, null where there is none."""
+    return column.flatten()[column.type.get_field_index("bytes")] if pa.types.is_struct(column.type) else column
+
+
+def picture_digest(data: pa.Buffer | bytes) -> str:
+    """What tells one picture from another: 32 hex digits of blake2b over its file."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def picture_name(column: str, row: int, digest: str | None = None) -> str:
+    """Name of a picture inside its file; sorted names are in the order of rows."""
+    return f"{column}[{row:09d}]" + (f"/{digest}" if digest else "")
+
+
+def picture_place(name: str) -> tuple[str, int] | None:
+    """Column and row behind a picture's name, None behind any other name."""
+    found = _NAME.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def damaged_parquet(path: Path, error: Exception) -> InputError:
+    """The error of a file that is no whole Parquet."""
+    return InputError(f"{path} cannot be read as Parquet, it is damaged or cut short: {error}; fetch it again")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
