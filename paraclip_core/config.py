@@ -42,7 +42,10 @@ class ColumnNames(Options):
     """Column with the caption. Default: the first of caption, TEXT, text, title, captions."""
     image: str | None = None
     """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
-    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key."""
+    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key.
+    In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
+    struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
+    or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
     licence: str | None = None
     """Column with the row's licence. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
@@ -57,13 +60,15 @@ class SourceOptions(Options):
     format: SourceFormat = "auto"
     """Format of the file; `auto` decides by its name and first bytes."""
     images: str | None = None
-    """Tar or folder with the images, relative to `data.root`; absent where a source has captions only."""
+    """Tar or folder with the images, relative to `data.root`; absent where a source has captions only, or holds its
+    images itself, as webdataset tars do and Parquet with a column of pictures."""
     image_prefix: str = Field(default="", json_schema_extra=LATER)
     """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
     columns: ColumnNames = ColumnNames()
     """Column names of Parquet, CSV, TSV and JSONL sources."""
     split: str | None = None
-    """Split of rows that do not say their own. Default: train."""
+    """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
+    `validation-00000-of-00002.parquet` is of that split."""
     licence: str = "unknown"
     """Licence of rows that do not say their own; report and model card name all that were used."""
 

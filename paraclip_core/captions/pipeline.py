@@ -7,6 +7,8 @@ from itertools import compress
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from paraclip_core import tables
@@ -23,12 +25,14 @@ from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["UNIQUE", "CaptionPipeline"]
+__all__ = ["BY_CONTENT", "UNIQUE", "CaptionPipeline"]
 
 T = TypeVar("T")
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What mends a clash of image ids."""
+BY_CONTENT = "name the column of pictures in data.sources[].columns.image to have ids of their contents"
+"""What mends it for pictures inside of Parquet."""
 _NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
 
 
@@ -52,8 +56,9 @@ class CaptionPipeline:
         self._filter = CaptionFilter(options)
         self._tokeniser = Tokeniser(options.context_length)
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
-        # One file alone names each image as it likes.
-        self._clashes = sum(file.images is not None for file in files) > 1
+        self._pictures = {file.name for file in files if file.pictures}
+        # One file alone names each image as it likes, but nothing but their ids says which pictures are the same.
+        self._clashes = bool(self._pictures) or sum(file.images is not None for file in files) > 1
 
     @property
     def images(self) -> int:
@@ -93,7 +98,7 @@ class CaptionPipeline:
         drop_undecodable(batch, rejects)
         if prefix := file.options.image_prefix:
             batch.image_ids = [None if image is None else prefix + image for image in batch.image_ids]
-        default = configured_split(file.options.split)
+        default = file.split
         splits = [default if split is None else split_name(split) for split in batch.splits]
         texts, keep = self._judge(batch, splits, rejects)
         image_ids = [batch.image_ids[n] for n in keep]
@@ -101,7 +106,8 @@ class CaptionPipeline:
         if any(taken):
             for n in _kept(keep, taken):
                 image = f"image id {str(batch.image_ids[n])[:200]!r}"
-                rejects.append(reject_row(batch, n, "image_conflict", f"{image} already names another image; {UNIQUE}"))
+                mend = BY_CONTENT if file.pictures else UNIQUE
+                rejects.append(reject_row(batch, n, "image_conflict", f"{image} already names another image; {mend}"))
             free = [not is_taken for is_taken in taken]
             texts, keep, image_ids = _kept(texts, free), _kept(keep, free), _kept(image_ids, free)
         ids = caption_ids(image_ids, texts)
@@ -140,8 +146,11 @@ class CaptionPipeline:
         if group is None or not self._clashes:
             return [False] * len(ids)
         unique = _distinct(ids, paths)
+        places = _places(unique, self._salt(group))
         known = self._images.contains(text_keys([image for image, _ in unique]))
-        clashing = set(compress(unique, known & ~self._owned.contains(_places(unique, group))))
+        if group in self._pictures:
+            known |= _seconds([image for image, _ in unique], places)
+        clashing = set(compress(unique, known & ~self._owned.contains(places)))
         return [pair in clashing for pair in zip(ids, paths, strict=True)]
 
     def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:
@@ -150,7 +159,11 @@ class CaptionPipeline:
             return
         self._images.add(text_keys([image for image, _ in unique]))
         if self._clashes:
-            self._owned.add(_places(unique, group))
+            self._owned.add(_places(unique, self._salt(group)))
+
+    def _salt(self, group: str) -> str:
+        """What tells images of one name in two archives apart. A picture's name says what it is, wherever it lies."""
+        return "" if group in self._pictures else group
 
     def _accepted(
         self,
@@ -191,6 +204,15 @@ def _distinct(ids: list[str | None], paths: list[str | None]) -> list[tuple[str,
 def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
     """Keys of images with archive and file name. Folders do not count: not all sources of one archive name them."""
     return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
+
+
+def _seconds(images: list[str], places: Keys) -> npt.NDArray[np.bool_]:
+    """bool [n], True for an image whose id came before with another place."""
+    first: dict[str, int] = {}
+    return np.array(
+        [first.setdefault(image, place) != place for image, place in zip(images, places.tolist(), strict=True)],
+        np.bool_,
+    )
 
 
 def _kept(values: list[T], mask: Iterable[bool]) -> list[T]:

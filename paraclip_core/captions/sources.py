@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from paraclip_core.captions.filters import configured_split, split_name
 from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.pictures import holds_pictures
 
 __all__ = ["SourceFile", "expand", "overlooked"]
 
+SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
+"""Names such as ``validation-00000-of-00002.parquet``, as Hugging Face's hub has them."""
 NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
 
 
@@ -28,8 +34,25 @@ class SourceFile:
 
     @property
     def images(self) -> str | None:
-        """Archive of its images, relative to `data.root`: as configured; a webdataset tar holds them itself."""
-        return self.options.images or (self.name if self.form == "webdataset" else None)
+        """Archive of its images, relative to `data.root`: as configured; a webdataset tar holds them itself, and so
+        does Parquet with pictures in a column."""
+        return self.options.images or (self.name if self.form == "webdataset" or self.pictures else None)
+
+    @cached_property
+    def pictures(self) -> bool:
+        """Whether it is Parquet that holds its images itself."""
+        inside = self.form == "parquet" and self.options.images is None
+        return inside and holds_pictures(self.path, self.options.columns.image)
+
+    @property
+    def split(self) -> str:
+        """Split of rows that do not say their own: as configured; the name of Parquet with pictures may tell.
+
+        Raises:
+            ConfigError: the option names no usual split.
+        """
+        shard = SHARD.fullmatch(self.path.name) if self.options.split is None and self.pictures else None
+        return (shard and split_name(shard[1])) or configured_split(self.options.split)
 
 
 def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:

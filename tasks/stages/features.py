@@ -19,6 +19,7 @@ from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.pictures import picture_place
 from storage.duckdb_file import CONFIG, environment_error
 from storage.features import write_index, write_shard
 from storage.fingerprint import FileHashes
@@ -153,7 +154,12 @@ def _index_rows(shard: int, image_ids: list[str], pixels: list[bytes]) -> pa.Tab
 
 def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
     rows = [
-        {"source": file.archive, "source_row": None, "reason": reason, "detail": f"image {file.image_id!r}: {detail}"}
+        {
+            "source": file.archive,
+            "source_row": (picture_place(file.name) or (None, None))[1],
+            "reason": reason,
+            "detail": f"image {file.image_id!r}: {detail}",
+        }
         for file, reason, detail in rejected
     ]
     return pa.Table.from_pylist([{**row, "caption_raw": None} for row in rows], schema=tables.REJECTS)

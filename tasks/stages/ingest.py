@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome
-from paraclip_core.captions.pipeline import UNIQUE, CaptionPipeline
+from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.readers.registry import named_format
 from paraclip_core.captions.sources import SourceFile, expand, overlooked
 from paraclip_core.config import Settings, SourceOptions, meaning
@@ -86,7 +86,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if not total.accepted:
         raise InputError(_nothing(files, total, ctx.work.out / "rejects"))
     if clashes := total.rejected["image_conflict"]:
-        log.warning("%d captions are left out, for their image ids name other images, too; %s", clashes, UNIQUE)
+        mend = " or ".join([UNIQUE, BY_CONTENT] if any(file.pictures for file in files) else [UNIQUE])
+        log.warning("%d captions are left out, for their image ids name other images, too; %s", clashes, mend)
     _ensure_parts(ctx.work.out)
     return {**total.to_json(), "files": len(files), "images": pipeline.images}
 
@@ -218,7 +219,9 @@ def _content(file: SourceFile, hashes: FileHashes) -> str:
         raise InputError(f"{file.path} holds no caption file (data.sources[].path: {file.name})")
     if not file.path.exists():
         raise InputError(f"{file.path} does not exist; data.sources[].path is relative to data.root")
-    return hashes.of([file.path])[str(file.path)]
+    content = hashes.of([file.path])[str(file.path)]
+    # Its captions alone were read, before pictures inside of Parquet were.
+    return f"pictures:{content}" if file.pictures else content
 
 
 INGEST = Stage(name="ingest", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)

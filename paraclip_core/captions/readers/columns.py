@@ -39,10 +39,12 @@ class Columns:
     """Becomes the image's name inside the archive of images."""
     licence: str | None = None
     split: str | None = None
+    picture: str | None = None
+    """Holds the images themselves, which only Parquet can."""
 
     def names(self) -> list[str]:
         """Every column that is used, each once."""
-        found = (self.caption, self.image, self.path, self.licence, self.split)
+        found = (self.caption, self.image, self.path, self.licence, self.split, self.picture)
         return list(dict.fromkeys(name for name in found if name is not None))
 
 

@@ -1,19 +1,33 @@
-"""Parquet with LAION's columns (URL, TEXT, LICENSE), img2dataset's (key, url, caption) or a user's own."""
+"""Parquet with LAION's columns (URL, TEXT, LICENSE), img2dataset's (key, url, caption) or a user's own.
+
+Pictures in a column are read once, to tell them apart: the image's id is the column with its key, or else a hash of the
+picture, so that rows that repeat a picture share it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image
+from paraclip_core.captions.readers.columns import IMAGE, Columns, choose_columns, need_image
 from paraclip_core.captions.readers.lines import decode
 from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
+from paraclip_core.pictures import (
+    PICTURE_ROWS,
+    damaged_parquet,
+    is_picture,
+    picture_bytes,
+    picture_column,
+    picture_digest,
+    picture_name,
+)
 
 __all__ = ["read_parquet"]
 
@@ -22,13 +36,17 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Every record as a row; rows count from 0.
 
     Raises:
-        InputError: the file is not whole Parquet, or has no text column for the caption.
+        InputError: the file is not whole Parquet, has no text column for the caption, or a column for pictures with
+            none in it.
     """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            columns = choose_columns(file.schema_arrow.names, options.columns, str(path))
+            columns = _columns(file.schema_arrow, options, path)
             need_image(columns.image, file.schema_arrow.names, options, str(path))
             _check_types(file.schema_arrow, columns, path)
+            if columns.picture is not None:
+                yield from _picture_rows(file, columns, columns.picture, path)
+                return
             first = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns.names()):
                 yield from _rows(batch, columns, first)
@@ -36,9 +54,50 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
+
+
+def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
+    """The columns that are used; those of pictures are looked at only where a source has no other images."""
+    columns = choose_columns(schema.names, options.columns, str(path))
+    wanted = options.columns.image
+    try:
+        picture = None if options.images is not None else picture_column(schema, wanted)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if picture is None:
+        return columns
+    texts = {field.name for field in schema if not is_picture(field.type)}
+    key = next((name for name in ([wanted] if wanted else IMAGE) if name in texts), None)
+    return replace(columns, image=key, path=None, picture=picture)
+
+
+def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Path) -> Iterator[RowBatch]:
+    batcher, row, found = Batcher(), 0, 0
+    for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
+        captions, keys, splits, licences = (
+            [None] * batch.num_rows if name is None else _values(batch.column(name))
+            for name in (columns.caption, columns.image, columns.split, columns.licence)
+        )
+        for data, caption, key, *rest in zip(
+            picture_bytes(batch.column(picture)), captions, keys, splits, licences, strict=True
+        ):
+            if data.is_valid:
+                digest = picture_digest(data.as_buffer())
+                batcher.add(row, caption, (key or "").strip() or digest, picture_name(picture, row, digest), *rest)
+                found += 1
+            else:
+                text = caption if isinstance(caption, str) else None
+                batcher.reject(row, "missing_field", f"no picture in column {picture!r}, its bytes are null", text)
+            row += 1
+        yield from batcher.full()
+    if row and not found:
         raise InputError(
-            f"{path} cannot be read as Parquet, it is damaged or cut short: {error}; fetch it again"
-        ) from error
+            f"column {picture!r} of {path} holds no picture in any of its {row} rows, at most paths; expected the "
+            "images' bytes. Embed them, or save the images as files, name their folder in data.sources[].images and "
+            "the text column with their names in columns.image"
+        )
+    yield from batcher.rest()
 
 
 def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:
@@ -84,15 +143,22 @@ def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
             kind = kind.value_type
         if _is_list(kind) and name == columns.caption:
             kind = kind.value_type
+        if name == columns.picture:
+            continue
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         if not text and (name == columns.caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
-            picture = pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-            hint = (
-                "; images inside of Parquet are not read, save them as files in data.sources[].images"
-                if picture
-                else ""
-            )
+            hint = _hint(kind, name == columns.caption)
             raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns{hint}")
+
+
+def _hint(kind: pa.DataType, caption: bool) -> str:
+    if caption:
+        return ""
+    if is_picture(kind):
+        return ", or leave data.sources[].images out to have the pictures inside of Parquet"
+    if _is_list(kind) or pa.types.is_struct(kind):
+        return "; pictures inside of Parquet are one a row, as bytes or in a struct's field `bytes`"
+    return ""
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from paraclip_core.captions.ids import caption_ids
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import DataOptions, SourceOptions
+from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 
 
@@ -151,6 +152,44 @@ def test_an_image_is_the_same_with_and_without_its_folder(tmp_path: Path) -> Non
     jsonl(tmp_path / "b.jsonl", {"image_id": "1", "image": "1.jpg", "caption": "a cat"})
     accepted, _, _ = run(tmp_path, *(SourceOptions(path=f"{name}.jsonl", images="a.tar") for name in "ab"))
     assert accepted["caption"].to_pylist() == ["a dog", "a cat"]
+
+
+def pictures(path: Path, *rows: tuple[str | None, bytes, str]) -> None:
+    columns = dict(zip(("filename", "image", "caption"), zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+
+
+def test_pictures_that_share_an_id_without_being_one(tmp_path: Path) -> None:
+    rows = [
+        ("1.jpg", b"dog", "a dog"),
+        ("1.jpg", b"cat", "a cat"),
+        ("1.jpg", b"dog", "one dog"),
+        (None, b"cat", "a fox"),
+    ]
+    pictures(tmp_path / "a.parquet", *rows)
+    pictures(tmp_path / "b.parquet", ("1.jpg", b"dog", "my dog"), ("1.jpg", b"cow", "a cow"), (None, b"cat", "a lynx"))
+    sources = [SourceOptions(path=name) for name in ("a.parquet", "b.parquet")]
+    accepted, rejects, pipeline = run(tmp_path, *sources)
+    assert accepted["caption"].to_pylist() == ["a dog", "one dog", "a fox", "my dog", "a lynx"]
+    assert accepted["images"].to_pylist() == ["a.parquet"] * 3 + ["b.parquet"] * 2
+    assert reasons(rejects) == [(1, "image_conflict"), (1, "image_conflict")]
+    assert "name the column of pictures in data.sources[].columns.image" in rejects["detail"][0].as_py()
+    assert pipeline.images == 2
+    by_content = [source.model_copy(update={"columns": ColumnNames(image="image")}) for source in sources]
+    accepted, rejects, pipeline = run(tmp_path, *by_content)
+    assert (accepted.num_rows, rejects.num_rows, pipeline.images) == (7, 0, 3)
+
+
+def test_clashing_pictures_are_known_after_a_restart(tmp_path: Path) -> None:
+    pictures(tmp_path / "a.parquet", ("1.jpg", b"dog", "a dog"))
+    pictures(tmp_path / "b.parquet", ("1.jpg", b"dog", "my dog"), ("1.jpg", b"cow", "a cow"))
+    data = DataOptions(sources=(SourceOptions(path="a.parquet"), SourceOptions(path="b.parquet")))
+    first, second = expand(tmp_path, data.sources)
+    (outcome,) = CaptionPipeline(data, [first, second]).run(first)
+    pipeline = CaptionPipeline(data, [first, second])
+    pipeline.restore(outcome.accepted)
+    (outcome,) = pipeline.run(second)
+    assert outcome.accepted.column("caption").to_pylist() == ["my dog"]
 
 
 def test_scripts_without_blanks(tmp_path: Path) -> None:

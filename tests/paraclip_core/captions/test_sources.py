@@ -45,6 +45,24 @@ def test_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path, path="data", format="parquet") == [("data/b/00001.parquet", "parquet", None)]
 
 
+def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
+    inside = pa.table({"image": pa.array([b"x"]), "caption": ["a dog"]})
+    for name in ("train-00000-of-00001", "validation-00000-of-00002-0f3a", "minitrain-00000-of-00001", "test"):
+        pq.write_table(inside, tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "test-00000-of-00001.parquet")
+    files = {file.name: file for file in expand(tmp_path, [SourceOptions(path=".")])}
+    assert {name: (file.images, file.split) for name, file in files.items()} == {
+        "minitrain-00000-of-00001.parquet": ("minitrain-00000-of-00001.parquet", "train"),
+        "test-00000-of-00001.parquet": (None, "train"),
+        "test.parquet": ("test.parquet", "train"),
+        "train-00000-of-00001.parquet": ("train-00000-of-00001.parquet", "train"),
+        "validation-00000-of-00002-0f3a.parquet": ("validation-00000-of-00002-0f3a.parquet", "val"),
+    }
+    (named,) = expand(tmp_path, [SourceOptions(path="validation-00000-of-00002-0f3a.parquet", split="test")])
+    assert named.split == "test"
+    assert names(tmp_path, path="test.parquet", images="pics") == [("test.parquet", "parquet", "pics")]
+
+
 def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     for name in ("captions.csv", "deep/more.csv", "pic.jpg"):

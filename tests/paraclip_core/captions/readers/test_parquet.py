@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,8 +148,63 @@ def test_real_rows(data_root: Path) -> None:
     assert not any(batch.rejects for batch in batches)
 
 
-def test_images_inside_of_parquet_are_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"image": [{"bytes": b"x", "path": "1.jpg"}], "text": ["a dog"]}), path)
-    with pytest.raises(InputError, match=r"column 'image' .*struct.*save them as files in data\.sources\[\]\.images"):
-        list(read_parquet(path, SourceOptions(path="a.parquet")))
+def pictures(*data: bytes | None) -> pa.Array:
+    """As the library `datasets` writes its images."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.array([{"bytes": one, "path": "1.jpg"} for one in data], kind)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary"])
+def test_pictures_are_known_by_what_they_are(tmp_path: Path, kind: str) -> None:
+    image = pictures(b"x", b"y", b"x")
+    path = write(tmp_path, image=image if kind == "struct" else image.field("bytes"), text=["a", "b", "c"])
+    batch = one(path)
+    assert batch.image_ids == [digest(b"x"), digest(b"y"), digest(b"x")]
+    assert batch.image_paths == [f"image[{row:09d}]/{image}" for row, image in enumerate(batch.image_ids)]
+
+
+def test_a_key_beside_pictures_is_the_images_id(tmp_path: Path) -> None:
+    columns = {"img": pictures(b"x", b"y"), "caption": [["a dog", "one dog"], ["a cat"]], "filename": ["1.jpg", " "]}
+    path = write(tmp_path, **columns, split=["val", None])
+    batch = one(path)
+    assert batch.image_ids == ["1.jpg", "1.jpg", digest(b"y")]
+    assert (batch.rows, batch.splits) == ([0, 0, 1], ["val", "val", None])
+    named = ColumnNames(image="img")
+    assert one(path, SourceOptions(path="x", columns=named)).image_ids[0] == digest(b"x")
+    with_files = SourceOptions(path="x", images="pics", columns=ColumnNames(image="filename"))
+    assert one(path, with_files).image_paths == ["1.jpg", "1.jpg", None]
+
+
+def test_rows_without_a_picture_are_told(tmp_path: Path) -> None:
+    image = pa.concat_arrays([pictures(b"x", None), pa.nulls(1, pictures().type), pictures(b"")])
+    batch = one(write(tmp_path, image=image, caption=["a dog", "a cat", "a fox", "a cow"]))
+    assert batch.captions == ["a dog", "a cow"]
+    assert [(reject.row, reject.reason, reject.caption) for reject in batch.rejects] == [
+        (1, "missing_field", "a cat"),
+        (2, "missing_field", "a fox"),
+    ]
+    assert batch.rejects[0].detail == "no picture in column 'image', its bytes are null"
+
+
+def test_a_column_with_paths_alone_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, image=pictures(None, None), caption=["a dog", "a cat"])
+    with pytest.raises(
+        InputError, match=r"'image' of .* holds no picture in any of its 2 rows.*data\.sources\[\]\.images"
+    ):
+        one(path)
+
+
+def test_columns_that_cannot_be_pictures_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, images=pa.array([[{"bytes": b"x", "path": None}]]), caption=["a dog"])
+    with pytest.raises(InputError, match=r"'images' .* type list.*pictures inside of Parquet are one a row"):
+        one(path, SourceOptions(path="x", columns=ColumnNames(image="images")))
+    path = write(tmp_path, left=pictures(b"x"), right=pictures(b"y"), caption=["a dog"])
+    with pytest.raises(InputError, match=r"rows\.parquet: the columns 'left', 'right' hold pictures; name one"):
+        one(path)
+    path = write(tmp_path, image=pictures(b"x"), caption=["a dog"])
+    with pytest.raises(InputError, match=r"'image' .* expected text; .*leave data\.sources\[\]\.images out"):
+        one(path, SourceOptions(path="x", images="pics"))
