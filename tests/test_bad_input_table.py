@@ -25,6 +25,7 @@ INPUTS = [
     "captions that are prompts",
     "HTML and path traversal in names",
     "corrupt image",
+    "Parquet whose pictures are absent or damaged",
     "NaN features",
     "truncated checkpoint",
     "weights that are NaN or infinite",
