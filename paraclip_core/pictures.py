@@ -20,7 +20,9 @@ __all__ = [
     "damaged_parquet",
     "holds_pictures",
     "is_picture",
+    "listed_types",
     "picture_bytes",
+    "picture_candidates",
     "picture_column",
     "picture_digest",
     "picture_name",
@@ -63,6 +65,19 @@ def holds_pictures(path: Path, wanted: str | None = None) -> bool:
         return picture_column(pq.read_schema(path, memory_map=True), wanted) is not None
     except (pa.ArrowException, OSError, InputError):
         return False
+
+
+def listed_types(schema: pa.Schema) -> str:
+    """The columns with their types, for a message."""
+    return ", ".join(f"{field.name!r} ({field.type})" for field in schema)
+
+
+def picture_candidates(path: Path) -> str:
+    """The columns of a Parquet file in which pictures were looked for; none of a file that cannot be read."""
+    try:
+        return listed_types(pq.read_schema(path, memory_map=True))
+    except (pa.ArrowException, OSError):
+        return ""
 
 
 def picture_bytes(column: pa.Array) -> pa.Array:

@@ -12,9 +12,9 @@ from paraclip_core.captions.filters import configured_split, split_name
 from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.pictures import holds_pictures
+from paraclip_core.pictures import holds_pictures, picture_candidates
 
-__all__ = ["SourceFile", "expand", "overlooked"]
+__all__ = ["SourceFile", "expand", "overlooked", "without_images"]
 
 SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
 """Names such as ``validation-00000-of-00002.parquet``, as Hugging Face's hub has them."""
@@ -84,6 +84,18 @@ def overlooked(root: Path, sources: Sequence[SourceOptions]) -> list[str]:
             if _structured(shown):
                 names += [path.relative_to(root).as_posix() for path in _texts(shown)]
     return sorted(names)
+
+
+def without_images(files: Sequence[SourceFile]) -> str | None:
+    """What to tell a user of sources of which none has images; None where one has."""
+    if any(file.images is not None for file in files):
+        return None
+    tables = [(file.name, picture_candidates(file.path)) for file in files if file.form == "parquet"]
+    found = "".join(f"; {name} has {columns}" for name, columns in tables[:1] if columns)
+    return (
+        "no source has images, so that its captions can be paraphrased but not trained on; expected "
+        f"data.sources[].images, webdataset tars, or Parquet with a column of pictures, one a row{found}"
+    )
 
 
 def _files(root: Path, source: SourceOptions) -> Iterator[SourceFile]:

@@ -17,6 +17,7 @@ from paraclip_core.pictures import (
     PICTURE_ROWS,
     damaged_parquet,
     is_picture,
+    listed_types,
     picture_bytes,
     picture_column,
     picture_name,
@@ -60,8 +61,8 @@ class ParquetPictures:
         self._schema = self._file.schema_arrow
         column = picture_column(self._schema)
         if column is None:
-            columns = ", ".join(f"{field.name!r} ({field.type})" for field in self._schema)
-            raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {columns}")
+            found = listed_types(self._schema)
+            raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {found}")
         self._column = column
         groups = (self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups))
         self._starts = list(accumulate(groups, initial=0))

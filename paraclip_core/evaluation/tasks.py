@@ -142,7 +142,7 @@ def _captions(path: Path | None, stored: Stored | None, split: str | None) -> tu
     if not stored.captions.captions:
         raise BenchmarkError(
             f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split, "
-            "or see among ingest's rejects why"
+            "name the images in data.sources[].images, or see in ingest's log and rejects why"
         )
     return stored.captions, stored.pool(stored.captions.image_ids)
 

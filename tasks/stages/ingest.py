@@ -18,7 +18,7 @@ from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.readers.registry import named_format
-from paraclip_core.captions.sources import SourceFile, expand, overlooked
+from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
 from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.desks import Desk
 from paraclip_core.errors import InputError
@@ -70,6 +70,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if unread := overlooked(root, ctx.settings.data.sources):
         names = _first_names(unread)
         log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
+    if told := without_images(files):
+        log.warning("%s", told)
     pipeline = CaptionPipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):

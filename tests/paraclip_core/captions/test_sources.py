@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.readers.registry import detect
-from paraclip_core.captions.sources import expand, overlooked
+from paraclip_core.captions.sources import expand, overlooked, without_images
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import load_settings
@@ -61,6 +61,17 @@ def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
     (named,) = expand(tmp_path, [SourceOptions(path="validation-00000-of-00002-0f3a.parquet", split="test")])
     assert named.split == "test"
     assert names(tmp_path, path="test.parquet", images="pics") == [("test.parquet", "parquet", "pics")]
+
+
+def test_sources_without_any_image_are_told_with_their_columns(tmp_path: Path) -> None:
+    pictures = pa.array([[{"bytes": b"x", "path": "1.jpg"}]])
+    pq.write_table(pa.table({"caption": ["a dog"], "images": pictures}), tmp_path / "a.parquet")
+    (tmp_path / "b.tar").write_bytes(b"")
+    told = without_images(expand(tmp_path, [SourceOptions(path="a.parquet")]))
+    assert told is not None and "a.parquet has 'caption' (string), 'images' (list<" in told
+    for more in ({"path": "b.tar"}, {"path": "a.parquet", "images": "pics"}):
+        sources = [SourceOptions(path="a.parquet"), SourceOptions.model_validate(more)]
+        assert without_images(expand(tmp_path, sources)) is None
 
 
 def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
