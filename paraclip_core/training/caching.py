@@ -8,6 +8,7 @@ own, and their gradients are added up in the same order, so that these are the s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares
@@ -186,22 +186,31 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     place[torch.from_numpy(known)] = torch.arange(len(known))
     place, rows = place.to(device), torch.from_numpy(known).to(device)
     few = weight.detach()[rows].requires_grad_()
+    look_up = _twin(module, few)
 
     def forward(ids: Tensor) -> Tensor:
         places = place[ids]
-        return whole(ids) if bool((places < 0).any()) else functional.embedding(places, few)
+        return whole(ids) if bool((places < 0).any()) else look_up(places)
 
     module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield [few]
     finally:
-        module.forward = whole
+        del module.forward
     if few.grad is not None:
         if module.padding_idx is not None:
             few.grad[place[module.padding_idx]] = 0.0
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         weight.grad[rows] += few.grad
+
+
+def _twin(module: nn.Embedding, table: Tensor) -> nn.Embedding:
+    """The same kind of module over another table: some scale what they look up, as NLLB's does."""
+    twin = copy.copy(module)
+    twin._parameters = {}
+    twin.weight, twin.padding_idx = table, None  # pyright: ignore[reportAttributeAccessIssue]
+    return twin
 
 
 def _vocabulary(clip: ClipModel) -> nn.Embedding | None:

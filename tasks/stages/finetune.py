@@ -32,4 +32,4 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return run(ctx)
 
 
-FINETUNE = Stage(name="finetune", version=7, inputs=_inputs, options=_options, body=_body, sources=base_sources)
+FINETUNE = Stage(name="finetune", version=8, inputs=_inputs, options=_options, body=_body, sources=base_sources)

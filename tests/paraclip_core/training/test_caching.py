@@ -261,3 +261,21 @@ def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
     with caching.touched_vocabulary(clip, prepared.tokens.take([0])):
         encode_ragged(clip, prepared.tokens).sum().backward()
     torch.testing.assert_close(few, table.weight.grad)
+
+
+def test_a_table_that_scales_what_it_gives_still_does(towers: ModuleType, tmp_path: Path) -> None:
+    clip = towers.model_of("nllb", tmp_path)
+    freeze_image_tower(clip)
+    table, tokens = clip.model.get_submodule("text.transformer.embed_tokens"), tokenise(clip, WORDS.split())
+    assert table.embed_scale != 1
+    expected = encode_ragged(clip, tokens)
+    expected[:, 0].sum().backward()
+    assert isinstance(table.weight.grad, Tensor)
+    whole = table.weight.grad.clone()
+    for _ in range(2):  # the first time leaves the module as it was
+        clip.model.zero_grad()
+        with caching.touched_vocabulary(clip, tokens):
+            found = encode_ragged(clip, tokens)
+            found[:, 0].sum().backward()
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(table.weight.grad, whole)
