@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent; damage to one is detected.
 
 A checkpoint is one safetensors file, ``step-00000120.safetensors``, written beside its place and renamed. Its header
-holds the run's facts and a digest over all tensors. The newest two are kept, so that one may be lost.
+holds the run's facts and a digest over these and all tensors. The newest two are kept, so that one may be lost.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CheckpointFolder:
                 path.unlink(missing_ok=True)
                 continue
             meta, tensors = found
-            if meta.get("identity") != self._identity:
+            if meta["identity"] != self._identity:
                 raise TrainingError(
                     f"{path} belongs to another run (its model, data or options differ); "
                     f"delete {self._folder} to start anew"
@@ -109,7 +109,7 @@ class CheckpointFolder:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
         here = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        header = {"paraclip": json.dumps({**meta, "digest": _digest(here)}, sort_keys=True)}
+        header = {"paraclip": json.dumps({**meta, "digest": _digest(meta, here)}, sort_keys=True)}
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class CheckpointFolder:
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["paraclip"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _digest(tensors) == meta["digest"]:
+            if meta.pop("digest") == _digest(meta, tensors):
                 return meta, tensors
             reason = "its digest differs"
         except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -148,8 +148,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

@@ -34,13 +34,16 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "none", "x").newest() is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "nonsense"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "facts", "nonsense"])
 def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = saved(tmp_path)
     path = tmp_path / "step-00000003.safetensors"
     data = bytearray(path.read_bytes())
     flipped = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
-    path.write_bytes({"cut": data[:-9], "empty": b"", "flipped": flipped, "nonsense": b"\xff" * 64}[damage])
+    facts = data.replace(rb"\"n\": 3", rb"\"n\": 7")
+    assert facts != data
+    damaged = {"cut": data[:-9], "empty": b"", "flipped": flipped, "facts": facts, "nonsense": b"\xff" * 64}
+    path.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING):
         found = checkpoints.newest()
     assert found is not None and found.step == 2
