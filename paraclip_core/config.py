@@ -104,7 +104,7 @@ class DataOptions(Options):
     Japanese characters or four letters of the others. Otherwise words are what blanks separate (published filter)."""
     max_chars: Annotated[int, Field(ge=10)] = 2000
     """Captions with more characters are rejected before anything else looks at them."""
-    context_length: Annotated[int, Field(ge=8)] = 77
+    context_length: Annotated[int, Field(ge=8, le=32_768)] = 77
     """Tokens that a text is cut to, start and end tokens included."""
     on_error: Literal["stop", "skip"] = "stop"
     """What an unreadable file does: stop the stage by name, or go to the rejects and let the rest go on."""
@@ -259,6 +259,12 @@ class ModelOptions(Options):
     seed: int = 0
     """Seed of the embedded model's new weights."""
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> ModelOptions:
+        if self.text_width % self.text_heads:
+            raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
+        return self
+
 
 class FeatureOptions(Options):
     """How image features are computed."""
@@ -328,7 +334,7 @@ class RunOptions(Options):
         default="auto", json_schema_extra=OPERATIONAL
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested."""
-    threads: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, 0: all."""
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same

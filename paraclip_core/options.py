@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
 __all__ = ["LATER", "OPERATIONAL", "Options"]
 
@@ -12,6 +14,8 @@ OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 LATER: dict[str, JsonValue] = {"later": True}
 """``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
 
+LARGEST = 2**63
+
 
 def _title(name: str, _: object) -> str:
     """What a form calls an option; without it a group goes by its class, or by nothing."""
@@ -19,6 +23,22 @@ def _title(name: str, _: object) -> str:
 
 
 class Options(BaseModel):
-    """Base of all option groups: unknown names are errors, values are not changed after reading."""
+    """Base of all option groups: unknown names are errors, values are not changed after reading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, field_title_generator=_title)
+    Numbers are finite and whole ones fit into 64 bits, for manifests, tables and libraries hold no others.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        field_title_generator=_title,
+        allow_inf_nan=False,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -LARGEST <= value < LARGEST:
+            raise ValueError(f"{value} does not fit into 64 bits; choose a smaller number")
+        return value

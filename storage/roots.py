@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from paraclip_core.errors import UnknownNameError
+from paraclip_core.errors import ConfigError, UnknownNameError
 from storage.artifacts import ArtifactStore
 from storage.filesystems import is_url, open_remote
 
@@ -29,7 +29,8 @@ def open_store(root: Path | str) -> ArtifactStore:
     With a URL, stages work in a folder on this machine, and what they finish is shared through the object store.
 
     Raises:
-        ConfigError: the URL holds credentials, or the package that speaks its protocol is missing.
+        ConfigError: the URL holds credentials, the package that speaks its protocol is missing, or the folder begins
+            with a ``~user`` that there is not.
     """
     text = str(root)
     if is_url(text):
@@ -37,7 +38,7 @@ def open_store(root: Path | str) -> ArtifactStore:
 
         remote, folder = open_remote(text), working_folder(text)
         return ArtifactStore(folder, Mirror(remote, folder))
-    return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else root)
+    return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else _at_home(text))
 
 
 def check_root(store: ArtifactStore) -> None:
@@ -81,7 +82,15 @@ def local_folder() -> Path:
         RuntimeError: the user has no home.
     """
     chosen = os.environ.get(LOCAL_VARIABLE)
-    return Path(chosen) if chosen else _caches() / "paraclip"
+    return _at_home(chosen) if chosen else _caches() / "paraclip"
+
+
+def _at_home(written: str) -> Path:
+    path = Path(os.path.expanduser(written))  # noqa: PTH111
+    if path.parts and path.parts[0].startswith("~"):
+        # It would be made here, under a name that looks like another place.
+        raise ConfigError(f"{written}: {path.parts[0]} is nobody's home folder here; write the path in full")
+    return path
 
 
 def _short_hash(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paraclip_core.clip.reference import check_reference, is_model_folder, local_file, model_files, place_free_name
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
+from paraclip_core.paths import user_path
 from storage.artifacts import Artifact, ArtifactStore
 from storage.fingerprint import FileHashes
 from storage.manifests import sources_of
@@ -69,7 +70,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         check_reference(name)
         return name
-    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    folder = user_path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
         if not is_model_folder(folder):
@@ -123,7 +124,7 @@ def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None
 
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         folder = folder.resolve()
         folder = folder.parent if folder.name == RELEASE else folder

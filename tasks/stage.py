@@ -14,6 +14,7 @@ from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
+from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
 from storage.atomic import storage_error
@@ -141,4 +142,4 @@ def software_versions() -> dict[str, str]:
 
 def input_path(settings: Settings, path: str) -> Path:
     """A user's path, relative to `data.root`."""
-    return Path(settings.data.root).expanduser() / path
+    return user_path(settings.data.root) / user_path(path)

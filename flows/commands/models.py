@@ -12,6 +12,7 @@ import typer
 from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable
 from flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
+from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:
     from paraclip_core.config import BenchmarkOptions
@@ -64,7 +65,7 @@ def evaluate(
     store = open_store(root)
     benchmarks = [parse_benchmark(text) for text in benchmark]
     for chosen in benchmarks:
-        if chosen.path and not Path(chosen.path).expanduser().exists():
+        if chosen.path and not user_path(chosen.path).exists():
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
     models = {which: name_in(store, release) for which, release in releases.items()}
@@ -103,7 +104,7 @@ def _results_folder(
     hashes = FileHashes(store.cache / "source_hashes.json")
     asked = {
         "benchmarks": [
-            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, Path(chosen.path or "").expanduser(), hashes)]
+            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, user_path(chosen.path or ""), hashes)]
             for chosen in benchmarks
         ],
         "split": split,

@@ -13,6 +13,7 @@ from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.pictures import holds_pictures, picture_candidates
+from paraclip_core.paths import user_path
 
 __all__ = ["SourceFile", "expand", "overlooked", "without_images"]
 
@@ -79,7 +80,7 @@ def overlooked(root: Path, sources: Sequence[SourceOptions]) -> list[str]:
     """
     names: list[str] = []
     for source in sources:
-        if source.format == "auto" and (root / source.path).is_dir():
+        if source.format == "auto" and (root / user_path(source.path)).is_dir():
             shown = _shown(root, source)
             if _structured(shown):
                 names += [path.relative_to(root).as_posix() for path in _texts(shown)]
@@ -99,7 +100,7 @@ def without_images(files: Sequence[SourceFile]) -> str | None:
 
 
 def _files(root: Path, source: SourceOptions) -> Iterator[SourceFile]:
-    path = root / source.path
+    path = root / user_path(source.path)
     if not path.is_dir():
         yield _source_file(path, PurePosixPath(source.path), source)
         return
@@ -118,7 +119,7 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
 
 
 def _shown(root: Path, source: SourceOptions) -> list[Path]:
-    path, images = root / source.path, (root / source.images) if source.images else None
+    path, images = root / user_path(source.path), root / user_path(source.images) if source.images else None
     # A folder that holds captions and images alike would be skipped with all that is in it.
     skipped = images if images is not None and path in images.parents else None
     found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from paraclip_core.errors import UnknownModelError
+from paraclip_core.paths import user_path
 
 __all__ = [
     "CONFIG",
@@ -55,10 +56,10 @@ IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
 def local_folder(reference: str) -> Path | None:
     """The folder (or the weights file without an architecture) that a reference means, None where it means another."""
     if reference.startswith(LOCAL):
-        return Path(reference.removeprefix(LOCAL)).expanduser()
+        return user_path(reference.removeprefix(LOCAL))
     if reference.startswith(HUB):
         return None
-    return Path(reference).expanduser() if ":" not in reference or Path(reference).is_dir() else None
+    return user_path(reference) if ":" not in reference or Path(reference).is_dir() else None
 
 
 def local_file(reference: str) -> tuple[str, Path] | None:
@@ -66,7 +67,7 @@ def local_file(reference: str) -> tuple[str, Path] | None:
     if local_folder(reference) is not None or reference.startswith(HUB):
         return None
     architecture, _, path = reference.partition(":")
-    return (architecture, Path(path).expanduser()) if "/" in path or path.endswith(FILES) else None
+    return (architecture, user_path(path)) if "/" in path or path.endswith(FILES) else None
 
 
 def check_reference(reference: str) -> None:

@@ -52,7 +52,7 @@ def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: f
     count = int(cluster.max()) + 1 if len(cluster) else 0
     if count < 2:
         raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
-    draws = _draws(count, max(count, len(cluster)), resamples, np.random.default_rng(seed))
+    draws = _draws(count, max(count, len(cluster)), resamples, np.random.default_rng(seed % 2**64))
     if base.gold is None:
         deltas = _mean_deltas(tuned.values - base.values, cluster, draws)
     else:

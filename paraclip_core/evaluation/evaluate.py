@@ -14,6 +14,7 @@ from paraclip_core.evaluation.comparison import Comparison, Outcome, compare
 from paraclip_core.evaluation.pool import Encoder
 from paraclip_core.evaluation.samples import Measured
 from paraclip_core.evaluation.tasks import Task, prepare
+from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 
 __all__ = ["Evaluation", "Remember", "always_measure", "check_names", "evaluate_models", "measure_all"]
@@ -77,7 +78,7 @@ def evaluate_models(
     tasks: list[Task] = []
     skipped: dict[str, str] = {}
     for benchmark in benchmarks:
-        path = None if benchmark.path is None else Path(root).expanduser() / Path(benchmark.path).expanduser()
+        path = None if benchmark.path is None else user_path(root) / user_path(benchmark.path)
         if benchmark.optional and path is not None and not path.exists():
             skipped[benchmark.name] = "its path is absent"
             continue

@@ -25,6 +25,7 @@ from paraclip_core.evaluation.results import result_json
 from paraclip_core.evaluation.samples import Measured, from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.summary import summary
 from paraclip_core.evaluation.tasks import Stored, Task, prepare, source_files
+from paraclip_core.paths import user_path
 from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import write_atomic, write_json
@@ -200,7 +201,7 @@ def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
     """Whether the path lies in the rendered scenes: that of a benchmark about images does, where scenes are set."""
     if settings.data.scenes is None or benchmark.path is None or benchmark.kind not in IN_SCENES:
         return False
-    return not Path(benchmark.path).expanduser().is_absolute()
+    return not user_path(benchmark.path).is_absolute()
 
 
 def _path(settings: Settings, inputs: Mapping[str, Artifact], benchmark: BenchmarkOptions) -> Path | None:

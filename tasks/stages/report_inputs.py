@@ -260,11 +260,11 @@ def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
 
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
     """Thumbnails of the images that are still there; a page without one of them is better than none."""
-    root = inputs["scenes"].path if "scenes" in inputs else input_path(settings, ".")
+    scenes = inputs.get("scenes")
     found: dict[str, bytes] = {}
     for images, names in sorted(_members(inputs, wanted).items()):
         try:
-            found.update(_thumbnails_from(root / images, names))
+            found.update(_thumbnails_from(scenes.path / images if scenes else input_path(settings, images), names))
         except InputError as error:
             log.warning("no thumbnails from %s: %s", images, error)
     return found

@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 UNKNOWN = {
     "run": ["-c ABSENT", "--set nonsense=1"],
-    "plan": ["-c ABSENT", "--set nonsense=1"],
+    "plan": ["-c ABSENT", "--set nonsense=1", "-c CONFIG --set run.root=~no-such-user/x"],
     "calibrate": ["-c ABSENT"],
     "sweep": ["-c ABSENT --try paraphrase.chunk=64", "-c CONFIG --try nonsense=1"],
     "evaluate": [
@@ -26,13 +26,13 @@ UNKNOWN = {
         "--base ViT-B-33:openai --tuned FILE --benchmark stsb=FILE",
         "--base FILE --tuned ViT-B-32:nothing --benchmark stsb=FILE",
     ],
-    "promote": ["-c ABSENT", "-c CONFIG --channel ../x"],
-    "search": ["dog --model nothing", "dog --model ABSENT", "dog --model ingest/"],
+    "promote": ["-c ABSENT", "-c CONFIG --channel ../x", "-c CONFIG --set run.root=~no-such-user/x"],
+    "search": ["dog --model nothing", "dog --model ABSENT", "dog --model ~no-such-user/x", "dog --model ingest/"],
     "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
     "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
     "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],
     "serve": ["--prefect-file ABSENT"],
-    "artifacts ls": ["--root ABSENT", "--stage nothing"],
+    "artifacts ls": ["--root ABSENT", "--root ~no-such-user/x", "--stage nothing"],
     "artifacts show": ["nothing", "finetune/nothing", "nothing/nothing", "../x", "--root ABSENT x"],
     "artifacts lineage": ["nothing", "--root ABSENT x"],
     "artifacts verify": ["nothing", "--root ABSENT"],

@@ -92,6 +92,26 @@ def test_contradicting_options() -> None:
         load_settings(None, ["data.min_words=9", "data.max_words=3"])
 
 
+def test_heads_that_do_not_share_the_width_are_told_before_anything_is_paid_for() -> None:
+    with pytest.raises(ConfigError, match=r"model: text_width \(256\) must be a multiple of text_heads \(3\)"):
+        load_settings(None, ["model.text_heads=3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("finetune.clip_norm=.inf", "finite number"),
+        ("evaluate.gate.max_drop={sts/spearman: .inf}", "finite number"),
+        ("paraphrase.seed=9223372036854775808", "does not fit into 64 bits"),
+        ("data.max_words=1000000000000000000000000000000", "does not fit into 64 bits"),
+        ("run.threads=100000", "less than or equal to 1024"),
+    ],
+)
+def test_numbers_that_nothing_can_keep_are_refused(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        load_settings(None, [override])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

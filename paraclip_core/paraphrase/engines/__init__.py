@@ -8,6 +8,7 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines.local_model import HashFiles, read_hashes
 from paraclip_core.paraphrase.protocol import Engine
+from paraclip_core.paths import user_path
 
 __all__ = ["make_engine"]
 
@@ -38,7 +39,7 @@ def make_engine(
 
         if not options.model:
             raise ConfigError("paraphrase.engine=transformers needs paraphrase.model, the folder of a local model")
-        return TransformersEngine(Path(options.model).expanduser(), device, hash_files, options.transformers)
+        return TransformersEngine(user_path(options.model), device, hash_files, options.transformers)
     if options.engine == "vllm":
         from paraclip_core.paraphrase.engines.vllm import VllmEngine
 
@@ -55,4 +56,4 @@ def make_engine(
 
     if not options.file.path:
         raise ConfigError("paraphrase.engine=file needs paraphrase.file.path, the file with your paraphrases")
-    return FileEngine(Path(data_root).expanduser() / options.file.path, options.file)
+    return FileEngine(user_path(data_root) / user_path(options.file.path), options.file)

@@ -180,7 +180,7 @@ def _generation_config(sampling: SamplingOptions, seed: int) -> Any:
     config.apply_chat_template = False
     config.max_new_tokens = sampling.max_tokens
     config.stop_strings = {"\n"}
-    config.rng_seed = seed
+    config.rng_seed = seed % 2**64
     config.num_return_sequences = sampling.n
     if sampling.temperature > 0:
         config.do_sample = True

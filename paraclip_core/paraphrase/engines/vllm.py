@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,6 +21,7 @@ from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines.local_model import HashFiles, local_model, read_hashes
 from paraclip_core.paraphrase.engines.vllm_process import VllmProcess
 from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paths import user_path
 
 __all__ = ["VllmEngine", "gpu_groups", "request_seed"]
 
@@ -53,7 +53,7 @@ class VllmEngine:
             device: `auto` for every visible GPU, or `cuda:N` for one.
             hash_files: hashes the weights of a model in a folder, for its name.
         """
-        folder = Path(model).expanduser()
+        folder = user_path(model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._options, self._device = model, options, device
@@ -127,7 +127,7 @@ class VllmEngine:
         if self._processes:
             return
         options = self._options
-        python = shutil.which(str(Path(options.python).expanduser())) if options.python else sys.executable
+        python = shutil.which(str(user_path(options.python))) if options.python else sys.executable
         if python is None:
             raise ConfigError(f"paraphrase.vllm.python: {options.python} cannot be run; expected a Python interpreter")
         groups = gpu_groups(options.tensor_parallel_size, options.data_parallel_size, self._device)

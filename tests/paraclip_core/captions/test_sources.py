@@ -74,6 +74,16 @@ def test_sources_without_any_image_are_told_with_their_columns(tmp_path: Path) -
         assert without_images(expand(tmp_path, sources)) is None
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.csv").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/~b.csv").touch()
+    assert [file.path for file in expand(tmp_path / "data", [SourceOptions(path="~/a")])] == [tmp_path / "a/x.csv"]
+    assert expand(tmp_path / "data", [SourceOptions(path="~b.csv")])[0].path == tmp_path / "data/~b.csv"
+
+
 def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     for name in ("captions.csv", "deep/more.csv", "pic.jpg"):

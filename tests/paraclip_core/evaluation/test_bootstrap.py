@@ -87,6 +87,12 @@ def test_equal_models_have_a_zero_interval() -> None:
     assert (found.delta, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+def test_a_seed_may_have_a_sign() -> None:
+    base, tuned = paired(*np.random.default_rng(9).random((2, 20)))
+    found = [delta_interval(base, tuned, resamples=100, confidence=0.95, seed=seed) for seed in (-1, -1, 0)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_model_that_scores_all_pairs_alike_has_no_correlation() -> None:
     gold = np.arange(10.0)
     found = delta_interval(*paired(np.ones(10), gold, gold=gold), resamples=100, confidence=0.95, seed=0)
