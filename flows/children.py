@@ -69,9 +69,9 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
         )
     if artifact is None:
         raise ArtifactError(
-            f"{name} completed elsewhere, but {name}/{node.fingerprint} is not under {store.location}: "
-            f"run.root must be the same shared folder or object store for every worker. Where a source file or the "
-            f"code has changed meanwhile, Retry this run"
+            f"{name} completed, but {name}/{node.fingerprint} is not under {store.location}: a source file or the "
+            f"code has changed meanwhile; Retry this run. If it says so again, its worker has another "
+            f"run.root, which must be the same shared folder or object store for every worker"
         )
     return stage_row(artifact, False, time.monotonic() - started)
 

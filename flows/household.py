@@ -52,12 +52,21 @@ class Household:
 
 
 def read_household(root: Path) -> Household | None:
-    """The household under this root, if one was started."""
+    """The household under this root, if one was started.
+
+    Raises:
+        ArtifactError: its file is damaged.
+    """
     path = _file(root)
     if not path.exists():
         return None
     told = read_json(path)
-    return Household(told["url"], tuple(Process(**process) for process in told["processes"]))
+    try:
+        return Household(told["url"], tuple(Process(**process) for process in told["processes"]))
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is not as `paraclip serve` writes it ({error}); delete it, and end what it had started by hand"
+        ) from error
 
 
 def living_api_url(root: Path) -> str | None:

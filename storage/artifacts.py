@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
 from storage.atomic import read_json, remove_temporary, storage_error, sync_folder, write_json
+from storage.channels import as_channel
 from storage.holders import Holder, holders_at, holders_below
 from storage.locks import lock
 from storage.manifests import MANIFEST, FileEntry, Manifest
@@ -426,13 +427,14 @@ class ArtifactStore:
         path = self.root / "channels" / f"{_safe_name(name)}.json"
         if self.mirror is not None:
             return self.mirror.channel(name)
-        return read_json(path) if path.exists() else None
+        return as_channel(read_json(path), str(path)) if path.exists() else None
 
     def channels(self) -> dict[str, dict[str, Any]]:
         """Every channel by its name."""
         if self.mirror is not None:
             return self.mirror.channels()
-        return {path.stem: read_json(path) for path in sorted((self.root / "channels").glob("*.json"))}
+        paths = sorted((self.root / "channels").glob("*.json"))
+        return {path.stem: as_channel(read_json(path), str(path)) for path in paths}
 
 
 def _safe_name(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from paraclip_core.errors import ArtifactError
 from storage import remote_lock
 from storage.atomic import json_bytes, write_atomic
+from storage.channels import as_channel
 from storage.filesystems import RemoteFolder
 from storage.locks import lock
 from storage.manifests import MANIFEST, Manifest
@@ -134,7 +135,7 @@ class Mirror:
         path = f"channels/{name}.json"
         data = self.remote.read(path)
         try:
-            return None if data is None else json.loads(data)
+            return None if data is None else as_channel(json.loads(data), self.remote.name(path))
         except ValueError as error:
             raise ArtifactError(
                 f"{self.remote.name(path)} is not valid JSON ({error}); restore or delete it"

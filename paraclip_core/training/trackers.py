@@ -96,16 +96,17 @@ class TensorBoardTracker:
     """Event files in ``<folder>/tensorboard/<run>``."""
 
     def __init__(self, run: Run) -> None:
-        """Open the run's event file."""
-        module = _imported("torch.utils.tensorboard", "tensorboard")
-        self._open = lambda **more: module.SummaryWriter(str(run.folder / "tensorboard" / run.name), **more)
-        self._writer = self._open()
-        self._writer.add_text("options", f"```json\n{json.dumps(run.options, indent=2, sort_keys=True)}\n```")
+        """See that the run's folder can be had; its event file is opened by `begin`, for a writer cannot take back."""
+        self._module = _imported("torch.utils.tensorboard", "tensorboard")
+        self._run, self._folder = run, run.folder / "tensorboard" / run.name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Let TensorBoard hide what earlier files tell of later steps."""
-        self._writer.close()
-        self._writer = self._open(purge_step=step + 1)
+        """Open an event file that lets TensorBoard hide what earlier ones tell of later steps."""
+        self._writer = self._module.SummaryWriter(str(self._folder), purge_step=step + 1)
+        options = json.dumps(self._run.options, indent=2, sort_keys=True)
+        self._writer.add_text("options", f"```json\n{options}\n```")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a scalar for each figure."""
@@ -114,7 +115,8 @@ class TensorBoardTracker:
 
     def close(self) -> None:
         """Write what is buffered."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbTracker:

@@ -106,6 +106,14 @@ def test_what_is_gone_is_neither_used_nor_ended(tmp_path: Path) -> None:
     assert stop(tmp_path) == [] and read_household(tmp_path) is None
 
 
+@pytest.mark.parametrize("text", ["null", "{}", '{"url": "x", "processes": [{"pid": 1}]}'])
+def test_a_damaged_file_of_a_household_says_what_to_do(text: str, tmp_path: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "household.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"household\.json is not as `paraclip serve` writes it .*; delete it"):
+        stop(tmp_path)
+
+
 def test_workers_open_the_root_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own data lies in the folder here, the workers' artifacts in the object store."""
     started: list[dict[str, str]] = []

@@ -342,6 +342,11 @@ def test_channels_point_and_point_anew(store: ArtifactStore) -> None:
     (store.root / "channels" / "production.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"production\.json is not valid JSON .*; restore or delete it$"):
         store.channel("production")
+    for text in ("null", "[]", '{"stages": null}'):
+        (store.root / "channels" / "production.json").write_text(text)
+        for use in (store.channels, lambda: store.channel("production"), lambda: store.named("production")):
+            with pytest.raises(ArtifactError, match=r"production\.json is no channel: .*restore or delete it$"):
+                use()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", ".hidden"])

@@ -62,9 +62,31 @@ def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
         for step in steps:
             trackers.log(step, {"loss": 1 / step})
         trackers.close()
+    assert len(list((tmp_path / "tensorboard/r").iterdir())) == 2, "one file each"
     found = events.EventAccumulator(str(tmp_path / "tensorboard/r"))
     found.Reload()
+    assert found.Tags()["tensors"] == ["options/text_summary"]
     assert [(event.step, round(event.value, 3)) for event in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
+
+
+def test_a_tracker_opens_one_event_file_and_only_once_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def writer(folder: str, **more: Any) -> SimpleNamespace:
+        assert folder == str(tmp_path / "tensorboard/r")
+        opened.append(more)
+        return SimpleNamespace(add_text=lambda *_: None, add_scalar=lambda *_: None, close=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer))
+    trackers = open_trackers(["tensorboard"], Run("r", tmp_path, {"seed": 0}))
+    assert opened == []
+    trackers.begin(4)
+    trackers.log(5, {"loss": 0.5})
+    trackers.close()
+    assert opened == [{"purge_step": 5}]
+    open_trackers(["tensorboard"], Run("r", tmp_path, {})).close()
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
