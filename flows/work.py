@@ -88,7 +88,7 @@ def publish_result(settings: Settings, result: Result) -> None:
         return
     if result.summary:
         rows = comparison_rows(result.summary)
-        text = f"Verdict: {result.verdict} ({why(result.summary)})"
+        text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
     for row in result.stages:
         if row["stage"] == "evaluate" and (pairs := worst_pairs(Path(row["path"]))):

@@ -11,7 +11,7 @@ from typing import Any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import read_json, write_atomic
+from storage.atomic import read_json, write_atomic, write_json
 
 __all__ = [
     "BY_PROMOTION",
@@ -23,6 +23,7 @@ __all__ = [
     "gather_result",
     "record_result",
     "stage_row",
+    "untuned",
     "why",
 ]
 
@@ -62,7 +63,7 @@ class Result:
 def gather_result(
     settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
 ) -> Result:
-    """Read the outcome of finished stages, and copy report and summary to `results/<name>/` under the root.
+    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root.
 
     Raises:
         ArtifactError: a file is missing, or the root cannot be written.
@@ -73,7 +74,9 @@ def gather_result(
     if "evaluate" in artifacts:
         source = store.with_files(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        _copy(source, summary_path)
+        if "finetune" in artifacts and (note := untuned(artifacts["finetune"].manifest.metrics)):
+            summary["notes"] = [*summary.get("notes", ()), note]
+        write_json(summary_path, summary)
     if "report" in artifacts:
         report = folder / "report.html"
         _copy(store.with_files(artifacts["report"]).path / "report.html", report)
@@ -190,6 +193,18 @@ def why(summary: Mapping[str, Any]) -> str:
     """The verdict's reason in words."""
     reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
     return reasons if isinstance(reasons, str) else "; ".join(str(reason) for reason in reasons)
+
+
+def untuned(metrics: Mapping[str, Any]) -> str | None:
+    """What to know and do where fine-tuning left the base as it is; None where it did not."""
+    if metrics.get("alpha") != 0:
+        return None
+    trained = f"{metrics.get('steps')} steps over {metrics.get('rows')} rows"
+    return (
+        f"tuned is the base itself: with α = 0 held-out wordings agreed best, or every other α lost too much recall "
+        f"(alpha_sweep.json of finetune). {trained} were trained; more captions, or other finetune.epochs and "
+        f"finetune.learning_rate, may change that"
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

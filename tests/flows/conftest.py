@@ -66,7 +66,9 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
                 if name in ("bootstrap", "finetune"):
                     (work.out / "release").mkdir(exist_ok=True)
                     (work.out / "release" / "open_clip_config.json").write_text("{}")
-                artifacts[name] = store.commit(node.draft, {"rows": 1, "verdict": verdict}, 1.5)
+                artifacts[name] = store.commit(
+                    node.draft, {"rows": 1, "verdict": verdict, "alpha": 0.0, "steps": 2}, 1.5
+                )
         return FinishedRun(config, settings, store, artifacts)
 
     return make

@@ -79,7 +79,9 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     folder = run.store.root / "results" / "made"
     assert f"report: {folder / 'report.html'}" in shown and f"summary: {folder / 'summary.json'}" in shown
     assert (folder / "report.html").read_text() == "<title>made</title>"
-    assert json.loads((folder / "summary.json").read_text())["verdict"] == "hold"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["verdict"] == "hold"
+    assert f"note: {summary['notes'][-1]}" in shown and "tuned is the base itself" in summary["notes"][-1]
 
 
 def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: Capture) -> None:

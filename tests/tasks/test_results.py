@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from storage.artifacts import Artifact, Manifest
-from tasks.results import stage_row
+from tasks.results import stage_row, untuned
 
 
 def _row(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -26,3 +26,12 @@ def _row(metrics: dict[str, Any]) -> dict[str, Any]:
 def test_rejects_and_their_reasons(metrics: dict[str, Any], rejected: int, reasons: list[tuple[str, int]]) -> None:
     row = _row(metrics)
     assert (row["rejected"], list(row["reasons"].items())) == (rejected, reasons)
+
+
+def test_a_model_that_stayed_as_it_was_is_told() -> None:
+    note = untuned({"alpha": 0.0, "steps": 2, "rows": 98})
+    assert note is not None
+    for part in ("tuned is the base itself", "2 steps over 98 rows", "finetune.epochs"):
+        assert part in note
+    assert untuned({"alpha": 0.25, "steps": 2, "rows": 98}) is None
+    assert untuned({}) is None
