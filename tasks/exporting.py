@@ -42,13 +42,21 @@ def export_model(
     with new_folder(folder) as draft:
         card = _card(release)
         if layout == "open_clip" and isinstance(release, Path) and (release / "open_clip_config.json").is_file():
-            shutil.copytree(release, draft)
+            _copy(release, draft)
         else:
             _convert(str(release), draft, layout, card or PLAIN_CARD.format(release))
         if card is not None:
-            (draft / CARD).unlink(missing_ok=True)  # a copy may be read-only as the artifact's file is
             (draft / CARD).write_text(_completed(card, release, draft, layout, store), "utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without its modes: an artifact may be read-only, and the copy is the user's own."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            new = target / path.relative_to(source)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new)
 
 
 def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:

@@ -118,6 +118,17 @@ def test_an_open_clip_release_has_curve_and_evaluation_in_its_card(
         export_model(tuned.path / "release", tmp_path / "out", store=store)
 
 
+def test_an_export_of_a_read_only_artifact_can_be_written(
+    store: ArtifactStore, tuned: Artifact, tmp_path: Path
+) -> None:
+    release = tuned.path / "release"
+    for path in [*release.iterdir(), release]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    export_model(release, tmp_path / "out", store=store)
+    assert all(path.stat().st_mode & 0o200 for path in [*(tmp_path / "out").iterdir(), tmp_path / "out"])
+    release.chmod(0o755)
+
+
 def test_other_layouts_hold_the_same_model(store: ArtifactStore, tuned: Artifact, tmp_path: Path) -> None:
     release = tuned.path / "release"
     export_model(release, tmp_path / "hf", "hf", store)
