@@ -75,7 +75,7 @@ def source_files(kind: BenchmarkKind, path: Path) -> list[Path]:
         BenchmarkError: the path is absent or holds nothing of the kind.
     """
     if not path.exists():
-        raise BenchmarkError(f"{path} does not exist; correct the benchmark's path or mark it `optional: true`")
+        raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
     if kind == "sick":
         return [sick.test_file(path)]
     if kind == "sts":
@@ -106,7 +106,7 @@ def prepare(
 def _prepare(benchmark: BenchmarkOptions, path: Path | None, stored: Stored | None, split: str | None) -> Task:
     name, kind = benchmark.name, benchmark.kind
     if path is not None and not path.exists():
-        raise BenchmarkError(f"{path} does not exist; correct its path or mark the benchmark `optional: true`")
+        raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
     if kind in ("sts", "sick", "sugarcrepe"):
         if path is None:
             raise BenchmarkError(f"kind {kind} needs a path to its published files")

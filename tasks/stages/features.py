@@ -211,7 +211,9 @@ def _content(settings: Settings, images: str, number: int, hashes: FileHashes) -
     if path.is_file():
         return hashes.of([path])[str(path)]
     if not path.is_dir():
-        raise InputError(f"{path} does not exist; data.sources[{number}].images names a tar or folder under data.root")
+        raise InputError(
+            f"{path.absolute()} does not exist; data.sources[{number}].images names a tar or folder under data.root"
+        )
     return f"folder:{hashes.of_folder(path)}"
 
 

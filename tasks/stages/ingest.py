@@ -220,7 +220,7 @@ def _content(file: SourceFile, hashes: FileHashes) -> str:
     if file.path.is_dir():
         raise InputError(f"{file.path} holds no caption file (data.sources[].path: {file.name})")
     if not file.path.exists():
-        raise InputError(f"{file.path} does not exist; data.sources[].path is relative to data.root")
+        raise InputError(f"{file.path.absolute()} does not exist; data.sources[].path is relative to data.root")
     content = hashes.of([file.path])[str(file.path)]
     # Its captions alone were read, before pictures inside of Parquet were.
     return f"pictures:{content}" if file.pictures else content

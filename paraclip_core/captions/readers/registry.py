@@ -106,5 +106,5 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     if path.is_dir():
         raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
     if not path.exists():
-        raise InputError(f"{path} does not exist; data.sources[].path is relative to data.root")
+        raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     return READERS[form](path, options)
