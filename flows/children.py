@@ -63,9 +63,9 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     artifact = store.known(name, node.fingerprint)
     if artifact is None and (state := ended.state) and not state.is_completed():
         # A run gets its own name when it begins; until then it has one by chance.
+        reason = (state.message or "no reason given").rstrip(".")
         raise StageError(
-            f"the child run {ended.name} of {name} ended as {state.name}: {state.message or 'no reason given'}. "
-            f"Retry this run to go on from there"
+            f"the child run {ended.name} of {name} ended as {state.name}: {reason}. Retry this run to go on from there"
         )
     if artifact is None:
         raise ArtifactError(

@@ -68,7 +68,10 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
     """
     theirs = SegmentFolder(Path(other).absolute() / "segments")
     if not theirs.folder.is_dir():
-        raise UnknownNameError(f"{other} is no cache folder: it has no `segments`")
+        raise UnknownNameError(
+            f"{other} is no cache folder: it has no `segments`; expected what `paraclip cache export` made, or the "
+            f"folder cache of a root with generations"
+        )
     if theirs.folder == store.segments.folder:
         raise ArtifactError(f"{other} is this cache itself; name the folder of another one")
     store.segments.sweep()

@@ -92,7 +92,10 @@ def test_export_of_a_part(tmp_path: Path, capsys: Capture) -> None:
 
 def test_import_from_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
     assert run_cli(["cache", "import", str(tmp_path / "absent"), "--root", str(tmp_path)]) == 2
-    assert "is no cache folder: it has no `segments`" in capsys.readouterr().err
+    assert (
+        "is no cache folder: it has no `segments`; expected what `paraclip cache export` made"
+        in capsys.readouterr().err
+    )
     assert run_cli(["cache", "export", str(tmp_path / "out"), "--root", str(tmp_path / "absent")]) == 2
 
 
