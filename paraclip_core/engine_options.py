@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from paraclip_core.options import OPERATIONAL, Options
+from paraclip_core.options import OPERATIONAL, Options, json_fields
 
 __all__ = ["OpenAIOptions", "SmolLM2Options", "TransformersOptions", "VllmOptions"]
 
@@ -76,7 +76,7 @@ class OpenAIOptions(Options):
         ours = sorted(name for name in fields.keys() & OURS if name != "seed" or fields[name] is not None)
         if ours:
             raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
-        return fields
+        return json_fields(fields)
 
     @field_validator("api_key_env")
     @classmethod
@@ -168,3 +168,8 @@ class VllmOptions(Options):
             where = "paraphrase" if name in ("model", "seed") else "paraphrase.vllm"
             raise ValueError(f"{name} is an option of its own, {where}.{name}")
         return arguments
+
+    @field_validator("speculative_config", "extra")
+    @classmethod
+    def _plain(cls, arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if arguments is None else json_fields(arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options"]
+__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -15,6 +16,19 @@ LATER: dict[str, JsonValue] = {"later": True}
 """``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
 
 LARGEST = 2**63
+
+
+def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, if JSON can hold them; YAML knows dates, sets and bytes as well.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        json.dumps(fields, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected what JSON can hold: {error}; put a date between quotes") from error
+    return fields
 
 
 def _title(name: str, _: object) -> str:

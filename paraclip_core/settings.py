@@ -8,31 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.plain_yaml import load_yaml
 
 __all__ = ["at_environment_root", "describe_options", "field_paths", "load_settings", "parse_settings"]
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 UNNAMED = "the settings"
 """Origin of options that come from no file."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, except that an option given twice is an error instead of the last one winning silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key != "<<" and key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice, again in line {line}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_settings(
@@ -111,12 +97,12 @@ def describe_options(model: type[BaseModel] = Settings, prefix: str = "") -> Ite
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if tree is None:
         return {}
@@ -131,8 +117,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise ConfigError(f"--set {override!r} must look like group.option=value")
     try:
-        value = yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        value = load_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
     if _annotation_at(keys) in (str, "str | None") and not isinstance(value, str | None):

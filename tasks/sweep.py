@@ -13,6 +13,7 @@ import yaml
 from paraclip_core.config import ParaphraseOptions, Settings, meaning
 from paraclip_core.errors import BudgetError, ConfigError, EngineError, InputError, StageError
 from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.plain_yaml import load_yaml
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import ArtifactStore
 from storage.rates import known_trials, remember_trial
@@ -82,8 +83,8 @@ def combinations(tries: Sequence[str]) -> list[tuple[str, ...]]:
     for text in tries:
         path, _, values = (part.strip() for part in text.partition("="))
         try:
-            found = yaml.safe_load(f"[{values}]") if path else []
-        except (yaml.YAMLError, ValueError):
+            found = load_yaml(f"[{values}]") if path else []
+        except ValueError:
             found = []
         if not (isinstance(found, list) and found):
             raise ConfigError(

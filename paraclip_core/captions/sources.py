@@ -12,8 +12,8 @@ from paraclip_core.captions.filters import configured_split, split_name
 from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.pictures import holds_pictures, picture_candidates
 from paraclip_core.paths import user_path
+from paraclip_core.pictures import holds_pictures, picture_candidates
 
 __all__ = ["SourceFile", "expand", "overlooked", "without_images"]
 

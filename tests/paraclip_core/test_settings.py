@@ -17,6 +17,17 @@ from paraclip_core.settings import at_environment_root, field_paths, load_settin
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
+# A name for nine of the name before, nine times over: 400 million values in 500 bytes.
+ALIASES = "\n".join(
+    [
+        "paraphrase:",
+        "  openai:",
+        "    extra_body:",
+        "      a0: &a0 [x, x]",
+        *(f"      a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)),
+    ]
+)
+
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "run.yaml"
@@ -119,7 +130,13 @@ def test_numbers_that_nothing_can_keep_are_refused(override: str, hint: str) -> 
         ("a: [", "not valid YAML"),
         ("name: a\nname: b\n", "'name' is given twice, again in line 2"),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("name: 2024-02-30", "not valid YAML: day is out of range"),
+        (f"finetune: {{seed: {'9' * 5000}}}", "not valid YAML: Exceeds the limit"),
+        ("{a: " * 5000, "nested too deeply"),
+        ("paraphrase: &p {vllm: {extra: {p: *p}}}", r"aliases \(\*name\) written out"),
+        (ALIASES, r"aliases \(\*name\) written out"),
     ],
+    ids=range(9),
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -135,7 +152,21 @@ def test_a_missing_or_binary_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["name", "=3", "a..b=1", "data.sources.5.path=x", "name=[", "data.sources.x.path=1"]
+    "override",
+    [
+        "paraphrase.openai.extra_body={since: 2024-01-01}",
+        "paraphrase.openai.extra_body={temperature: .nan}",
+        "paraphrase.vllm.extra={names: !!set {a, b}}",
+        "paraphrase.vllm.speculative_config={key: !!binary aGVsbG8=}",
+    ],
+)
+def test_fields_that_json_cannot_hold_are_found_before_anything_runs(override: str) -> None:
+    with pytest.raises(ConfigError, match="expected what JSON can hold"):
+        load_settings(None, [override])
+
+
+@pytest.mark.parametrize(
+    "override", ["name", "=3", "a..b=1", "data.sources.5.path=x", "name=[", "data.sources.x.path=1", "name=2024-02-30"]
 )
 def test_bad_overrides(override: str, tmp_path: Path) -> None:
     path = write(tmp_path, "data: {sources: [{path: a}]}")
@@ -162,6 +193,14 @@ def test_any_tree_is_read_or_refused_by_name(tree: dict[str, object]) -> None:
 def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         load_settings(None, overrides)
+
+
+@pytest.mark.parametrize("group", ["data.scenes", "paraphrase", "model", "bootstrap", "finetune", "evaluate"])
+def test_seeds_that_no_table_or_generator_takes(group: str) -> None:
+    for seed in (-(2**63), 2**63 - 1):
+        load_settings(None, [f"{group}.seed={seed}"])
+    with pytest.raises(ConfigError, match=rf"{group}\.seed: .*does not fit into 64 bits"):
+        load_settings(None, [f"{group}.seed={2**63}"])
 
 
 def test_settings_survive_json_and_yaml() -> None:

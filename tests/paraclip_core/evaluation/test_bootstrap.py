@@ -81,9 +81,10 @@ def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> N
     assert whole.clusters == 10
 
 
-def test_equal_models_have_a_zero_interval() -> None:
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1])
+def test_equal_models_have_a_zero_interval(seed: int) -> None:
     values = np.random.default_rng(9).random(20)
-    found = delta_interval(*paired(values, values), resamples=100, confidence=0.95, seed=0)
+    found = delta_interval(*paired(values, values), resamples=100, confidence=0.95, seed=seed)
     assert (found.delta, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
