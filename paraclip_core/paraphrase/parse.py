@@ -10,7 +10,10 @@ __all__ = ["parse_answer"]
 
 _QUOTES = "\"'“”‘’«»„`*_"
 _NUMBERING = re.compile(r"^(?:[-*•·–]|\(?\d{1,2}[.):])\s+")
-_TEMPLATE = re.compile(r"<\s*[|｜]?\s*/?\s*(?:im_start|im_end|endoftext|eot_id|end_of_turn|s)\s*[|｜]?\s*>.*$", re.S)
+# `*+`: white space that was passed is not given back, or a long run of it would be cut in every way into three.
+_TEMPLATE = re.compile(
+    r"<\s*+[|｜]?\s*+/?\s*+(?:im_start|im_end|endoftext|eot_id|end_of_turn|s)\s*+[|｜]?\s*+>.*$", re.S
+)
 _LABEL = re.compile(
     r"^(?:(?:the\s+|an?\s+|my\s+)?(?:concise\s+|possible\s+|rewritten\s+|new\s+|simple\s+)*"
     r"(?:paraphrase[ds]?|paraphrasing|paraphrased\s+\w+|rewrite|rewritten|rephrased?|caption|answer|output|response"
