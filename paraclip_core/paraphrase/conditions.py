@@ -49,9 +49,11 @@ CLASSES = {
     "BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION", "OPERATOR", "TYPE",
 }  # fmt: skip
 TYPES = {
-    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR",
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE", "VARCHAR", "TEXT",
 }  # fmt: skip
 LONGEST = 2000
+MOST_JOINS = 8
+"""Texts that a condition may put together: each is held for thousands of rows at once."""
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "allow_community_extensions": "false",
@@ -126,6 +128,8 @@ class Condition:
             raise self._wrong("it goes on after the condition, or holds more than one")
         for problem in _problems(node["where_clause"]):
             raise self._wrong(problem)
+        if (joins := _joins(node["where_clause"])) > MOST_JOINS:
+            raise self._wrong(f"it joins texts {joins} times, at most {MOST_JOINS}")
 
     def _wrong(self, why: str) -> ConfigError:
         shown = self.text if len(self.text) <= 200 else f"{self.text[:200]}…"
@@ -165,12 +169,21 @@ def _problems(tree: Any) -> Iterator[str]:
         len(tree["column_names"]) == 1 and tree["column_names"][0].lower() in ROWS.names
     ):
         yield f"there is no column {'.'.join(tree['column_names'])!r}"
-    elif kind == "TYPE" and tree["type_name"] not in TYPES:
+    elif kind == "TYPE" and tree["type_name"].upper() not in TYPES:
         yield f"values cannot be turned into {tree['type_name']}"
     elif kind == "FUNCTION" and (problem := _function_problem(tree)):
         yield problem
     for below in tree.values():
         yield from _problems(below)
+
+
+def _joins(tree: Any) -> int:
+    if isinstance(tree, list):
+        return sum(map(_joins, tree))
+    if not isinstance(tree, dict):
+        return 0
+    own = len(tree["arguments"]) - 1 if tree.get("function_name") in ("||", "concat") else 0
+    return own + sum(map(_joins, tree.values()))
 
 
 def _function_problem(tree: Mapping[str, Any]) -> str | None:

@@ -41,6 +41,8 @@ TABLE = pa.Table.from_pylist(
         ("case when accepted then similarity > 0.8 else attempt = 0 end", [0, 3]),
         ("levenshtein(caption, answer) = 0 -- the same text", [0]),
         ("attempt::integer = 2 and step = 1", [2]),
+        ("similarity::double > 0.8 and step::text = '1' and attempt::Tinyint = 0", [3]),
+        ("concat(caption, ' ', answer) = 'a dog a dog' or caption || answer like 'A CAT%'", [0, 1]),
         ("true", [0, 1, 2, 3]),
         ("accepted", [1, 3]),
         ("len(string_split(caption, ' ')) = 3", [1]),
@@ -89,6 +91,8 @@ def test_what_a_condition_can_say(text: str, rows: list[int]) -> None:
         # What is expensive.
         ("length(repeat('x', 1000000000)) > 1", "function 'repeat' may not be in it"),
         ("true " + "and true " * 300, "at most 2000"),
+        ("length(" + "caption || " * 100 + "caption) > 1", "joins texts 100 times, at most 8"),
+        ("length(concat(" + "caption, " * 100 + "caption)) > 1", "joins texts 100 times, at most 8"),
         # Plain mistakes.
         ("", "it is empty"),
         ("reson = 'echo'", "no column 'reson'"),
