@@ -156,10 +156,15 @@ def _blamed(location: Sequence[str | int], where: str, overrides: Sequence[str])
     for override in overrides:
         keys = override.partition("=")[0].strip().split(".")
         if wrong[: len(keys)] == keys:
-            parts = [f"--set {override}"]
+            parts = [_said(override)]
         elif keys[: len(wrong)] == wrong:
-            parts.append(f"--set {override}")
+            parts.append(_said(override))
     return " and ".join(parts[1:] if parts[0] == UNNAMED and len(parts) > 1 else parts)
+
+
+def _said(override: str) -> str:
+    """An override as it was given, but for a server's address and key, which must not get into a log."""
+    return f"--set {override.partition('=')[0]}=…" if "openai" in override else f"--set {override}"
 
 
 def _explain(detail: Mapping[str, Any]) -> str:

@@ -244,3 +244,22 @@ def test_who_is_to_blame_is_named(tmp_path: Path) -> None:
     # What only both together get wrong.
     with pytest.raises(ConfigError, match=rf"^{path} and --set data\.min_words=9: data: min_words \(9\)"):
         load_settings(path, ["data.min_words=9"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "paraphrase.openai.base_url=https://user:hunter2@host/v1",
+        "paraphrase.openai.base_ulr=https://user:hunter2@host/v1",
+        "paraphrase.openai.api_key_env=sk-hunter2",
+        "paraphrase.openai={base_url: 'https://user:hunter2@host/v1'}",
+        "paraphrase={openai: {api_key_env: sk-hunter2}}",
+    ],
+)
+def test_no_message_repeats_a_key(override: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("paraphrase: {openai: {api_key_env: sk-hunter2, base_url: 'https://user:hunter2@host/v1'}}")
+    for file in (None, path):
+        with pytest.raises(ConfigError, match="paraphrase") as caught:
+            load_settings(file, [override])
+        assert "hunter2" not in str(caught.value)
