@@ -7,7 +7,7 @@ import os
 import tarfile
 import weakref
 from collections import Counter
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
@@ -123,7 +123,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         InputError: it is not an image, is cut short, or is absurdly large.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             # Pillow only warns below twice its limit, and warnings cannot be caught safely in threads.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
@@ -135,6 +135,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} cannot be decoded as an image: its format is unknown") from error
     except Exception as error:  # decoders raise whatever the damage happens to hit
         raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    """What Pillow decodes itself. PostScript, whatever the file is called, it would hand to Ghostscript to be run."""
+    Image.preinit()
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _key(name: str) -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from paraclip_core.clip.images import ImageArchive, decode_image
 from paraclip_core.errors import InputError
@@ -128,3 +128,21 @@ def test_a_bare_file_name_finds_the_one_member_that_has_it(data_root: Path) -> N
         member = archive.names()[0]
         assert "/" in member
         assert archive.read(Path(member).name) == archive.read(member)
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, ran = tmp_path / "gs", tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(InputError, match=r"a\.jpg cannot be decoded as an image: its format is unknown"):
+        decode_image(data, "a.jpg")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "MPO"])
+def test_usual_formats_are_decoded(form: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 16), "red").save(file, form)
+    assert decode_image(file.getvalue(), form).getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=3)
