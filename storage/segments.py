@@ -241,8 +241,13 @@ class SegmentFolder:
             if (self.folder / REPLACED).exists():
                 raise
             return set()
-        # Without the new one the old ones are still what counts.
-        return set(found["old"]) if found["new"] in listing else set()
+        try:
+            # Without the new one the old ones are still what counts.
+            return set(found["old"]) if found["new"] in listing else set()
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{self.folder / REPLACED} is not as `paraclip cache compact` writes it ({error}); delete it"
+            ) from error
 
     def _unlink(self, names: Iterable[str]) -> None:
         for name in names:

@@ -75,7 +75,10 @@ def note_imported(cache_folder: Path, rows: pa.Table) -> None:
 def _imported(cache_folder: Path) -> dict[str, dict[str, list[int]]]:
     path = cache_folder / IMPORTED
     try:
-        return read_json(path) if path.exists() else {}
+        found = read_json(path) if path.exists() else {}
+        if not isinstance(found, dict) or not all(isinstance(models, dict) for models in found.values()):
+            raise ArtifactError(f"{path} is not as `paraclip cache import` writes it; restore or delete it")
+        return found
     except ArtifactError as error:
         log.warning("what was imported counts as paid: %s", error)
         return {}

@@ -218,6 +218,7 @@ def test_a_damaged_note_is_told(store: GenerationStore, tmp_path: Path) -> None:
     from paraclip_core.errors import ArtifactError
 
     fill(store, 2)
-    (store.segments.folder / REPLACED).write_text("{")
-    with pytest.raises(ArtifactError, match="not valid JSON"):
-        store.segments.names()
+    for text, message in (("{", "not valid JSON"), ("[]", "is not as .* writes it"), ('{"old": 1}', "; delete it")):
+        (store.segments.folder / REPLACED).write_text(text)
+        with pytest.raises(ArtifactError, match=message):
+            store.segments.names()

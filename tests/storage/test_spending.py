@@ -98,8 +98,9 @@ def test_what_was_imported_is_not_paid_for(store: GenerationStore, tmp_path: Pat
     store.append(numbered(range(30, 31)))
     compact(store)
     assert paid_tokens(store.folder, "file", "m") == (33, 44)
-    (store.folder / "imported.json").write_text("{")
-    assert paid_tokens(store.folder, "file", "m") == (63, 84), "what cannot be read counts as paid"
+    for text in ("{", "[]", '{"file": 3}'):
+        (store.folder / "imported.json").write_text(text)
+        assert paid_tokens(store.folder, "file", "m") == (63, 84), "what cannot be read counts as paid"
 
 
 def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
