@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, ConfigError
 from storage.atomic import write_atomic
 from storage.roots import local_folder
 
@@ -26,7 +26,7 @@ NAME = "prefect.db"
 def seed_database(home: Path) -> bool:
     """Put the kept database into the home of a server that has none; whether the home has one then."""
     place = home / NAME
-    with suppress(ArtifactError, OSError, RuntimeError, sqlite3.Error):
+    with suppress(ArtifactError, ConfigError, OSError, sqlite3.Error):
         if not place.exists():
             # Nobody changes it, so nothing need be written beside it.
             with closing(_opened(_kept(), "immutable=1")) as kept:
@@ -45,7 +45,7 @@ def ensure_database(home: Path) -> None:
     from prefect.server.database import provide_database_interface
 
     asyncio.run(provide_database_interface().create_db())
-    with suppress(ArtifactError, RuntimeError, sqlite3.Error), closing(_opened(home / NAME, "mode=ro")) as made:
+    with suppress(ArtifactError, ConfigError, sqlite3.Error), closing(_opened(home / NAME, "mode=ro")) as made:
         # What a write-ahead log may still hold comes along, which a copy of the file would miss.
         data = made.serialize()
         write_atomic(_kept(), lambda file: file.write(data))

@@ -79,7 +79,7 @@ def local_folder() -> Path:
     """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches.
 
     Raises:
-        RuntimeError: the user has no home.
+        ConfigError: the user has no home.
     """
     chosen = os.environ.get(LOCAL_VARIABLE)
     return _at_home(chosen) if chosen else _caches() / "paraclip"
@@ -98,6 +98,13 @@ def _short_hash(text: str) -> str:
 
 
 def _caches() -> Path:
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        # As in a container whose user is a number alone.
+        raise ConfigError(
+            f"this user has no home folder; set {LOCAL_VARIABLE} to a folder of this machine for copies of what is on "
+            "an object store"
+        ) from error

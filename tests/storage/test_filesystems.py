@@ -32,6 +32,24 @@ def test_each_url_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         assert working_folder("s3://a/b").parent == tmp_path / "caches" / "paraclip"
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(LOCAL_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match=f"set {LOCAL_VARIABLE} to a folder of this machine"):
+        open_store("memory://bucket/folder")
+
+
+def test_a_root_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/runs").root == tmp_path / "runs"
+    with pytest.raises(ConfigError, match="~no-such-user is nobody's home folder here"):
+        open_store("~no-such-user/runs")
+
+
 def test_opening_asks_nothing_and_is_handed_on_as_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
     store = open_store("memory://bucket/folder/")
