@@ -57,8 +57,8 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     child = _patiently(lambda: _start(name, settings, node.fingerprint))
     try:
         ended = _wait(child, lambda: store.known(name, node.fingerprint) is None)
-    except BaseException:
-        _cancel_with_parent(child)
+    except BaseException as error:
+        _cancel_with_parent(child, interrupted=isinstance(error, KeyboardInterrupt))
         raise
     artifact = store.known(name, node.fingerprint)
     if artifact is None and (state := ended.state) and not state.is_completed():
@@ -145,13 +145,14 @@ def _patiently(ask: Callable[[], T]) -> T:
         time.sleep(POLL_SECONDS)
 
 
-def _cancel_with_parent(child: FlowRun) -> None:
-    """Cancel the child if this run is being cancelled; the server does it by itself, half a minute later.
+def _cancel_with_parent(child: FlowRun, interrupted: bool) -> None:
+    """Cancel the child if this run is being cancelled, or was interrupted by Ctrl-C.
 
-    A parent that ends otherwise, with its worker perhaps, leaves its child at work.
+    The server does the first by itself, half a minute later, and knows nothing of the second. A parent that ends
+    otherwise, with its worker perhaps, leaves its child at work.
     """
     # Whatever goes wrong here must not hide why this run ends.
     with suppress(Exception), get_client(sync_client=True) as client:
         parent = client.read_flow_run(UUID(flow_run.id))
-        if parent.state and parent.state.is_cancelling():
-            client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled."))
+        if interrupted or (parent.state and parent.state.is_cancelling()):
+            client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled or interrupted."))

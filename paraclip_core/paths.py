@@ -5,7 +5,7 @@ from __future__ import annotations
 import os.path
 from pathlib import Path
 
-__all__ = ["user_path"]
+__all__ = ["below", "user_path"]
 
 
 def user_path(written: str | Path) -> Path:
@@ -15,3 +15,10 @@ def user_path(written: str | Path) -> Path:
     """
     # Unlike Path's own, this one takes any text.
     return Path(os.path.expanduser(written))  # noqa: PTH111
+
+
+def below(folder: Path, other: Path | None) -> Path | None:
+    """`other` as a path that begins as `folder` does, None where it does not lie below that."""
+    if other is None or folder.resolve() not in other.resolve().parents:
+        return None
+    return folder / other.resolve().relative_to(folder.resolve())

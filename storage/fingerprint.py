@@ -77,12 +77,14 @@ class FileHashes:
         return hashes
 
     def of_folder(self, folder: Path) -> str:
-        """Hash of the names and contents of all files below a folder, wherever it lies.
+        """Hash of the names and contents of all files below a folder, wherever it lies; those of the root aside.
 
         Raises:
             InputError: a file is unreadable.
         """
-        return folder_hash(folder, self._path.parent / "source_folders")
+        cache = self._path.parent
+        # A root may lie among the images, and changes whenever something is made.
+        return folder_hash(folder, cache / "source_folders", without=cache.parent)
 
     def _remember(self) -> None:
         try:

@@ -29,7 +29,7 @@ LISTING = pa.schema(
 )
 
 
-def folder_hash(folder: Path, memory: Path) -> str:
+def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
     """Hash of the names and contents of all files below `folder`, 32 hex digits; it does not depend on where that lies.
 
     A folder in which no name, size or time of change differs from the last time costs one walk. Otherwise the files
@@ -38,30 +38,39 @@ def folder_hash(folder: Path, memory: Path) -> str:
     Args:
         folder: any number of files, at any depth; links to folders are not followed, broken ones are passed over.
         memory: folder for the listings, one Parquet file for each folder.
+        without: a folder that does not count, should it lie below.
 
     Raises:
         InputError: a file cannot be read.
     """
     kept = memory / f"{_digest(str(folder.resolve())).hex()}.parquet"
     recorded = _recorded(kept)
-    if recorded is not None and recorded.get("seen") == _seen(folder):
+    skipped = _below(folder, without)
+    if recorded is not None and recorded.get("seen") == _seen(folder, skipped):
         return recorded["content"]
-    return _read(folder, kept)
+    return _read(folder, kept, skipped)
 
 
-def _seen(folder: Path) -> str:
+def _below(folder: Path, other: Path | None) -> Path | None:
+    """`other` as a path that begins as `folder` does, if it lies below that."""
+    if other is None or folder.resolve() not in other.resolve().parents:
+        return None
+    return folder / other.resolve().relative_to(folder.resolve())
+
+
+def _seen(folder: Path, skipped: Path | None) -> str:
     seen = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    for name, stat in _files(folder):
+    for name, stat in _files(folder, skipped):
         seen.update(_encoded(name) + _state(stat))
     return seen.hexdigest()
 
 
-def _read(folder: Path, kept: Path) -> str:
+def _read(folder: Path, kept: Path, skipped: Path | None) -> str:
     known = _known(kept)
     seen, content = (hashlib.blake2b(digest_size=DIGEST_SIZE) for _ in range(2))
     rows: list[tuple[str, bytes, str]] = []
     lasting = True
-    for name, stat in _files(folder):
+    for name, stat in _files(folder, skipped):
         state = _state(stat)
         before = known.get(name)
         try:
@@ -77,14 +86,14 @@ def _read(folder: Path, kept: Path) -> str:
     return content.hexdigest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+def _files(folder: Path, skipped: Path | None) -> Iterator[tuple[str, os.stat_result]]:
     """Path inside the folder and state of each file, in one order on every machine."""
 
     def failed(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
 
     for place, folders, files in os.walk(folder, onerror=failed):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if Path(place, name) != skipped)
         for file in sorted(files):
             path = Path(place, file)
             # A broken link, a pipe or a socket is no image; it must not stop the stage, and a pipe would for ever.

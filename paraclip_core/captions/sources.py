@@ -12,7 +12,7 @@ from paraclip_core.captions.filters import configured_split, split_name
 from paraclip_core.captions.readers.registry import detect, named_format
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import below, user_path
 from paraclip_core.pictures import holds_pictures, picture_candidates
 
 __all__ = ["SourceFile", "expand", "overlooked", "without_images"]
@@ -56,13 +56,13 @@ class SourceFile:
         return (shard and split_name(shard[1])) or configured_split(self.options.split)
 
 
-def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:
+def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
     """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
 
     A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
     plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
-    source's own `images` (unless these are the whole folder), nor the Parquet file that lies beside a webdataset tar of
-    the same name (it repeats it).
+    source's own `images` (unless these are the whole folder), `own`, where artifacts are kept, nor the Parquet file
+    that lies beside a webdataset tar of the same name (it repeats it).
     A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
 
     Raises:
@@ -70,10 +70,10 @@ def expand(root: Path, sources: Sequence[SourceOptions]) -> list[SourceFile]:
     """
     if not sources:
         raise ConfigError("data.sources is empty; name at least one file or folder with captions")
-    return [file for source in sources for file in _files(root, source)]
+    return [file for source in sources for file in _files(root, source, own)]
 
 
-def overlooked(root: Path, sources: Sequence[SourceOptions]) -> list[str]:
+def overlooked(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[str]:
     """Plain texts of folders that are not read because the folder holds structured files, relative to `root`, sorted.
 
     They may be captions, so a user should hear of them.
@@ -81,7 +81,7 @@ def overlooked(root: Path, sources: Sequence[SourceOptions]) -> list[str]:
     names: list[str] = []
     for source in sources:
         if source.format == "auto" and (root / user_path(source.path)).is_dir():
-            shown = _shown(root, source)
+            shown = _shown(root, source, own)
             if _structured(shown):
                 names += [path.relative_to(root).as_posix() for path in _texts(shown)]
     return sorted(names)
@@ -99,12 +99,12 @@ def without_images(files: Sequence[SourceFile]) -> str | None:
     )
 
 
-def _files(root: Path, source: SourceOptions) -> Iterator[SourceFile]:
+def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[SourceFile]:
     path = root / user_path(source.path)
     if not path.is_dir():
         yield _source_file(path, PurePosixPath(source.path), source)
         return
-    for inner in _caption_files(_shown(root, source), source.format) or [path]:
+    for inner in _caption_files(_shown(root, source, own), source.format) or [path]:
         yield _source_file(inner, PurePosixPath(source.path) / inner.relative_to(path).as_posix(), source)
 
 
@@ -118,11 +118,13 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
     return SourceFile(path, str(name), form, source)
 
 
-def _shown(root: Path, source: SourceOptions) -> list[Path]:
+def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
     path, images = root / user_path(source.path), root / user_path(source.images) if source.images else None
     # A folder that holds captions and images alike would be skipped with all that is in it.
     skipped = images if images is not None and path in images.parents else None
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p != skipped and skipped not in p.parents)
+    # What a run writes would be read by the next one.
+    left_out = {place for place in (skipped, below(path, own)) if place is not None}
+    found = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
     return [p for p in found if not _hidden(p.relative_to(path))]
 
 

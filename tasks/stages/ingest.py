@@ -22,6 +22,7 @@ from paraclip_core.captions.sources import SourceFile, expand, overlooked, witho
 from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.desks import Desk
 from paraclip_core.errors import InputError
+from paraclip_core.paths import user_path
 from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
 from storage.atomic import read_json, write_json
@@ -57,7 +58,7 @@ def scan_outcomes(settings: Settings, store: ArtifactStore) -> Iterator[Outcome]
         InputError: a source file is missing or bad as a whole.
     """
     with _source_root(settings, store) as root:
-        files = expand(root, settings.data.sources)
+        files = expand(root, settings.data.sources, _own(settings))
         pipeline = CaptionPipeline(settings.data, files)
         for file in files:
             yield from pipeline.run(file)
@@ -66,8 +67,9 @@ def scan_outcomes(settings: Settings, store: ArtifactStore) -> Iterator[Outcome]
 def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
     root = _root(ctx.settings, scenes)
-    files = expand(root, ctx.settings.data.sources)
-    if unread := overlooked(root, ctx.settings.data.sources):
+    own = _own(ctx.settings)
+    files = expand(root, ctx.settings.data.sources, own)
+    if unread := overlooked(root, ctx.settings.data.sources, own):
         names = _first_names(unread)
         log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
     if told := without_images(files):
@@ -162,6 +164,11 @@ def _ensure_parts(out: Path) -> None:
             write_table(out / name / "part-000000-00000.parquet", schema.empty_table())
 
 
+def _own(settings: Settings) -> Path:
+    """The root, should it be a folder."""
+    return user_path(settings.run.root)
+
+
 def _root(settings: Settings, scenes: Path | None) -> Path:
     return input_path(settings, ".") if scenes is None else scenes
 
@@ -206,7 +213,7 @@ def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
     if settings.data.scenes is not None:
         return {}
     found = {}
-    for file in expand(input_path(settings, "."), settings.data.sources):
+    for file in expand(input_path(settings, "."), settings.data.sources, _own(settings)):
         try:
             found[file.name] = _content(file, hashes)
         except InputError:

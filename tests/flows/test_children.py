@@ -211,9 +211,16 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
 
 
 @pytest.mark.usefixtures("deployed")
-@pytest.mark.parametrize(("parent_is", "child_becomes"), [("CANCELLING", "CANCELLED"), ("RUNNING", "SCHEDULED")])
+@pytest.mark.parametrize(
+    ("parent_is", "ended_by", "child_becomes"),
+    [
+        ("CANCELLING", SystemExit, "CANCELLED"),
+        ("RUNNING", SystemExit, "SCHEDULED"),
+        ("RUNNING", KeyboardInterrupt, "CANCELLED"),
+    ],
+)
 def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_is: str, child_becomes: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_is: str, ended_by: type[BaseException], child_becomes: str
 ) -> None:
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
@@ -221,18 +228,18 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
     from flows import children
 
     def terminated(_: float) -> None:
-        raise SystemExit
+        raise ended_by
 
     options = [f"run.root={tmp_path}", "data.scenes.seed=9", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
     node = resolve(settings, store)["scenes"]
     with get_client(sync_client=True) as client:
-        parent = children._start("scenes", settings, f"parent that is {parent_is}")
+        parent = children._start("scenes", settings, f"parent that is {parent_is}, {ended_by}")
         client.set_flow_run_state(parent.id, State(type=StateType.RUNNING), force=True)
         client.set_flow_run_state(parent.id, State(type=StateType(parent_is)), force=True)
         monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(parent.id))
         monkeypatch.setattr(children.time, "sleep", terminated)
-        with pytest.raises(SystemExit):
+        with pytest.raises(ended_by):
             children.run_child(node, settings)
         # A run that no worker has taken needs no one to end it.
         child = client.read_flow_run(children._start("scenes", settings, node.fingerprint).id)

@@ -115,3 +115,12 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, monke
     monkeypatch.setattr(module, "file_sha256", refused)
     with pytest.raises(InputError, match=r"a\.png: Permission denied"):
         folder_hash(folder, tmp_path / "memory")
+
+
+def test_a_root_among_the_images_does_not_count(folder: Path, tmp_path: Path) -> None:
+    before = folder_hash(folder, tmp_path / "memory", without=folder / "runs")
+    (folder / "runs/cache").mkdir(parents=True)
+    (folder / "runs/cache/new.json").touch()
+    assert folder_hash(folder, tmp_path / "memory", without=folder / "runs") == before
+    assert folder_hash(folder / "runs", tmp_path / "memory", without=folder / "runs") != before
+    assert folder_hash(folder, tmp_path / "memory") != before

@@ -84,6 +84,17 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert expand(tmp_path / "data", [SourceOptions(path="~b.csv")])[0].path == tmp_path / "data/~b.csv"
 
 
+def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "runs/artifacts").mkdir(parents=True)
+    for name in ("a.csv", "runs/b.jsonl", "runs/artifacts/c.parquet", "runs/d.txt"):
+        (tmp_path / name).touch()
+    source = SourceOptions(path=".")
+    assert [file.name for file in expand(tmp_path, [source], tmp_path / "runs")] == ["a.csv"]
+    assert overlooked(tmp_path, [source], tmp_path / "runs") == []
+    inside = SourceOptions(path="runs/artifacts")
+    assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
+
+
 def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "deep").mkdir(parents=True)
     for name in ("captions.csv", "deep/more.csv", "pic.jpg"):
