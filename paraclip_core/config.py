@@ -38,8 +38,9 @@ LONGEST_NAME = 200
 class ColumnNames(Options):
     """Names of the columns of a tabular source, where they are not the usual ones."""
 
-    caption: str | None = None
-    """Column with the caption. Default: the first of caption, TEXT, text, title, captions."""
+    caption: str | tuple[str, ...] | None = None
+    """Column with the caption, or a list of columns that hold one each. Default: the first of caption, TEXT, text,
+    title, captions, or else all of caption_0, caption_1, …"""
     image: str | None = None
     """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
     url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key.
@@ -50,6 +51,25 @@ class ColumnNames(Options):
     """Column with the row's licence. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
     """Column with the row's split. Default: split, if there is one."""
+
+    @field_validator("caption", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list | tuple) and value else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected a column's name or a list of names, got {value!r}; put numbers between quotes")
+        return value
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns with captions; none where they are left to be found."""
+        return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
+
+    def named(self) -> list[tuple[str, str]]:
+        """Every column that is named, behind its option."""
+        others = (("image", self.image), ("licence", self.licence), ("split", self.split))
+        captions = [("caption", name) for name in self.captions]
+        return captions + [(option, name) for option, name in others if name is not None]
 
 
 class SourceOptions(Options):

@@ -121,7 +121,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     except ValueError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
-    if _annotation_at(keys) in (str, "str | None") and not isinstance(value, str | None):
+    arms = _arms(_annotation_at(keys))
+    if str in arms and not isinstance(value, str | None) and not (isinstance(value, list) and any(map(_is_list, arms))):
         value = text
     _put(tree, keys, value, f"--set {override}")
 
@@ -208,7 +209,7 @@ def _annotation_at(keys: Sequence[str]) -> Any:
             return None
         annotation = model.model_fields[key].annotation
         if position == len(keys) - 1:
-            return "str | None" if set(_arms(annotation)) == {str, type(None)} else annotation
+            return annotation
         model = _model_in(annotation)
     return None
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.config import Settings
+from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import at_environment_root, field_paths, load_settings, parse_settings
 
@@ -69,6 +69,24 @@ def test_overrides_reach_lists_and_empty_groups() -> None:
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
     settings = load_settings(None, ["name=2024", "data.sources.0.path=17", "data.sources.0.split=null"])
     assert (settings.name, settings.data.sources[0].path, settings.data.sources[0].split) == ("2024", "17", None)
+
+
+@pytest.mark.parametrize(("given", "columns"), [("0", "0"), ("[a, b]", ("a", "b")), ("true", "true"), ("null", None)])
+def test_the_caption_is_one_column_or_several(given: str, columns: object) -> None:
+    settings = load_settings(None, ["data.sources.0.path=x", f"data.sources.0.columns.caption={given}"])
+    assert settings.data.sources[0].columns.caption == columns
+    assert parse_settings(settings.model_dump(mode="json")) == settings
+    meant = meaning(settings)["data"]["sources"][0]["columns"]["caption"]
+    assert meant == (list(columns) if isinstance(columns, tuple) else columns)
+
+
+@pytest.mark.parametrize("given", ["[]", "[0, 1]", "[a, null]"])
+def test_what_names_no_columns_is_told_once(given: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"columns\.caption: expected a column's name or a list of names, got "
+    ) as told:
+        load_settings(None, ["data.sources.0.path=x", f"data.sources.0.columns.caption={given}"])
+    assert str(told.value).count("expected") == 1
 
 
 @pytest.mark.parametrize(

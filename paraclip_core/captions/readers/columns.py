@@ -1,7 +1,8 @@
-"""Which column of a table is the caption, the image, the licence and the split."""
+"""Which columns of a table are the captions, the image, the licence and the split."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,10 @@ __all__ = [
     "SPLIT",
     "Columns",
     "choose_columns",
+    "has_caption",
     "need_image",
     "no_caption",
+    "no_column",
     "table_header",
 ]
 
@@ -26,13 +29,15 @@ IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "ima
 PATH = ("image", "filename", "file_name", "image_path")
 LICENCE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)
+NUMBERED = re.compile(r"caption_\d+")
 
 
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns that are used; None where a table has no such column."""
 
-    caption: str
+    captions: tuple[str, ...]
+    """Each holds a caption of the row, or a list of them."""
     image: str | None = None
     """Becomes the image's id."""
     path: str | None = None
@@ -44,32 +49,37 @@ class Columns:
 
     def names(self) -> list[str]:
         """Every column that is used, each once."""
-        found = (self.caption, self.image, self.path, self.licence, self.split, self.picture)
+        found = (*self.captions, self.image, self.path, self.licence, self.split, self.picture)
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
 def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns:
     """Pick the columns: those that the user names, otherwise the first usual name that is there.
 
+    Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
+
     Raises:
         InputError: a named column is absent, or no column looks like a caption; the text lists the columns.
     """
-    for option, name in wanted.model_dump().items():
-        if name is not None and name not in available:
-            raise InputError(
-                f"{where} has no column {name!r} (data.sources[].columns.{option}); it has {_listed(available)}"
-            )
-    caption = wanted.caption or _first(CAPTION, available)
-    if caption is None:
+    for option, name in wanted.named():
+        if name not in available:
+            raise no_column(option, name, available, where)
+    captions = wanted.captions or _usual_captions(available)
+    if not captions:
         raise no_caption(available, where)
     image = wanted.image or _first(IMAGE, available)
     return Columns(
-        caption=caption,
+        captions=captions,
         image=image,
         path=wanted.image or _first(PATH, available) or image,
         licence=wanted.licence or _first(LICENCE, available),
         split=wanted.split or _first(SPLIT, available),
     )
+
+
+def has_caption(names: Sequence[str]) -> bool:
+    """Whether a line of fields reads like a header: one of them, or several that are numbered, are usual captions."""
+    return any(name in CAPTION for name in names) or len(_usual_captions(names)) > 1
 
 
 def need_image(found: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
@@ -94,12 +104,22 @@ def table_header(line: str, separators: str) -> str | None:
     return None
 
 
+def no_column(option: str, name: str, available: Sequence[str], where: str) -> InputError:
+    """The error of a table without a column that `data.sources[].columns` names."""
+    return InputError(f"{where} has no column {name!r} (data.sources[].columns.{option}); it has {_listed(available)}")
+
+
 def no_caption(available: Sequence[str], where: str) -> InputError:
     """The error of a table in which no column looks like a caption."""
     return InputError(
         f"{where} has none of the columns {', '.join(CAPTION)}; its columns are {_listed(available)}. "
-        "Name the one with the caption in data.sources[].columns.caption"
+        "Name the one with the caption, or a list of them, in data.sources[].columns.caption"
     )
+
+
+def _usual_captions(available: Sequence[str]) -> tuple[str, ...]:
+    usual = _first(CAPTION, available)
+    return (usual,) if usual is not None else tuple(name for name in available if NUMBERED.fullmatch(name))
 
 
 def _first(names: Sequence[str], available: Sequence[str]) -> str | None:

@@ -12,9 +12,17 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
-from paraclip_core.captions.readers.columns import CAPTION, Columns, choose_columns, need_image, table_header
+from paraclip_core.captions.readers.columns import (
+    CAPTION,
+    Columns,
+    choose_columns,
+    has_caption,
+    need_image,
+    table_header,
+)
 from paraclip_core.captions.readers.lines import numbered_lines
 from paraclip_core.captions.readers.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
@@ -58,9 +66,10 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
         records = chain([first], records)
         names = [str(n) for n in range(len(header))]
     need_image(columns.image, names, options, str(path))
+    captions = itemgetter(*map(names.index, columns.captions))
     places = [
         None if name is None else names.index(name)
-        for name in (columns.caption, columns.image, columns.path, columns.split, columns.licence)
+        for name in (columns.image, columns.path, columns.split, columns.licence)
     ]
     take = _taker(places)
     batcher, width = Batcher(), len(names)
@@ -73,7 +82,7 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
             detail = "an empty line" if blank else f"{len(fields)} fields, expected {width}"
             batcher.reject(number, "empty" if blank else "missing_field", detail, shown)
         else:
-            batcher.add(number, *take(fields))
+            batcher.add(number, captions(fields), *take(fields))
         yield from batcher.full()
     yield from batcher.rest()
 
@@ -88,10 +97,10 @@ def _taker(places: list[int | None]) -> Callable[[list[str]], tuple[str | None, 
 def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns, list[str]]:
     """The columns, and the header's names: empty where the file has no header."""
     names = [field.strip() for field in first]
-    named = [name for _, name in wanted if name is not None]
-    if wanted.caption is not None and wanted.caption.isdecimal() and wanted.caption not in names:
+    captions = wanted.captions
+    if captions and all(name.isdecimal() and name not in names for name in captions):
         return choose_columns([str(n) for n in range(len(first))], wanted, f"{path} (without a header)"), []
-    if named or any(name in CAPTION for name in names):
+    if wanted.named() or has_caption(names):
         return choose_columns(names, wanted, str(path)), names
     if len(first) == 1 and (separator := table_header(first[0], ";\t|,")):
         raise InputError(
@@ -99,11 +108,11 @@ def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns
             "tabs in TSV; set data.sources[].format to what it is, or save it as CSV"
         )
     if len(first) == 1:
-        return Columns("0"), []
+        return Columns(("0",)), []
     images = [bool(IMAGE_NAME.fullmatch(field.strip())) for field in first]
     if len(first) == 2 and sum(images) == 1:
         image = str(images.index(True))
-        return Columns(caption=str(1 - int(image)), image=image, path=image), []
+        return Columns((str(1 - int(image)),), image=image, path=image), []
     raise InputError(
         f"{path} has no header that names a caption ({', '.join(CAPTION)}) and its first line has {len(first)} fields: "
         f"{', '.join(repr(field[:40]) for field in first[:8])}. Name the one with the caption in "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image
+from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image, no_column
 from paraclip_core.captions.readers.json_file import load_json
 from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
 from paraclip_core.captions.readers.rows import Batcher, RowBatch
-from paraclip_core.config import SourceOptions
+from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
 __all__ = ["read_jsonl"]
@@ -51,10 +52,9 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def _fields(record: dict[str, Any], columns: Columns) -> tuple[Any, ...]:
-    return tuple(
-        record.get(name) if name else None
-        for name in (columns.caption, columns.image, columns.path, columns.split, columns.licence)
-    )
+    others = (columns.image, columns.path, columns.split, columns.licence)
+    captions = itemgetter(*columns.captions)(record)
+    return captions, *(record.get(name) if name else None for name in others)
 
 
 class _Chooser:
@@ -64,7 +64,7 @@ class _Chooser:
         self._path, self._options, self._wanted = path, options, options.columns
         self._known: dict[tuple[str, ...], Columns | None] = {}
         self._found = self._image = False
-        self._unseen = {name for _, name in options.columns if name is not None}
+        self._unseen = {name for _, name in options.columns.named()}
         self._error: InputError | None = None
 
     def note(self, error: InputError) -> None:
@@ -86,22 +86,29 @@ class _Chooser:
             raise self._error
         fields = next((fields for fields, columns in self._known.items() if columns), ())
         if self._found and self._unseen:
-            choose_columns(fields, self._wanted, str(self._path))
+            option, name = next(pair for pair in self._wanted.named() if pair[1] in self._unseen)
+            raise no_column(option, name, fields, str(self._path))
         if self._found and not self._image:
             need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:
         self._unseen -= set(fields)
-        # Only the caption must be there: JSON writers leave out fields that have no value.
-        absent = {option: None for option, name in self._wanted if option != "caption" and name not in fields}
         try:
-            columns = choose_columns(fields, self._wanted.model_copy(update=absent), str(self._path))
+            columns = choose_columns(fields, _present(self._wanted, fields), str(self._path))
         except InputError as error:
             self.note(error)
             return None
         self._found = True
         self._image = self._image or columns.image is not None
         return columns
+
+
+def _present(wanted: ColumnNames, fields: tuple[str, ...]) -> ColumnNames:
+    """The wanted fields without those that are absent. A caption must be there: JSON writers leave out the others."""
+    absent: dict[str, Any] = {option: None for option, name in wanted.named() if name not in fields}
+    if "caption" in absent:
+        absent["caption"] = tuple(name for name in wanted.captions if name in fields) or wanted.caption
+    return wanted.model_copy(update=absent)
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:

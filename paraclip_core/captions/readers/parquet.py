@@ -75,12 +75,12 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
 def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Path) -> Iterator[RowBatch]:
     batcher, row, found = Batcher(), 0, 0
     for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
-        captions, keys, splits, licences = (
+        keys, splits, licences = (
             [None] * batch.num_rows if name is None else _values(batch.column(name))
-            for name in (columns.caption, columns.image, columns.split, columns.licence)
+            for name in (columns.image, columns.split, columns.licence)
         )
         for data, caption, key, *rest in zip(
-            picture_bytes(batch.column(picture)), captions, keys, splits, licences, strict=True
+            picture_bytes(batch.column(picture)), _captions(batch, columns), keys, splits, licences, strict=True
         ):
             if data.is_valid:
                 digest = picture_digest(data.as_buffer())
@@ -102,7 +102,7 @@ def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Pa
 
 def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:
     count = batch.num_rows
-    captions = _values(batch.column(columns.caption))
+    captions = _captions(batch, columns)
     # As in every other format a blank is no image, no split and no licence.
     keys = {
         name: [as_key(value, name) for value in _values(batch.column(name))]
@@ -115,7 +115,7 @@ def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBa
     splits = keys[columns.split] if columns.split else nothing
     licences = keys[columns.licence] if columns.licence else nothing
     rows = list(range(first, first + count))
-    if _is_list(batch.column(columns.caption).type) or None in captions:
+    if not all(isinstance(caption, str) for caption in captions):
         batcher = Batcher()
         for row, fields in zip(rows, zip(captions, image_ids, paths, splits, licences, strict=True), strict=True):
             batcher.add(row, *fields)
@@ -123,6 +123,12 @@ def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBa
         yield from batcher.rest()
     else:
         yield RowBatch(captions, image_ids, paths, splits, licences, rows)
+
+
+def _captions(batch: pa.RecordBatch, columns: Columns) -> list[Any]:
+    """What each row has for captions: the value of the one column, or a tuple with those of several."""
+    found = [_values(batch.column(name)) for name in columns.captions]
+    return found[0] if len(found) == 1 else list(zip(*found, strict=True))
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -141,13 +147,14 @@ def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
         kind = schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if _is_list(kind) and name == columns.caption:
+        caption = name in columns.captions
+        if _is_list(kind) and caption:
             kind = kind.value_type
         if name == columns.picture:
             continue
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not text and (name == columns.caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
-            hint = _hint(kind, name == columns.caption)
+        if not text and (caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
+            hint = _hint(kind, caption)
             raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns{hint}")
 
 

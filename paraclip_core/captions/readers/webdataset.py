@@ -56,10 +56,12 @@ def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def _caption(sample: Sample, options: SourceOptions) -> Any:
-    wanted = options.columns.caption
-    if wanted is None and sample.text is not None:
+    wanted, record = options.columns.captions, sample.record
+    if not wanted and sample.text is not None:
         return sample.text
-    return _first(sample.record, (wanted,) if wanted else CAPTION)
+    if len(wanted) > 1:
+        return [record[name] for name in wanted if record.get(name) is not None] or None
+    return _first(record, wanted or CAPTION)
 
 
 def _check_order(alone: dict[str, bool], sample: Sample, captioned: bool, path: Path) -> None:

@@ -69,6 +69,23 @@ def test_columns_by_number(tmp_path: Path) -> None:
     assert (batch.captions, batch.image_ids, batch.rows) == (["a dog", "a cat"], ["1", "2"], [1, 2])
 
 
+def test_captions_in_several_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,caption_0,caption_1\n1.jpg,a dog,one dog\n2.jpg,a cat,\n")
+    for named in (ColumnNames(), ColumnNames(caption=("caption_0", "caption_1"))):
+        batch = first(read_csv(path, SourceOptions(path="x", columns=named)))
+        assert batch.captions == ["a dog", "one dog", "a cat", ""]
+        assert batch.image_ids == ["1.jpg", "1.jpg", "2.jpg", "2.jpg"]
+        assert batch.rows == [2, 2, 3, 3]
+    numbers = SourceOptions(path="x", columns=ColumnNames(caption=("2", "1"), image="0"))
+    assert first(read_tsv(write(tmp_path, "1.jpg\ta dog\tone dog\n"), numbers)).captions == ["one dog", "a dog"]
+    with pytest.raises(InputError, match=r"no column 'c' \(data\.sources\[\]\.columns\.caption\); it has 'a', 'b'"):
+        list(read_tsv(write(tmp_path, "a\tb\n"), SourceOptions(path="x", columns=ColumnNames(caption=("a", "c")))))
+
+
+def test_one_numbered_column_is_no_header(tmp_path: Path) -> None:
+    assert first(read_csv(write(tmp_path, "caption_0\na dog\n"), OPTIONS)).captions == ["caption_0", "a dog"]
+
+
 def test_one_column_without_header(tmp_path: Path) -> None:
     assert first(read_csv(write(tmp_path, "a dog\na cat\n"), OPTIONS)).captions == ["a dog", "a cat"]
 
@@ -211,6 +228,17 @@ def test_jsonl(tmp_path: Path) -> None:
         (3, "wrong_type"), (5, "missing_field"), (6, "wrong_type"), (7, "wrong_type"), (8, "bad_json"),
         (9, "missing_field"),
     ]  # fmt: skip
+
+
+def test_jsonl_with_captions_in_several_fields(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, '{"a": "a dog", "b": ["one dog"]}\n{"b": "a cat"}\n{"c": "a fox"}\n{"a": "a cow", "b": null}'
+    )
+    batch = first(read_jsonl(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b")))))
+    assert batch.captions == ["a dog", "one dog", "a cat", "a cow"]
+    assert (batch.rows, rejects(batch)) == ([1, 1, 2, 4], [(3, "missing_field"), (4, "missing_field")])
+    with pytest.raises(InputError, match=r"no column 'd' \(data\.sources\[\]\.columns\.caption\); it has 'a', 'b'"):
+        list(read_jsonl(path, SourceOptions(path="x", columns=ColumnNames(caption=("b", "d")))))
 
 
 def test_an_array_of_objects(tmp_path: Path) -> None:

@@ -62,6 +62,30 @@ def test_lists_of_captions_and_nulls(tmp_path: Path) -> None:
     assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field")]
 
 
+@pytest.mark.parametrize("named", [ColumnNames(caption=("caption_0", "caption_1")), ColumnNames()])
+@pytest.mark.parametrize("inside", [False, True])
+def test_captions_in_several_columns(tmp_path: Path, named: ColumnNames, inside: bool) -> None:
+    columns = {"caption_0": ["a dog", None, "a fox"], "caption_1": [["one dog", "1 dog"], ["a cat"], None]}
+    image = pictures(b"x", b"y", b"z") if inside else ["1", "2", "3"]
+    batch = one(write(tmp_path, image=image, **columns), SourceOptions(path="x", columns=named))
+    assert batch.captions == ["a dog", "one dog", "1 dog", "a cat", "a fox"]
+    assert batch.rows == [0, 0, 0, 1, 2]
+    assert batch.image_ids == [digest(b"xyz"[r : r + 1]) if inside else str(r + 1) for r in batch.rows]
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field"), (2, "missing_field")]
+
+
+def test_a_usual_caption_comes_before_numbered_ones(tmp_path: Path) -> None:
+    assert one(write(tmp_path, caption_0=["no"], caption=["a dog"], caption_1=["no"])).captions == ["a dog"]
+
+
+def test_one_of_several_columns_is_absent_or_of_the_wrong_type(tmp_path: Path) -> None:
+    path = write(tmp_path, a=["a dog"], b=[1.5])
+    with pytest.raises(InputError, match=r"no column 'c' \(data\.sources\[\]\.columns\.caption\); it has 'a', 'b'"):
+        one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "c"))))
+    with pytest.raises(InputError, match=r"'b' .* has type double, expected text"):
+        one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"))))
+
+
 def test_an_empty_list_of_captions_is_rejected(tmp_path: Path) -> None:
     batch = one(write(tmp_path, caption=[["a dog"], []], image=["1", "2"]))
     assert [(reject.row, reject.reason) for reject in batch.rejects] == [(1, "missing_field")]

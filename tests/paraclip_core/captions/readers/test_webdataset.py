@@ -59,6 +59,14 @@ def test_another_field_of_the_json(tmp_path: Path) -> None:
     assert one(path, SourceOptions(path="x", columns=ColumnNames(caption="alt"))).captions == ["a dog"]
 
 
+def test_several_fields_of_the_json(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.tar", {"0.json": b'{"a": "a dog", "b": "one dog"}', "1.json": b'{"a": null, "b": "a cat"}'}
+    )
+    batch = one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"))))
+    assert (batch.captions, batch.rows) == (["a dog", "one dog", "a cat"], [0, 0, 1])
+
+
 def test_bad_members_cost_one_row(tmp_path: Path) -> None:
     members = {
         "1.txt": b"a dog",
