@@ -304,7 +304,8 @@ class BenchmarkOptions(Options):
     """What is measured."""
     path: str | None = None
     """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
-    scenes); absent: the captions of `evaluate.split`."""
+    scenes); absent: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
+    with pictures, a file or a folder of shards, does for both kinds of retrieval."""
     optional: bool = False
     """Leave the benchmark out, and say so, where its path is absent."""
 

@@ -104,7 +104,7 @@ def _results_folder(
     hashes = FileHashes(store.cache / "source_hashes.json")
     asked = {
         "benchmarks": [
-            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, user_path(chosen.path or ""), hashes)]
+            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, user_path(chosen.path or ""), hashes, split)]
             for chosen in benchmarks
         ],
         "split": split,

@@ -15,7 +15,7 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paths import below, user_path
 from paraclip_core.pictures import holds_pictures, picture_candidates
 
-__all__ = ["SourceFile", "expand", "overlooked", "without_images"]
+__all__ = ["SourceFile", "expand", "overlooked", "shard_split", "without_images"]
 
 SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
 """Names such as ``validation-00000-of-00002.parquet``, as Hugging Face's hub has them."""
@@ -52,8 +52,14 @@ class SourceFile:
         Raises:
             ConfigError: the option names no usual split.
         """
-        shard = SHARD.fullmatch(self.path.name) if self.options.split is None and self.pictures else None
-        return (shard and split_name(shard[1])) or configured_split(self.options.split)
+        named = shard_split(self.path) if self.options.split is None and self.pictures else None
+        return named or configured_split(self.options.split)
+
+
+def shard_split(path: Path) -> str | None:
+    """The split that a shard's name tells, None where it tells none."""
+    shard = SHARD.fullmatch(path.name)
+    return None if shard is None else split_name(shard[1])
 
 
 def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = ["Encoder", "ImagePool", "TextEncoder", "folder_pool", "stored_pool", "unique_features"]
+__all__ = ["Encoder", "ImagePool", "TextEncoder", "folder_pool", "shards_pool", "stored_pool", "unique_features"]
 
 TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """n texts to float32 [n, d], rows of length 1."""
@@ -70,11 +72,21 @@ def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]]
 
 def folder_pool(ids: Sequence[str], archive: Path, names: Sequence[str]) -> ImagePool:
     """A pool of images in a tar or folder, encoded once for each image tower."""
+    return shards_pool(ids, [(archive, name) for name in names])
+
+
+def shards_pool(ids: Sequence[str], places: Sequence[tuple[Path, str]]) -> ImagePool:
+    """A pool of images each in an archive under a name, encoded once for each image tower.
+
+    Neighbours of one archive are encoded together, so images should be in the order of their archives.
+    """
     known: dict[str, NDArray[np.float16]] = {}
 
     def encoded(encoder: Encoder) -> NDArray[np.float16]:
         if encoder.tower not in known:
-            known[encoder.tower] = encoder.images(archive, names)
+            known[encoder.tower] = np.concatenate(
+                [encoder.images(file, [name for _, name in part]) for file, part in groupby(places, itemgetter(0))]
+            )
         return known[encoder.tower]
 
     return ImagePool(ids, encoded)

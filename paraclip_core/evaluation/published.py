@@ -12,7 +12,17 @@ from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.pool import ImagePool, folder_pool
 from paraclip_core.evaluation.rows import field, read_json_file, records
 
-__all__ = ["Captions", "beside", "captions_file", "image_names", "images_beside", "load_captions", "pool_of"]
+__all__ = [
+    "EVALUATION_SPLITS",
+    "Captions",
+    "beside",
+    "captions_file",
+    "image_names",
+    "images_beside",
+    "load_captions",
+    "of_split",
+    "pool_of",
+]
 
 EVALUATION_SPLITS = ("test", "val")
 TABLES = (".csv", ".tsv", ".parquet", ".txt")
@@ -43,7 +53,8 @@ def captions_file(path: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise BenchmarkError(
-            f"{path}: expected one captions file (.json or .jsonl), found {names}; name the file itself"
+            f"{path}: expected one captions file (.json or .jsonl) or Parquet with pictures, found {names}; name the "
+            "file itself"
         )
     return found[0]
 
@@ -59,17 +70,32 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
         BenchmarkError: another format, or no captions of that split; names file, entry and expectation.
     """
     if path.suffix == ".jsonl":
-        return _all_of(path, [*_jsonl_rows(path)], split)
+        return of_split(path, [*_jsonl_rows(path)], split)
     if path.suffix.lower() in TABLES:
         raise BenchmarkError(
-            f"{path}: expected captions as a Karpathy or COCO annotation .json, or as .jsonl with image and caption"
+            f"{path}: expected captions as a Karpathy or COCO annotation .json, as .jsonl with image and caption, or "
+            "as Parquet with a column of pictures, binary or with a field `bytes`, beside the captions"
         )
     value = read_json_file(path)
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise BenchmarkError(f"{path}: no list `images`; expected a Karpathy or COCO annotation JSON")
     if isinstance(value.get("annotations"), list):
-        return _all_of(path, [*_coco_rows(path, value["images"], value["annotations"])], split)
-    return _all_of(path, [*_karpathy_rows(path, value["images"])], split)
+        return of_split(path, [*_coco_rows(path, value["images"], value["annotations"])], split)
+    return of_split(path, [*_karpathy_rows(path, value["images"])], split)
+
+
+def of_split(path: Path, rows: list[tuple[str, str, str | None]], split: str | None) -> Captions:
+    """The rows (image, caption, split) of one split; rows without a split belong to every split.
+
+    Raises:
+        BenchmarkError: there is none; the text lists the splits.
+    """
+    splits = {row_split for _, _, row_split in rows if row_split is not None}
+    chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
+    kept = [(image, caption) for image, caption, row_split in rows if row_split is None or row_split == chosen]
+    if not kept:
+        raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
+    return Captions([image for image, _ in kept], [caption for _, caption in kept], chosen if splits else "all")
 
 
 def images_beside(path: Path) -> Path | None:
@@ -131,16 +157,6 @@ def _file_name(name: str) -> str:
 
 def _stem(name: str) -> str:
     return PurePosixPath(name).stem
-
-
-def _all_of(path: Path, rows: list[tuple[str, str, str | None]], split: str | None) -> Captions:
-    """The rows of one split; rows without a split belong to every split."""
-    splits = {row_split for _, _, row_split in rows if row_split is not None}
-    chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
-    kept = [(image, caption) for image, caption, row_split in rows if row_split is None or row_split == chosen]
-    if not kept:
-        raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
-    return Captions([image for image, _ in kept], [caption for _, caption in kept], chosen if splits else "all")
 
 
 def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, str | None]]:

@@ -13,6 +13,7 @@ from paraclip_core.config import BenchmarkKind, BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation import published
 from paraclip_core.evaluation.benchmarks import paraphrased_retrieval, retrieval, sick, sts, sugarcrepe
+from paraclip_core.evaluation.parquet_captions import load_pictures, picture_files
 from paraclip_core.evaluation.pool import Encoder, ImagePool
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.rows import read_json_file
@@ -68,8 +69,8 @@ def parse_benchmark(text: str) -> BenchmarkOptions:
     return BenchmarkOptions(name=label, kind=found, path=path)
 
 
-def source_files(kind: BenchmarkKind, path: Path) -> list[Path]:
-    """Every file that the benchmark reads.
+def source_files(kind: BenchmarkKind, path: Path, split: str | None = None) -> list[Path]:
+    """Every file that the benchmark reads; `split` as :func:`prepare` takes it.
 
     Raises:
         BenchmarkError: the path is absent or holds nothing of the kind.
@@ -80,7 +81,9 @@ def source_files(kind: BenchmarkKind, path: Path) -> list[Path]:
         return [sick.test_file(path)]
     if kind == "sts":
         return sorted(path.glob("STS.*.txt")) if path.is_dir() else [path]
-    return published.beside(path)
+    if kind == "sugarcrepe":
+        return published.beside(path)
+    return picture_files(path, split, pairs=kind == "paraphrased_retrieval") or published.beside(path)
 
 
 def prepare(
@@ -134,6 +137,8 @@ def _text_task(name: str, kind: BenchmarkKind, path: Path) -> Task:
 
 def _captions(path: Path | None, stored: Stored | None, split: str | None) -> tuple[Captions, ImagePool]:
     if path is not None:
+        if files := picture_files(path, split):
+            return load_pictures(path, files, split)
         file = published.captions_file(path)
         captions = published.load_captions(file, split)
         return captions, published.pool_of(file, captions.image_ids)
@@ -150,7 +155,7 @@ def _captions(path: Path | None, stored: Stored | None, split: str | None) -> tu
 def _pairs(
     path: Path | None, stored: Stored | None, split: str | None
 ) -> tuple[paraphrased_retrieval.Pairs, ImagePool]:
-    if path is None or _is_captions_json(path):
+    if path is None or _is_captions_json(path) or picture_files(path, split, pairs=True):
         captions, pool = _captions(path, stored, split)
         return paraphrased_retrieval.pairs_of_captions(captions), pool
     pairs = paraphrased_retrieval.load(path)

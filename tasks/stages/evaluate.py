@@ -107,14 +107,14 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
     return found
 
 
-def benchmark_hash(kind: BenchmarkKind, path: Path, hashes: FileHashes) -> str:
-    """Hash of all that a benchmark reads at `path`, wherever that lies.
+def benchmark_hash(kind: BenchmarkKind, path: Path, hashes: FileHashes, split: str | None = None) -> str:
+    """Hash of all that a benchmark reads at `path`, of `split` where it has several, wherever that lies.
 
     Raises:
         BenchmarkError: the path is absent or holds nothing of the kind.
         InputError: a file is unreadable.
     """
-    contents = hashes.of(source_files(kind, path))
+    contents = hashes.of(source_files(kind, path, split))
     # With the folder's own name, which finds its images and is shown as the split.
     named = {Path(file).relative_to(path.parent).as_posix(): value for file, value in contents.items()}
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()

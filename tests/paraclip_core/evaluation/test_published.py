@@ -100,7 +100,7 @@ def test_a_folder_of_coco_captions_gives_pairs(tmp_path: Path) -> None:
 def test_a_table_of_captions_is_told_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_text("caption,image\na dog,a.jpg\n")
-    with pytest.raises(BenchmarkError, match=r"captions\.csv: expected captions as .* or as \.jsonl with image and"):
+    with pytest.raises(BenchmarkError, match=r"captions\.csv: expected captions as .* as \.jsonl with image and"):
         published.load_captions(path)
 
 
