@@ -155,7 +155,7 @@ def contrastive_loss(
 
     Args:
         embeddings: L2-normalised [n, d] for each kind that a pair names.
-        logit_scale: the model's logarithmic scale, a scalar.
+        logit_scale: the model's logarithmic scale, one number; a scalar or, as some models have it, of shape [1].
         pairs: what is drawn together.
         keys: see :func:`false_negatives`; None keeps every negative.
 
@@ -163,7 +163,7 @@ def contrastive_loss(
         The sum, and each pair's own loss (detached, unweighted) by the pair's name.
     """
     with torch.autocast(logit_scale.device.type, enabled=False):
-        scale = logit_scale.float().exp()
+        scale = logit_scale.float().exp().reshape(())
         total = torch.zeros((), device=logit_scale.device)
         parts: dict[str, Tensor] = {}
         for pair in pairs:

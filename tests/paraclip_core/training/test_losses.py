@@ -158,3 +158,14 @@ def test_loss_is_fp32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total, _ = contrastive_loss(found, torch.tensor(4.0), named_pairs(LossWeights()))
     assert total.dtype == torch.float32
+
+
+def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
+    found = []
+    for shape in ((), (1,)):
+        scale = torch.full(shape, 2.0, requires_grad=True)
+        loss, _ = contrastive_loss(embeddings(5), scale, [Pair("image", "caption")])
+        loss.backward()
+        assert loss.shape == () and scale.grad is not None
+        found.append((float(loss.detach()), float(scale.grad)))
+    assert found[0] == found[1]
