@@ -15,7 +15,7 @@ from tasks.dag import STAGES, Node, input_artifacts, resolve
 from tasks.display import both
 from tasks.events import EventLog, events_path
 from tasks.stage import Stage, carry_out
-from tasks.stages.evaluate import check_pools
+from tasks.stages.evaluate import check_benchmarks
 
 __all__ = ["finished_artifacts", "run_node", "run_stage", "stage_node"]
 
@@ -83,7 +83,7 @@ def run_node(
         return found
     inputs = input_artifacts(node, store)
     if name in TRAINING:
-        check_pools(settings, store, inputs)
+        check_benchmarks(settings, store, inputs)
     log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
     with EventLog(events_path(store, name, node.fingerprint), name, node.fingerprint) as events:
         told = both(progress, events.progress)

@@ -55,6 +55,22 @@ class ImagePool:
         """Row of each image, -1 where it is not in the pool; int64 [n]."""
         return np.fromiter((self.rows.get(image_id, -1) for image_id in image_ids), np.int64, len(image_ids))
 
+    def check_queries(self, image_ids: Sequence[str]) -> None:
+        """Find queries that no interval can be given for.
+
+        Args:
+            image_ids: each query's image; those that are not in the pool do not count.
+
+        Raises:
+            BenchmarkError: the others are all of one image.
+        """
+        known = self.rows.keys() & set(image_ids)
+        if len(known) == 1:
+            raise BenchmarkError(
+                f"all its queries are of one image, {known.pop()!r}; an interval needs two at least: use a split or a "
+                "file with more, or leave it out"
+            )
+
 
 def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]], tower: str | None) -> ImagePool:
     """A pool whose features were computed before; `tower` is the image tower's hash that they were computed with."""

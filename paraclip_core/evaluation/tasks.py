@@ -116,9 +116,11 @@ def _prepare(benchmark: BenchmarkOptions, path: Path | None, stored: Stored | No
         return _text_task(name, kind, path)
     if kind == "retrieval":
         captions, pool = _captions(path, stored, split)
+        pool.check_queries(captions.image_ids)
         return Task(name, kind, lambda encoder: retrieval.measure(captions, pool, encoder))
     pairs, pool = _pairs(path, stored, split)
     pairs = paraphrased_retrieval.within(pairs, pool)
+    pool.check_queries(pairs.image_ids)
     return Task(
         name,
         kind,

@@ -35,7 +35,7 @@ from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["EVALUATE", "benchmark_hash", "check_pools", "write_evaluation"]
+__all__ = ["EVALUATE", "benchmark_hash", "check_benchmarks", "write_evaluation"]
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,8 @@ def _check_scenes(settings: Settings) -> None:
             )
 
 
-def check_pools(settings: Settings, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> None:
-    """Find benchmarks about images that evaluation could not use; images are known then, and no model is trained.
+def check_benchmarks(settings: Settings, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> None:
+    """Find benchmarks that evaluation could not use while no model is trained; images are known then.
 
     Args:
         settings: the run's settings.
@@ -144,14 +144,11 @@ def check_pools(settings: Settings, store: ArtifactStore, inputs: Mapping[str, A
     Raises:
         BenchmarkError: a benchmark is not in its format, or has too few images.
     """
-    about_images = tuple(b for b in settings.evaluate.benchmarks if b.kind in IN_SCENES)
-    if not about_images:
+    if not settings.evaluate.benchmarks:
         return
     scenes = inputs["ingest"].manifest.inputs.get("scenes")
     rendered = None if scenes is None else store.find("scenes", scenes)
-    found = {**inputs, **({} if rendered is None else {"scenes": rendered})}
-    evaluate = settings.evaluate.model_copy(update={"benchmarks": about_images})
-    _tasks(settings.model_copy(update={"evaluate": evaluate}), found)
+    _tasks(settings, {**inputs, **({} if rendered is None else {"scenes": rendered})})
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:

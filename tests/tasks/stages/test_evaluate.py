@@ -29,7 +29,7 @@ from tasks.dag import Node
 from tasks.run import run_node
 from tasks.stage import carry_out
 from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.evaluate import EVALUATE
+from tasks.stages.evaluate import EVALUATE, check_benchmarks
 from tasks.stages.finetune import FINETUNE
 
 IMAGES = 30
@@ -279,6 +279,23 @@ def test_a_small_pool_is_found_before_a_model_is_trained(
         node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))
         with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
             run_node(node, settings, store)
+
+
+def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
+    world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path, tmp_path: Path
+) -> None:
+    store, artifacts = world
+    (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta dog\n")
+    image = captions_table(data_root)["image_id"][0].as_py()
+    row = {"image_id": image, "caption": "a dog runs", "rewording": "a hound runs"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    for benchmark, reason in (
+        ({"name": "b", "kind": "sts", "path": "pairs.tsv"}, r"benchmark 'b': .*pairs\.tsv, line 2: 2 fields"),
+        ({"name": "b", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}, "benchmark 'b': .* are of one image"),
+    ):
+        with pytest.raises(BenchmarkError, match=reason):
+            check_benchmarks(settings_with(tmp_path, [benchmark]), store, artifacts)
+    check_benchmarks(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store, artifacts)
 
 
 def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:
