@@ -22,5 +22,5 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 
 BOOTSTRAP = Stage(
-    name="bootstrap", version=6, inputs=lambda settings: ("ingest", "features"), options=_options, body=_body
+    name="bootstrap", version=7, inputs=lambda settings: ("ingest", "features"), options=_options, body=_body
 )

@@ -23,3 +23,15 @@ def test_one_image_tells_nothing_of_rankings(tiny: ModuleType, images: int, meas
     if images == 1:
         # Every α finds the one image, and that must not undo the training.
         assert choose_alpha([{"alpha": alpha, **figures} for alpha in np.linspace(0, 1, 3)], 0.5)["chosen"] == 1
+
+
+def test_some_images_can_be_missed_however_few_there_are(tiny: ModuleType) -> None:
+    for images in (2, 10, 19, 30):
+        rows, features = tiny.tiny_rows(images=images)
+        texts = rows.texts
+        held_out = ValidationSet(
+            features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
+        )
+        figures = measure(tiny.tiny_clip(), held_out)
+        assert set(figures) == {RECALL, AO, JS, PARAPHRASE_RECALL}
+        assert 0 < figures[RECALL] < 75 and figures[JS] < 100
