@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -138,25 +138,39 @@ def pool_of(path: Path, image_ids: Sequence[str]) -> ImagePool:
 
 
 def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
-    """Name inside the tar or folder of each image that is there: by its whole name, file name, or stem."""
+    """Name inside the tar or folder of each image that is there: by its whole name, file name, or a picture's stem.
+
+    Of several with one file name or stem the one that lies least deep is meant.
+
+    Raises:
+        BenchmarkError: it lies beside others as deep as itself.
+    """
     with ImageArchive(images) as archive:
         names = archive.names()
-    known: dict[str, str] = {}
-    for way in (_stem, _file_name, _whole):
-        known.update({way(name): name for name in reversed(names)})
-    return {image_id: known[image_id] for image_id in ids if image_id in known}
+    # Webdataset's tars have a text beside each picture, of the same stem.
+    pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
+    whole = {name: [name] for name in names}
+    by_file, by_stem = _grouped(names, lambda path: path.name), _grouped(pictures, lambda path: path.stem)
+    found = {image_id: whole.get(image_id) or by_file.get(image_id) or by_stem.get(image_id) for image_id in ids}
+    return {image_id: _least_deep(images, image_id, meant) for image_id, meant in found.items() if meant}
 
 
-def _whole(name: str) -> str:
-    return name
+def _grouped(names: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(PurePosixPath(name)), []).append(name)
+    return groups
 
 
-def _file_name(name: str) -> str:
-    return PurePosixPath(name).name
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
+def _least_deep(images: Path, image_id: str, names: Sequence[str]) -> str:
+    least = min(name.count("/") for name in names)
+    meant = [name for name in names if name.count("/") == least]
+    if len(meant) > 1:
+        raise BenchmarkError(
+            f"{images}: image {image_id!r} may be {meant[0]} or {meant[1]}; write the folder to its name, or leave one "
+            "of them out"
+        )
+    return meant[0]
 
 
 def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, str | None]]:

@@ -269,4 +269,4 @@ def _read(path: Path) -> Measured | None:
         return None
 
 
-EVALUATE = Stage("evaluate", 3, _inputs, _options, _body, _sources)
+EVALUATE = Stage("evaluate", 4, _inputs, _options, _body, _sources)

@@ -125,6 +125,17 @@ def test_images_beside_the_captions(tmp_path: Path) -> None:
     assert published.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
 
 
+def test_an_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
+    for name in ("a.jpg", "small/a.jpg", "x/b.png", "x/b.json", "x/c.jpg", "y/c.jpg", "y/d.jpg", "y/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    known = {"a.jpg": "a.jpg", "a": "a.jpg", "b": "x/b.png", "y/c.jpg": "y/c.jpg", "d.png": "y/d.png"}
+    assert published.image_names(tmp_path, [*known, "e"]) == known
+    for image_id, reason in (("c.jpg", r"x/c\.jpg or y/c\.jpg"), ("d", r"y/d\.jpg or y/d\.png")):
+        with pytest.raises(BenchmarkError, match=f"image '{image_id}' may be {reason}"):
+            published.image_names(tmp_path, [image_id])
+
+
 def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "rewordings.jsonl"
     log = tmp_path / "runs" / "logs" / "evaluate.log"
