@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paraclip_core.errors import TrainingError
+
 __all__ = ["TrainingLog", "rounded"]
 
 
@@ -33,9 +35,20 @@ class TrainingLog:
         return True
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        """Append one line.
+
+        Raises:
+            TrainingError: the disk is full or read-only.
+        """
+        told = json.dumps(line, allow_nan=False) + "\n"
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(told)
+        except OSError as error:
+            # As an error of ours, because of several processes only these tell the stage what happened.
+            raise TrainingError(
+                f"cannot write the training log {self._path}: {error}; free some space or choose another root"
+            ) from error
 
     def sync(self) -> int:
         """Bring the log to disk and say how many bytes it has."""

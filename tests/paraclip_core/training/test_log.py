@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from paraclip_core.errors import TrainingError
 from paraclip_core.training.log import TrainingLog
 
 
@@ -22,3 +23,9 @@ def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, m
     assert log.resume(size)
     assert path.read_text() == '{"step": 1}\n'
     assert not log.resume(size + 1), "what is lost cannot be had back"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_said() -> None:
+    with pytest.raises(TrainingError, match=r"cannot write the training log /dev/full: .*No space left"):
+        TrainingLog(Path("/dev/full")).write({"step": 1})
