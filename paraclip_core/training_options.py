@@ -87,7 +87,8 @@ class AlphaOptions(Options):
     grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Values of α to try: 1 is the tuned tower as trained, 0 the base, which is tried whether it is listed or not."""
     max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
-    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins."""
+    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
+    of the held-out images in place of ten where there are fewer than twenty."""
 
 
 class FinetuneOptions(OptimiserOptions):

@@ -186,7 +186,7 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     place[torch.from_numpy(known)] = torch.arange(len(known))
     place, rows = place.to(device), torch.from_numpy(known).to(device)
     few = weight.detach()[rows].requires_grad_()
-    look_up = _twin(module, few)
+    look_up = _twin(module, few).forward  # hooks run when the module itself is called
 
     def forward(ids: Tensor) -> Tensor:
         places = place[ids]
