@@ -35,7 +35,9 @@ def export_dataset(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Title of the data card.")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Language code of the captions; may be repeated.")] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language code of the captions, `en` if none is given; may be repeated.")
+    ] = None,
     contact: Annotated[str, typer.Option(help="Where the card says to ask for removal, e.g. an e-mail address.")] = "",
     root: Annotated[
         str | None,
