@@ -213,6 +213,21 @@ def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
         load_settings(None, overrides)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "finetune.clip_norm=.inf",
+        "bootstrap.memory_gib=.inf",
+        "paraphrase.gates.max_length_ratio=.inf",
+        "evaluate.gate.max_drop={sts/spearman: .nan}",
+        "finetune.alpha.grid=[.nan]",
+    ],
+)
+def test_numbers_that_no_manifest_can_hold(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"should be a finite number, got (inf|nan)"):
+        load_settings(None, [override])
+
+
 @pytest.mark.parametrize("group", ["data.scenes", "paraphrase", "model", "bootstrap", "finetune", "evaluate"])
 def test_seeds_that_no_table_or_generator_takes(group: str) -> None:
     for seed in (-(2**63), 2**63 - 1):
