@@ -17,7 +17,7 @@ import pyarrow as pa
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
-from paraclip_core.captions.readers.registry import named_format
+from paraclip_core.captions.readers.registry import named_format, need_file
 from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
 from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.desks import Desk
@@ -226,8 +226,7 @@ def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
 def _content(file: SourceFile, hashes: FileHashes) -> str:
     if file.path.is_dir():
         raise InputError(f"{file.path} holds no caption file (data.sources[].path: {file.name})")
-    if not file.path.exists():
-        raise InputError(f"{file.path.absolute()} does not exist; data.sources[].path is relative to data.root")
+    need_file(file.path)
     content = hashes.of([file.path])[str(file.path)]
     # Its captions alone were read, before pictures inside of Parquet were.
     return f"pictures:{content}" if file.pictures else content

@@ -18,7 +18,7 @@ from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["READERS", "detect", "named_format", "read"]
+__all__ = ["READERS", "detect", "named_format", "need_file", "read"]
 
 Reader = Callable[[Path, SourceOptions], Iterator[RowBatch]]
 
@@ -105,6 +105,17 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
+    need_file(path)
+    return READERS[form](path, options)
+
+
+def need_file(path: Path) -> None:
+    """See to it that `path` can be read again and again, for its contents' hash among others.
+
+    Raises:
+        InputError: there is nothing, or a pipe or a device.
+    """
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
-    return READERS[form](path, options)
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe or a device, which cannot be read twice; write it to a file first")

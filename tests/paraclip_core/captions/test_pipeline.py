@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +218,13 @@ def test_splits_and_licences(tmp_path: Path) -> None:
         run(tmp_path, SourceOptions(path="a.jsonl", split="trian"))
 
 
-@pytest.mark.parametrize("name", ["nope.csv", "nope", "empty", "bad.parquet", "bad.json", "odd"])
+@pytest.mark.parametrize("name", ["nope.csv", "nope", "empty", "bad.parquet", "bad.json", "odd", "pipe"])
 def test_bad_files_stop_or_are_skipped(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.parquet").write_text("no")
     (tmp_path / "bad.json").write_text('{"images": [')
     (tmp_path / "odd").write_text("?")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "good.txt").write_text("a dog\n")
     sources = (SourceOptions(path=name), SourceOptions(path="good.txt"))
     with pytest.raises(InputError, match=name):

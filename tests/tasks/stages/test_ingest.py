@@ -172,7 +172,9 @@ def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> Non
 def test_a_missing_source(tmp_path: Path) -> None:
     hashes, store = FileHashes(tmp_path / "hashes.json"), ArtifactStore(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
-    for path, message in (("nope.csv", "does not exist"), ("empty", "holds no caption file")):
+    os.mkfifo(tmp_path / "pipe.csv")
+    wrong = ("nope.csv", "does not exist"), ("empty", "holds no caption file"), ("pipe.csv", "is a pipe or a device")
+    for path, message in wrong:
         with pytest.raises(InputError, match=f"{path} {message}"):
             INGEST.sources(settings_of(tmp_path, path), hashes)
         assert INGEST.sources(settings_of(tmp_path, path, on_error="skip"), hashes) == {path: "unreadable"}
