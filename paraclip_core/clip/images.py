@@ -18,6 +18,9 @@ from paraclip_core.errors import InputError
 __all__ = ["ImageArchive", "decode_image"]
 
 PARQUET = b"PAR1"
+MOST_ASPECT = 1000
+"""Longer side over shorter side. Towers want the shorter one at 224 pixels or more: a line of 1 x 65,000, in a file of
+some hundred bytes, would become 14 GB."""
 
 
 class ImageArchive:
@@ -125,7 +128,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             # Pillow only warns below twice its limit, and warnings cannot be caught safely in threads.
-            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            vast = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
+            if vast or max(image.size) > MOST_ASPECT * min(image.size):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB")

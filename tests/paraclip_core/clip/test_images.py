@@ -146,3 +146,16 @@ def test_usual_formats_are_decoded(form: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (32, 16), "red").save(file, form)
     assert decode_image(file.getvalue(), form).getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=3)
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (20_000, 1)])
+def test_a_line_is_no_image(size: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=f"a.png cannot be decoded as an image: .*{size[0]} x {size[1]} pixels"):
+        decode_image(_drawn(size), "a.png")
+    assert decode_image(_drawn((1, 1000)), "b.png").size == (1, 1000)
+
+
+def _drawn(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    return file.getvalue()
