@@ -46,14 +46,15 @@ def run_stages(settings: Settings) -> Result:
     rows: list[dict[str, Any]] = []
     # Once: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = resolve(settings, store)
-    for name, node in nodes.items():
-        if settings.run.placement == "deployments":
-            row = run_child(node, settings)
-        else:
-            row = carry.with_options(name=name, task_run_name=name)(name, settings, node)
-        rows.append(row)
-        publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
-    artifacts = finished_artifacts(nodes, store)
-    result = record_result(settings, store, rows, artifacts)
+    with store.running({name: node.fingerprint for name, node in nodes.items()}):
+        for name, node in nodes.items():
+            if settings.run.placement == "deployments":
+                row = run_child(node, settings)
+            else:
+                row = carry.with_options(name=name, task_run_name=name)(name, settings, node)
+            rows.append(row)
+            publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
+        artifacts = finished_artifacts(nodes, store)
+        result = record_result(settings, store, rows, artifacts)
     publish_result(settings, result)
     return result

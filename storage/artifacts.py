@@ -16,7 +16,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from storage.channels import as_channel
 from storage.holders import Holder, holders_at, holders_below
 from storage.locks import lock
 from storage.manifests import MANIFEST, FileEntry, Manifest
+from storage.run_marks import marked
 from storage.soundness import differences, file_names, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -402,8 +403,12 @@ class ArtifactStore:
             found.update(self.mirror.works())
         return [(stage, name, self.work_path(stage, name)) for stage, name in sorted(found)]
 
+    def running(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
+        return marked(self.root / "work", self.mirror and self.mirror.remote, needs)
+
     def holders(self) -> list[Holder]:
-        """Every living process that makes an artifact of this store."""
+        """Every living process that makes an artifact of this store, or runs what needs some."""
         here = list(holders_below(self.root / "work"))
         return here if self.mirror is None else here + list(holders_at(self.mirror.remote))
 

@@ -64,7 +64,7 @@ class Collected:
 def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False) -> Collected:
     """Artifacts that no channel's run consists of and no kept artifact was made from.
 
-    What a stage in progress reads stays, with everything that it was made from.
+    What a stage or a run in progress needs stays, with everything that it was made from.
 
     Args:
         store: the store.
@@ -123,16 +123,17 @@ def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
 
 
 def _artifacts(store: ArtifactStore) -> tuple[dict[Key, Artifact], dict[Key, str]]:
-    """All artifacts; and why one, or unfinished work, must stay, for each that a living process makes or reads."""
+    """All artifacts; and why one, or unfinished work, must stay, for each that a living process makes or needs."""
     # First who makes what: what is not being made any more is then in the list.
     holders = store.holders()
     artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
     found: dict[Key, str] = {}
     for holder in holders:
-        why = f"{holder.stage}/{holder.fingerprint} is being made by {holder.who}"
-        found[holder.stage, holder.fingerprint] = why
-        for key in _with_origins(list(holder.reads.items()), artifacts):
-            found.setdefault(key, why)
+        found[holder.stage, holder.fingerprint] = holder.what
+    for holder in holders:
+        # Unfinished work of a run's later stages, too.
+        for key in {*holder.reads.items(), *_with_origins(list(holder.reads.items()), artifacts)}:
+            found.setdefault(key, holder.what)
     return artifacts, found
 
 

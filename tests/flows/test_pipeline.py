@@ -63,8 +63,10 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
     from flows.pipeline import pipeline
 
     run = finished_run("name=failing")
+    needed: list[set[str]] = []
 
     def refuse(node: Node, *_: object, **__: object) -> None:
+        needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
     monkeypatch.setattr("flows.work.run_node", refuse)
@@ -72,6 +74,7 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
         pipeline(run.settings)
+    assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
 
 
 def test_captions_that_come_while_it_runs_are_the_next_runs(

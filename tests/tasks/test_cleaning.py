@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,32 @@ def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
     assert names(collect(store, unfinished=True)) == set()
     os.utime(path, (1, 1))
     assert names(collect(store, unfinished=True)) == {"first", "second"}
+
+
+def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    made(store, FIRST, SECOND, replace(FIRST, fingerprint="e" * 32))
+    with store.writing("third", THIRD.fingerprint) as work:
+        (work.scratch / "step-1").touch()
+    # Between two of its stages nobody holds a lock of theirs.
+    with store.running({"second": SECOND.fingerprint, "third": THIRD.fingerprint}):
+        seen = collect(store, unfinished=True)
+        assert [item.fingerprint for item in seen.rubbish] == ["e" * 32]
+        why = f"a run under way needs it, process {os.getpid()} on {locks._here()['host']}"
+        assert [(kept.stage, kept.why) for kept in seen.left] == [(n, why) for n in ("first", "second", "third")]
+    assert names(collect(store, unfinished=True)) == {"first", "second", "third"}
+
+
+def test_what_a_dead_run_needed_may_go(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    made(store, FIRST)
+    mark = tmp_path / "work" / "run" / "x.lock"
+    mark.parent.mkdir(parents=True)
+    gone = locks.this_process() | {"token": "t", "started": "1", "reads": {"first": FIRST.fingerprint}}
+    mark.write_text(json.dumps(gone))
+    assert names(collect(store)) == {"first"}
+    with store.running({}):
+        assert not mark.exists()
 
 
 def test_what_a_commit_leaves_that_is_killed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +181,22 @@ def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.
         collected = collect(two)
         assert names(collected) == set() and [kept.stage for kept in collected.left] == ["first"]
     assert names(collect(two)) == {"first"}
+
+
+def test_what_a_run_on_another_machine_needs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://{tmp_path.name}-runs/root"
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    one = open_store(url)
+    made(one, FIRST)
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+    two = open_store(url)
+    with one.running({"first": FIRST.fingerprint}):
+        assert [kept.stage for kept in collect(two).left] == ["first"]
+    assert names(collect(two)) == {"first"}
+    assert two.mirror is not None
+    # A machine that was lost says nothing any more; how long ago its last heartbeat was is told by two clocks.
+    owner = {"token": "t", "pid": 7, "host": "elsewhere", "reads": {"first": FIRST.fingerprint}}
+    for ago, left in ((300, ["first"]), (3600, [])):
+        told = owner | {"time": time.time() - ago}
+        two.mirror.remote.write("locks/run/x/00000001", json.dumps(told).encode())
+        assert [kept.stage for kept in collect(two).left] == left
