@@ -96,7 +96,7 @@ class Preparation:
             scratch=self.ctx.work.scratch / "checkpoints",
             log_path=self.ctx.work.out / "training_log.jsonl",
             validate=(lambda: measure(self.clip, self.validation)) if validates else None,
-            keep_best=RECALL,
+            keep_best=RECALL if self.held_out.ranks else None,
         )
 
 

@@ -119,6 +119,11 @@ class HeldOut:
     """Rows of the images that validation looks among, each picture once."""
     images: Images
 
+    @property
+    def ranks(self) -> bool:
+        """Whether validation tells weights apart: all of them find the one image where there is no other."""
+        return len(self.gallery) > 1
+
     def trains(self, image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows are for training, by their image."""
         return ~self.all[image_rows]

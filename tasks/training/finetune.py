@@ -129,7 +129,7 @@ class Preparation:
             l2_sp=options.l2_sp,
             validate=self._validate() if options.validations and validates else None,
             validations=options.validations,
-            keep_best=BY_RULE if options.validations else None,
+            keep_best=BY_RULE if options.validations and self.held_out.ranks else None,
         )
 
     def _validate(self) -> Callable[[], Mapping[str, float]]:

@@ -33,6 +33,15 @@ def test_it_learns_and_its_release_loads_in_open_clip(run_stage: Run, sources: d
     assert tower in card and "CC0-1.0" in card
 
 
+def test_one_image_that_is_held_out_chooses_no_epoch(
+    run_stage: Run, sources: dict[str, Artifact], settings: Settings
+) -> None:
+    few = settings.bootstrap.model_copy(update={"validation": 1e-9, "epochs": 2.0})
+    metrics = run_stage(BOOTSTRAP, sources, changed=settings.model_copy(update={"bootstrap": few})).manifest.metrics
+    assert metrics["validation_images"] == 1
+    assert metrics["best_step"] == metrics["steps"] > 2
+
+
 def test_features_of_another_model_are_refused(
     run_stage: Run, sources: dict[str, Artifact], settings: Settings
 ) -> None:

@@ -113,6 +113,15 @@ def test_it_can_be_validated_and_keeps_the_best_weights(
     assert "best_step" not in plain.manifest.metrics
 
 
+def test_one_image_that_is_held_out_chooses_no_weights(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+) -> None:
+    few = settings.finetune.model_copy(update={"validation": 1e-9, "epochs": 1.0, "validations": 2})
+    metrics = run_stage(FINETUNE, inputs, changed=settings.model_copy(update={"finetune": few})).manifest.metrics
+    assert metrics["validation_images"] == 1
+    assert metrics["best_step"] == metrics["steps"] > 2
+
+
 def test_killed_and_gone_on_with_it_gives_the_same_files(
     run_stage: Run, store: ArtifactStore, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
