@@ -21,6 +21,8 @@ __all__ = ["clean"]
 # What can change under cleaning by more than its white space: anything but printable ASCII, blanks and line breaks,
 # and an ampersand that could begin an entity. open_clip never finds an entity in "&" followed by white space.
 _NEEDS_CARE = re.compile(r"[^\x20-\x7e\t\n\r]|&(?![ \t\n\r]|\Z)").search
+# Python makes a number of no more than 4,300 digits, and no character has one as long.
+_ENDLESS = re.compile(r"&#[0-9]{4000,};?")
 _CONFIG = ftfy.TextFixerConfig(explain=False)
 
 
@@ -31,4 +33,8 @@ def clean(text: str) -> str:
     """
     if _NEEDS_CARE(text) is None:
         return " ".join(text.split())
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text, _CONFIG))).split())
+    return " ".join(_unescape(_unescape(ftfy.fix_text(text, _CONFIG))).split())
+
+
+def _unescape(text: str) -> str:
+    return html.unescape(_ENDLESS.sub("\ufffd", text))

@@ -41,6 +41,13 @@ def test_parse(raw: str | None, expected: str) -> None:
     assert parse_answer(raw) == expected
 
 
+@pytest.mark.parametrize("entity", ["&#{};", "&amp;#{};", "&amp;amp;#{} runs", "\u00e9 &#{}"])
+def test_an_entity_with_endless_digits_is_no_character(entity: str) -> None:
+    for digit in "09":
+        found = parse_answer("A dog " + entity.format(digit * 5000))
+        assert "\ufffd" in found and len(found) < 20
+
+
 @given(st.text(max_size=120) | st.text(alphabet='Sure here paraphrase:<|im_end>\n"1.-*` ', max_size=80))
 def test_any_text_gives_one_clean_line(raw: str) -> None:
     found = parse_answer(raw)
