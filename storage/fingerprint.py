@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, InputError
@@ -62,6 +63,9 @@ class FileHashes:
         for path in files:
             try:
                 stat = path.stat()
+                # A folder says so itself.
+                if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+                    raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
                 key = str(path.resolve())
                 seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
                 known = self._known.get(key)

@@ -118,4 +118,4 @@ def need_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
-        raise InputError(f"{path} is a pipe or a device, which cannot be read twice; write it to a file first")
+        raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
