@@ -55,4 +55,6 @@ class Options(BaseModel):
     def _fits(cls, value: Any) -> Any:
         if isinstance(value, int) and not -LARGEST <= value < LARGEST:
             raise ValueError(f"{value} does not fit into 64 bits; choose a smaller number")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("it has a NUL character, which no path or name can have; leave it out")
         return value

@@ -134,9 +134,11 @@ def test_heads_that_do_not_share_the_width_are_told_before_anything_is_paid_for(
         ("paraphrase.seed=9223372036854775808", "does not fit into 64 bits"),
         ("data.max_words=1000000000000000000000000000000", "does not fit into 64 bits"),
         ("run.threads=100000", "less than or equal to 1024"),
+        (r'run.root="a\0b"', "NUL character"),
+        (r'data.sources.0.path="a\0b"', "NUL character"),
     ],
 )
-def test_numbers_that_nothing_can_keep_are_refused(override: str, hint: str) -> None:
+def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         load_settings(None, [override])
 
