@@ -16,7 +16,7 @@ from storage.roots import open_store
 from tasks.dag import resolve
 from tasks.publish import artifact_key, publish_table
 from tasks.results import Result, check_run_name, record_result
-from tasks.run import finished_artifacts
+from tasks.run import check_run, finished_artifacts
 
 __all__ = ["pipeline", "run_stages"]
 
@@ -37,7 +37,7 @@ def run_stages(settings: Settings) -> Result:
     """Run every stage in order, here or in its own deployment; for use inside a flow.
 
     Raises:
-        ConfigError: the run's name is that of a promoted channel.
+        ConfigError: the run's name is that of a promoted channel, or the package of one of its trackers is missing.
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
@@ -46,6 +46,7 @@ def run_stages(settings: Settings) -> Result:
     rows: list[dict[str, Any]] = []
     # Once: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = resolve(settings, store)
+    check_run(settings, nodes, store)
     with store.running({name: node.fingerprint for name, node in nodes.items()}):
         for name, node in nodes.items():
             if settings.run.placement == "deployments":

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
+from paraclip_core.training.trackers import check_trackers
 from storage.artifacts import Artifact, ArtifactStore
 from storage.roots import open_store
 from tasks.child import STAGES_REFERENCE, run_in_child
@@ -17,7 +18,7 @@ from tasks.events import EventLog, events_path
 from tasks.stage import Stage, carry_out
 from tasks.stages.evaluate import check_benchmarks
 
-__all__ = ["finished_artifacts", "run_node", "run_stage", "stage_node"]
+__all__ = ["check_run", "finished_artifacts", "run_node", "run_stage", "stage_node"]
 
 TRAINING = ("bootstrap", "finetune")
 """What takes long enough that a mistake in what comes after it must be found before."""
@@ -93,6 +94,18 @@ def run_node(
             artifact = carry_out(node.stage, node.draft, settings, store, inputs, told)
         events.counted(artifact.manifest.metrics)
     return artifact
+
+
+def check_run(settings: Settings, nodes: Mapping[str, Node], store: ArtifactStore) -> None:
+    """See that the trackers of a run whose stages all run here can be opened when it comes to train, hours later.
+
+    Raises:
+        ConfigError: a tracker's package is not installed.
+    """
+    if not settings.run.trackers or settings.run.placement != "inline":
+        return
+    if any(name in nodes and store.known(name, nodes[name].fingerprint) is None for name in TRAINING):
+        check_trackers(settings.run.trackers)
 
 
 def finished_artifacts(nodes: Mapping[str, Node], store: ArtifactStore) -> dict[str, Artifact]:

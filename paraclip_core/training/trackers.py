@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from paraclip_core.errors import ConfigError
 
-__all__ = ["Run", "Tracker", "Trackers", "open_trackers"]
+__all__ = ["Run", "Tracker", "Trackers", "check_trackers", "open_trackers"]
 
 log = logging.getLogger(__name__)
 
@@ -196,11 +197,26 @@ def open_trackers(names: Sequence[str], run: Run) -> Trackers:
     return Trackers(opened)
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """See that the packages of trackers are installed, long before any of them is opened.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if OPENERS[name] is not FileTracker and find_spec(name) is None:
+            raise _not_installed(name)
+
+
 def _imported(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ConfigError(
-            f"run.trackers names a tracker that needs the package {package}, which is not installed; "
-            f"`pip install {package}` or take it out"
-        ) from error
+        raise _not_installed(package) from error
+
+
+def _not_installed(package: str) -> ConfigError:
+    return ConfigError(
+        f"run.trackers names a tracker that needs the package {package}, which is not installed; "
+        f"`pip install {package}` or take it out"
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ConfigError, InputError
 from tasks.dag import Node
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,21 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
     with pytest.raises(InputError):
         pipeline(run.settings)
     assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
+
+
+def test_a_tracker_that_is_missing_is_told_before_anything_runs(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.pipeline import pipeline
+
+    monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
+    # Where nothing is left to train, nothing is missing.
+    run = finished_run("name=tracked", "run.trackers=[wandb, file]")
+    assert {row["state"] for row in pipeline(run.settings)["stages"]} == {"cached"}
+    shutil.rmtree(run.artifacts["finetune"].path)
+    monkeypatch.setattr("flows.work.run_node", None)
+    with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
+        pipeline(run.settings)
 
 
 def test_captions_that_come_while_it_runs_are_the_next_runs(
