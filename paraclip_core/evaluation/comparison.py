@@ -16,6 +16,8 @@ __all__ = ["Comparison", "Judge", "Outcome", "Row", "compare", "judge", "judge_c
 
 Verdict = Literal["promote", "hold"]
 
+FEWEST_IMAGES = 20
+"""In a smaller pool most answers of chance are among the first ten, so that overlaps and recall@10 prove nothing."""
 DIGITS = 6
 """Decimals of a percentage that are written: far below what any interval tells apart."""
 
@@ -108,7 +110,7 @@ def compare(
     skipped: Mapping[str, str] | None = None,
     rule: Judge = judge,
 ) -> Comparison:
-    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
+    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`, never `promote` on a tiny pool.
 
     Args:
         outcomes: what was measured.
@@ -121,8 +123,15 @@ def compare(
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
     verdict, reason, notes = rule(rows, options.gate)
+    if verdict == "promote" and (small := _small_pools(outcomes)):
+        verdict, reason = "hold", f"{'; '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
+
+
+def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
+    found = ((outcome, outcome.base.notes.get("images")) for outcome in outcomes if "retrieval" in outcome.kind)
+    return [f"the {n} images of {outcome.benchmark}" for outcome, n in found if n is not None and n < FEWEST_IMAGES]
 
 
 def _judge(

@@ -110,14 +110,14 @@ def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
     assert judge([GAIN, drop], GateRule(max_drop={}))[0] == "promote"
 
 
-def outcome(gain: float = 0.2) -> Outcome:
+def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 3)
     values = rng.random(90)
 
     def measured(shift: float) -> Measured:
         return Measured(
-            {"ao@10": Sample(values + shift, clusters)}, {"split": "val"}, {"caption": np.eye(3, dtype=int)}
+            {"ao@10": Sample(values + shift, clusters)}, {"images": images}, {"caption": np.eye(3, dtype=int)}
         )
 
     return Outcome("rewordings", "paraphrased_retrieval", measured(0.0), measured(gain))
@@ -138,6 +138,12 @@ def test_equal_models_are_held() -> None:
     comparison = compare([outcome(0.0)], EvaluateOptions(resamples=200))
     assert comparison.verdict == "hold"
     assert str(comparison.rows[0].low) == "0.0"
+
+
+def test_a_gain_among_few_images_is_held() -> None:
+    held, promoted = (compare([outcome(images=n)], EvaluateOptions(resamples=200)) for n in (19, 20))
+    assert (held.verdict, promoted.verdict) == ("hold", "promote") and held.rows == promoted.rows
+    assert held.reason == "the 19 images of rewordings prove nothing; use a split of 20 images or more"
 
 
 def test_too_few_queries_name_the_benchmark() -> None:
