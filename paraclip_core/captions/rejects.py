@@ -10,7 +10,7 @@ import pyarrow as pa
 from paraclip_core import tables
 from paraclip_core.captions.readers.rows import Reject, RowBatch
 
-__all__ = ["drop_undecodable", "reject_batch", "reject_row"]
+__all__ = ["decodable", "drop_undecodable", "reject_batch", "reject_row"]
 
 SHOWN_CHARS = 2000
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -43,11 +43,11 @@ def drop_undecodable(batch: RowBatch, rejects: list[Reject]) -> None:
     """Move the rows with bytes that are not UTF-8 to the rejects."""
     fields = (batch.captions, batch.image_ids, batch.image_paths, batch.splits, batch.licences)
     names = ("caption", "image", "image path", "split", "licence")
-    if all(_decodable(values) for values in fields):
+    if all(decodable(values) for values in fields):
         return
     good: list[int] = []
     for n, row in enumerate(zip(*fields, strict=True)):
-        bad = next((name for name, value in zip(names, row, strict=True) if not _decodable([value])), None)
+        bad = next((name for name, value in zip(names, row, strict=True) if not decodable([value])), None)
         if bad is None:
             good.append(n)
         else:
@@ -57,7 +57,8 @@ def drop_undecodable(batch: RowBatch, rejects: list[Reject]) -> None:
         setattr(batch, name, [values[n] for n in good])
 
 
-def _decodable(values: Sequence[str | None]) -> bool:
+def decodable(values: Sequence[str | None]) -> bool:
+    """Whether all bytes of the texts were UTF-8; others were read as lone surrogates."""
     try:
         "".join(value for value in values if value is not None).encode()
     except UnicodeEncodeError:

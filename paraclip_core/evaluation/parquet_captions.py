@@ -16,6 +16,7 @@ from paraclip_core.captions.filters import split_name
 from paraclip_core.captions.readers.columns import CAPTION, SPLIT, choose_columns
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.rejects import decodable
 from paraclip_core.captions.sources import shard_split
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError, InputError
@@ -138,14 +139,6 @@ def _check(file: Path, batch: RowBatch) -> None:
     captioned = {row for row, text in texts if text.strip()}
     problems = [(reject.row, reject.detail) for reject in batch.rejects if reject.row not in captioned]
     problems += [(row, "a blank caption, expected text") for row in batch.rows if row not in captioned]
-    problems += [(row, f"caption {text[:60]!r} is not valid UTF-8") for row, text in texts if not _is_utf8(text)]
+    problems += [(row, f"caption {text[:60]!r} is not valid UTF-8") for row, text in texts if not decodable([text])]
     for row, problem in problems[:1]:
         raise BenchmarkError(f"{file}, row {row} (from 0): {problem}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -170,13 +170,17 @@ def test_what_something_was_made_from_meanwhile_is_left_and_said(tmp_path: Path)
     assert [kept.stage for kept in remove(collected.rubbish)] == ["first", "second"]
 
 
+def two_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ArtifactStore]:
+    stores = []
+    for name in ("one", "two"):
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
+        stores.append(open_store(f"memory://{tmp_path.name}/root"))
+    return stores
+
+
 def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"memory://{tmp_path.name}-cleaning/root"
-    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
-    one = open_store(url)
+    one, two = two_machines(tmp_path, monkeypatch)
     made(one, FIRST)
-    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-    two = open_store(url)
     with one.writing("second", SECOND.fingerprint, reads=SECOND.inputs):
         collected = collect(two)
         assert names(collected) == set() and [kept.stage for kept in collected.left] == ["first"]
@@ -184,12 +188,8 @@ def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_a_run_on_another_machine_needs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"memory://{tmp_path.name}-runs/root"
-    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
-    one = open_store(url)
+    one, two = two_machines(tmp_path, monkeypatch)
     made(one, FIRST)
-    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-    two = open_store(url)
     with one.running({"first": FIRST.fingerprint}):
         assert [kept.stage for kept in collect(two).left] == ["first"]
     assert names(collect(two)) == {"first"}
