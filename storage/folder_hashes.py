@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError, InputError
-from paraclip_core.paths import below
 from storage.atomic import file_sha256, settled, write_atomic
 
 __all__ = ["folder_hash"]
@@ -46,10 +45,17 @@ def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
     """
     kept = memory / f"{_digest(str(folder.resolve())).hex()}.parquet"
     recorded = _recorded(kept)
-    skipped = below(folder, without)
+    skipped = _below(folder, without)
     if recorded is not None and recorded.get("seen") == _seen(folder, skipped):
         return recorded["content"]
     return _read(folder, kept, skipped)
+
+
+def _below(folder: Path, other: Path | None) -> Path | None:
+    """`other` as a path that begins as `folder` does, if it lies below that."""
+    if other is None or folder.resolve() not in other.resolve().parents:
+        return None
+    return folder / other.resolve().relative_to(folder.resolve())
 
 
 def _seen(folder: Path, skipped: Path | None) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from paraclip_core.errors import ConfigError, UnknownNameError
-from paraclip_core.paths import user_path
 from storage.artifacts import ArtifactStore
 from storage.filesystems import is_url, open_remote
 
@@ -87,7 +86,7 @@ def local_folder() -> Path:
 
 
 def _at_home(written: str) -> Path:
-    path = user_path(written)
+    path = Path(os.path.expanduser(written))  # noqa: PTH111
     if path.parts and path.parts[0].startswith("~"):
         # It would be made here, under a name that looks like another place.
         raise ConfigError(f"{written}: {path.parts[0]} is nobody's home folder here; write the path in full")
