@@ -11,13 +11,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from paraclip_core.errors import ArtifactError, ConfigError
 
 __all__ = [
     "file_sha256",
+    "is_temporary",
     "json_bytes",
     "new_folder",
     "read_json",
@@ -29,6 +31,7 @@ __all__ = [
     "write_json",
 ]
 
+TEMPORARY = ".*.tmp"
 SETTLED_NS = 100_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -92,9 +95,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete what killed writers left anywhere below `folder`; call it only when nobody writes there."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink()
+    """Delete the files and folders that killed writers left anywhere below `folder`, in which nobody writes now."""
+    for path in list(folder.rglob(TEMPORARY)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(path: PurePath) -> bool:
+    """Whether a writer's draft is, or holds, what a path below a folder names."""
+    return any(fnmatchcase(part, TEMPORARY) for part in path.parts)
 
 
 def sync_folder(folder: Path) -> None:

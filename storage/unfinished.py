@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import file_sha256, json_bytes, read_json, write_json
+from storage.atomic import file_sha256, is_temporary, json_bytes, read_json, write_json
 from storage.filesystems import RemoteFolder
 from storage.manifests import safe_name
 
@@ -189,10 +189,13 @@ def _push_seconds() -> float:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Names below `folder` and paths of all but drafts, which may come and go meanwhile."""
     for part in PARTS:
-        for path in sorted((folder / part).rglob("*")):
-            if path.is_file() and not (path.name.startswith(".") and path.name.endswith(".tmp")):
-                yield path.relative_to(folder).as_posix(), path
+        paths = [Path(directory) / name for directory, _, names in os.walk(folder / part) for name in names]
+        for path in sorted(paths):
+            name = path.relative_to(folder)
+            if path.is_file() and not is_temporary(name):
+                yield name.as_posix(), path
 
 
 def _state(path: Path, known: list[Any] | None) -> tuple[int, int, str]:

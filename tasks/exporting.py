@@ -64,12 +64,15 @@ def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
     from paraclip_core.clip.hf_export import save_hf, save_sentence_transformers
     from paraclip_core.clip.models import load_clip, save_release
     from paraclip_core.clip.onnx_export import save_onnx
+    from paraclip_core.tensor_file import as_other_files
 
     clip = load_clip(reference)
     if layout == "open_clip":
         save_release(clip, draft, card)
         return
     {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}[layout](clip, draft)
+    for weights in draft.rglob("*.safetensors"):
+        as_other_files(weights)
     (draft / CARD).write_text(card, "utf-8")
 
 

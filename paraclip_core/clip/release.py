@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from open_clip.hf_model import HFTextEncoder
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.reference import CONFIG, TEXT_CONFIG, WEIGHTS
 from paraclip_core.clip.tokenizer import save_tokenizer
 from paraclip_core.errors import ModelError
+from paraclip_core.tensor_file import write_tensors
 
 __all__ = ["save_release"]
 
@@ -31,7 +30,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
         card: the README.md, see :func:`paraclip_core.training.card.model_card`.
 
     Raises:
-        ModelError: a weight is not finite, or the weights cannot be written (safetensors hides the OSError).
+        ModelError: a weight is not finite, or the weights cannot be written.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,14 +44,12 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     _replace(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
     _replace(folder / "README.md", card.encode())
     _save_text_files(clip, folder)
-    temporary = folder / f".{WEIGHTS[0]}.tmp"
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    except SafetensorError as error:
+        write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
+    except OSError as error:
         raise ModelError(
             f"cannot write {folder / WEIGHTS[0]}: {error}; free some space or choose another root and run again"
         ) from error
-    temporary.replace(folder / WEIGHTS[0])
 
 
 def _save_text_files(clip: ClipModel, folder: Path) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from paraclip_core.errors import TrainingError
+from paraclip_core.tensor_file import write_tensors
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -66,7 +65,7 @@ class CheckpointFolder:
             TrainingError: it belongs to another run.
         """
         for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         for path in reversed(self._found("step")):
             found = self._read(path)
             if found is None:
@@ -110,17 +109,10 @@ class CheckpointFolder:
     def _write(self, path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
         here = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         header = {"paraclip": json.dumps({**meta, "digest": _digest(meta, here)}, sort_keys=True)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(here, temporary, header)
-            _sync(temporary)
-            temporary.replace(path)
-            # Or a power cut could undo the renaming, but not the removal of the checkpoints before.
-            _sync(self._folder)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                temporary.unlink()
+            write_tensors(here, path, header)
+        except OSError as error:
             raise TrainingError(
                 f"cannot write the checkpoint {path}: {error}; free some space or choose another root"
             ) from error
@@ -137,15 +129,6 @@ class CheckpointFolder:
             reason = str(error)
         log.warning("checkpoint %s is damaged (%s); going on from the one before it", path, reason)
         return None
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

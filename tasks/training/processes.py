@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict, replace
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
+from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
 from paraclip_core.training.guards import bound_kernel_cache
 from paraclip_core.training.optimiser import trained_parameters
@@ -64,9 +66,8 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
             "or set run.device to cpu"
         )
     desk = ctx.work.scratch / "processes"
-    desk.mkdir(parents=True, exist_ok=True)
-    for leftover in desk.iterdir():
-        leftover.unlink()
+    shutil.rmtree(desk, ignore_errors=True)  # what an earlier try left
+    desk.mkdir(parents=True)
     (desk / "request.json").write_text(json.dumps(_request(ctx, stage)))
     with looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
         _launch(desk, count)
@@ -159,8 +160,13 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path) -> None:
         result = train(replace(job, processes=processes), report_to(desk / PROGRESS))
     if rank == 0:
         weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
-        save_file(weights, desk / WEIGHTS)
-        (desk / RESULT).write_text(json.dumps(asdict(result)))
+        try:
+            write_tensors(weights, desk / WEIGHTS)
+            (desk / RESULT).write_text(json.dumps(asdict(result)))
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the trained weights to {desk}: {error}; free some space and run again"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import file_sha256, new_folder, read_json, remove_temporary, storage_error, write_atomic, write_json
+from storage.atomic import (
+    file_sha256,
+    is_temporary,
+    new_folder,
+    read_json,
+    remove_temporary,
+    storage_error,
+    write_atomic,
+    write_json,
+)
 from storage.parquet import write_table
 
 REWRITE = """
@@ -140,11 +149,17 @@ def test_sha256(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> Non
 
 
 def test_temporary_files_are_removed_at_any_depth(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    for name in (".x.json.1.tmp", "a/b/.y.tmp", "a/keep.tmp", "a/.hidden"):
+    (tmp_path / "a" / "b" / ".w.tmp" / ".v.tmp").mkdir(parents=True)
+    for name in (".x.json.1.tmp", "a/b/.y.tmp", "a/b/.w.tmp/.v.tmp/z", "a/b/.w.tmp/.u.tmp", "a/keep.tmp", "a/.hidden"):
         (tmp_path / name).write_text("")
     remove_temporary(tmp_path)
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".hidden", "keep.tmp"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "a", "b", "keep.tmp"]
+
+
+def test_what_lies_in_a_draft_is_one() -> None:
+    temporary = (".x.tmp", "out/.x.tmp", "out/.x.tmp/y", ".x.y.3.tmp/z/w")
+    assert all(is_temporary(Path(name)) for name in temporary)
+    assert not any(is_temporary(Path(name)) for name in ("x.tmp", "out/x.tmp/y", ".x.tmpfgfpzX", ".tmp", "out/.x"))
 
 
 def test_a_file_in_place_of_a_folder_and_a_kernel_folder(tmp_path: Path) -> None:

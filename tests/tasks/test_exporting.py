@@ -136,6 +136,8 @@ def test_other_layouts_hold_the_same_model(store: ArtifactStore, tuned: Artifact
     np.testing.assert_array_equal(encode_texts(load_clip(str(tmp_path / "hf")), TEXTS), expected)
     files = export_model(release, tmp_path / "st", "sentence-transformers", store)
     assert {"README.md", "modules.json", "0_CLIPModel/model.safetensors"} <= set(files)
+    modes = {path.stat().st_mode for path in (tmp_path / "st").rglob("*") if path.is_file()}
+    assert len(modes) == 1, "weights are as readable as the rest"
     read: Any = ModelCard((tmp_path / "st/README.md").read_text()).data
     assert read.library_name == "sentence-transformers" and read.eval_results
     # And back: what another library wrote is a model like any other.

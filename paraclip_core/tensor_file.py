@@ -1,0 +1,71 @@
+"""Writing a safetensors file, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["as_other_files", "write_tensors"]
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `tensors` to `path` and flush them to disk; the same tensors give the same bytes.
+
+    The draft has a folder of its own, ``.NAME.tmp`` beside `path`, because safetensors writes beside the name it is
+    given under one that nobody knows, which a kill leaves there. Two processes must not write the same `path` at once.
+
+    Args:
+        tensors: contiguous ones on the CPU that share no memory.
+        path: replaced if it is there; its folder must exist.
+        metadata: what the header holds besides.
+
+    Raises:
+        OSError: it cannot be written; `path` is then as it was.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    _remove(draft)
+    try:
+        draft.mkdir()
+        written = draft / path.name
+        save_file(dict(tensors), written, dict(metadata) if metadata else None)
+        as_other_files(written)
+        _flush(written)
+        written.replace(path)
+        # Or a power cut could undo the renaming, but not what was removed after it.
+        _flush(path.parent)
+    except SafetensorError as error:  # which hides the OSError
+        raise OSError(str(error)) from error
+    finally:
+        _remove(draft)
+
+
+def as_other_files(path: Path) -> None:
+    """Let those read `path` who may read any new file in its folder; safetensors lets its owner alone."""
+    usual = path.with_name(f".{path.name}.mode.tmp")
+    try:
+        usual.touch()
+        path.chmod(stat.S_IMODE(usual.stat().st_mode))
+    finally:
+        usual.unlink(missing_ok=True)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir() and not draft.is_symlink():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
