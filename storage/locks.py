@@ -111,9 +111,18 @@ def _create(path: Path, me: Mapping[str, Any]) -> bool:
             return False
         finally:
             draft.unlink(missing_ok=True)
+        _sweep(path)
     except OSError as error:
         raise storage_error(error, path) from error
     return True
+
+
+def _sweep(path: Path) -> None:
+    """Delete the drafts of processes that were killed before they held the lock."""
+    for draft in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 32}"):
+        with suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+                draft.unlink()
 
 
 def parse_owner(data: bytes) -> dict[str, Any]:

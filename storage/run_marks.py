@@ -25,7 +25,7 @@ def marked(work: Path, remote: RemoteFolder | None, needs: Mapping[str, str]) ->
         ArtifactError: the folder or the store cannot be written.
     """
     folder, name, says = work / RUN, uuid.uuid4().hex, {"reads": dict(needs)}
-    for path in folder.glob("*.lock"):
+    for path in folder.glob("*.lock*"):  # drafts of killed processes, too
         if living_owner(path) is None:
             path.unlink(missing_ok=True)
     between = nullcontext() if remote is None else remote_lock(remote, f"locks/{RUN}/{name}", says=says)

@@ -61,6 +61,17 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "a").iterdir()) == []
 
 
+def test_the_draft_of_a_process_killed_before_it_held_the_lock_goes(tmp_path: Path) -> None:
+    dead, young, other = (tmp_path / f"x.lock.{name}" for name in ("0a" * 16, "1b" * 16, "json"))
+    long_ago = time.time() - locks.STALE_SECONDS - 5
+    for path in (dead, young, other):
+        path.write_text("{")
+        if path != young:
+            os.utime(path, (long_ago, long_ago))
+    with lock(tmp_path / "x.lock"):
+        assert not dead.exists() and young.exists() and other.exists()
+
+
 def test_an_exception_frees_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), lock(tmp_path / "x.lock"):
         raise ValueError("mine")
