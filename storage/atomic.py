@@ -26,12 +26,14 @@ __all__ = [
     "remove_temporary",
     "settled",
     "storage_error",
+    "sweep_drafts",
     "sync_folder",
     "write_atomic",
     "write_json",
 ]
 
 TEMPORARY = ".*.tmp"
+STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -101,6 +103,14 @@ def remove_temporary(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def sweep_drafts(folder: Path) -> None:
+    """Delete the files in `folder` that writers began more than a day ago: nobody works on those any more."""
+    for path in folder.glob(TEMPORARY):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
+                path.unlink()
 
 
 def is_temporary(path: PurePath) -> bool:

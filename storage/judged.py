@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import storage_error, write_atomic
+from storage.atomic import storage_error, sweep_drafts, write_atomic
 from storage.generations import GenerationStore
 from storage.history import History
 
@@ -188,7 +188,9 @@ class JudgedStore:
             _delete(pack.path)
 
     def _prune(self) -> None:
-        """Delete packs that were not used for long, and the longest unused ones where all together are too many."""
+        """Delete packs not used for long, the longest unused ones where all together are too many, and what killed
+        writers left."""
+        sweep_drafts(self.folder)
         size = 0
         for pack in sorted(self._packs(), key=lambda pack: pack.used, reverse=True):
             size += pack.size

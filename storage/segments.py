@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import read_json, storage_error, sync_folder, write_json
+from storage.atomic import read_json, storage_error, sweep_drafts, sync_folder, write_json
 
 __all__ = ["INDEXED", "SegmentDraft", "SegmentFolder", "TornSegment", "check_generations", "digest_of", "parsed"]
 
@@ -43,7 +42,6 @@ INDEXED = pa.schema(
 # Dictionaries and statistics of columns whose values are all different cost time and save nothing.
 DIFFERENT = ("key", "input", "completions")
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
-STALE_DRAFT_SECONDS = 24 * 3600
 # Says which segments the newest big one stands for, until they are deleted and the index has followed.
 REPLACED = ".replaced.json"
 
@@ -215,14 +213,7 @@ class SegmentFolder:
 
     def sweep(self) -> None:
         """Delete drafts that a killed writer left behind more than a day ago."""
-        for name in self._listing():
-            path = self.folder / name
-            if name.startswith(".") and name.endswith(".tmp"):
-                try:
-                    if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
-                        path.unlink()
-                except OSError as error:
-                    log.debug("cannot sweep %s: %s", path, error)
+        sweep_drafts(self.folder)
 
     def _present(self, listing: Sequence[str]) -> list[str]:
         """Names of all segments among those of files, in any order."""

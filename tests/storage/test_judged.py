@@ -292,6 +292,16 @@ def test_what_nobody_uses_goes(cache: GenerationStore, monkeypatch: pytest.Monke
     assert found(cache, [60]) == [60]
 
 
+def test_drafts_of_killed_writers_go_after_a_day(cache: GenerationStore) -> None:
+    keep(cache, range(3))
+    old, young = (cache.folder / "judged" / f".{name}.blocks.tmp" for name in ("old", "young"))
+    for path, age in ((old, 90_000), (young, 80_000)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    keep(cache, range(3, 6))
+    assert not old.exists() and young.exists()
+
+
 def test_other_machines_are_asked_first(machine: Any, objects: Any, tmp_path: Path) -> None:
     early, late = two_names(tmp_path)
     here = open_generations(machine("one"))
