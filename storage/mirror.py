@@ -82,9 +82,9 @@ class Mirror:
     # Unfinished work
 
     def works(self) -> list[tuple[str, str]]:
-        """Stage and fingerprint of all unfinished work."""
-        found = (path.split("/") for path in self.remote.sizes("work") if path.endswith(f"/{SNAPSHOT}"))
-        return sorted((parts[0], parts[1]) for parts in found if len(parts) == 3)
+        """Stage and fingerprint of all unfinished work, and of what a push or a removal that was killed left of it."""
+        found = (path.split("/") for path in self.remote.sizes("work"))
+        return sorted({(parts[0], parts[1]) for parts in found if len(parts) > 2})
 
     def has_work(self, stage: str, fingerprint: str) -> bool:
         """Whether unfinished work of this fingerprint was pushed."""

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
@@ -44,51 +45,12 @@ POINTS = (0.35, 0.8)
 EMBEDDED = {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}}
 
 
-def served(url: str) -> dict[str, Any]:
-    """Paraphrasing by a server, which takes no time to start."""
-    return {
-        "engine": "openai",
-        "model": "writer",
-        "prompts": "paper",
-        "gates": {"preset": "paper"},
-        "chunk": 4,
-        "fraction": 0.35,
-        "sampling": {"n": 1, "max_tokens": 24},
-        "openai": {"base_url": url, "api_key_env": "NO_KEY", "concurrency": 2},
-    }
-
-
 def written(asked: dict[str, Any]) -> dict[str, Any]:
     """An answer like no other, after a while."""
     time.sleep(0.2)
     text = f"one picture, number {zlib.crc32(words_of(asked).encode())}"
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
-
-
-def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, object]:
-    """The demo's DAG, every stage real and as small as it can be."""
-    return {
-        "name": "kill",
-        "run": {"root": str(root), "threads": 1},
-        "data": {
-            "scenes": {"images": 60, "image_size": 64},
-            "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
-        },
-        "paraphrase": paraphrase,
-        "model": {"base": "embedded", "text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
-        "features": {"shard_images": 16, "batch_size": 8},
-        "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
-        "finetune": {"epochs": 10, "batch_size": 4, "checkpoint_steps": 5, "precision": "fp32", "validation": 0.3},
-        "evaluate": {
-            "split": "val",
-            "resamples": 200,
-            "benchmarks": [
-                {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
-                {"name": "retrieval", "kind": "retrieval"},
-            ],
-        },
-    }
 
 
 def start(run: dict[str, object]) -> subprocess.Popen[bytes]:

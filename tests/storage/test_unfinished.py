@@ -14,6 +14,7 @@ from machines import FP, WORK, Machine, Objects, contents, interrupted, make, wo
 from paraclip_core.errors import ArtifactError
 from storage import unfinished
 from storage.artifacts import Draft
+from tasks.cleaning import collect, remove
 
 
 def test_another_machine_goes_on(machine: Machine, objects: Objects) -> None:
@@ -160,6 +161,15 @@ def test_an_artifact_is_finished_though_its_unfinished_work_cannot_be_deleted(
     assert "left-over unfinished work" in caplog.text
     assert not store.work_path("ingest", FP).exists() and machine("three").find("ingest", FP) is not None
     assert store.verify(made) == []
+
+
+@pytest.mark.parametrize("part", ["snapshot.json", "objects/0a1b"])
+def test_what_a_killed_push_or_removal_left_is_found_and_goes(machine: Machine, objects: Objects, part: str) -> None:
+    objects.write(f"work/ingest/{FP}/{part}", b"half")
+    store = machine("one")
+    assert [entry[:2] for entry in store.unfinished()] == [("ingest", FP)]
+    assert remove(collect(store, unfinished=True).rubbish) == []
+    assert objects.names() == [] and store.unfinished() == []
 
 
 def test_discarded_work_is_gone_everywhere_without_a_download(

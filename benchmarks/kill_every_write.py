@@ -1,0 +1,234 @@
+"""Kill every stage at calls that change a file, and see that the next try ends with the same bytes.
+
+    python benchmarks/kill_every_write.py [--kills 40] [--stages bootstrap,finetune] [--seed 0] [--folder FOLDER]
+
+A small run of the whole DAG is carried out undisturbed. Then each stage begins anew many times in a forked process,
+which a preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and
+flushes below the root, whichever library makes the call; one in three is killed again while it goes on. The try after
+that must leave the artifact of the undisturbed run, no unfinished work beside that of a stage killed when it was
+finished, and no draft outside the cache, which sweeps its own after a day. The last line is JSON; the exit status is 1
+where something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
+
+from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact, ArtifactStore
+from tasks.dag import input_artifacts, resolve, stage_names
+from tasks.stage import carry_out
+
+SOURCE = Path(__file__).with_name("kill_at_write.c")
+LIBRARY = "PARACLIP_KILL_LIBRARY"
+AGAIN, CALLS_AGAIN = 0.33, 40
+"""How many of the next tries are killed, too, and within how many calls."""
+DRAFT = ".*"
+IMPORTED = ("open_clip", "duckdb", "scipy.stats", "tasks.training.bootstrap", "tasks.training.finetune")
+"""What stages import when they begin, and every try would import anew. None of it starts a thread."""
+
+
+@dataclass
+class Figures:
+    """What the tries of all stages came to."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    """Calls that change a file, of each undisturbed stage."""
+    kills: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether every stage was killed and ended as the undisturbed one."""
+        return bool(self.kills) and all(self.kills.values()) and not self.problems
+
+
+def forked(work: Callable[[], object], log: Path) -> int:
+    """Call `work` in a process of its own whose output goes to `log`; its wait status."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    status = 1
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class Killer:
+    """The undisturbed run, and tries of its stages beside it."""
+
+    def __init__(self, folder: Path, url: str, seed: int) -> None:
+        """Work in `folder`, with answers from the server at `url`."""
+        self._folder, self._url, self._log = folder, url, folder / "log.txt"
+        self._rng = random.Random(seed)
+        self._library = ctypes.CDLL(os.environ[LIBRARY])
+        self._library.arm.argtypes = (ctypes.c_char_p, ctypes.c_long)
+        self._library.counted.restype = ctypes.c_long
+        self.figures = Figures()
+        for name in IMPORTED:
+            importlib.import_module(name)
+        self.stages = stage_names(parse_settings(self._run("undisturbed")))
+
+    def undisturbed(self) -> None:
+        """Carry out the whole run and count each stage's calls."""
+        for stage in self.stages:
+            told = self._folder / f"{stage}.calls"
+            assert forked(lambda: self._carry_out("undisturbed", stage, 0, told), self._log) == 0, self._log  # noqa: B023
+            self.figures.calls[stage] = int(told.read_text())
+
+    def kill(self, stage: str, kills: int) -> None:
+        """Kill a stage at so many different calls, or at each of them if it has fewer."""
+        calls = self.figures.calls[stage]
+        self.figures.kills[stage] = 0
+        for call in sorted(self._rng.sample(range(1, calls + 1), min(kills, calls))):
+            self._begin_anew(stage)
+            self._log.write_text("")
+            fatal = [call]
+            if self._rng.random() < AGAIN:
+                fatal.append(self._rng.randint(1, CALLS_AGAIN))
+            for number in fatal:
+                status = forked(lambda: self._carry_out("disturbed", stage, number), self._log)  # noqa: B023
+                self.figures.kills[stage] += os.WIFSIGNALED(status)
+            status = forked(lambda: self._carry_out("disturbed", stage, 0), self._log)
+            problem = self._problem(stage) if status == 0 else "it fails"
+            if problem:
+                self.figures.problems.append(f"{stage} killed at {fatal}: {problem}\n{self._log.read_text()[-2000:]}")
+
+    def _run(self, root: str) -> dict[str, Any]:
+        return tiny_run(self._folder / root, served(self._url))
+
+    def _carry_out(self, root: str, stage: str, fatal: int, told: Path | None = None) -> None:
+        settings = parse_settings(self._run(root))
+        store = ArtifactStore(self._folder / root)
+        node = resolve(settings, store)[stage]
+        inputs = input_artifacts(node, store)
+        self._library.arm(str(store.root).encode(), fatal)
+        carry_out(node.stage, node.draft, settings, store, inputs)
+        if told is not None:
+            told.write_text(str(self._library.counted()))
+
+    def _begin_anew(self, stage: str) -> None:
+        """A root that has what the stage reads and no more, without the answers that it asked for."""
+        root, before = self._folder / "disturbed", self.stages[: self.stages.index(stage)]
+        shutil.rmtree(root, ignore_errors=True)
+        for name in before:
+            shutil.copytree(self._folder / "undisturbed" / "artifacts" / name, root / "artifacts" / name)
+
+    def _problem(self, stage: str) -> str | None:
+        """How what is there now differs from what the undisturbed run left."""
+        root = self._folder / "disturbed"
+        expected, found = (self._found(self._folder / name, stage) for name in ("undisturbed", "disturbed"))
+        if len(found) != 1 or found[0].fingerprint != expected[0].fingerprint:
+            return f"there are {[artifact.fingerprint for artifact in found]}, not {expected[0].fingerprint}"
+        there, wanted = found[0].manifest.files, expected[0].manifest.files
+        if there != wanted:
+            return f"other bytes: {sorted(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))}"
+        drafts = [path for path in root.rglob(DRAFT) if path.is_file() and root / "cache" not in path.parents]
+        return f"drafts stay: {drafts}" if drafts else None
+
+    def _found(self, root: Path, stage: str) -> Sequence[Artifact]:
+        return [artifact for artifact in ArtifactStore(root).list() if artifact.stage == stage]
+
+
+def answered(asked: dict[str, Any]) -> dict[str, Any]:
+    """An answer like no other."""
+    text = f"one picture, number {zlib.crc32(words_of(asked).encode())}"
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+
+def serve(pipe: int) -> None:
+    """Answer until the parent ends, having told it the address."""
+    server = OpenAIServer()
+    server.answer = answered
+    os.write(pipe, server.url.encode())
+    os.close(pipe)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.2)
+
+
+def measure(folder: Path, stages: Sequence[str], kills: int, seed: int) -> Figures:
+    """Kill the stages in an empty folder; all of them where `stages` is empty."""
+    began = time.monotonic()
+    reader, writer = os.pipe()
+    server = subprocess.Popen([sys.executable, __file__, "--serve", str(writer)], pass_fds=[writer])
+    os.close(writer)
+    try:
+        killer = Killer(folder, os.read(reader, 1000).decode(), seed)
+        killer.undisturbed()
+        for stage in stages or killer.stages:
+            killer.kill(stage, kills)
+    finally:
+        server.kill()
+        server.wait()
+        os.close(reader)
+    killer.figures.seconds = round(time.monotonic() - began, 1)
+    return killer.figures
+
+
+def preload(folder: Path) -> None:
+    """Start this process anew with the library in it. A fork must find no threads, and one each is enough."""
+    library = folder / "kill_at_write.so"
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), LIBRARY: str(library), "OMP_NUM_THREADS": "1"}
+    os.execve(sys.executable, [sys.executable, *sys.argv, "--folder", str(folder)], environment)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40, help="of each stage")
+    parser.add_argument("--stages", default="", help="separated by commas; all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="an empty folder to work in (a temporary one)")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve(given.serve)
+        return 0
+    if LIBRARY not in os.environ:
+        preload(given.folder or Path(tempfile.mkdtemp(prefix="paraclip-kills-")))
+    try:
+        figures = measure(given.folder, [name for name in given.stages.split(",") if name], given.kills, given.seed)
+    finally:
+        shutil.rmtree(given.folder, ignore_errors=True)
+    for problem in figures.problems:
+        print(problem, file=sys.stderr)
+    told = {**asdict(figures), "problems": len(figures.problems), "good": figures.good}
+    print(json.dumps({"name": "kill_every_write", **told}))
+    return 0 if figures.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

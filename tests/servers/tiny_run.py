@@ -1,0 +1,47 @@
+"""The demo's DAG, every stage real and as small as it can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+__all__ = ["served", "tiny_run"]
+
+
+def served(url: str) -> dict[str, Any]:
+    """Paraphrasing by a server, which takes no time to start."""
+    return {
+        "engine": "openai",
+        "model": "writer",
+        "prompts": "paper",
+        "gates": {"preset": "paper"},
+        "chunk": 4,
+        "fraction": 0.35,
+        "sampling": {"n": 1, "max_tokens": 24},
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "concurrency": 2},
+    }
+
+
+def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
+    """The demo's DAG, every stage real and as small as it can be."""
+    return {
+        "name": "kill",
+        "run": {"root": str(root), "threads": 1},
+        "data": {
+            "scenes": {"images": 60, "image_size": 64},
+            "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
+        },
+        "paraphrase": paraphrase,
+        "model": {"base": "embedded", "text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+        "features": {"shard_images": 16, "batch_size": 8},
+        "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
+        "finetune": {"epochs": 10, "batch_size": 4, "checkpoint_steps": 5, "precision": "fp32", "validation": 0.3},
+        "evaluate": {
+            "split": "val",
+            "resamples": 200,
+            "benchmarks": [
+                {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
+                {"name": "retrieval", "kind": "retrieval"},
+            ],
+        },
+    }
