@@ -297,7 +297,7 @@ def test_drafts_of_killed_writers_go_after_a_day(cache: GenerationStore) -> None
     old, young = (cache.folder / "judged" / f".{name}.blocks.tmp" for name in ("old", "young"))
     for path, age in ((old, 90_000), (young, 80_000)):
         path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
+        os.utime(path, (time.time() - age, time.time() - age))
     keep(cache, range(3, 6))
     assert not old.exists() and young.exists()
 
