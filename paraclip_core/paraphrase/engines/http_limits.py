@@ -36,14 +36,16 @@ class Pace:
 
     async def turn(self, tokens: float, rest: Rest) -> None:
         """Wait for the turn of a request of about so many tokens."""
-        now = time.monotonic()
-        at = max(now, self._next_request, self._next_token)
-        self._next_request = at + self._seconds_per_request
-        self._next_token = at + tokens * self._seconds_per_token
-        if at > now:
-            await rest(at - now)
-        while (left := self._quiet_until - time.monotonic()) > 0:
-            await rest(left)
+        while True:
+            now = time.monotonic()
+            at = max(now, self._next_request, self._next_token, self._quiet_until)
+            self._next_request = at + self._seconds_per_request
+            self._next_token = at + tokens * self._seconds_per_token
+            if at > now:
+                await rest(at - now)
+            # A turn within a pause that was asked for meanwhile is none: all of them at its end would be a burst.
+            if self._quiet_until <= time.monotonic():
+                return
 
     def correct(self, estimated: float, found: float) -> None:
         """Put right what a request was taken to need."""

@@ -68,7 +68,19 @@ def test_a_pause_holds_everybody(clock: Clock) -> None:
     pace = Pace(60, 0)
     pace.pause(10)
     pace.pause(3)
-    assert turns(pace, clock, [1, 1]) == [10, 10]
+    assert turns(pace, clock, [1, 1]) == [10, 11]
+
+
+def test_a_turn_within_a_pause_is_taken_again_behind_it(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, rest = Pace(60, 0), clock.rest
+
+    async def told_to_wait(seconds: float) -> None:
+        await rest(seconds)
+        if clock.now == 1001:
+            pace.pause(10)
+
+    monkeypatch.setattr(clock, "rest", told_to_wait)
+    assert turns(pace, clock, [1, 1, 1]) == [0, 11, 12]
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=30), st.floats(1, 500))
