@@ -112,10 +112,11 @@ class OpenAIClient:
                 answer = await self._attempt(path, body, prompt_tokens)
             except _TryAgainError as failure:
                 self._note(failure)
-                if attempt == self._options.retries:
-                    raise GaveUpError(str(failure)) from failure
+                # The others are held back even where this request is not sent again.
                 if failure.wait:
                     self._pace.pause(failure.wait)
+                if attempt == self._options.retries:
+                    raise GaveUpError(str(failure)) from failure
                 await rest(backoff(self._options.backoff_seconds, attempt))
             else:
                 self._pace.correct(tokens, answer.prompt_tokens + answer.completion_tokens)

@@ -185,6 +185,14 @@ def test_retry_after_is_waited_for_by_all(openai_server: OpenAIServer, connect: 
     assert 0.9 <= time.monotonic() - began < 50
 
 
+def test_retry_after_holds_the_others_back_though_it_came_with_the_last_try(
+    openai_server: OpenAIServer, connect: Connect
+) -> None:
+    openai_server.faults = [status(429, headers={"Retry-After": "0.5"})]
+    ask(connect(concurrency=1, retries=0, max_failures=2), "a", "b")
+    assert openai_server.times[1] - openai_server.times[0] >= 0.5
+
+
 def test_choices_are_sorted_cut_and_read_in_every_shape(openai_server: OpenAIServer, connect: Connect) -> None:
     def choices(*contents: Any) -> Any:
         numbered = [{"index": number, "message": {"content": content}} for number, content in enumerate(contents)]
