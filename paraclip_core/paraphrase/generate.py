@@ -246,6 +246,8 @@ class Paraphraser:
             return answers
         self._asked |= bool(todo)
         done = len(answers)
+        if todo and attempt == 0 and prompt is self.prompt:
+            self._reporter.begun(done / len(texts))
         for part in parts:
             answers |= {text: (key, completion.texts) for text, key, completion in part}
             done += len(part)

@@ -57,13 +57,50 @@ def test_rates_and_the_time_left(told: list[Any], counts: Counts, clock: list[fl
     engine.spent = 0.5
     report.finished(BLOCK_ROWS)
     report.tell(1, {"words": 3, "words_total": 9})
-    known = {"requests_per_second": 5.0, "generated": 30, "cached": 10, "tokens_per_second": 25.0}
+    known = {"requests_per_second": 3.8, "generated": 30, "cached": 10, "tokens_per_second": 25.0}
     judged = {"acceptance": 0.75, "spend": 0.5}
     assert told == [
         (BLOCK_ROWS // 4, rows, known | {"eta_seconds": 56}),
         (BLOCK_ROWS, rows, known | judged | {"eta_seconds": 8}),
         (rows, rows, known | judged | {"words": 3, "words_total": 9}),
     ]
+
+
+def test_what_earlier_runs_were_answered_speeds_up_no_rate(told: list[Any], counts: Counts, clock: list[float]) -> None:
+    report = reporter(told, counts, Engine(), 4 * BLOCK_ROWS)
+    # Two blocks and half of the third are known, the rest takes 0.01 s a row.
+    for _ in range(2):
+        clock[0] += 1
+        counts.cached += BLOCK_ROWS
+        report.finished(BLOCK_ROWS)
+    counts.cached += BLOCK_ROWS // 2
+    report.begun(0.5)
+    clock[0] += 10.24
+    counts.generated, counts.completion_tokens = 1024, 10_240
+    report.tell(0.75)
+    clock[0] += 10.24
+    counts.generated = 2048
+    report.finished(BLOCK_ROWS)
+    report.begun(0)
+    clock[0] += 20.48
+    counts.generated += 2048
+    report.tell(0.5)
+    rate = {"requests_per_second": 100.0, "tokens_per_second": 1000.0}
+    assert [facts.get("eta_seconds") for _, _, facts in told] == [3, 2, None, 31, 21, 20]
+    assert [done / BLOCK_ROWS for done, _, _ in told] == [1, 2, 2.5, 2.75, 3, 3.5]
+    assert {name: told[3][2][name] for name in rate} == rate
+
+
+def test_new_captions_among_many_known_ones_do_not_slow_all_down(
+    told: list[Any], counts: Counts, clock: list[float]
+) -> None:
+    report = reporter(told, counts, Engine(), 10 * BLOCK_ROWS)
+    for _ in range(2):
+        report.begun(0.75)
+        clock[0] += 8
+        counts.generated += BLOCK_ROWS // 4
+        report.finished(BLOCK_ROWS)
+    assert told[-1][2]["eta_seconds"] == 64
 
 
 def test_nothing_is_said_of_what_is_not_known(told: list[Any], counts: Counts, clock: list[float]) -> None:
