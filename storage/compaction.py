@@ -14,7 +14,8 @@ from paraclip_core.errors import ArtifactError
 from storage.generations import GenerationStore
 from storage.history import History
 from storage.locks import lock
-from storage.segments import SegmentDraft, TornSegment, parsed
+from storage.segments import SegmentDraft, TornSegment, digest_of, parsed
+from storage.spending import note_joined
 
 __all__ = ["Compacted", "compact"]
 
@@ -132,6 +133,7 @@ def _replaced(store: GenerationStore, group: list[str], draft: SegmentDraft) -> 
             # Judged blocks were judged from the same answers as before.
             history = History(store.folder / "judged" / "history.json")
             held = history.holds(names)
+            note_joined(store.folder, map(digest_of, names), map(digest_of, group), draft.digest)
             store.segments.replace(group, draft)
             if held:
                 with suppress(ArtifactError):

@@ -125,7 +125,7 @@ def _take(store: GenerationStore, group: list[_Segment], compare: bool, counts: 
                 # Another merge may have brought the same segment meanwhile, and noted it.
                 if store.segments.publish([draft]):
                     # Last: after a kill in between it counts as paid, which only makes a spending cap come sooner.
-                    note_imported(store.folder, fresh)
+                    note_imported(store.folder, draft.digest, fresh)
             counts["segments"] += 1
         counts["new"] += fresh.num_rows
         counts["known"] += segment.rows.num_rows - fresh.num_rows

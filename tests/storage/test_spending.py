@@ -98,9 +98,39 @@ def test_what_was_imported_is_not_paid_for(store: GenerationStore, tmp_path: Pat
     store.append(numbered(range(30, 31)))
     compact(store)
     assert paid_tokens(store.folder, "file", "m") == (33, 44)
-    for text in ("{", "[]", '{"file": 3}'):
+    for text in ("{", "[]", '{"file": 3}', '{"file": {"m": 3}}', '{"file": {"m": {"": ["x", 1]}}}'):
         (store.folder / "imported.json").write_text(text)
         assert paid_tokens(store.folder, "file", "m") == (63, 84), "what cannot be read counts as paid"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_was_imported_and_is_gone_hides_nothing_that_is_paid_for(
+    joined: bool, store: GenerationStore, tmp_path: Path
+) -> None:
+    theirs = GenerationStore(tmp_path / "theirs")
+    for start in (0, 10):
+        theirs.append(numbered(range(start, start + 10)))
+    for _ in range(3):
+        merge(store, theirs.folder)
+        if joined:
+            compact(store)
+        assert paid_tokens(store.folder, "file", "m") == (0, 0)
+        for name in store.segments.names():
+            store.segments.set_aside(name, "torn")
+        store.refresh()
+    store.append(numbered(range(20, 25)))
+    assert paid_tokens(store.folder, "file", "m") == (15, 20)
+
+
+def test_what_an_earlier_release_noted_of_imports_still_counts(store: GenerationStore, tmp_path: Path) -> None:
+    store.append(numbered(range(10)))
+    (store.folder / "imported.json").write_text('{"file": {"m": [6, 8]}}')
+    assert paid_tokens(store.folder, "file", "m") == (24, 32)
+    theirs = GenerationStore(tmp_path / "theirs")
+    theirs.append(numbered(range(10, 15)))
+    merge(store, theirs.folder)
+    compact(store)
+    assert paid_tokens(store.folder, "file", "m") == (24, 32)
 
 
 def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
