@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,21 +82,27 @@ def nearest(store: GenerationStore, asked: Mapping[str, Any]) -> Kept | None:
 def _first(store: GenerationStore, which: str, values: Mapping[str, Any]) -> Kept | None:
     # Torn segments are set aside here, so that what is left can be read.
     store.refresh()
-    files = [str(store.segments.folder / name) for name in store.segments.names()]
-    if not files:
-        return None
+    while names := store.segments.names():
+        try:
+            found = _queried([str(store.segments.folder / name) for name in names], which, values)
+        except duckdb.Error as error:
+            if store.segments.names() != names:
+                # Segments were joined meanwhile: what they held is in the one that took their place.
+                continue
+            raise ArtifactError(
+                f"{store.segments.folder} cannot be read: {error}; `paraclip cache verify` finds what is damaged"
+            ) from error
+        return None if found is None else Kept(*found)
+    return None
+
+
+def _queried(files: Sequence[str], which: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
     names = ", ".join(COLUMNS.names)
     # A folder above the cache may be called `seed=1` and is no column.
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.register("plain", COLUMNS.empty_table())
-        try:
-            found = con.execute(
-                f"SELECT {names} FROM (SELECT * FROM read_parquet($files, union_by_name = true, filename = true, "  # noqa: S608 (our own names)
-                f"file_row_number = true, hive_partitioning = false) UNION ALL BY NAME FROM plain) {which} LIMIT 1",
-                {**values, "files": files},
-            ).fetchone()
-        except duckdb.Error as error:
-            raise ArtifactError(
-                f"{store.segments.folder} cannot be read: {error}; `paraclip cache verify` finds what is damaged"
-            ) from error
-    return None if found is None else Kept(*found)
+        return con.execute(
+            f"SELECT {names} FROM (SELECT * FROM read_parquet($files, union_by_name = true, filename = true, "  # noqa: S608 (our own names)
+            f"file_row_number = true, hive_partitioning = false) UNION ALL BY NAME FROM plain) {which} LIMIT 1",
+            {**values, "files": files},
+        ).fetchone()
