@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,6 +74,7 @@ class OpenAIClient:
         """
         self._model, self._options = model, options
         self._key = _key(options.api_key_env)
+        self._spelt = _spellings(self._key)
         # Its own log line for every request would drown a stage's log.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._http = httpx.AsyncClient(
@@ -200,7 +202,10 @@ class OpenAIClient:
 
     def _hidden(self, raw: bytes) -> bytes:
         """Without the key, which some servers repeat when they refuse it."""
-        return raw.replace(self._key.encode(), b"***") if len(self._key) >= SECRET else raw
+        if len(self._key) < SECRET:
+            return raw
+        found = raw.replace(self._key.encode(), b"***")
+        return self._spelt.sub(b"***", found) if b"\\" in found else found
 
 
 def _key(variable: str) -> str:
@@ -210,6 +215,11 @@ def _key(variable: str) -> str:
             f"the key in the environment variable {variable} holds characters that no key has; set it anew"
         )
     return key
+
+
+def _spellings(key: str) -> re.Pattern[bytes]:
+    """The key as JSON may hold it: PHP writes `\\/`, and any character may be `\\u0041`."""
+    return re.compile(b"".join(rb"(?:\\?%b|\\u00(?i:%02x))" % (re.escape(bytes([c])), c) for c in key.encode()))
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -255,6 +256,20 @@ def test_the_key_is_sent_and_shown_nowhere(
     ]
     assert not any(KEY in text for text in seen)
     assert told[0].texts == ("it is ***", "it is ***")
+
+
+def test_a_key_is_hidden_however_json_spells_it(
+    openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = 'sk/not+a"real\\key-J012'
+    monkeypatch.setenv(VARIABLE, key)
+    plain = json.dumps(key)[1:-1]
+    for spelt in (plain, plain.replace("/", "\\/"), plain.replace("J", "\\u004A"), plain.replace("J", "\\u004a")):
+        raw = f'{{"error": {{"message": "wrong key: {spelt}."}}}}'.encode()
+        assert key in json.loads(raw)["error"]["message"]
+        openai_server.faults = [body(raw, 401)]
+        with pytest.raises(EngineError, match=r"wrong key: \*\*\*\.;"):
+            ask(connect(), "a")
 
 
 def test_a_key_that_no_header_can_carry(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
