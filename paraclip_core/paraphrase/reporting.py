@@ -27,36 +27,41 @@ class Reporter:
         self._rows = 0
         self._known = 1.0
         """Share of the latest block that the cache answered."""
+        self._here: float | None = None
+        """That of the current one; None as long as nothing is asked for in it."""
         self._asked_rows = 0.0
         """Rows of finished blocks that were asked for."""
         self._idle_rows, self._idle_seconds = 0, 0.0
-        """Blocks in which nothing was asked for."""
+        """Blocks that were not asked for, and the time in which no answer came."""
         self._generated = 0
         """Answers that had come when the current block began."""
 
     def begun(self, known: float) -> None:
         """The cache answers the share `known` of the current block, and the rest is asked for now."""
-        self._known = known
-        if known:
+        self._known = self._here = known
+        if known or self._rows:
             self.tell(known)
 
     def finished(self, rows: int) -> None:
         """A block of `rows` is judged."""
         now = time.monotonic()
         self._rows += rows
-        if self._counts.generated > self._generated:
-            # Where only rejected rows were asked for again, the block took as long as the next one will.
-            self._known = self._known if self._known < 1 else 0.0
-            self._asked_rows += rows * (1 - self._known)
-        else:
-            self._known = 1.0
+        self._known = 1.0 if self._here is None else self._here
+        if self._here is None:
             self._idle_rows += rows
+        self._asked_rows += rows * (1 - self._known)
+        # Answers for the block that follows may have come meanwhile.
+        if self._counts.generated == self._generated:
             self._idle_seconds += now - self._block_began
+        self._here = None
         self._block_began, self._generated = now, self._counts.generated
         self.tell(0)
 
     def tell(self, share: float, more: Mapping[str, int] | None = None) -> None:
         """Report that `share` of the current block's captions are answered; `more` is asked about them."""
+        if more and self._here is None:
+            # Rejected rows are asked for again: the block takes as long as the next one will.
+            self._here = 0.0
         seconds = max(time.monotonic() - self._started, 1e-6)
         block = max(min(BLOCK_ROWS, (self._total or BLOCK_ROWS) - self._rows), 0)
         done = self._rows + int(share * block)

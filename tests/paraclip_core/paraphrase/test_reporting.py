@@ -86,8 +86,8 @@ def test_what_earlier_runs_were_answered_speeds_up_no_rate(told: list[Any], coun
     counts.generated += 2048
     report.tell(0.5)
     rate = {"requests_per_second": 100.0, "tokens_per_second": 1000.0}
-    assert [facts.get("eta_seconds") for _, _, facts in told] == [3, 2, None, 31, 21, 20]
-    assert [done / BLOCK_ROWS for done, _, _ in told] == [1, 2, 2.5, 2.75, 3, 3.5]
+    assert [facts.get("eta_seconds") for _, _, facts in told] == [3, 2, None, 31, 21, 41, 20]
+    assert [done / BLOCK_ROWS for done, _, _ in told] == [1, 2, 2.5, 2.75, 3, 3, 3.5]
     assert {name: told[3][2][name] for name in rate} == rate
 
 
@@ -101,6 +101,22 @@ def test_new_captions_among_many_known_ones_do_not_slow_all_down(
         counts.generated += BLOCK_ROWS // 4
         report.finished(BLOCK_ROWS)
     assert told[-1][2]["eta_seconds"] == 64
+
+
+def test_answers_that_come_ahead_are_not_the_judged_block_s(
+    told: list[Any], counts: Counts, clock: list[float]
+) -> None:
+    report = reporter(told, counts, Engine(), 4 * BLOCK_ROWS)
+    # While a known block is judged, a quarter of the next one is answered.
+    clock[0] += 10
+    counts.generated = BLOCK_ROWS // 4
+    report.finished(BLOCK_ROWS)
+    report.begun(0)
+    clock[0] += 10
+    counts.generated = BLOCK_ROWS // 2
+    report.tell(0.5)
+    assert told[-1][2]["eta_seconds"] == 100
+    assert told[-1][2]["requests_per_second"] == round(BLOCK_ROWS / 40, 1)
 
 
 def test_nothing_is_said_of_what_is_not_known(told: list[Any], counts: Counts, clock: list[float]) -> None:
