@@ -91,6 +91,12 @@ class OpenAIOptions(Options):
             raise ValueError(
                 "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
             )
+        limits = [self.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        if self.max_spend and "max_tokens" in self.extra_body and not any(isinstance(limit, int) for limit in limits):
+            raise ValueError(
+                "max_spend needs a most that an answer may cost; extra_body takes max_tokens out, so put "
+                "max_completion_tokens into it"
+            )
         return self
 
     @property

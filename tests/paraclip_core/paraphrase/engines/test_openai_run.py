@@ -215,6 +215,17 @@ def test_the_spending_cap_is_never_passed_and_everything_is_kept(openai_server: 
         OpenAIOptions(max_spend=1)
 
 
+def test_a_cap_without_a_most_that_an_answer_may_cost_is_refused() -> None:
+    def options(cap: float, extra: dict[str, Any]) -> OpenAIOptions:
+        return OpenAIOptions.model_validate(PRICES | {"max_spend": cap, "extra_body": extra})
+
+    with pytest.raises(ValueError, match="put max_completion_tokens into it"):
+        options(1, {"max_tokens": None})
+    for extra in ({"max_tokens": 9}, {"max_tokens": None, "max_completion_tokens": 9}, {"reasoning_effort": "low"}):
+        options(1, extra)
+    options(0, {"max_tokens": None})
+
+
 def test_requests_that_wait_for_the_cap_do_so_again_after_a_close(connect: Connect) -> None:
     short = TWO.model_copy(update={"max_tokens": 6})
     # Each request sets aside more than its answer costs, so not all of them fit under the cap at once.
