@@ -28,6 +28,8 @@ DEAD_SECONDS = 60.0
 STALE_SECONDS = 600.0
 """Who looks once sees how old the last heartbeat is by two machines' clocks, which may differ by some minutes."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.2
+_left: set[str] = set()
+"""Tokens of locks that this living process no longer holds but could not delete, so it would wait for itself."""
 
 
 @contextmanager
@@ -64,8 +66,19 @@ def lock(
     finally:
         stop.set()
         beat.join()
-        if _owner(path).get("token") == token:
-            path.unlink(missing_ok=True)
+        _let_go(path, token)
+
+
+def _let_go(path: Path, token: str) -> None:
+    """Delete the lock, unless it is another's by now. Where that fails, this must not hide why the work failed."""
+    try:
+        if parse_owner(path.read_bytes()).get("token") == token:
+            path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        _left.add(token)
+        log.warning("cannot delete the lock %s: %s", path, error)
 
 
 def _acquire(
@@ -79,7 +92,7 @@ def _acquire(
         sign = (owner.get("token"), _beat(path))
         if sign != last_sign:
             last_sign, sign_seen, signs = sign, time.monotonic(), signs + 1
-        if is_dead(owner, time.monotonic() - sign_seen, DEAD_SECONDS):
+        if owner.get("token") in _left or is_dead(owner, time.monotonic() - sign_seen, DEAD_SECONDS):
             _take_over(path, owner)
             continue
         # How long it has been silent does not matter where the process can be looked for.
@@ -110,19 +123,22 @@ def _create(path: Path, me: Mapping[str, Any]) -> bool:
         except FileExistsError:
             return False
         finally:
-            draft.unlink(missing_ok=True)
-        _sweep(path)
+            # The lock is held by now, or the disk is at fault, which the error on its way says.
+            with suppress(OSError):
+                draft.unlink()
     except OSError as error:
         raise storage_error(error, path) from error
+    _sweep(path)
     return True
 
 
 def _sweep(path: Path) -> None:
     """Delete the drafts of processes that were killed before they held the lock."""
-    for draft in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 32}"):
-        with suppress(FileNotFoundError):
-            if time.time() - draft.stat().st_mtime > STALE_SECONDS:
-                draft.unlink()
+    with suppress(OSError):
+        for draft in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 32}"):
+            with suppress(FileNotFoundError):
+                if time.time() - draft.stat().st_mtime > STALE_SECONDS:
+                    draft.unlink()
 
 
 def parse_owner(data: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -266,3 +267,35 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "x.lock", Path("/proc/nothing/x.lock")):
         with pytest.raises(ArtifactError, match="cannot write"), lock(path):
             pass
+
+
+def test_a_draft_that_cannot_be_deleted_does_not_keep_the_lock_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", failing)
+        broken.setattr(os, "scandir", failing)
+        with lock(tmp_path / "x.lock"):
+            broken.undo()
+    with lock(tmp_path / "x.lock", wait_seconds=0):
+        pass
+
+
+def test_a_lock_that_cannot_be_deleted_hides_no_reason_and_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.lock"
+    with monkeypatch.context() as broken:
+        with pytest.raises(ValueError, match="mine"), lock(path):
+            broken.setattr(os, "unlink", failing)
+            raise ValueError("mine")
+        with pytest.raises(ArtifactError, match=r"cannot write .*x\.lock: Read-only"), lock(path, wait_seconds=0):
+            pass
+    with lock(path, wait_seconds=0):
+        pass
+    assert not path.exists()
+
+
+def failing(path: Path) -> None:
+    """As on a disk that the kernel made read-only after an error."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
