@@ -13,10 +13,18 @@ __all__ = ["differences", "file_names", "read_manifest", "seal"]
 
 
 def file_names(folder: Path) -> list[str]:
-    """Every file below `folder` but its manifest, as sorted paths with slashes."""
+    """Every file below `folder` but its manifest, as sorted paths with slashes.
+
+    Raises:
+        OSError: a folder cannot be listed, so that nobody knows what is in it.
+    """
+
+    def failed(error: OSError) -> None:
+        raise error
+
     found = [
         (Path(directory) / name).relative_to(folder).as_posix()
-        for directory, _, names in os.walk(folder)
+        for directory, _, names in os.walk(folder, onerror=failed)
         for name in names
     ]
     return sorted(name for name in found if name != MANIFEST)

@@ -189,9 +189,15 @@ def _push_seconds() -> float:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Names below `folder` and paths of all but drafts, which may come and go meanwhile."""
+    """Names below `folder` and paths of all but drafts, which may come and go meanwhile, as may a draft's folder."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     for part in PARTS:
-        paths = [Path(directory) / name for directory, _, names in os.walk(folder / part) for name in names]
+        walk = os.walk(folder / part, onerror=failed)
+        paths = [Path(directory) / name for directory, _, names in walk for name in names]
         for path in sorted(paths):
             name = path.relative_to(folder)
             if path.is_file() and not is_temporary(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from machines import FP, make
 
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import ArtifactStore
+from storage.soundness import file_names
 
 
 @pytest.fixture
@@ -71,3 +73,16 @@ def test_a_file_that_became_a_folder(store: ArtifactStore) -> None:
     path.mkdir()
     with pytest.raises(ArtifactError, match=r"a\.txt is missing"):
         store.find("ingest", FP)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    (tmp_path / "a.txt").write_bytes(b"alpha")
+    assert file_names(tmp_path) == ["a.txt"]
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        file_names(tmp_path)

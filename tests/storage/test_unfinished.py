@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,26 @@ def test_a_push_that_is_cut_off_leaves_the_one_before(
     monkeypatch.setattr(store.mirror.remote, "upload", refuse)
     interrupted(store, {"scratch/state.json": b"8"})
     assert "network is down" in caplog.text
+    other = machine("two")
+    with other.writing("ingest", FP):
+        assert work_files(other) == WORK
+
+
+def test_a_folder_that_cannot_be_listed_is_not_pushed_as_an_empty_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(machine("one"), WORK)
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if str(path).endswith("/scratch"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "scandir", failing)
+        interrupted(machine("one"), {"out/a.txt": b"another"})
+    assert "unfinished work is not pushed: [Errno 5]" in caplog.text
     other = machine("two")
     with other.writing("ingest", FP):
         assert work_files(other) == WORK
