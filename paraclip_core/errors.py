@@ -19,11 +19,13 @@ A message names what was found, what was expected and how to mend it.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
+    "FAILING",
     "ArtifactError",
     "BenchmarkError",
     "BudgetError",
@@ -43,6 +45,9 @@ __all__ = [
 
 LONGEST = 400
 """Characters of another library's error that a message quotes."""
+
+FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
+"""Numbers of operating-system errors that say that a disk or a network folder is at fault, and nothing about a file."""
 
 STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 """What colours text on a terminal."""

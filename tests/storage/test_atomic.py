@@ -215,7 +215,8 @@ def test_a_read_only_disk_is_said(small_disk: Path) -> None:
         (errno.EDQUOT, "no space left"),
         (errno.EACCES, "choose a writable root"),
         (errno.EROFS, "choose a writable root"),
-        (errno.EIO, "cannot write"),
+        (errno.EIO, "its disk or network folder is at fault"),
+        (errno.ENOTDIR, "cannot write"),
         (None, "cannot write"),
     ],
 )

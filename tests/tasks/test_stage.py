@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.settings import load_settings
-from storage.artifacts import Artifact, ArtifactStore
+from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.parquet import read_table
 from tasks.dag import Node, resolve
-from tasks.stage import carry_out, software_versions
+from tasks.stage import Stage, StageContext, carry_out, software_versions
 
 OLD, NEW = "a dog on a beach", "a red car in a street"
 
@@ -46,6 +49,16 @@ def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_k
     write(tmp_path, "second", OLD)
     captions = read_table(ingest(resolved()).path / "captions", ["caption"])
     assert set(captions["caption"].to_pylist()) == {"a cat on a mat", OLD}
+
+
+def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
+    def body(ctx: StageContext) -> dict[str, Any]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/images.tar")
+
+    stage = Stage("first", 1, lambda settings: (), lambda settings: {}, body)
+    draft = Draft("first", "0123abcd", 1, {}, {})
+    with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
+        carry_out(stage, draft, load_settings(None, []), ArtifactStore(tmp_path), {})
 
 
 def test_the_packages_behind_texts_images_and_gates_are_named() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +72,22 @@ def test_names_never_lead_out(tmp_path: Path) -> None:
         assert packed.read("../secret.png") == b"member" and packed.read("/etc/passwd") == b"member too"
         with pytest.raises(InputError):
             packed.read("/etc/hostname")
+
+
+def test_a_disk_at_fault_is_not_taken_for_an_image_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "one.png").write_bytes(_png())
+    with ImageArchive(tmp_path) as folder, ImageArchive(_tar(tmp_path / "x.tar", [("one.png", b"member")])) as tar:
+        monkeypatch.setattr(os, "pread", failing)
+        monkeypatch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(OSError, match=r"Input/output error: '.*one\.png'"):
+            folder.read("one.png")
+        with pytest.raises(OSError, match=r"Input/output error: '.*x\.tar'"):
+            tar.read("one.png")
 
 
 @pytest.mark.parametrize("keep", [200, 700, 1500, 1536, 1700, 2000, 3072])
