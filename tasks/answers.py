@@ -74,8 +74,11 @@ def looking(look: Callable[[], object], seconds: float) -> Iterator[None]:
 
 
 def write_failure(path: Path, error: ParaclipError) -> None:
-    """Leave an error and its notes in `path`."""
-    path.write_text(json.dumps({"class": type(error).__name__, "text": with_notes(error)}))
+    """Leave an error and its notes in `path`; nothing where there is no room, so that the log has the last word."""
+    draft = path.with_suffix(".new")
+    with suppress(OSError):
+        draft.write_text(json.dumps({"class": type(error).__name__, "text": with_notes(error)}))
+        draft.replace(path)
 
 
 def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError:

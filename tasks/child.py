@@ -28,7 +28,7 @@ from paraclip_core.desks import Desk
 from paraclip_core.errors import ArtifactError, ParaclipError, StageError
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.atomic import storage_error
+from storage.atomic import disk_errors_told, storage_error
 from storage.roots import open_store
 from tasks.answers import read_failure, relay_from, report_to, write_failure
 from tasks.stage import Stage, carry_out
@@ -114,7 +114,9 @@ def call_in_child(
         StageError: the child crashed, was killed or stopped; the message has the signal and the end of its log.
     """
     with Desk.make() as desk, _open_log(path) as output:
-        (desk / "request.json").write_text(json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)}))
+        told = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
+        with disk_errors_told(desk):
+            (desk / "request.json").write_text(told)
         began = output.tell()
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "tasks.child", str(desk / "request.json")],
@@ -258,13 +260,14 @@ def _main(request_path: Path) -> int:
     log.info("%s starts in process %s", name, os.getpid())
     try:
         work: Callable[[Mapping[str, Any], Progress], Any] = _named(told["work"])
-        result = work(request, report_to(request_path.with_name("progress.json")))
+        with disk_errors_told(request_path.parent):
+            result = work(request, report_to(request_path.with_name("progress.json")))
+            if result is not None:
+                request_path.with_name(ANSWER).write_text(json.dumps(result))
     except ParaclipError as error:
         log.exception("%s failed", name)
         write_failure(request_path.with_name(FAILURE), error)
         return error.exit_code
-    if result is not None:
-        request_path.with_name(ANSWER).write_text(json.dumps(result))
     log.info("%s is done", name)
     return 0
 

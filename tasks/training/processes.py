@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from paraclip_core.config import Settings, meaning
+from paraclip_core.desks import Desk
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
@@ -33,6 +34,7 @@ from paraclip_core.training.optimiser import trained_parameters
 from paraclip_core.training.trackers import Run, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
+from storage.atomic import disk_errors_told
 from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
 from tasks.child import die_with
 from tasks.stage import StageContext
@@ -68,9 +70,10 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
     desk = ctx.work.scratch / "processes"
     shutil.rmtree(desk, ignore_errors=True)  # what an earlier try left
     desk.mkdir(parents=True)
-    (desk / "request.json").write_text(json.dumps(_request(ctx, stage)))
-    with looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
-        _launch(desk, count)
+    # Why a process ended must find room where the disk of the root is full.
+    with Desk.make() as answers, looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
+        (desk / "request.json").write_text(json.dumps({**_request(ctx, stage), "answers": str(answers)}))
+        _launch(desk, answers, count)
     weights = load_file(desk / WEIGHTS)
     with torch.no_grad():
         for name, parameter in trained_parameters(job.clip.model).items():
@@ -98,7 +101,7 @@ def _request(ctx: StageContext, stage: str) -> dict[str, Any]:
     }
 
 
-def _launch(desk: Path, count: int) -> None:
+def _launch(desk: Path, answers: Path, count: int) -> None:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -114,7 +117,7 @@ def _launch(desk: Path, count: int) -> None:
     except SignalException as error:
         raise TrainingError(f"stopped by {error.sigval.name}; run again to go on") from error
     except ChildFailedError as error:
-        for answer in sorted(desk.glob("answer-*.json")):
+        for answer in sorted(answers.glob("answer-*.json")):
             raise read_failure(answer, TrainingError) from error
         failed = ", ".join(
             f"{rank} ({failure.signal_name() if failure.exitcode < 0 else f'code {failure.exitcode}'})"
@@ -130,10 +133,11 @@ def _main(request_path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s {rank}: %(message)s")
     desk = request_path.parent
     try:
-        _take_part(request, rank, desk)
+        with disk_errors_told(desk):
+            _take_part(request, rank, desk)
     except ParaclipError as error:
         log.exception("training failed in process %d", rank)
-        write_failure(desk / f"answer-{rank}.json", error)
+        write_failure(Path(request["answers"], f"answer-{rank}.json"), error)
         return error.exit_code
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -75,6 +76,15 @@ def test_a_crash_after_the_answer_is_told_as_one(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"^no space left while writing .*work/full/0123abcd/out; free some"):
         run(tmp_path, "full")
+
+
+def test_a_full_temporary_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError, match=r"^no space left while writing .*paraclip-.*; free some"):
+        run(tmp_path, "first", OK)
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:

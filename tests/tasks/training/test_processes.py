@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import TrainingError
+from paraclip_core.errors import ArtifactError, TrainingError
 from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
 from storage.artifacts import Artifact, ArtifactStore, WorkFolder
+from tasks.answers import read_failure
 from tasks.stage import StageContext
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.finetune import FINETUNE
-from tasks.training import finetune
+from tasks.training import finetune, processes
 
 Run = Callable[..., Artifact]
 
@@ -71,3 +75,19 @@ def test_what_a_process_raises_is_raised_by_the_stage(
     CheckpointFolder(folder, "another run").save(Checkpoint(1, {"w": torch.zeros(1)}, {"best_step": 0}))
     with pytest.raises(TrainingError, match="belongs to another run"):
         run_stage(BOOTSTRAP, sources, "3" * 32, two)
+
+
+def test_a_process_says_that_the_disk_is_full_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/root/rows.bin")
+
+    monkeypatch.setattr(processes, "die_with", lambda parent: None)
+    monkeypatch.setattr(processes, "_take_part", failing)
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "request.json").write_text(json.dumps({"parent": 1, "answers": str(tmp_path / "elsewhere")}))
+    (tmp_path / "elsewhere").mkdir()
+    assert processes._main(tmp_path / "request.json") == 1
+    found = read_failure(tmp_path / "elsewhere/answer-1.json", TrainingError)
+    assert isinstance(found, ArtifactError) and "no space left while writing /root/rows.bin" in str(found)
