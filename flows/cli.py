@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -24,6 +25,7 @@ from flows.commands.promote import promote
 from flows.commands.run import run
 from flows.commands.sweep import sweep
 from paraclip_core.errors import ParaclipError, with_notes
+from storage.atomic import DISK_ERRORS, storage_error
 
 __all__ = ["app", "main", "run_cli"]
 
@@ -69,7 +71,16 @@ def run_cli(arguments: Sequence[str]) -> int:
     except ParaclipError as error:
         typer.echo(printable(f"error: {with_notes(error)}"), err=True)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away.
+        _drop_output()
+        return 1
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            # Of what writes or reads without saying so itself; an error without a name is mostly that of our output.
+            typer.echo(printable(f"error: {storage_error(error, Path(error.filename or 'the output'))}"), err=True)
+            _drop_output()
+            return 1
         if error.errno != errno.ENAMETOOLONG:
             raise
         # Any option that may be a path is looked for on the disk.
@@ -78,14 +89,15 @@ def run_cli(arguments: Sequence[str]) -> int:
         return WRONG_USAGE
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away. Python would complain once more when it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     # Some Typers turn an interrupt into this code themselves.
     if result == INTERRUPTED:
         typer.echo("interrupted; run again to go on from there", err=True)
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, or Python would complain once more when it closes the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import duckdb
 
-from storage.duckdb_file import CONFIG
+from paraclip_core.errors import ArtifactError, one_line
+from storage.duckdb_file import CONFIG, environment_error
 from storage.parquet import parts
 
 __all__ = ["frequent_values"]
@@ -32,12 +33,17 @@ def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
         limit: values that are named.
 
     Raises:
-        ArtifactError: there is no Parquet file.
+        ArtifactError: there is no Parquet file, or one cannot be read.
     """
-    with duckdb.connect(":memory:", config=CONFIG) as connection:
-        files = [str(file) for file in parts(path)]
-        query = MOST_FREQUENT.format(column=f'"{column}"')
-        rows = connection.execute(query, {"parts": files, "limit": limit}).fetchall()
+    files = [str(file) for file in parts(path)]
+    query = MOST_FREQUENT.format(column=f'"{column}"')
+    try:
+        with duckdb.connect(":memory:", config=CONFIG) as connection:
+            rows = connection.execute(query, {"parts": files, "limit": limit}).fetchall()
+    except duckdb.Error as error:
+        raise environment_error(error, path) or ArtifactError(
+            f"cannot count the values in {path}: {one_line(error)}; run again, or have its stage made again"
+        ) from error
     counted: dict[str, int] = {}
     for value, rest, count, values in rows:
         name = f"{values} others" if rest else ("unknown" if value is None else value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -291,6 +292,15 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: Cap
 
 def test_nothing_runs_under_an_unused_root(tmp_path: Path, capsys: Capture) -> None:
     assert told(capsys, ["stop", "--root", str(tmp_path)]) == {"ended": []}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_output_that_is_full_is_one_message_without_a_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "flows.cli", "config", "show"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: no space left while writing the output; free some .*\n", done.stderr), done.stderr
 
 
 @pytest.mark.slow

@@ -50,3 +50,9 @@ def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file"):
         frequent_values(tmp_path, "licence")
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 not Parquet PAR1")
+    with pytest.raises(ArtifactError, match=r"cannot count the values in .*part-00000\.parquet"):
+        frequent_values(tmp_path, "licence")
