@@ -87,8 +87,10 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
             f"did not answer within {START_SECONDS:g} seconds; is the machine busy? Run again, or set PREFECT_API_URL "
             "to a server that runs"
         )
+    # Where there is no room for its database, there is none for its log.
+    nothing = f"(nothing; is there room in {log.parent.parent}? TMPDIR chooses another folder)"
     lines = log.read_text(errors="replace").splitlines()[-10:]
-    raise StageError(f"Prefect's temporary server {why}. End of its log:\n" + ("\n".join(lines) or "(nothing)"))
+    raise StageError(f"Prefect's temporary server {why}. End of its log:\n" + ("\n".join(lines) or nothing))
 
 
 def _end(server: subprocess.Popen[bytes], desk: Desk) -> None:
