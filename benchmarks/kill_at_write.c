@@ -1,10 +1,12 @@
-/* Preloaded, it counts the calls of this process that change what lies below a folder, and kills it at one of them.
+/* Preloaded, it counts the calls of this process that change what lies below a folder, and one of them goes wrong.
 
-   `arm(folder, n)` starts the count; the n-th call is not carried out (of a write, half is), and the process is killed
-   as by the kernel. n = 0 only counts; `counted()` tells how far the count is. */
+   `arm(folder, n, fault)` starts the count. Of the n-th call, if it is a write, half is carried out, otherwise nothing.
+   KILL: the process is killed there as by the kernel. ERROR: the call fails with EIO. FULL: it fails with ENOSPC, as do
+   all after it that take space, and only such calls are counted. n = 0 only counts; `counted()` tells how far. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,12 +16,17 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+enum { KILL, ERROR, FULL };
+enum { FREES, TAKES };
+
 static char folder[4096];
 static long fatal, count;
+static int fault;
 
-void arm(const char *where, long n) {
+void arm(const char *where, long n, int what) {
   strncpy(folder, where, sizeof folder - 1);
   fatal = n;
+  fault = what;
   count = 0;
 }
 
@@ -35,31 +42,37 @@ static const char *opened(int fd, char *path, size_t size) {
   return path;
 }
 
-/* Whether this is the fatal call. */
-static int at(const char *call, const char *path) {
-  if (!below(path) || __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST) != fatal) return 0;
-  dprintf(2, "killed at call %ld: %s %s\n", fatal, call, path);
-  return 1;
+/* Whether this call goes wrong. */
+static int at(const char *call, const char *path, int takes) {
+  if (!below(path) || (fault == FULL && !takes)) return 0;
+  long here = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+  if (here == fatal) dprintf(2, "fault at call %ld: %s %s\n", fatal, call, path);
+  return here == fatal || (fault == FULL && fatal && here > fatal);
 }
 
-static int at_fd(const char *call, int fd) {
+static int at_fd(const char *call, int fd, int takes) {
   char path[4096];
-  return fd > 2 && folder[0] && at(call, opened(fd, path, sizeof path));
+  return fd > 2 && folder[0] && at(call, opened(fd, path, sizeof path), takes);
 }
 
-static int at_in(const char *call, int directory, const char *name) {
+static int at_in(const char *call, int directory, const char *name, int takes) {
   char path[8192];
   if (!folder[0] || !name) return 0;
-  if (name[0] == '/' || directory == AT_FDCWD) return at(call, name);
+  if (name[0] == '/' || directory == AT_FDCWD) return at(call, name, takes);
   opened(directory, path, 4096);
   size_t length = strlen(path);
   snprintf(path + length, sizeof path - length, "/%s", name);
-  return at(call, path);
+  return at(call, path, takes);
 }
 
-static void die(void) {
-  kill(getpid(), SIGKILL);
-  for (;;) pause();
+/* What a call returns that fails, if the process lives. */
+static int failed(void) {
+  if (fault == KILL) {
+    kill(getpid(), SIGKILL);
+    for (;;) pause();
+  }
+  errno = fault == FULL ? ENOSPC : EIO;
+  return -1;
 }
 
 #define REAL(type, name, ...) \
@@ -75,7 +88,7 @@ static void die(void) {
     va_start(rest, flags); \
     mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0; \
     va_end(rest); \
-    if (CHANGES(flags) && at(#name, path)) die(); \
+    if (CHANGES(flags) && at(#name, path, TAKES)) return failed(); \
     return real(path, flags, mode); \
   }
 OPEN(open)
@@ -88,7 +101,7 @@ OPEN(open64)
     va_start(rest, flags); \
     mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0; \
     va_end(rest); \
-    if (CHANGES(flags) && at_in(#name, directory, path)) die(); \
+    if (CHANGES(flags) && at_in(#name, directory, path, TAKES)) return failed(); \
     return real(directory, path, flags, mode); \
   }
 OPENAT(openat)
@@ -97,7 +110,7 @@ OPENAT(openat64)
 #define FOPEN(name) \
   FILE *name(const char *path, const char *mode) { \
     REAL(FILE *, name, const char *, const char *); \
-    if (strpbrk(mode, "wa+") && at(#name, path)) die(); \
+    if (strpbrk(mode, "wa+") && at(#name, path, TAKES) && failed()) return NULL; \
     return real(path, mode); \
   }
 FOPEN(fopen)
@@ -105,10 +118,10 @@ FOPEN(fopen64)
 
 ssize_t write(int fd, const void *data, size_t size) {
   REAL(ssize_t, write, int, const void *, size_t);
-  if (at_fd("write", fd)) {
+  if (at_fd("write", fd, TAKES)) {
     ssize_t ignored = real(fd, data, size / 2);
     (void)ignored;
-    die();
+    return failed();
   }
   return real(fd, data, size);
 }
@@ -116,51 +129,51 @@ ssize_t write(int fd, const void *data, size_t size) {
 #define PWRITE(name) \
   ssize_t name(int fd, const void *data, size_t size, off_t offset) { \
     REAL(ssize_t, name, int, const void *, size_t, off_t); \
-    if (at_fd(#name, fd)) { \
+    if (at_fd(#name, fd, TAKES)) { \
       ssize_t ignored = real(fd, data, size / 2, offset); \
       (void)ignored; \
-      die(); \
+      return failed(); \
     } \
     return real(fd, data, size, offset); \
   }
 PWRITE(pwrite)
 PWRITE(pwrite64)
 
-#define ON_PATH(name, declared, path, types, ...) \
+#define ON_PATH(takes, name, declared, path, types, ...) \
   int name declared { \
     REAL(int, name, types); \
-    if (at(#name, path)) die(); \
+    if (at(#name, path, takes)) return failed(); \
     return real(__VA_ARGS__); \
   }
 #define TYPES(...) __VA_ARGS__
-ON_PATH(rename, (const char *from, const char *to), to, TYPES(const char *, const char *), from, to)
-ON_PATH(link, (const char *from, const char *to), to, TYPES(const char *, const char *), from, to)
-ON_PATH(unlink, (const char *path), path, TYPES(const char *), path)
-ON_PATH(rmdir, (const char *path), path, TYPES(const char *), path)
-ON_PATH(mkdir, (const char *path, mode_t mode), path, TYPES(const char *, mode_t), path, mode)
+ON_PATH(FREES, rename, (const char *from, const char *to), to, TYPES(const char *, const char *), from, to)
+ON_PATH(TAKES, link, (const char *from, const char *to), to, TYPES(const char *, const char *), from, to)
+ON_PATH(FREES, unlink, (const char *path), path, TYPES(const char *), path)
+ON_PATH(FREES, rmdir, (const char *path), path, TYPES(const char *), path)
+ON_PATH(TAKES, mkdir, (const char *path, mode_t mode), path, TYPES(const char *, mode_t), path, mode)
 
 int unlinkat(int directory, const char *path, int flags) {
   REAL(int, unlinkat, int, const char *, int);
-  if (at_in("unlinkat", directory, path)) die();
+  if (at_in("unlinkat", directory, path, FREES)) return failed();
   return real(directory, path, flags);
 }
 
 int renameat(int from_directory, const char *from, int directory, const char *to) {
   REAL(int, renameat, int, const char *, int, const char *);
-  if (at_in("renameat", directory, to)) die();
+  if (at_in("renameat", directory, to, FREES)) return failed();
   return real(from_directory, from, directory, to);
 }
 
 int fsync(int fd) {
   REAL(int, fsync, int);
-  if (at_fd("fsync", fd)) die();
+  if (at_fd("fsync", fd, FREES)) return failed();
   return real(fd);
 }
 
 #define TRUNCATE(name) \
   int name(int fd, off_t size) { \
     REAL(int, name, int, off_t); \
-    if (at_fd(#name, fd)) die(); \
+    if (at_fd(#name, fd, FREES)) return failed(); \
     return real(fd, size); \
   }
 TRUNCATE(ftruncate)

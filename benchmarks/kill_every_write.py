@@ -1,6 +1,7 @@
 """Kill every stage at calls that change a file, and see that the next try ends with the same bytes.
 
     python benchmarks/kill_every_write.py [--kills 40] [--stages bootstrap,finetune] [--seed 0] [--folder FOLDER]
+                                          [--fault kill|error|full]
 
 A small run of the whole DAG is carried out undisturbed. Then each stage begins anew many times in a forked process,
 which a preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and
@@ -8,6 +9,9 @@ flushes below the root, whichever library makes the call; one in three is killed
 that must leave the artifact of the undisturbed run, no unfinished work beside that of a stage killed when it was
 finished, and no draft outside the cache, which sweeps its own after a day. The last line is JSON; the exit status is 1
 where something differs.
+
+With `--fault error` the call fails as on a disk that is damaged there, and with `--fault full` it and all later ones
+fail that take space. The stage must end well all the same, or with an error for the user.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run  # pyright: ignore[reportMissingImports]
 
+from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.dag import input_artifacts, resolve, stage_names
@@ -44,6 +50,11 @@ SOURCE = Path(__file__).with_name("kill_at_write.c")
 LIBRARY = "PARACLIP_KILL_LIBRARY"
 AGAIN, CALLS_AGAIN = 0.33, 40
 """How many of the next tries are killed, too, and within how many calls."""
+FAULTS = ("kill", "error", "full")
+"""In the order of the library's numbers."""
+TOLD = 3
+"""Exit status of a try that ended with an error for the user."""
+PATIENCE_SECONDS = 120
 DRAFT = ".*"
 IMPORTED = ("open_clip", "duckdb", "scipy.stats", "tasks.training.bootstrap", "tasks.training.finetune")
 """What stages import when they begin, and every try would import anew. None of it starts a thread."""
@@ -56,12 +67,13 @@ class Figures:
     calls: dict[str, int] = field(default_factory=dict)
     """Calls that change a file, of each undisturbed stage."""
     kills: dict[str, int] = field(default_factory=dict)
+    """Tries that were killed, or ended with an error."""
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def good(self) -> bool:
-        """Whether every stage was killed and ended as the undisturbed one."""
+        """Whether every stage met faults and ended as the undisturbed one."""
         return bool(self.kills) and all(self.kills.values()) and not self.problems
 
 
@@ -75,8 +87,12 @@ def forked(work: Callable[[], object], log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        signal.alarm(PATIENCE_SECONDS)
         work()
         status = 0
+    except ParaclipError:
+        traceback.print_exc()
+        status = TOLD
     except BaseException:
         traceback.print_exc()
     finally:
@@ -87,12 +103,13 @@ def forked(work: Callable[[], object], log: Path) -> int:
 class Killer:
     """The undisturbed run, and tries of its stages beside it."""
 
-    def __init__(self, folder: Path, url: str, seed: int) -> None:
+    def __init__(self, folder: Path, url: str, seed: int, fault: str) -> None:
         """Work in `folder`, with answers from the server at `url`."""
+        self._fault = FAULTS.index(fault)
         self._folder, self._url, self._log = folder, url, folder / "log.txt"
         self._rng = random.Random(seed)
         self._library = ctypes.CDLL(os.environ[LIBRARY])
-        self._library.arm.argtypes = (ctypes.c_char_p, ctypes.c_long)
+        self._library.arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int)
         self._library.counted.restype = ctypes.c_long
         self.figures = Figures()
         for name in IMPORTED:
@@ -107,7 +124,7 @@ class Killer:
             self.figures.calls[stage] = int(told.read_text())
 
     def kill(self, stage: str, kills: int) -> None:
-        """Kill a stage at so many different calls, or at each of them if it has fewer."""
+        """Let a stage meet the fault at so many different calls, or at each of them if it has fewer."""
         calls = self.figures.calls[stage]
         self.figures.kills[stage] = 0
         for call in sorted(self._rng.sample(range(1, calls + 1), min(kills, calls))):
@@ -116,13 +133,19 @@ class Killer:
             fatal = [call]
             if self._rng.random() < AGAIN:
                 fatal.append(self._rng.randint(1, CALLS_AGAIN))
-            for number in fatal:
-                status = forked(lambda: self._carry_out("disturbed", stage, number), self._log)  # noqa: B023
-                self.figures.kills[stage] += os.WIFSIGNALED(status)
+            tries = [forked(lambda: self._carry_out("disturbed", stage, number), self._log) for number in fatal]  # noqa: B023
+            self.figures.kills[stage] += sum(status == self._usual for status in tries)
             status = forked(lambda: self._carry_out("disturbed", stage, 0), self._log)
             problem = self._problem(stage) if status == 0 else "it fails"
+            if not {0, self._usual}.issuperset(tries):
+                problem = f"it ends with {tries}"
             if problem:
-                self.figures.problems.append(f"{stage} killed at {fatal}: {problem}\n{self._log.read_text()[-2000:]}")
+                self.figures.problems.append(f"{stage}, fault at {fatal}: {problem}\n{self._log.read_text()[-2000:]}")
+
+    @property
+    def _usual(self) -> int:
+        """The wait status of a try that ends by the fault."""
+        return TOLD << 8 if self._fault else signal.SIGKILL
 
     def _run(self, root: str) -> dict[str, Any]:
         return tiny_run(self._folder / root, served(self._url))
@@ -132,7 +155,7 @@ class Killer:
         store = ArtifactStore(self._folder / root)
         node = resolve(settings, store)[stage]
         inputs = input_artifacts(node, store)
-        self._library.arm(str(store.root).encode(), fatal)
+        self._library.arm(str(store.root).encode(), fatal, self._fault)
         carry_out(node.stage, node.draft, settings, store, inputs)
         if told is not None:
             told.write_text(str(self._library.counted()))
@@ -178,14 +201,14 @@ def serve(pipe: int) -> None:
         time.sleep(0.2)
 
 
-def measure(folder: Path, stages: Sequence[str], kills: int, seed: int) -> Figures:
-    """Kill the stages in an empty folder; all of them where `stages` is empty."""
+def measure(folder: Path, stages: Sequence[str], kills: int, seed: int, fault: str) -> Figures:
+    """Let the stages meet the fault in an empty folder; all of them where `stages` is empty."""
     began = time.monotonic()
     reader, writer = os.pipe()
     server = subprocess.Popen([sys.executable, __file__, "--serve", str(writer)], pass_fds=[writer])
     os.close(writer)
     try:
-        killer = Killer(folder, os.read(reader, 1000).decode(), seed)
+        killer = Killer(folder, os.read(reader, 1000).decode(), seed, fault)
         killer.undisturbed()
         for stage in stages or killer.stages:
             killer.kill(stage, kills)
@@ -208,7 +231,8 @@ def preload(folder: Path) -> None:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=40, help="of each stage")
+    parser.add_argument("--kills", type=int, default=40, help="calls of each stage at which the fault is met")
+    parser.add_argument("--fault", choices=FAULTS, default="kill")
     parser.add_argument("--stages", default="", help="separated by commas; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="an empty folder to work in (a temporary one)")
@@ -219,14 +243,15 @@ def main() -> int:
         return 0
     if LIBRARY not in os.environ:
         preload(given.folder or Path(tempfile.mkdtemp(prefix="paraclip-kills-")))
+    stages = [name for name in given.stages.split(",") if name]
     try:
-        figures = measure(given.folder, [name for name in given.stages.split(",") if name], given.kills, given.seed)
+        figures = measure(given.folder, stages, given.kills, given.seed, given.fault)
     finally:
         shutil.rmtree(given.folder, ignore_errors=True)
     for problem in figures.problems:
         print(problem, file=sys.stderr)
     told = {**asdict(figures), "problems": len(figures.problems), "good": figures.good}
-    print(json.dumps({"name": "kill_every_write", **told}))
+    print(json.dumps({"name": "kill_every_write", "fault": given.fault, **told}))
     return 0 if figures.good else 1
 
 

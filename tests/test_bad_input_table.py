@@ -37,6 +37,7 @@ INPUTS = [
     "full disk",
     "read-only root",
     "lost or changed object of a root on an object store",
+    "disk or network folder with errors",
     "root that cannot be opened or reached",
     "paraphrase server that misbehaves (429, 5xx, hang, reset, half a body, wrong JSON, nonsense)",
     "two runs of one fingerprint at once",

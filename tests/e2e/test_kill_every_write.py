@@ -1,6 +1,6 @@
-"""Each stage is killed at calls that change a file, whichever library makes them, and ends with the same bytes.
+"""Calls that change a file kill their stage or fail, whichever library makes them, and it ends with the same bytes.
 
-More of them: ``python benchmarks/kill_every_write.py --kills 40``.
+More of them: ``python benchmarks/kill_every_write.py --kills 40 --fault kill``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +25,24 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_next_try_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/kill_every_write.py", "--kills", "3", "--folder", str(tmp_path / "work")]
-    (tmp_path / "work").mkdir()
+def met(folder: Path, *options: str) -> dict[str, Any]:
+    """What the benchmark found, which worked in `folder`."""
+    folder.mkdir()
+    command = [sys.executable, "benchmarks/kill_every_write.py", "--folder", str(folder), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_next_try_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    found = met(tmp_path / "work", "--kills", "3")
     assert found["good"]
     assert all(kills >= 3 for kills in found["kills"].values())
     assert all(calls >= 25 for calls in found["calls"].values())
+
+
+@pytest.mark.parametrize("fault", ["error", "full"])
+def test_a_disk_that_fails_is_told_and_costs_no_byte(tmp_path: Path, fault: str) -> None:
+    found = met(tmp_path / "work", "--kills", "4", "--stages", "ingest,paraphrase_1,finetune", "--fault", fault)
+    assert found["good"]
+    assert all(found["kills"].values())
