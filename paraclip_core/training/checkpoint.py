@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paraclip_core.errors import TrainingError
+from paraclip_core.errors import FAILING, TrainingError
 from paraclip_core.tensor_file import write_tensors
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
@@ -51,25 +51,25 @@ class CheckpointFolder:
         """Write a checkpoint and remove the oldest ones.
 
         Raises:
-            TrainingError: the disk is full or read-only.
+            TrainingError: the disk is full or read-only, or an old one cannot be deleted.
         """
         facts = {"step": checkpoint.step, "identity": self._identity, "facts": dict(checkpoint.facts)}
         self._write(self._path("step", checkpoint.step), checkpoint.tensors, facts)
         for path in self._found("step")[:-KEEP]:
-            path.unlink(missing_ok=True)
+            _delete(path)
 
     def newest(self) -> Checkpoint | None:
         """The newest sound checkpoint; damaged ones are reported and removed. None where there is none.
 
         Raises:
-            TrainingError: it belongs to another run.
+            TrainingError: it belongs to another run, or the disk is at fault.
         """
         for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         for path in reversed(self._found("step")):
             found = self._read(path)
             if found is None:
-                path.unlink(missing_ok=True)
+                _delete(path)
                 continue
             meta, tensors = found
             if meta["identity"] != self._identity:
@@ -82,7 +82,7 @@ class CheckpointFolder:
 
     def forget(self, step: int) -> None:
         """Remove the checkpoint of this step."""
-        self._path("step", step).unlink(missing_ok=True)
+        _delete(self._path("step", step))
 
     def save_best(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep the weights that validation likes best so far; a checkpoint's facts name their step."""
@@ -98,7 +98,7 @@ class CheckpointFolder:
         """Remove the best weights of every other step."""
         for path in self._found("best"):
             if int(path.stem.split("-")[1]) not in keep:
-                path.unlink(missing_ok=True)
+                _delete(path)
 
     def _path(self, kind: str, step: int) -> Path:
         return self._folder / f"{kind}-{step:08d}.safetensors"
@@ -119,6 +119,8 @@ class CheckpointFolder:
 
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         try:
+            with path.open("rb"):  # for safetensors does not say why it cannot
+                pass
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["paraclip"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -126,9 +128,23 @@ class CheckpointFolder:
                 return meta, tensors
             reason = "its digest differs"
         except (OSError, SafetensorError, KeyError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FAILING:
+                raise TrainingError(
+                    f"cannot read the checkpoint {path}: {error.strerror}; its disk or network folder is at fault, run "
+                    "again when it is mended, or delete the file to go on from the one before it"
+                ) from error
             reason = str(error)
         log.warning("checkpoint %s is damaged (%s); going on from the one before it", path, reason)
         return None
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot delete the old checkpoint {path}: {error.strerror}; make its folder writable and run again"
+        ) from error
 
 
 def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -75,6 +76,31 @@ def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write the checkpoint"):
         saved(tmp_path / "file" / "folder", 1)
+
+
+def test_a_checkpoint_behind_a_disk_at_fault_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, *_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    checkpoints = saved(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", failing)
+        with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*00000003\.safetensors: Input/output"):
+            checkpoints.newest()
+    found = checkpoints.newest()
+    assert found is not None and found.step == 3
+
+
+def test_an_old_one_that_may_not_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".safetensors":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "unlink", failing)
+    with pytest.raises(TrainingError, match=r"cannot delete the old checkpoint .*00000001\.safetensors: Permission"):
+        saved(tmp_path)
 
 
 def test_best_weights(tmp_path: Path) -> None:
