@@ -46,6 +46,7 @@ OF_THE_TRY = frozenset(
         "requested",
         "prompt_tokens",
         "completion_tokens",
+        "spend",
         "engine_seconds",
         "judged_before",
         "samples_per_second",

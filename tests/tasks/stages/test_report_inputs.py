@@ -16,8 +16,9 @@ from storage.parquet import write_table
 from tasks.stages.report_inputs import _licences, _source_rejects, _stage, _step_rejects
 
 
-def artifact(counts: Counts) -> Artifact:
-    manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, {}, counts.metrics(), {}, 1.0, "2026-01-01T00:00:00+00:00")
+def artifact(counts: Counts, **more: float) -> Artifact:
+    metrics = counts.metrics() | more
+    manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, {}, metrics, {}, 1.0, "2026-01-01T00:00:00+00:00")
     return Artifact(Path("nowhere"), manifest)
 
 
@@ -26,6 +27,11 @@ def test_a_step_that_was_killed_half_way_reads_as_one_that_was_not() -> None:
     resumed = Counts(10, 8, 6, 2, 7, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5, judged_before=5)
     assert _stage(artifact(whole)) == _stage(artifact(resumed))
     assert _stage(artifact(whole)).metrics["accepted"] == 7
+
+
+def test_what_a_step_cost_is_not_shown_because_prices_change_no_fingerprint() -> None:
+    counts = Counts(10, 8, 0, 8, 7)
+    assert _stage(artifact(counts)) == _stage(artifact(counts, spend=0.5)) == _stage(artifact(counts, spend=0.1))
 
 
 def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
