@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkKind, BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks.paraphrased_retrieval import DEPTH
@@ -169,7 +170,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         reason = f"{BASE_KEPT}; {evaluation.comparison.reason}"
         evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
     base = ctx.inputs.get("bootstrap")
-    names = {"base": base.fingerprint if base else settings.model.base, "tuned": tuned.fingerprint}
+    names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
     totals = write_evaluation(ctx.work.out, evaluation, names, fingerprints)
     return {

@@ -342,6 +342,19 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
         EVALUATE.sources(settings, hashes)
 
 
+def test_results_do_not_tell_where_a_local_base_lies(
+    world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path
+) -> None:
+    store, artifacts = world
+    base = artifacts["bootstrap"].path / "release"
+    settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
+    inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
+    found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), settings, store, inputs)
+    assert json.loads((found.path / "results/base/sts.json").read_text())["pretrained"] == "local"
+    assert not any(str(base) in path.read_text() for path in found.path.rglob("*.json"))
+
+
 def test_a_folders_name_counts_because_results_show_it(tmp_path: Path) -> None:
     hashes = FileHashes(tmp_path / "hashes.json")
 
