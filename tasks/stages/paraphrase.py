@@ -197,7 +197,7 @@ def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
         return {}
     counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
     writer = PartWriter(ctx.work.out / "file_rejects", REJECTS)
-    writer.write(reject_batch(rejects, ctx.settings.paraphrase.file.path))
+    writer.write(reject_batch(rejects, Path(ctx.settings.paraphrase.file.path).name))
     writer.close()
     return {"file_rejected": counts}
 

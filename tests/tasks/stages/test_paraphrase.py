@@ -108,7 +108,8 @@ def test_rows_of_the_file_that_cannot_be_used_are_kept_among_the_rejects(flickr:
     (flickr / "mine.csv").write_text("image,caption\n1.jpg,a red dog\n2.jpg,a black cat\n")
     lines = ("a red dog,a dog in red,one red hound", "a black cat, asleep,one cat,a feline")
     (flickr / "given.csv").write_text("\n".join(("caption,paraphrase_1,paraphrase_2", *lines)))
-    settings = settings_of(flickr, file=FileEngineOptions(path="given.csv"))
+    # Where the file lies does not count, so rows do not tell it.
+    settings = settings_of(flickr, file=FileEngineOptions(path=str(flickr / "given.csv")))
     settings = settings.model_copy(
         update={"data": DataOptions(root=str(flickr), sources=(SourceOptions(path="mine.csv"),))}
     )
