@@ -2,8 +2,8 @@
 
 The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
 Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
-:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result. The training stages' options
-are in :mod:`paraclip_core.training_options`.
+:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result, unless its description says
+that it rounds differently. The training stages' options are in :mod:`paraclip_core.training_options`.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ class FeatureOptions(Options):
     """How image features are computed."""
 
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Images that go through the image tower together."""
+    """Images that go through the image tower together. Another number may round few features' last bit differently."""
     shard_images: Annotated[int, Field(ge=1)] = 2048
     """Images in a feature shard, the grain at which an interrupted stage goes on."""
 
@@ -345,7 +345,7 @@ class EvaluateOptions(Options):
 
 
 class RunOptions(Options):
-    """How a run is carried out; nothing here changes a result."""
+    """How a run is carried out; nothing here changes a result, but for rounding where it is said."""
 
     root: str = Field(default="runs", json_schema_extra=OPERATIONAL)
     """Folder or URL (`s3://bucket/folder`) of artifacts, unfinished work and caches (environment: PARACLIP_ROOT)."""
@@ -354,9 +354,10 @@ class RunOptions(Options):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="auto", json_schema_extra=OPERATIONAL
     )
-    """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested. Each rounds in its own way."""
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """CPU threads, 0: all."""
+    """CPU threads, 0: all. Another number may round image features and trained weights differently in their last bits;
+    one and two train the same bytes where a step has more than 2,048 tokens."""
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
     order as one does, and differ from it by rounding only."""
