@@ -178,9 +178,10 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64] | None = Non
     """
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
+        gates = "finetune.image_gate" if rows.facts.get("rejected") else "paraphrase.gates"
         raise TrainingError(
             f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
-            "add captions of images that can be read, or loosen the gates (paraphrase.gates)"
+            f"add captions of images that can be read, or loosen the gates ({gates})"
         )
     if keys is not None and (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
         raise TrainingError(

@@ -15,6 +15,7 @@ from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.models import load_clip
 from paraclip_core.config import FinetuneOptions, Settings, meaning
+from paraclip_core.errors import TrainingError
 from storage.artifacts import Artifact
 from storage.parquet import read_table
 from tasks.models import base_reference
@@ -53,6 +54,14 @@ def expected(settings: Settings, inputs: dict[str, Artifact]) -> dict[bytes, tup
     texts = [encode_texts(clip, [row[k] for row in rows]) for k in ("caption", "paraphrase_1", "paraphrase_2")]
     cosines = np.stack([(vectors * found).sum(axis=1) for vectors in texts], axis=1)
     return {row["caption_id"]: tuple(values) for row, values in zip(rows, cosines.tolist(), strict=True)}
+
+
+def test_a_gate_that_leaves_too_few_rows_is_named(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_gate, "SLACK", -9)
+    with pytest.raises(TrainingError, match=r"rejected \d+\), at least 2 .* \(finetune\.image_gate\)"):
+        run_stage(FINETUNE, inputs, "f" * 32, gated(settings, 0.0))
 
 
 def test_what_is_further_from_its_image_is_left_out_and_told(
