@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from paraclip_core.clip.parquet_pictures import ParquetPictures
 from paraclip_core.errors import FAILING, InputError
+from paraclip_core.tar_file import TarFile
 
 __all__ = ["ImageArchive", "decode_image"]
 
@@ -177,7 +178,7 @@ def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
     index: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as tar:
+        with TarFile.open(path, "r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse():
                     if member.offset_data + member.size > size:

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 from paraclip_core.captions.readers.lines import decode
 from paraclip_core.captions.readers.rows import LONGEST_RECORD
 from paraclip_core.errors import InputError
+from paraclip_core.tar_file import TarFile
 
 __all__ = ["Sample", "tar_samples"]
 
@@ -95,7 +96,7 @@ def _take(sample: Sample, member: _Member) -> None:
 def _members(path: Path) -> Iterator[_Member]:
     """Every file of a tar in order, in constant memory, with a check that the tar has its end."""
     try:
-        with tarfile.open(path, "r:*") as tar:
+        with TarFile.open(path, "r:*") as tar:
             while (info := tar.next()) is not None:
                 # The list of members would grow with the archive; nothing here looks members up by name.
                 cast(Any, tar).members.clear()

@@ -1,0 +1,45 @@
+"""Tars that anybody may have made: a header that cannot be true is an error, which Python's own reader would follow."""
+
+from __future__ import annotations
+
+import tarfile
+from typing import Self
+
+__all__ = ["TarFile"]
+
+SPOKEN = frozenset(
+    (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+)
+"""Types of members that tell of the next one, and are read whole."""
+MOST_SPOKEN = 1 << 20
+"""Bytes of such a member, mostly a long name. A packed tar of some megabytes can hold one of gigabytes."""
+
+
+class _Header(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in SPOKEN and header.size > MOST_SPOKEN):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+class TarFile(tarfile.TarFile):
+    """Python's reader, for which every damage is a `tarfile.TarError`."""
+
+    tarinfo = _Header
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The next member, None at the end.
+
+        Raises:
+            tarfile.ReadError: its header makes no sense.
+        """
+        try:
+            member = super().next()
+        except (ValueError, LookupError, OverflowError, RecursionError) as error:
+            raise tarfile.ReadError(f"a header that makes no sense ({error})") from error
+        # Such a member would lead back to what was read already, for ever.
+        if member is not None and member.size < 0:
+            raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
+        return member
