@@ -152,8 +152,15 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
         ("{a: " * 5000, "nested too deeply"),
         ("paraphrase: &p {vllm: {extra: {p: *p}}}", r"aliases \(\*name\) written out"),
         (ALIASES, r"aliases \(\*name\) written out"),
+        (f"data: {{sources: 0x{'f' * 5000}}}", "a whole number of more than 300 digits"),
+        (f"name: 1{':59' * 3000}", "a whole number of more than 300 digits"),
+        ('name: "\\ud800"', "half a character"),
+        ("finetune: {seed: !!bool x}", "not of the kind that the tag"),
+        ("finetune: {seed: !!int ''}", "not of the kind that the tag"),
+        ("finetune: !!map [a]", "not of the kind that the tag"),
+        ("name: !!timestamp x", "not of the kind that the tag"),
     ],
-    ids=range(9),
+    ids=range(16),
 )
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
