@@ -182,7 +182,7 @@ def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, st
         for sentence in sentences:
             text = _object(path, "images", number, sentence).get("raw")
             if isinstance(text, str) and text.strip():
-                yield name, text.strip(), str(entry.get("split", "test"))
+                yield name, field(path, number, {"raw": text}, "raw"), str(entry.get("split", "test"))
 
 
 def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[tuple[str, str, str | None]]:

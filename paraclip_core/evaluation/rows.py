@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip_core.captions.rejects import decodable
 from paraclip_core.errors import BenchmarkError
 
 __all__ = ["field", "lines", "plain_tsv", "read_json_file", "records"]
@@ -89,12 +90,14 @@ def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
     """The first of the named fields that the row has, as text without outer blanks.
 
     Raises:
-        BenchmarkError: the row has none of them, or it is empty or not text.
+        BenchmarkError: the row has none of them, or it is empty, not text or not to be written as UTF-8.
     """
     for name in names:
         value = row.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
+        if isinstance(value, str) and not decodable([value]):
+            raise BenchmarkError(f"{path}, row {number}: {name} is {value!r}, which holds half a character; mend it")
         if isinstance(value, str) and value.strip():
             return value.strip()
         if value is not None:
@@ -156,5 +159,5 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path} cannot be read as Parquet: {error}") from error

@@ -75,8 +75,7 @@ def source_files(kind: BenchmarkKind, path: Path, split: str | None = None) -> l
     Raises:
         BenchmarkError: the path is absent or holds nothing of the kind.
     """
-    if not path.exists():
-        raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
+    _need(path)
     if kind == "sick":
         return [sick.test_file(path)]
     if kind == "sts":
@@ -108,8 +107,8 @@ def prepare(
 
 def _prepare(benchmark: BenchmarkOptions, path: Path | None, stored: Stored | None, split: str | None) -> Task:
     name, kind = benchmark.name, benchmark.kind
-    if path is not None and not path.exists():
-        raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
+    if path is not None:
+        _need(path)
     if kind in ("sts", "sick", "sugarcrepe"):
         if path is None:
             raise BenchmarkError(f"kind {kind} needs a path to its published files")
@@ -129,9 +128,17 @@ def _prepare(benchmark: BenchmarkOptions, path: Path | None, stored: Stored | No
     )
 
 
+def _need(path: Path) -> None:
+    if not path.exists():
+        raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
+    if not (path.is_file() or path.is_dir()):
+        raise BenchmarkError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
+
+
 def _text_task(name: str, kind: BenchmarkKind, path: Path) -> Task:
     if kind == "sugarcrepe":
         rows = sugarcrepe.load(path)
+        sugarcrepe.check_categories(rows)
         return Task(name, kind, lambda encoder: sugarcrepe.measure(rows, encoder))
     pairs = sts.load(path) if kind == "sts" else sick.load(path)
     return Task(name, kind, lambda encoder: sts.measure(pairs, encoder.texts))

@@ -22,7 +22,7 @@ from paraclip_core.evaluation.published import image_names, images_beside
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.samples import Measured, Sample
 
-__all__ = ["Rows", "load", "measure"]
+__all__ = ["Rows", "check_categories", "load", "measure"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,23 @@ def load(path: Path) -> Rows:
     categories, images, captions, negatives = zip(*rows, strict=True)
     pool, found = _pool(path, list(dict.fromkeys(images)))
     return Rows(categories, images, captions, negatives, pool, found, len(rows) - len({row[1:] for row in rows}))
+
+
+def check_categories(rows: Rows) -> None:
+    """Find categories that no interval can be given for.
+
+    Raises:
+        BenchmarkError: all rows of one are of one image.
+    """
+    images: dict[str, set[str]] = {}
+    for category, image in zip(rows.categories, rows.images, strict=True):
+        images.setdefault(category, set()).add(image)
+    for category, found in images.items():
+        if len(found) == 1:
+            raise BenchmarkError(
+                f"all rows of category {category!r} are of one image, {found.pop()!r}; an interval needs two at least: "
+                "add rows of another, or leave the file out"
+            )
 
 
 def measure(rows: Rows, encoder: Encoder) -> Measured:

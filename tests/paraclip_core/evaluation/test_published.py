@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fake_encoder import WordEncoder
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import published
-from paraclip_core.evaluation.tasks import prepare
+from paraclip_core.evaluation.tasks import prepare, source_files
 
 
 def karpathy(*splits: str) -> str:
@@ -72,6 +73,10 @@ def test_the_test_split_comes_first(tmp_path: Path) -> None:
         (
             '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]}',
             "annotations entry 1: image_id 2 is unknown",
+        ),
+        (
+            '{"images": [{"filename": "a.jpg", "sentences": [{"raw": "a \\ud83d"}]}]}',
+            "row 1: raw is .* half a character",
         ),
     ],
 )
@@ -153,3 +158,13 @@ def test_a_folder_with_several_candidates(tmp_path: Path) -> None:
         published.captions_file(tmp_path)
     (tmp_path / "dataset_c.json").touch()
     assert published.captions_file(tmp_path).name == "dataset_c.json"
+
+
+@pytest.mark.parametrize("kind", ["sts", "retrieval", "paraphrased_retrieval"])
+def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pairs.parquet")
+    benchmark = BenchmarkOptions.model_validate({"name": "b", "kind": kind, "path": "pairs.parquet"})
+    with pytest.raises(BenchmarkError, match=r"benchmark 'b': .*pairs\.parquet is a pipe or a device"):
+        prepare(benchmark, tmp_path / "pairs.parquet")
+    with pytest.raises(BenchmarkError, match=r"pairs\.parquet is a pipe or a device"):
+        source_files(benchmark.kind, tmp_path / "pairs.parquet")

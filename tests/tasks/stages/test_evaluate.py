@@ -289,9 +289,13 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
     image = captions_table(data_root)["image_id"][0].as_py()
     row = {"image_id": image, "caption": "a dog runs", "rewording": "a hound runs"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    negative = {"filename": "1.jpg", "caption": "a dog", "negative_caption": "no dog"}
+    (tmp_path / "add_obj.json").write_text(json.dumps([negative, negative | {"filename": "2.jpg"}]))
+    (tmp_path / "swap_att.json").write_text(json.dumps([negative]))
     for benchmark, reason in (
         ({"name": "b", "kind": "sts", "path": "pairs.tsv"}, r"benchmark 'b': .*pairs\.tsv, line 2: 2 fields"),
         ({"name": "b", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}, "benchmark 'b': .* are of one image"),
+        ({"name": "b", "kind": "sugarcrepe", "path": "."}, "all rows of category 'swap_att' are of one image, '1.jpg'"),
     ):
         with pytest.raises(BenchmarkError, match=reason):
             check_benchmarks(settings_with(tmp_path, [benchmark]), store, artifacts)

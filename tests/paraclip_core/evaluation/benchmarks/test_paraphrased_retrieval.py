@@ -62,6 +62,11 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
         ("a.csv", "image_id,caption,rewording\nx,y\n", "line 2: the number of fields differs"),
         ("a.csv", 'image_id,caption,rewording\nx,"y"q,z\n', "line 2: not valid CSV"),
         ("a.parquet", "PAR1", "cannot be read as Parquet"),
+        (
+            "a.jsonl",
+            '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}',
+            "row 1: caption is .* half a character",
+        ),
         ("a.jsonl", "", "has no rows"),
         ("a.xml", "", "expected a .jsonl"),
     ],
@@ -72,6 +77,16 @@ def test_wrong_files_are_named(tmp_path: Path, name: str, text: str, message: st
     with pytest.raises(BenchmarkError, match=message) as caught:
         family.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_parquet_with_bytes_that_are_not_utf8_is_told(tmp_path: Path) -> None:
+    table = pa.table({name: pa.array([b"a dog", b"\xff"]) for name in ("image_id", "caption", "rewording")})
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(
+        pa.Table.from_arrays([column.chunk(0).view(pa.string()) for column in table.columns], table.column_names), path
+    )
+    with pytest.raises(BenchmarkError, match=r"pairs\.parquet cannot be read as Parquet: 'utf-8' codec"):
+        family.load(path)
 
 
 def test_pairs_that_are_all_one_text_twice_are_told() -> None:
