@@ -86,9 +86,11 @@ class FeatureStore:
     def _read(self, columns: Sequence[str]) -> pa.Table:
         path = self.folder / "index.parquet"
         try:
-            return pq.read_table(path, columns=list(columns))
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            table = pq.read_table(path, columns=list(columns))
+            table.validate(full=True)
+        except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
+        return table
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -129,6 +131,11 @@ class FeatureStore:
 
     def _counts(self) -> list[int]:
         """Rows of each shard."""
+        # Of a number like 2³¹ the counts alone would take all memory.
+        for shard in (int(self._shards.min(initial=0)), int(self._shards.max(initial=0))):
+            path = shard_path(self.folder, shard)
+            if shard < 0 or not path.exists():
+                raise ArtifactError(f"{path} is not there, but in the index; run the features stage again")
         counts = np.bincount(self._shards, minlength=1)
         expected = np.concatenate([np.arange(count) for count in counts])
         if np.any(np.diff(self._shards) < 0) or not np.array_equal(self._rows, expected[: len(self._rows)]):
@@ -139,7 +146,7 @@ class FeatureStore:
         path = shard_path(self.folder, number)
         try:
             shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy gives a damaged header to Python's own parsers
             raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
         if shard.dtype != np.float16 or shard.ndim != 2 or len(shard) != rows:
             raise ArtifactError(f"{path} holds {shard.dtype} {shard.shape}, expected float16 with {rows} rows")

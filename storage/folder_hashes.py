@@ -124,7 +124,7 @@ def _recorded(kept: Path) -> dict[str, str] | None:
 def _known(kept: Path) -> dict[str, tuple[bytes, str]]:
     try:
         columns = pq.read_table(kept, schema=LISTING).to_pydict()
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
         return {}
     return {
         name: (state, sha256)

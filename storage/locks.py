@@ -145,7 +145,7 @@ def parse_owner(data: bytes) -> dict[str, Any]:
     """What a lock's content says about its owner; nothing where it is torn or something else."""
     try:
         owner = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

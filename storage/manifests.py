@@ -61,7 +61,7 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
     home = where.removesuffix(f"/{MANIFEST}")
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON ({error}); restore it or delete its folder") from error
     try:
         if raw["schema_version"] != SCHEMA_VERSION:

@@ -136,7 +136,7 @@ class Mirror:
         data = self.remote.read(path)
         try:
             return None if data is None else as_channel(json.loads(data), self.remote.name(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{self.remote.name(path)} is not valid JSON ({error}); restore or delete it"
             ) from error

@@ -87,7 +87,7 @@ def iter_batches(
                 if lost := [name for name in columns or () if name not in file.schema_arrow.names]:
                     raise ArtifactError(f"{path} lacks the column {lost[0]!r}")
                 yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None)
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise ArtifactError(f"{path} cannot be read as Parquet: {error}") from error
 
 

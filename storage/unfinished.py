@@ -137,7 +137,7 @@ class UnfinishedWork:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             (desk / "work").rename(self._folder)
-        except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ArtifactError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             log.warning("the unfinished work %s cannot be taken over: %s", self._remote.name(self._base), error)
             return
         finally:

@@ -30,6 +30,8 @@ from storage.atomic import (
     write_atomic,
     write_json,
 )
+from storage.locks import parse_owner
+from storage.manifests import parse_manifest
 from storage.parquet import write_table
 
 REWRITE = """
@@ -130,6 +132,15 @@ def test_what_is_not_json_is_refused_by_file(tmp_path: Path, value: object) -> N
     with pytest.raises(ArtifactError, match=r"a\.json cannot be written, its content is not JSON"):
         write_json(tmp_path / "a.json", {"metric": value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_brackets_without_end_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not valid JSON"):
+        parse_manifest(b"[" * 100_000, "x/manifest.json", "ingest", "f")
+    assert parse_owner(b"[" * 100_000) == {}
 
 
 def test_reading_what_is_absent_or_damaged(tmp_path: Path) -> None:

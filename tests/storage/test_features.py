@@ -101,7 +101,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
     assert "float32" in message()
     write_shard(tmp_path, 1, features[3:, :2])
     assert "dimension" in message()
-    for damaged in (b"", whole[:20], whole[:-3]):
+    for damaged in (b"", whole[:20], whole[:-3], whole.replace(b"(2, ", b"((((")):
         path.write_bytes(damaged)
         assert str(path) in message()
     np.save(path, np.array([{}, {}], dtype=object), allow_pickle=True)
@@ -123,6 +123,10 @@ def test_a_damaged_index_is_told(tmp_path: Path) -> None:
     write_index(tmp_path, [pa.table(columns, schema=INDEX)])
     with pytest.raises(ArtifactError, match="twice"):
         FeatureStore(tmp_path).find(["a"])
+    for shard in (2**31 - 1, -1):
+        write_index(tmp_path, [pa.table({**columns, "shard": [0, shard]}, schema=INDEX)])
+        with pytest.raises(ArtifactError, match="is not there, but in the index"):
+            FeatureStore(tmp_path).view()
     write_index(tmp_path, [pa.table({**columns, "image_id": ["a", "b"], "row": [1, 0]}, schema=INDEX)])
     with pytest.raises(ArtifactError, match="order"):
         FeatureStore(tmp_path).view()
