@@ -153,7 +153,8 @@ class FileEngineOptions(Options):
     """Paraphrases that a user already has."""
 
     path: str = ""
-    """Parquet, JSONL, CSV, TSV or Karpathy JSON (there each caption's next two siblings), relative to `data.root`."""
+    """Parquet, JSONL, CSV, TSV or Karpathy JSON (there each caption's next two siblings), relative to `data.root`; all
+    but Parquet plain or gzipped, ending in `.gz`."""
     caption: str = "caption"
     """Column with the caption."""
     paraphrase_1: str = "paraphrase_1"

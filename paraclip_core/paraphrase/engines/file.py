@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.readers.rows import Reject
+from paraclip_core.captions.readers.lines import open_bytes
+from paraclip_core.captions.readers.rows import LONGEST_RECORD, Reject
 from paraclip_core.config import FileEngineOptions, SamplingOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.parse import parse_answer
@@ -35,6 +36,8 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 
 class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a Karpathy JSON.
+
+    All but Parquet may be gzipped, under names that end in ``.gz``.
 
     Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
     blanks do not matter, and a file may be as raw as the captions' own. Where a text comes twice the first row counts.
@@ -121,7 +124,7 @@ class FileEngine:
         if not rejects:
             return
         what = f"{len(rejects)} of {len(rejects) + good} rows of {self._path} cannot be used"
-        first = f"the first is {'row' if self._path.suffix.lower() == '.parquet' else 'line'} {rejects[0].row}"
+        first = f"the first is {'row' if _suffix(self._path) == '.parquet' else 'line'} {rejects[0].row}"
         first += f" ({rejects[0].detail})"
         if not good:
             raise InputError(f"paraphrase.file.path: {what}, {first}; mend the file")
@@ -136,11 +139,15 @@ def _key(text: str) -> str:
     return " ".join("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in low).split())
 
 
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".json": _karpathy}
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(_suffix(path))
     if reader is None:
-        raise InputError(f"paraphrase.file.path: {path} is none of {', '.join(readers)}")
+        raise InputError(f"paraphrase.file.path: {path} is none of {', '.join(readers)}, .gz behind it or not")
     try:
         yield from reader(path, options)
     except (OSError, ValueError, RecursionError) as error:
@@ -177,7 +184,7 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 
 def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    tabs = path.suffix.lower() == ".tsv"
+    tabs = _suffix(path) == ".tsv"
     # Strict, or a quote that is never closed would swallow the rest of the file without a word.
     records = csv.reader(
         _lines(path),
@@ -206,8 +213,10 @@ def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_bytes(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_RECORD), b""), start=1):
+            if len(line) == LONGEST_RECORD:
+                raise InputError(f"paraphrase.file.path: {path} line {number} has more than 16 MiB")
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -218,7 +227,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     """Each caption with the next human caption of its image, and the one after that, in a circle."""
-    content = json.loads(path.read_bytes())
+    with open_bytes(path) as file:
+        content = json.loads(file.read())
     try:
         for image in content["images"]:
             texts = list({_key(clean(s["raw"])): " ".join(s["raw"].split()) for s in image["sentences"]}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -52,6 +53,26 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     assert ask(engine, 2, "only one") == ()
     assert ask(engine, 1, "unknown") == ()
     assert engine.model.startswith("file:")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mine.{kind}.gz"
+    packed = gzip.compress(write(tmp_path, kind).read_bytes())
+    path.write_bytes(packed)
+    assert ask(FileEngine(path), 2, "A dog in red.") == ("a puppy in red",)
+    path.write_bytes(packed[:-12])
+    with pytest.raises(InputError, match=rf"mine\.{kind}\.gz is cut short"):
+        ask(FileEngine(path), 1, "a red dog")
+
+
+def test_a_gzipped_karpathy_file_and_lines_that_never_end(tmp_path: Path) -> None:
+    images = {"images": [{"sentences": [{"raw": "a dog"}, {"raw": "a hound"}]}]}
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(images).encode()))
+    assert ask(FileEngine(tmp_path / "a.json.gz"), 1, "a dog") == ("a hound",)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(17 << 20), 1))
+    with pytest.raises(InputError, match="line 1 has more than 16 MiB"):
+        ask(FileEngine(tmp_path / "a.jsonl.gz"), 1, "a dog")
 
 
 def test_a_line_may_leave_out_what_it_has_not(tmp_path: Path) -> None:
