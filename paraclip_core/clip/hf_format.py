@@ -147,9 +147,10 @@ def hf_preprocess_cfg(folder: Path) -> dict[str, Any]:
         ours: stored[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in stored
     }
     if "resample" in stored:
-        if stored["resample"] not in PILLOW_FILTERS:
-            raise ModelError(f"{path} resamples by {stored['resample']!r}; expected one of {PILLOW_FILTERS}")
-        found["interpolation"] = PILLOW_FILTERS[stored["resample"]]
+        resample = stored["resample"]
+        if not isinstance(resample, int) or resample not in PILLOW_FILTERS:
+            raise ModelError(f"{path} resamples by {resample!r}; expected one of {PILLOW_FILTERS}")
+        found["interpolation"] = PILLOW_FILTERS[resample]
     found["resize_mode"] = "shortest" if stored.get("do_center_crop", True) else "squash"
     return found
 
@@ -176,7 +177,7 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path} holds no JSON object")

@@ -15,9 +15,11 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from open_clip.factory import get_model_config
 from open_clip.hf_model import HFTextEncoder
+from PIL import Image
 
 from paraclip_core.clip.base import ClipModel, stay_in_eval
 from paraclip_core.clip.build import build_model, fit_weights, openai_model_cfg
+from paraclip_core.clip.encode import image_transform
 from paraclip_core.clip.hf_format import from_hf, hf_model_cfg, hf_preprocess_cfg
 from paraclip_core.clip.reference import (
     CONFIG,
@@ -72,6 +74,7 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         # Its dropout would make a step depend on how its texts are cut into chunks.
         stay_in_eval(text)
     _need_finite(clip.model, reference)
+    _need_transform(clip, reference)
     clip.model.to(device).eval()
     return clip
 
@@ -83,6 +86,16 @@ def _need_finite(model: torch.nn.Module, reference: str) -> None:
                 f"{reference} has weights that are no numbers (NaN or infinite) in {name}, so that nothing can be "
                 "encoded with it; fetch it again, or use a checkpoint from before its training diverged"
             )
+
+
+def _need_transform(clip: ClipModel, reference: str) -> None:
+    said = f"{reference} says of how it sees images (preprocess_cfg, preprocessor_config.json) what cannot be done"
+    try:
+        pixels = image_transform(clip)(Image.new("RGB", (8, 8)))
+    except Exception as error:  # open_clip's and torchvision's own
+        raise ModelError(f"{said}: {one_line(error) or type(error).__name__}; fetch it again") from error
+    if not pixels.isfinite().all():
+        raise ModelError(f"{said}: its mean and std give no numbers; fetch it again")
 
 
 def _load_local(place: Path, reference: str) -> ClipModel:
@@ -231,10 +244,11 @@ def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: s
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; expected open_clip's JSON with model_cfg") from error
     parts = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(parts, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(parts):
+    towers = [parts.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(parts, dict) else [None]
+    if not isinstance(parts, dict) or "embed_dim" not in parts or not all(isinstance(tower, dict) for tower in towers):
         raise ModelError(f"{path} has no model_cfg with embed_dim, vision_cfg and text_cfg")
     return config
 

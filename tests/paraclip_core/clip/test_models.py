@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,16 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no weights"):
         load_clip(str(folder))
     weights.write_bytes(whole)
-    for damaged in ("{", "[]", '{"model_cfg": {"embed_dim": 3}}'):
+    towers = '{"model_cfg": {"embed_dim": 3, "vision_cfg": 1, "text_cfg": "x"}}'
+    for damaged in ("{", "[]", '{"model_cfg": {"embed_dim": 3}}', towers, "[" * 100_000):
         config.write_text(damaged)
         with pytest.raises(ModelError, match=r"open_clip_config\.json"):
+            load_clip(str(folder))
+    for wrong in ({"mean": "x"}, {"mean": [0.5, 0.5]}, {"mean": [math.nan] * 3}, {"std": [0] * 3}, {"resize_mode": 1}):
+        plain = json.loads(settings)
+        plain["preprocess_cfg"] |= wrong
+        config.write_text(json.dumps(plain))
+        with pytest.raises(ModelError, match="how it sees images"):
             load_clip(str(folder))
     config.write_text(settings.replace('"width": 64', '"width": 128'))
     with pytest.raises(ModelError, match="does not fit"):
