@@ -74,7 +74,7 @@ def verify_index(
 def _stored(path: Path, rows: np.ndarray, images: int) -> np.ndarray:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy gives a damaged header to Python's own parsers
         raise InputError(f"cannot read features from {path}: {error}; expected a .npy file") from error
     if not isinstance(stored, np.ndarray) or stored.ndim != 2 or len(stored) != images:
         shape = getattr(stored, "shape", "several arrays")

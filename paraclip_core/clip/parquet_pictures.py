@@ -63,6 +63,8 @@ class ParquetPictures:
         if column is None:
             found = listed_types(self._schema)
             raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {found}")
+        if self._schema.get_field_index(column) < 0:
+            raise InputError(f"{path} has more than one column {column!r}, expected one of pictures; leave one")
         self._column = column
         groups = (self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups))
         self._starts = list(accumulate(groups, initial=0))
@@ -95,7 +97,8 @@ class ParquetPictures:
         self._file.close()
 
     def _window(self, column: str, row: int) -> _Window | None:
-        if column not in self._schema.names or not is_picture(self._schema.field(column).type):
+        at = self._schema.get_field_index(column)  # below 0 for a name that comes twice, too
+        if at < 0 or not is_picture(self._schema.field(at).type):
             return None
         group = bisect_right(self._starts, row) - 1
         if group == len(self._starts) - 1:

@@ -223,6 +223,9 @@ def test_what_cannot_be_verified_is_told(tmp_path: Path, pictures: Path) -> None
         verify_index(base, base, features=features)
     with pytest.raises(InputError, match="cannot read features"):
         verify_index(base, base, pictures, features)
+    features.touch()
+    with pytest.raises(InputError, match="cannot read features"):
+        verify_index(base, base, pictures, features)
     np.save(features, np.zeros((4, 32)))
     with pytest.raises(InputError, match=r"\(4, 32\); expected one row for each of the 5 images"):
         verify_index(base, base, pictures, features)

@@ -94,6 +94,10 @@ def test_what_holds_no_pictures_or_is_damaged_is_told(tmp_path: Path) -> None:
     path = _written(tmp_path / "a.parquet", ROWS, {"text": ["a dog"] * ROWS, "n": list(range(ROWS))})
     with pytest.raises(InputError, match=r"no column of pictures.*it has 'text' \(string\), 'n' \(int64\)"):
         ImageArchive(path)
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], ["image", "image"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(InputError, match=r"twice\.parquet has more than one column 'image'"):
+        ImageArchive(tmp_path / "twice.parquet")
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match=r"a\.parquet"):
         ImageArchive(path)

@@ -19,7 +19,7 @@ from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_rele
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
 from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.samples import from_table
+from paraclip_core.evaluation.samples import Measured, Sample, from_table
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import FeatureStore, write_shard
@@ -28,6 +28,7 @@ from storage.parquet import write_table
 from tasks.dag import Node
 from tasks.run import run_node
 from tasks.stage import carry_out
+from tasks.stages import evaluate
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.evaluate import EVALUATE, check_benchmarks
 from tasks.stages.finetune import FINETUNE
@@ -201,6 +202,15 @@ def test_a_damaged_intermediate_is_measured_again(
     (scratch / "captions.npz").write_bytes(b"PK\x03\x04 cut short")
     assert files_of(run(world, settings_with(folder), "damaged")) == files_of(whole)
     assert "is measured again" in caplog.text
+
+
+def test_an_intermediate_of_another_zip_version_is_measured_again(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", values=np.zeros(3))
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    raw[raw.rindex(b"PK\x01\x02") + 6] = 255
+    (tmp_path / "a.npz").write_bytes(raw)
+    measured = Measured({"recall": Sample(np.zeros(3), np.arange(3))}, {})
+    assert evaluate._Kept(tmp_path.parent)(tmp_path.name, "a", lambda: measured) is measured
 
 
 def test_a_file_of_rewordings(
