@@ -29,6 +29,7 @@ from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import write_json
 from storage.roots import open_generations, open_store
 from tasks.answers import relay_from, report_to
+from tasks.asking import one_asking
 from tasks.child import call_in_child, log_path
 from tasks.dag import Node
 from tasks.models import model_hashes
@@ -208,7 +209,8 @@ def generate_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, 
         share = float(request["fraction"])
         return own_rows(step_rows(upstream.path, step), step, share, first, shard, shards)
 
-    with closing(engine), closing(open_generations(store)) as cache:
+    alone = one_asking(store, options, step, engine.model, upstream, progress, f"{shard} of {shards}")
+    with closing(engine), alone, closing(open_generations(store)) as cache:
         total = count_wanted(rows(), 1.0)
         samples = samples_path(store, request["draft"]["stage"], request["draft"]["fingerprint"])
         paraphraser = make_paraphraser(settings, step, engine, cache, progress, total, samples)

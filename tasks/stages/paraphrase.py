@@ -35,6 +35,7 @@ from storage.judged import JudgedStore
 from storage.parquet import PartWriter, count_rows, iter_batches
 from storage.roots import open_generations
 from storage.spending import paid_tokens
+from tasks.asking import one_asking
 from tasks.models import model_hashes
 from tasks.samples import keeping_samples, samples_path
 from tasks.stage import Stage, StageContext, input_path, software_versions
@@ -154,8 +155,13 @@ def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
 
 def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
     options = relevant(ctx.settings.paraphrase)
-    upstream = ctx.inputs[UPSTREAM[step]].path
+    upstream = ctx.inputs[UPSTREAM[step]]
     engine = make_engine(options, ctx.settings.data.root, ctx.settings.run.device, model_hashes(ctx.settings))
+    with one_asking(ctx.store, options, step, engine.model, upstream, ctx.progress):
+        return _asked(ctx, step, options, upstream.path, engine)
+
+
+def _asked(ctx: StageContext, step: int, options: ParaphraseOptions, upstream: Path, engine: Engine) -> dict[str, Any]:
     # An earlier try that was killed may have left parts and half-written files.
     shutil.rmtree(ctx.work.out, ignore_errors=True)
     rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,31 @@ def test_a_server_that_dies_costs_nothing_twice(
     assert any(path.suffix == ".log" for path in files) and any(path.name == "manifest.json" for path in files)
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
     assert KEY not in settings.model_dump_json()
+
+
+@pytest.mark.slow
+def test_runs_at_once_that_ask_the_same_pay_once(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STAGE_KEY", raising=False)
+    settings = settings_of(tmp_path, openai_server.url)
+    other = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"attempts": 2})})
+    run_stage("ingest", settings)
+    well = openai_server.answer
+    openai_server.answer = lambda asked: time.sleep(0.05) or well(asked)
+    told: list[object] = []
+
+    def note(done: int, total: int | None, **facts: object) -> None:
+        told.append(facts.get("waiting"))
+
+    for step in (1, 2):
+        with ThreadPoolExecutor(2) as pool:
+            made = [pool.submit(run_stage, f"paraphrase_{step}", each, note) for each in (settings, other)]
+        first, second = (future.result() for future in made)
+        assert first.fingerprint != second.fingerprint
+        assert sorted(each.manifest.metrics["generated"] for each in (first, second)) == [0, CAPTIONS]
+        assert len(openai_server.asked) == step * CAPTIONS
+    assert "for another run that asks the same" in told
 
 
 @pytest.mark.slow
