@@ -24,6 +24,7 @@ __all__ = [
     "is_temporary",
     "json_bytes",
     "new_folder",
+    "parse_json",
     "read_json",
     "remove_temporary",
     "settled",
@@ -109,12 +110,16 @@ def remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sweep_drafts(folder: Path) -> None:
-    """Delete the files in `folder` that writers began more than a day ago: nobody works on those any more."""
-    for path in folder.glob(TEMPORARY):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
-                path.unlink()
+def sweep_drafts(folder: Path, pattern: str = TEMPORARY, seconds: float = STALE_DRAFT_SECONDS) -> None:
+    """Delete the files in `folder` that writers began so long ago that nobody works on them any more.
+
+    What cannot be deleted or listed is left for the next time.
+    """
+    with suppress(OSError):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
 
 
 def is_temporary(path: PurePath) -> bool:
@@ -161,10 +166,10 @@ def read_json(path: Path) -> Any:
         ArtifactError: it is absent, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
@@ -172,6 +177,18 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes) -> Any:
+    """What JSON from anywhere stands for.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def storage_error(error: OSError, path: Path) -> ArtifactError:

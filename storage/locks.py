@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import LockedError
-from storage.atomic import storage_error
+from storage.atomic import parse_json, storage_error, sweep_drafts
 
 __all__ = ["is_dead", "living_owner", "lock", "parse_owner", "this_process"]
 
@@ -128,24 +128,16 @@ def _create(path: Path, me: Mapping[str, Any]) -> bool:
                 draft.unlink()
     except OSError as error:
         raise storage_error(error, path) from error
-    _sweep(path)
+    # Drafts of processes that were killed before they held the lock.
+    sweep_drafts(path.parent, f"{path.name}.{'[0-9a-f]' * 32}", STALE_SECONDS)
     return True
-
-
-def _sweep(path: Path) -> None:
-    """Delete the drafts of processes that were killed before they held the lock."""
-    with suppress(OSError):
-        for draft in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 32}"):
-            with suppress(FileNotFoundError):
-                if time.time() - draft.stat().st_mtime > STALE_SECONDS:
-                    draft.unlink()
 
 
 def parse_owner(data: bytes) -> dict[str, Any]:
     """What a lock's content says about its owner; nothing where it is torn or something else."""
     try:
-        owner = json.loads(data)
-    except (ValueError, RecursionError):
+        owner = parse_json(data)
+    except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
 

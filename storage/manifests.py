@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.errors import ArtifactError
+from storage.atomic import parse_json
 
 __all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name", "sources_of"]
 
@@ -60,8 +60,8 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
     """
     home = where.removesuffix(f"/{MANIFEST}")
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(data)
+    except ValueError as error:
         raise ArtifactError(f"{where} is not valid JSON ({error}); restore it or delete its folder") from error
     try:
         if raw["schema_version"] != SCHEMA_VERSION:

@@ -6,7 +6,6 @@ exist there either; what is asked for is downloaded, compared with its manifest 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 
 from paraclip_core.errors import ArtifactError
 from storage import remote_lock
-from storage.atomic import json_bytes, write_atomic
+from storage.atomic import json_bytes, parse_json, write_atomic
 from storage.channels import as_channel
 from storage.filesystems import RemoteFolder
 from storage.locks import lock
@@ -135,8 +134,8 @@ class Mirror:
         path = f"channels/{name}.json"
         data = self.remote.read(path)
         try:
-            return None if data is None else as_channel(json.loads(data), self.remote.name(path))
-        except (ValueError, RecursionError) as error:
+            return None if data is None else as_channel(parse_json(data), self.remote.name(path))
+        except ValueError as error:
             raise ArtifactError(
                 f"{self.remote.name(path)} is not valid JSON ({error}); restore or delete it"
             ) from error

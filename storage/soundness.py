@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
 from storage.atomic import file_sha256
 from storage.manifests import MANIFEST, FileEntry, Manifest, parse_manifest
 
-__all__ = ["differences", "file_names", "read_manifest", "seal"]
+__all__ = ["differences", "file_names", "files_below", "read_manifest", "seal"]
 
 
 def file_names(folder: Path) -> list[str]:
@@ -18,16 +19,23 @@ def file_names(folder: Path) -> list[str]:
     Raises:
         OSError: a folder cannot be listed, so that nobody knows what is in it.
     """
+    found = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    return sorted(name for name in found if name != MANIFEST)
+
+
+def files_below(folder: Path, changing: bool = False) -> Iterator[Path]:
+    """Every file below `folder`, in any order; where it is `changing`, folders may go while it is read.
+
+    Raises:
+        OSError: a folder cannot be listed, so that nobody knows what is in it.
+    """
 
     def failed(error: OSError) -> None:
-        raise error
+        if not (changing and isinstance(error, FileNotFoundError)):
+            raise error
 
-    found = [
-        (Path(directory) / name).relative_to(folder).as_posix()
-        for directory, _, names in os.walk(folder, onerror=failed)
-        for name in names
-    ]
-    return sorted(name for name in found if name != MANIFEST)
+    for directory, _, names in os.walk(folder, onerror=failed):
+        yield from (Path(directory) / name for name in names)
 
 
 def seal(path: Path) -> FileEntry:

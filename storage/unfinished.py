@@ -10,7 +10,6 @@ renamed into place after the log lines that it counts, and a push measures the l
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import file_sha256, is_temporary, json_bytes, read_json, write_json
+from storage.atomic import file_sha256, is_temporary, json_bytes, parse_json, read_json, write_json
 from storage.filesystems import RemoteFolder
 from storage.manifests import safe_name
+from storage.soundness import files_below
 
 __all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]
 
@@ -125,7 +125,7 @@ class UnfinishedWork:
             return
         desk = self._desks / uuid.uuid4().hex
         try:
-            files = {safe_name(name): entry for name, entry in json.loads(data).items()}
+            files = {safe_name(name): entry for name, entry in parse_json(data).items()}
             self._remote.download({self._object(entry["sha256"]): desk / entry["sha256"] for entry in files.values()})
             for name, entry in files.items():
                 (desk / "work" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class UnfinishedWork:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             (desk / "work").rename(self._folder)
-        except (ArtifactError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("the unfinished work %s cannot be taken over: %s", self._remote.name(self._base), error)
             return
         finally:
@@ -190,15 +190,8 @@ def _push_seconds() -> float:
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Names below `folder` and paths of all but drafts, which may come and go meanwhile, as may a draft's folder."""
-
-    def failed(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
     for part in PARTS:
-        walk = os.walk(folder / part, onerror=failed)
-        paths = [Path(directory) / name for directory, _, names in walk for name in names]
-        for path in sorted(paths):
+        for path in sorted(files_below(folder / part, changing=True)):
             name = path.relative_to(folder)
             if path.is_file() and not is_temporary(name):
                 yield name.as_posix(), path
