@@ -6,13 +6,14 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["as_other_files", "write_tensors"]
+__all__ = ["as_other_files", "remove_draft", "write_tensors"]
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -30,8 +31,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         OSError: it cannot be written; `path` is then as it was.
     """
     draft = path.with_name(f".{path.name}.tmp")
-    _remove(draft)
     try:
+        remove_draft(draft)
         draft.mkdir()
         written = draft / path.name
         save_file(dict(tensors), written, dict(metadata) if metadata else None)
@@ -43,7 +44,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     except SafetensorError as error:  # which hides the OSError
         raise OSError(str(error)) from error
     finally:
-        _remove(draft)
+        # On a disk at fault even this fails, which must not hide the reason.
+        with suppress(OSError):
+            remove_draft(draft)
 
 
 def as_other_files(path: Path) -> None:
@@ -56,9 +59,14 @@ def as_other_files(path: Path) -> None:
         usual.unlink(missing_ok=True)
 
 
-def _remove(draft: Path) -> None:
+def remove_draft(draft: Path) -> None:
+    """Delete a draft, file or folder, if it is there.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
     if draft.is_dir() and not draft.is_symlink():
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft)
     else:
         draft.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paraclip_core.errors import FAILING, TrainingError
-from paraclip_core.tensor_file import write_tensors
+from paraclip_core.tensor_file import remove_draft, write_tensors
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
@@ -65,7 +64,7 @@ class CheckpointFolder:
             TrainingError: it belongs to another run, or the disk is at fault.
         """
         for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            remove_draft(leftover)
         for path in reversed(self._found("step")):
             found = self._read(path)
             if found is None:
