@@ -29,16 +29,16 @@ import sys
 import tempfile
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
-from tiny_run import served, tiny_run  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
@@ -120,7 +120,7 @@ class Killer:
         """Carry out the whole run and count each stage's calls."""
         for stage in self.stages:
             told = self._folder / f"{stage}.calls"
-            assert forked(lambda: self._carry_out("undisturbed", stage, 0, told), self._log) == 0, self._log  # noqa: B023
+            assert forked(partial(self._carry_out, "undisturbed", stage, 0, told), self._log) == 0, self._log
             self.figures.calls[stage] = int(told.read_text())
 
     def kill(self, stage: str, kills: int) -> None:
@@ -133,9 +133,9 @@ class Killer:
             fatal = [call]
             if self._rng.random() < AGAIN:
                 fatal.append(self._rng.randint(1, CALLS_AGAIN))
-            tries = [forked(lambda: self._carry_out("disturbed", stage, number), self._log) for number in fatal]  # noqa: B023
+            tries = [forked(partial(self._carry_out, "disturbed", stage, number), self._log) for number in fatal]
             self.figures.kills[stage] += sum(status == self._usual for status in tries)
-            status = forked(lambda: self._carry_out("disturbed", stage, 0), self._log)
+            status = forked(partial(self._carry_out, "disturbed", stage, 0), self._log)
             problem = self._problem(stage) if status == 0 else "it fails"
             if not {0, self._usual}.issuperset(tries):
                 problem = f"it ends with {tries}"
@@ -183,17 +183,10 @@ class Killer:
         return [artifact for artifact in ArtifactStore(root).list() if artifact.stage == stage]
 
 
-def answered(asked: dict[str, Any]) -> dict[str, Any]:
-    """An answer like no other."""
-    text = f"one picture, number {zlib.crc32(words_of(asked).encode())}"
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
-
-
 def serve(pipe: int) -> None:
     """Answer until the parent ends, having told it the address."""
     server = OpenAIServer()
-    server.answer = answered
+    server.answer = written
     os.write(pipe, server.url.encode())
     os.close(pipe)
     parent = os.getppid()

@@ -12,14 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
-from tiny_run import served, tiny_run  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
@@ -43,14 +42,6 @@ POINTS = (0.35, 0.8)
 
 
 EMBEDDED = {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}}
-
-
-def written(asked: dict[str, Any]) -> dict[str, Any]:
-    """An answer like no other, after a while."""
-    time.sleep(0.2)
-    text = f"one picture, number {zlib.crc32(words_of(asked).encode())}"
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
 
 
 def start(run: dict[str, object]) -> subprocess.Popen[bytes]:
@@ -92,7 +83,7 @@ def finished(root: Path, run: dict[str, object]) -> dict[str, Artifact]:
 
 def test_kills_change_nothing(tmp_path: Path, openai_server: OpenAIServer) -> None:
     """With a kill for each stage, early in one and late in the next."""
-    openai_server.answer = written
+    openai_server.answer = lambda asked: time.sleep(0.2) or written(asked)
     kill_and_compare(tmp_path, served(openai_server.url), each=1)
 
 

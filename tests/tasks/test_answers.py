@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ def test_an_error_comes_back_with_its_class_and_its_notes(tmp_path: Path) -> Non
     write_failure(tmp_path / "failure.json", error)
     found = read_failure(tmp_path / "failure.json", StageError)
     assert type(found) is ArtifactError and str(found) == "no space left\nwhile measuring"
-    assert os.listdir(tmp_path) == ["failure.json"]  # noqa: PTH208
+    assert [path.name for path in tmp_path.iterdir()] == ["failure.json"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -41,6 +41,16 @@ def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Se
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root)}})
 
 
+def begun(server: OpenAIServer, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Settings:
+    """A run whose captions are there, before a server without keys that takes so long for an answer."""
+    monkeypatch.delenv("STAGE_KEY", raising=False)
+    settings = settings_of(folder, server.url)
+    run_stage("ingest", settings)
+    well = server.answer
+    server.answer = lambda asked: time.sleep(seconds) or well(asked)
+    return settings
+
+
 @pytest.mark.slow
 def test_a_server_that_dies_costs_nothing_twice(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,12 +97,8 @@ def test_a_server_that_dies_costs_nothing_twice(
 def test_runs_at_once_that_ask_the_same_pay_once(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("STAGE_KEY", raising=False)
-    settings = settings_of(tmp_path, openai_server.url)
+    settings = begun(openai_server, tmp_path, monkeypatch, 0.05)
     other = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"attempts": 2})})
-    run_stage("ingest", settings)
-    well = openai_server.answer
-    openai_server.answer = lambda asked: time.sleep(0.05) or well(asked)
     told: list[object] = []
 
     def note(done: int, total: int | None, **facts: object) -> None:
@@ -112,11 +118,7 @@ def test_runs_at_once_that_ask_the_same_pay_once(
 def test_kills_cost_a_chunk_each_at_most(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("STAGE_KEY", raising=False)
-    settings = settings_of(tmp_path, openai_server.url)
-    run_stage("ingest", settings)
-    well = openai_server.answer
-    openai_server.answer = lambda asked: time.sleep(0.02) or well(asked)
+    settings = begun(openai_server, tmp_path, monkeypatch, 0.02)
     spawn = multiprocessing.get_context("spawn")
     kills = (50, 110)
     for least in kills:

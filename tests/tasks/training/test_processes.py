@@ -81,7 +81,7 @@ def test_a_process_says_that_the_disk_is_full_where_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/root/rows.bin")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/rows.bin")
 
     monkeypatch.setattr(processes, "die_with", lambda parent: None)
     monkeypatch.setattr(processes, "_take_part", failing)
@@ -90,4 +90,4 @@ def test_a_process_says_that_the_disk_is_full_where_there_is_room(
     (tmp_path / "elsewhere").mkdir()
     assert processes._main(tmp_path / "request.json") == 1
     found = read_failure(tmp_path / "elsewhere/answer-1.json", TrainingError)
-    assert isinstance(found, ArtifactError) and "no space left while writing /root/rows.bin" in str(found)
+    assert isinstance(found, ArtifactError) and "no space left while writing /full/rows.bin" in str(found)
