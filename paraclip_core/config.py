@@ -232,8 +232,13 @@ class ParaphraseOptions(Options):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the embedded model. `fp32` gives a request the same answers whatever is computed beside it, so that
     a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
+    keep: Annotated[int, Field(ge=1, le=16)] = Field(default=1, json_schema_extra=LATER)
+    """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
+    draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
-    """How often a rejected caption is asked for again, first time included."""
+    """How often a caption with no accepted answer is asked for, first time included."""
+    stop_below: Annotated[float, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Stop where a smaller share of the first 64 answers is accepted; 0: below a third there is a warning only."""
     regenerate: tuple[RegenerateOptions, ...] = ()
     """Rows to ask for once more; each entry gives its rows one more attempt, in order. An accepted answer stays where
     the new one is not accepted."""
@@ -362,6 +367,8 @@ class RunOptions(Options):
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
     order as one does, and differ from it by rounding only."""
+    judges: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Processes that judge answers at the same time, 0: one for each CPU core. They change no byte."""
     shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
     runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)

@@ -10,6 +10,7 @@ import hashlib
 import pyarrow as pa
 
 __all__ = [
+    "ACCEPTED",
     "CAPTIONS",
     "FEATURE_INDEX",
     "GENERATIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "PER_QUERY",
     "REJECTS",
     "SAMPLES",
+    "VERDICTS",
     "text_hash",
 ]
 
@@ -95,6 +97,27 @@ GENERATIONS = pa.schema(
         pa.field("completions", pa.list_(pa.string()), nullable=False),  # raw, n of them
         pa.field("prompt_tokens", pa.int32(), nullable=False),
         pa.field("completion_tokens", pa.int32(), nullable=False),
+    ]
+)
+
+ACCEPTED = pa.struct(
+    [
+        pa.field("answer", pa.string()),
+        pa.field("tokens", TOKENS),
+        pa.field("similarity", pa.float32()),  # sentence-encoder cosine with the caption, null without an encoder
+    ]
+)
+
+VERDICTS = pa.schema(
+    [
+        pa.field("generation", pa.binary(16), nullable=False),  # key of the generation that was judged
+        pa.field("parent", pa.binary(16), nullable=False),  # generation_1 of the input at step 2, zeros at step 1
+        pa.field("gates", pa.binary(16), nullable=False),  # of all that decides a verdict besides the texts
+        pa.field("accepted", pa.list_(ACCEPTED), nullable=False),  # the answers that passed, best first
+        pa.field("answer", pa.string()),  # where none passed: the one that came furthest, null where there was none
+        pa.field("reason", pa.string()),  # a gate's code, null where an answer passed
+        pa.field("detail", pa.string()),
+        pa.field("similarity", pa.float32()),  # of the rejected answer, null where nobody asked
     ]
 )
 
