@@ -1,23 +1,19 @@
-"""Opening DuckDB, here with nothing that a file or a row could make it load, and what its errors mean."""
+"""Opening a DuckDB file, with nothing that a file or a row could make DuckDB load, and what its errors mean."""
 
 from __future__ import annotations
 
 import errno
-import itertools
-import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from paraclip_core.errors import ArtifactError, LockedError
 from storage.atomic import storage_error
 
-__all__ = ["CONFIG", "attached", "environment_error"]
+__all__ = ["CONFIG", "attached", "environment_error", "opened"]
 
 FOREIGN_WAIT_SECONDS = 30.0
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -29,28 +25,40 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 
 
 @contextmanager
-def attached(path: Path, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection in which a file is open, once nobody else has it open; closed at the end.
+def opened(path: Path, name: str, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection of its own in which the file `path` is attached as `name`; closed at the end.
 
     Raises:
-        LockedError: another program keeps it open.
+        LockedError: another program keeps the file open.
         duckdb.Error: it is damaged, or the disk is.
     """
-    with _process.connection(path) as con:
-        name = f"file_{next(_numbers)}"
-        _attach(con, path, name, read_only)
-        try:
-            con.execute(f"USE {name}")
+    # What is spilled goes where it would go if the file were opened alone.
+    with duckdb.connect(":memory:", config=CONFIG | {"temp_directory": f"{path}.tmp"}) as con:
+        con.execute("SET preserve_insertion_order = false")
+        with attached(con, path, name, read_only):
             yield con
-        except BaseException:
-            # Why this fails, too, is the error that is on its way.
-            with suppress(duckdb.Error):
-                _detach(con, name)
-            raise
-        _detach(con, name)
 
 
-def _attach(con: duckdb.DuckDBPyConnection, path: Path, name: str, read_only: bool) -> None:
+@contextmanager
+def attached(con: duckdb.DuckDBPyConnection, path: Path | str, name: str, read_only: bool = False) -> Iterator[None]:
+    """Attach the file `path` as `name`, once no other program has it open; detach it at the end.
+
+    Raises:
+        LockedError: another program keeps the file open.
+        duckdb.Error: it is damaged, or the disk is.
+    """
+    _attach(con, path, name, read_only)
+    try:
+        yield
+    except BaseException:
+        # Why this fails, too, is the error that is on its way.
+        with suppress(duckdb.Error):
+            _detach(con, name)
+        raise
+    _detach(con, name)
+
+
+def _attach(con: duckdb.DuckDBPyConnection, path: Path | str, name: str, read_only: bool) -> None:
     started = time.monotonic()
     while True:
         try:
@@ -66,45 +74,12 @@ def _attach(con: duckdb.DuckDBPyConnection, path: Path, name: str, read_only: bo
 
 
 def _detach(con: duckdb.DuckDBPyConnection, name: str) -> None:
-    with suppress(duckdb.TransactionException):
+    try:
+        con.execute(f"DETACH {name}")
+    except duckdb.TransactionException:
+        # A statement failed within a transaction of the caller's.
         con.execute("ROLLBACK")
-    con.execute("USE memory")
-    con.execute(f"DETACH {name}")
-
-
-class _Process:
-    """This process's DuckDB for the file that it opened last: to make one takes fifteen milliseconds, to use it one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: tuple[tuple[int, Path], duckdb.DuckDBPyConnection] | None = None
-        self._inherited: list[duckdb.DuckDBPyConnection] = []
-
-    @contextmanager
-    def connection(self, path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-        wanted = (os.getpid(), path)
-        with self._lock:
-            if self._made is None or self._made[0] != wanted:
-                if self._made and self._made[0][0] != os.getpid():
-                    # A forked process has none of the threads, and would wait for them if it let go.
-                    self._inherited.append(self._made[1])
-                # What is spilled goes where it would go if the file were opened alone.
-                own: Any = CONFIG | {"temp_directory": f"{path}.tmp"}
-                self._made = (wanted, duckdb.connect(":memory:", config=own))
-            con = self._made[1].cursor()
-        try:
-            yield con
-        except BaseException:
-            # Some errors leave all of it unusable; the next one begins anew.
-            with self._lock:
-                self._made = None
-            raise
-        finally:
-            con.close()
-
-
-_process = _Process()
-_numbers = itertools.count()
+        con.execute(f"DETACH {name}")
 
 
 def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:

@@ -65,7 +65,7 @@ def open_generations(store: ArtifactStore) -> GenerationStore:
 
     if store.mirror is None:
         return GenerationStore(store.cache)
-    return GenerationStore(store.cache, SegmentMirror(store.mirror.remote, store.cache / "segments"))
+    return GenerationStore(store.cache, SegmentMirror(store.mirror.remote, store.cache))
 
 
 def working_folder(url: str) -> Path:
