@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
 
+from paraclip_core.engine_options import ENGINES, check_engine
 from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
 from paraclip_core.metric_names import check_metric
-from paraclip_core.options import LATER
+from paraclip_core.options import LATER, json_fields
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
 from paraclip_core.training_options import AlphaOptions as AlphaOptions
@@ -28,7 +29,11 @@ from paraclip_core.training_options import LossWeights as LossWeights
 from paraclip_core.training_options import OptimiserOptions as OptimiserOptions
 
 SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text"]
-EngineName = Literal["smollm2", "transformers", "vllm", "openai", "file"]
+EngineName = Annotated[
+    str,
+    AfterValidator(check_engine),
+    WithJsonSchema({"anyOf": [{"enum": list(ENGINES), "type": "string"}, {"pattern": ":", "type": "string"}]}),
+]
 GateName = Literal["auto", "paper", "small-model"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
@@ -211,10 +216,13 @@ class ParaphraseOptions(Options):
 
     engine: EngineName = "smollm2"
     """`smollm2` (embedded), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own process),
-    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have)."""
+    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), or a class of your own as
+    `package.module:Class`."""
     model: str = ""
     """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
     server of the `openai` engine."""
+    options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
+    """Options of an engine of your own, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
     """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
     prompt_1: str = ""
@@ -258,6 +266,11 @@ class ParaphraseOptions(Options):
     """Options of the `openai` engine."""
     vllm: VllmOptions = VllmOptions()
     """Options of the `vllm` engine."""
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return json_fields(options)
 
     def chosen_gates(self) -> GateOptions:
         """The gates with `auto` resolved."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -10,10 +11,63 @@ from pydantic import Field, field_validator, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options, json_fields
 
-__all__ = ["OpenAIOptions", "SmolLM2Options", "TransformersOptions", "VllmOptions"]
+__all__ = [
+    "ENGINES",
+    "EngineEntry",
+    "OpenAIOptions",
+    "SmolLM2Options",
+    "TransformersOptions",
+    "VllmOptions",
+    "check_engine",
+]
 
 MILLION = 1_000_000
 OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine that `paraphrase.engine` can name."""
+
+    path: str
+    """What makes it from options and context, as `package.module:Class`; imported when it is used."""
+    reads: tuple[str, ...] = ("model", "options")
+    """The paraphrase options it looks at among those that only some engines do."""
+    needs: tuple[str, str] = ("", "")
+    """The option without which it cannot work, below `paraphrase`, and what that is."""
+
+
+_IN = "paraclip_core.paraphrase.engines"
+_LOCAL = ("model", "the folder of a local model")
+_HUB = ("model", "a model's folder or its id on the hub")
+_SERVED = ("model", "the model's name at the server")
+_FILE = ("file.path", "the file with your paraphrases")
+
+ENGINES = {
+    "smollm2": EngineEntry(f"{_IN}.smollm2:SmolLM2Engine.from_options", ("precision", "smollm2")),
+    "transformers": EngineEntry(
+        f"{_IN}.transformers:TransformersEngine.from_options", ("model", "transformers"), _LOCAL
+    ),
+    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine.from_options", ("model", "vllm"), _HUB),
+    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine.from_options", ("model", "openai"), _SERVED),
+    "file": EngineEntry(f"{_IN}.file:FileEngine.from_options", ("file",), _FILE),
+}
+"""The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
+
+
+def check_engine(name: str) -> str:
+    """The name, if it can be an engine's.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    module, colon, attribute = name.partition(":")
+    own = all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+    if name not in ENGINES and not (colon and own):
+        raise ValueError(
+            f"{name!r} is no engine; expected {', '.join(ENGINES)}, or a class of your own as package.module:Class"
+        )
+    return name
 
 
 class OpenAIOptions(Options):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paraclip_core.clip.reference import check_reference, model_files
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.engines.local_model import HashFiles
+from paraclip_core.paraphrase.protocol import HashFiles
 from storage.artifacts import Artifact
 from storage.fingerprint import FileHashes
 from storage.roots import open_store

@@ -16,10 +16,11 @@ from typing import Any
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.readers.lines import open_bytes
 from paraclip_core.captions.readers.rows import LONGEST_RECORD, Reject
-from paraclip_core.config import FileEngineOptions, SamplingOptions
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paths import user_path
 
 __all__ = ["LOOK_UP", "FileEngine"]
 
@@ -53,6 +54,22 @@ class FileEngine:
         self._answers: dict[int, dict[str, str]] | None = None
         self._rejects: list[Reject] = []
         self._model = ""
+
+    @classmethod
+    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> FileEngine:
+        """The engine of the paraphrase options."""
+        return cls(context.data_root / user_path(options.file.path), options.file)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """A file, which is looked up and not asked."""
+        return EngineFacts(
+            shares_cores=True,
+            deterministic=True,
+            asks=False,
+            gates="off",
+            one_process="a file is read faster by one process",
+        )
 
     @property
     def model(self) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.protocol import HashFiles
 
-__all__ = ["SMALL_BYTES", "HashFiles", "local_model", "read_hashes"]
+__all__ = ["SMALL_BYTES", "local_model", "read_hashes"]
 
 SMALL_BYTES = 16 * 1024 * 1024
-
-HashFiles = Callable[[Iterable[Path]], Mapping[str, str]]
-"""SHA-256 of each file, by its path; one that remembers need not read gigabytes each time."""
 
 
 def read_hashes(files: Iterable[Path]) -> dict[str, str]:

@@ -10,13 +10,13 @@ from queue import SimpleQueue
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from paraclip_core.config import SamplingOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.http_limits import Budget
 from paraclip_core.paraphrase.engines.openai_client import OpenAIClient
 from paraclip_core.paraphrase.engines.openai_run import OpenAIRun
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
 __all__ = ["OpenAIEngine"]
 
@@ -38,6 +38,23 @@ class OpenAIEngine:
         self._resources = ExitStack()
         self._running: tuple[BlockingPortal, OpenAIRun] | None = None
 
+    @classmethod
+    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> OpenAIEngine:
+        """The engine of the paraphrase options."""
+        return cls(options.model, options.openai)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """A server somewhere."""
+        options = self._options
+        limited = options.max_spend or options.requests_per_minute or options.tokens_per_minute
+        return EngineFacts(
+            paid=True,
+            local=False,
+            max_in_flight=options.concurrency,
+            one_process="the spending cap and the limits per minute hold for one process" if limited else None,
+        )
+
     @property
     def model(self) -> str:
         """The model's name at the server, its revision, and a hash of the additional fields where there are any."""
@@ -48,6 +65,20 @@ class OpenAIEngine:
             canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"), default=str)
             found += f"+{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
         return found
+
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what tokens cost."""
+        return self._options.priced
+
+    @property
+    def max_spend(self) -> float:
+        """What this model's answers may cost, earlier runs' included; 0: no cap."""
+        return self._options.max_spend
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens, in the currency of the prices."""
+        return self._options.cost(prompt_tokens, completion_tokens)
 
     @property
     def spent(self) -> float:

@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from paraclip_core.config import SamplingOptions, SmolLM2Options
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
 from paraclip_core.desks import Desk
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
 __all__ = ["SmolLM2Engine", "chatml", "gguf_file"]
 
@@ -51,6 +51,16 @@ class SmolLM2Engine:
         self._precision: Literal["fp32", "bf16"] = precision
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()
+
+    @classmethod
+    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> SmolLM2Engine:
+        """The engine of the paraphrase options."""
+        return cls(options.precision, options.smollm2)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """A small model on the CPU."""
+        return EngineFacts(shares_cores=True, deterministic=self._precision == "fp32", gates="small-model")
 
     @property
     def model(self) -> str:

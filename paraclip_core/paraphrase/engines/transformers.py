@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paraclip_core.config import SamplingOptions, TransformersOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.draws import RowDraws, row_key
-from paraclip_core.paraphrase.engines.local_model import HashFiles, local_model, read_hashes
+from paraclip_core.paraphrase.engines.local_model import local_model, read_hashes
 from paraclip_core.paraphrase.engines.shared_prefix import SharedPrefixes
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, HashFiles, Prompt
+from paraclip_core.paths import user_path
 
 __all__ = ["TransformersEngine"]
 
@@ -55,6 +56,16 @@ class TransformersEngine:
         self._prefixes: SharedPrefixes | None = None
         self._model = ""
         self._breaks: Any = None
+
+    @classmethod
+    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> TransformersEngine:
+        """The engine of the paraphrase options."""
+        return cls(user_path(options.model), context.device, context.hash_files, options.transformers)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """A model in this process, on a GPU or on the CPU cores."""
+        return EngineFacts(shares_cores=True, deterministic=self._options.dtype == "float32")
 
     @property
     def model(self) -> str:

@@ -16,11 +16,11 @@ from itertools import takewhile
 from typing import Any
 from urllib.parse import urlencode
 
-from paraclip_core.config import SamplingOptions, VllmOptions, meaning
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions, meaning
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paraphrase.engines.local_model import HashFiles, local_model, read_hashes
+from paraclip_core.paraphrase.engines.local_model import local_model, read_hashes
 from paraclip_core.paraphrase.engines.vllm_process import VllmProcess
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, HashFiles, Prompt
 from paraclip_core.paths import user_path
 
 __all__ = ["VllmEngine", "gpu_groups", "request_seed"]
@@ -60,6 +60,18 @@ class VllmEngine:
         self._hash_files = hash_files
         self._processes: list[VllmProcess] = []
         self._model = ""
+
+    @classmethod
+    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> VllmEngine:
+        """The engine of the paraphrase options."""
+        return cls(options.model, options.vllm, context.device, context.hash_files)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """A model on this machine's GPUs."""
+        return EngineFacts(
+            one_process_a_machine="the vllm engine has a process for each group of this machine's GPUs already"
+        )
 
     @property
     def model(self) -> str:
