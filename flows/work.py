@@ -12,7 +12,7 @@ from typing import Any
 from flows.logs import let_own_logs_through, outlive_worker
 from flows.shards import ask_in_shards, forget_shards
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.relevant import unguarded
+from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
 from storage.artifacts import Artifact, ArtifactStore
 from storage.roots import open_store

@@ -164,8 +164,9 @@ def _blamed(location: Sequence[str | int], where: str, overrides: Sequence[str])
 
 
 def _said(override: str) -> str:
-    """An override as it was given, but for a server's address and key, which must not get into a log."""
-    return f"--set {override.partition('=')[0]}=…" if "openai" in override else f"--set {override}"
+    """An override as it was given, but for what may be an address or a key, which must not get into a log."""
+    secret = any(name in override for name in ("openai", "paraphrase.options"))
+    return f"--set {override.partition('=')[0]}=…" if secret else f"--set {override}"
 
 
 def _explain(detail: Mapping[str, Any]) -> str:

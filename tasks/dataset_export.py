@@ -14,8 +14,8 @@ from paraclip_core.dataset_card import dataset_card
 from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 from paraclip_core.licences import RolledUp, roll_up
+from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
-from paraclip_core.paraphrase.relevant import relevant
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import new_folder, write_atomic
 from storage.counts import frequent_values
@@ -162,11 +162,10 @@ def _step(artifact: Artifact, step: int, settings: Settings | None) -> StepFacts
 
 def _prompt(artifact: Artifact, step: int, settings: Settings | None) -> PromptTemplate | None:
     """The template whose hash the manifest has; None where paraphrases came from a file."""
-    options = artifact.manifest.options
-    if options.get("engine") == "file":
+    asked = artifact.manifest.options.get("prompt")
+    if asked is None:
         return None
-    asked = options.get("prompt", {})
-    own = [] if settings is None else [prompt_for(relevant(settings.paraphrase), step)]
+    own = [] if settings is None else [prompt_for(relevant_options(settings.paraphrase), step)]
     for prompt in (*own, PAPER[step], FEW_SHOT[step]):
         if prompt.hash.hex() == asked.get("hash"):
             return prompt

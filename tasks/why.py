@@ -10,10 +10,9 @@ from typing import Any
 from paraclip_core.captions.clean import clean
 from paraclip_core.config import SamplingOptions, Settings
 from paraclip_core.errors import ConfigError, UnknownNameError
-from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from storage.generation_search import Kept, kept_under, nearest
 from storage.generations import GenerationStore
@@ -100,7 +99,7 @@ def explain(settings: Settings, store: GenerationStore, what: str, step: int = 1
 
 
 def _request(settings: Settings, step: int, attempt: int) -> RequestKeys:
-    options = relevant(settings.paraphrase)
+    options = relevant_options(settings.paraphrase)
     prompt: PromptTemplate = THESAURUS if step == WORD_STEP else prompt_for(options, step)
     sampling: SamplingOptions = WORD_SAMPLING if step == WORD_STEP else options.sampling
     model = make_engine(options, settings.data.root, hash_files=model_hashes(settings)).model
@@ -108,7 +107,7 @@ def _request(settings: Settings, step: int, attempt: int) -> RequestKeys:
 
 
 def _last_attempt(settings: Settings) -> int:
-    options = relevant(settings.paraphrase)
+    options = relevant_options(settings.paraphrase)
     return options.attempts - 1 + len(options.regenerate)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from paraclip_core.config import RegenerateOptions, Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import engine_facts
 
 __all__ = ["ReasonOption", "WhereOption", "asking_again", "how_to_keep"]
 
@@ -37,8 +38,10 @@ def asking_again(settings: Settings, reasons: Sequence[str] | None, wheres: Sequ
     if not entries:
         return settings
     chosen = settings.paraphrase
-    if chosen.engine == "file":
-        raise ConfigError("paraphrase.engine=file gives the same answers however often it is asked; edit its file")
+    if not engine_facts(chosen).asks:
+        raise ConfigError(
+            f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
+        )
     changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *entries)})
     return settings.model_copy(update={"paraphrase": changed})
 

@@ -10,10 +10,9 @@ import pytest
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.relevant import relevant
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import GENERATIONS
 from storage.generations import GenerationStore
@@ -28,7 +27,7 @@ def settings_of(*overrides: str) -> Settings:
 
 def keep(store: GenerationStore, settings: Settings, text: str, step: int = 1, attempt: int = 0) -> bytes:
     """Keep an answer to what the settings ask for, as the paraphrase stages do."""
-    options = relevant(settings.paraphrase)
+    options = relevant_options(settings.paraphrase)
     prompt, model = prompt_for(options, step), make_engine(options).model
     sampling = sampling_json(options.sampling)
     key = RequestKeys(step, model, prompt.id, prompt.hash, sampling, options.seed, attempt).key(text)

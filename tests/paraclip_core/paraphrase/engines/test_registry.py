@@ -1,0 +1,183 @@
+"""Which engines there are, what they look at, and engines that live outside of the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from paraclip_core.config import (
+    OpenAIOptions,
+    ParaphraseOptions,
+    SamplingOptions,
+    TransformersOptions,
+    VllmOptions,
+    meaning,
+)
+from paraclip_core.engine_options import ENGINES
+from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options, unguarded
+from paraclip_core.paraphrase.protocol import Prompt
+from paraclip_core.settings import parse_settings
+
+SOME: dict[str, dict[str, Any]] = {
+    "precision": {"precision": "bf16"},
+    "model": {"model": "another"},
+    "options": {"options": {"case": "upper"}},
+    "smollm2": {"smollm2": {"max_num_seqs": 3}},
+    "transformers": {"transformers": TransformersOptions(dtype="float32", batch_size=3)},
+    "vllm": {"vllm": VllmOptions(dtype="half", revision="abc", extra={"seed_more": 1}, max_num_seqs=3)},
+    "openai": {"openai": OpenAIOptions(revision="2026", extra_body={"reasoning_effort": "low"}, concurrency=2)},
+    "file": {"file": {"path": "mine.csv", "caption": "text", "paraphrase_1": "a", "paraphrase_2": "b"}},
+}
+"""Options that only some engines look at."""
+FASTER = ("smollm2",)
+"""Option groups that change no answer."""
+OWN = """
+from paraclip_core.paraphrase.protocol import Completion, EngineFacts
+
+
+class Shouting:
+    name = "shouting"
+    facts = EngineFacts(shares_cores=True, deterministic=True, max_in_flight=2)
+
+    def __init__(self, options, context):
+        self.model = f"shouting-{options.model}-{options.options.get('mark', '!')}"
+        self._mark = options.options.get("mark", "!")
+
+    def generate(self, prompts, sampling):
+        return [Completion((prompt.text.upper() + self._mark,), 1, 1) for prompt in prompts]
+
+    def close(self):
+        pass
+
+
+class Silent:
+    name = model = "silent"
+
+    def __init__(self, options, context):
+        pass
+
+
+def without_arguments():
+    return Silent(None, None)
+"""
+
+
+def options(engine: str, **changed: Any) -> ParaphraseOptions:
+    return ParaphraseOptions.model_validate({"engine": engine, **changed})
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's, on the path."""
+    (tmp_path / "my_engines.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_engines", raising=False)
+    return "my_engines"
+
+
+def test_every_option_of_one_engine_is_told() -> None:
+    assert {name for entry in ENGINES.values() for name in entry.reads} | {"options"} == set(SOME)
+    # An option group with an engine's name is that engine's.
+    assert all(name in ENGINES[name].reads for name in ENGINES.keys() & ParaphraseOptions.model_fields)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SOME)
+def test_only_the_engine_in_use_is_looked_at(engine: str, name: str) -> None:
+    plain, changed = relevant_options(options(engine)), relevant_options(options(engine, **SOME[name]))
+    reads = ENGINES[engine].reads
+    assert (meaning(plain) == meaning(changed)) == (name not in reads or name in FASTER)
+    assert name in reads or plain == changed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_engine_looks_at_stays(engine: str) -> None:
+    reads = ENGINES[engine].reads
+    given = options(engine, chunk=3, fraction=0.5, gates={"preset": "off"}, **{n: SOME[n][n] for n in reads})
+    relevant = relevant_options(given)
+    assert all(getattr(relevant, n) == getattr(given, n) for n in ("engine", "chunk", "fraction", "gates", *reads))
+    assert relevant_options(relevant) == relevant
+
+
+def test_prompts_sampling_and_seed_are_every_models() -> None:
+    for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "synonyms": False, "prompt_1": "x {}"}.items():
+        for engine in ENGINES:
+            same = relevant_options(options(engine)) == relevant_options(options(engine, **{name: value}))
+            assert same == (engine == "file"), (engine, name)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_who_turns_the_gates_off_for_a_language_model_is_told(engine: str) -> None:
+    warning = unguarded(options(engine, gates={"preset": "off"}))
+    assert (warning is None) == (engine == "file")
+    assert warning is None or f"keeps whatever {engine} answers" in warning
+    assert unguarded(options(engine)) is None
+    assert unguarded(options(engine, gates={"preset": "small-model"})) is None
+
+
+def test_facts() -> None:
+    facts = {engine: engine_facts(options(engine)) for engine in ENGINES}
+    assert [engine for engine in ENGINES if facts[engine].paid] == ["openai"]
+    assert [engine for engine in ENGINES if not facts[engine].local] == ["openai"]
+    assert [engine for engine in ENGINES if not facts[engine].asks] == ["file"]
+    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["smollm2", "transformers", "file"]
+    assert {engine: facts[engine].gates for engine in ("smollm2", "openai", "vllm", "transformers", "file")} == {
+        "smollm2": "small-model", "openai": "capable", "vllm": "capable", "transformers": "capable", "file": "off",
+    }  # fmt: skip
+    assert engine_facts(options("openai", openai={"concurrency": 7})).max_in_flight == 7
+    assert not engine_facts(options("smollm2", precision="bf16")).deterministic
+    assert engine_facts(options("transformers", transformers={"dtype": "float32"})).deterministic
+
+
+def test_which_requests_may_be_divided() -> None:
+    assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
+    vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
+    assert "a process for each group" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
+    assert server.unshardable(True) is None
+    for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
+        assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
+    assert engine_facts(options("smollm2")).unshardable(True) is None
+
+
+def test_an_engine_of_the_users_own(own_module: str) -> None:
+    settings = parse_settings(
+        {"paraphrase": {"engine": f"{own_module}:Shouting", "model": "loud", "options": {"mark": "?"}}}
+    )
+    engine = make_engine(settings.paraphrase)
+    assert (engine.name, engine.model, engine.facts.max_in_flight) == ("shouting", "shouting-loud-?", 2)
+    (answer,) = engine.generate([Prompt((("user", "a dog"),), "a dog", 1, 0)], SamplingOptions())
+    assert answer.texts == ("A DOG?",)
+    relevant = relevant_options(settings.paraphrase)
+    assert (relevant.model, relevant.options) == ("loud", {"mark": "?"})
+    assert relevant_options(settings.paraphrase.model_copy(update={"vllm": VllmOptions(dtype="half")})) == relevant
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no_such_module:Engine", "No module named 'no_such_module'"),
+        ("my_engines:Nothing", "no attribute 'Nothing'"),
+        ("my_engines:without_arguments", "too many positional arguments"),
+        ("my_engines:Silent", "has no facts, generate, close"),
+    ],
+)
+def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"paraphrase.engine={name} .*{reason}"):
+        make_engine(options(name))
+
+
+@pytest.mark.parametrize("name", ["smolm2", "module:", ":Class", "a b:C", ""])
+def test_what_can_be_no_engine_is_refused_with_the_names(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"is no engine; expected smollm2, .* package\.module:Class"):
+        options(name)
+
+
+@pytest.mark.parametrize("engine", [name for name, entry in ENGINES.items() if entry.needs[0]])
+def test_an_option_that_is_missing_is_named(engine: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine={engine} needs paraphrase.{ENGINES[engine].needs[0]}, "):
+        make_engine(options(engine))
