@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip_core.captions.readers.columns import OPTIONS, match_column, usual_column
 from paraclip_core.errors import InputError
 
 __all__ = [
@@ -42,21 +43,26 @@ def is_picture(kind: pa.DataType) -> bool:
     return _is_binary(kind)
 
 
-def picture_column(schema: pa.Schema, wanted: str | None = None) -> str | None:
+def picture_column(schema: pa.Schema, wanted: str | None = None, where: str = "the table") -> str | None:
     """The column of pictures: `wanted` if it is one, a usual name, or the only struct of them; None without any.
 
+    `where` names the table in the message.
+
     Raises:
-        InputError: several structs hold pictures, none has a usual name and none is `wanted`.
+        InputError: several columns may be the one, and none is `wanted`.
     """
     pictures = [field.name for field in schema if is_picture(field.type)]
-    if wanted in pictures:
-        return wanted
+    if wanted is not None and (chosen := match_column(pictures, wanted, f"{OPTIONS}.image", where)) is not None:
+        return chosen
+    exact = next((name for name in USUAL if name in pictures), None)
     structs = [field.name for field in schema if is_picture(field.type) and pa.types.is_struct(field.type)]
-    found = [name for name in USUAL if name in pictures][:1] or structs
-    if len(found) > 1:
-        names = ", ".join(map(repr, found))
-        raise InputError(f"the columns {names} hold pictures; name one in data.sources[].columns.image")
-    return found[0] if found else None
+    if exact is None and len(structs) == 1:
+        return structs[0]
+    usual = usual_column(pictures, USUAL, "image", where)
+    if usual is None and len(structs) > 1:
+        names = ", ".join(map(repr, structs))
+        raise InputError(f"{where}: the columns {names} hold pictures; name one in {OPTIONS}.image")
+    return usual
 
 
 def holds_pictures(path: Path, wanted: str | None = None) -> bool:

@@ -59,7 +59,7 @@ class ParquetPictures:
         except pa.ArrowException as error:
             raise damaged_parquet(path, error) from error
         self._schema = self._file.schema_arrow
-        column = picture_column(self._schema)
+        column = picture_column(self._schema, where=str(path))
         if column is None:
             found = listed_types(self._schema)
             raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {found}")

@@ -1,10 +1,15 @@
-"""Which columns of a table are the captions, the image, the licence and the split."""
+"""Which columns of a table are the captions, the image, the licence and the split.
+
+Names match whatever their case, blanks, hyphens and underscores: ``Image ID`` is ``image_id``. A column of exactly the
+name comes before one that is only like it. Two columns for one role are an error that names the option that chooses.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
@@ -17,11 +22,15 @@ __all__ = [
     "SPLIT",
     "Columns",
     "choose_columns",
+    "find_columns",
     "has_caption",
+    "match_column",
     "need_image",
     "no_caption",
     "no_column",
+    "plain_name",
     "table_header",
+    "usual_column",
 ]
 
 CAPTION = ("caption", "TEXT", "text", "title", "captions")
@@ -29,7 +38,11 @@ IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "ima
 PATH = ("image", "filename", "file_name", "image_path")
 LICENCE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)
-NUMBERED = re.compile(r"caption_\d+")
+OPTIONS = "data.sources[].columns"
+LONGEST_NAME = 100
+"""Characters of a name that is compared otherwise than exactly."""
+_NUMBERED = re.compile(r"caption\d+")
+_IGNORED = re.compile(r"[\s_\-\ufeff]+")
 
 
 @dataclass(frozen=True)
@@ -53,33 +66,105 @@ class Columns:
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
+def plain_name(name: str) -> str:
+    """A column's name without case, blanks, hyphens, underscores and byte order marks."""
+    return _plain(name) if len(name) <= LONGEST_NAME else name
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return _IGNORED.sub("", name).casefold()
+
+
+def match_column(names: Collection[str], wanted: str, option: str, where: str, explicit: bool = True) -> str | None:
+    """The column that `wanted` means: the one of exactly this name, or else the one that :func:`plain_name` equates.
+
+    Args:
+        names: the table's columns.
+        wanted: the name that is looked for.
+        option: what names the column, such as ``paraphrase.file.caption``, for the message.
+        where: the table, for the message.
+        explicit: whether the user chose the name. Otherwise a second column like it is an error, too.
+
+    Returns:
+        The column as the table has it, None where there is none.
+
+    Raises:
+        InputError: several columns may be meant; the text names them and the option.
+    """
+    plain = plain_name(wanted)
+    alike = [name for name in names if name == wanted or (plain and plain_name(name) == plain)]
+    exact = [name for name in alike if name == wanted]
+    if len(exact) == 1 and (explicit or len(alike) == 1):
+        return wanted
+    if len(alike) > 1:
+        raise _ambiguous(exact if len(exact) > 1 else alike, option, where)
+    return alike[0] if alike else None
+
+
+def usual_column(names: Collection[str], usual: Sequence[str], option: str, where: str) -> str | None:
+    """The column of the first usual name that is there exactly, or else of the first that a column is like.
+
+    Args:
+        names: the table's columns.
+        usual: usual names of the column, the most usual one first.
+        option: option of `data.sources[].columns` that names it, for the message.
+        where: the table, for the message.
+
+    Raises:
+        InputError: as :func:`match_column`.
+    """
+    name = next((name for name in usual if name in names), None) or _first_alike(names, usual)
+    return None if name is None else match_column(names, name, f"{OPTIONS}.{option}", where, explicit=False)
+
+
 def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns:
     """Pick the columns: those that the user names, otherwise the first usual name that is there.
 
     Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
 
     Raises:
-        InputError: a named column is absent, or no column looks like a caption; the text lists the columns.
+        InputError: a named column is absent, no column looks like a caption, or two columns may be meant; the text
+            lists them.
     """
-    for option, name in wanted.named():
-        if name not in available:
-            raise no_column(option, name, available, where)
-    captions = wanted.captions or _usual_captions(available)
-    if not captions:
+    columns = find_columns(available, wanted, where)
+    if columns is None:
         raise no_caption(available, where)
-    image = wanted.image or _first(IMAGE, available)
+    return columns
+
+
+def find_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns | None:
+    """As :func:`choose_columns`, but None where no column looks like a caption.
+
+    Raises:
+        InputError: a named column is absent, or two columns may be meant.
+    """
+    named: dict[str, list[str]] = {}
+    for option, name in wanted.named():
+        column = match_column(available, name, f"{OPTIONS}.{option}", where)
+        if column is None:
+            raise no_column(option, name, available, where)
+        named.setdefault(option, []).append(column)
+    captions = tuple(dict.fromkeys(named.get("caption", ()))) or _usual_captions(available, where)
+    if not captions:
+        return None
+
+    def one(option: str, usual: Sequence[str]) -> str | None:
+        return named[option][0] if option in named else usual_column(available, usual, option, where)
+
+    image = one("image", IMAGE)
     return Columns(
         captions=captions,
         image=image,
-        path=wanted.image or _first(PATH, available) or image,
-        licence=wanted.licence or _first(LICENCE, available),
-        split=wanted.split or _first(SPLIT, available),
+        path=one("image", PATH) or image,
+        licence=one("licence", LICENCE),
+        split=one("split", SPLIT),
     )
 
 
 def has_caption(names: Sequence[str]) -> bool:
     """Whether a line of fields reads like a header: one of them, or several that are numbered, are usual captions."""
-    return any(name in CAPTION for name in names) or len(_usual_captions(names)) > 1
+    return _first_alike(names, CAPTION) is not None or len(_numbered(names)) > 1
 
 
 def need_image(found: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
@@ -98,8 +183,8 @@ def need_image(found: str | None, available: Sequence[str], options: SourceOptio
 def table_header(line: str, separators: str) -> str | None:
     """The separator with which a line is the header of captions and images, None where it reads like none."""
     for separator in separators:
-        names = {name.strip().strip('"') for name in line.split(separator)}
-        if not names.isdisjoint(CAPTION) and not names.isdisjoint(IMAGE + PATH):
+        names = [name.strip().strip('"') for name in line.split(separator)]
+        if _first_alike(names, CAPTION) and _first_alike(names, IMAGE + PATH):
             return separator
     return None
 
@@ -117,13 +202,41 @@ def no_caption(available: Sequence[str], where: str) -> InputError:
     )
 
 
-def _usual_captions(available: Sequence[str]) -> tuple[str, ...]:
-    usual = _first(CAPTION, available)
-    return (usual,) if usual is not None else tuple(name for name in available if NUMBERED.fullmatch(name))
+def _usual_captions(available: Sequence[str], where: str) -> tuple[str, ...]:
+    option = f"{OPTIONS}.caption"
+    usual = usual_column(available, CAPTION, "caption", where)
+    if usual is None:
+        return tuple(
+            match_column(available, name, option, where, explicit=False) or name for name in _numbered(available)
+        )
+    # What is exactly a less usual name may be something else beside what is like a more usual one.
+    first = _first_alike(available, CAPTION)
+    if first is not None and plain_name(first) != plain_name(usual):
+        rival = match_column(available, first, option, where)
+        raise _ambiguous([name for name in available if name in (usual, rival)], option, where)
+    return (usual,)
 
 
-def _first(names: Sequence[str], available: Sequence[str]) -> str | None:
-    return next((name for name in names if name in available), None)
+def _numbered(names: Sequence[str]) -> list[str]:
+    return [name for name in names if _NUMBERED.fullmatch(plain_name(name))]
+
+
+def _first_alike(names: Collection[str], usual: Sequence[str]) -> str | None:
+    """The first usual name that a column is like."""
+    plain = {plain_name(name) for name in names}
+    return next((name for name in usual if plain_name(name) in plain), None)
+
+
+def _ambiguous(names: Sequence[str], option: str, where: str) -> InputError:
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) == 1:
+        return InputError(f"{where} has more than one column {distinct[0]!r}; leave one, or rename the others")
+    parent, leaf = option.split(".")[-2:]
+    listed = " beside ".join(repr(name[:60]) for name in distinct[:8])
+    return InputError(
+        f"{where} has the columns {listed}, and either may be the {leaf}; name the one that is meant in {option}, for "
+        f"example {parent}: {{{leaf}: {distinct[-1][:60]}}}"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,7 +8,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns, need_image, no_column
+from paraclip_core.captions.readers.columns import (
+    OPTIONS,
+    Columns,
+    find_columns,
+    match_column,
+    need_image,
+    no_caption,
+    no_column,
+)
 from paraclip_core.captions.readers.json_file import load_json
 from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
 from paraclip_core.captions.readers.rows import Batcher, RowBatch
@@ -25,7 +33,8 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array.
 
     Raises:
-        InputError: the file cannot be read, or its first records hold no JSON or none of the wanted fields.
+        InputError: the file cannot be read, its first records hold no JSON or none of the wanted fields, or two fields
+            of a record may be meant.
     """
     batcher, columns, count = Batcher(), _Chooser(path, options), 0
     for count, (number, record) in enumerate(_records(path), start=1):
@@ -92,23 +101,27 @@ class _Chooser:
             need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:
-        self._unseen -= set(fields)
-        try:
-            columns = choose_columns(fields, _present(self._wanted, fields), str(self._path))
-        except InputError as error:
-            self.note(error)
-            return None
-        self._found = True
-        self._image = self._image or columns.image is not None
+        present = _present(self._wanted, fields, str(self._path))
+        self._unseen -= {name for _, name in present.named()}
+        columns = None
+        if self._wanted.captions and not present.captions:
+            self.note(no_column("caption", self._wanted.captions[0], fields, str(self._path)))
+        elif (columns := find_columns(fields, present, str(self._path))) is None:
+            self.note(no_caption(fields, str(self._path)))
+        else:
+            self._found = True
+            self._image = self._image or columns.image is not None
         return columns
 
 
-def _present(wanted: ColumnNames, fields: tuple[str, ...]) -> ColumnNames:
-    """The wanted fields without those that are absent. A caption must be there: JSON writers leave out the others."""
-    absent: dict[str, Any] = {option: None for option, name in wanted.named() if name not in fields}
-    if "caption" in absent:
-        absent["caption"] = tuple(name for name in wanted.captions if name in fields) or wanted.caption
-    return wanted.model_copy(update=absent)
+def _present(wanted: ColumnNames, fields: tuple[str, ...], where: str) -> ColumnNames:
+    """The wanted fields without those that are absent, which JSON writers leave out."""
+    absent = {
+        name for option, name in wanted.named() if match_column(fields, name, f"{OPTIONS}.{option}", where) is None
+    }
+    others: dict[str, Any] = {option: None for option, name in wanted.named() if name in absent and option != "caption"}
+    captions = tuple(name for name in wanted.captions if name not in absent)
+    return wanted.model_copy(update={**others, "caption": captions or None})
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:

@@ -14,7 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import IMAGE, Columns, choose_columns, need_image
+from paraclip_core.captions.readers.columns import (
+    IMAGE,
+    OPTIONS,
+    Columns,
+    choose_columns,
+    match_column,
+    need_image,
+    usual_column,
+)
 from paraclip_core.captions.readers.lines import decode
 from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
@@ -61,14 +69,14 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
     """The columns that are used; those of pictures are looked at only where a source has no other images."""
     columns = choose_columns(schema.names, options.columns, str(path))
     wanted = options.columns.image
-    try:
-        picture = None if options.images is not None else picture_column(schema, wanted)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    picture = None if options.images is not None else picture_column(schema, wanted, str(path))
     if picture is None:
         return columns
-    texts = {field.name for field in schema if not is_picture(field.type)}
-    key = next((name for name in ([wanted] if wanted else IMAGE) if name in texts), None)
+    texts = [field.name for field in schema if not is_picture(field.type)]
+    if wanted is None:
+        key = usual_column(texts, IMAGE, "image", str(path))
+    else:
+        key = match_column(texts, wanted, f"{OPTIONS}.image", str(path))
     return replace(columns, image=key, path=None, picture=picture)
 
 

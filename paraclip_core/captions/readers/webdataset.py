@@ -7,11 +7,11 @@ file's name, and the files of a key lie side by side; a tar made otherwise is an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT
+from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT, plain_name
 from paraclip_core.captions.readers.rows import Batcher, RowBatch
 from paraclip_core.captions.readers.tar_samples import Sample, tar_samples
 from paraclip_core.config import SourceOptions
@@ -60,7 +60,8 @@ def _caption(sample: Sample, options: SourceOptions) -> Any:
     if not wanted and sample.text is not None:
         return sample.text
     if len(wanted) > 1:
-        return [record[name] for name in wanted if record.get(name) is not None] or None
+        texts = [_first(record, (name,)) for name in wanted]
+        return [text for text in texts if text is not None] or None
     return _first(record, wanted or CAPTION)
 
 
@@ -93,5 +94,10 @@ def _add(batcher: Batcher, number: int, sample: Sample, caption: Any, options: S
         batcher.add(number, caption, sample.key, sample.image, split, licence)
 
 
-def _first(record: dict[str, Any], names: tuple[str | None, ...]) -> Any:
-    return next((record[name] for name in names if name is not None and record.get(name) is not None), None)
+def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
+    """The first of the named fields that holds something: of exactly that name, or else of one like it."""
+    for name in names:
+        if record.get(name) is not None:
+            return record[name]
+    alike = {plain_name(name): value for name, value in record.items() if value is not None}
+    return next((alike[plain] for plain in map(plain_name, names) if plain in alike), None)

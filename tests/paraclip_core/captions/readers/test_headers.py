@@ -1,0 +1,207 @@
+"""Column names of tables: whatever their case, blanks, hyphens and underscores; two for one role are told."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from paraclip_core.captions.readers.columns import choose_columns, match_column
+from paraclip_core.captions.readers.registry import READERS
+from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.sources import expand
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import InputError
+
+TABLES = ("csv", "tsv", "jsonl", "parquet")
+ROW = ("1", "1.jpg", "a dog runs", "val", "CC0")
+
+
+def write(folder: Path, form: str, header: Sequence[str], row: Sequence[str] = ROW) -> Path:
+    path = folder / f"rows.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_arrays([pa.array([cell]) for cell in row], names=list(header)), path)
+    elif form == "jsonl":
+        path.write_text(json.dumps(dict(zip(header, row, strict=True))) + "\n")
+    else:
+        separator = "," if form == "csv" else "\t"
+        path.write_text("\ufeff" + separator.join(header) + "\n" + separator.join(row) + "\n")
+    return path
+
+
+def read(path: Path, form: str, **options: object) -> RowBatch:
+    source = SourceOptions.model_validate({"path": "x", **options})
+    (batch,) = READERS[form](path, source)
+    return batch
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("image_id", "file_name", "caption", "split", "licence"),
+        ("Image ID", "File Name", "Caption", "Split", "Licence"),
+        ("image-id", "FileName", "CAPTION", " split ", "License"),
+        ("IMAGE_ID", "FILE-NAME", "captions ", "SPLIT", "LiCeNsE"),
+        ("\ufeffImageId", "file name", "Text", "_split", "licence"),
+    ],
+)
+def test_headers_match_whatever_their_case_blanks_and_underscores(
+    tmp_path: Path, form: str, header: tuple[str, ...]
+) -> None:
+    batch = read(write(tmp_path, form, header), form)
+    assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1"], ["1.jpg"])
+    assert (batch.splits, batch.licences) == (["val"], ["CC0"])
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_a_column_of_exactly_the_name_comes_first(tmp_path: Path, form: str) -> None:
+    """What files gave whose other columns were no usual ones before."""
+    header = ("Image ID", "filename", "caption", "Title", "subset")
+    batch = read(write(tmp_path, form, header), form)
+    assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1.jpg"], ["1.jpg"])
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize("order", [("Split", "split"), ("split", "Split"), ("SPLIT", "Split")])
+def test_two_columns_for_the_split_are_told(tmp_path: Path, form: str, order: tuple[str, str]) -> None:
+    path = write(tmp_path, form, ("image", "caption", *order), ("1.jpg", "a dog runs", "train", "val"))
+    expected = rf"rows\.{form} has the columns '{order[0]}' beside '{order[1]}', and either may be the split; "
+    expected += rf"name the one .* data\.sources\[\]\.columns\.split, for example columns: {{split: {order[1]}}}"
+    with pytest.raises(InputError, match=expected):
+        read(path, form)
+    for name, split in zip(order, ("train", "val"), strict=True):
+        assert read(path, form, columns={"split": name}).splits == [split]
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize(
+    ("header", "option"),
+    [
+        (("image", "Image", "caption"), "image"),
+        (("url", "URL", "caption"), "image"),
+        (("image", "Caption", "caption"), "caption"),
+        (("image", "Caption 1", "caption-1"), "caption"),
+        (("image", "caption_1", "Caption 1"), "caption"),
+        (("image", "title", "Caption"), "caption"),
+    ],
+)
+def test_two_columns_for_another_role_are_told(tmp_path: Path, form: str, header: tuple[str, ...], option: str) -> None:
+    path = write(tmp_path, form, header, ("1.jpg", "a cat sits", "a dog runs"))
+    with pytest.raises(InputError, match=rf"' beside '.*, and either may be the {option}; .*columns\.{option}"):
+        read(path, form)
+    assert read(path, form, columns={option: header[-1], "caption": header[-1]}).captions == ["a dog runs"]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet"])
+def test_one_column_twice_is_told(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path, form, ("image", "caption", "caption"), ("1.jpg", "a dog runs", "a cat sits"))
+    with pytest.raises(InputError, match=rf"rows\.{form} has more than one column 'caption'; leave one, or rename"):
+        read(path, form)
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path, form, ("Pic No", "alt-text", "fold"), ("1.jpg", "a dog runs", "val"))
+    batch = read(path, form, images="pics", columns={"image": "pic_no", "caption": "ALT text", "split": "Fold"})
+    assert (batch.captions, batch.image_ids, batch.splits) == (["a dog runs"], ["1.jpg"], ["val"])
+    with pytest.raises(InputError, match=r"no column 'words' \(data\.sources\[\]\.columns\.caption\); it has 'Pic No'"):
+        read(path, form, columns={"caption": "words"})
+    path = write(tmp_path, form, ("Alt Text", "alt-text", "image"), ("a dog runs", "a cat sits", "1.jpg"))
+    with pytest.raises(InputError, match=r"'Alt Text' beside 'alt-text', and either may be the caption"):
+        read(path, form, columns={"caption": "alt_text"})
+    assert read(path, form, columns={"caption": "alt-text"}).captions == ["a cat sits"]
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_numbered_captions(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path, form, ("Image", "caption_0", "CAPTION-1"), ("1.jpg", "a dog runs", "one dog runs"))
+    batch = read(path, form)
+    assert (batch.captions, batch.image_ids) == (["a dog runs", "one dog runs"], ["1.jpg", "1.jpg"])
+
+
+def test_an_imagefolders_metadata(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.csv").write_text("File Name,Text\n1.jpg,a dog runs\n")
+    (file,) = expand(tmp_path, [SourceOptions(path="train", images="train")])
+    (batch,) = READERS[file.form](file.path, file.options)
+    assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog runs"])
+
+
+def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    records = [{"caption": "a dog", "split": "val"}, {"Caption": "a cat", "Split": "test"}, {"note": "no caption"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    batch = read(path, "jsonl")
+    assert (batch.captions, batch.splits) == (["a dog", "a cat"], ["val", "test"])
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(3, "missing_field")]
+    # One that has both is no bad row: which of them is meant decides what all the others mean.
+    with path.open("a") as file:
+        file.write(json.dumps({"caption": "a fox", "split": "val", "Split": "test"}) + "\n")
+    with pytest.raises(InputError, match="'split' beside 'Split'"):
+        read(path, "jsonl")
+    chosen = read(path, "jsonl", columns={"split": "split"})
+    assert chosen.splits == ["val", "test", "val"]
+
+
+def test_pictures_inside_of_parquet(tmp_path: Path) -> None:
+    pictures = pa.array([b"x", b"y"])
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"IMG": pictures, "Text": ["a dog", "a cat"], "Image ID": ["1", "2"]}), path)
+    assert read(path, "parquet").image_ids == ["1", "2"]
+    (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet")])
+    assert file.pictures and file.images == "rows.parquet"
+    (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet", columns=ColumnNames(image="img"))])
+    (batch,) = READERS["parquet"](path, file.options)
+    assert file.pictures and batch.image_ids[0] not in ("1", None)
+    pq.write_table(pa.table({"IMG": pictures, "img": pictures, "caption": ["a dog", "a cat"]}), path)
+    with pytest.raises(InputError, match=r"rows\.parquet has the columns 'IMG' beside 'img'.*columns\.image"):
+        read(path, "parquet")
+
+
+def test_fields_of_a_webdatasets_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    records = [{"Caption": "a dog", "License": "CC0"}, {"license": "CC1", "LICENSE": "?", "text": "a cat"}]
+    with tarfile.open(path, "w") as tar:
+        for number, record in enumerate(records):
+            data = json.dumps(record).encode()
+            info = tarfile.TarInfo(f"{number}.json")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    batch = read(path, "webdataset")
+    assert (batch.captions, batch.licences) == (["a dog", "a cat"], ["CC0", "CC1"])
+
+
+def test_a_wrong_separator_is_told_by_any_header(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Image ID;Caption\n1;a dog runs\n")
+    with pytest.raises(InputError, match="is separated by ';'"):
+        read(path, "csv")
+    path.write_text("Image,Caption\n1.jpg,a dog runs\n")
+    with pytest.raises(InputError, match="plain text, but its first line is one of a table"):
+        read(path, "text")
+
+
+def test_a_column_for_any_file() -> None:
+    def match(names: list[str], wanted: str = "paraphrase_1", explicit: bool = True) -> str | None:
+        return match_column(names, wanted, "paraphrase.file.paraphrase_1", "given.csv", explicit)
+
+    assert match(["Paraphrase 1", "paraphrase_2"]) == "Paraphrase 1"
+    assert match(["Paraphrase 1", "paraphrase_1"]) == "paraphrase_1"
+    assert match(["paraphrase"]) is None and match(["_", " "], "-") is None
+    with pytest.raises(InputError, match=r"given\.csv has the columns .* file: {paraphrase_1: paraphrase_1}"):
+        match(["Paraphrase 1", "paraphrase_1"], explicit=False)
+    with pytest.raises(InputError, match=r"'Paraphrase 1' beside 'PARAPHRASE-1', and either may be the paraphrase_1"):
+        match(["Paraphrase 1", "PARAPHRASE-1"])
+
+
+def test_a_name_of_a_thousand_blanks_is_compared_as_it_is() -> None:
+    long = " " * 1000 + "split"
+    assert choose_columns(["caption", long], ColumnNames(), "x").split is None
+    assert choose_columns(["caption", long], ColumnNames(split=long), "x").split == long
