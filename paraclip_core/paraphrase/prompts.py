@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.lexicon import NOISE_WORDS
+from paraclip_core.paraphrase.small_model.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
 __all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralise", "prompt_for", "swaps_words", "tidy"]

@@ -3,7 +3,7 @@
 A small model copies whole sentences, yet goes on with a thesaurus well. So each content word is asked for once, as a
 request like any other (cached, and few: a corpus has far fewer words than captions); every alternative is asked for
 in turn, and one that is near (sentence encoder) and leads back to the word, or that is very near, may stand for it.
-The words are put into sentences here, as further answers beside the LLM's own, and pass the same gates.
+`variants` puts the words into sentences, as further answers beside the LLM's own, which pass the same gates.
 """
 
 from __future__ import annotations
@@ -16,11 +16,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.lexicon import COLOURS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES, content_words, stem, words
-from paraclip_core.paraphrase.pair import Pieces
-from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.pair import Pieces, content_words, stem, word_set, words
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate, bare
+from paraclip_core.paraphrase.small_model.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 
-__all__ = ["THESAURUS", "WORD_SAMPLING", "WORD_STEP", "Fetch", "Synonyms", "alternatives", "swappable", "swapped"]
+__all__ = [
+    "BASES",
+    "SWAPS",
+    "THESAURUS",
+    "WORD_SAMPLING",
+    "WORD_STEP",
+    "Fetch",
+    "Synonyms",
+    "alternatives",
+    "bases",
+    "swappable",
+    "swapped",
+    "variants",
+]
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
@@ -48,17 +62,21 @@ WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
 
 VARIANTS = 10
 NEAR, VERY_NEAR = 0.58, 0.8
-KEPT = 4
+MOST_SYNONYMS = 4
+
+SWAPS = {1: 1, 2: 3}
+"""Words that are swapped for synonyms, at most, by step."""
+
+BASES = {1: 2, 2: 3}
+"""Texts that words are swapped in, for one request, by step."""
 
 # Endings that say what part a word can play in a sentence.
 _ENDINGS = ("ing", "ed", "ly", "al", "ous", "ful", "rian")
 _SHAPE = re.compile(r"[a-z]{3,}(?: [a-z]{3,})?")
 _TOKEN = re.compile(r"[A-Za-z]+")
 # True of the thing and of too many others: an image of a dog is not described by them any more.
-_HYPERNYMS = frozenset(
-    "animal animals creature creatures beast pet pets individual being thing object item".split()  # noqa: SIM905
-)
-_PLURALS = frozenset("children people men women cattle sheep fish folk police".split())  # noqa: SIM905
+_HYPERNYMS = word_set("animal animals creature creatures beast pet pets individual being thing object item")
+_PLURALS = word_set("children people men women cattle sheep fish folk police")
 
 
 def alternatives(word: str, answers: Iterable[str]) -> list[str]:
@@ -70,8 +88,7 @@ def alternatives(word: str, answers: Iterable[str]) -> list[str]:
     votes: Counter[str] = Counter()
     for answer in answers:
         votes.update(sorted({part.strip(" .\"'").lower() for part in answer.strip().partition("\n")[0].split(",")}))
-    found = [other for other, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0])) if _agrees(word, other)]
-    return found
+    return [other for other, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0])) if _agrees(word, other)]
 
 
 def _agrees(word: str, other: str) -> bool:
@@ -83,7 +100,7 @@ def _agrees(word: str, other: str) -> bool:
         return False
     if word in KINDS and _HYPERNYMS & set(other.split()):
         return False
-    if other in COLOURS or other in NUMBERS or not content_words(words(other)):
+    if other in COLORS or other in NUMBERS or not content_words(words(other)):
         return False
     if word in KINDS and other in KINDS and KINDS[word] != KINDS[other]:
         return False
@@ -109,27 +126,27 @@ class Synonyms:
         wanted = sorted({word for text in texts for word in swappable(text)})
         forward = {word: alternatives(word, answers) for word, answers in sorted(self._fetch(wanted).items())}
         near = self._near(forward)
-        others = sorted({other for found in near.values() for other in found})
+        others = sorted({other for cosines in near.values() for other in cosines})
         back = {other: alternatives(other, answers) for other, answers in self._fetch(others).items()}
         table = {}
-        for word, found in near.items():
-            sure = [o for o, cosine in found.items() if cosine >= VERY_NEAR or word in back.get(o, ())]
+        for word, cosines in near.items():
+            sure = [o for o, cosine in cosines.items() if cosine >= VERY_NEAR or word in back.get(o, ())]
             if sure:
-                table[word] = tuple(sure[:KEPT])
+                table[word] = tuple(sure[:MOST_SYNONYMS])
         return table
 
     def _near(self, forward: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
         """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
-        texts = sorted({*forward, *(other for found in forward.values() for other in found)})
+        texts = sorted({*forward, *(other for others in forward.values() for other in others)})
         if not texts:
             return {}
         row = {text: number for number, text in enumerate(texts)}
         vectors = self._encode(texts)
         near = {}
-        for word, found in forward.items():
-            cosines = {o: round(float(vectors[row[word]] @ vectors[row[o]]), 4) for o in found if self._common(o)}
-            kept = sorted((-cosine, other) for other, cosine in cosines.items() if cosine >= NEAR)
-            near[word] = {other: -minus for minus, other in kept[: KEPT + 1]}
+        for word, others in forward.items():
+            cosines = {o: round(float(vectors[row[word]] @ vectors[row[o]]), 4) for o in others if self._common(o)}
+            nearest = sorted((-cosine, other) for other, cosine in cosines.items() if cosine >= NEAR)
+            near[word] = {other: -minus for minus, other in nearest[: MOST_SYNONYMS + 1]}
         return near
 
     def _common(self, other: str) -> bool:
@@ -138,8 +155,31 @@ class Synonyms:
 
 def swappable(text: str) -> list[str]:
     """The words of a text that others may stand for."""
-    found = content_words(words(text))
-    return [w for w in found if _SHAPE.fullmatch(w) and w not in COLOURS and w not in NUMBERS and w not in LIGHT_WORDS]
+    candidates = [word for word in content_words(words(text)) if _SHAPE.fullmatch(word)]
+    return [word for word in candidates if word not in COLORS and word not in NUMBERS and word not in LIGHT_WORDS]
+
+
+def bases(text: str, caption: str, answers: Sequence[str], step: int) -> list[str]:
+    """Texts that words are swapped in: the input and the caption, which lost nothing yet, and the first answers."""
+    parsed = [answer for raw in answers if (answer := parse_answer(raw))]
+    texts: dict[str, None] = dict.fromkeys([*([text] if step == 2 else []), bare(caption), *parsed])
+    return list(texts)[: BASES[step]]
+
+
+def variants(
+    text: str, caption: str, answers: Sequence[str], step: int, table: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Further answers beside those of the model: the bases with single words swapped.
+
+    Step 2 first tries to leave step 1's new words as they are.
+    """
+    texts = bases(text, caption, answers, step)
+    of_caption: list[str] = []
+    if step == 2:
+        stems = {stem(word) for word in words(caption)}
+        words_of_caption = {word: others for word, others in table.items() if stem(word) in stems}
+        of_caption = swapped(texts, words_of_caption, SWAPS[step])
+    return list(dict.fromkeys([*of_caption, *swapped(texts, table, SWAPS[step])]))
 
 
 def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
@@ -148,24 +188,26 @@ def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int 
     Every variant takes its words by hash, so that different captions see different synonyms; the same texts give the
     same variants.
     """
-    found = []
+    results = []
     for variant in range(VARIANTS if texts else 0):
         text = texts[variant % len(texts)]
-        here = [word for word in dict.fromkeys(swappable(text)) if word in table]
-        if not here:
+        candidates = [word for word in dict.fromkeys(swappable(text)) if word in table]
+        if not candidates:
             continue
         digest = hashlib.blake2b(f"{variant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
         # The first variants swap as much as they may, the later ones less.
-        count = min(len(here), max(1, most - variant // 2))
-        chosen = sorted(range(len(here)), key=lambda at: (digest[at % 16] ^ at, at))[:count]
-        swaps = {here[at]: table[here[at]][digest[(at + 7) % 16] % len(table[here[at]])] for at in chosen}
-        found.append(_put(text, swaps))
-    return list(dict.fromkeys(found))
+        count = min(len(candidates), max(1, most - variant // 2))
+        chosen = sorted(range(len(candidates)), key=lambda at: (digest[at % 16] ^ at, at))[:count]
+        swaps = {
+            candidates[at]: table[candidates[at]][digest[(at + 7) % 16] % len(table[candidates[at]])] for at in chosen
+        }
+        results.append(_put(text, swaps))
+    return list(dict.fromkeys(results))
 
 
 def _put(text: str, swaps: Mapping[str, str]) -> str:
-    def other(found: re.Match[str]) -> str:
-        word = found.group()
+    def other(match: re.Match[str]) -> str:
+        word = match.group()
         new = swaps.get(word.lower())
         if new is None:
             return word
@@ -178,6 +220,6 @@ _ARTICLE = re.compile(r"\b([Aa])(n?) ([A-Za-z]+)")
 _VOWEL_SOUND = re.compile(r"(?:[aeio]|u(?!n[aeiou]|s[aeiou]|rin|te|rop)|hour|honest)", re.I)
 
 
-def _article(found: re.Match[str]) -> str:
-    article, _, word = found.groups()
+def _article(match: re.Match[str]) -> str:
+    article, _, word = match.groups()
     return f"{article}{'n' if _VOWEL_SOUND.match(word) else ''} {word}"

@@ -1,75 +1,52 @@
-"""Small word lists with which gates see that a meaning changed: numbers, colours, kinds, directions.
+"""Small word lists with which gates see that a meaning changed: numbers, colors, kinds, directions.
 
 They judge answers only. No list is ever shown to the LLM, and none puts a word into a paraphrase.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 
+from paraclip_core.paraphrase.pair import stem, word_set
+
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DETERMINERS",
     "FIXED",
     "KINDS",
     "LIGHT_WORDS",
-    "NEGATIONS",
     "NOISE_WORDS",
     "NUMBERS",
     "OPPOSITES",
     "PLACES",
     "SPATIAL",
-    "STOP_WORDS",
-    "content_words",
-    "denies",
     "family",
     "joined",
     "numeral",
-    "stem",
-    "words",
 ]
 
-# What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
-_WORD = re.compile(r"([^\W_]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
-
-def _list(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-STOP_WORDS = _list(
-    """a an the this that these those some any each every all both other another such same own and or but nor so
-    if as than then of in on at to from by for with without into onto upon over under above below up down out off
-    near beside between behind through across along around against about after before during while until past
-    toward towards inside outside within next close front back side top is are was were be been being am do does
-    did has have had having will would can could may might must shall should it its they them their he him
-    his she her hers we us our you your i my me who whom whose which what where when how there here not no very
-    just also too only one beneath underneath atop among amongst amid alongside"""
-)
-
-LIGHT_WORDS = _list(
+LIGHT_WORDS = word_set(
     """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
     scene view"""
 )
 """Words that a rewording may add because they say next to nothing about an image."""
 
-NOISE_WORDS = _list("stock free image images photo photos photograph picture pic pics wallpaper hd more jpg img dsc")
+NOISE_WORDS = word_set("stock free image images photo photos photograph picture pic pics wallpaper hd more jpg img dsc")
 """Words of web captions that say nothing about an image, which a rewording may drop."""
 
-DETERMINERS = _list("a an the this that these those some any his her its their one two three four five six seven eight")
+DETERMINERS = word_set(
+    "a an the this that these those some any his her its their one two three four five six seven eight"
+)
 """What may stand before a noun and its adjectives."""
 
-PLACES = _list(
+PLACES = word_set(
     """street road avenue lane highway beach shore coast sea ocean water lake river pond field meadow grass lawn park
     garden mountain hill desert snow winter night city town harbour harbor dark morning evening day sand picture photo
     image ground sky air rain fog sunset dawn background distance room"""
 )
 """Surroundings, where the preposition is a matter of style: in or on the street, at the beach."""
-
-NEGATIONS = _list("no not without never none nobody nothing neither nor cannot")
 
 NUMBERS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -86,7 +63,7 @@ def _families(text: str) -> dict[str, str]:
     return {word: line.split()[0] for line in text.strip().splitlines() for word in line.split()}
 
 
-COLOURS = _families(
+COLORS = _families(
     """
     red crimson scarlet maroon ruby reddish
     blue navy azure teal turquoise cyan bluish
@@ -101,7 +78,7 @@ COLOURS = _families(
     brown tan beige chestnut brunette
     """
 )
-"""Colour word → its family; words of one family may stand for one another."""
+"""Color word → its family; words of one family may stand for one another."""
 
 # One block: things of which one is not another. A word of a line that the input does not know, in a block of which
 # the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
@@ -268,12 +245,12 @@ OPPOSITES = (
     ),
     (frozenset({"old", "aged", "elderly"}), frozenset({"young", "new"})),
     (frozenset({"sitting", "sits", "seated"}), frozenset({"standing", "stands"})),
-    (_list("catch catches catching"), _list("throw throws throwing")),
-    (_list("push pushes pushing"), _list("pull pulls pulling")),
-    (_list("full filled"), _list("empty")),
-    (_list("wet"), _list("dry")),
-    (_list("open opened"), _list("closed shut")),
-    (_list("hot warm"), _list("cold")),
+    (word_set("catch catches catching"), word_set("throw throws throwing")),
+    (word_set("push pushes pushing"), word_set("pull pulls pulling")),
+    (word_set("full filled"), word_set("empty")),
+    (word_set("wet"), word_set("dry")),
+    (word_set("open opened"), word_set("closed shut")),
+    (word_set("hot warm"), word_set("cold")),
 )
 """Pairs of word sets of which one says what the other denies."""
 
@@ -283,34 +260,7 @@ _SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for
 
 def family(word: str) -> str | None:
     """What a word stands for, where a list knows it: words of one family are no new words for each other."""
-    return KINDS.get(word) or COLOURS.get(word) or _SIDES.get(word)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them."""
-    return _WORD.findall(text.lower().replace("’", "'"))
-
-
-@lru_cache(maxsize=65_536)
-def stem(word: str) -> str:
-    """A crude stem under which the forms of one English word meet (`jumping`, `jumps`, `jumped` → `jump`)."""
-    for suffix, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
-        if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= 3:
-            word = word[: -len(suffix)] + rest
-            break
-    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
-        word = word[:-1]
-    return word.rstrip("e") or word
-
-
-def content_words(found: list[str]) -> list[str]:
-    """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
-    return [word for word in found if word not in STOP_WORDS and len(word) > 1 and not denies(word)]
-
-
-def denies(word: str) -> bool:
-    """Whether a word says that something is not so."""
-    return word in NEGATIONS or word.endswith("n't")
+    return KINDS.get(word) or COLORS.get(word) or _SIDES.get(word)
 
 
 MOST_DIGITS = 1000
@@ -323,6 +273,6 @@ def numeral(word: str) -> int | None:
     return NUMBERS.get(word, int(word) if digits else None)
 
 
-def joined(found: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Stems of the words that neighbours make where they are written as one: `fire fighter` → `firefighter`."""
-    return {stem(one + two): (one, two) for one, two in pairwise(found)}
+def joined(text_words: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Stems of the words that neighbors make where they are written as one: `fire fighter` → `firefighter`."""
+    return {stem(one + two): (one, two) for one, two in pairwise(text_words)}
