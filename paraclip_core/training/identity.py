@@ -33,7 +33,9 @@ def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{len(rows)} {[(kind, len(tokens.values)) for kind, tokens in rows.texts.items()]};".encode())
-    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids)
+    # Rows that are captions of their own have the digest that they had before a caption could have several.
+    starts = () if rows.starts is None else (rows.starts,)
+    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids, *starts)
     for part in parts:
         digest.update(f"{None if part is None else part.shape};".encode())
         if part is not None:

@@ -1,7 +1,7 @@
 """Training rows on disk: ragged tokens and image rows as flat files, memory-mapped when they are read.
 
 Resident memory does not grow with the number of rows: they are appended as they stream past, and a batch touches only
-its own pages.
+its own pages. A caption may have several rows, one after the other: one for each of its rewrites.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 
-__all__ = ["CAPTION_ID", "Batch", "TrainingRows", "spool_rows", "token_keys"]
+__all__ = ["CAPTION_ID", "Batch", "CaptionStarts", "TrainingRows", "id_array", "spool_rows", "token_keys"]
 
 DONE = "rows.json"
 CAPTION_ID = "caption_id"
+STARTS = "starts"
 ID_BYTES = 16
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Texts of some rows by kind, as token lists, and each row's row in the feature matrix. Under ``caption_id`` may be the
@@ -52,9 +53,13 @@ class TrainingRows:
     """What was noted while they were collected."""
     ids: NDArray[np.uint8] | None = None
     """Each row's caption id, [n, 16]; None where they were not collected."""
+    starts: NDArray[np.int64] | None = None
+    """The first row of each caption, and the number of all rows at the end, [captions + 1]; None where every row is a
+    caption of its own."""
 
     def __len__(self) -> int:
-        return len(self.image_rows)
+        """Captions, which are the rows that an epoch sees."""
+        return len(self.image_rows) if self.starts is None else len(self.starts) - 1
 
     def take(self, indices: NDArray[np.int64], kinds: Sequence[str]) -> Batch:
         """The rows at `indices`, with the texts of these kinds only."""
@@ -73,6 +78,25 @@ class TrainingRows:
         """The control: the caption in place of every other text."""
         kinds = ("caption", "paraphrase_1", "paraphrase_2")
         return replace(self, texts=dict.fromkeys(kinds, self.texts["caption"]))
+
+
+class CaptionStarts:
+    """Finds the first row of each caption among rows that stream past; rows of one caption follow each other."""
+
+    def __init__(self) -> None:
+        """No row has passed yet."""
+        self._last: NDArray[np.uint8] | None = None
+
+    def __call__(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.bool_]:
+        """Which of the next rows begin another caption than the row before, bool [n]."""
+        values = id_array(ids)
+        begins = np.ones(len(values), bool)
+        begins[1:] = (values[1:] != values[:-1]).any(axis=1)
+        if len(values):
+            if self._last is not None:
+                begins[0] = (values[0] != self._last).any()
+            self._last = values[-1].copy()
+        return begins
 
 
 def spool_rows(
@@ -111,8 +135,9 @@ def spool_rows(
         for kind in kinds
     }
     ids = folder / f"{CAPTION_ID}.bin"
-    known = _mapped(ids, np.uint8).reshape(-1, ID_BYTES) if ids.exists() else None
-    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), known)
+    caption_ids = _mapped(ids, np.uint8).reshape(-1, ID_BYTES) if ids.exists() else None
+    starts = _starts(folder / f"{STARTS}.bin", len(image_rows))
+    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), caption_ids, starts)
 
 
 def token_keys(tokens: Ragged) -> NDArray[np.int64]:
@@ -131,8 +156,14 @@ def token_keys(tokens: Ragged) -> NDArray[np.int64]:
     return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
 
 
+def id_array(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object a row."""
+    values = np.frombuffer(ids.buffers()[1], np.uint8).reshape(-1, ID_BYTES)
+    return values[ids.offset : ids.offset + len(ids)]
+
+
 def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtype: type[np.integer]) -> None:
-    ends = dict.fromkeys(kinds, 0)
+    ends, rows, begins = dict.fromkeys(kinds, 0), 0, CaptionStarts()
     with ExitStack() as stack:
         names = ["image_rows", *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
@@ -141,14 +172,19 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtyp
         for texts, image_rows in batches:
             files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
             if CAPTION_ID in texts:
-                if CAPTION_ID not in files:
-                    files[CAPTION_ID] = stack.enter_context((folder / f"{CAPTION_ID}.bin").open("wb"))
-                files[CAPTION_ID].write(_bytes(texts[CAPTION_ID]))
+                for name in {CAPTION_ID, STARTS} - files.keys():
+                    files[name] = stack.enter_context((folder / f"{name}.bin").open("wb"))
+                ids = texts[CAPTION_ID]
+                files[CAPTION_ID].write(id_array(ids).data)
+                files[STARTS].write((rows + np.flatnonzero(begins(ids))).astype(np.int64).data)
+            rows += len(image_rows)
             for kind in kinds:
                 ragged = Ragged.from_arrow(texts[kind])
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
+        if STARTS in files:
+            files[STARTS].write(np.array([rows], np.int64).data)
         for file in files.values():
             _sync(file)
 
@@ -159,9 +195,10 @@ def _sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def _bytes(ids: pa.FixedSizeBinaryArray) -> bytes:
-    # A view of the buffer instead of a Python object a row.
-    return bytes(memoryview(ids.buffers()[1])[ids.offset * ID_BYTES : (ids.offset + len(ids)) * ID_BYTES])
+def _starts(path: Path, rows: int) -> NDArray[np.int64] | None:
+    """The first row of each caption; None where there are as many captions as rows, or nobody told them apart."""
+    starts = _mapped(path, np.int64) if path.exists() else None
+    return None if starts is None or len(starts) == rows + 1 else starts
 
 
 def _mapped(path: Path, dtype: type[np.generic]) -> NDArray:

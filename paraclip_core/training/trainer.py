@@ -129,7 +129,7 @@ class _Run:
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.options, self.device = job, job.options, job.clip.device
         freeze_image_tower(job.clip)
-        self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed)
+        self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed, job.rows.starts)
         self.steps = self.order.steps(job.options.epochs)
         self.checks = job.validations or max(1, round(job.options.epochs))
         self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))

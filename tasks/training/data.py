@@ -19,7 +19,7 @@ from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
 from paraclip_core.training.guards import bound_kernel_cache
-from paraclip_core.training.rows import CAPTION_ID, RowBatch, TrainingRows
+from paraclip_core.training.rows import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
 from paraclip_core.training.validation import ValidationSet
 from storage.artifacts import Artifact
 from storage.features import FeatureRows, FeatureStore
@@ -236,26 +236,40 @@ def paraphrase_rows(
     keep: Keep | None = None,
     tokens: TextTokens = STORED,
     gate: RowGate | None = None,
+    first_only: bool = False,
 ) -> Iterator[RowBatch]:
-    """Rows that have both paraphrases, with the feature row of their image, in the order of the table."""
+    """Rows that have both paraphrases, with the feature row of their image, in the order of the table.
+
+    A caption has a row for each of its rewrites, the best first; with `first_only` that one alone.
+    """
+    begins = CaptionStarts()
     columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
     seen = list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *(gate.columns if gate is not None else ())]))
     for batch in iter_batches(folder, seen):
         whole = batch.filter(batch[columns[-1]].is_valid())
+        if first_only:
+            whole = whole.filter(pa.array(begins(whole[CAPTION_ID])))
         yield from _rows(whole, images, columns, counts, keep, tokens, gate)
 
 
 def validation_set(
     captions: Path, held_out: HeldOut, paraphrases: Path | None = None, tokens: TextTokens = STORED
 ) -> ValidationSet:
-    """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order."""
+    """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
+
+    Of a caption with several rewrites the best is a pair.
+    """
+
+    def keep(image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return held_out.position(image_rows) >= 0
+
     images = held_out.images
-    shown = caption_rows(captions, images, keep=lambda rows: held_out.position(rows) >= 0, tokens=tokens)
+    shown = caption_rows(captions, images, keep=keep, tokens=tokens)
     texts, targets = _queries(shown, held_out)
     gallery = np.asarray(images.matrix[held_out.gallery])
     if paraphrases is None:
         return ValidationSet(gallery, texts["caption"], targets)
-    rows = paraphrase_rows(paraphrases, images, keep=lambda rows: held_out.position(rows) >= 0, tokens=tokens)
+    rows = paraphrase_rows(paraphrases, images, keep=keep, tokens=tokens, first_only=True)
     pairs, pair_targets = _queries(rows, held_out, ("caption", "paraphrase_2"))
     return ValidationSet(gallery, texts["caption"], targets, pairs["caption"], pairs["paraphrase_2"], pair_targets)
 

@@ -178,6 +178,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
         **({} if "bootstrap" in ctx.inputs else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(made.rows),
+        **({} if made.rows.starts is None else {"rewrites": len(made.rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.tables import CAPTIONS
-from paraclip_core.training.rows import CAPTION_ID, TrainingRows
+from paraclip_core.training.rows import CAPTION_ID, TrainingRows, id_array
 from storage.artifacts import Artifact
 from storage.counts import frequent_values
 from storage.parquet import PartWriter, iter_batches
@@ -24,12 +24,12 @@ TOLD = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 
 @dataclass(frozen=True)
 class Provenance:
-    """Rows that were trained on, counted; each of the two adds up to all of them."""
+    """Captions that were trained on, counted; each of the two adds up to all of them."""
 
     licences: dict[str, int]
-    """Rows under each stated licence, the most frequent ones by name."""
+    """Captions under each stated licence, the most frequent ones by name."""
     sources: dict[str, int]
-    """Rows from each source file, likewise."""
+    """Captions from each source file, likewise."""
 
 
 def provenance_of(rows: TrainingRows, captions: Path, scratch: Path) -> Provenance:
@@ -45,7 +45,7 @@ def provenance_of(rows: TrainingRows, captions: Path, scratch: Path) -> Provenan
     shutil.rmtree(scratch, ignore_errors=True)
     writer, trained = PartWriter(scratch, TOLD), np.sort(_keys(rows.ids))
     for batch in iter_batches(captions, (CAPTION_ID, LICENCE, SOURCE)):
-        found = _keys(_ids(batch[CAPTION_ID]))
+        found = _keys(id_array(batch[CAPTION_ID]))
         places = np.minimum(np.searchsorted(trained, found), max(len(trained) - 1, 0))
         mask = trained[places] == found if len(trained) else np.zeros(len(found), bool)
         writer.write(batch.filter(pa.array(mask)).select(TOLD.names).cast(TOLD))
@@ -58,11 +58,6 @@ def paraphraser_of(paraphrases: Artifact) -> str | None:
     told = paraphrases.manifest.metrics
     parts = [f"{name} `{told[name]}`" for name in ("engine", "model") if told.get(name)]
     return ", ".join(parts) or None
-
-
-def _ids(column: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    values = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 16)
-    return values[column.offset : column.offset + len(column)]
 
 
 def _keys(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:

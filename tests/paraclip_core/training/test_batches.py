@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.batches import DataOrder, epoch_order
+from paraclip_core.training.batches import DataOrder, draw, epoch_order
 from paraclip_core.training.schedule import learning_rate
 
 
@@ -39,6 +39,50 @@ def test_epochs_and_seeds_differ_and_cover_all_rows() -> None:
 def test_the_order_stays_the_same_in_every_release() -> None:
     assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(8, 7, 3).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
+
+
+@pytest.mark.parametrize("starts", [None, np.arange(11)])
+def test_captions_with_one_row_have_the_order_that_rows_had_before(starts: np.ndarray | None) -> None:
+    order = DataOrder(10, 4, 7, starts)
+    expected = [[8, 4, 1, 6], [3, 2, 7, 5], [3, 9, 1, 6], [2, 5, 4, 8], [6, 7, 8, 4]]
+    assert [order.batch(step).tolist() for step in range(5)] == expected
+
+
+@given(st.lists(st.integers(1, 16), min_size=2, max_size=40), st.integers(0, 2**40), st.integers(0, 6))
+def test_an_epoch_sees_every_caption_once_in_one_of_its_rewrites(rewrites: list[int], seed: int, epoch: int) -> None:
+    starts = np.cumsum([0, *rewrites])
+    order = DataOrder(len(rewrites), 1, seed, starts)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    rows = np.concatenate([order.batch(step) for step in steps])
+    captions = np.searchsorted(starts, rows, "right") - 1
+    assert captions.tolist() == epoch_order(len(rewrites), seed, epoch).tolist()
+
+
+@given(st.integers(2, 16), st.integers(0, 2**40))
+def test_over_many_epochs_each_rewrite_is_drawn_about_equally(count: int, seed: int) -> None:
+    captions, epochs = np.arange(50), 400
+    drawn = np.stack([draw(captions, np.full(50, count), seed, epoch) for epoch in range(epochs)])
+    # Of one caption and of all of them, within six standard deviations.
+    for draws in (drawn[:, 0], drawn.ravel()):
+        mean = len(draws) / count
+        assert np.abs(np.bincount(draws, minlength=count) - mean).max() < 6 * np.sqrt(mean)
+    assert drawn.max() == count - 1
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 2**40), st.integers(0, 9))
+def test_a_draw_depends_on_no_other_caption(captions: list[int], seed: int, epoch: int) -> None:
+    numbers, counts = np.array(captions), np.array([1 + number % 16 for number in captions])
+    alone = [int(draw(numbers[[n]], counts[[n]], seed, epoch)[0]) for n in range(len(captions))]
+    assert draw(numbers, counts, seed, epoch).tolist() == alone
+
+
+def test_the_draws_stay_the_same_in_every_release() -> None:
+    def drawn(seed: int, epoch: int) -> list[int]:
+        return draw(np.arange(12), np.full(12, 3), seed, epoch).tolist()
+
+    assert drawn(7, 0) == [2, 0, 1, 2, 1, 0, 1, 0, 0, 2, 0, 0]
+    assert drawn(7, 1) == [1, 1, 2, 1, 1, 2, 0, 2, 1, 2, 1, 2]
+    assert drawn(8, 1) == [2, 0, 0, 0, 0, 1, 2, 2, 0, 2, 0, 0]
 
 
 def test_steps_count_rows_and_not_whole_batches() -> None:

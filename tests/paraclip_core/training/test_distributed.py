@@ -79,6 +79,14 @@ def test_two_processes_do_what_one_does(together: Path, alone: tuple[Path, dict[
     assert_near(together, alone)
 
 
+def test_two_processes_draw_the_same_rewrites_as_one(tiny: ModuleType, tmp_path: Path) -> None:
+    options = {"options": {"epochs": 2.0, "checkpoint_steps": 0, "batch_size": 5}, "rewrites": 4}
+    train(tiny.tiny_job(tmp_path / "one", **options))
+    ended = torchrun(tmp_path / "two", 2, **options)
+    assert ended.returncode == 0, ended.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
 def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     # By processes of which only the first one has read the checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def test_ids_come_back_where_they_were_given(tmp_path: Path) -> None:
     assert rows.as_captions().caption_ids(np.array([2])) == ["02" * 16]
     without = spool_rows(tmp_path / "others", ("caption",), [({"caption": texts}, np.arange(5))])
     assert without.caption_ids(np.array([4, 0])) == []
+
+
+def test_rows_of_a_caption_are_told_from_those_of_the_next(tmp_path: Path) -> None:
+    def spooled(name: str, captions: list[int], cuts: list[int]) -> list[int] | None:
+        ids = pa.array([bytes([n]) * 16 for n in captions], pa.binary(16))
+        texts, bounds = pa.array([[n] for n in captions], TOKENS), [0, *cuts, len(captions)]
+        parts = [({"caption": texts[a:b], "caption_id": ids[a:b]}, np.arange(a, b)) for a, b in pairwise(bounds)]
+        rows = spool_rows(tmp_path / name, ("caption",), parts)
+        assert len(rows) == len(set(captions)) and len(rows.image_rows) == len(captions)
+        return None if rows.starts is None else rows.starts.tolist()
+
+    for number, cuts in enumerate([[], [1], [2, 2, 4], [1, 2, 3, 4, 5]]):
+        assert spooled(f"several {number}", [7, 7, 7, 1, 2, 2], cuts) == [0, 3, 4, 6]
+        assert spooled(f"one each {number}", [7, 3, 1, 2, 9, 4], cuts) is None
+    assert spooled("none", [], []) is None
 
 
 def test_every_file_is_on_the_disk_before_the_mark_that_all_are(

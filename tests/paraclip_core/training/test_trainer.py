@@ -106,6 +106,25 @@ def test_the_same_run_gives_the_same_bytes_and_another_seed_others(tiny: ModuleT
     assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
 
 
+def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: Path) -> None:
+    options = {"options": {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4}, "rewrites": 3}
+    whole = weights(tiny, tmp_path / "whole", **options)
+    job = tiny.tiny_job(tmp_path / "cut", **options)
+
+    def interrupted() -> dict[str, float]:
+        if lines(tmp_path / "cut")[-1]["step"] > 14:
+            raise KeyboardInterrupt
+        return job.validate()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(job, validate=interrupted))
+    assert_equal(whole, weights(tiny, tmp_path / "cut", **options))
+    logs = [(tmp_path / folder / "training_log.jsonl").read_bytes() for folder in ("whole", "cut")]
+    assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
+    others = weights(tiny, tmp_path / "others", **{**options, "rewrites": 0})
+    assert not torch.equal(whole["text_projection"], others["text_projection"])
+
+
 def test_without_a_word_batches_get_a_share_of_what_is_free(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
@@ -158,6 +159,34 @@ def test_the_control_trains_on_captions_alone(run_stage: Run, inputs: dict[str, 
     assert "captions alone, as a control" in plain and "repaired" not in plain
 
 
+def with_rewrites(path: Path, count: int, text: str | None = None) -> None:
+    """Give each row of a file of paraphrases `count` rows, all but the first with `text` as their second paraphrase."""
+    table, others = pq.read_table(path), {}
+    if text is not None:
+        others = {"paraphrase_2": text, "paraphrase_2_tokens": Tokeniser().encode_batch([text]).to_pylist()[0]}
+    rows = [{**row, **(others if number else {})} for row in table.to_pylist() for number in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_equal_rewrites_train_as_one_does_and_others_otherwise(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    one = run_stage(FINETUNE, inputs)
+    with_rewrites(path, 3)
+    equal = run_stage(FINETUNE, inputs, "a" * 32)
+    assert files(equal) == files(one)
+    few, many = one.manifest.metrics, equal.manifest.metrics
+    assert many["rewrites"] == 3 * many["rows"] == 3 * few["rows"] and "rewrites" not in few
+    assert many["rewrites"] + many["held_out"] + many["without_image"] == many["read"] == 3 * few["read"]
+    assert many["validation_pairs"] == few["validation_pairs"] > 0
+    with_rewrites(path, 2, "something else")
+    other = run_stage(FINETUNE, inputs, "b" * 32)
+    assert other.manifest.metrics["rewrites"] == 6 * few["rows"] and other.manifest.metrics["steps"] == few["steps"]
+    assert files(other)["training_log.jsonl"] != files(one)["training_log.jsonl"]
+    # The base is measured on the first rewrite of each caption.
+    bases = [json.loads((made.path / "alpha_sweep.json").read_text())["alphas"][0] for made in (one, other)]
+    assert bases[0] == bases[1]
+
+
 def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> None:
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     pq.write_table(pq.read_table(path).filter(pc.field("image_id") == "nowhere"), path)
@@ -180,7 +209,8 @@ def test_rows_of_one_image_have_nothing_to_be_told_from(
     run_stage: Run, inputs: dict[str, Artifact], settings: Settings, masks: bool
 ) -> None:
     path, trained = trained_rows(inputs, settings)
-    pq.write_table(pa.concat_tables([trained.slice(0, 1)] * 3), path)
+    rows = [{**trained.slice(0, 1).to_pylist()[0], "caption_id": bytes([number]) * 16} for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=trained.schema), path)
     options = settings.finetune.model_copy(update={"mask_duplicates": masks})
     changed = settings.model_copy(update={"finetune": options})
     if not masks:

@@ -17,7 +17,7 @@ from paraclip_core.clip.models import load_clip
 from paraclip_core.config import FinetuneOptions, Settings, meaning
 from paraclip_core.errors import TrainingError
 from storage.artifacts import Artifact
-from storage.parquet import read_table
+from storage.parquet import read_table, write_table
 from tasks.models import base_reference
 from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.finetune import FINETUNE
@@ -126,6 +126,30 @@ def test_rows_are_judged_alike_in_any_blocks(
         assert len(kept) + gate.rejected == 144
         found.append((kept.tolist(), (tmp_path / str(block) / "part-00000.parquet").read_bytes()))
     assert found[0] == found[1]
+
+
+def test_a_caption_keeps_the_rewrites_that_pass(
+    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+) -> None:
+    """And it is trained on as long as there is one of them."""
+    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
+    table = read_table(path)
+    plain = run_stage(FINETUNE, inputs, "e" * 32, gated(settings, MARGIN))
+    far = {row["caption_id"] for row in read_table(plain.path / "rejects").to_pylist()}
+    # Each caption's own text is its best rewrite, which no gate stops.
+    same = {f"paraphrase_{step}{end}": f"caption{end}" for step in (1, 2) for end in ("", "_tokens")}
+    rows = [
+        {**row, **{name: row[own] for name, own in same.items()}} if number == 0 else row
+        for row in table.to_pylist()
+        for number in range(2)
+    ]
+    path.unlink()
+    write_table(path, pa.Table.from_pylist(rows, schema=tables.PARAPHRASES))
+    made = run_stage(FINETUNE, inputs, "f" * 32, gated(settings, MARGIN))
+    metrics, before = made.manifest.metrics, plain.manifest.metrics
+    assert {row["caption_id"] for row in read_table(made.path / "rejects").to_pylist()} == far
+    assert metrics["rejected"] == len(far) > 0
+    assert metrics["rows"] == before["rows"] + len(far) and metrics["rewrites"] == 2 * metrics["rows"] - len(far)
 
 
 def test_a_model_with_a_tokenizer_of_its_own_is_asked_alike(
