@@ -15,7 +15,6 @@ from pathlib import Path
 import typer
 
 from flows.commands import artifacts, cache, config
-from flows.commands.calibrate import calibrate
 from flows.commands.common import printable
 from flows.commands.dataset import export_dataset
 from flows.commands.household import serve, stop
@@ -23,7 +22,6 @@ from flows.commands.models import evaluate, export, search, verify_index
 from flows.commands.plan import plan
 from flows.commands.promote import promote
 from flows.commands.run import run
-from flows.commands.sweep import sweep
 from paraclip_core.errors import ParaclipError, with_notes
 from storage.atomic import DISK_ERRORS, storage_error
 
@@ -44,8 +42,6 @@ app = typer.Typer(
 for command in (
     run,
     plan,
-    calibrate,
-    sweep,
     evaluate,
     promote,
     search,

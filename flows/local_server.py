@@ -22,7 +22,7 @@ from pathlib import Path
 from flows.server_database import ensure_database
 from paraclip_core.desks import Desk
 from paraclip_core.errors import StageError
-from tasks.child import die_with
+from paraclip_core.lifetime import die_with
 
 __all__ = ["start_local_server"]
 

@@ -23,9 +23,9 @@ from tasks.answers import looking
 from tasks.dag import Node, input_artifacts
 from tasks.display import both
 from tasks.events import EventLog, events_path
-from tasks.shards import STEPS, ShardJob, ask_shard, followed, forget, plan_shards, reporting
+from tasks.shards import STEPS, ShardJob, ask_shard, followed, plan_shards, reporting
 
-__all__ = ["ask_in_shards", "forget_shards"]
+__all__ = ["ask_in_shards"]
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ Failures = list[tuple[int, str]]
 class Board:
     """Where shards say how far they are; those on this machine see here that they have to stop, too."""
 
-    def __init__(self, shards: int, progress: Progress, judges: bool) -> None:
-        """`judges`: whether what they say of acceptance is about the run's gates."""
+    def __init__(self, shards: int, progress: Progress) -> None:
+        """`progress` is told how far all of them are together."""
         self.stop = threading.Event()
         self.heard = False
         """Whether any has said something."""
-        self._progress, self._shards, self._judges = progress, shards, judges
+        self._progress, self._shards = progress, shards
         self._told: dict[int, tuple[int, int | None, dict[str, Any]]] = {}
         self._lock = threading.Lock()
 
@@ -65,7 +65,7 @@ class Board:
         told = list(self._told.values())
         totals = [total for _, total, _ in told if total is not None]
         whole = sum(totals) if len(totals) == self._shards else None
-        facts = _summed(f for _, _, f in told) | (_acceptance(told) if self._judges else {})
+        facts = _summed(f for _, _, f in told) | _acceptance(told)
         self._progress(sum(done for done, _, _ in told), whole, shards=self._shards, **facts)
 
 
@@ -138,44 +138,37 @@ def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress
         if store.known(node.name, node.fingerprint) is not None:
             return
         job = plan_shards(node, settings, store, input_artifacts(node, store))
-        if job is not None and job.todo:
+        if job is not None:
             path = events_path(store, node.name, node.fingerprint)
             with EventLog(path, node.name, node.fingerprint, "shards") as events:
-                events.counted({"shards": job.shards, "asked": len(job.todo)})
-                _map(job, settings, store, both(progress, events.progress))
+                events.counted({"shards": job.shards})
+                _map(job, settings, both(progress, events.progress))
 
 
-def forget_shards(node: Node, store: ArtifactStore) -> None:
-    """Delete what is remembered about a finished stage's shards."""
-    if node.name in STEPS:
-        forget(store, node.name, node.fingerprint)
-
-
-def _map(job: ShardJob, settings: Settings, store: ArtifactStore, progress: Progress) -> None:
-    name, todo = str(job.draft["stage"]), job.todo
+def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
+    name, numbers = str(job.draft["stage"]), list(range(job.shards))
     on_ray = settings.run.runner == "ray"
-    board = Board(len(todo), progress, job.judges)
+    board = Board(job.shards, progress)
 
     def ask_all(stage: str, shards: int) -> None:
         # It forgets what an earlier run's shards said, so it begins before them.
         with _following(job, board) if on_ray else nullcontext():
             with _reserved(settings):
-                futures = ask.map(unmapped(job), todo, unmapped(None if on_ray else board))
+                futures = ask.map(unmapped(job), numbers, unmapped(None if on_ray else board))
             collect(futures, stage, shards)
 
     def collect(futures: Iterable[PrefectFuture[dict[str, Any]]], stage: str, shards: int) -> None:
         failures: Failures = []
         try:
-            for done, (shard, future) in enumerate(zip(todo, futures, strict=True), 1):
-                counts, failure = _outcome(future)
+            for done, (shard, future) in enumerate(zip(numbers, futures, strict=True), 1):
+                failure = _failure(future)
                 if failure is not None:
                     failures.append((shard, failure))
                     log.error("%s: shard %d of %d failed: %s", stage, shard, shards, failure)
                     continue
-                job.note(store, shard, counts)
                 log.info("%s: shard %d of %d is done", stage, shard, shards)
                 if on_ray and not board.heard:
-                    progress(done, len(todo), shards=shards)
+                    progress(done, shards, shards=shards)
         finally:
             # What cancels the flow must end the shards, whose threads the runner would wait for.
             board.stop.set()
@@ -190,30 +183,28 @@ def _map(job: ShardJob, settings: Settings, store: ArtifactStore, progress: Prog
     mapped = flow(
         name="shards",
         flow_run_name=f"{name}-shards",
-        task_runner=_runner(settings, len(todo)),
+        task_runner=_runner(settings, job.shards),
         persist_result=False,
         validate_parameters=False,
     )(shards)
-    log.info("%s: %d of %d shards are asked for, over %s", name, len(todo), job.shards, settings.run.runner)
+    log.info("%s: %d shards, over %s", name, job.shards, settings.run.runner)
     mapped(name, job.shards)
 
 
 def _following(job: ShardJob, board: Board) -> AbstractContextManager[None]:
     """Read, while it lasts, what shards on other machines say."""
-    looks = [followed(job, shard, board.told(shard)) for shard in job.todo]
+    looks = [followed(job, shard, board.told(shard)) for shard in range(job.shards)]
     return looking(lambda: [look() for look in looks], LOOK_SECONDS)
 
 
-def _outcome(future: PrefectFuture[dict[str, Any]]) -> tuple[Mapping[str, Any], str | None]:
-    """What a shard counted, and why it failed."""
+def _failure(future: PrefectFuture[dict[str, Any]]) -> str | None:
+    """Why a shard failed; None where it did not."""
     try:
-        found: Any = future.result(raise_on_failure=False)
+        result: Any = future.result(raise_on_failure=False)
     except Exception as error:
         # A worker of Ray that dies takes the state of its task with it.
-        found = error
-    if isinstance(found, BaseException):
-        return {}, with_notes(found) or type(found).__name__
-    return found, None
+        result = error
+    return with_notes(result) or type(result).__name__ if isinstance(result, BaseException) else None
 
 
 def _text(stage: str, shards: int, failures: Failures) -> str:

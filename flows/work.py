@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.logs import let_own_logs_through, outlive_worker
-from flows.shards import ask_in_shards, forget_shards
+from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
@@ -75,7 +75,6 @@ def _paraphrase(node: Node, settings: Settings, store: ArtifactStore, progress: 
     artifact = run_node(node, settings, store, told)
     if rows := final_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
-    forget_shards(node, store)
     # On a read-only disk even deleting what is not there fails.
     with suppress(OSError):
         path.unlink()

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 __all__ = [
     "ACCEPTED",
+    "ANSWERS",
     "CAPTIONS",
     "FEATURE_INDEX",
     "GENERATIONS",
@@ -99,6 +100,17 @@ GENERATIONS = pa.schema(
         pa.field("completion_tokens", pa.int32(), nullable=False),
     ]
 )
+
+ANSWERS = pa.schema(
+    [
+        pa.field("generation", pa.binary(16)),
+        pa.field("parent", pa.binary(16)),  # generation_1 of the input at step 2, zeros at step 1
+        pa.field("caption", pa.string()),
+        pa.field("source", pa.string()),  # the text that was asked about
+        pa.field("completions", pa.list_(pa.string())),  # raw
+    ]
+)
+"""Answers to be judged, with what they were made from."""
 
 ACCEPTED = pa.struct(
     [

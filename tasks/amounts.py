@@ -9,31 +9,24 @@ from typing import Any
 from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.ids import text_keys
 from paraclip_core.captions.seen import KeySet
-from paraclip_core.config import ScenesOptions, Settings
-from paraclip_core.paraphrase.estimate import (
-    Asked,
-    Judged,
-    MissingRequests,
-    asks_words,
-    further_words,
-    word_requests,
-)
-from paraclip_core.paraphrase.relevant import relevant
-from paraclip_core.progress import Progress, silent
+from paraclip_core.config import Settings
+from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
+from paraclip_core.paraphrase.protocol import PaidEngine
 from storage.artifacts import Artifact, ArtifactStore
-from tasks.cap import left_to_spend
-from tasks.rates import Measured, measured_rate
+from storage.cache_tools import paid_tokens
+from tasks.models import model_hashes
+from tasks.requests import StepLeft, steps_left
+from tasks.stages.ingest import scan_outcomes
+from tasks.stages.paraphrase import chosen_gates
 
 __all__ = ["Amount", "amounts", "units_of"]
 
-MOST_SCENES = 20_000
-"""Images of which the texts are made to be counted, which takes seconds; of more the counts are estimated."""
-
-CAPTIONS_PER_SCENE, TEXTS_PER_SCENE, WORDS = 2, 0.42, 42
-"""Captions of an image, different ones of training images for each image, and content words of them all."""
-
-PROMPT_TOKENS, ANSWER_TOKENS = 240, 21
-"""Of a request with the few-shot prompts, measured."""
+ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
+"""Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
+ENOUGH = 50
+"""Judged rows of the run itself that say more than another run's."""
+WORD_TOKENS = 60, 24
+"""Of a request for one word: its prompt, and all its answers together; measured."""
 
 STEPS = ("paraphrase_1", "paraphrase_2")
 
@@ -83,17 +76,15 @@ class _Captions:
     images: int | None = None
 
 
-def amounts(
-    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], progress: Progress = silent
-) -> dict[str, Amount]:
+def amounts(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> dict[str, Amount]:
     """The amount of work of every stage of a run; what nobody can know yet stays None.
 
-    Where captions are not ingested yet, the sources are read once to count them.
+    Where captions are not ingested yet, the sources are read to count them.
 
     Raises:
         InputError: a source file is missing or bad as a whole.
     """
-    captions = _count_captions(settings, store, found)
+    captions = _count_captions(settings, store, artifacts)
     result = {
         "ingest": Amount(captions.read, units=captions.read),
         "features": Amount(captions.images, units=captions.images),
@@ -102,7 +93,7 @@ def amounts(
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    result |= _paraphrase_amounts(settings, store, found, captions, progress)
+    result |= _paraphrase_amounts(settings, store, artifacts, captions)
     result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
     if captions.accepted is not None and captions.train is not None:
         held_out = captions.accepted - captions.train
@@ -110,16 +101,11 @@ def amounts(
     return result
 
 
-def _count_captions(settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact]) -> _Captions:
-    if "ingest" in found:
-        metrics = found["ingest"].manifest.metrics
+def _count_captions(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> _Captions:
+    if "ingest" in artifacts:
+        metrics = artifacts["ingest"].manifest.metrics
         train = metrics.get("splits", {}).get("train", 0)
         return _Captions(metrics.get("read"), metrics.get("accepted"), train, metrics.get("images"))
-    if scenes := _too_many_scenes(settings, found):
-        captions = scenes.images * CAPTIONS_PER_SCENE
-        return _Captions(captions, captions, round(captions * (1 - scenes.held_out)), scenes.images)
-    from tasks.stages.ingest import scan_outcomes
-
     counts, images = Counts(), KeySet()
     for outcome in scan_outcomes(settings, store):
         counts.note(outcome)
@@ -127,142 +113,111 @@ def _count_captions(settings: Settings, store: ArtifactStore, found: Mapping[str
     return _Captions(counts.read, counts.accepted, counts.splits["train"], len(images))
 
 
-def _too_many_scenes(settings: Settings, found: Mapping[str, Artifact]) -> ScenesOptions | None:
-    scenes = settings.data.scenes
-    if scenes is None or "scenes" in found or "ingest" in found:
-        return None
-    return scenes if scenes.images > MOST_SCENES else None
+@dataclass(frozen=True)
+class _Rates:
+    """What the newest finished run of a step with the same engine says of the next one."""
+
+    share: float
+    """Rows that are accepted."""
+    basis: str
+    prompt_tokens: float = 0.0
+    """Of a request; 0: not told."""
+    completion_tokens: float = 0.0
+
+
+def _rates(settings: Settings, store: ArtifactStore, step: int, left: StepLeft) -> _Rates:
+    options = relevant_options(settings.paraphrase)
+    preset, stage = chosen_gates(options).preset, f"paraphrase_{step}"
+    judged = left.accepted + left.rejected
+    alike = [
+        artifact.manifest
+        for artifact in store.list(stage)
+        if artifact.manifest.options.get("engine") == options.engine
+        and artifact.manifest.options.get("gates", {}).get("preset") == preset
+        and artifact.manifest.metrics.get("captions")
+    ]
+    metrics = alike[-1].metrics if alike else {}
+    generated = metrics.get("generated", 0)
+    tokens = [metrics.get(name, 0) / generated if generated else 0.0 for name in ("prompt_tokens", "completion_tokens")]
+    if preset == "off":
+        return _Rates(1.0, f"all of {stage} accepted", *tokens)
+    if judged >= ENOUGH:
+        share = left.accepted / judged
+        return _Rates(share, f"{share:.0%} of {stage} accepted as of the {judged} rows with answers", *tokens)
+    if alike:
+        share = metrics["accepted"] / metrics["captions"]
+        return _Rates(share, f"{share:.0%} accepted as in {stage}/{alike[-1].fingerprint[:12]}", *tokens)
+    share = ASSUMED[preset][step]
+    return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
 
 
 def _paraphrase_amounts(
-    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], captions: _Captions, progress: Progress
+    settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], captions: _Captions
 ) -> dict[str, Amount]:
     """Both steps, and the `pairs` that they hand on."""
-    done = {name: found[name].manifest.metrics for name in STEPS if name in found}
-    pairs = Amount(done.get("paraphrase_2", {}).get("accepted"))
+    done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
     if len(done) == len(STEPS):
+        pairs = Amount(done["paraphrase_2"].get("accepted"))
         return {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()} | {"pairs": pairs}
-    from tasks.acceptance import acceptance
-
-    missing = _missing(settings, store, found, captions, progress)
-    first, second = acceptance(settings, store, 1, missing.rows_1), acceptance(settings, store, 2, missing.rows_2)
-    before = done.get("paraphrase_1", {})
-    rows_1 = before.get("captions", missing.captions)
-    rows_2 = missing.rows_1.accepted + round(missing.rows_1.open * first.share)
-    open_2 = missing.rows_2.open + rows_2 - missing.rows_1.accepted
-    expected = missing.expected.share(first.share)
-    words_1, words_2 = _words(missing, expected)
-    asked = {
-        "paraphrase_1": _asked(
-            settings,
-            rows_1,
-            missing.first + words_1,
-            _joined(_about_words(words_1), _again(settings) if missing.rows_1.open else ""),
-        ),
-        "paraphrase_2": _asked(
-            settings,
-            rows_2,
-            missing.second + expected + words_2,
-            _joined(
-                first.basis if missing.rows_1.open else "",
-                _about_words(words_2),
-                _again(settings) if open_2 else "",
-            ),
-        ),
+    options = relevant_options(settings.paraphrase)
+    if not engine_facts(options).asks:
+        return _looked_up(done, round((captions.train or 0) * options.fraction))
+    left = steps_left(settings, store, dict(artifacts))
+    # A finished step 1 hands its rows on.
+    first = left.get(1, StepLeft(left[2].rows, accepted=left[2].rows))
+    rates = _rates(settings, store, 1, first), _rates(settings, store, 2, left[2])
+    coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
+    rows_2 = left[2].rows + coming
+    open_2 = rows_2 - left[2].accepted - left[2].rejected
+    second = replace(left[2], missing=left[2].missing + min(coming, round(first.missing * rates[0].share)))
+    if not second.prompt_tokens and coming:
+        second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
+    amounts = {
+        "paraphrase_1": _asked(settings, first.rows, first, rates[0], ""),
+        "paraphrase_2": _asked(settings, rows_2, second, rates[1], rates[0].basis if coming else ""),
     }
-    return _under_cap(settings, store, asked) | {
-        # One that is finished while step 1 was deleted says how many there are.
-        "pairs": pairs
-        if "paraphrase_2" in done
-        else Amount(missing.rows_2.accepted + round(open_2 * second.share), note=second.basis if open_2 else ""),
+    return _under_cap(settings, store, amounts) | {
+        "pairs": Amount(left[2].accepted + round(open_2 * rates[1].share), note=rates[1].basis if open_2 else "")
     }
 
 
-def _missing(
-    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], captions: _Captions, progress: Progress
-) -> MissingRequests:
-    from tasks.requests import count_captions, count_requests
-
-    scenes, nothing = _too_many_scenes(settings, found), Asked()
-    rate = measured_rate(settings, store)
-    if scenes is None and settings.paraphrase.engine != "file":
-        return _as_measured(count_requests(settings, store, found, progress), rate)
-    if scenes is not None:
-        # Every text may be a request of its own: what is known already takes long to find out.
-        share = settings.paraphrase.fraction
-        rows, texts = round((captions.train or 0) * share), round(scenes.images * TEXTS_PER_SCENE * share)
-        prompt, answers = (rate.prompt_tokens, rate.completion_tokens) if rate else (0, 0)
-        first = Asked(texts, round(texts * (prompt or PROMPT_TOKENS)), round(texts * (answers or ANSWER_TOKENS)))
-        words = word_requests(WORDS) if asks_words(relevant(settings.paraphrase)) else None
-        return MissingRequests(rows, first, nothing, first, words, Judged(0, rows), Judged())
-    # A file asks no model, so what answers are known, and how they are judged, does not matter.
-    if "paraphrase_1" in found:
-        rows = found["paraphrase_1"].manifest.metrics.get("accepted", 0)
-        return MissingRequests(rows, nothing, nothing, nothing, None, Judged(rows), Judged(0, rows))
-    rows = count_captions(settings, store, found)
-    return MissingRequests(rows, nothing, nothing, nothing, None, Judged(0, rows), Judged())
+def _looked_up(done: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, Amount]:
+    """Steps of an engine that asks nobody: looking answers up takes a fraction of the time."""
+    rows = done.get("paraphrase_1", {}).get("accepted", rows)
+    return {name: Amount(rows, 0, 0, rows / 30) for name in STEPS} | {"pairs": Amount(rows)}
 
 
-def _words(missing: MissingRequests, expected: Asked) -> tuple[Asked, Asked]:
-    """Requests for single words at both steps; `expected` are step 2's requests for texts that are not there yet."""
-    if missing.words is None:
-        return Asked(), Asked()
-    new, texts = missing.words.requests, missing.expected.requests
-    known_1, known_2 = (rows.accepted + rows.rejected for rows in (missing.rows_1, missing.rows_2))
-    further_1 = further_words(1, new, texts, known_1)
-    further_2 = further_words(2, new, missing.second.requests + expected.requests, known_2)
-    return missing.words + word_requests(further_1), word_requests(further_2)
-
-
-def _about_words(words: Asked) -> str:
-    if not words.requests:
-        return ""
-    return f"about {words.requests} of the requests for single words, as on scenes and Flickr8k (half to twice as many)"
-
-
-def _as_measured(missing: MissingRequests, rate: Measured | None) -> MissingRequests:
-    """Its tokens as they would be if other requests are to their estimates as the measured ones are."""
-    if rate is None:
-        return missing
-    factors = rate.prompt_factor, rate.completion_factor
-    first, second, expected = (some.tokens(*factors) for some in (missing.first, missing.second, missing.expected))
-    return replace(missing, first=first, second=second, expected=expected)
-
-
-def _asked(settings: Settings, rows: int, asked: Asked, note: str = "") -> Amount:
-    chosen = settings.paraphrase
-    if chosen.engine == "file":
-        # Looking answers up in a file asks no model, and takes a fraction of the time.
-        return Amount(rows, 0, 0, rows / 30, note=note)
-    priced = chosen.engine == "openai" and chosen.openai.priced
-    spend = round(chosen.openai.cost(asked.prompt_tokens, asked.completion_tokens), 4) if priced else None
-    tokens = asked.prompt_tokens + asked.completion_tokens
-    return Amount(rows, asked.requests, tokens, float(asked.requests), spend, note)
-
-
-def _again(settings: Settings) -> str:
-    """What an answer that is not there yet may lead to; nobody knows how often."""
-    chosen = settings.paraphrase
-    if chosen.attempts == 1 or chosen.engine == "file" or chosen.chosen_gates().preset == "paper":
-        return ""
-    return f"requests after a rejected answer (attempts={chosen.attempts}) come on top"
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
+def _asked(settings: Settings, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amount:
+    prompt = left.missing * (rates.prompt_tokens or left.prompt_tokens) + left.words * WORD_TOKENS[0]
+    answers = left.missing * (rates.completion_tokens or left.completion_tokens) + left.words * WORD_TOKENS[1]
+    options = relevant_options(settings.paraphrase)
+    engine = make_engine(options, settings.data.root, hash_files=model_hashes(settings))
+    priced = isinstance(engine, PaidEngine) and engine.priced
+    spend = round(engine.cost(prompt, answers), 4) if isinstance(engine, PaidEngine) and priced else None
+    words = f"about {left.words} requests for single words among them (half to twice as many)" if left.words else ""
+    # Nobody knows how often an answer that is not there yet leads to another request.
+    further = f"requests after a rejected answer (attempts={options.attempts}) come on top"
+    again = further if options.attempts > 1 and left.missing and chosen_gates(options).preset != "off" else ""
+    requests = left.missing + left.words
+    return Amount(
+        rows, requests, round(prompt + answers), float(requests), spend, "; ".join(filter(None, (note, words, again)))
+    )
 
 
 def _under_cap(settings: Settings, store: ArtifactStore, asked: Mapping[str, Amount]) -> dict[str, Amount]:
     """The same, with a note on the steps that the spending cap stops."""
-    left, found = left_to_spend(settings, store), dict(asked)
-    if left is None:
-        return found
+    options = relevant_options(settings.paraphrase)
+    engine = make_engine(options, settings.data.root, hash_files=model_hashes(settings))
+    if not isinstance(engine, PaidEngine) or not engine.max_spend:
+        return dict(asked)
+    left = engine.max_spend - engine.cost(*paid_tokens(store.cache, engine.name, engine.model))
+    noted = dict(asked)
     for name, amount in asked.items():
         if (amount.spend or 0) > left:
-            stop = f"max_spend={settings.paraphrase.openai.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
-            found[name] = replace(amount, note=_joined(stop, amount.note))
+            stop = f"max_spend={engine.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
+            noted[name] = replace(amount, note="; ".join(filter(None, (stop, amount.note))))
         left -= amount.spend or 0
-    return found
+    return noted
 
 
 def _training(rows: Amount, epochs: float) -> Amount:

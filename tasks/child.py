@@ -7,7 +7,6 @@ that what stops the parent's group stops it too, and it dies when the parent doe
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,6 +24,7 @@ from typing import Any, TextIO
 from paraclip_core.config import Settings
 from paraclip_core.desks import Desk
 from paraclip_core.errors import ArtifactError, ParaclipError, StageError
+from paraclip_core.lifetime import die_with
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.atomic import disk_errors_told, storage_error
@@ -33,7 +32,7 @@ from storage.roots import open_store
 from tasks.answers import read_failure, relay_from, report_to, write_failure
 from tasks.stage import Stage, carry_out
 
-__all__ = ["STAGES_REFERENCE", "call_in_child", "die_with", "log_path", "make_artifact", "run_in_child"]
+__all__ = ["STAGES_REFERENCE", "call_in_child", "log_path", "make_artifact", "run_in_child"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,6 @@ POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long a child that was asked to end may take."""
 LOG_LINES = 15
-PR_SET_PDEATHSIG = 1
 
 
 def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
@@ -198,23 +196,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def die_with(parent: int) -> None:
-    """End this process when `parent` ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_look_for_parent, args=(parent,), daemon=True).start()
-    # It may have ended before the line above.
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _look_for_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _named(reference: str) -> Any:

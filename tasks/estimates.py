@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from storage.artifacts import Artifact
 from tasks.amounts import Amount, units_of
-from tasks.rates import Measured
 
 __all__ = ["Cost", "estimate"]
 
@@ -53,37 +52,16 @@ class Cost:
     basis: str
 
 
-def estimate(
-    stage: str, amount: Amount, earlier: Sequence[Artifact], measured: Measured | None = None, shards: int = 1
-) -> Cost:
-    """Cost of a stage for this amount of work.
-
-    Args:
-        stage: the stage.
-        amount: its work.
-        earlier: its finished artifacts, oldest first.
-        measured: the engine's rate on this host, which goes before an earlier run: that one may have had another model.
-        shards: processes that would ask at the same time. The rate is that of one; whether several are faster depends
-            on what they have to share, so it is said and not counted on.
-    """
+def estimate(stage: str, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
+    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
     rate = DEFAULTS.get(stage, Rate(5, 0.0, 0.0))
     if amount.units is None:
         return Cost(None, None, "unknown before the stages ahead of it are finished")
-    seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
-    if measured and measured.requests_per_second:
-        seconds = measured.start_seconds + amount.units / measured.requests_per_second
-        return Cost(round(seconds, 1), int(size), _basis(measured, shards))
     scaled = _scaled(rate, FIXED_BYTES.get(stage, 0), amount, amount.units, earlier[-1]) if earlier else None
     if scaled is not None:
         return scaled
+    seconds, size = rate.start + rate.seconds * amount.units, FIXED_BYTES.get(stage, 0) + rate.bytes * amount.units
     return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
-
-
-def _basis(measured: Measured, shards: int) -> str:
-    told = f" and {measured.prompt_tokens:.0f} + {measured.completion_tokens:.0f} tokens each"
-    basis = f"{measured.requests_per_second:.3g} requests/s{told if measured.prompt_tokens else ''}"
-    several = f" with one process (run.shards: {shards})" if shards > 1 else ""
-    return f"{basis}, measured by calibrate at step 1{several}"
 
 
 def _scaled(rate: Rate, fixed_bytes: int, amount: Amount, units: float, earlier: Artifact) -> Cost | None:

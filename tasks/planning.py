@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
-from paraclip_core.paraphrase.shards import unsharded_because
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import storage_error
 from storage.manifests import SOURCE
 from tasks.amounts import Amount, amounts
 from tasks.dag import STAGES, Node, resolve
 from tasks.estimates import estimate
-from tasks.rates import Measured, measured_rate
 from tasks.stage import Stage
 
 __all__ = ["StagePlan", "differences", "plan_run"]
@@ -81,12 +79,7 @@ def plan_run(
         if artifact is not None:
             found[name] = artifact
     sizes = count(settings, store, found)
-    asking = any(_asks(node) for node in nodes.values())
-    rate, shards = measured_rate(settings, store) if asking else None, _shards(settings)
-    return [
-        _plan(node, store, found, damaged.get(name), sizes.get(name, Amount()), rate, shards)
-        for name, node in nodes.items()
-    ]
+    return [_plan(node, store, found, damaged.get(name), sizes.get(name, Amount())) for name, node in nodes.items()]
 
 
 def _expect_root(root: Path) -> None:
@@ -109,8 +102,6 @@ def _plan(
     found: Mapping[str, Artifact],
     damage: str | None,
     amount: Amount,
-    rate: Measured | None,
-    shards: int,
 ) -> StagePlan:
     name = node.name
     if name in found:
@@ -121,7 +112,7 @@ def _plan(
     why = (damage,) if damage else tuple(_reasons(node, earlier))
     # Another engine is another speed.
     alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
-    cost = estimate(name, amount, alike, rate if _asks(node) else None, shards)
+    cost = estimate(name, amount, alike)
     return StagePlan(
         name,
         node.fingerprint,
@@ -135,16 +126,6 @@ def _plan(
         "; ".join(part for part in (cost.basis, amount.note) if part),
         amount.spend,
     )
-
-
-def _asks(node: Node) -> bool:
-    """Whether a stage asks a language model."""
-    return "engine" in node.draft.options and "model" in node.draft.options
-
-
-def _shards(settings: Settings) -> int:
-    chosen = settings.run
-    return 1 if unsharded_because(settings.paraphrase, chosen.runner == "threads") else chosen.shards
 
 
 def _reasons(node: Node, earlier: list[Artifact]) -> list[str]:

@@ -1,99 +1,183 @@
-"""Requests to the language model that a run would make, and their tokens."""
+"""What a paraphrase step has left to ask: its requests, less what the generation cache holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
-from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.block import INPUT_COLUMNS
-from paraclip_core.paraphrase.choose import Chooser
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.estimate import MissingRequests, missing_requests
-from paraclip_core.paraphrase.intake import count_wanted
-from paraclip_core.paraphrase.relevant import relevant
-from paraclip_core.paraphrase.similarity import SentenceEncoder
-from paraclip_core.progress import Progress, silent
+from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
+from paraclip_core.paraphrase.protocol import GenerationCache
+from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
+from paraclip_core.paraphrase.rounds import word_requests
+from paraclip_core.paraphrase.select import select
+from paraclip_core.paraphrase.small_model.synonyms import swappable
+from paraclip_core.paraphrase.step_tables import StepTables
+from paraclip_core.tables import CAPTIONS
 from storage.artifacts import Artifact, ArtifactStore
-from storage.judged import JudgedStore
+from storage.parquet import PartWriter
 from storage.roots import open_generations
 from tasks.models import model_hashes
 from tasks.stages.ingest import scan
-from tasks.stages.paraphrase import count_step_rows, known_judgements, make_chooser, step_fraction, step_rows
-from tasks.verdicts import earlier_verdicts
+from tasks.stages.paraphrase import judge_spec, step_batches
 
-__all__ = ["count_captions", "count_requests", "scanned_rows"]
+__all__ = ["StepLeft", "step_left", "steps_left"]
+
+SAMPLE = 1024
+"""Missing texts that are looked at to tell their length."""
+CHARS_PER_TOKEN, MESSAGE_CHARS = 3.9, 20
+"""Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts."""
+TOKENS_PER_WORD = 1.15
+"""Tokens of an answer for each word of its input, measured on the few-shot prompts."""
 
 
-def count_requests(
-    settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact], progress: Progress = silent
-) -> MissingRequests:
-    """Count what the generation cache does not know yet; nothing is asked.
+@dataclass(frozen=True)
+class StepLeft:
+    """A step before it runs."""
 
-    Where step 1 has to be made again from known answers, those that no finished pass judged are judged again, which
-    takes a while for many.
+    rows: int
+    """Rows that it looks at."""
+    missing: int = 0
+    """Different requests without an answer, of rejected rows' further attempts, too, as far as they are known."""
+    accepted: int = 0
+    """Rows with an accepted answer."""
+    rejected: int = 0
+    """Rows whose every answer was rejected."""
+    prompt_tokens: float = 0.0
+    """Of a request, examples included, estimated."""
+    completion_tokens: float = 0.0
+    """Of a request, all its answers together, estimated."""
+    words: int = 0
+    """Requests for single words that the missing texts lead to, estimated within a factor of two."""
 
-    Args:
-        settings: the run's settings.
-        store: the store, whose cache is looked into.
-        found: the run's finished artifacts.
-        progress: told how many rows it has been through.
+
+def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Artifact]) -> dict[int, StepLeft]:
+    """What each step has left that is not finished, from finished artifacts or else from the sources.
+
+    Step 2 of rows that have no accepted answer yet is not in it: what it asks is not known.
 
     Raises:
         InputError: a source file is missing or bad as a whole.
     """
-    options, encoder = relevant(settings.paraphrase), SentenceEncoder()
-    tokeniser = Tokeniser(settings.data.context_length)
-    engine = make_engine(options, settings.data.root, hash_files=model_hashes(settings))
+    left: dict[int, StepLeft] = {}
+    with _looking(settings, store) as look:
+        if "paraphrase_1" in artifacts:
+            return {2: look.step(2, step_batches(store.with_files(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
+        if "ingest" in artifacts:
+            folder = store.with_files(artifacts["ingest"]).path
+        else:
+            folder = _scanned(settings, store, look.scratch)
+        captions = step_batches(folder, 1, settings.paraphrase.fraction)
+        left[1], tables = look.step(1, captions)
+        left[2] = look.step(2, look.selected(tables))[0]
+    return left
+
+
+def step_left(settings: Settings, store: ArtifactStore, step: int, upstream: Artifact) -> StepLeft:
+    """What a step has left whose input is finished."""
+    with _looking(settings, store) as look:
+        return look.step(step, step_batches(upstream.path, step, settings.paraphrase.fraction))[0]
+
+
+@contextmanager
+def _looking(settings: Settings, store: ArtifactStore) -> Iterator[_Look]:
     cache = open_generations(store)
-    step_1 = found.get("paraphrase_1")
-
-    def chooser(step: int) -> Chooser:
-        made = make_chooser(settings, step, tokeniser, encoder)
-        if step == 1 and step_1 is None:
-            made.known = earlier_verdicts(settings, store)
-        return made
-
-    try:
-        return missing_requests(
-            step_rows(store.with_files(found["ingest"]).path, 1)
-            if "ingest" in found
-            else scanned_rows(settings, store),
-            options,
-            engine,
-            cache,
-            chooser,
-            tokeniser.encode_batch,
-            step_1_rows=None if step_1 is None else step_rows(store.with_files(step_1).path, 2),
-            judged=lambda step: known_judgements(settings, step, engine, JudgedStore(cache, read_only=True)),
-            progress=progress,
-        )
-    finally:
-        cache.close()
-        engine.close()
+    with TemporaryDirectory(prefix="paraclip-plan-") as scratch:
+        look = _Look(settings, cache, Path(scratch))
+        try:
+            yield look
+        finally:
+            look.close()
+            cache.close()
 
 
-def count_captions(settings: Settings, store: ArtifactStore, found: Mapping[str, Artifact]) -> int:
-    """Training captions in the chosen fraction, of which step 1 has to look at each.
+class _Look:
+    """Counts what steps have left."""
 
-    Raises:
-        InputError: a source file is missing or bad as a whole.
-    """
-    share = step_fraction(settings.paraphrase, 1)
-    if "ingest" in found:
-        return count_step_rows(store.with_files(found["ingest"]).path, 1, share)
-    return count_wanted(scanned_rows(settings, store), share)
+    def __init__(self, settings: Settings, cache: GenerationCache, scratch: Path) -> None:
+        self.scratch = scratch
+        self._settings, self._cache = settings, cache
+        self._options = relevant_options(settings.paraphrase)
+        self._engine = make_engine(self._options, settings.data.root, hash_files=model_hashes(settings))
+        self._tables: list[StepTables] = []
+
+    def close(self) -> None:
+        """Close engine and tables."""
+        for tables in self._tables:
+            tables.close()
+        self._engine.close()
+
+    def step(self, step: int, batches: Batches) -> tuple[StepLeft, StepTables]:
+        """What a step over these rows has left, and its tables."""
+        options, spec = self._options, judge_spec(self._settings, step, self._engine)
+        tables = StepTables(step, self._cache, batches, spec.digest, self.scratch / f"step-{step}")
+        self._tables.append(tables)
+        rows: np.ndarray | None = None
+        missing, first_missing = 0, np.zeros(0, np.int64)
+        for attempt in range(options.attempts):
+            tables.ask(step_requests(options, step, self._engine.model, attempt), rows)
+            found = tables.missing(attempt)
+            missing += len(found)
+            first_missing = found if attempt == 0 else first_missing
+            rows = tables.rejected()
+            if not len(rows):
+                break
+        assert rows is not None
+        accepted = tables.accepted()
+        texts = _sample(batches, step, first_missing)
+        prompt, answers = _tokens(prompt_for(options, step), texts, options.sampling.n)
+        words = _words(texts, len(first_missing), word_requests(options, self._engine.model), self._cache)
+        left = StepLeft(tables.rows, missing, accepted, len(rows), prompt, answers, words if spec.words else 0)
+        return left, tables
+
+    def selected(self, tables: StepTables) -> Batches:
+        """Step 2's rows, as far as step 1's answers are known."""
+        gates = judge_spec(self._settings, 1, self._engine).gates
+        selection = select(tables, self._options.keep, None if gates.preset == "off" else gates.max_repeats)
+        return lambda columns: (kept.select(list(columns)) for kept, _ in selection.batches())
 
 
-def scanned_rows(settings: Settings, store: ArtifactStore) -> Iterator[pa.RecordBatch]:
-    """The rows that step 1 would read, straight from the sources.
-
-    Raises:
-        InputError: a source file is missing or bad as a whole.
-    """
+def _scanned(settings: Settings, store: ArtifactStore, scratch: Path) -> Path:
+    """A folder as ingest would write it, as far as a step reads it."""
+    writer = PartWriter(scratch / "ingest" / "captions", CAPTIONS)
     for batch in scan(settings, store):
-        train = pc.equal(batch.column("split"), "train")  # pyright: ignore[reportAttributeAccessIssue]
-        yield batch.filter(train).select(list(INPUT_COLUMNS[1]))
+        writer.write(batch)
+    writer.close()
+    return scratch / "ingest"
+
+
+def _sample(batches: Batches, step: int, rows: np.ndarray) -> list[str]:
+    """Texts of some of these rows, spread over all of them."""
+    chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    if not len(chosen):
+        return []
+    source = source_column(step)
+    return RowCursor(batches([source])).take(chosen).column(source).to_pylist()
+
+
+def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple[float, float]:
+    """Tokens of a request and of its answers, by the length of the texts."""
+    lengths = [(len(text), len(text.split())) for text in texts]
+    count = max(len(lengths), 1)
+    characters, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
+    fixed = sum(len(content) + MESSAGE_CHARS for _, content in prompt.messages("")) / CHARS_PER_TOKEN
+    return fixed + characters / CHARS_PER_TOKEN, words * TOKENS_PER_WORD * answers
+
+
+def _words(texts: list[str], of: int, request: RequestKeys, cache: GenerationCache) -> int:
+    """Requests for words that `of` texts lead to, of which `texts` are some.
+
+    New words grow with the square root of the texts (Heaps' law), and each leads to about one more: its synonyms are
+    asked backwards.
+    """
+    words = sorted({word for text in texts for word in swappable(bare(text))})
+    if not words:
+        return 0
+    missing = len(words) - cache.lookup(request.keys(words)).num_rows
+    return round(2 * missing * (of / len(texts)) ** 0.5)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,7 +19,6 @@ from flows.commands.common import (
     print_table,
     settings_from,
 )
-from paraclip_core.progress import Progress
 
 if TYPE_CHECKING:
     from tasks.planning import StagePlan
@@ -41,13 +38,11 @@ def plan(
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
     from storage.roots import open_store
-    from tasks.amounts import amounts
     from tasks.planning import plan_run
 
     settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
-    with _watched() as progress:
-        count = partial(amounts, progress=progress)
-        stages = plan_run(settings, open_store(settings.run.root), count=count)
+    with Console(stderr=True).status("counting captions and answers"):
+        stages = plan_run(settings, open_store(settings.run.root))
     totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
     to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
     # A total of which a part is unknown is a lower bound.
@@ -82,18 +77,6 @@ def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
         "disk": human_bytes(stage.bytes),
         "estimated from": "" if stage.state == "cached" else stage.basis,
     }
-
-
-@contextmanager
-def _watched() -> Iterator[Progress]:
-    """A line on standard error that says what takes so long; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    with console.status("counting captions and known answers") as status:
-
-        def progress(done: int, total: int | None, **facts: float | int | str) -> None:
-            status.update(f"judging known answers to see what they lead to: {done} rows")
-
-        yield progress
 
 
 def _some(why: Sequence[str]) -> str:

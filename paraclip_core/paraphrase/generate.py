@@ -1,288 +1,204 @@
-"""The loop of one paraphrase step: look up, ask for what is missing, keep it, judge it, write rows and rejects.
-
-Rows go through in blocks of a fixed size, so memory does not grow and nothing depends on how the input was cut or on
-how many requests are in flight. What comes out is a function of the rows, their order and the cached generations.
-"""
+"""Generate: ask an engine for what the cache does not hold. What comes is kept before anything else is done with it."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from itertools import chain, groupby, islice
+import hashlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
+from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.paraphrase.ahead import LookAhead
-from paraclip_core.paraphrase.asking import Asker, Part
-from paraclip_core.paraphrase.block import BlockState, Tokens, paraphrase_rows
-from paraclip_core.paraphrase.choose import Chooser, Request
-from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.counts import Counts
-from paraclip_core.paraphrase.intake import blocks, wanted
-from paraclip_core.paraphrase.judged import Judgement, Judgements
-from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
-from paraclip_core.paraphrase.meanwhile import Meanwhile
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for, swaps_words
-from paraclip_core.paraphrase.protocol import Engine, GenerationCache
-from paraclip_core.paraphrase.reporting import Reporter
-from paraclip_core.paraphrase.samples import Samples
-from paraclip_core.paraphrase.swaps import Answers, with_swaps
-from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, Synonyms
-from paraclip_core.progress import Progress, silent
+from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, PaidEngine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.requests import KEY_BYTES, sampling_json
+from paraclip_core.tables import GENERATIONS
 
-__all__ = ["Paraphraser"]
+__all__ = ["Counts", "Part", "RequestSender"]
 
-AHEAD_BLOCKS = 16
-"""Blocks that the cache is asked about at once."""
+KEEP_SECONDS = 60.0
+"""What an engine hands over one by one is kept at least so often."""
 
-SAME_CORES = frozenset({"file", "smollm2", "transformers"})
-"""Engines that compute on the cores that the gates take: nothing is gained by both at once."""
+Part = list[tuple[str, bytes, Completion]]
+"""Text, key and completion of some requests."""
+Numbered = list[tuple[int, Completion]]
+"""Number of the prompt, and its completion."""
 
 
-class Paraphraser:
-    """One step over any number of rows."""
+@dataclass
+class Counts:
+    """What a step did, for its manifest."""
 
-    def __init__(
+    captions: int = 0
+    """Rows that were to be paraphrased."""
+    requested: int = 0
+    """Different requests, all attempts together, words included."""
+    cached: int = 0
+    """Those of them that the cache had answered."""
+    generated: int = 0
+    judged: int = 0
+    """Answers that were judged now; the others had been judged before."""
+    accepted: int = 0
+    """Captions with an accepted answer."""
+    kept: int = 0
+    """Rows written: several of a caption where `paraphrase.keep` allows that."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Rejections by reason, one for each caption and attempt."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    engine_seconds: float = 0.0
+    judge_seconds: float = 0.0
+
+    def metrics(self) -> dict[str, Any]:
+        """The counts as JSON-ready values."""
+        seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "judge_seconds")}
+        return {**vars(self), "rejected": dict(sorted(self.rejected.items())), **seconds}
+
+
+class RequestSender:
+    """Asks and keeps chunk by chunk; an engine that hands answers over one by one gets all requests at once."""
+
+    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, seed: int, chunk: int) -> None:
+        """`seed` is the run's; what is asked and kept is added to `counts`."""
+        self._engine, self._cache, self._counts = engine, cache, counts
+        self._seed, self._chunk = seed, chunk
+
+    def ask(
         self,
+        template: PromptTemplate,
         step: int,
-        options: ParaphraseOptions,
-        engine: Engine,
-        cache: GenerationCache,
-        chooser: Chooser,
-        tokens: Tokens,
-        *,
-        progress: Progress = silent,
-        total: int | None = None,
-        ask: bool = True,
-        judged: Judgements | None = None,
-    ) -> None:
-        """Prepare step 1 or 2.
-
-        Args:
-            step: 1 or 2.
-            options: the paraphrase options.
-            engine: asked for what the cache does not know.
-            cache: every generation that was ever paid for.
-            chooser: the step's gates.
-            tokens: texts → list<uint16> array of CLIP tokens.
-            progress: called after every chunk.
-            total: rows to come, for the progress.
-            ask: False only looks: missing requests are collected in `missing` instead of being asked for.
-            judged: what became of blocks in earlier passes with the same meaning; those are not judged again.
-        """
-        self.step, self.options, self.engine, self.cache = step, options, engine, cache
-        self.prompt = prompt_for(options, step)
-        self.counts = Counts()
-        self.samples = Samples()
-        """The latest answers, for who watches."""
-        self._known = LookAhead(cache)
-        self._asker = Asker(engine, cache, self.counts, options.seed, options.chunk)
-        self.missing: list[tuple[bytes, str]] = []
-        """Key and text of the requests that were missing in the last block, where `ask` is False."""
-        self.first_missing: list[tuple[bytes, str]] = []
-        """Those of the last block's missing requests that are a first attempt."""
-        self._chooser, self._tokens = chooser, tokens
-        self._reporter = Reporter(progress, self.counts, engine, total)
-        self._again = conditions_of(options.regenerate)
-        self._judged = judged
-        if judged is not None:
-            chooser.flood.changes()
-        self._ask_engine = ask
-        self._following: pa.RecordBatch | None = None
-        """The block that will be judged next, where that is known."""
-        self._coming: tuple[Answers, list[tuple[str, bytes]], Meanwhile[Part]] | None = None
-        """What was known of it, what was missing, and the answers to that."""
-        self._asked = False
-
-    def run(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        """Rows (`tables.PARAPHRASES`) and rejects (`tables.PARAPHRASE_REJECTS`), block by block, in input order.
-
-        Args:
-            batches: the columns `INPUT_COLUMNS[step]`.
+        sampling: SamplingOptions,
+        attempt: int,
+        todo: Sequence[tuple[str, bytes]],
+    ) -> Generator[Part, None, None]:
+        """Answers to the texts and keys in `todo`, part by part, in the order in which they come.
 
         Raises:
-            EngineError: the engine failed; all that it had answered is kept.
+            EngineError: the engine failed; every answer it had given was handed on before.
         """
-        waiting = blocks(wanted(batches, self.options.fraction))
+        # Another attempt must draw other answers.
+        seed = (self._seed + 7919 * attempt) % 2**31
+        begun = self._begun([key for _, key in todo], sampling)
+        prompts = [Prompt(template.messages(text), text, step, seed, begun.get(key, ())) for text, key in todo]
+        streams, done = isinstance(self._engine, StreamingEngine), 0
         try:
-            while group := [(block, self._looked(block)) for block in islice(waiting, AHEAD_BLOCKS)]:
-                unknown = [block for block, (_, known) in group if known is None]
-                self._look_ahead(unknown)
-                following = chain(unknown[1:], [None])
-                for block, (key, known) in group:
-                    if known is None:
-                        self._following = next(following)
-                    yield self._written(block, self._judge(block, key) if known is None else self._recalled(known))
-                    self._reporter.finished(block.num_rows)
-        finally:
-            if self._coming is not None:
-                self._coming[2].close()
+            for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
+                part = _part(todo, numbered)
+                if part:
+                    self._keep(part, template, step, sampling, attempt)
+                self._counts.generated += len(part)
+                done += len(part)
+                yield part
+        except EngineError as error:
+            if part := _part(todo, sorted(error.begun.items())):
+                part = [(text, _begun_key(key, len(found.texts)), found) for text, key, found in part]
+                self._keep(part, template, step, sampling, attempt, f"{template.id}, not all answers")
+            raise
+        if done != len(todo):
+            raise EngineError(f"{self._engine.name} gave {done} completions for {len(todo)} prompts")
 
-    def _look_ahead(self, group: Sequence[pa.RecordBatch]) -> None:
-        if len(group) > 1:
-            texts = dict.fromkeys(text for block in group for text in self._sources(block))
-            self._known.expect(self._request(self.prompt, 0).keys(list(texts)))
+    def _chunks(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        for start in range(0, len(prompts), self._chunk):
+            some = prompts[start : start + self._chunk]
+            began, failure = time.monotonic(), None
+            try:
+                found = dict(enumerate(self._engine.generate(some, sampling)))
+            except EngineError as error:
+                # Answers that came before the failure are paid for.
+                found, failure = error.finished, error
+            self._counts.engine_seconds += time.monotonic() - began
+            if failure is None and len(found) != len(some):
+                raise EngineError(f"{self._engine.name} gave {len(found)} completions for {len(some)} prompts")
+            yield [(start + number, found[number]) for number in sorted(found)]
+            if failure is not None:
+                failure.begun = {start + number: completion for number, completion in failure.begun.items()}
+                raise failure
 
-    def _sources(self, block: pa.RecordBatch) -> list[str]:
-        """The text that each row is asked about."""
-        return block.column("caption" if self.step == 1 else "paraphrase_1").to_pylist()
+    def _begun(self, keys: Sequence[bytes], sampling: SamplingOptions) -> dict[bytes, tuple[str, ...]]:
+        """The first answers of requests that an earlier failure cut off, by their keys; the longest row of each."""
+        if sampling.n == 1 or not keys or not isinstance(self._engine, PaidEngine):
+            return {}
+        names = {_begun_key(key, count): key for count in range(1, sampling.n) for key in keys}
+        found = self._cache.lookup(pa.array(names, pa.binary(KEY_BYTES)))
+        rows = zip(found.column("key").to_pylist(), found.column("completions").to_pylist(), strict=True)
+        return {names[name]: tuple(texts) for name, texts in sorted(rows, key=lambda row: len(row[1]))}
 
-    def _looked(self, block: pa.RecordBatch) -> tuple[bytes, Judgement | None]:
-        return (b"", None) if self._judged is None else self._judged.look(block)
+    def _keep(
+        self,
+        part: Part,
+        template: PromptTemplate,
+        step: int,
+        sampling: SamplingOptions,
+        attempt: int,
+        prompt: str | None = None,
+    ) -> None:
+        self._cache.append(self._generations(template, step, sampling, attempt, part, prompt or template.id))
+        self._counts.prompt_tokens += sum(completion.prompt_tokens for _, _, completion in part)
+        self._counts.completion_tokens += sum(completion.completion_tokens for _, _, completion in part)
 
-    def _recalled(self, known: Judgement) -> Judgement:
-        self.missing.clear()
-        self.first_missing.clear()
-        self._chooser.flood.repeat(known.flood)
-        self.counts.requested += known.requested
-        self.counts.cached += known.requested
-        self.counts.judged_before += known.rows
-        return known
+    def _streamed(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        assert isinstance(self._engine, StreamingEngine)
+        # With as many under way again, a kill costs a chunk at most.
+        enough = max(1, self._chunk // 2)
+        waiting: Numbered = []
+        failure: BaseException | None = None
+        ended = False
+        with closing(self._engine.stream(prompts, sampling)) as stream:
+            began = time.monotonic()
+            while not ended:
+                try:
+                    item = next(stream, None)
+                except BaseException as error:
+                    # An interrupt, too, must not cost what was answered before it.
+                    failure, item = error, None
+                ended = item is None
+                if item is not None:
+                    waiting.append(item)
+                now = time.monotonic()
+                if waiting and (ended or len(waiting) >= enough or now - began >= KEEP_SECONDS):
+                    self._counts.engine_seconds += now - began
+                    yield sorted(waiting, key=itemgetter(0))
+                    waiting, began = [], time.monotonic()
+        if failure is not None:
+            raise failure
 
-    def _judge(self, block: pa.RecordBatch, key: bytes) -> Judgement:
-        """Ask for what is missing, and judge every answer."""
-        captions = block.column("caption").to_pylist()
-        sources = self._sources(block)
-        self.missing.clear()
-        self.first_missing.clear()
-        requested, self._asked = self.counts.requested, False
-        state = BlockState(captions, sources)
-        pending = list(range(len(captions)))
-        for attempt in range(self.options.attempts):
-            if pending:
-                pending = self._attempt(state, pending, attempt)
-        for condition in self._again:
-            chosen = condition.rows(state.conditioned(block, self.step))
-            asked = sorted(state.last)
-            for attempt, rows in groupby(
-                sorted((state.last[asked[at]][0] + 1, asked[at]) for at in chosen), itemgetter(0)
-            ):
-                self._attempt(state, [row for _, row in rows], attempt)
-        latest = [(sources[row], state.last[row][1]) for row in sorted(state.last)[-self.samples.size :]]
-        judgement = Judgement(
-            len(captions),
-            state.outcomes(self._tokens),
-            state.reject_rows(block, self.step),
-            self.counts.requested - requested,
-            [(text, verdict.answer, verdict.reason, verdict.detail) for text, verdict in latest],
-            b"" if self._judged is None else self._chooser.flood.changes(),
-        )
-        if self._judged is not None:
-            if self.missing:
-                self._judged.stop()
-            self._judged.keep(key, judgement, self._asked)
-        return judgement
+    def _generations(
+        self, template: PromptTemplate, step: int, sampling: SamplingOptions, attempt: int, part: Part, prompt: str
+    ) -> pa.Table:
+        count = len(part)
+        columns = {
+            "key": [key for _, key, _ in part],
+            "step": [step] * count,
+            "attempt": [attempt] * count,
+            "input": [_storable(text) for text, _, _ in part],
+            "engine": [self._engine.name] * count,
+            "model": [self._engine.model] * count,
+            "prompt": [prompt] * count,
+            "prompt_hash": [template.hash] * count,
+            "sampling": [sampling_json(sampling)] * count,
+            "seed": [self._seed] * count,
+            "completions": [list(completion.texts) for _, _, completion in part],
+            "prompt_tokens": [completion.prompt_tokens for _, _, completion in part],
+            "completion_tokens": [completion.completion_tokens for _, _, completion in part],
+        }
+        return pa.Table.from_pydict(columns, schema=GENERATIONS)
 
-    def _written(self, block: pa.RecordBatch, judgement: Judgement) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Rows and rejects of a judged block, counted and shown."""
-        self.counts.captions += judgement.rows
-        self.counts.accepted += judgement.kept.num_rows
-        self.counts.rejected.update(judgement.rejects.column("reason").to_pylist())
-        self.samples.judged(judgement.samples)
-        return paraphrase_rows(block, judgement.kept, self.step), judgement.rejects
 
-    def _attempt(self, state: BlockState, rows: Sequence[int], attempt: int) -> list[int]:
-        """Ask for rows and judge the answers; those that were rejected."""
-        captions, sources = state.captions, state.sources
-        answers = self._answers(self.prompt, list(dict.fromkeys(sources[row] for row in rows)), attempt)
-        if attempt == 0:
-            self.first_missing += self.missing
-        told = {source: caption for caption, source in zip(reversed(captions), reversed(sources), strict=True)}
-        answers = self._with_synonyms(answers, told)
-        rows = [row for row in rows if sources[row] in answers]
-        pairs = list(dict.fromkeys((captions[row], sources[row]) for row in rows))
-        # The engine need not wait for the gates, as long as nothing more will be asked about this block.
-        with self._ask_ahead() if attempt + 1 == self.options.attempts and not self._again else nullcontext():
-            chosen = self._chooser.choose([Request(c, s, answers[s][1]) for c, s in pairs])
-        verdicts = dict(zip(pairs, chosen, strict=True))
-        rejected = []
-        for row in rows:
-            verdict, key = verdicts[captions[row], sources[row]], answers[sources[row]][0]
-            if verdict.reason is None:
-                state.kept[row] = verdict, key
-            else:
-                state.rejects.append((row, attempt, verdict, key))
-                rejected.append(row)
-            state.last[row] = attempt, state.kept[row][0] if row in state.kept else verdict
-        return rejected
+def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
+    # What is judged now is what a cached run will judge.
+    return [(*todo[i], replace(found, texts=tuple(map(_storable, found.texts)))) for i, found in numbered]
 
-    def _ask_ahead(self) -> Meanwhile[Part] | nullcontext[None]:
-        """Ask about the block that follows, for as long as the context lasts."""
-        if self._following is None or not self._ask_engine or self.engine.name in SAME_CORES:
-            return nullcontext()
-        answers, todo = self._lookup(self.prompt, list(dict.fromkeys(self._sources(self._following))), 0)
-        self._following = None
-        if not todo:
-            return nullcontext()
-        coming = Meanwhile(self._ask(self.prompt, 0, todo))
-        self._coming = answers, todo, coming
-        return coming
 
-    def _with_synonyms(self, answers: Answers, captions: Mapping[str, str]) -> Answers:
-        """Every text's answers and, where the options want that, answers with single words swapped."""
-        encoder = self._chooser.encoder
-        if not swaps_words(self.options, self.prompt) or encoder is None or self.engine.name == "file":
-            return answers
+def _begun_key(key: bytes, count: int) -> bytes:
+    """Key under which the first `count` answers of a request are kept as long as it has not all of them."""
+    return hashlib.blake2b(key + f"first {count}".encode(), digest_size=KEY_BYTES).digest()
 
-        def fetch(wanted: Sequence[str]) -> dict[str, Sequence[str]]:
-            return {word: found for word, (_, found) in self._answers(THESAURUS, wanted, 0).items()}
 
-        synonyms = Synonyms(fetch, encoder.encode, self._chooser.pieces)
-        return with_swaps(answers, captions, self.step, synonyms)
-
-    def _answers(self, prompt: PromptTemplate, texts: Sequence[str], attempt: int) -> Answers:
-        """Text → (key, raw answers), from the cache or the engine."""
-        if self._coming is None:
-            answers, todo = self._lookup(prompt, texts, attempt)
-            parts: Iterable[Part] = self._ask(prompt, attempt, todo)
-        else:
-            (answers, todo, parts), self._coming = self._coming, None
-        self.counts.requested += len(texts)
-        self.counts.cached += len(answers)
-        if not self._ask_engine:
-            self.missing += [(key, text) for text, key in todo]
-            return answers
-        self._asked |= bool(todo)
-        done = len(answers)
-        if todo and attempt == 0 and prompt is self.prompt:
-            self._reporter.begun(done / len(texts))
-        for part in parts:
-            answers |= {text: (key, completion.texts) for text, key, completion in part}
-            done += len(part)
-            if attempt == 0 and prompt is self.prompt:
-                latest = part[-self.samples.size :]
-                self.samples.answered((text, answer) for text, _, found in latest for answer in found.texts[:1])
-                self._reporter.tell(done / len(texts))
-            else:
-                what = "words" if prompt is THESAURUS else "again"
-                self._reporter.tell(1, {what: done, f"{what}_total": len(texts)})
-        # In the order of the texts, whichever was answered first.
-        return {text: answers[text] for text in texts if text in answers}
-
-    def _lookup(
-        self, prompt: PromptTemplate, texts: Sequence[str], attempt: int
-    ) -> tuple[Answers, list[tuple[str, bytes]]]:
-        """Text → (key, raw answers) of the requests that the cache knows, and text and key of the others."""
-        array = self._request(prompt, attempt).keys(texts)
-        keys: list[bytes] = array.to_pylist()
-        known = self._known.lookup(array)
-        answers = {text: (key, known[key]) for text, key in zip(texts, keys, strict=True) if key in known}
-        return answers, [(text, key) for text, key in zip(texts, keys, strict=True) if key not in known]
-
-    def _ask(
-        self, prompt: PromptTemplate, attempt: int, todo: Sequence[tuple[str, bytes]]
-    ) -> Generator[Part, None, None]:
-        return self._asker.ask(prompt, self._step_of(prompt), self._sampling(prompt), attempt, todo)
-
-    def _step_of(self, prompt: PromptTemplate) -> int:
-        """Both steps share what is known about words."""
-        return WORD_STEP if prompt is THESAURUS else self.step
-
-    def _request(self, prompt: PromptTemplate, attempt: int) -> RequestKeys:
-        sampling, seed = sampling_json(self._sampling(prompt)), self.options.seed
-        return RequestKeys(self._step_of(prompt), self.engine.model, prompt.id, prompt.hash, sampling, seed, attempt)
-
-    def _sampling(self, prompt: PromptTemplate) -> SamplingOptions:
-        return WORD_SAMPLING if prompt is THESAURUS else self.options.sampling
+def _storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -4,146 +4,54 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.rejects import reject_batch
-from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import ParaphraseOptions, Settings, meaning
+from paraclip_core.config import GateOptions, ParaphraseOptions, Settings, meaning
 from paraclip_core.errors import EngineError, InputError, ParaclipError
-from paraclip_core.paraphrase.block import INPUT_COLUMNS
-from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.counts import Counts
-from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
-from paraclip_core.paraphrase.generate import Paraphraser
-from paraclip_core.paraphrase.intake import count_wanted
-from paraclip_core.paraphrase.judged import Judgements, code_digest
+from paraclip_core.paraphrase.generate import Counts
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
-from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
-from paraclip_core.paraphrase.relevant import relevant
-from paraclip_core.paraphrase.similarity import SentenceEncoder
+from paraclip_core.paraphrase.protocol import Engine, PaidEngine
+from paraclip_core.paraphrase.requests import Batches, in_fraction, own_share, step_requests
+from paraclip_core.paraphrase.rounds import Rounds, word_requests
+from paraclip_core.paraphrase.step_tables import StepTables
+from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS
-from storage.fingerprint import FileHashes, fingerprint
-from storage.judged import JudgedStore
-from storage.parquet import PartWriter, count_rows, iter_batches
+from storage.artifacts import Artifact, ArtifactStore
+from storage.cache_tools import paid_tokens
+from storage.fingerprint import FileHashes
+from storage.locks import lock
+from storage.parquet import PartWriter, iter_batches
 from storage.roots import open_generations
-from storage.spending import paid_tokens
-from tasks.asking import one_asking
 from tasks.models import model_hashes
 from tasks.samples import keeping_samples, samples_path
-from tasks.stage import Stage, StageContext, input_path, software_versions
-
-if TYPE_CHECKING:
-    from storage.generations import GenerationStore
+from tasks.stage import Stage, StageContext, input_path
 
 __all__ = [
     "PARAPHRASE_1",
     "PARAPHRASE_2",
     "UPSTREAM",
-    "count_spending",
-    "count_step_rows",
-    "known_judgements",
-    "make_chooser",
-    "make_paraphraser",
-    "step_fraction",
-    "step_rows",
+    "chosen_gates",
+    "judge_spec",
+    "paraphrasing",
+    "step_batches",
 ]
 
-VERSION = 4
+VERSION = 5
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 FOLDER = {1: "captions", 2: "paraphrases"}
-
-
-def make_chooser(
-    settings: Settings, step: int, tokeniser: Tokeniser, encoder: SentenceEncoder | None = None
-) -> Chooser:
-    """The gates of a step as the settings want them."""
-    whole = Tokeniser(context_length=4096)
-    options = relevant(settings.paraphrase)
-    return Chooser(
-        options.chosen_gates(),
-        step,
-        encoder=encoder or SentenceEncoder(),
-        examples=prompt_for(options, step).examples,
-        pieces=lambda text: len(whole.encode(text)) - 2,
-        context_length=tokeniser.context_length,
-    )
-
-
-def step_rows(folder: Path, step: int) -> Iterator[pa.RecordBatch]:
-    """The rows that a step reads, from the upstream artifact's folder: training captions, or step 1's output."""
-    columns = INPUT_COLUMNS[step]
-    if step == 2:
-        yield from iter_batches(folder / FOLDER[2], columns)
-        return
-    for batch in iter_batches(folder / FOLDER[1], (*columns, "split")):
-        yield batch.filter(_is_train(batch)).select(list(columns))
-
-
-def _is_train(batch: pa.RecordBatch) -> pa.BooleanArray:
-    return pc.equal(batch.column("split"), "train")  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def count_step_rows(folder: Path, step: int, fraction: float) -> int:
-    """How many rows a step will look at, from as few columns as that takes."""
-    if step == 2:
-        return count_rows(folder / FOLDER[2])
-    if fraction < 1:
-        return count_wanted(step_rows(folder, step), fraction)
-    return sum(_is_train(batch).true_count for batch in iter_batches(folder / FOLDER[1], ("split",)))
-
-
-def step_fraction(options: ParaphraseOptions, step: int) -> float:
-    """The share of a step's rows that it looks at; step 1 took the fraction, and step 2 reads what is left."""
-    return options.fraction if step == 1 else 1.0
-
-
-def make_paraphraser(
-    settings: Settings,
-    step: int,
-    engine: Engine,
-    cache: GenerationCache,
-    progress: Progress,
-    total: int | None,
-    samples: Path,
-    judged: Judgements | None = None,
-) -> Paraphraser:
-    """A step as the settings want it, over `total` rows; `samples` is the file that shows its latest answers."""
-    options = relevant(settings.paraphrase)
-    tokeniser = Tokeniser(settings.data.context_length)
-    made = Paraphraser(
-        step,
-        options.model_copy(update={"fraction": step_fraction(options, step)}),
-        engine,
-        cache,
-        make_chooser(settings, step, tokeniser),
-        tokeniser.encode_batch,
-        progress=keeping_samples(progress, lambda: made.samples.rows, samples),
-        total=total,
-        judged=judged,
-    )
-    return made
-
-
-def count_spending(options: ParaphraseOptions, engine: Engine, cache: GenerationStore) -> None:
-    """Count what the cache's answers of this engine and model cost towards the spending cap, where there is one."""
-    if options.engine == "openai" and options.openai.max_spend and isinstance(engine, PaidEngine):
-        # What other machines have paid for may not be here yet.
-        cache.refresh()
-        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
-
-
-def known_judgements(settings: Settings, step: int, engine: Engine, blocks: JudgedStore) -> Judgements:
-    """What earlier passes with the same meaning judged: those of this stage version and code, over this software."""
-    versions = software_versions() | {"model": engine.model, "code": code_digest()}
-    return Judgements(blocks, fingerprint(f"paraphrase_{step}", VERSION, _options(step)(settings), versions))
+WAITING = "for another run that asks the same"
 
 
 def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
@@ -154,46 +62,141 @@ def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
 
 
 def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
-    options = relevant(ctx.settings.paraphrase)
-    upstream = ctx.inputs[UPSTREAM[step]]
-    engine = make_engine(options, ctx.settings.data.root, ctx.settings.run.device, model_hashes(ctx.settings))
-    with one_asking(ctx.store, options, step, engine.model, upstream, ctx.progress):
-        return _asked(ctx, step, options, upstream.path, engine)
-
-
-def _asked(ctx: StageContext, step: int, options: ParaphraseOptions, upstream: Path, engine: Engine) -> dict[str, Any]:
     # An earlier try that was killed may have left parts and half-written files.
     shutil.rmtree(ctx.work.out, ignore_errors=True)
-    rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
-    rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
-    cache = open_generations(ctx.store)
-    count_spending(options, engine, cache)
-    share = step_fraction(options, step)
-    total = count_step_rows(upstream, step, share)
+    shutil.rmtree(ctx.work.scratch, ignore_errors=True)
+    options, upstream = relevant_options(ctx.settings.paraphrase), ctx.inputs[UPSTREAM[step]]
     samples = samples_path(ctx.store, f"paraphrase_{step}", ctx.work.out.parent.name)
-    blocks = JudgedStore(cache)
-    judged = known_judgements(ctx.settings, step, engine, blocks)
-    paraphraser = make_paraphraser(ctx.settings, step, engine, cache, ctx.progress, total, samples, judged)
-    try:
-        for kept, refused in paraphraser.run(step_rows(upstream, step)):
+    with paraphrasing(ctx.settings, ctx.store, step, upstream, ctx.work.scratch, ctx.progress, samples) as rounds:
+        rounds.run()
+        selection = rounds.select(_most_repeats(options))
+        rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
+        rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
+        for kept, refused in selection.batches():
             rows.write(kept)
             rejects.write(refused)
         rows.close()
         rejects.close()
-        left_out = _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
-    finally:
-        blocks.close()
-        engine.close()
-        cache.close()
-    about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
-    # A file is asked nothing.
-    about |= left_out if options.engine == "file" else {"prompts": paraphraser.prompt.id}
-    counts = paraphraser.counts
-    if counts.captions and not counts.accepted:
-        raise _nothing(options, step, counts, ctx.work.out / "rejects")
-    if options.engine == "openai" and options.openai.priced:
-        about["spend"] = round(options.openai.cost(counts.prompt_tokens, counts.completion_tokens), 6)
+        counts, engine = rounds.counts, rounds.engine
+        if counts.captions and not counts.accepted:
+            raise _nothing(options, step, counts, ctx.work.out / "rejects")
+        about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
+        about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
+        if engine.facts.asks:
+            about["prompts"] = prompt_for(options, step).id
+        if isinstance(engine, PaidEngine) and engine.priced:
+            about["spend"] = round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)
+    shutil.rmtree(ctx.work.scratch, ignore_errors=True)
     return counts.metrics() | about
+
+
+@contextmanager
+def paraphrasing(
+    settings: Settings,
+    store: ArtifactStore,
+    step: int,
+    upstream: Artifact,
+    scratch: Path,
+    progress: Progress,
+    samples: Path,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Rounds]:
+    """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
+
+    Runs that ask the same model about the same captions have other fingerprints where gates or attempts differ, and the
+    same requests. Side by side each would find them missing and both would pay, so one of them waits.
+
+    Args:
+        settings: the run's settings.
+        store: its artifact store.
+        step: 1 or 2.
+        upstream: what the step reads.
+        scratch: folder for intermediate files.
+        progress: told how far it is.
+        samples: file that shows the latest answers.
+        share: number of a shard and of all shards, where this is one of several processes.
+    """
+    options = relevant_options(settings.paraphrase)
+    engine = make_engine(options, settings.data.root, settings.run.device, model_hashes(settings))
+    spec = judge_spec(settings, step, engine)
+    batches = step_batches(upstream.path, step, options.fraction)
+    if share[1] > 1:
+        batches = own_share(batches, step, step_requests(options, step, engine.model), *share)
+    with ExitStack() as stack:
+        stack.enter_context(_generation_lock(store, options, step, engine, upstream, progress, share))
+        cache = stack.enter_context(closing(open_generations(store)))
+        stack.enter_context(closing(engine))
+        tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, scratch)))
+        pool = stack.enter_context(closing(JudgePool(spec, settings.run.judges or settings.run.threads, scratch)))
+        if isinstance(engine, PaidEngine) and engine.max_spend:
+            # What other machines have paid for may not be here yet.
+            cache.refresh()
+            engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+        rounds = Rounds(options, engine, cache, tables, pool, with_words=bool(spec.words))
+        rounds.progress = keeping_samples(progress, lambda: [one._asdict() for one in rounds.samples], samples)
+        yield rounds
+
+
+def step_batches(folder: Path, step: int, fraction: float) -> Batches:
+    """Reads a step's rows from the upstream artifact's folder: training captions in the fraction, or step 1's rows."""
+    if step == 2:
+        return lambda columns: iter_batches(folder / FOLDER[2], columns)
+    return lambda columns: _training_rows(iter_batches(folder / FOLDER[1], _with(columns, fraction)), columns, fraction)
+
+
+def _with(columns: Sequence[str], fraction: float) -> list[str]:
+    return list(dict.fromkeys((*columns, "split", *(("caption",) if fraction < 1 else ()))))
+
+
+def _training_rows(
+    batches: Iterable[pa.RecordBatch], columns: Sequence[str], fraction: float
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        rows = batch.filter(pc.call_function("equal", [batch.column("split"), pa.scalar("train")]))
+        if fraction < 1:
+            chosen = [in_fraction(text, fraction) for text in rows.column("caption").to_pylist()]
+            rows = rows.filter(pa.array(chosen, pa.bool_()))
+        yield rows.select(list(columns))
+
+
+def chosen_gates(options: ParaphraseOptions) -> GateOptions:
+    """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
+    return options.gates.resolved(engine_facts(options).gates)
+
+
+def judge_spec(settings: Settings, step: int, engine: Engine) -> JudgeSpec:
+    """What a process needs to judge a step's answers."""
+    options = relevant_options(settings.paraphrase)
+    prompt, gates = prompt_for(options, step), chosen_gates(options)
+    if step == 1:
+        # Only step 2 has it, and changing it must not make step 1's verdicts new.
+        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
+    words = ""
+    if swaps_words(options, prompt) and gates.preset != "off" and engine.facts.asks:
+        request = word_requests(options, engine.model)
+        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
+    return JudgeSpec(gates, step, prompt.examples, settings.data.context_length, words)
+
+
+def _most_repeats(options: ParaphraseOptions) -> int | None:
+    gates = chosen_gates(options)
+    return None if gates.preset == "off" else gates.max_repeats
+
+
+def _generation_lock(
+    store: ArtifactStore,
+    options: ParaphraseOptions,
+    step: int,
+    engine: Engine,
+    upstream: Artifact,
+    progress: Progress,
+    share: tuple[int, int],
+) -> Any:
+    """Held by one of the runs that ask the same, on machines that share a cache folder."""
+    captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
+    part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
+    name = step_requests(options, step, engine.model).key(f"{captions} {part}").hex()
+    return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
 def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
@@ -210,9 +213,10 @@ def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
 
 def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common(3))
+    most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
-    if options.engine == "file":
+    if not engine_facts(options).asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
             f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
@@ -225,19 +229,21 @@ def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Pat
 
 def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
     def options(settings: Settings) -> Mapping[str, Any]:
-        chosen = relevant(settings.paraphrase)
-        gates = meaning(chosen.chosen_gates())
+        chosen = relevant_options(settings.paraphrase)
+        gates = meaning(chosen_gates(chosen))
         if step == 1:
             del gates["min_caption_similarity"]
-        if gates["preset"] == "paper":
-            gates = {"preset": "paper"}
+        if gates["preset"] == "off":
+            gates = {"preset": "off"}
         common = {
             "engine": chosen.engine,
-            "fraction": step_fraction(chosen, step),
+            "fraction": chosen.fraction if step == 1 else 1.0,
             "gates": gates,
             "context_length": settings.data.context_length,
+            **({"keep": chosen.keep} if chosen.keep > 1 and step == 1 else {}),
         }
-        return common | ({"look_up": LOOK_UP} if chosen.engine == "file" else _asking(chosen, step, settings))
+        asks = engine_facts(chosen).asks
+        return common | (_asking(chosen, step, settings) if asks else {"look_up": LOOK_UP})
 
     return options
 
@@ -246,9 +252,7 @@ def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[st
     """The options of an engine that is asked for more than a look into a file."""
     prompt = prompt_for(chosen, step)
     conditions = [condition.text for condition in conditions_of(chosen.regenerate)]
-    # Without conditions the fingerprint is the one that artifacts had before there were any.
-    again = {"regenerate": conditions} if conditions else {}
-    return again | {
+    return ({"regenerate": conditions} if conditions else {}) | {
         "model": make_engine(chosen, settings.data.root, hash_files=model_hashes(settings)).model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
         "synonyms": swaps_words(chosen, prompt),
@@ -260,7 +264,7 @@ def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[st
 
 def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
     chosen = settings.paraphrase
-    if chosen.engine != "file":
+    if engine_facts(chosen).asks:
         return {}
     make_engine(chosen, settings.data.root)
     path = input_path(settings, chosen.file.path)

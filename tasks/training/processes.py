@@ -27,6 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from paraclip_core.config import Settings, meaning
 from paraclip_core.desks import Desk
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
+from paraclip_core.lifetime import die_with
 from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
 from paraclip_core.training.guards import bound_kernel_cache
@@ -36,7 +37,6 @@ from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
 from storage.atomic import disk_errors_told
 from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
-from tasks.child import die_with
 from tasks.stage import StageContext
 
 __all__ = ["train_together"]

@@ -1,0 +1,228 @@
+"""Select: from verdicts to the rows and rejects of a step, in SQL.
+
+An answer that was accepted as the best one for more than `max_repeats` different inputs is a flood, and no input keeps
+it; the next of its accepted answers takes its place. Of the attempts of a row the last accepted one counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core.paraphrase.conditions import ROWS
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, source_column
+from paraclip_core.paraphrase.step_tables import StepTables
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
+
+__all__ = ["Selection", "latest_rows", "select"]
+
+# Punctuation and case make no other answer.
+PLAIN = r"""
+CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))
+"""
+
+FLOODS = """
+SET VARIABLE floods = (
+  SELECT coalesce(list(spoken), []) FROM (
+    SELECT spoken FROM (
+      SELECT DISTINCT plain(accepted[1].answer) AS spoken, key FROM judged WHERE len(accepted) > 0
+    ) GROUP BY spoken HAVING count(*) > ?
+  )
+)
+"""
+
+OUTCOMES = """
+CREATE OR REPLACE VIEW outcomes AS
+SELECT row, attempt, key, accepted, answer, reason, detail, similarity FROM judged
+"""
+
+OUTCOMES_WITHOUT_FLOODS = """
+CREATE OR REPLACE VIEW outcomes AS
+SELECT row, attempt, key, dry AS accepted,
+  CASE WHEN len(dry) < len(accepted) THEN accepted[1].answer ELSE answer END AS answer,
+  CASE WHEN len(dry) < len(accepted) THEN 'repeated_flood' ELSE reason END AS reason,
+  CASE WHEN len(dry) < len(accepted) THEN getvariable('flooded') ELSE detail END AS detail,
+  CASE WHEN len(dry) < len(accepted) THEN accepted[1].similarity ELSE similarity END AS similarity
+FROM (
+  SELECT *, list_filter(accepted, lambda one: NOT list_contains(getvariable('floods'), plain(one.answer))) AS dry
+  FROM judged
+)
+"""
+
+CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM outcomes WHERE len(accepted) > 0"
+LAST_CHOSEN = f"{CHOSEN} QUALIFY attempt = max(attempt) OVER (PARTITION BY row)"
+REJECTED = """
+SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM outcomes WHERE len(accepted) = 0
+"""
+LATEST = """
+SELECT row, attempt, one IS NOT NULL AS accepted,
+  CASE WHEN one IS NULL THEN other.reason END AS reason,
+  CASE WHEN one IS NULL THEN other.detail ELSE '' END AS detail,
+  CASE WHEN one IS NULL THEN other.answer ELSE one.answer END AS answer,
+  CASE WHEN one IS NULL THEN other.similarity ELSE one.similarity END AS similarity
+FROM (
+  SELECT row, max(attempt) AS attempt,
+    arg_max(accepted[1], attempt) FILTER (len(accepted) > 0) AS one,
+    arg_max({'answer': answer, 'reason': reason, 'detail': detail, 'similarity': similarity}, attempt) AS other
+  FROM outcomes GROUP BY row
+)
+"""
+
+CONDITION_COLUMNS = ("caption", "image_id", "licence")
+
+
+@dataclass
+class Selection:
+    """The rows and rejects of a step, to be read once, and how many there are."""
+
+    tables: StepTables
+    chosen: Path
+    rejected: Path
+    accepted: int = 0
+    """Captions with a kept answer."""
+    kept: int = 0
+    """Rows that are kept, several of a caption where `paraphrase.keep` allows that."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Rejections by reason, one for each caption and attempt."""
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """Rows (`tables.PARAPHRASES`) and rejects (`tables.PARAPHRASE_REJECTS`), batch by batch, in input order."""
+        chosen, rejected = _Sorted(self.chosen), _Sorted(self.rejected)
+        start = 0
+        for batch in self.tables.batches(INPUT_COLUMNS[self.tables.step]):
+            stop = start + batch.num_rows
+            kept = _paraphrases(batch, chosen.before(stop), start, self.tables.step)
+            yield kept, _rejects(batch, rejected.before(stop), start, self.tables.step)
+            start = stop
+
+
+def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
+    """Choose among what was accepted.
+
+    Args:
+        tables: what was asked, all of it judged.
+        keep: answers kept of a row, at most.
+        max_repeats: inputs for which one answer is no flood yet; None: no answer is a flood.
+    """
+    selection = Selection(tables, tables.scratch / "chosen.parquet", tables.scratch / "rejected.parquet")
+    with tables.judged():
+        _view_outcomes(tables, max_repeats)
+        con = tables.con
+        con.execute("SET VARIABLE keep = ?", [keep])
+        several = con.execute("SELECT coalesce(max(attempt), 0) FROM asked").fetchall()[0][0] > 0
+        _copy(tables, LAST_CHOSEN if several else CHOSEN, "row", selection.chosen)
+        _copy(tables, REJECTED, "row, attempt", selection.rejected)
+    path = str(selection.chosen)
+    selection.accepted, selection.kept = con.execute(
+        "SELECT count(*), coalesce(sum(len(accepted)), 0)::BIGINT FROM read_parquet(?)", [path]
+    ).fetchall()[0]
+    reasons = "SELECT reason, count(*) FROM read_parquet(?) GROUP BY reason ORDER BY reason"
+    selection.reasons = dict(con.execute(reasons, [str(selection.rejected)]).fetchall())
+    return selection
+
+
+def latest_rows(tables: StepTables, max_repeats: int | None) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """The rows as conditions see them (`conditions.ROWS`), batch by batch, with their numbers."""
+    path = tables.scratch / "latest.parquet"
+    with tables.judged():
+        _view_outcomes(tables, max_repeats)
+        _copy(tables, LATEST, "row", path)
+    latest, start = _Sorted(path), 0
+    for batch in tables.batches(list(dict.fromkeys((*CONDITION_COLUMNS, source_column(tables.step))))):
+        stop = start + batch.num_rows
+        rows = latest.before(stop)
+        yield rows.column("row").to_numpy(), _conditioned(batch, rows, start, tables.step)
+        start = stop
+
+
+def _view_outcomes(tables: StepTables, max_repeats: int | None) -> None:
+    con, flooded = tables.con, False
+    if max_repeats is not None and tables.rows > max_repeats:
+        con.execute(PLAIN)
+        con.execute(FLOODS, [max_repeats])
+        con.execute("SET VARIABLE flooded = ?", [f"the same answer for more than {max_repeats} inputs"])
+        flooded = con.execute("SELECT len(getvariable('floods')) > 0").fetchall()[0][0]
+    con.execute(OUTCOMES_WITHOUT_FLOODS if flooded else OUTCOMES)
+
+
+def _copy(tables: StepTables, query: str, order: str, path: Path) -> None:
+    # A path is no parameter of COPY; quotes in it are doubled as in any SQL string.
+    quoted = str(path).replace("'", "''")
+    tables.con.execute(f"COPY ({query} ORDER BY {order}) TO '{quoted}' (FORMAT parquet, COMPRESSION lz4)")
+
+
+class _Sorted:
+    """Rows of a Parquet file that is sorted by its column `row`, read piece by piece."""
+
+    def __init__(self, path: Path) -> None:
+        file = pq.ParquetFile(path)
+        self._batches = file.iter_batches(batch_size=65_536)
+        self._rest = pa.Table.from_batches([], schema=file.schema_arrow)
+        self._ended = False
+
+    def before(self, stop: int) -> pa.Table:
+        """The rows below `stop` that were not given yet."""
+        pieces = [self._rest]
+        while not self._ended and not (pieces[-1].num_rows and pieces[-1].column("row")[-1].as_py() >= stop):
+            batch = next(self._batches, None)
+            self._ended = batch is None
+            if batch is not None and batch.num_rows:
+                pieces.append(pa.Table.from_batches([batch]))
+        whole = pa.concat_tables(pieces)
+        count = int(np.searchsorted(whole.column("row").to_numpy(), stop))
+        self._rest = whole.slice(count)
+        return whole.slice(0, count).combine_chunks()
+
+
+def _paraphrases(batch: pa.RecordBatch, chosen: pa.Table, start: int, step: int) -> pa.RecordBatch:
+    lists = _whole(chosen.column("accepted"))
+    accepted, parents = lists.flatten(), np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+    rows = chosen.column("row").to_numpy()[parents] - start
+    # Nothing is copied where every row is kept once.
+    base = batch if np.array_equal(rows, np.arange(batch.num_rows)) else batch.take(pa.array(rows))
+    columns = {name: base.column(name) for name in INPUT_COLUMNS[step]}
+    columns |= {
+        f"paraphrase_{step}": accepted.field("answer"),
+        f"paraphrase_{step}_tokens": accepted.field("tokens"),
+        f"similarity_{step}": accepted.field("similarity"),
+        f"generation_{step}": _whole(chosen.column("key")).take(pa.array(parents)),
+    }
+    return _batch(columns, PARAPHRASES, len(rows))
+
+
+def _rejects(batch: pa.RecordBatch, rejected: pa.Table, start: int, step: int) -> pa.RecordBatch:
+    rows = batch.take(pa.array(rejected.column("row").to_numpy() - start))
+    columns = {name: _whole(rejected.column(name)) for name in ("attempt", "reason", "detail", "answer")}
+    columns |= {
+        "caption_id": rows.column("caption_id"),
+        "step": pa.repeat(pa.scalar(step, pa.int8()), rows.num_rows),
+        "input": rows.column(source_column(step)),
+        "generation": _whole(rejected.column("key")),
+    }
+    return _batch(columns, PARAPHRASE_REJECTS, rows.num_rows)
+
+
+def _conditioned(batch: pa.RecordBatch, latest: pa.Table, start: int, step: int) -> pa.Table:
+    rows = batch.take(pa.array(latest.column("row").to_numpy() - start))
+    columns = {name: _whole(latest.column(name)) for name in latest.column_names}
+    columns |= {name: rows.column(name) for name in CONDITION_COLUMNS}
+    columns |= {
+        "step": pa.repeat(pa.scalar(step, pa.int8()), rows.num_rows),
+        "input": rows.column(source_column(step)),
+    }
+    return pa.Table.from_batches([_batch(columns, ROWS, rows.num_rows)])
+
+
+def _batch(columns: dict[str, pa.Array], schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
