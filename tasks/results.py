@@ -10,6 +10,7 @@ from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.report.totals import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import read_json, write_atomic, write_json
 
@@ -40,6 +41,10 @@ class Result:
     """A row per stage: its name, state, fingerprint, seconds, bytes, rejected rows and path."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What `summary.json` holds; empty where nothing was evaluated."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.totals.row_totals`."""
+    warning: str | None = None
+    """What a reader must know before any figure; None where there is nothing."""
     report: str | None = None
     summary_path: str | None = None
 
@@ -54,6 +59,8 @@ class Result:
             "name": self.name,
             "stages": self.stages,
             "summary": self.summary,
+            "rows": self.rows,
+            "warning": self.warning,
             "verdict": self.verdict,
             "report": self.report,
             "summary_path": self.summary_path,
@@ -69,13 +76,16 @@ def gather_result(
         ArtifactError: a file is missing, or the root cannot be written.
     """
     folder = store.root / "results" / settings.name
+    metrics = {name: artifact.manifest.metrics for name, artifact in artifacts.items()}
+    totals = row_totals(metrics)
+    warning = fewer_than_a_batch(totals, settings.finetune.batch_size)
     summary: dict[str, Any] = {}
     summary_path = report = None
     if "evaluate" in artifacts:
         source = store.with_files(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        if "finetune" in artifacts and (note := untuned(artifacts["finetune"].manifest.metrics)):
-            summary["notes"] = [*summary.get("notes", ()), note]
+        notes = filter(None, (warning, untuned(metrics.get("finetune", {}))))
+        summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
         report = folder / "report.html"
@@ -83,7 +93,7 @@ def gather_result(
     # What was only found, and not needed here, may still lie on an object store alone.
     where = {name: store.whereabouts(artifact) for name, artifact in artifacts.items()}
     plain = [{**row, "path": where.get(row["stage"], row["path"])} for row in rows]
-    return Result(settings.name, plain, summary, _text(report), _text(summary_path))
+    return Result(settings.name, plain, summary, totals, warning, _text(report), _text(summary_path))
 
 
 def check_run_name(name: str, store: ArtifactStore) -> None:
@@ -190,9 +200,10 @@ def _reasons(metrics: Mapping[str, Any]) -> dict[str, int]:
 
 
 def why(summary: Mapping[str, Any]) -> str:
-    """The verdict's reason in words."""
+    """The verdict's reason in words, and what was trained on where the summary says it."""
     reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
-    return reasons if isinstance(reasons, str) else "; ".join(str(reason) for reason in reasons)
+    parts = [reasons] if isinstance(reasons, str) else [str(reason) for reason in reasons]
+    return "; ".join(filter(None, (*parts, trained_on(summary.get("rows", {})))))
 
 
 def untuned(metrics: Mapping[str, Any]) -> str | None:

@@ -20,6 +20,7 @@ from flows.commands.common import (
     settings_from,
 )
 from paraclip_core.config import Settings
+from paraclip_core.report.totals import shares_of_asked
 
 __all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
 
@@ -89,6 +90,8 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:
     stages = outcome["stages"]
+    if outcome["warning"]:
+        say(f"warning: {outcome['warning']}")
     if all(row["state"] == "cached" for row in stages):
         typer.echo("Nothing to do, every stage is finished:")
     rows = [{**row, "took": human_seconds(row["made_in"]), "artifact": row["path"]} for row in stages]
@@ -98,6 +101,8 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
             typer.echo(f"{row['stage']} rejected {', '.join(f'{reason} {count}' for reason, count in reasons.items())}")
     if any(row["rejected"] for row in stages):
         typer.echo("Rejected rows and their reasons are in the folder `rejects` of each artifact and in the report.")
+    if totals := shares_of_asked(outcome["rows"]):
+        print_table("", list(totals), [totals])
     if outcome["summary"]:
         print_comparison(outcome["summary"])
     for label, key in (("report", "report"), ("summary", "summary_path")):

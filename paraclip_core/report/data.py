@@ -116,7 +116,7 @@ class Licence:
     name: str
     captions: int
     paraphrased: int
-    """Captions for training with both paraphrases."""
+    """Pairs of paraphrases, of which a caption may have several."""
 
 
 @dataclass(frozen=True)

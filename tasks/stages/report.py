@@ -36,4 +36,4 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return {"bytes": len(page), "verdict": data.verdict, "thumbnails": len(data.thumbnails)}
 
 
-REPORT = Stage(name="report", version=5, inputs=_inputs, options=_options, body=_body)
+REPORT = Stage(name="report", version=6, inputs=_inputs, options=_options, body=_body)

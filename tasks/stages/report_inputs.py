@@ -24,10 +24,12 @@ from paraclip_core.report.data import (
     StageRow,
     Training,
 )
+from paraclip_core.report.totals import fewer_than_a_batch, row_totals
 from storage.artifacts import Artifact
 from storage.atomic import read_json
 from storage.counts import frequent_values
 from storage.parquet import count_rows, iter_batches
+from tasks.results import why
 from tasks.stage import input_path
 
 __all__ = ["gather"]
@@ -48,7 +50,6 @@ OF_THE_TRY = frozenset(
         "completion_tokens",
         "spend",
         "engine_seconds",
-        "judged_before",
         "samples_per_second",
         "loss",
         "base",
@@ -82,17 +83,19 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
     shown = [image for pair in (*better, *worse) for image in _images(pair)]
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
+    totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
+    warning = fewer_than_a_batch(totals, settings.finetune.batch_size)
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],
-        reasons=[comparison["reason"]],
+        reasons=[why(comparison | {"rows": totals})],
         comparison=[_comparison(row) for row in comparison["rows"]],
         confidence=comparison["confidence"],
-        notes=comparison["notes"],
+        notes=[*comparison["notes"], *([warning] if warning else [])],
         finetune=inputs["finetune"].fingerprint,
         image_tower_before=inputs["finetune"].manifest.metrics.get("image_tower_hash_before", ""),
         image_tower_after=inputs["finetune"].manifest.metrics.get("image_tower_hash_after", ""),
-        funnel=_funnel(inputs),
+        funnel=_funnel(inputs, totals),
         trainings=[_training(name, inputs[name]) for name in ("bootstrap", "finetune") if name in inputs],
         alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
         better=better,
@@ -210,16 +213,21 @@ def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def _funnel(inputs: Inputs) -> list[tuple[str, int]]:
+def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Captions on their way from source files to training; a caption counts once, however many rewrites it has."""
     train = sum(row["split"] == "train" for row in _rows(inputs["ingest"].path / "captions", ["split"]))
     accepted = count_rows(inputs["ingest"].path / "captions")
-    return [
+    rewrites = f", in {totals['rewrites']:,} rewrites" if "rewrites" in totals else ""
+    steps = [
         ("rows read", accepted + count_rows(inputs["ingest"].path / "rejects")),
-        ("captions kept", accepted),
+        ("captions", accepted),
         ("for training", train),
-        ("with paraphrase 1", count_rows(inputs["paraphrase_1"].path / "paraphrases")),
-        ("with both", count_rows(inputs["paraphrase_2"].path / "paraphrases")),
+        ("asked", totals.get("asked")),
+        ("with paraphrase 1", inputs["paraphrase_1"].manifest.metrics.get("accepted")),
+        (f"kept{rewrites}", totals.get("kept")),
+        ("trained on", totals.get("trained_on")),
     ]
+    return [(name, count) for name, count in steps if count is not None]
 
 
 def _training(name: str, artifact: Artifact) -> Training:

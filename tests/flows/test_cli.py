@@ -76,13 +76,34 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     assert run_cli(["run", "-c", str(run.config)]) == 0
     shown = capsys.readouterr().out
     assert "Nothing to do" in shown and all(stage in shown for stage in STAGES)
-    assert "+2.50" in shown and "[+1.00, +4.00]" in shown and "verdict: hold (because this test says so)" in shown
+    assert "+2.50" in shown and "[+1.00, +4.00]" in shown
+    assert "verdict: hold (because this test says so; trained on 137 of 4,512 captions)" in shown
     folder = run.store.root / "results" / "made"
     assert f"report: {folder / 'report.html'}" in shown and f"summary: {folder / 'summary.json'}" in shown
     assert (folder / "report.html").read_text() == "<title>made</title>"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["verdict"] == "hold"
     assert f"note: {summary['notes'][-1]}" in shown and "tuned is the base itself" in summary["notes"][-1]
+
+
+def test_a_run_says_how_many_captions_were_asked_about_kept_and_trained_on(
+    finished_run: Callable[..., Any], capsys: Capture
+) -> None:
+    run = finished_run()
+    assert run_cli(["run", "-c", str(run.config)]) == 0
+    shown = capsys.readouterr().out
+    cells = ["4,512", "150 (3.3 %), 320 rewrites", "137 (3.0 %)"]
+    assert all(word in shown for word in ("asked", "kept", "trained on", *cells))
+    first = shown.splitlines()[0]
+    assert first.startswith(
+        "warning: trained on 137 of 4,512 captions, fewer than one batch (finetune.batch_size is 512)"
+    )
+    summary = json.loads((run.store.root / "results/made/summary.json").read_text())
+    assert summary["rows"] == {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}
+    assert f"warning: {summary['notes'][0]}" == first
+    overrides = ["finetune.batch_size=137"]
+    outcome = told(capsys, ["run", "-c", str(finished_run(*overrides).config), "--set", *overrides])
+    assert outcome["warning"] is None and outcome["rows"] == outcome["summary"]["rows"] == summary["rows"]
 
 
 def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: Capture) -> None:
@@ -95,7 +116,7 @@ def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: 
 
 def test_run_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
     outcome = told(capsys, ["run", "-c", str(finished_run().config)])
-    assert set(outcome) == {"name", "stages", "summary", "verdict", "report", "summary_path"}
+    assert set(outcome) == {"name", "stages", "summary", "rows", "warning", "verdict", "report", "summary_path"}
     assert [row["stage"] for row in outcome["stages"]] == STAGES
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}

@@ -1,14 +1,17 @@
-"""What the stage table says."""
+"""What the stage table and the summary say."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.artifacts import Artifact, Manifest
-from tasks.results import stage_row, untuned
+from paraclip_core.config import Settings
+from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
+from tasks.results import gather_result, stage_row, untuned, why
 
 
 def _row(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -35,3 +38,57 @@ def test_a_model_that_stayed_as_it_was_is_told() -> None:
         assert part in note
     assert untuned({"alpha": 0.25, "steps": 2, "rows": 98}) is None
     assert untuned({}) is None
+
+
+METRICS = {
+    "paraphrase_1": {"captions": 4512, "accepted": 300, "kept": 500},
+    "paraphrase_2": {"captions": 500, "accepted": 150, "kept": 320},
+    "finetune": {"rows": 137},
+}
+
+
+def _artifacts(store: ArtifactStore, metrics: Mapping[str, dict[str, Any]]) -> dict[str, Artifact]:
+    artifacts = {}
+    for stage in (*metrics, "evaluate"):
+        draft = Draft(stage, stage.encode().hex()[:32].ljust(32, "0"), 1, {}, {})
+        with store.writing(stage, draft.fingerprint) as work:
+            summary = {"models": {"base": {}, "tuned": {}}, "verdict": "hold", "reason": "it fell", "notes": ["a note"]}
+            (work.out / "summary.json").write_text(json.dumps(summary))
+            artifacts[stage] = store.commit(draft, metrics.get(stage, {}), 0.0)
+    return artifacts
+
+
+@pytest.mark.parametrize(
+    ("metrics", "rows", "verdict"),
+    [
+        (METRICS, {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}, "137 of 4,512"),
+        # As manifests of earlier releases have it, which count no rows.
+        (
+            {**METRICS, "paraphrase_2": {"captions": 300, "accepted": 150}},
+            {"asked": 4512, "kept": 150, "trained_on": 137},
+            "137 of 4,512",
+        ),
+        ({"finetune": {"rows": 137}}, {"trained_on": 137}, "137"),
+    ],
+)
+def test_the_summary_counts_the_rows(
+    tmp_path: Path, metrics: dict[str, dict[str, Any]], rows: dict[str, int], verdict: str
+) -> None:
+    store = ArtifactStore(tmp_path)
+    artifacts = _artifacts(store, metrics)
+    for batch_size, few in ((137, False), (138, True)):
+        settings = Settings.model_validate({"finetune": {"batch_size": batch_size}})
+        result = gather_result(settings, store, [], artifacts)
+        summary = json.loads((tmp_path / "results" / settings.name / "summary.json").read_text())
+        assert result.rows == rows == summary["rows"] and result.summary == summary
+        assert why(summary) == f"it fell; trained on {verdict} captions"
+        assert summary["notes"] == ["a note", *([result.warning] if few else [])]
+        assert (result.warning is not None) is few
+        if result.warning is not None:
+            assert result.warning.startswith(f"trained on {verdict} captions, fewer than one batch")
+
+
+def test_without_training_nothing_is_said_of_rows(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    result = gather_result(Settings(), store, [], _artifacts(store, {}))
+    assert (result.rows, result.warning, why(result.summary)) == ({}, None, "it fell")

@@ -89,6 +89,13 @@ def test_it_says_which_figures_are_better_when_lower() -> None:
     assert text.count("lower is better") == 1
 
 
+def test_rows_on_their_way_into_training_are_shown_with_their_shares() -> None:
+    funnel = [("rows read", 8000), ("asked", 4512), ("kept, in 320 rewrites", 150), ("trained on", 137)]
+    text = " ".join(Reader(render_report(ReportData("demo", "hold", [], [], "f" * 64, funnel=funnel))).text)
+    for shown in ("8,000", "100.0", "4,512", "56.4", "kept, in 320 rewrites", "trained on", "137", "1.7"):
+        assert shown in text
+
+
 def test_an_empty_run_still_has_a_page() -> None:
     page = render_report(ReportData("demo", "hold", [], [], "f" * 64))
     assert "Load the model" in page

@@ -10,28 +10,57 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core import tables
-from paraclip_core.paraphrase.counts import Counts
+from paraclip_core.report.totals import row_totals
 from storage.artifacts import Artifact, Manifest
 from storage.parquet import write_table
-from tasks.stages.report_inputs import _licences, _source_rejects, _stage, _step_rejects
+from tasks.stages.report_inputs import _funnel, _licences, _source_rejects, _stage, _step_rejects
 
 
-def artifact(counts: Counts, **more: float) -> Artifact:
-    metrics = counts.metrics() | more
+def artifact(metrics: dict[str, Any]) -> Artifact:
     manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, {}, metrics, {}, 1.0, "2026-01-01T00:00:00+00:00")
     return Artifact(Path("nowhere"), manifest)
 
 
+def step(cached: int, generated: int, **more: float) -> Artifact:
+    counts = {"captions": 10, "requested": cached + generated, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
+    return artifact({**counts, "cached": cached, "generated": generated, **more})
+
+
 def test_a_step_that_was_killed_half_way_reads_as_one_that_was_not() -> None:
-    whole = Counts(10, 8, 0, 8, 7, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5)
-    resumed = Counts(10, 8, 6, 2, 7, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5, judged_before=5)
-    assert _stage(artifact(whole)) == _stage(artifact(resumed))
-    assert _stage(artifact(whole)).metrics["accepted"] == 7
+    whole = step(0, 8, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5)
+    resumed = step(6, 2, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5)
+    assert _stage(whole) == _stage(resumed)
+    assert _stage(whole).metrics == {"captions": 10, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
 
 
 def test_what_a_step_cost_is_not_shown_because_prices_change_no_fingerprint() -> None:
-    counts = Counts(10, 8, 0, 8, 7)
-    assert _stage(artifact(counts)) == _stage(artifact(counts, spend=0.5)) == _stage(artifact(counts, spend=0.1))
+    assert _stage(step(0, 8)) == _stage(step(0, 8, spend=0.5)) == _stage(step(0, 8, spend=0.1))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, several: bool) -> None:
+    """However many rewrites it has; manifests of earlier releases do not count rewrites."""
+    splits = pa.table({"split": ["train"] * 8 + ["val"]})
+    write_table(tmp_path / "ingest" / "captions" / "part-00000.parquet", splits)
+    write_table(tmp_path / "ingest" / "rejects" / "part-00000.parquet", pa.table({"reason": ["empty"]}))
+    metrics: dict[str, dict[str, Any]] = {
+        "ingest": {},
+        "paraphrase_1": {"captions": 7, "accepted": 6},
+        "paraphrase_2": {"captions": 6, "accepted": 5},
+        "finetune": {"rows": 4},
+    }
+    if several:
+        metrics["paraphrase_2"]["kept"] = 12
+    inputs = {name: Artifact(tmp_path / name, artifact(counts).manifest) for name, counts in metrics.items()}
+    assert _funnel(inputs, row_totals(metrics)) == [
+        ("rows read", 10),
+        ("captions", 9),
+        ("for training", 8),
+        ("asked", 7),
+        ("with paraphrase 1", 6),
+        ("kept, in 12 rewrites" if several else "kept", 5),
+        ("trained on", 4),
+    ]
 
 
 def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
@@ -39,7 +68,7 @@ def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     detail = "image 'nope.png': no readable image 'nope.png' in pics"
     row = {"source": "pics", "source_row": None, "reason": "missing_image", "detail": detail, "caption_raw": None}
     write_table(tmp_path / "rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
-    (group,) = _source_rejects("features", Artifact(tmp_path, artifact(Counts()).manifest))
+    (group,) = _source_rejects("features", Artifact(tmp_path, artifact({}).manifest))
     assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
 
@@ -50,7 +79,7 @@ def test_rows_of_a_file_of_paraphrases_that_were_left_out_are_shown(tmp_path: Pa
     write_table(tmp_path / "rejects" / "part-00000.parquet", tables.PARAPHRASE_REJECTS.empty_table())
     metrics: dict[str, dict[str, Any]] = {"paraphrase_1": {"file_rejected": {"missing_field": 1}}}
     inputs = {
-        stage: Artifact(tmp_path, replace(artifact(Counts()).manifest, metrics=metrics.get(stage, {})))
+        stage: Artifact(tmp_path, replace(artifact({}).manifest, metrics=metrics.get(stage, {})))
         for stage in ("paraphrase_1", "paraphrase_2", "finetune")
     }
     (group,) = _step_rejects(inputs)
@@ -73,7 +102,7 @@ def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: i
             table = pa.Table.from_pylist(rows, schema=tables.PARAPHRASE_REJECTS)
             write_table(tmp_path / stage / "rejects" / "part-00000.parquet", table)
         metrics: dict[str, Any] = {} if rejected is None else {"rejected": rejected}
-        inputs[stage] = Artifact(tmp_path / stage, replace(artifact(Counts()).manifest, metrics=metrics))
+        inputs[stage] = Artifact(tmp_path / stage, replace(artifact({}).manifest, metrics=metrics))
     groups = [(group.stage, group.reason, group.count) for group in _step_rejects(inputs)]
     assert groups[0] == ("paraphrase step 1", "echo", 1)
     assert groups[1:] == ([("finetune", "far_from_image", 2)] if rejected else [])
@@ -88,6 +117,6 @@ def test_many_licences_are_counted_in_both_tables(tmp_path: Path) -> None:
     }
     for (stage, folder), values in tables_of.items():
         write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"licence": values}))
-    inputs = {stage: Artifact(tmp_path / stage, artifact(Counts()).manifest) for stage, _ in tables_of}
+    inputs = {stage: Artifact(tmp_path / stage, artifact({}).manifest) for stage, _ in tables_of}
     found = [(licence.name, licence.captions, licence.paraphrased) for licence in _licences(inputs)]
     assert found == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]
