@@ -12,7 +12,7 @@ from paraclip_core.dataset_facts import DatasetFacts
 from paraclip_core.licences import CLASSES, licence_class, roll_up
 from paraclip_core.markdown import fenced, inert, table
 from paraclip_core.paraphrase.prompts import PromptTemplate
-from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING
 
 __all__ = ["dataset_card"]
 
@@ -22,7 +22,7 @@ SIZES = (
 )  # fmt: skip
 """The hub's names, a power of ten each from a thousand rows on."""
 COLUMNS = {
-    "caption_id": "hash of image id and caption, 32 hexadecimal digits",
+    "caption_id": "hash of image id and caption, 32 hexadecimal digits; rewrites of one caption share it",
     "caption": "the caption that came with the image, cleaned",
     "paraphrase_1": "the caption in plain language",
     "paraphrase_2": "paraphrase 1 in other words",
@@ -118,8 +118,8 @@ def _counts(facts: DatasetFacts) -> str:
         ("rows read from the sources", ingest.get("read", "")),
         ("captions kept", ingest.get("accepted", "")),
         ("captions asked for paraphrase 1", one.metrics.get("captions", "")),
-        ("accepted paraphrases 1", one.metrics.get("accepted", "")),
-        ("accepted paraphrases 2", two.metrics.get("accepted", "")),
+        ("captions with an accepted paraphrase 1", one.metrics.get("accepted", "")),
+        ("captions with an accepted paraphrase 2", two.metrics.get("accepted", "")),
         ("left out by opt-outs", facts.opt_outs.rows if facts.opt_outs else 0),
         *((f"rows here, {split}", count) for split, count in facts.rows.items()),
     ]
@@ -205,8 +205,9 @@ def _prompt(what: str, prompt: PromptTemplate) -> str:
 
 def _gates(facts: DatasetFacts) -> str:
     one, two = (dict(step.options.get("gates", {})) for step in facts.steps)
-    if one.get("preset") == two.get("preset") == "paper":
-        return "Preset paper: every answer that is not empty was kept."
+    # Artifacts of earlier releases have the published method's preset under its former name.
+    if {one.get("preset"), two.get("preset")} <= {"off", "paper"}:
+        return "Off: every answer that is not empty was kept."
     rows = [(name, _plain(one.get(name)), _plain(two.get(name))) for name in sorted(one | two)]
     return "An answer is kept if it passes every gate; these are the thresholds.\n\n" + table(
         ("option", "step 1", "step 2"), rows

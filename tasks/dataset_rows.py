@@ -46,7 +46,8 @@ def _has_values(folder: Path, column: str) -> bool:
 def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
     """Paraphrased rows with the `split` and `source` of their captions, batch by batch in the captions' order.
 
-    Both tables are in the order of ingest and every paraphrased row has its caption, so one pass over each is enough.
+    Both tables are in the order of ingest, rewrites of a caption follow each other, and every paraphrased row has its
+    caption, so one pass over each is enough.
 
     Raises:
         ArtifactError: a row's caption is not among the captions from there on.
@@ -170,7 +171,7 @@ class Tally:
         """Nothing has passed yet."""
         self._words: dict[str, Counter[int]] = {name: Counter() for name in TEXTS}
         self.samples: list[dict[str, Any]] = []
-        """The rows with the smallest caption ids."""
+        """The rows with the smallest caption ids; of rewrites of one caption, the first in the alphabet."""
 
     def note(self, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
         """Count a batch; samples show `columns`."""
@@ -178,9 +179,10 @@ class Tally:
             lengths = _compute("list_value_length", _compute("utf8_split_whitespace", batch.column(name)))
             for entry in _compute("value_counts", lengths).to_pylist():
                 counts[entry["values"]] += entry["counts"]
-        first = _compute("select_k_unstable", batch, k=SAMPLES, sort_keys=[("caption_id", "ascending")])
+        order = ("caption_id", *TEXTS)
+        first = _compute("select_k_unstable", batch, k=SAMPLES, sort_keys=[(name, "ascending") for name in order])
         rows = self.samples + batch.select(list(columns)).take(first).to_pylist()
-        self.samples = sorted(rows, key=lambda row: row["caption_id"])[:SAMPLES]
+        self.samples = sorted(rows, key=lambda row: [row[name] for name in order])[:SAMPLES]
 
     def words(self) -> Mapping[str, WordStatistics]:
         """Statistics of each text column."""

@@ -20,6 +20,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
+from paraclip_core.tables import PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.parquet import read_table, write_table
 from storage.roots import open_store
@@ -184,6 +185,40 @@ def test_the_same_bytes_twice_from_any_batches(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_rewrites_of_a_caption_each_have_its_split_and_source(
+    made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def three_each(out: Path) -> None:
+        rows = [
+            {**row, "paraphrase_2": f"{row['paraphrase_2']} {number}"}
+            for row in read_table(out / "paraphrases").to_pylist()
+            for number in range(3)
+        ]
+        write_table(next((out / "paraphrases").glob("*")), pa.Table.from_pylist(rows, schema=PARAPHRASES))
+
+    several = again(store, made, "8" * 32, edit=three_each)
+    source = read_table(several.path / "paraphrases").to_pylist()
+    opt_outs = [source[0]["caption_id"].hex(), source[9]["image_id"]]
+    found = export_dataset(several, tmp_path / "one", store)
+    assert found.rows == {"train": len(source)} and len(source) > 120
+    rows = read_table(tmp_path / "one/data").to_pylist()
+    assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
+    assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
+    import tasks.dataset_rows as module
+
+    whole = module.iter_batches
+    for number, batch_rows in enumerate((1, 7)):
+        monkeypatch.setattr(module, "iter_batches", lambda *given, n=batch_rows: whole(*given, batch_rows=n))
+        export_dataset(several, tmp_path / str(number), store)
+        assert contents(tmp_path / str(number)) == contents(tmp_path / "one")
+    without = export_dataset(several, tmp_path / "two", store, opt_outs=opt_outs)
+    assert (
+        without.left_out >= 6
+        and without.left_out % 3 == 0
+        and without.rows == {"train": len(source) - without.left_out}
+    )
+
+
 def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     found = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
     text = (tmp_path / "out/README.md").read_text()
@@ -195,12 +230,12 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     assert data["task_categories"] and "paraphrase" in data["tags"]
     metrics = made.manifest.metrics
     assert "| engine | file | file |" in text and metrics["model"].replace(":", "&#58;") in text
-    assert f"| accepted paraphrases 2 | {metrics['accepted']} |" in text
+    assert f"| captions with an accepted paraphrase 2 | {metrics['accepted']} |" in text
     first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
     assert first is not None and first.manifest.metrics["rejected"]
     for reason, count in first.manifest.metrics["rejected"].items():
         assert f"| paraphrase 1 | {reason} | {count} |" in text
-    assert "Preset paper" in text and "No opt-out list was given." in text and made.fingerprint in text
+    assert "Off: every answer" in text and "No opt-out list was given." in text and made.fingerprint in text
     words = sorted(len(row["caption"].split()) for row in read_table(made.path / "paraphrases").to_pylist())
     line = re.search(r"\| caption \| (\d+) \| (\d+) \| ([\d.]+) \| (\d+) \| (\d+) \|", text)
     assert line is not None
