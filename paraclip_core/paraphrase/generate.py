@@ -81,8 +81,7 @@ class RequestSender:
         Raises:
             EngineError: the engine failed; every answer it had given was handed on before.
         """
-        # Another attempt must draw other answers.
-        seed = (self._seed + 7919 * attempt) % 2**31
+        seed = attempt_seed(self._seed, attempt)
         begun = self._begun([key for _, key in todo], sampling)
         prompts = [Prompt(template.messages(text), text, step, seed, begun.get(key, ())) for text, key in todo]
         streams, done = isinstance(self._engine, StreamingEngine), 0
@@ -175,7 +174,7 @@ class RequestSender:
             "key": [key for _, key, _ in part],
             "step": [step] * count,
             "attempt": [attempt] * count,
-            "input": [_storable(text) for text, _, _ in part],
+            "input": [storable(text) for text, _, _ in part],
             "engine": [self._engine.name] * count,
             "model": [self._engine.model] * count,
             "prompt": [prompt] * count,
@@ -189,16 +188,21 @@ class RequestSender:
         return pa.Table.from_pydict(columns, schema=GENERATIONS)
 
 
+def attempt_seed(seed: int, attempt: int) -> int:
+    """Seed of an attempt's prompts: another attempt must draw other answers."""
+    return (seed + 7919 * attempt) % 2**31
+
+
+def storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
     # What is judged now is what a cached run will judge.
-    return [(*todo[i], replace(found, texts=tuple(map(_storable, found.texts)))) for i, found in numbered]
+    return [(*todo[i], replace(found, texts=tuple(map(storable, found.texts)))) for i, found in numbered]
 
 
 def _begun_key(key: bytes, count: int) -> bytes:
     """Key under which the first `count` answers of a request are kept as long as it has not all of them."""
     return hashlib.blake2b(key + f"first {count}".encode(), digest_size=KEY_BYTES).digest()
-
-
-def _storable(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")

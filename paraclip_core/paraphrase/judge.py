@@ -20,7 +20,7 @@ from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.small_model.synonyms import variants
 
-__all__ = ["Accepted", "Judge", "Request", "Verdict", "gates_digest", "make_judge"]
+__all__ = ["Accepted", "Candidate", "Judge", "Request", "Verdict", "gates_digest", "make_judge"]
 
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
@@ -64,6 +64,23 @@ class Verdict:
     detail: str = ""
     similarity: float | None = None
     """Cosine of caption and rejected answer, None where nobody asked."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A parsed answer with what each gate says of it."""
+
+    answer: str
+    results: Mapping[str, str | None]
+    """Reason code → None where it passes, or why it does not, in the order in which the gates are asked. Of an answer
+    without a word nothing else is asked."""
+    similarity: float | None
+    """Cosine of caption and answer, None without a sentence encoder."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it passes every gate."""
+        return all(detail is None for detail in self.results.values())
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,21 @@ class Judge:
             ]
             verdicts.append(self._verdict(judged))
         return verdicts
+
+    def explain(self, request: Request) -> list[Candidate]:
+        """Every candidate of a request, in the order in which they are judged, with the result of every gate."""
+        pairs = self._candidates(request)
+        compare = self._comparing([pair for pair in pairs if pair.answer_words])
+        return [self._explained(pair, compare if pair.answer_words else None) for pair in pairs]
+
+    def _explained(self, pair: Pair, compare: Compare | None) -> Candidate:
+        if detail := self._gates.text["empty"](pair, self._options):
+            return Candidate(pair.answer, {"empty": detail}, None)
+        results = {reason: gate(pair, self._options) for reason, gate in self._gates.text.items()}
+        if compare is None:
+            return Candidate(pair.answer, results, None)
+        results |= {reason: gate(pair, self._options, compare) for reason, gate in self._gates.meaning.items()}
+        return Candidate(pair.answer, results, compare.cosine(pair.caption, pair.answer))
 
     def _candidates(self, request: Request) -> list[Pair]:
         raw = list(request.answers)
