@@ -32,7 +32,10 @@ class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
         """Text and seed of each request that was answered as it should be."""
         self.paths: Counter[str] = Counter()
         self.keys: set[str] = set()
-        self.list_models = True
+        self.models: object = [{"id": "smol"}, {"id": "other"}]
+        """What it says it has; None where it does not say."""
+        self.refuses = 0
+        """Status with which it refuses to say so."""
         self.under_way = self.most_under_way = 0
         self.times: list[float] = []
         self.lock = threading.Lock()
@@ -66,7 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.owner  # type: ignore[attr-defined]
 
     def do_GET(self) -> None:
-        self.send(200, {"data": [{"id": "smol"}, {"id": "other"}]} if self.owner.list_models else {})
+        if self.owner.refuses:
+            status(self.owner.refuses, "who are you?")(self)
+            return
+        self.send(200, {} if self.owner.models is None else {"data": self.owner.models})
 
     def do_POST(self) -> None:
         owner = self.owner

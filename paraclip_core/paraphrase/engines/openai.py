@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+import logging
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
-from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.http_limits import Budget
-from paraclip_core.paraphrase.engines.openai_client import OpenAIClient
-from paraclip_core.paraphrase.engines.openai_run import OpenAIRun
+from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
+from paraclip_core.paraphrase.engines.openai_wire import plain
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["OpenAIEngine"]
+__all__ = ["Budget", "OpenAIEngine"]
+
+log = logging.getLogger(__name__)
+
+NONE_SPEAKS = 16
+"""So many empty answers and no other: the model cannot answer as it is asked."""
+PAUSE_SECONDS = 0.005
+"""Between two looks whether there is room."""
+OTHER_TEXT = "a dog on a beach"
+"""What a server is asked about to tell whether it answers any text."""
+SHOWN = 5
+"""Captions that a message names."""
 
 
 class OpenAIEngine:
@@ -31,12 +44,19 @@ class OpenAIEngine:
 
     name = "openai"
 
-    def __init__(self, model: str, options: OpenAIOptions) -> None:
-        """`model` is its name at the server. Neither server nor key are looked at before the first request."""
-        self._model, self._options = model, options
+    def __init__(self, model: str, options: OpenAIOptions, urls: Sequence[str] = (), strict: bool = False) -> None:
+        """Neither server nor key are looked at before the first request.
+
+        Args:
+            model: its name at the server.
+            options: address, limits and patience.
+            urls: addresses of servers that share the work, in place of the options' one.
+            strict: a prompt that is declined ends the run.
+        """
+        self._model, self._options, self._urls, self._strict = model, options, urls, strict
         self._budget = Budget(options)
         self._resources = ExitStack()
-        self._running: tuple[BlockingPortal, OpenAIRun] | None = None
+        self._connected: tuple[BlockingPortal, OpenAIClient] | None = None
 
     @classmethod
     def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> OpenAIEngine:
@@ -58,13 +78,13 @@ class OpenAIEngine:
     @property
     def model(self) -> str:
         """The model's name at the server, its revision, and a hash of the additional fields where there are any."""
-        found = self._model
+        name = self._model
         if self._options.revision:
-            found += f"@{self._options.revision}"
+            name += f"@{self._options.revision}"
         if self._options.extra_body:
             canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"), default=str)
-            found += f"+{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
-        return found
+            name += f"+{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
+        return name
 
     @property
     def priced(self) -> bool:
@@ -76,33 +96,41 @@ class OpenAIEngine:
         """What this model's answers may cost, earlier runs' included; 0: no cap."""
         return self._options.max_spend
 
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens, in the currency of the prices."""
-        return self._options.cost(prompt_tokens, completion_tokens)
-
     @property
     def spent(self) -> float:
         """What answers have cost so far, in the currency of the prices; 0 where none are given."""
         return self._budget.spent
 
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens, in the currency of the prices."""
+        return self._options.cost(prompt_tokens, completion_tokens)
+
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count tokens that were paid for earlier towards the spending cap."""
         self._budget.add(prompt_tokens, completion_tokens)
+
+    def check(self) -> None:
+        """Look whether the server can be reached, takes the key and has the model; nothing is asked for.
+
+        Raises:
+            EngineError: it does not; says which option to mend.
+        """
+        portal, client = self._connect()
+        portal.call(client.check)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
 
         Raises:
-            EngineError: the server cannot be used or failed too often; its `finished` has what was answered.
-            BudgetError: the spending cap is reached; likewise.
+            EngineError: the server is of no use or too dear by now; its `finished` has what was answered.
         """
-        found: dict[int, Completion] = {}
+        completions: dict[int, Completion] = {}
         try:
-            found.update(self.stream(prompts, sampling))
+            completions.update(self.stream(prompts, sampling))
         except EngineError as error:
-            error.finished = found
+            error.finished = completions
             raise
-        return [found[number] for number in range(len(prompts))]
+        return [completions[number] for number in range(len(prompts))]
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
@@ -112,15 +140,12 @@ class OpenAIEngine:
         While `concurrency` completions wait to be taken, nothing more is asked for.
 
         Raises:
-            EngineError: the server cannot be used or failed too often; what was answered was handed over before.
-            BudgetError: the spending cap is reached; likewise.
+            EngineError: the server is of no use or too dear by now; what was answered was handed over before.
         """
-        portal, run = self._running or self._start()
+        portal, client = self._connect()
         answered: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
-        # Whoever takes them keeps them; what piles up while that takes long is lost when the process is killed.
-        call = portal.start_task_soon(
-            run.answer, prompts, sampling, answered.put, lambda: answered.qsize() < self._options.concurrency
-        )
+        run = _Run(self._options, self._strict, client, self._budget, prompts, sampling, answered)
+        call = portal.start_task_soon(run.answer)
         call.add_done_callback(lambda _: answered.put(None))
         try:
             while (item := answered.get()) is not None:
@@ -132,15 +157,244 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Close the connections; the next call opens them again."""
-        self._running = None
+        self._connected = None
         self._resources.close()
 
-    def _start(self) -> tuple[BlockingPortal, OpenAIRun]:
-        client = OpenAIClient(self._model, self._options)
-        # A loop in a thread of its own serves callers inside and outside of other loops.
-        portal = self._resources.enter_context(start_blocking_portal())
-        self._resources.callback(portal.call, client.close)
-        # What waits for the budget belongs to the loop that it first waited in.
-        self._budget = Budget(self._options, self._budget.spent)
-        self._running = portal, OpenAIRun(self._model, self._options, client, self._budget)
-        return self._running
+    def _connect(self) -> tuple[BlockingPortal, OpenAIClient]:
+        if self._connected is None:
+            client = OpenAIClient(self._model, self._options, self._urls)
+            # A loop in a thread of its own serves callers inside and outside of other loops.
+            portal = self._resources.enter_context(start_blocking_portal())
+            self._resources.callback(portal.call, client.close)
+            # What waits for the budget belongs to the loop that it first waited in.
+            self._budget = Budget(self._options, self._budget.spent)
+            self._connected = portal, client
+        return self._connected
+
+
+class Budget:
+    """Counts what answers cost and stops before the cap is passed. Used from one event loop.
+
+    A request sets aside the most that it can cost, so answers under way cannot pass the cap together either.
+    """
+
+    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
+        self._options = options
+        self.spent = spent
+        """Cost of all answers so far, in the currency of the prices."""
+        self._set_aside = 0.0
+        self._changed = asyncio.Event()
+
+    def add(self, prompt_tokens: float, completion_tokens: float) -> None:
+        """Count an answer."""
+        self.spent += self._options.cost(prompt_tokens, completion_tokens)
+
+    async def set_aside(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Set aside what a request may cost, waiting for answers under way where only they stand against it.
+
+        Raises:
+            BudgetError: it does not fit under the cap any more.
+        """
+        cost = self._options.cost(prompt_tokens, completion_tokens)
+        cap = self._options.max_spend
+        while cap and self.spent + self._set_aside + cost > cap:
+            if self.spent + cost > cap:
+                raise BudgetError(
+                    f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
+                    f"(earlier runs included), and one request more may cost {cost:.3g}. Everything answered is kept; "
+                    "raise max_spend and run again to go on from there"
+                )
+            self._changed.clear()
+            await self._changed.wait()
+        self._set_aside += cost
+        return cost
+
+    def release(self, cost: float) -> None:
+        """Give back what `set_aside` returned, once the request is over."""
+        self._set_aside = max(0.0, self._set_aside - cost)
+        self._changed.set()
+
+
+class _HaltedError(Exception):
+    """Another request ended the run before this one was answered."""
+
+
+@dataclass
+class _Run:
+    """Many prompts at one server at once, and what becomes of each when some fail.
+
+    A failure may be the prompt's or the server's, which is in doubt until the server answers anything else. At the end
+    prompts in doubt, and those that failed with all their retries, are asked for once more.
+    """
+
+    options: OpenAIOptions
+    strict: bool
+    client: OpenAIClient
+    budget: Budget
+    prompts: Sequence[Prompt]
+    sampling: SamplingOptions
+    answered: SimpleQueue[tuple[int, Completion] | None]
+    declined: dict[int, str] = field(default_factory=dict)
+    """In the server's words."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """All attempts failed, the last one like this."""
+    doubts: dict[int, RefusedError | GaveUpError] = field(default_factory=dict)
+    """Failures since the last answer."""
+    begun: dict[int, Completion] = field(default_factory=dict)
+    ends: list[EngineError] = field(default_factory=list)
+    """Why nothing more is asked for."""
+    silent: int | None = 0
+    """Completions without a word; None once there was one with some."""
+    again: bool = False
+    """Whether this is the second round, of what failed in the first."""
+    halt: asyncio.Event = field(default_factory=asyncio.Event)
+    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def answer(self) -> None:
+        """Ask for all of the prompts; each completion is handed over as soon as it is there.
+
+        Raises:
+            EngineError: not every prompt has one.
+        """
+        await self._work(range(len(self.prompts)))
+        if not self.ends:
+            self.again = True
+            await self._work(sorted({*self.failed, *self.doubts}))
+        declined = {number: why for number, why in sorted(self.declined.items()) if number not in self.doubts}
+        for number in declined:
+            # Draws that were answered before one was not are as good as any.
+            self.answered.put((number, self.begun.pop(number, Completion(self.prompts[number].begun, 0, 0))))
+        if declined:
+            counts, why = f"{len(declined)} of {len(self.prompts)}", next(iter(declined.values()))
+            log.warning("%s prompts were declined (%s), one: %s", counts, self._named(declined), why)
+        if self.ends:
+            self.ends[0].begun = self.begun
+            raise self.ends[0]
+
+    async def _work(self, numbers: Sequence[int]) -> None:
+        """Ask for the prompts with these numbers, as many at once as the options say."""
+        waiting = iter(numbers)
+
+        async def work() -> None:
+            for number in waiting:
+                try:
+                    await self._one(number)
+                except EngineError as error:
+                    self.ends.append(error)
+                except _HaltedError:
+                    return
+                if self.ends:
+                    self.halt.set()
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self.options.concurrency, len(numbers))):
+                group.create_task(work())
+
+    async def _one(self, number: int) -> None:
+        prompt = self.prompts[number]
+        try:
+            while self.answered.qsize() >= self.options.concurrency:
+                await self._rest(PAUSE_SECONDS)
+            # Until it is known whether the server answers at all, it is asked for nothing more.
+            async with self.probing:
+                pass
+            completion = await self._complete(prompt, number)
+        except RefusedError as error:
+            error.add_note(f"It was asked about {plain(prompt.text, 80)!r}.")
+            self.doubts[number] = error
+            if self.strict or not error.about_one or not await self._answers_others(prompt):
+                raise
+            self.failed.pop(number, None)
+            self.declined[number] = error.reply.text if error.reply.declines else str(error)
+        except GaveUpError as error:
+            self.doubts[number], self.failed[number] = error, str(error)
+            in_a_row = len(self.doubts)
+            if not await self._answers_others(prompt):
+                raise (self._left_over() if self.again else self._broken(in_a_row, error)) from error
+            if self.again:
+                self.declined[number] = self.failed.pop(number)
+        else:
+            self.failed.pop(number, None)
+            self.declined.pop(number, None)
+            self.answered.put((number, completion))
+            self._check_words(completion)
+
+    async def _answers_others(self, prompt: Prompt) -> bool:
+        """Whether what came of a prompt is about its text: the server answers the same request about another one.
+
+        It is asked only where answers of late do not say, and always at the end.
+        """
+        role, content = prompt.messages[-1]
+        before, text, behind = content.rpartition(prompt.text)
+        other = (*prompt.messages[:-1], (role, f"{before}{OTHER_TEXT}{behind}" if text else OTHER_TEXT))
+        async with self.probing:
+            if self.halt.is_set():
+                raise _HaltedError
+            few = len(self.doubts) < self.options.max_failures
+            refused = any(isinstance(error, RefusedError) for error in self.doubts.values())
+            # What failed with all its retries before the first answer is seen to when all else was asked for.
+            if few and not self.again and (self.client.answered or not refused):
+                return True
+            try:
+                await self._complete(replace(prompt, messages=other, text=OTHER_TEXT, begun=()), None)
+            except (RefusedError, GaveUpError) as error:
+                log.warning("%s does not answer %r either: %s", self.options.base_url, OTHER_TEXT, error)
+                return False
+            return True
+
+    async def _complete(self, prompt: Prompt, number: int | None) -> Completion:
+        """All draws of a prompt; where an exception ends it, `begun` gets those that were there."""
+        # Greedy decoding has one answer.
+        wanted = 1 if self.sampling.temperature == 0 else self.sampling.n
+        texts, asked, drawn = [*prompt.begun], 0, 0
+        aside = await self.budget.set_aside(*self.client.most(prompt, self.sampling, wanted - len(texts)))
+        try:
+            if self.halt.is_set():
+                raise _HaltedError
+            while len(texts) < wanted:
+                answer = await self.client.ask(prompt, self.sampling, wanted - len(texts), len(texts), self._rest)
+                self.doubts.clear()
+                self.budget.add(answer.prompt_tokens, answer.completion_tokens)
+                texts += answer.texts
+                asked, drawn = asked + answer.prompt_tokens, drawn + answer.completion_tokens
+        except Exception:
+            if number is not None and len(texts) > len(prompt.begun):
+                self.begun[number] = Completion(tuple(texts), asked, drawn)
+            raise
+        finally:
+            self.budget.release(aside)
+        return Completion(tuple(texts), asked, drawn)
+
+    def _check_words(self, completion: Completion) -> None:
+        spoken = self.silent is None or any(text.strip() for text in completion.texts)
+        self.silent = None if spoken else (self.silent or 0) + 1
+        if self.silent == NONE_SPEAKS:
+            raise EngineError(
+                f"{self.options.base_url} gave {NONE_SPEAKS} answers without a word. A model that thinks first needs "
+                "more paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
+            )
+
+    def _broken(self, in_a_row: int, last: Exception) -> EngineError:
+        return EngineError(
+            f"{in_a_row} requests in a row failed with all their retries "
+            f"(paraphrase.openai.max_failures={self.options.max_failures}), last: {last}; everything answered is kept. "
+            f"See to {self.options.base_url} and run again to go on from there"
+        )
+
+    def _left_over(self) -> EngineError:
+        return EngineError(
+            f"{len(self.failed)} of {len(self.prompts)} requests failed with all their retries, for "
+            f"{self._named(self.failed)}: {self.failed[min(self.failed)]}; run again to ask for these"
+        )
+
+    def _named(self, numbers: Iterable[int]) -> str:
+        texts = [repr(plain(self.prompts[number].text, 80)) for number in sorted(numbers)]
+        return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.halt.wait(), seconds)
+        except TimeoutError:
+            return
+        raise _HaltedError

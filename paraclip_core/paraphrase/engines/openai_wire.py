@@ -1,12 +1,15 @@
-"""Requests and answers of OpenAI's HTTP interface as bytes; what a server may get wrong is found here, by name."""
+"""Requests and answers of OpenAI's HTTP interface as bytes, for the engine `openai` and for batch files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from paraclip_core.config import SamplingOptions
@@ -15,14 +18,17 @@ from paraclip_core.paraphrase.protocol import Prompt
 __all__ = [
     "Answer",
     "NonsenseError",
-    "Said",
+    "ServerError",
+    "answer_tokens",
     "draw_seed",
     "error_in",
-    "most_said",
+    "listed",
+    "models_in",
     "plain",
     "prompt_size",
     "read_answer",
     "request_body",
+    "retry_after",
 ]
 
 BYTES_PER_TOKEN = 3
@@ -54,7 +60,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Said:
+class ServerError:
     """What a server said about a request that it did not answer."""
 
     text: str
@@ -72,6 +78,11 @@ class Said:
     def about_n(self) -> bool:
         """Whether asking for several answers at once may be what is wrong."""
         return bool(_ABOUT_N.search(f"{self.code} {self.text}"))
+
+    @property
+    def no_template(self) -> bool:
+        """Whether the model cannot chat: it has no template for turns."""
+        return "chat template" in self.text.lower()
 
     @property
     def out_of_credit(self) -> bool:
@@ -107,13 +118,13 @@ def request_body(
         body["n"] = n
     plain_text = prompt.messages[0][0] == "text"
     # After examples every answer is one line; a model that follows instructions may begin otherwise.
-    if plain_text or any(role == "assistant" for role, _ in prompt.messages):
+    if plain_text or not chat or any(role == "assistant" for role, _ in prompt.messages):
         body["stop"] = ["\n"]
     if chat:
         turns = [("user", content) if role == "text" else (role, content) for role, content in prompt.messages]
         body["messages"] = [{"role": role, "content": content} for role, content in turns]
     else:
-        body["prompt"] = "\n".join(content for _, content in prompt.messages)
+        body["prompt"] = "\n".join(content for _, content in prompt.messages) + ("" if plain_text else "\n")
     return {name: value for name, value in {**body, **extra}.items() if value is not None}
 
 
@@ -123,7 +134,7 @@ def prompt_size(prompt: Prompt) -> int:
     return size // BYTES_PER_TOKEN + TOKENS_PER_TURN * len(prompt.messages)
 
 
-def most_said(body: Mapping[str, Any]) -> int:
+def answer_tokens(body: Mapping[str, Any]) -> int:
     """Tokens that a request's answers can have together."""
     limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
     return body.get("n", 1) * max((limit for limit in limits if isinstance(limit, int)), default=0)
@@ -141,26 +152,27 @@ def read_answer(raw: bytes, n: int, prompt_tokens: int) -> Answer:
         NonsenseError: it is no such answer.
     """
     content = _json(raw)
-    choices = content.get("choices")
-    if not isinstance(choices, list) or not choices:
-        raise NonsenseError(f"answer without choices: {plain(raw)}")
-    if not all(isinstance(choice, dict) for choice in choices):
-        raise NonsenseError(f"choices that are no objects: {plain(raw)}")
-    if all(type(choice.get("index")) is int for choice in choices):
-        choices.sort(key=lambda choice: choice["index"])
-    texts = tuple(_text(choice) for choice in choices[:n])
+    try:
+        choices = content["choices"]
+        if all(type(choice.get("index")) is int for choice in choices):
+            choices.sort(key=lambda choice: choice["index"])
+        texts = tuple(_text(choice) for choice in choices[:n])
+    except (AttributeError, KeyError, TypeError):
+        texts = ()
+    if not texts:
+        raise NonsenseError(f"answer without choices that hold text: {plain(raw)}")
     usage = content.get("usage")
     counts = usage if isinstance(usage, dict) else {}
-    said = sum(len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN + 1 for text in texts)
+    estimate = sum(len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN + 1 for text in texts)
     return Answer(
         texts,
         _count(counts.get("prompt_tokens"), prompt_tokens),
-        _count(counts.get("completion_tokens"), said),
+        _count(counts.get("completion_tokens"), estimate),
         plain(content.get("model") or "", 100),
     )
 
 
-def error_in(raw: bytes) -> Said | None:
+def error_in(raw: bytes) -> ServerError | None:
     """The error object of a body, whatever status it came with; None where there is none.
 
     Takes OpenAI's shape (`error`: object or text), vLLM's older one (`object`: error) and FastAPI's (`detail`).
@@ -169,15 +181,47 @@ def error_in(raw: bytes) -> Said | None:
         content = _json(raw)
     except NonsenseError:
         return None
-    found = content.get("error") or (content if content.get("object") == "error" else content.get("detail"))
-    if not found or content.get("choices"):
+    error = content.get("error") or (content if content.get("object") == "error" else content.get("detail"))
+    if not error or content.get("choices"):
         return None
-    if not isinstance(found, dict):
-        return Said(plain(found), "")
-    codes = [found.get(name) for name in ("code", "type", "param", "status")]
+    if not isinstance(error, dict):
+        return ServerError(plain(error), "")
+    codes = [error.get(name) for name in ("code", "type", "param", "status")]
     numbers = [code for code in codes if type(code) is int and 400 <= code < 600]
-    text = found.get("message") or found.get("msg") or found
-    return Said(plain(text), " ".join(str(code).lower() for code in codes if code), numbers[0] if numbers else None)
+    text = error.get("message") or error.get("msg") or error
+    return ServerError(
+        plain(text), " ".join(str(code).lower() for code in codes if code), numbers[0] if numbers else None
+    )
+
+
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Seconds that a server asks to wait (`retry-after-ms`, or `retry-after` as seconds or HTTP date), if it does."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        try:
+            seconds = float(text) / unit
+        except ValueError:
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+
+
+def models_in(raw: bytes) -> list[tuple[str, str]]:
+    """Names and owners of the models in a server's list; none where it is no list."""
+    try:
+        return [(plain(entry["id"], 80), plain(entry.get("owned_by") or "", 80)) for entry in json.loads(raw)["data"]]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def plain(text: object, most: int = 300) -> str:
@@ -201,21 +245,13 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _text(choice: dict[str, Any]) -> str:
     message = choice.get("message")
-    if isinstance(message, dict):
-        content = message.get("content")
-    elif "text" in choice:
-        content = choice["text"]
-    else:
-        raise NonsenseError(f"choice without message or text: {plain(choice)}")
-    if content is None:
-        # A refusal, or all tokens went into thinking: an answer that says nothing.
-        return ""
+    content = message.get("content") if isinstance(message, dict) else choice["text"]
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(content, str):
-        raise NonsenseError(f"content that is no text: {plain(content)}")
-    return content
+        content = "".join(part.get("text") or "" for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError
+    # None is a refusal, or all tokens went into thinking: an answer that says nothing.
+    return content or ""
 
 
 def _count(value: object, estimate: int) -> int:

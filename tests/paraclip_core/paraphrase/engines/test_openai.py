@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from openai_asking import (  # pyright: ignore[reportMissingImports]
+    KEY,
     TWO,
     Connect,
     ask,
@@ -26,11 +27,11 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     status,
     words_of,
 )
+from paraclip_core.paraphrase.synonyms import THESAURUS
 
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.paraphrase.protocol import Completion, Prompt
-from paraclip_core.paraphrase.synonyms import THESAURUS
 
 
 def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(
@@ -167,7 +168,7 @@ def test_what_trying_again_does_not_mend_fails_at_once(
 def test_an_address_without_its_version_is_suspected(openai_server: OpenAIServer, connect: Connect) -> None:
     openai_server.answer = lambda asked: status(404, "not found")
     engine = connect(base_url=openai_server.url.removesuffix("/v1"))
-    openai_server.list_models = False
+    openai_server.models = None
     with pytest.raises(EngineError, match=r"does paraphrase.openai.base_url end .* in /v1"):
         ask(engine, "a")
 
@@ -300,3 +301,47 @@ def test_another_model_than_the_one_asked_for_is_told_once(
     assert not caplog.text
     ask(connect(), "b", "c", "d")
     assert caplog.text.count("asked for the model 'smol' and says that 'large-2026' answered") == 1
+
+
+def test_the_check_asks_for_nothing_and_finds_a_model_under_its_names(
+    openai_server: OpenAIServer, connect: Connect
+) -> None:
+    connect("smol").check()
+    openai_server.models = [{"id": "llama3:latest", "owned_by": "library"}]
+    connect("llama3").check()
+    openai_server.models = [{"id": "/models/some.gguf", "owned_by": "llamacpp"}]
+    connect("any name").check()
+    # Not every server has a list.
+    for models in ([], None, "nonsense", [1], [{"name": "smol"}]):
+        openai_server.models = models
+        connect("any name").check()
+    assert openai_server.asked == []
+
+
+def test_the_check_says_what_to_mend(
+    openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineError, match=r"has no model 'smol-2', but smol, other; set paraphrase.model"):
+        connect("smol-2").check()
+    openai_server.refuses = 401
+    with pytest.raises(EngineError, match=r"refuses a request without key \(OPENAI_API_KEY is not set\)"):
+        connect().check()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(EngineError, match=r"refuses the key in OPENAI_API_KEY: .*put a valid key into OPENAI_API_KEY"):
+        connect().check()
+    openai_server.stop()
+    with pytest.raises(EngineError, match=r"cannot be reached: .*; start the server, or set .*base_url"):
+        connect().check()
+
+
+def test_turns_are_plain_text_for_a_model_without_a_template(openai_server: OpenAIServer, connect: Connect) -> None:
+    message = "default chat template is no longer allowed, so you must provide a chat template"
+    openai_server.answer, well = (
+        lambda asked: status(400, message) if "messages" in asked else well(asked),
+        openai_server.answer,
+    )
+    few_shot = Prompt(FEW_SHOT[1].messages("a dog"), "a dog", 1, 0)
+    (completion, _) = connect(concurrency=1).generate([few_shot, few_shot], TWO)
+    assert len(completion.texts) == 2
+    assert openai_server.paths == {"/v1/chat/completions": 1, "/v1/completions": 2}
+    assert openai_server.asked[1]["prompt"].endswith("\na dog\n") and openai_server.asked[1]["stop"] == ["\n"]

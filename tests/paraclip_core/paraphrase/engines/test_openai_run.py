@@ -31,11 +31,11 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     status,
     words_of,
 )
+from paraclip_core.paraphrase.choose import Chooser
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
 from paraclip_core.errors import BudgetError, ConfigError, EngineError, with_notes
-from paraclip_core.paraphrase.choose import Chooser
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.protocol import Completion, Prompt

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from paraclip_core.paraphrase.similarity import PACKAGE
 
 from paraclip_core.clip import base
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
@@ -19,7 +20,6 @@ from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES, read_hashe
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Completion, Prompt
-from paraclip_core.paraphrase.similarity import PACKAGE
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
