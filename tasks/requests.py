@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from tasks.models import model_hashes
 from tasks.stages.ingest import scan
 from tasks.stages.paraphrase import judge_spec, step_batches
 
-__all__ = ["StepLeft", "step_left", "steps_left"]
+__all__ = ["StepLeft", "captions_folder", "step_left", "steps_left"]
 
 SAMPLE = 1024
 """Missing texts that are looked at to tell their length."""
@@ -69,10 +69,7 @@ def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Ar
     with _looking(settings, store) as look:
         if "paraphrase_1" in artifacts:
             return {2: look.step(2, step_batches(store.with_files(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
-        if "ingest" in artifacts:
-            folder = store.with_files(artifacts["ingest"]).path
-        else:
-            folder = _scanned(settings, store, look.scratch)
+        folder = captions_folder(settings, store, artifacts, look.scratch)
         captions = step_batches(folder, 1, settings.paraphrase.fraction)
         left[1], tables = look.step(1, captions)
         left[2] = look.step(2, look.selected(tables))[0]
@@ -143,8 +140,14 @@ class _Look:
         return lambda columns: (kept.select(list(columns)) for kept, _ in selection.batches())
 
 
-def _scanned(settings: Settings, store: ArtifactStore, scratch: Path) -> Path:
-    """A folder as ingest would write it, as far as a step reads it."""
+def captions_folder(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], scratch: Path) -> Path:
+    """The folder of the finished ingest, or else one below `scratch` with the captions that it will accept.
+
+    Raises:
+        InputError: a source file is missing or bad as a whole.
+    """
+    if "ingest" in artifacts:
+        return store.with_files(artifacts["ingest"]).path
     writer = PartWriter(scratch / "ingest" / "captions", CAPTIONS)
     for batch in scan(settings, store):
         writer.write(batch)
