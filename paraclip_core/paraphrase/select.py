@@ -26,11 +26,16 @@ PLAIN = r"""
 CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))
 """
 
+# An input is told by the key of its first request.
+INPUTS = "SELECT accepted, key AS input FROM judged"
+INPUTS_ASKED_AGAIN = """
+SELECT accepted, first.key AS input FROM judged JOIN asked first ON first.row = judged.row AND first.attempt = 0
+"""
 FLOODS = """
 SET VARIABLE floods = (
   SELECT coalesce(list(spoken), []) FROM (
     SELECT spoken FROM (
-      SELECT DISTINCT plain(accepted[1].answer) AS spoken, key FROM judged WHERE len(accepted) > 0
+      SELECT DISTINCT plain(accepted[1].answer) AS spoken, input FROM ({}) WHERE len(accepted) > 0
     ) GROUP BY spoken HAVING count(*) > ?
   )
 )
@@ -114,8 +119,7 @@ def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
         _view_outcomes(tables, max_repeats)
         con = tables.con
         con.execute("SET VARIABLE keep = ?", [keep])
-        several = con.execute("SELECT coalesce(max(attempt), 0) FROM asked").fetchall()[0][0] > 0
-        _copy(tables, LAST_CHOSEN if several else CHOSEN, "row", selection.chosen)
+        _copy(tables, LAST_CHOSEN if _asked_again(tables) else CHOSEN, "row", selection.chosen)
         _copy(tables, REJECTED, "row, attempt", selection.rejected)
     path = str(selection.chosen)
     selection.accepted, selection.kept = con.execute(
@@ -144,10 +148,15 @@ def _view_outcomes(tables: StepTables, max_repeats: int | None) -> None:
     con, flooded = tables.con, False
     if max_repeats is not None and tables.rows > max_repeats:
         con.execute(PLAIN)
-        con.execute(FLOODS, [max_repeats])
+        con.execute(FLOODS.format(INPUTS_ASKED_AGAIN if _asked_again(tables) else INPUTS), [max_repeats])
         con.execute("SET VARIABLE flooded = ?", [f"the same answer for more than {max_repeats} inputs"])
         flooded = con.execute("SELECT len(getvariable('floods')) > 0").fetchall()[0][0]
     con.execute(OUTCOMES_WITHOUT_FLOODS if flooded else OUTCOMES)
+
+
+def _asked_again(tables: StepTables) -> bool:
+    """Whether there are further attempts."""
+    return tables.con.execute("SELECT coalesce(max(attempt), 0) > 0 FROM asked").fetchall()[0][0]
 
 
 def _copy(tables: StepTables, query: str, order: str, path: Path) -> None:

@@ -1,63 +1,49 @@
-"""What the tests of the loop share: a cache in memory and an engine that counts what it is asked."""
+"""What the tests of paraphrasing share: a cache on disk, rows as the stages hand them on, and a step that runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import GateOptions, SamplingOptions
-from paraclip_core.paraphrase.block import INPUT_COLUMNS
-from paraclip_core.paraphrase.choose import Chooser
-from paraclip_core.paraphrase.prompts import FEW_SHOT
-from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
-from paraclip_core.paraphrase.similarity import SentenceEncoder
-from paraclip_core.tables import GENERATIONS, text_hash
+from paraclip_core.config import GateOptions, ParaphraseOptions
+from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.protocol import Engine
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches
+from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.step_tables import StepTables
+from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
+from storage.generations import GenerationStore
+
+OFF = ParaphraseOptions(engine="transformers", synonyms=False, gates=GateOptions(preset="off"))
 
 
-class MemoryCache:
-    """The cache protocol over a dict."""
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step wrote, and how it came to it."""
 
-    def __init__(self) -> None:
-        self.rows: dict[bytes, list[str]] = {}
-        self.appends = 0
-
-    def lookup(self, keys: pa.FixedSizeBinaryArray) -> pa.Table:
-        known = [key for key in dict.fromkeys(keys.to_pylist()) if key in self.rows]
-        answers = pa.array([self.rows[key] for key in known], pa.list_(pa.string()))
-        return pa.table({"key": pa.array(known, pa.binary(16)), "completions": answers})
-
-    def append(self, generations: pa.Table) -> None:
-        assert generations.schema == GENERATIONS
-        self.appends += 1
-        for row in generations.to_pylist():
-            self.rows.setdefault(row["key"], row["completions"])
-
-
-class CountingEngine:
-    """Passes prompts on and remembers their texts."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.asked: list[str] = []
+    rows: pa.Table
+    rejects: pa.Table
+    rounds: Rounds
 
     @property
-    def name(self) -> str:
-        return self._engine.name
+    def answers(self) -> dict[str, str]:
+        """Input → answer."""
+        step = self.rounds.tables.step
+        source, answer = ("caption", "paraphrase_1") if step == 1 else ("paraphrase_1", "paraphrase_2")
+        return dict(zip(self.rows.column(source).to_pylist(), self.rows.column(answer).to_pylist(), strict=True))
 
     @property
-    def model(self) -> str:
-        return self._engine.model
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        self.asked += [prompt.text for prompt in prompts]
-        return self._engine.generate(prompts, sampling)
-
-    def close(self) -> None:
-        self._engine.close()
+    def input_of_step_2(self) -> list[pa.RecordBatch]:
+        """The rows, as step 2 reads them."""
+        return self.rows.select(list(INPUT_COLUMNS[2])).to_batches()
 
 
 def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
@@ -73,52 +59,79 @@ def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))
 
 
-def shipped_chooser(step: int, encoder: SentenceEncoder) -> Chooser:
-    """The gates of a step for small models, as the stages make them."""
-    whole = Tokeniser(context_length=4096)
-    return Chooser(
-        GateOptions(preset="small-model"),
-        step,
-        encoder=encoder,
-        examples=FEW_SHOT[step].examples,
-        pieces=lambda text: len(whole.encode(text)) - 2,
-    )
+def read_from(batches: Sequence[pa.RecordBatch]) -> Batches:
+    """Reads batches as a stage reads its files."""
+    return lambda columns: (batch.select(list(columns)) for batch in batches)
+
+
+class Paraphrasing:
+    """Runs steps over one cache, each with tables and processes of its own."""
+
+    def __init__(self, cache: GenerationStore, scratch: Path) -> None:
+        self.cache, self._scratch = cache, scratch
+
+    def rounds(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        engine: Engine,
+        options: ParaphraseOptions = OFF,
+        step: int = 1,
+        processes: int = 1,
+        max_repeats: int | None = None,
+        with_words: bool = False,
+    ) -> Rounds:
+        """Ready to run."""
+        spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
+        tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
+        pool = JudgePool(spec, processes, self._scratch)
+        return Rounds(options, engine, self.cache, tables, pool, max_repeats=max_repeats, with_words=with_words)
+
+    def run(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        engine: Engine,
+        options: ParaphraseOptions = OFF,
+        *,
+        progress: Any = None,
+        **more: Any,
+    ) -> StepOutcome:
+        """One step, to its end."""
+        rounds = self.rounds(batches, engine, options, **more)
+        rounds.progress = progress or rounds.progress
+        with closing(rounds.tables), closing(rounds._pool):
+            rounds.run()
+            parts = list(rounds.select().batches())
+        rows = pa.Table.from_batches([rows for rows, _ in parts], PARAPHRASES).combine_chunks()
+        rejects = pa.Table.from_batches([rejects for _, rejects in parts], PARAPHRASE_REJECTS).combine_chunks()
+        return StepOutcome(rows, rejects, rounds)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[GenerationStore]:
+    """An empty cache."""
+    with closing(GenerationStore(tmp_path / "cache")) as store:
+        yield store
+
+
+@pytest.fixture
+def paraphrasing(cache: GenerationStore, tmp_path: Path) -> Paraphrasing:
+    """Runs steps over `cache`."""
+    return Paraphrasing(cache, tmp_path / "scratch")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Paraphrasing:
+    """Runs steps over another empty cache."""
+    return Paraphrasing(GenerationStore(tmp_path / "elsewhere"), tmp_path / "scratch")
 
 
 @pytest.fixture(scope="session")
-def chooser_of() -> Callable[[int, SentenceEncoder], Chooser]:
-    """Step and sentence encoder → the gates for small models."""
-    return shipped_chooser
-
-
-@pytest.fixture
-def cache() -> MemoryCache:
-    """An empty cache."""
-    return MemoryCache()
-
-
-@pytest.fixture
-def counting() -> type[CountingEngine]:
-    """The engine wrapper."""
-    return CountingEngine
-
-
-@pytest.fixture
 def rows_of() -> Callable[[Sequence[str]], pa.RecordBatch]:
     """Texts → rows as ingest gives them."""
     return captions_batch
 
 
-@pytest.fixture
-def written_paraphrases(tmp_path: Path) -> Path:
-    """A CSV with two paraphrases of each of 200 captions."""
-    lines = ["caption,paraphrase_1,paraphrase_2"]
-    for number in range(200):
-        colour, place = ("red", "blue", "green", "black")[number % 4], ("beach", "street", "field")[number % 3]
-        lines.append(
-            f"photo {number} of a {colour} dog on the {place},dog {number} in {colour} on a {place},"
-            f"puppy {number} in {colour} at the {place}"
-        )
-    path = tmp_path / "mine.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+@pytest.fixture(scope="session")
+def reading() -> Callable[[Sequence[pa.RecordBatch]], Batches]:
+    """Batches → what reads them again and again."""
+    return read_from

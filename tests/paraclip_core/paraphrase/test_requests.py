@@ -1,0 +1,139 @@
+"""Requests: keys that tell them apart, the rows that a fraction and a shard have, and rows by their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.paraphrase.requests import (
+    Batches,
+    RequestKeys,
+    RowCursor,
+    in_fraction,
+    own_share,
+    sampling_json,
+    step_requests,
+)
+
+SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'
+TEXT = st.text(max_size=20)
+REQUESTS = st.builds(
+    RequestKeys,
+    step=st.integers(1, 2),
+    model=TEXT,
+    prompt_id=TEXT,
+    prompt_hash=st.binary(min_size=16, max_size=16),
+    sampling=TEXT,
+    seed=st.integers(-5, 5),
+    attempt=st.integers(0, 3),
+)
+
+
+@given(REQUESTS, TEXT, REQUESTS, TEXT)
+def test_equal_keys_mean_equal_requests(one: RequestKeys, text: str, two: RequestKeys, other: str) -> None:
+    assert (one.key(text) == two.key(other)) == ((one, text) == (two, other))
+
+
+@given(REQUESTS, TEXT, REQUESTS)
+def test_each_part_alone_changes_the_key(base: RequestKeys, text: str, other: RequestKeys) -> None:
+    for field in fields(base):
+        changed = replace(base, **{field.name: getattr(other, field.name)})
+        assert (changed.key(text) == base.key(text)) == (changed == base)
+
+
+@given(REQUESTS, st.text(min_size=1, max_size=6), TEXT)
+def test_parts_cannot_run_together(base: RequestKeys, moved: str, text: str) -> None:
+    # A piece that wanders from the end of one part to the beginning of the next.
+    one = replace(base, model=base.model + moved, prompt_id=base.prompt_id)
+    two = replace(base, model=base.model, prompt_id=moved + base.prompt_id)
+    assert one.key(text) != two.key(text)
+
+
+@given(REQUESTS, st.lists(TEXT, max_size=10))
+def test_many_keys_are_the_single_keys(base: RequestKeys, texts: list[str]) -> None:
+    assert base.keys(texts).to_pylist() == [base.key(text) for text in texts]
+
+
+def test_the_key_of_a_known_request_never_changes() -> None:
+    sampling = sampling_json(SamplingOptions(temperature=0.5, top_p=0.9, max_tokens=40, n=4))
+    assert sampling == SAMPLING
+    request = RequestKeys(1, "model==1", "few-shot/1", bytes(16), sampling, 0, 0)
+    assert request.key("a dog on a beach").hex() == "1641703aa8a307a519fde2c10307666f"
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_p": 0.8}, {"max_tokens": 41}, {"n": 3}])
+def test_sampling_is_canonical(change: dict[str, float]) -> None:
+    base = SamplingOptions(temperature=1)
+    assert '"temperature":1.0,' in sampling_json(base)
+    assert sampling_json(base) == sampling_json(SamplingOptions(n=base.n, temperature=1.0))
+    assert sampling_json(base) != sampling_json(base.model_copy(update=change))
+
+
+@given(st.text(max_size=30), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_larger_fraction_holds_the_smaller_one(text: str, one: float, two: float) -> None:
+    small, large = sorted((one, two))
+    assert in_fraction(text, small) <= in_fraction(text, large)
+    assert in_fraction(text, 1.0)
+
+
+def test_a_fraction_holds_about_so_many() -> None:
+    assert 15 < sum(in_fraction(f"a dog number {number}", 0.3) for number in range(100)) < 45
+
+
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=60)
+Reading = Callable[[Sequence[pa.RecordBatch]], Batches]
+
+
+def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
+    """Rows with their numbers, in batches of `size` and an empty one."""
+    columns = {"caption": pa.array(texts, pa.string()), "row": pa.array(range(len(texts)), pa.int64())}
+    parts = pa.table(columns).to_batches(max_chunksize=size)
+    return [*parts, parts[0].slice(0, 0)] if parts else []
+
+
+@given(TEXTS, st.integers(1, 5), st.integers(1, 7))
+def test_every_row_is_in_one_shard_and_equal_texts_are_in_the_same(
+    reading: Reading, texts: list[str], shards: int, size: int
+) -> None:
+    first = step_requests(ParaphraseOptions(), 1, "a model")
+    shard_of: dict[int, int] = {}
+    for shard in range(shards):
+        own = own_share(reading(numbered(texts, size)), 1, first, shard, shards)
+        assert [batch.schema.names for batch in own(["row"])] == [["row"]] * len(numbered(texts, size))
+        rows = [row for batch in own(["row"]) for row in batch.column("row").to_pylist()]
+        assert rows == sorted(rows) and not shard_of.keys() & set(rows)
+        shard_of |= dict.fromkeys(rows, shard)
+    assert sorted(shard_of) == list(range(len(texts)))
+    homes = {(texts[row], shard) for row, shard in shard_of.items()}
+    assert len(homes) == len({text for text, _ in homes})
+
+
+def test_shards_are_about_equal(reading: Reading) -> None:
+    first = step_requests(ParaphraseOptions(), 1, "a model")
+    rows = reading(numbered([f"a dog with number {n}" for n in range(4000)], 512))
+    sizes = [sum(batch.num_rows for batch in own_share(rows, 1, first, shard, 4)(["row"])) for shard in range(4)]
+    assert sum(sizes) == 4000 and min(sizes) > 850
+
+
+@given(st.lists(st.integers(0, 6), max_size=12), st.data())
+def test_a_cursor_gives_the_rows_of_its_numbers_however_they_lie_in_batches(sizes: list[int], data: Any) -> None:
+    starts = np.cumsum([0, *sizes])
+    batches = [
+        pa.RecordBatch.from_pydict({"x": pa.array(range(start, start + size), pa.int64())})
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+    wanted = sorted(data.draw(st.sets(st.integers(0, int(starts[-1]) - 1)))) if starts[-1] else []
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(wanted) - 1)))))
+    cursor, given_rows = RowCursor(batches), []
+    for numbers in np.split(np.array(wanted, np.int64), cuts):
+        if len(numbers):
+            given_rows += cursor.take(numbers).column("x").to_pylist()
+    assert given_rows == wanted

@@ -1,0 +1,97 @@
+"""Engines without a model, for tests of what becomes of their answers. `paraphrase.engine` can name them, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
+
+__all__ = ["Scripted", "Streaming", "Thesaurus", "Writer", "well"]
+
+Answer = Callable[[Prompt], Sequence[str]]
+
+
+def well(prompt: Prompt) -> tuple[str, ...]:
+    """An answer that is never the input."""
+    return (f"well {prompt.text}",)
+
+
+class Scripted:
+    """Its answers are a function of the prompt; it remembers what it was asked and may die after some calls."""
+
+    facts = EngineFacts()
+
+    def __init__(self, answer: Answer = well, calls: int = 1_000_000, name: str = "scripted") -> None:
+        self.name, self.model = name, f"{name}-1"
+        self.asked: list[Prompt] = []
+        self._answer, self._calls = answer, calls
+
+    @property
+    def texts(self) -> list[str]:
+        """What it was asked about."""
+        return [prompt.text for prompt in self.asked]
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        if not self._calls:
+            raise EngineError("died")
+        self._calls -= 1
+        self.asked += prompts
+        return [Completion(tuple(self._answer(prompt)), 10, 5) for prompt in prompts]
+
+    def close(self) -> None:
+        pass
+
+
+class Streaming(Scripted):
+    """Hands over completions of all prompts, or of some in a given order, then fails or ends."""
+
+    def __init__(
+        self, order: Sequence[int] | None = None, failure: BaseException | None = None, answer: Answer = well
+    ) -> None:
+        super().__init__(answer, name="streaming")
+        self._order, self._failure = order, failure
+        self.closed = False
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        raise AssertionError("a stream is there")
+
+    def stream(
+        self, prompts: Sequence[Prompt], sampling: SamplingOptions
+    ) -> Generator[tuple[int, Completion], None, None]:
+        self.asked += prompts
+        try:
+            for number in range(len(prompts)) if self._order is None else self._order:
+                yield number, Completion(tuple(self._answer(prompts[number])), 10, 5)
+            if self._failure:
+                raise self._failure
+        finally:
+            self.closed = True
+
+
+class Thesaurus(Scripted):
+    """Copies sentences, as small models do, and knows one word."""
+
+    def __init__(self) -> None:
+        known = {"fast": ("quick, rapid",), "quick": ("fast",)}
+        super().__init__(lambda prompt: known.get(prompt.text, ("",)) if prompt.step == 0 else (prompt.text,))
+
+
+class Writer(Scripted):
+    """Answers that are good, the same for many inputs, echoes or nothing, by text and draw."""
+
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        super().__init__(_uneven, name="writer")
+        self.model = f"writer {options.model}"
+
+
+def _uneven(prompt: Prompt) -> tuple[str, ...]:
+    number = next((int(word) for word in prompt.text.split() if word.isdigit()), 0)
+    if prompt.seed and number % 3:
+        number += 1
+    if number % 4 == 0:
+        return ("near the street the car is slow",)
+    if number % 2:
+        return (prompt.text if number % 8 == 1 else "",)
+    return (f"near the street the car {number} is fast",)
