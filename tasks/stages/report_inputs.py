@@ -50,6 +50,8 @@ OF_THE_TRY = frozenset(
         "completion_tokens",
         "spend",
         "engine_seconds",
+        "judged",
+        "judge_seconds",
         "samples_per_second",
         "loss",
         "base",

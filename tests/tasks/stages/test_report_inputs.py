@@ -27,8 +27,8 @@ def step(cached: int, generated: int, **more: float) -> Artifact:
 
 
 def test_a_step_that_was_killed_half_way_reads_as_one_that_was_not() -> None:
-    whole = step(0, 8, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5)
-    resumed = step(6, 2, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5)
+    whole = step(0, 8, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5, judged=8, judge_seconds=0.5)
+    resumed = step(6, 2, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5, judged=3, judge_seconds=0.2)
     assert _stage(whole) == _stage(resumed)
     assert _stage(whole).metrics == {"captions": 10, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
 
