@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError
+from paraclip_core.errors import ArtifactError, ParaclipError
+from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.paraphrase.protocol import CheckedEngine
 from storage.artifacts import Artifact, ArtifactStore
 from storage.atomic import storage_error
 from storage.manifests import SOURCE
 from tasks.amounts import Amount, amounts
 from tasks.dag import STAGES, Node, resolve
 from tasks.estimates import estimate
+from tasks.models import model_hashes
 from tasks.stage import Stage
+from tasks.stages.paraphrase import chosen_gates
 
-__all__ = ["StagePlan", "differences", "plan_run"]
+__all__ = ["StagePlan", "differences", "plan_notes", "plan_run"]
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Settings, ArtifactStore, Mapping[str, Artifact]], Mapping[str, Amount]]
@@ -80,6 +85,22 @@ def plan_run(
             found[name] = artifact
     sizes = count(settings, store, found)
     return [_plan(node, store, found, damaged.get(name), sizes.get(name, Amount())) for name, node in nodes.items()]
+
+
+def plan_notes(settings: Settings, requests: int) -> list[str]:
+    """What else to know before a run that makes so many requests: the gates, and whether the engine can be asked."""
+    options = relevant_options(settings.paraphrase)
+    engine = make_engine(options, settings.data.root, settings.run.device, model_hashes(settings))
+    preset, chosen = chosen_gates(options).preset, options.gates.preset
+    why = f"suits the engine {options.engine}" if chosen == "auto" else "as set"
+    notes = [f"gates: {preset} ({why}; docs/gates.md)"]
+    if requests and isinstance(engine, CheckedEngine):
+        with closing(engine):
+            try:
+                engine.check()
+            except ParaclipError as error:
+                notes.append(f"warning: the run would stop at its first request: {error}")
+    return notes
 
 
 def _expect_root(root: Path) -> None:

@@ -17,6 +17,7 @@ from flows.commands.common import (
     human_seconds,
     print_json,
     print_table,
+    say,
     settings_from,
 )
 
@@ -38,11 +39,15 @@ def plan(
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
     from storage.roots import open_store
-    from tasks.planning import plan_run
+    from tasks.dag import resolve
+    from tasks.planning import plan_notes, plan_run
+    from tasks.preflight import check_before_paying
 
     settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
     with Console(stderr=True).status("counting captions and answers"):
-        stages = plan_run(settings, open_store(settings.run.root))
+        store = open_store(settings.run.root)
+        stages = plan_run(settings, store)
+        notes = check_before_paying(settings, store, resolve(settings, store))
     totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
     to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
     # A total of which a part is unknown is a lower bound.
@@ -51,8 +56,11 @@ def plan(
     prices = [stage.spend for stage in stages if stage.spend is not None]
     if prices:
         total["spend"] = round(sum(prices), 4)
+    notes += plan_notes(settings, sum(stage.requests or 0 for stage in stages))
     if as_json:
-        print_json({"root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total})
+        print_json(
+            {"notes": notes, "root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total}
+        )
         return
     rows = [_row(stage, bool(prices)) for stage in stages]
     print_table("", list(rows[0]), rows)
@@ -62,6 +70,8 @@ def plan(
         f"{totals['requests']} requests, {totals['tokens']} tokens"
         + (f", about {total['spend']:.4g} to spend" if prices else "")
     )
+    for note in notes:
+        say(note)
 
 
 def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.conditions import Condition, conditions_of
 from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import Engine, GenerationCache, PaidEngine
+from paraclip_core.paraphrase.protocol import CheckedEngine, Engine, GenerationCache, PaidEngine
 from paraclip_core.paraphrase.requests import RequestKeys, RowCursor, sampling_json, source_column, step_requests
 from paraclip_core.paraphrase.select import Selection, latest_rows, select
 from paraclip_core.paraphrase.small_model.synonyms import (
@@ -82,6 +82,7 @@ class Rounds:
         tables: StepTables,
         pool: JudgePool,
         *,
+        max_repeats: int | None = None,
         with_words: bool = False,
     ) -> None:
         """Prepare a step.
@@ -92,6 +93,7 @@ class Rounds:
             cache: keeps generations and verdicts.
             tables: what the step asks, beside what the cache holds.
             pool: judges.
+            max_repeats: inputs for which one answer is no flood yet; None: no answer is a flood.
             with_words: also ask for other words for single words, and try answers with those swapped.
         """
         self.options, self.engine, self.cache, self.tables = options, engine, cache, tables
@@ -100,8 +102,9 @@ class Rounds:
         """The latest answers that were judged."""
         self.progress: Progress = silent
         """Told how far it is, phase by phase."""
-        self._pool, self._with_words = pool, with_words
+        self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
         self._sender = RequestSender(engine, cache, self.counts, options.seed, options.chunk)
+        self._warning = ""
         self._reasons: Counter[str | None] = Counter()
         """Verdicts of this pass by reason, None: accepted."""
         self._verdicts: list[pa.RecordBatch] = []
@@ -125,10 +128,10 @@ class Rounds:
             for attempt, again in sorted(self._named_by(condition).items()):
                 self._round(attempt, again)
 
-    def select(self, max_repeats: int | None) -> Selection:
-        """Choose among what was accepted; `max_repeats` as in :func:`paraclip_core.paraphrase.select.select`."""
+    def select(self) -> Selection:
+        """Choose among what was accepted."""
         # Step 2 gives each of step 1's rewrites one of its own.
-        selection = select(self.tables, self.options.keep if self.tables.step == 1 else 1, max_repeats)
+        selection = select(self.tables, self.options.keep if self.tables.step == 1 else 1, self._max_repeats)
         counts = self.counts
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
         counts.rejected = selection.reasons
@@ -137,7 +140,7 @@ class Rounds:
     def _named_by(self, condition: Condition) -> dict[int, np.ndarray]:
         """Attempt → rows that a condition wants asked for at it."""
         rows: dict[int, list[np.ndarray]] = {}
-        for numbers, table in latest_rows(self.tables, None):
+        for numbers, table in latest_rows(self.tables, self._max_repeats):
             chosen = condition.rows(table)
             attempts = table.column("attempt").to_numpy()[chosen] + 1
             for attempt in np.unique(attempts).tolist():
@@ -151,12 +154,17 @@ class Rounds:
         requested, missing = self.tables.requests(attempt) - before, self.tables.missing(attempt)
         self.counts.requested += requested
         self.counts.cached += requested - len(missing)
+        if len(missing) and attempt == 0 and isinstance(self.engine, CheckedEngine):
+            self.engine.check()
         if attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._generate(request, first)
             self._judge(request, first)
             self._check_first()
         self._generate(request, missing)
+        if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words):
+            # Nothing more will be asked: others may have the GPU while answers are judged.
+            self.engine.close()
         self._judge(request)
 
     def _generate(self, request: RequestKeys, rows: np.ndarray) -> None:
@@ -246,7 +254,7 @@ class Rounds:
         if share < self.options.stop_below:
             raise EngineError(f"{message}\nStopped, as paraphrase.stop_below is {self.options.stop_below:g}")
         log.warning("%s", message)
-        self.progress(judged, None, warning=message.partition(":")[0])
+        self._warning = f"{share:.0%} of the first {judged} answers accepted ({reasons})"
 
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         """Word → raw answers, asked for where the cache does not hold them."""
@@ -275,7 +283,7 @@ class Rounds:
             facts["acceptance"] = round(self._reasons[None] / judged, 3)
         if isinstance(self.engine, PaidEngine) and self.engine.spent:
             facts["spend"] = round(self.engine.spent, 4)
-        return facts
+        return facts | ({"warning": self._warning} if self._warning else {})
 
 
 class _Phase:

@@ -62,14 +62,16 @@ def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
 
 
 def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
-    # An earlier try that was killed may have left parts and half-written files.
-    shutil.rmtree(ctx.work.out, ignore_errors=True)
-    shutil.rmtree(ctx.work.scratch, ignore_errors=True)
+    # An earlier try that was killed may have left parts and half-written files. Nothing of the tables is worth keeping
+    # or sending to an object store, as `ctx.work.scratch` would be: the cache has it all.
+    scratch = ctx.work.out.parent / "tables"
+    for folder in (ctx.work.out, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
     options, upstream = relevant_options(ctx.settings.paraphrase), ctx.inputs[UPSTREAM[step]]
     samples = samples_path(ctx.store, f"paraphrase_{step}", ctx.work.out.parent.name)
-    with paraphrasing(ctx.settings, ctx.store, step, upstream, ctx.work.scratch, ctx.progress, samples) as rounds:
+    with paraphrasing(ctx.settings, ctx.store, step, upstream, scratch, ctx.progress, samples) as rounds:
         rounds.run()
-        selection = rounds.select(_most_repeats(options))
+        selection = rounds.select()
         rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
         rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
         for kept, refused in selection.batches():
@@ -86,7 +88,7 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
             about["prompts"] = prompt_for(options, step).id
         if isinstance(engine, PaidEngine) and engine.priced:
             about["spend"] = round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)
-    shutil.rmtree(ctx.work.scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return counts.metrics() | about
 
 
@@ -132,7 +134,8 @@ def paraphrasing(
             # What other machines have paid for may not be here yet.
             cache.refresh()
             engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
-        rounds = Rounds(options, engine, cache, tables, pool, with_words=bool(spec.words))
+        repeats = None if spec.gates.preset == "off" else spec.gates.max_repeats
+        rounds = Rounds(options, engine, cache, tables, pool, max_repeats=repeats, with_words=bool(spec.words))
         rounds.progress = keeping_samples(progress, lambda: [one._asdict() for one in rounds.samples], samples)
         yield rounds
 
@@ -176,11 +179,6 @@ def judge_spec(settings: Settings, step: int, engine: Engine) -> JudgeSpec:
         request = word_requests(options, engine.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     return JudgeSpec(gates, step, prompt.examples, settings.data.context_length, words)
-
-
-def _most_repeats(options: ParaphraseOptions) -> int | None:
-    gates = chosen_gates(options)
-    return None if gates.preset == "off" else gates.max_repeats
 
 
 def _generation_lock(
