@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from flows.commands import artifacts, cache, config
+from flows.commands import artifacts, cache, config, requests
 from flows.commands.common import printable
 from flows.commands.dataset import export_dataset
 from flows.commands.household import serve, stop
@@ -54,6 +54,7 @@ for command in (
     app.command()(command)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(cache.app, name="cache")
+app.add_typer(requests.app, name="requests")
 app.add_typer(config.app, name="config")
 
 
