@@ -158,21 +158,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
         log.warning("α = %g is chosen without paraphrases: %s", chosen["chosen"], chosen["rule"])
     write_json(ctx.work.out / "alpha_sweep.json", chosen)
     interpolate(parameters, base, tuned, chosen["chosen"])
-    control = options.texts == "captions"
-    after = release(
-        ctx.work.out / "release",
-        clip,
-        before,
-        title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
-        summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
-        f"interpolated with the base's at α = {chosen['chosen']:g}: {chosen['rule']}.",
-        base=_base_name(ctx),
-        weights=weights,
-        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
-        paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=meaning(options),
-        figures=chosen["alphas"],
-    )
+    after = _release(made, chosen, before, weights)
     return {
         **made.rows.facts,
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
@@ -190,6 +176,25 @@ def run(ctx: StageContext) -> dict[str, Any]:
         "image_tower_hash_before": before,
         "image_tower_hash_after": after,
     }
+
+
+def _release(made: Preparation, chosen: Mapping[str, Any], before: str, weights: str) -> str:
+    """Write the release with its card; the hash of the image tower, which is `before` still."""
+    ctx, control = made.ctx, made.options.texts == "captions"
+    return release(
+        ctx.work.out / "release",
+        made.clip,
+        before,
+        title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
+        summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
+        f"interpolated with the base's at α = {chosen['chosen']:g}: {chosen['rule']}.",
+        base=_base_name(ctx),
+        weights=weights,
+        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
+        paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
+        options=meaning(made.options),
+        figures=chosen["alphas"],
+    )
 
 
 def _base_name(ctx: StageContext) -> str:
