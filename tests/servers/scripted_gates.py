@@ -1,0 +1,24 @@
+"""Gates for tests, named by dotted paths in `paraphrase.gates.extra`."""
+
+from __future__ import annotations
+
+from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.pair import Pair
+
+__all__ = ["blue_input", "copy", "short"]
+
+
+def blue_input(pair: Pair, options: GateOptions) -> str | None:
+    """The input tells of something blue."""
+    return "it is blue" if "blue" in pair.source else None
+
+
+def short(pair: Pair, options: GateOptions) -> str | None:
+    """The answer has less than three words."""
+    count = len(pair.answer_words)
+    return f"{count} words" if count < 3 else None
+
+
+def copy(pair: Pair, options: GateOptions) -> str | None:
+    """The answer is its input."""
+    return "the same" if pair.answer_words == pair.source_words else None
