@@ -1,0 +1,329 @@
+"""Batch files: what a run would ask leaves as JSONL, comes back answered, and is never asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
+from paraclip_core.settings import parse_settings
+from paraclip_core.tables import REJECTS
+from storage.artifacts import Artifact
+from storage.cache_tools import cache_stats, paid_tokens
+from storage.generations import GenerationStore
+from storage.parquet import read_table
+from storage.roots import open_store
+from tasks.batch_export import Exported, export_requests
+from tasks.batch_import import Imported, import_answers
+from tasks.dag import input_artifacts, resolve
+from tasks.stage import carry_out
+from tasks.stages.ingest import INGEST
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+
+ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
+CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
+PAPER = {"engine": "openai", "model": "smol", "prompts": "paper"}
+NOWHERE = "http://127.0.0.1:9/v1"
+
+Body = dict[str, Any]
+
+
+def settings_of(folder: Path, captions: list[str] = CAPTIONS, root: str = "root", **paraphrase: Any) -> Settings:
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
+    openai = {"base_url": NOWHERE, "api_key_env": "NO_KEY", "retries": 0} | paraphrase.pop("openai", {})
+    return parse_settings(
+        {
+            "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
+            "paraphrase": {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase},
+            "run": {"root": str(folder / root), "threads": 1},
+        }
+    )
+
+
+OFF = {"gates": {"preset": "off"}}
+
+
+def export(settings: Settings, path: Path, steps: tuple[int, ...] = (1, 2)) -> tuple[Exported, dict[str, Body]]:
+    """The counts, and key → body of what the file asks."""
+    exported = export_requests(settings, open_store(settings.run.root), path, steps)
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert all(line["method"] == "POST" and line["url"] == "/v1/chat/completions" for line in lines)
+    bodies = {line["custom_id"]: line["body"] for line in lines}
+    assert len(bodies) == len(lines) == exported.requests
+    return exported, bodies
+
+
+def answered(
+    bodies: dict[str, Body], path: Path, answer: Callable[[Body], Body] = well, lines: Iterable[str] = ()
+) -> Path:
+    """A batch's output file, in an order of its own, with other lines behind."""
+    content = [
+        json.dumps(
+            {"id": "x", "custom_id": key, "response": {"status_code": 200, "body": answer(body)}, "error": None},
+            ensure_ascii=False,
+        )
+        for key, body in sorted(bodies.items())
+    ]
+    path.write_text("".join(f"{line}\n" for line in (*content, *lines)), "utf-8", errors="surrogatepass")
+    return path
+
+
+def take_back(settings: Settings, *paths: Path) -> Imported:
+    return import_answers(settings, open_store(settings.run.root), paths)
+
+
+def says(*texts: str) -> Callable[[Body], Body]:
+    choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
+    return lambda body: {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+
+
+def contents(artifact: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+
+
+def both_steps(settings: Settings) -> list[Artifact]:
+    """The paraphrase stages, carried out in this process."""
+    store, stages = open_store(settings.run.root), {stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)}
+    return [
+        carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store))
+        for node in resolve(settings, store, stages).values()
+    ][1:]
+
+
+def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] = well) -> list[dict[str, Body]]:
+    """Export and import for each step; the bodies of both."""
+    asked = []
+    for number in (1, 2):
+        _, bodies = export(settings, folder / f"ask-{number}.jsonl")
+        asked.append(bodies)
+        assert take_back(settings, answered(bodies, folder / f"back-{number}.jsonl", answer)).new == len(bodies)
+    return asked
+
+
+@pytest.mark.slow
+def test_a_run_after_the_way_there_and_back_asks_nothing_and_writes_the_same(
+    openai_server: OpenAIServer, tmp_path: Path
+) -> None:
+    extra = {"openai": {"base_url": openai_server.url, "extra_body": {"reasoning_effort": "low"}}}
+    served = both_steps(settings_of(tmp_path, root="served", **OFF, **extra))
+    sent = list(openai_server.asked)
+    openai_server.asked.clear()
+
+    settings = settings_of(tmp_path, root="batches", **OFF, **extra)
+    asked = both_ways(settings, tmp_path)
+    assert [len(bodies) for bodies in asked] == [12, 12]
+    # The bodies are the engine's own, seeds included.
+    key = json.dumps
+    assert sorted(map(key, sent)) == sorted(key(body) for bodies in asked for body in bodies.values())
+    assert export(settings, tmp_path / "rest.jsonl")[0].requests == 0
+    assert (tmp_path / "rest.jsonl").read_bytes() == b""
+
+    batches = both_steps(settings)
+    assert openai_server.asked == []
+    assert [artifact.manifest.metrics["generated"] for artifact in batches] == [0, 0]
+    assert [contents(artifact) for artifact in batches] == [contents(artifact) for artifact in served]
+    assert export(settings, tmp_path / "rest.jsonl")[0].requests == 0
+
+
+def test_importing_twice_adds_nothing_and_what_was_imported_counts_as_paid(tmp_path: Path) -> None:
+    prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
+    settings = settings_of(tmp_path, openai=prices, **OFF)
+    exported, bodies = export(settings, tmp_path / "ask.jsonl")
+    assert (exported.step_1, exported.step_2, exported.unanswered_1, exported.words) == (12, 0, 12, False)
+    back = answered(bodies, tmp_path / "back.jsonl")
+    first = take_back(settings, back, back)
+    assert (first.lines, first.new, first.repeated, first.rejected) == (24, 12, 12, {})
+    assert (first.prompt_tokens, first.completion_tokens, first.spend) == (120, 120, 36)
+    again = take_back(settings, back)
+    assert (again.new, again.answered, again.prompt_tokens) == (0, 12, 0)
+    cache = GenerationStore(tmp_path / "root" / "cache")
+    assert (cache_stats(cache).rows, cache_stats(cache).keys) == (12, 12)
+    assert paid_tokens(cache.folder, "openai", "smol") == (120, 120)
+    assert not (tmp_path / "back.jsonl.rejects.parquet").exists()
+
+
+def test_lines_of_no_use_are_rejected_by_reason_and_the_others_kept(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    keys = sorted(bodies)
+    failed = {"custom_id": keys[0], "response": None, "error": {"code": "batch_expired", "message": "too late"}}
+    stranger = {"custom_id": "0" * 32, "response": {"status_code": 200, "body": says("paid for")({})}}
+    declined = {"custom_id": keys[1], "response": {"status_code": 400}, "error": {"error": {"code": "content_filter"}}}
+    others = {key: bodies[key] for key in keys[2:]}
+    more = [*map(json.dumps, (failed, stranger, declined)), '{"custom_id": ', (tmp_path / "ask.jsonl").read_text()]
+    back = answered(others, tmp_path / "back.jsonl", says("one of two"), more)
+    imported = take_back(settings, back)
+    assert (imported.lines, imported.new, imported.short, imported.declined) == (26, 11, 10, 1)
+    assert imported.rejected == {"bad_json": 1, "failed": 1, "no_response": 12, "unknown_request": 1}
+    assert imported.rejects == [f"{back}.rejects.parquet"]
+    table = pq.read_table(imported.rejects[0])
+    assert table.schema.equals(REJECTS)
+    rows = table.to_pylist()
+    assert [(row["source"], row["source_row"], row["reason"]) for row in rows[:3]] == [
+        ("back.jsonl", 11, "failed"),
+        ("back.jsonl", 12, "unknown_request"),
+        ("back.jsonl", 14, "bad_json"),
+    ]
+    assert "too late" in rows[0]["detail"] and "paid for" in rows[1]["caption_raw"]
+    # What failed is asked again, what was declined is not.
+    assert set(export(settings, tmp_path / "ask.jsonl", (1,))[1]) == {keys[0]}
+    # The rejects of earlier imports go with their reasons.
+    good = answered({keys[0]: bodies[keys[0]]}, back)
+    assert take_back(settings, good).new == 1
+    assert not Path(imported.rejects[0]).exists()
+
+
+def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    back = answered(bodies, tmp_path / "back.jsonl")
+    monkeypatch.setattr("tasks.batch_import.PART_ROWS", 5)
+    append, left = GenerationStore.append, [1]
+
+    def dying(self: GenerationStore, generations: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        append(self, generations)
+
+    monkeypatch.setattr(GenerationStore, "append", dying)
+    with pytest.raises(KeyboardInterrupt):
+        take_back(settings, back)
+    left[0] = 99
+    imported = take_back(settings, back)
+    assert (imported.new, imported.answered) == (7, 5)
+    stats = cache_stats(GenerationStore(tmp_path / "root" / "cache"))
+    assert (stats.rows, stats.keys) == (12, 12)
+
+
+@pytest.mark.slow
+def test_step_2_and_further_attempts_follow_from_what_is_judged(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, attempts=2)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+
+    def some(body: Body) -> Body:
+        caption = body["messages"][-1]["content"].split('"')[1]
+        good = int(caption.split()[5]) < 5
+        return says("As an AI I cannot.", f"On a beach there is {caption}" if good else caption)(body)
+
+    take_back(settings, answered(bodies, tmp_path / "back.jsonl", some))
+    exported, more = export(settings, tmp_path / "more.jsonl")
+    # Five go on to step 2, the others to the second attempt with other draws.
+    assert (exported.step_1, exported.step_2, exported.unanswered_1) == (7, 5, 7)
+    asked = [body["messages"][-1]["content"] for body in more.values()]
+    assert sum(text.startswith('Paraphrase the given text "On a beach there is a red dog') for text in asked) == 5
+    seeds = {body["messages"][-1]["content"]: body["seed"] for body in bodies.values()}
+    again = [body for body in more.values() if body["messages"][-1]["content"] in seeds]
+    assert len(again) == 7 and all(body["seed"] != seeds[body["messages"][-1]["content"]] for body in again)
+    assert export(settings, tmp_path / "two.jsonl", (2,))[0].requests == 5
+    assert set(export(settings, tmp_path / "one.jsonl", (1,))[1]) < set(more)
+    # Step 1 has no attempt left, and step 2 another one.
+    take_back(settings, answered(more, tmp_path / "back.jsonl", says("")))
+    exported, last = export(settings, tmp_path / "last.jsonl")
+    assert (exported.step_1, exported.step_2) == (0, 5)
+    assert not set(last) & set(more)
+    take_back(settings, answered(last, tmp_path / "back.jsonl", says("")))
+    assert export(settings, tmp_path / "rest.jsonl")[0].requests == 0
+
+
+def test_answers_that_need_single_words_are_left_to_the_run(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    assert all(body["stop"] == ["\n"] and len(body["messages"]) > 3 for body in bodies.values())
+    take_back(settings, answered(bodies, tmp_path / "back.jsonl"))
+    exported, _ = export(settings, tmp_path / "ask.jsonl")
+    assert (exported.requests, exported.words, exported.unjudged) == (0, True, 12)
+    assert not GenerationStore(tmp_path / "root" / "cache").verdict_parts.names()
+
+
+def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, engine="vllm", model="org/name", sampling={"temperature": 0, "n": 4}, **OFF)
+    exported, bodies = export(settings, tmp_path / "ask.jsonl")
+    assert exported.model == "org/name"
+    assert all(body["model"] == "org/name" and "n" not in body for body in bodies.values())
+    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine"))).short == 0
+    table = read_table(tmp_path / "root" / "cache" / "segments")
+    assert set(table.column("engine").to_pylist()) == {"vllm"}
+    assert set(table.column("model").to_pylist()) == {"org/name@main"}
+    assert export(settings, tmp_path / "ask.jsonl")[0].step_1 == 0
+    # Another engine would ask all the same.
+    assert export(settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl")[0].step_1 == 12
+
+
+def test_hostile_captions_and_answers_are_data(tmp_path: Path) -> None:
+    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
+    texts = [attack["text"].replace("\n", " ") for attack in attacks]
+    hostile = [text for attack in attacks for text in attack["obeyed"]] + ["\ud800", "\x1b[2J", "[bold]x[/]", ""]
+    settings = settings_of(tmp_path, texts, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    assert len(bodies) > len(texts) / 2
+    turn = iter(range(10_000))
+    imported = take_back(
+        settings,
+        answered(
+            bodies,
+            tmp_path / "back.jsonl",
+            lambda body: says(*(hostile[next(turn) % len(hostile)] for _ in "12"))(body),
+        ),
+    )
+    assert (imported.new, imported.rejected) == (len(bodies), {})
+    exported, _ = export(settings, tmp_path / "more.jsonl")
+    assert exported.step_1 == 0 and exported.step_2 > 0
+    assert b"\x1b" not in (tmp_path / "more.jsonl").read_bytes()
+
+
+def test_a_prompt_whose_tokens_nobody_counted_is_estimated(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    imported = take_back(settings, answered(bodies, tmp_path / "back.jsonl", lambda _: {"choices": [{"text": "one"}]}))
+    assert 12 * 20 < imported.prompt_tokens < 12 * 80
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    settings, ask = settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl"
+    own = settings_of(tmp_path, engine="file", file={"path": "captions.txt"})
+    with pytest.raises(ConfigError, match="engine=file asks nothing"):
+        export(own, ask)
+    with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
+        export(settings_of(tmp_path, engine="smollm2"), ask)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        export(settings, tmp_path)
+    export(settings, ask)
+    with pytest.raises(InputError, match=r"none of the 12 lines of ask\.jsonl .*no_response 12.*came back"):
+        take_back(settings, ask)
+    (tmp_path / "no.jsonl").write_text("hello\n")
+    with pytest.raises(InputError, match="bad_json 1"):
+        take_back(settings, tmp_path / "no.jsonl")
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    assert take_back(settings, tmp_path / "empty.jsonl") == Imported()
+    (tmp_path / "captions.txt").unlink()
+    with pytest.raises(InputError, match=r"captions\.txt"):
+        export(settings, ask)
+
+
+def test_rejects_that_cannot_be_written_do_not_cost_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tmp_path, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    back = answered(bodies, tmp_path / "back.jsonl", lines=["nonsense"])
+    (tmp_path / "back.jsonl.rejects.parquet").mkdir()
+    with pytest.raises(ArtifactError, match=r"the answers are kept, but .* copy back\.jsonl to a folder"):
+        take_back(settings, back)
+    assert export(settings, tmp_path / "ask.jsonl", (1,))[0].requests == 0
+
+
+def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(tmp_path, **OFF)
+    _, bodies = export(settings, tmp_path / "ask.jsonl")
+    for name, value in (("missing_requests.BLOCK_REQUESTS", 5), ("batch_import.BATCH_LINES", 5)):
+        monkeypatch.setattr(f"tasks.{name}", value)
+    assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
+    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
