@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -14,11 +15,14 @@ from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
 from storage.roots import open_store
 from tasks.dag import resolve
+from tasks.preflight import PAID, check_before_paying
 from tasks.publish import artifact_key, publish_table
 from tasks.results import Result, check_run_name, record_result
 from tasks.run import check_run, finished_artifacts
 
 __all__ = ["pipeline", "run_stages"]
+
+log = logging.getLogger(__name__)
 
 carry = task(persist_result=False)(carry_stage)
 
@@ -38,6 +42,7 @@ def run_stages(settings: Settings) -> Result:
 
     Raises:
         ConfigError: the run's name is that of a promoted channel, or the package of one of its trackers is missing.
+        InputError: its captions lack what a later stage needs; nothing was asked of a language model.
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
@@ -49,6 +54,9 @@ def run_stages(settings: Settings) -> Result:
     check_run(settings, nodes, store)
     with store.running({name: node.fingerprint for name, node in nodes.items()}):
         for name, node in nodes.items():
+            if name == PAID[0]:
+                for notice in check_before_paying(settings, store, nodes):
+                    log.warning("%s", notice)
             if settings.run.placement == "deployments":
                 row = run_child(node, settings)
             else:

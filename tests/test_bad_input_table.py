@@ -16,6 +16,7 @@ INPUTS = [
     "tar out of order, or with dots in its keys",
     "table with another separator, or read as plain text",
     "wrong column",
+    "two columns for one role (`Split` beside `split`)",
     "bad rows in a file of paraphrases",
     "file that changes while a stage reads it",
     "empty caption",
@@ -43,6 +44,10 @@ INPUTS = [
     "two runs of one fingerprint at once",
     "name, root, folder or file on the command line that is not there",
     "benchmark with too few images",
+    "no caption of the split that is evaluated",
+    "no caption of the training split",
+    "source without images",
+    "images that are not where captions say",
 ]
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 

@@ -7,6 +7,7 @@ import os
 import tarfile
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +17,7 @@ from paraclip_core.clip.parquet_pictures import ParquetPictures
 from paraclip_core.errors import FAILING, InputError
 from paraclip_core.tar_file import TarFile
 
-__all__ = ["ImageArchive", "decode_image"]
+__all__ = ["ImageArchive", "decode_image", "holds_any"]
 
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000
@@ -129,6 +130,28 @@ class ImageArchive:
             raise InputError(f"{self.path} has no readable image {name!r}: {error}") from error
 
 
+def holds_any(path: Path, names: Sequence[str]) -> bool:
+    """Whether a tar, folder or Parquet file has one of these images; a tar is read no further than the first of them.
+
+    Raises:
+        InputError: it is missing, or neither a folder nor a sound, uncompressed tar nor Parquet with pictures.
+    """
+    try:
+        if path.is_dir():
+            return any(_is_file(path, _key(name)) for name in names)
+        if _is_parquet(path):
+            with ImageArchive(path) as archive:
+                return not set(archive.names()).isdisjoint(names)
+        wanted = {_key(name) for name in names}
+        with TarFile.open(path, "r:") as tar:
+            keys = (_key(member.name) for member in tar if member.isreg())
+            return any(key in wanted or PurePosixPath(key).name in wanted for key in keys)
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
+    except OSError as error:
+        raise InputError(f"cannot read images from {path}: {error.strerror or error}") from error
+
+
 def _named(error: OSError, path: Path) -> OSError:
     """The same error with the file's name, which that of a read lacks."""
     return OSError(error.errno, error.strerror, str(path))
@@ -166,6 +189,16 @@ def _formats() -> list[str]:
 
 def _key(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
+
+
+def _is_file(folder: Path, key: str) -> bool:
+    try:
+        return ".." not in PurePosixPath(key).parts and (folder / key).is_file()
+    except (OSError, ValueError) as error:
+        # Only a failing disk says nothing about the file: a name that is too long is that of none.
+        if isinstance(error, OSError) and error.errno in FAILING:
+            raise
+        return False
 
 
 def _is_parquet(path: Path) -> bool:

@@ -35,7 +35,7 @@ from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["EVALUATE", "benchmark_hash", "check_benchmarks", "write_evaluation"]
+__all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "write_evaluation"]
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def check_benchmarks(settings: Settings, store: ArtifactStore, inputs: Mapping[s
         return
     scenes = inputs["ingest"].manifest.inputs.get("scenes")
     rendered = None if scenes is None else store.find("scenes", scenes)
-    _tasks(settings, {**inputs, **({} if rendered is None else {"scenes": rendered})})
+    benchmark_tasks(settings, rendered, _stored(settings, inputs))
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     tuned = ctx.inputs["finetune"]
     references = {"base": base_reference(settings, ctx.inputs), "tuned": str(tuned.path / "release")}
     models = {name: Candidate(reference, settings.run.device) for name, reference in references.items()}
-    tasks, skipped = _tasks(settings, ctx.inputs)
+    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
     keep = _Kept(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
     if tuned.manifest.metrics.get("alpha") == 0:
@@ -181,11 +181,23 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def _tasks(settings: Settings, inputs: Mapping[str, Artifact]) -> tuple[list[Task], dict[str, str]]:
+def benchmark_tasks(settings: Settings, scenes: Artifact | None, stored: Stored) -> tuple[list[Task], dict[str, str]]:
+    """Read every benchmark of a run.
+
+    Args:
+        settings: the run's settings.
+        scenes: the rendered scenes, where the settings want some.
+        stored: captions of the evaluation split, and images.
+
+    Returns:
+        The benchmarks, and why others are left out, by name.
+
+    Raises:
+        BenchmarkError: a benchmark is not in its format, or has too few images.
+    """
     tasks, skipped = [], {}
-    stored = _stored(settings, inputs)
     for benchmark in settings.evaluate.benchmarks:
-        path = _path(settings, inputs, benchmark)
+        path = _path(settings, scenes, benchmark)
         if benchmark.optional and path is not None and not path.exists():
             skipped[benchmark.name] = "its path is absent"
             log.warning("benchmark %s is left out: %s is absent", benchmark.name, path)
@@ -201,11 +213,11 @@ def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
     return not user_path(benchmark.path).is_absolute()
 
 
-def _path(settings: Settings, inputs: Mapping[str, Artifact], benchmark: BenchmarkOptions) -> Path | None:
+def _path(settings: Settings, scenes: Artifact | None, benchmark: BenchmarkOptions) -> Path | None:
     if benchmark.path is None:
         return None
-    if _from_scenes(settings, benchmark):
-        return inputs["scenes"].path / benchmark.path
+    if scenes is not None and _from_scenes(settings, benchmark):
+        return scenes.path / benchmark.path
     return input_path(settings, benchmark.path)
 
 

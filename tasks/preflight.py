@@ -1,0 +1,249 @@
+"""What a run needs of its captions and images, looked at before anything is paid for.
+
+A language model is asked for hours, and only then would training find no image and evaluation no caption of its split.
+So what they need is checked when the captions are ingested, and when a run is planned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paraclip_core.clip.images import holds_any
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
+from paraclip_core.evaluation.pool import ImagePool
+from paraclip_core.evaluation.published import Captions
+from paraclip_core.evaluation.tasks import Stored
+from storage.artifacts import Artifact, ArtifactStore
+from storage.parquet import iter_batches
+from tasks.stage import input_path
+from tasks.stages.evaluate import benchmark_tasks
+from tasks.stages.ingest import scan
+
+if TYPE_CHECKING:
+    from tasks.dag import Node
+
+__all__ = ["PAID", "Census", "check_before_paying"]
+
+PAID = ("paraphrase_1", "paraphrase_2")
+"""Stages that ask a language model."""
+OF_IMAGES = ("retrieval", "paraphrased_retrieval")
+"""Benchmarks that search images: those of the evaluation split where they have no path."""
+COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
+USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
+"""Captions that name an image."""
+LOOKED_UP, MOST_LOOKED_UP = 16, 1000
+"""Images of an archive that are looked up, of each batch of captions and of all."""
+
+
+class Census:
+    """Captions, counted by what training and evaluation need of them.
+
+    Memory grows with the captions of the evaluation split, as in evaluation, and with the images where a benchmark has
+    pairs of its own for them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Count for these settings."""
+        evaluate = settings.evaluate
+        self.rows: Counter[tuple[str, str]] = Counter()
+        """Captions by source and split."""
+        self.with_image: Counter[tuple[str, str]] = Counter()
+        """Those that name an image."""
+        self.first_images: dict[str, dict[str, str]] = {}
+        """For each tar or folder some of the images that captions name in it, with the source that does."""
+        self._split = evaluate.split
+        self._others = any(b.kind == "paraphrased_retrieval" and b.path is not None for b in evaluate.benchmarks)
+        self._ids: list[str] = []
+        self._captions: list[str] = []
+        self._images: list[pa.Array] = []
+
+    @classmethod
+    def of(cls, settings: Settings, ingested: Artifact) -> Census:
+        """The captions of a finished ingest."""
+        census = cls(settings)
+        for batch in iter_batches(ingested.path / "captions", COLUMNS):
+            census.note(batch)
+        return census
+
+    @property
+    def splits(self) -> Counter[str]:
+        """Captions of each split."""
+        return _by(self.rows, 1)
+
+    @property
+    def stored(self) -> Stored:
+        """What benchmarks will find, if every image can be read."""
+        return Stored(Captions(self._ids, self._captions, self._split), self._pool)
+
+    def without_image(self, split: str) -> Counter[str]:
+        """Captions of a split that name no image, by source."""
+        return _by(Counter({key: count for key, count in (self.rows - self.with_image).items() if key[1] == split}), 0)
+
+    def note(self, captions: pa.RecordBatch) -> None:
+        """Count a batch of ingested captions (schema `tables.CAPTIONS`)."""
+        table = pa.Table.from_batches([captions]).select(list(COLUMNS))
+        usable = table.filter(USABLE)
+        _count(table, self.rows)
+        _count(usable, self.with_image)
+        evaluated = table.filter((pc.field("split") == self._split) & pc.field("image_id").is_valid())
+        self._ids += evaluated["image_id"].to_pylist()
+        self._captions += evaluated["caption"].to_pylist()
+        searched = usable if self._others else usable.filter(pc.field("split") == self._split)
+        self._images.append(searched["image_id"].unique())
+        # What a source holds itself was read with its captions.
+        self._note_first(usable.filter(pc.field("images") != pc.field("source")))
+
+    def _note_first(self, usable: pa.Table) -> None:
+        for archive in usable["images"].unique().to_pylist():
+            names = self.first_images.setdefault(archive, {})
+            if len(names) < MOST_LOOKED_UP:
+                rows = usable.filter(pc.field("images") == archive)
+                source = rows["source"][0].as_py()
+                for name in rows["image_path"].unique().slice(0, LOOKED_UP).to_pylist():
+                    names.setdefault(name, source)
+
+    def _pool(self, image_ids: Sequence[str]) -> ImagePool:
+        wanted = pa.array(list(dict.fromkeys(image_ids)), pa.string())
+        ingested = pc.SetLookupOptions(pa.chunked_array(self._images, pa.string()))
+        ids = wanted.filter(pc.call_function("is_in", [wanted], ingested)).to_pylist()
+        if not ids:
+            raise BenchmarkError(f"none of its {len(wanted)} images is among the ingested ones; are they the same?")
+        return ImagePool(ids, _no_features)
+
+
+def check_before_paying(
+    settings: Settings, store: ArtifactStore, nodes: Mapping[str, Node], census: Census | None = None
+) -> list[str]:
+    """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
+
+    Args:
+        settings: the run's settings.
+        store: its artifact store.
+        nodes: its stages.
+        census: its captions, where they are counted already. Otherwise those of the finished ingest; before it those
+            that it will accept, which takes as long as it does (scenes that are not rendered are not looked at).
+
+    Returns:
+        What the user should hear before the run goes on.
+
+    Raises:
+        InputError: no caption is of the training split, none of it has an image, none is of the split that is
+            evaluated, or none of the images that they name is where they should be.
+        BenchmarkError: a benchmark cannot be measured, or has too few images.
+    """
+    if all(_finished(nodes, store, name) is not None for name in PAID if name in nodes):
+        return []
+    scenes = _finished(nodes, store, "scenes")
+    census = census or _census(settings, store, nodes)
+    # Where nothing is accepted, ingest says why.
+    if census is None or not census.rows:
+        return []
+    notices = _check_training(census)
+    _check_split(settings, census)
+    if settings.data.scenes is None or scenes is not None:
+        _check_images(settings, scenes, census)
+        benchmark_tasks(settings, scenes, census.stored)
+    return notices
+
+
+def _finished(nodes: Mapping[str, Node], store: ArtifactStore, name: str) -> Artifact | None:
+    """A finished stage; a damaged one is about to be told, or made again."""
+    try:
+        return store.known(name, nodes[name].fingerprint) if name in nodes else None
+    except ArtifactError:
+        return None
+
+
+def _census(settings: Settings, store: ArtifactStore, nodes: Mapping[str, Node]) -> Census | None:
+    ingested = _finished(nodes, store, "ingest")
+    if ingested is not None:
+        return Census.of(settings, store.with_files(ingested))
+    if settings.data.scenes is not None:
+        return None
+    census = Census(settings)
+    for batch in scan(settings, store):
+        census.note(batch)
+    return census
+
+
+def _check_training(census: Census) -> list[str]:
+    rows, without = census.splits["train"], census.without_image("train")
+    if not rows:
+        raise InputError(
+            f"none of the {census.rows.total()} captions is of split train ({_listed(census.splits)}), so nothing can "
+            "be paraphrased or trained on; give some rows this split in the column of data.sources[].columns.split, or "
+            "a source `split: train`"
+        )
+    if without.total() == rows:
+        raise InputError(
+            f"none of the {rows} training captions has an image ({_listed(without)}), and without images nothing can "
+            "be trained; name their tar or folder in data.sources[].images, or give webdataset tars or Parquet with a "
+            "column of pictures"
+        )
+    if not without:
+        return []
+    return [
+        f"{without.total()} of {rows} training captions have no image ({_listed(without)}): they are paraphrased and "
+        "then not trained on; name their images in data.sources[].images, or leave the source out"
+    ]
+
+
+def _check_split(settings: Settings, census: Census) -> None:
+    split, splits = settings.evaluate.split, census.splits
+    names = [b.name for b in settings.evaluate.benchmarks if b.kind in OF_IMAGES and b.path is None]
+    if not names:
+        return
+    what = f"benchmark {names[0]!r} searches the images of split {split} (evaluate.split)"
+    if not splits[split]:
+        raise InputError(
+            f"{what}, but none of the {splits.total()} captions is of it ({_listed(splits)}); give some rows this "
+            f"split in the column of data.sources[].columns.split, or a source `split: {split}`, or set "
+            "evaluate.split, or give the benchmark a path of its own"
+        )
+    without = census.without_image(split)
+    if without.total() == splits[split]:
+        raise InputError(
+            f"{what}, but none of its {splits[split]} captions has an image ({_listed(without)}); name their tar or "
+            "folder in data.sources[].images, or give the benchmark a path of its own"
+        )
+
+
+def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> None:
+    for archive, names in census.first_images.items():
+        path = input_path(settings, archive) if scenes is None else scenes.path / archive
+        if not holds_any(path, list(names)):
+            name, source = next(iter(names.items()))
+            count = f"{len(names)} images that were looked up" if len(names) > 1 else "image that was looked up"
+            raise InputError(
+                f"{path} has none of the {count}; the first is {name!r}, as {source} names it. Correct "
+                "data.sources[].images, or name the column with the file names in data.sources[].columns.image"
+            )
+
+
+def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for key, count in counts.items():
+        found[key[place]] += count
+    return found
+
+
+def _count(table: pa.Table, into: Counter[tuple[str, str]]) -> None:
+    groups = table.group_by(["source", "split"]).aggregate([([], "count_all")])
+    columns = (groups[name].to_pylist() for name in ("source", "split", "count_all"))
+    for source, split, count in zip(*columns, strict=True):
+        into[source, split] += count
+
+
+def _listed(counts: Counter[str]) -> str:
+    shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(4))
+    return shown + (f" and {len(counts) - 4} more" if len(counts) > 4 else "")
+
+
+def _no_features(*_: object) -> Any:
+    raise AssertionError("nothing is measured before any image has features")

@@ -1,0 +1,227 @@
+"""What a run's captions lack is told before a language model is asked for anything: after ingest, and by a plan."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.clip.images import holds_any
+from paraclip_core.config import Settings
+from paraclip_core.errors import InputError, ParaclipError
+from paraclip_core.settings import parse_settings
+from storage.roots import open_store
+from tasks.dag import resolve
+from tasks.preflight import Census, check_before_paying
+from tasks.run import run_stage
+
+Row = tuple[str, str, str]
+"""Image, caption and split."""
+Make = Callable[..., Settings]
+
+
+def rows(split: str, images: int, first: int = 0) -> Iterator[Row]:
+    """Two captions of each image."""
+    for image in range(first, first + images):
+        for way in ("east", "west"):
+            yield f"{image}.jpg", f"a dog with number {image} runs {way}", split
+
+
+def write(path: Path, table: Iterable[Row], header: tuple[str, ...] = ("image", "caption", "split")) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *table])
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Iterator[Make]:
+    """Settings of a run that would ask the server, which must not hear of anything."""
+
+    def make(*sources: dict[str, Any], benchmarks: Iterable[dict[str, Any]] | None = None, **evaluate: Any) -> Settings:
+        chosen = [{"name": "captions", "kind": "paraphrased_retrieval"}] if benchmarks is None else list(benchmarks)
+        return parse_settings(
+            {
+                "data": {"root": str(tmp_path), "sources": sources or [{"path": "captions.csv", "images": "pics"}]},
+                "paraphrase": {"engine": "openai", "model": "smol", "openai": {"base_url": openai_server.url}},
+                "evaluate": {"benchmarks": chosen, **evaluate},
+                "run": {"root": str(tmp_path / "root")},
+            }
+        )
+
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "3.jpg").write_bytes(b"x")
+    yield make
+    assert not openai_server.paths
+
+
+def told(settings: Settings) -> str:
+    """What the user hears, which is the same before ingest has run and after it."""
+    store, messages = open_store(settings.run.root), []
+    for ingested in (False, True):
+        if ingested:
+            run_stage("ingest", settings)
+        try:
+            messages.append("\n".join(check_before_paying(settings, store, resolve(settings, store))))
+        except ParaclipError as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    assert messages[0] == messages[1]
+    return messages[0]
+
+
+def test_a_run_that_has_all_it_needs(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    assert told(settings_of()) == ""
+    write(tmp_path / "captions.csv", rows("train", 50))
+    assert told(settings_of(split="train")) == ""
+    assert told(settings_of(benchmarks=[])) == ""
+
+
+def test_no_caption_of_the_split_that_is_evaluated(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("test", 20, first=50)])
+    assert told(settings_of()) == (
+        "InputError: benchmark 'captions' searches the images of split val (evaluate.split), but none of the 140 "
+        "captions is of it (train 100, test 40); give some rows this split in the column of "
+        "data.sources[].columns.split, or a source `split: val`, or set evaluate.split, or give the benchmark a path "
+        "of its own"
+    )
+    assert told(settings_of(split="test")) == ""
+    assert told(settings_of({"path": "captions.csv", "images": "pics", "split": "val"})).startswith("InputError")
+    pair = {"image": "3.jpg", "caption": "a dog", "rewording": "a hound"}
+    lines = [json.dumps(pair | {"image": f"{image}.jpg"}) for image in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
+    assert told(settings_of(benchmarks=[own])) == ""
+
+
+def test_too_few_images_of_the_split(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 7, first=50)])
+    message = told(settings_of())
+    assert message.startswith("BenchmarkError: benchmark 'captions': its pool has 7 images; expected at least 10: use")
+    single = [row for row in rows("val", 20, first=50) if row[1].endswith("east")]
+    write(tmp_path / "captions.csv", [*rows("train", 50), *single])
+    assert "no image of split 'val' has two captions" in told(settings_of())
+    assert told(settings_of(benchmarks=[{"name": "r", "kind": "retrieval"}])) == ""
+
+
+def test_pairs_of_other_images(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    pair = {"image": "other.jpg", "caption": "a dog", "rewording": "a hound"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
+    assert "benchmark 'own': none of 1 pairs" in told(settings_of(benchmarks=[own]))
+
+
+def test_no_training_captions(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", rows("val", 20))
+    message = told(settings_of())
+    assert message.startswith("InputError: none of the 40 captions is of split train (val 40), so nothing can be")
+    assert "data.sources[].columns.split" in message and "`split: train`" in message
+
+
+def test_no_source_has_images(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    message = told(settings_of({"path": "captions.csv"}))
+    assert message.startswith("InputError: none of the 100 training captions has an image (captions.csv 100), and")
+    assert "data.sources[].images" in message
+
+
+def test_some_captions_have_no_image(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    (tmp_path / "more.txt").write_text("a cat on a mat\na cow on a hill\n")
+    with_images = {"path": "captions.csv", "images": "pics"}
+    assert told(settings_of(with_images, {"path": "more.txt"})) == (
+        "2 of 102 training captions have no image (more.txt 2): they are paraphrased and then not trained on; name "
+        "their images in data.sources[].images, or leave the source out"
+    )
+
+
+def test_captions_of_the_split_without_images(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", rows("train", 50))
+    write(tmp_path / "held.csv", rows("val", 20, first=50))
+    message = told(settings_of({"path": "captions.csv", "images": "pics"}, {"path": "held.csv"}))
+    assert "but none of its 40 captions has an image (held.csv 40); name their tar or folder in" in message
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_images_that_are_not_where_they_should_be(tmp_path: Path, settings_of: Make, kind: str) -> None:
+    names = [(image.removesuffix(".jpg"), caption, split) for image, caption, split in rows("train", 50)]
+    write(tmp_path / "captions.csv", [*names, *rows("val", 10, first=50)])
+    (tmp_path / "pics" / "3.jpg").rename(tmp_path / "pics" / "300.jpg")
+    images = "pics"
+    if kind == "tar":
+        with tarfile.open(tmp_path / "pics.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("300.jpg"), io.BytesIO())
+        images = "pics.tar"
+    message = told(settings_of({"path": "captions.csv", "images": images}, split="train"))
+    assert re.match(
+        rf"InputError: .*/{images} has none of the 16 images that were looked up; the first is '0', ", message
+    )
+    assert "as captions.csv names it. Correct data.sources[].images, or name the column" in message
+
+
+def test_what_an_archive_holds(tmp_path: Path) -> None:
+    folder = tmp_path / "pics"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "1.jpg").touch()
+    with tarfile.open(tmp_path / "pics.tar", "w") as tar:
+        tar.add(folder, "pics")
+    assert holds_any(folder, ["0.jpg", "./deep/1.jpg"]) and not holds_any(
+        folder, ["1.jpg", "x" * 300, "a\0b", "../pics.tar"]
+    )
+    assert holds_any(tmp_path / "pics.tar", ["0.jpg", "1.jpg"]) and not holds_any(
+        tmp_path / "pics.tar", ["pics", "deep"]
+    )
+    (tmp_path / "bad.tar").write_bytes(b"no tar at all")
+    with pytest.raises(InputError, match=r"bad\.tar is not a whole, uncompressed tar file"):
+        holds_any(tmp_path / "bad.tar", ["1.jpg"])
+    with pytest.raises(InputError, match=r"cannot read images from .*absent\.tar"):
+        holds_any(tmp_path / "absent.tar", ["1.jpg"])
+
+
+def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
+    tmp_path: Path, settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "captions.csv", rows("val", 20))
+    settings = settings_of()
+    store = open_store(settings.run.root)
+    nodes = resolve(settings, store)
+    for name in ("paraphrase_1", "paraphrase_2"):
+        with pytest.raises(InputError, match="of split train"):
+            check_before_paying(settings, store, nodes)
+        with store.writing(name, nodes[name].fingerprint) as work:
+            (work.out / "made.txt").touch()
+            store.commit(nodes[name].draft, {}, 0.0)
+    monkeypatch.setattr("tasks.preflight._census", lambda *_: pytest.fail("captions were counted"))
+    assert check_before_paying(settings, store, nodes) == []
+
+
+def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> None:
+    scenes = {"images": 60}
+    source = {"path": "captions.jsonl", "images": "images.tar"}
+    settings = parse_settings({"data": {"scenes": scenes, "sources": [source]}, "run": {"root": str(tmp_path)}})
+    store = open_store(settings.run.root)
+    assert check_before_paying(settings, store, resolve(settings, store)) == []
+    for name in ("scenes", "ingest"):
+        run_stage(name, settings)
+    assert check_before_paying(settings, store, resolve(settings, store)) == []
+
+
+def test_few_of_many_images_are_looked_up(settings_of: Make) -> None:
+    size, census = 200, Census(settings_of())
+    for batch in range(100):
+        ids = [f"{batch}-{row // 5}.jpg" for row in range(size)]
+        made: dict[str, pa.Array] = {name: pa.array(ids) for name in ("image_id", "image_path", "caption")}
+        for name, value in (("images", "pics"), ("source", "captions.csv"), ("split", "train")):
+            made[name] = pa.repeat(pa.scalar(value), size)
+        census.note(pa.RecordBatch.from_pydict(made))
+    assert census.splits == {"train": 20_000} and not census.without_image("train")
+    looked_up = list(census.first_images["pics"])
+    assert looked_up[:17] == [*(f"0-{image}.jpg" for image in range(16)), "1-0.jpg"] and len(looked_up) == 1008
