@@ -47,7 +47,7 @@ def settings_of(folder: Path, captions: list[str] = CAPTIONS, root: str = "root"
     )
 
 
-OFF = {"gates": {"preset": "off"}}
+OFF: dict[str, Any] = {"gates": {"preset": "off"}}
 
 
 def export(settings: Settings, path: Path, steps: tuple[int, ...] = (1, 2)) -> tuple[Exported, dict[str, Body]]:
@@ -111,7 +111,7 @@ def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] =
 def test_a_run_after_the_way_there_and_back_asks_nothing_and_writes_the_same(
     openai_server: OpenAIServer, tmp_path: Path
 ) -> None:
-    extra = {"openai": {"base_url": openai_server.url, "extra_body": {"reasoning_effort": "low"}}}
+    extra: Body = {"openai": {"base_url": openai_server.url, "extra_body": {"reasoning_effort": "low"}}}
     served = both_steps(settings_of(tmp_path, root="served", **OFF, **extra))
     sent = list(openai_server.asked)
     openai_server.asked.clear()
@@ -133,7 +133,7 @@ def test_a_run_after_the_way_there_and_back_asks_nothing_and_writes_the_same(
 
 
 def test_importing_twice_adds_nothing_and_what_was_imported_counts_as_paid(tmp_path: Path) -> None:
-    prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
+    prices: Body = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
     settings = settings_of(tmp_path, openai=prices, **OFF)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
     assert (exported.step_1, exported.step_2, exported.unanswered_1, exported.words) == (12, 0, 12, False)
