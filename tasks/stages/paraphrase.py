@@ -74,12 +74,17 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         selection = rounds.select()
         rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
         rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
+        counts, engine, last = rounds.counts, rounds.engine, None
+        counts.accepted = 0
         for kept, refused in selection.batches():
             rows.write(kept)
             rejects.write(refused)
+            # Rewrites of a caption are neighbours.
+            if len(ids := kept.column("caption_id")):
+                counts.accepted += len(ids.unique()) - (ids[0] == last)
+                last = ids[-1]
         rows.close()
         rejects.close()
-        counts, engine = rounds.counts, rounds.engine
         if counts.captions and not counts.accepted:
             raise _nothing(options, step, counts, ctx.work.out / "rejects")
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
