@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,36 +15,38 @@ import pyarrow as pa
 from paraclip_core.errors import ArtifactError
 from storage.atomic import storage_error
 from storage.duckdb_file import attached, environment_error, opened
-from storage.parts import PartFolder, TornPart, number_of, order_of
+from storage.parts import PartFolder, TornPart, order_of
 
-__all__ = ["GENERATIONS", "VERDICTS", "CacheFile", "CacheTable"]
+__all__ = ["GENERATIONS", "PARTS", "VERDICTS", "CacheFile", "CacheTable"]
 
 log = logging.getLogger(__name__)
 
 LAYOUT = 6
-"""Version of the tables; a file of another one is deleted and made again. Earlier releases have 1 to 5."""
+"""Version of the tables; a file of an earlier one is deleted and made again."""
 NAME = "cache"
 GROUP_ROWS = 500_000
 
 
 @dataclass(frozen=True)
 class CacheTable:
-    """A table of the file, and the parts that it is made from."""
+    """A table of the file. Beside `columns` it has `part`, the id of the part that a row comes from."""
 
     name: str
-    schema: pa.Schema
-    """Columns that every part has; what else a part holds is its writer's affair."""
+    columns: tuple[str, ...]
     key: tuple[str, ...]
-    columns: dict[str, str]
-    """Columns of the table and their SQL types."""
+    schema: pa.Schema
+    """What every part has; what else it holds is its writer's affair."""
 
 
+KEY = pa.binary(16)
 ACCEPTED = pa.struct([("answer", pa.string()), ("tokens", pa.list_(pa.uint16())), ("similarity", pa.float32())])
 GENERATIONS = CacheTable(
     "generations",
+    ("key", "completions"),
+    ("key",),
     pa.schema(
         [
-            pa.field("key", pa.binary(16), nullable=False),
+            pa.field("key", KEY, nullable=False),
             pa.field("step", pa.int8(), nullable=False),
             pa.field("attempt", pa.int16(), nullable=False),
             pa.field("model", pa.string(), nullable=False),
@@ -52,16 +54,16 @@ GENERATIONS = CacheTable(
             pa.field("completions", pa.list_(pa.string()), nullable=False),
         ]
     ),
-    ("key",),
-    {"key": "BLOB", "completions": "VARCHAR[]"},
 )
 VERDICTS = CacheTable(
     "verdicts",
+    ("generation", "parent", "gates", "accepted", "answer", "reason", "detail", "similarity"),
+    ("generation", "parent", "gates"),
     pa.schema(
         [
-            pa.field("generation", pa.binary(16), nullable=False),
-            pa.field("parent", pa.binary(16), nullable=False),
-            pa.field("gates", pa.binary(16), nullable=False),
+            pa.field("generation", KEY, nullable=False),
+            pa.field("parent", KEY, nullable=False),
+            pa.field("gates", KEY, nullable=False),
             pa.field("accepted", pa.list_(ACCEPTED), nullable=False),
             pa.field("answer", pa.string()),
             pa.field("reason", pa.string()),
@@ -69,33 +71,24 @@ VERDICTS = CacheTable(
             pa.field("similarity", pa.float32()),
         ]
     ),
-    ("generation", "parent", "gates"),
-    {
-        "generation": "BLOB",
-        "parent": "BLOB",
-        "gates": "BLOB",
-        "accepted": "STRUCT(answer VARCHAR, tokens USMALLINT[], similarity FLOAT)[]",
-        "answer": "VARCHAR",
-        "reason": "VARCHAR",
-        "detail": "VARCHAR",
-        "similarity": "FLOAT",
-    },
 )
 
 CREATE = """
-    CREATE OR REPLACE TABLE cache.{table} ({types}, part INTEGER);
+    CREATE OR REPLACE TABLE cache.{table} AS SELECT {plain}, 0::INTEGER AS part FROM plain;
     CREATE OR REPLACE TABLE cache.{table}_parts (id INTEGER, number BIGINT, name VARCHAR, rows BIGINT);
 """
-MARK = "CREATE TABLE cache.schema_migrations AS SELECT {layout} AS version, 'tables over parts' AS name"
+MARK = "CREATE TABLE cache.schema_migrations AS SELECT ?::INTEGER AS version, 'tables over parts' AS name"
+INDEXED = "SELECT name, sum(rows)::BIGINT FROM cache.{table}_parts GROUP BY name"
+RENAME = "UPDATE cache.{table}_parts SET name = $new, number = $number WHERE list_contains($old, name)"
 # A folder above the cache may be called `key=1` and is no column.
-FILES = """
-    read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true) f
-    JOIN arriving a ON a.path = f.filename
+PARTS = """
+    read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true)
 """
-# Rows of parts that come behind the ones that arrive; without any, those are the last.
+ARRIVING = f"{PARTS} AS f JOIN arriving AS a ON a.path = f.filename"
 SUPERSEDE = """
     DELETE FROM cache.{table} AS t USING
-        (SELECT {key}, min(ROW(a.number, a.name)) AS turn FROM {files} GROUP BY {key}) AS f, cache.{table}_parts AS p
+        (SELECT {key}, min(ROW(a.number, a.name)) AS turn FROM {arriving} GROUP BY {key}) AS f,
+        cache.{table}_parts AS p
     WHERE {same} AND p.id = t.part AND ROW(p.number, p.name) > f.turn
 """
 INSERT = """
@@ -103,9 +96,17 @@ INSERT = """
     SELECT {columns}, part FROM (
         SELECT {columns}, a.id AS part,
             row_number() OVER (PARTITION BY {key} ORDER BY a.number, a.name, f.file_row_number) AS turn
-        FROM {files}
+        FROM {arriving}
     ) AS f ANTI JOIN cache.{table} AS t ON {same}
     WHERE turn = 1
+"""
+NOTE = "INSERT INTO cache.{table}_parts SELECT id, number, name, rows FROM arriving"
+DIGESTS = """
+    SELECT p.name, p.rows, coalesce(t.rows, 0), coalesce(t.digest, 0)
+    FROM (SELECT name, sum(rows)::BIGINT AS rows FROM cache.{table}_parts GROUP BY name) AS p LEFT JOIN (
+        SELECT p.name, count(*) AS rows, bit_xor(hash({plain})) AS digest
+        FROM cache.{table} AS t JOIN cache.{table}_parts AS p ON p.id = t.part GROUP BY p.name
+    ) AS t USING (name)
 """
 
 
@@ -114,8 +115,7 @@ class CacheFile:
 
     def __init__(self, folder: Path, tables: Sequence[tuple[CacheTable, PartFolder]]) -> None:
         """`tables` says which table is made from which parts."""
-        self.path = folder / "generations.duckdb"
-        self._tables = tables
+        self.path, self.tables = folder / "generations.duckdb", tables
 
     def catch_up(self) -> None:
         """Let the tables have exactly what the parts have; a damaged file is made again.
@@ -126,17 +126,38 @@ class CacheFile:
         """
         try:
             try:
-                self._follow()
+                self._follow_all()
             except duckdb.Error as error:
                 if environment_error(error, self.path):
                     raise
                 log.warning("%s is damaged and made again from its parts: %s", self.path, error)
                 self.delete()
-                self._follow()
+                self._follow_all()
         except duckdb.Error as error:
             raise environment_error(error, self.path) or ArtifactError(
                 f"{self.path} cannot be used: {error}"
             ) from error
+
+    def check(self) -> None:
+        """See that a file that cannot be written can be read.
+
+        Raises:
+            ArtifactError: there is none, or it is damaged or of another release.
+        """
+        if not self.path.exists():
+            raise ArtifactError(f"{self.path.parent} is read-only and has no index; choose a writable root")
+        try:
+            with opened(self.path, NAME, read_only=True) as con:
+                if (layout := _layout(con)) != LAYOUT:
+                    raise ArtifactError(
+                        f"the cache's index has layout {layout}, this release reads {LAYOUT}; look something up in it "
+                        "once where its folder can be written"
+                    )
+                for table, folder in self.tables:
+                    if behind := len(set(folder.names()) - _indexed(con, table)):
+                        log.warning("%s is read-only: %s segments are not in its index", folder.folder, behind)
+        except duckdb.Error as error:
+            raise ArtifactError(f"{self.path} cannot be read: {error}") from error
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
@@ -151,35 +172,11 @@ class CacheFile:
         except duckdb.Error as error:
             if "Corrupt database file" not in str(error):
                 raise
-            self.delete()
+            with suppress(ArtifactError):
+                self.delete()
             raise ArtifactError(
-                f"{self.path} is damaged and was deleted ({error}); run again, it is made again from its parts"
+                f"{self.path} is damaged ({error}); run again, it is made again from its parts"
             ) from error
-
-    @contextmanager
-    def frozen(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach a file that cannot be written, as it is.
-
-        Raises:
-            ArtifactError: there is none, or it is damaged or of another release.
-        """
-        if not self.path.exists():
-            raise ArtifactError(f"{self.path.parent} is read-only and has no index; choose a writable root")
-        try:
-            with attached(con, self.path, NAME, read_only=True):
-                if (layout := _layout(con)) != LAYOUT:
-                    raise ArtifactError(
-                        f"the cache's index has layout {layout}, this release reads {LAYOUT}; look something up in it "
-                        "once where its folder can be written"
-                    )
-                for table, folder in self._tables:
-                    if behind := len(set(folder.names()) - _indexed(con, table).keys()):
-                        log.warning("%s is read-only: %s parts are not in its index", folder.folder, behind)
-                yield
-        except duckdb.Error as error:
-            if "Corrupt database file" not in str(error) and not isinstance(error, duckdb.IOException):
-                raise
-            raise ArtifactError(f"{self.path} cannot be read: {error}") from error
 
     @contextmanager
     def empty(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
@@ -187,6 +184,18 @@ class CacheFile:
         with attached(con, ":memory:", NAME):
             self._create(con)
             yield
+
+    def digests(self) -> dict[str, tuple[int, ...]]:
+        """How many rows each part has, how many of them count, and a hash over those.
+
+        Raises:
+            duckdb.Error: the file is damaged.
+        """
+        counted: dict[str, tuple[int, ...]] = {}
+        with opened(self.path, NAME, read_only=True) as con:
+            for table, _ in self.tables:
+                counted |= {name: tuple(counts) for name, *counts in con.execute(_sql(DIGESTS, table)).fetchall()}
+        return counted
 
     def delete(self) -> None:
         """Delete the file, and what earlier releases kept beside it."""
@@ -200,9 +209,9 @@ class CacheFile:
         except OSError as error:
             raise storage_error(error, self.path) from error
 
-    def _follow(self) -> None:
+    def _follow_all(self) -> None:
         with self._opened() as con:
-            for table, folder in self._tables:
+            for table, folder in self.tables:
                 _follow(con, table, folder)
 
     @contextmanager
@@ -227,9 +236,9 @@ class CacheFile:
 
     def _create(self, con: duckdb.DuckDBPyConnection) -> None:
         con.execute("BEGIN")
-        for table, _ in self._tables:
+        for table, _ in self.tables:
             _clear(con, table)
-        con.execute(MARK.format(layout=LAYOUT))
+        con.execute(MARK, [LAYOUT])
         con.execute("COMMIT")
 
 
@@ -242,26 +251,24 @@ def _layout(con: duckdb.DuckDBPyConnection) -> int:
 
 
 def _clear(con: duckdb.DuckDBPyConnection, table: CacheTable) -> None:
-    types = ", ".join(f"{name} {sql_type}" for name, sql_type in table.columns.items())
-    con.execute(CREATE.format(table=table.name, types=types))
+    con.register("plain", table.schema.empty_table())
+    con.execute(_sql(CREATE, table))
+    con.unregister("plain")
 
 
-def _indexed(con: duckdb.DuckDBPyConnection, table: CacheTable) -> dict[str, int]:
-    """Parts whose rows are in a table, and how many rows each has."""
-    query = f"SELECT name, sum(rows)::BIGINT FROM cache.{table.name}_parts GROUP BY name"  # noqa: S608 (our own names)
-    return dict(con.execute(query).fetchall())
+def _indexed(con: duckdb.DuckDBPyConnection, table: CacheTable) -> set[str]:
+    """Names of the parts whose rows are in a table."""
+    return {name for name, _ in con.execute(_sql(INDEXED, table)).fetchall()}
 
 
 def _follow(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolder) -> None:
-    """Let a table have exactly what the parts have."""
-    indexed, replacement = set(_indexed(con, table)), folder.replacement()
+    """Let a table have exactly what its parts have."""
+    replacement, indexed = folder.replacement(), _indexed(con, table)
     if replacement and indexed.issuperset(replacement.old):
         # The big one has the same rows in the same order, so the same ones count.
-        con.execute(
-            f"UPDATE cache.{table.name}_parts SET name = $new, number = $number WHERE list_contains($old, name)",  # noqa: S608
-            {"new": replacement.new, "number": number_of(replacement.new), "old": list(replacement.old)},
-        )
-        indexed = set(_indexed(con, table))
+        number, _ = order_of(replacement.new)
+        con.execute(_sql(RENAME, table), {"new": replacement.new, "number": number, "old": replacement.old})
+        indexed = _indexed(con, table)
     if gone := indexed.difference(folder.names()):
         log.warning("%s parts of %s are gone; their table is made again from the others", len(gone), folder.folder)
         con.execute("BEGIN")
@@ -273,9 +280,9 @@ def _follow(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolde
         if name in indexed:
             continue
         try:
-            group[name] = folder.rows(name)
+            group[name] = folder.footer(name).rows
         except TornPart as error:
-            folder.set_aside(name, error)
+            folder.set_aside(error)
         if sum(group.values()) >= GROUP_ROWS:
             _insert(con, table, folder, group)
             group = {}
@@ -287,29 +294,26 @@ def _follow(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolde
 def _insert(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolder, rows: dict[str, int]) -> None:
     """Insert the rows of some parts, all or none of them."""
     indexed = _indexed(con, table)
-    first = con.execute(f"SELECT coalesce(max(id), 0) + 1 FROM cache.{table.name}_parts").fetchall()[0][0]  # noqa: S608
-    parts = pa.table(
-        {
-            "id": pa.array(range(first, first + len(rows)), pa.int32()),
-            "number": pa.array(map(number_of, rows), pa.int64()),
-            "name": list(rows),
-            "rows": pa.array(rows.values(), pa.int64()),
-            "path": [str(folder.folder / name) for name in rows],
-        }
-    )
-    pieces = {
-        "table": table.name,
-        "columns": ", ".join(f"f.{name}" for name in table.columns),
-        "key": ", ".join(f"f.{name}" for name in table.key),
-        "same": " AND ".join(f"f.{name} = t.{name}" for name in table.key),
-        "files": FILES,
-    }
-    files = {"files": parts.column("path").to_pylist()}
-    con.register("arriving", parts)
+    files = [str(folder.folder / name) for name in rows]
+    first = con.execute(_sql("SELECT coalesce(max(id), 0) + 1 FROM cache.{table}_parts", table)).fetchall()[0][0]
+    ids, numbers = range(first, first + len(rows)), [order_of(name)[0] for name in rows]
+    arriving = {"id": ids, "number": numbers, "name": list(rows), "rows": list(rows.values()), "path": files}
+    con.register("arriving", pa.table(arriving))
     con.execute("BEGIN")
     if indexed and min(map(order_of, rows)) < max(map(order_of, indexed)):
-        con.execute(SUPERSEDE.format(**pieces), files)
-    con.execute(INSERT.format(**pieces), files)
-    con.execute(f"INSERT INTO cache.{table.name}_parts SELECT id, number, name, rows FROM arriving")  # noqa: S608
+        con.execute(_sql(SUPERSEDE, table), {"files": files})
+    con.execute(_sql(INSERT, table), {"files": files})
+    con.execute(_sql(NOTE, table))
     con.execute("COMMIT")
     con.unregister("arriving")
+
+
+def _sql(template: str, table: CacheTable) -> str:
+    return template.format(
+        table=table.name,
+        plain=", ".join(table.columns),
+        columns=", ".join(f"f.{name}" for name in table.columns),
+        key=", ".join(f"f.{name}" for name in table.key),
+        same=" AND ".join(f"f.{name} = t.{name}" for name in table.key),
+        arriving=ARRIVING,
+    )

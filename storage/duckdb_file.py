@@ -13,7 +13,7 @@ import duckdb
 from paraclip_core.errors import ArtifactError, LockedError
 from storage.atomic import storage_error
 
-__all__ = ["CONFIG", "attached", "environment_error", "opened"]
+__all__ = ["CONFIG", "attached", "connect", "environment_error", "opened"]
 
 FOREIGN_WAIT_SECONDS = 30.0
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -24,6 +24,11 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
+def connect(path: Path) -> duckdb.DuckDBPyConnection:
+    """A new DuckDB that works beside the file `path`: what does not fit into memory goes where the file's would."""
+    return duckdb.connect(":memory:", config=CONFIG | {"temp_directory": f"{path}.tmp"})
+
+
 @contextmanager
 def opened(path: Path, name: str, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection of its own in which the file `path` is attached as `name`; closed at the end.
@@ -32,11 +37,9 @@ def opened(path: Path, name: str, read_only: bool = False) -> Iterator[duckdb.Du
         LockedError: another program keeps the file open.
         duckdb.Error: it is damaged, or the disk is.
     """
-    # What is spilled goes where it would go if the file were opened alone.
-    with duckdb.connect(":memory:", config=CONFIG | {"temp_directory": f"{path}.tmp"}) as con:
+    with connect(path) as con, attached(con, path, name, read_only):
         con.execute("SET preserve_insertion_order = false")
-        with attached(con, path, name, read_only):
-            yield con
+        yield con
 
 
 @contextmanager

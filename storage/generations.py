@@ -9,7 +9,6 @@ that is the one that was written first), and in it the first row; building the f
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError
 from storage.cache_file import GENERATIONS, VERDICTS, CacheFile
-from storage.duckdb_file import CONFIG
+from storage.duckdb_file import connect
 from storage.locks import lock
 from storage.parts import PartFolder, check_columns
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from storage.segment_mirror import SegmentMirror
 
 __all__ = ["GenerationStore"]
-
-log = logging.getLogger(__name__)
 
 PART_ROWS = 100_000
 
@@ -49,7 +46,7 @@ class GenerationStore:
         self._behind = False
 
     def append(self, generations: pa.Table) -> None:
-        """Keep generations; on return they are on disk and survive a kill. The file follows when it is next used.
+        """Keep generations; on return they are on disk and survive a kill. The DuckDB file follows later.
 
         Args:
             generations: any table with the columns of `storage.cache_file.GENERATIONS`; the others are kept, too.
@@ -60,22 +57,15 @@ class GenerationStore:
         self._append(self.parts, generations)
 
     def append_verdicts(self, verdicts: pa.Table) -> None:
-        """Keep verdicts; on return they are on disk and survive a kill. The file follows when it is next used.
-
-        Args:
-            verdicts: a table with the columns of `storage.cache_file.VERDICTS`.
-
-        Raises:
-            ArtifactError: a column is missing or wrong, the disk is full, or the folder read-only.
-        """
+        """Keep verdicts, as :meth:`append` does."""
         self._append(self.verdict_parts, verdicts)
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach all generations and verdicts to a connection, as tables `cache.generations` and `cache.verdicts`.
+        """Attach everything to a connection, as tables `cache.generations` and `cache.verdicts` that can be read.
 
-        They are read-only and complete, and stay as they are until the end of the block: the cache's lock is held, so
-        keep the block to a few joins, and append nothing in it. Where there is no cache yet, both tables are empty.
+        The cache's lock is held until the end of the block, so keep it to a few joins and append nothing in it. Where
+        there is no cache yet, both tables are empty.
 
         Raises:
             ArtifactError: the cache cannot be read or written.
@@ -83,17 +73,25 @@ class GenerationStore:
         """
         if self.mirror is not None:
             self.mirror.pull()
-        if not self._exists():
+        if not self.exists():
             with self.file.empty(con):
                 yield
         elif not os.access(self.folder, os.W_OK):
-            with self.file.frozen(con):
+            self.file.check()
+            with self.file.attached(con):
                 yield
         else:
             with self.locked():
-                self._catch_up()
+                self.file.catch_up()
+                self._behind = False
                 with self.file.attached(con):
                     yield
+
+    @contextmanager
+    def tables(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection of its own to which everything is attached."""
+        with connect(self.file.path) as con, self.attached(con):
+            yield con
 
     def lookup(self, keys: pa.FixedSizeBinaryArray | pa.ChunkedArray) -> pa.Table:
         """Find the answers to a few keys; many are better joined with `attached`.
@@ -107,34 +105,37 @@ class GenerationStore:
         Raises:
             ArtifactError: the cache cannot be read or written.
         """
-        schema = pa.schema([GENERATIONS.schema.field(name) for name in ("key", "completions")])
+        schema = pa.schema([GENERATIONS.schema.field(name) for name in GENERATIONS.columns])
         if keys.type != schema.field("key").type or keys.null_count:
             raise ArtifactError(f"keys are {keys.type} with {keys.null_count} nulls; expected binary(16) without nulls")
-        with duckdb.connect(":memory:", config=CONFIG) as con:
+        with self.tables() as con:
             con.register("asked", pa.table({"key": keys}))
-            with self.attached(con):
-                query = "SELECT key, completions FROM cache.generations SEMI JOIN asked USING (key)"
-                return con.sql(query).to_arrow_table().cast(schema)
+            query = "SELECT key, completions FROM cache.generations SEMI JOIN asked USING (key)"
+            return con.sql(query).to_arrow_table().cast(schema)
 
     def refresh(self) -> None:
-        """Let the file catch up with the parts."""
-        with duckdb.connect(":memory:", config=CONFIG) as con, self.attached(con):
+        """Let the DuckDB file catch up with the parts."""
+        with self.tables():
             pass
 
     def rebuild(self) -> None:
-        """Throw the file away and make it again from the parts."""
+        """Throw the DuckDB file away and make it again from the parts."""
         with self.locked():
             self.file.delete()
         self.refresh()
 
     def close(self) -> None:
-        """Let the file catch up with what was appended here; the store may be used again."""
+        """Let the DuckDB file catch up with what was appended here; the store may be used again."""
         self.parts.sweep()
         self.verdict_parts.sweep()
         if self._behind:
             self.refresh()
         if self.mirror is not None:
             self.mirror.push_rest()
+
+    def exists(self) -> bool:
+        """Whether anything was ever appended."""
+        return self.parts.folder.is_dir() or self.verdict_parts.folder.is_dir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -154,10 +155,3 @@ class GenerationStore:
         self._behind = True
         if self.mirror is not None:
             self.mirror.push(f"{folder.folder.name}/{name}" for name in published)
-
-    def _catch_up(self) -> None:
-        self.file.catch_up()
-        self._behind = False
-
-    def _exists(self) -> bool:
-        return self.parts.folder.is_dir() or self.verdict_parts.folder.is_dir()

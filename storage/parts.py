@@ -14,9 +14,8 @@ import re
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from paraclip_core.errors import ArtifactError
 from storage.atomic import read_json, storage_error, sweep_drafts, sync_folder, write_json
 
-__all__ = ["NAME", "PartDraft", "PartFolder", "TornPart", "check_columns", "digest_of"]
+__all__ = ["NAME", "PartDraft", "PartFolder", "TornPart", "check_columns", "digest_of", "order_of"]
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +37,32 @@ REPLACED = ".replaced.json"
 class TornPart(Exception):
     """A part's file is not what its name says, or not readable; it never leaves `storage`."""
 
+    def __init__(self, name: str, why: object) -> None:
+        """`name` is the part's."""
+        super().__init__(str(why))
+        self.name = name
 
-@dataclass(frozen=True)
-class PartDraft:
+
+class PartDraft(NamedTuple):
     """A part that is on disk under a temporary name."""
 
     path: Path
     digest: str
 
 
-@dataclass(frozen=True)
-class Replacement:
+class Replacement(NamedTuple):
     """A part that takes the place of others."""
 
     new: str
-    old: tuple[str, ...]
+    old: Sequence[str]
+
+
+class Footer(NamedTuple):
+    """What a part says about itself."""
+
+    rows: int
+    bytes: int
+    schema: pa.Schema
 
 
 class PartFolder:
@@ -92,7 +102,7 @@ class PartFolder:
         """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names."""
         names = self.names()
         digests = {digest_of(name) for name in names}
-        number = number_of(names[-1]) if names else 0
+        number = order_of(names[-1])[0] if names else 0
         published = []
         try:
             for draft in drafts:
@@ -109,14 +119,14 @@ class PartFolder:
             raise storage_error(error, self.folder) from error
         return published
 
-    def replace(self, old: Sequence[str], draft: PartDraft) -> str:
+    def replace(self, old: Sequence[str], draft: PartDraft) -> None:
         """Let `draft`, which holds the rows of `old` in order, stand for them from one moment to the next.
 
         That moment is the renaming: before it only `old` are listed, after it only the new one, whatever is killed.
-        Call `settle` when the table has followed. Returns the new name.
+        Call `settle` when the table has followed.
         """
         self.settle()
-        name = f"{number_of(old[0]):08d}-{draft.digest}.parquet"
+        name = f"{order_of(old[0])[0]:08d}-{draft.digest}.parquet"
         write_json(self.folder / REPLACED, {"new": name, "old": list(old)})
         try:
             draft.path.rename(self.folder / name)
@@ -124,18 +134,33 @@ class PartFolder:
             self._unlink(old)
         except OSError as error:
             raise storage_error(error, self.folder) from error
-        return name
 
     def replacement(self) -> Replacement | None:
-        """The replacement that `settle` was not called for yet."""
-        return self._replacement(self._listing())
+        """The replacement that `settle` was not called for yet.
+
+        Raises:
+            ArtifactError: its note is damaged.
+        """
+        path = self.folder / REPLACED
+        if not path.exists():
+            return None
+        try:
+            note = read_json(path)
+            replacement = Replacement(str(note["new"]), list(note["old"]))
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{path} is not as `paraclip cache compact` writes it ({error}); delete it") from error
+        except ArtifactError:
+            if path.exists():
+                raise
+            return None
+        # Without the new one the old ones are still what counts.
+        return replacement if (self.folder / replacement.new).exists() else None
 
     def settle(self) -> None:
         """Finish a replacement, or forget one that was killed before its moment."""
-        listing = self._listing()
-        if REPLACED not in listing:
+        if not (self.folder / REPLACED).exists():
             return
-        replacement = self._replacement(listing)
+        replacement = self.replacement()
         try:
             self._unlink(replacement.old if replacement else ())
             sync_folder(self.folder)
@@ -145,25 +170,14 @@ class PartFolder:
 
     def names(self) -> list[str]:
         """Names of all parts, first published first; files that are no parts are left alone."""
-        listing = self._listing()
-        replacement = self._replacement(listing)
-        hidden = set(replacement.old) if replacement else set()
-        return sorted((name for name in listing if NAME.fullmatch(name) and name not in hidden), key=order_of)
+        listing = [name for name in self._listing() if NAME.fullmatch(name)]
+        replacement = self.replacement()
+        hidden = replacement.old if replacement and replacement.new in listing else ()
+        return sorted(set(listing).difference(hidden), key=order_of)
 
     def torn(self) -> int:
         """How many parts were set aside."""
         return sum(name.endswith(".torn") for name in self._listing())
-
-    def bytes(self) -> int:
-        """Bytes of all parts together."""
-        return sum(self.size(name) for name in self.names())
-
-    def size(self, name: str) -> int:
-        """Bytes of one part; 0 where it has just gone."""
-        try:
-            return (self.folder / name).stat().st_size
-        except FileNotFoundError:
-            return 0
 
     def read_bytes(self, name: str) -> bytes:
         """A part's file, compared with its name.
@@ -177,23 +191,23 @@ class PartFolder:
         except OSError as error:
             raise ArtifactError(f"cannot read {self.folder / name}: {error.strerror}") from error
         if _digest(data) != digest_of(name):
-            raise TornPart(f"its {len(data)} bytes are not those that were written")
+            raise TornPart(name, f"its {len(data)} bytes are not those that were written")
         return data
 
-    def rows(self, name: str) -> int:
-        """Rows of a part whose bytes and columns are as they should be.
+    def footer(self, name: str) -> Footer:
+        """What a part says about itself, once its bytes and columns are as they should be.
 
         Raises:
             TornPart: it was cut short or changed, or lacks a column.
             ArtifactError: it cannot be read at all.
         """
-        data = io.BytesIO(self.read_bytes(name))
+        data = self.read_bytes(name)
         try:
-            with pq.ParquetFile(data) as file:
+            with pq.ParquetFile(io.BytesIO(data)) as file:
                 check_columns(file.schema_arrow.empty_table(), self.schema)
-                return file.metadata.num_rows
+                return Footer(file.metadata.num_rows, len(data), file.schema_arrow)
         except (pa.ArrowException, OSError, ArtifactError) as error:
-            raise TornPart(str(error)) from error
+            raise TornPart(name, error) from error
 
     def read(self, name: str) -> pa.Table:
         """All columns of a part.
@@ -202,50 +216,26 @@ class PartFolder:
             TornPart: it was cut short or changed, or lacks a column.
             ArtifactError: it cannot be read at all.
         """
-        return self.parse(self.read_bytes(name))
-
-    def parse(self, data: bytes) -> pa.Table:
-        """All columns of a part's bytes.
-
-        Raises:
-            TornPart: it is no Parquet file, or lacks a column.
-        """
+        data = self.read_bytes(name)
         try:
             table = pq.read_table(io.BytesIO(data))
             check_columns(table, self.schema)
         except (pa.ArrowException, OSError, ArtifactError) as error:
-            raise TornPart(str(error)) from error
+            raise TornPart(name, error) from error
         return table
 
-    def set_aside(self, name: str, why: object) -> None:
+    def set_aside(self, torn: TornPart) -> None:
         """Rename a torn part, so that it is neither read again nor lost."""
-        path = self.folder / name
-        log.warning("part %s is torn and set aside as %s.torn: %s", path, name, why)
+        path = self.folder / torn.name
+        log.warning("part %s is torn and set aside as %s.torn: %s", path, torn.name, torn)
         try:
-            path.rename(path.with_name(f"{name}.torn"))
+            path.rename(path.with_name(f"{torn.name}.torn"))
         except OSError as error:
             raise storage_error(error, path) from error
 
     def sweep(self) -> None:
         """Delete drafts that a killed writer left behind more than a day ago."""
         sweep_drafts(self.folder)
-
-    def _replacement(self, listing: Sequence[str]) -> Replacement | None:
-        if REPLACED not in listing:
-            return None
-        path = self.folder / REPLACED
-        try:
-            note = read_json(path)
-        except ArtifactError:
-            if path.exists():
-                raise
-            return None
-        try:
-            replacement = Replacement(note["new"], tuple(note["old"]))
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{path} is not as `paraclip cache compact` writes it ({error}); delete it") from error
-        # Without the new one the old ones are still what counts.
-        return replacement if replacement.new in listing else None
 
     def _unlink(self, names: Iterable[str]) -> None:
         for name in names:
@@ -282,14 +272,9 @@ def digest_of(name: str) -> str:
     return name.partition("-")[2].removesuffix(".parquet")
 
 
-def number_of(name: str) -> int:
-    """The number in a part's name."""
-    return int(name.partition("-")[0])
-
-
 def order_of(name: str) -> tuple[int, str]:
-    """Sorts parts by their turn; two machines may have given the same number."""
-    return number_of(name), name
+    """Sorts parts by their numbers; two machines may have given the same one."""
+    return int(name.partition("-")[0]), name
 
 
 def _digest(data: bytes | memoryview) -> str:

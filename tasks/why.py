@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.config import SamplingOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, UnknownNameError
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
-from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
-from storage.generation_search import Kept, kept_under, nearest
+from paraclip_core.paraphrase.requests import RequestKeys, sampling_json, step_requests
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
+from storage.cache_tools import find_generation, nearest_generation
 from storage.generations import GenerationStore
 from tasks.models import model_hashes
 
@@ -70,40 +70,36 @@ def explain(settings: Settings, store: GenerationStore, what: str, step: int = 1
         ArtifactError: the cache cannot be read.
         ConfigError: the settings cannot be used.
     """
+    generation: Mapping[str, Any] | None = None
+    text = clean(what) if step == 1 else what
     if KEY.fullmatch(what.strip().lower()):
-        kept = kept_under(store, bytes.fromhex(what.strip()))
-        if kept is None:
+        generation = find_generation(store, bytes.fromhex(what.strip()))
+        if generation is None:
             raise UnknownNameError(f"no generation has the key {what.strip()}; give the caption to see the nearest one")
-        step, attempt = kept.step, kept.attempt if kept.attempt <= _last_attempt(settings) else 0
-        text = kept.input or ""
-    else:
-        kept, text = None, clean(what) if step == 1 else what
-        if not text:
-            raise ConfigError("the caption is empty; give the text that would be paraphrased, or a key")
+        step, attempt, text = generation["step"], generation["attempt"], generation["input"] or ""
+        attempt = attempt if attempt <= _last_attempt(settings) else 0
+    elif not text:
+        raise ConfigError("the caption is empty; give the text that would be paraphrased, or a key")
     request = _request(settings, step, attempt)
+    asked = {"step": step, "model": request.model, "prompt": request.prompt_id, "prompt_hash": request.prompt_hash}
+    asked |= {"sampling": request.sampling, "seed": request.seed, "attempt": attempt, "input": text}
     key = request.key(text)
-    asked = _parts(request.step, request.model, request.prompt_id, request.prompt_hash, request.sampling)
-    asked |= {"seed": request.seed, "attempt": request.attempt, "input": text}
-    if kept is None:
-        wanted = {"step": step, "model": request.model, "prompt": request.prompt_id, "seed": request.seed}
-        wanted |= {"prompt_hash": request.prompt_hash, "sampling": request.sampling, "attempt": attempt, "input": text}
-        kept = kept_under(store, key) or nearest(store, wanted)
-    found = None if kept is None else _kept_parts(kept)
-    return Explanation(
-        key.hex(),
-        kept is not None and kept.key == key,
-        asked,
-        None if kept is None or found is None else {"key": kept.key.hex(), **found, "completions": kept.completions},
-        () if found is None else _differences(asked, found),
-    )
+    if generation is None:
+        generation = find_generation(store, key) or nearest_generation(store, asked)
+    if generation is None:
+        return Explanation(key.hex(), False, _parts(asked), None, ())
+    nearest = {"key": generation["key"].hex(), **_parts(generation), "completions": generation["completions"]}
+    differences = _differences(_parts(asked), _parts(generation))
+    return Explanation(key.hex(), generation["key"] == key, _parts(asked), nearest, differences)
 
 
 def _request(settings: Settings, step: int, attempt: int) -> RequestKeys:
     options = relevant_options(settings.paraphrase)
-    prompt: PromptTemplate = THESAURUS if step == WORD_STEP else prompt_for(options, step)
-    sampling: SamplingOptions = WORD_SAMPLING if step == WORD_STEP else options.sampling
     model = make_engine(options, settings.data.root, hash_files=model_hashes(settings)).model
-    return RequestKeys(step, model, prompt.id, prompt.hash, sampling_json(sampling), options.seed, attempt)
+    if step != WORD_STEP:
+        return step_requests(options, step, model, attempt)
+    sampling = sampling_json(WORD_SAMPLING)
+    return RequestKeys(step, model, THESAURUS.id, THESAURUS.hash, sampling, options.seed, attempt)
 
 
 def _last_attempt(settings: Settings) -> int:
@@ -111,19 +107,19 @@ def _last_attempt(settings: Settings) -> int:
     return options.attempts - 1 + len(options.regenerate)
 
 
-def _parts(step: int, model: str, prompt: str, prompt_hash: bytes | None, sampling: str | None) -> dict[str, Any]:
-    values: dict[str, Any] = {"step": step, "model": model, "prompt": prompt}
-    values["prompt text"] = None if prompt_hash is None else prompt_hash.hex()
+def _parts(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a request as they are shown."""
+    prompt_hash, sampling = request["prompt_hash"], request["sampling"]
     try:
         options = json.loads(sampling or "{}")
     except ValueError:
         options = {"text": sampling}
-    return values | {f"sampling.{name}": value for name, value in sorted(options.items())}
-
-
-def _kept_parts(kept: Kept) -> dict[str, Any]:
-    values = _parts(kept.step, kept.model, kept.prompt, kept.prompt_hash, kept.sampling)
-    return values | {"seed": kept.seed, "attempt": kept.attempt, "input": kept.input}
+    return {
+        **{name: request[name] for name in ("step", "model", "prompt")},
+        "prompt text": None if prompt_hash is None else prompt_hash.hex(),
+        **{f"sampling.{name}": value for name, value in sorted(options.items())},
+        **{name: request[name] for name in ("seed", "attempt", "input")},
+    }
 
 
 def _differences(asked: dict[str, Any], kept: dict[str, Any]) -> tuple[Difference, ...]:

@@ -38,25 +38,29 @@ StepOption = Annotated[int | None, typer.Option(min=0, max=2, help="Only this st
 @app.command()
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """How many generations there are, of which models and prompts."""
+    from storage.cache_tools import cache_stats
+
     with _opened(root) as store:
-        found = asdict(store.stats())
+        counts = asdict(cache_stats(store))
     if as_json:
-        print_json(found)
+        print_json(counts)
         return
     import yaml
 
-    shown = {**found, "groups": list(found["groups"])}
+    shown = {**counts, "groups": list(counts["groups"])}
     say(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), newline=False)
 
 
 @app.command()
 def rebuild(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Build the index anew from the segments, which hold the truth."""
+    """Make the DuckDB file again from the segments, which hold the truth."""
+    from storage.cache_tools import cache_stats
+
     with _opened(root) as store:
         store.rebuild()
-        found = asdict(store.stats())
+        counts = asdict(cache_stats(store))
     if as_json:
-        print_json(found)
+        print_json(counts)
     else:
         typer.echo("rebuilt from the segments")
 
@@ -77,11 +81,11 @@ def why(
 
     settings = settings_from(config, set_)
     with _opened(settings.run.root, must_exist=False) as store:
-        found = explain(settings, store, what, step, attempt).as_json()
+        explanation = explain(settings, store, what, step, attempt).as_json()
     if as_json:
-        print_json(found)
+        print_json(explanation)
     else:
-        _print_why(found)
+        _print_why(explanation)
 
 
 @app.command()
@@ -94,14 +98,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Copy generations to a folder that `import` reads; what it holds already is passed over."""
+    from storage.cache_merge import merge
     from storage.generations import GenerationStore
-    from storage.merging import merge
 
     with _opened(root) as store:
         # A shared cache first fetches what other machines have.
         store.refresh()
-        found = asdict(merge(GenerationStore(folder), store.folder, _wanted(engine, model, step)))
-    _print_merged(found, f"exported to {folder}", as_json)
+        merged = asdict(merge(GenerationStore(folder), store.folder, _wanted(engine, model, step)))
+    _print_merged(merged, f"exported to {folder}", as_json)
 
 
 @app.command("import")
@@ -114,45 +118,46 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over another cache's generations; what is answered here stays as it is. Ends with 1 if some were damaged."""
-    from storage.merging import merge
+    from storage.cache_merge import merge
 
     with _opened(root, must_exist=False) as store:
-        found = asdict(merge(store, folder, _wanted(engine, model, step)))
-    _print_merged(found, f"imported from {folder}", as_json)
+        merged = asdict(merge(store, folder, _wanted(engine, model, step)))
+    _print_merged(merged, f"imported from {folder}", as_json)
 
 
 @app.command()
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Join many small segments to few big ones; others may go on writing, and it may be killed at any time."""
-    from storage.compaction import compact as join
+    from storage.cache_merge import compact as join
 
     with _opened(root) as store:
-        found = asdict(join(store))
+        counts = asdict(join(store))
     if as_json:
-        print_json(found)
+        print_json(counts)
         return
-    typer.echo(f"{found['before']} segments before, {found['after']} now; {found['rows']} generations were moved")
-    if found["torn"]:
-        typer.echo(f"{found['torn']} segments were damaged and set aside")
+    typer.echo(f"{counts['before']} segments before, {counts['after']} now; {counts['rows']} rows were moved")
+    if counts["torn"]:
+        typer.echo(f"{counts['torn']} segments were damaged and set aside")
 
 
 @app.command()
 def verify(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Read every segment and compare the index with them; ends with code 1 where something was wrong."""
-    from storage.verification import verify_cache
+    """Read every segment and compare the tables with them; ends with code 1 where something was wrong."""
+    from storage.cache_tools import verify_cache
 
     with _opened(root) as store:
-        found = verify_cache(store)
+        result = verify_cache(store)
     if as_json:
-        print_json({**asdict(found), "sound": found.sound})
+        print_json({**asdict(result), "sound": result.sound})
     else:
-        for name in found.torn:
+        for name in result.torn:
             say(f"{name} is damaged and set aside as {name}.torn; what it held is asked for again when it is needed")
-        for name in found.mended:
-            say(f"{name} was indexed wrongly and is indexed anew")
-        before = f" ({found.torn_before} before)" if found.torn_before else ""
-        typer.echo(f"{found.segments} segments with {found.rows} generations are sound, {len(found.torn)} torn{before}")
-    if not found.sound:
+        for name in result.mended:
+            say(f"{name} was not in the tables as it should be; they are made again")
+        before = f" ({result.torn_before} before)" if result.torn_before else ""
+        whole = f"{result.segments} segments with {result.rows} generations and {result.verdicts} verdicts are sound"
+        typer.echo(f"{whole}, {len(result.torn)} torn{before}")
+    if not result.sound:
         raise typer.Exit(1)
 
 
@@ -161,33 +166,37 @@ def _wanted(engine: str | None, model: str | None, step: int | None) -> dict[str
     return {column: pattern for column, pattern in chosen.items() if pattern is not None}
 
 
-def _print_merged(found: dict[str, Any], what: str, as_json: bool) -> None:
+def _print_merged(counts: dict[str, Any], what: str, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json(counts)
     else:
-        unwanted = f", {found['unwanted']} not asked for" if found["unwanted"] else ""
-        say(f"{what}: {found['new']} new generations in {found['segments']} segments, {found['known']} known{unwanted}")
-        if found["damaged"]:
-            typer.echo(f"{found['damaged']} segments are damaged and were left where they are")
-    if found["damaged"]:
+        unwanted = f", {counts['unwanted']} not asked for" if counts["unwanted"] else ""
+        new = f"{counts['new']} new generations in {counts['segments']} segments"
+        say(f"{what}: {new}, {counts['known']} known{unwanted}")
+        if counts["damaged"]:
+            typer.echo(f"{counts['damaged']} segments are damaged and were left where they are")
+    if counts["damaged"]:
         raise typer.Exit(1)
 
 
-def _print_why(found: dict[str, Any]) -> None:
-    nearest, differing = found["nearest"], {entry["part"] for entry in found["differences"]}
-    if found["cached"]:
-        say(f"kept: the request {found['key']} is answered and costs nothing")
+def _print_why(explanation: dict[str, Any]) -> None:
+    nearest, differing = explanation["nearest"], {entry["part"] for entry in explanation["differences"]}
+    if explanation["cached"]:
+        say(f"kept: the request {explanation['key']} is answered and costs nothing")
     elif nearest is None:
-        say(f"not kept: the request {found['key']} would be made, and no generation is kept yet")
+        say(f"not kept: the request {explanation['key']} would be made, and no generation is kept yet")
     else:
-        say(f"not kept: the request {found['key']} would be made; it differs in {', '.join(sorted(differing))}")
+        say(f"not kept: the request {explanation['key']} would be made; it differs in {', '.join(sorted(differing))}")
     if nearest is None:
         return
-    names = [*found["asked"], *(name for name in nearest if name not in (*found["asked"], "key", "completions"))]
+    names = [
+        *explanation["asked"],
+        *(name for name in nearest if name not in (*explanation["asked"], "key", "completions")),
+    ]
     rows = [
         {
             "part": name,
-            "asked": str(found["asked"].get(name, "")),
+            "asked": str(explanation["asked"].get(name, "")),
             "kept": str(nearest.get(name, "")),
             "differs": "yes" if name in differing else "",
         }

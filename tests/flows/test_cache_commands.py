@@ -15,8 +15,8 @@ import pytest
 from flows.cli import run_cli
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import GENERATIONS
 from storage.generations import GenerationStore
 
@@ -50,8 +50,8 @@ def fill(root: Path, numbers: Iterable[int], segments: int = 1, **same: Any) -> 
 
 
 def damage(store: GenerationStore, at: int) -> str:
-    name = store.segments.names()[at]
-    os.truncate(store.segments.folder / name, 100)
+    name = store.parts.names()[at]
+    os.truncate(store.parts.folder / name, 100)
     return name
 
 
@@ -104,20 +104,27 @@ def test_compact(tmp_path: Path, capsys: Capture) -> None:
     store = fill(tmp_path, range(100), segments=10)
     damage(store, 3)
     shown = said(capsys, ["compact", "--root", str(tmp_path)])
-    assert "10 segments before, 1 now; 90 generations were moved" in shown
+    assert "10 segments before, 1 now; 90 rows were moved" in shown
     assert told(capsys, ["compact", "--root", str(tmp_path)]) == {"before": 1, "after": 1, "rows": 0, "torn": 0}
     stats = told(capsys, ["stats", "--root", str(tmp_path)])
-    assert (stats["keys"], stats["segments"], stats["torn"]) == (90, 1, 1)
+    assert (stats["keys"], stats["segments"], stats["torn"], stats["verdicts"]) == (90, 1, 1, 0)
+    assert told(capsys, ["rebuild", "--root", str(tmp_path)]) == stats
+    assert said(capsys, ["stats", "--root", str(tmp_path)]).startswith("rows: 90\nkeys: 90\n")
 
 
 def test_verify(tmp_path: Path, capsys: Capture) -> None:
     assert told(capsys, ["verify", "--root", str(tmp_path)])["sound"]
     store = fill(tmp_path, range(100), segments=10)
     store.refresh()
-    assert "10 segments with 100 generations are sound, 0 torn" in said(capsys, ["verify", "--root", str(tmp_path)])
+    assert "10 segments with 100 generations and 0 verdicts are sound, 0 torn" in said(
+        capsys, ["verify", "--root", str(tmp_path)]
+    )
     name = damage(store, 3)
     shown = said(capsys, ["verify", "--root", str(tmp_path)], code=1)
-    assert f"{name} is damaged and set aside" in shown and "9 segments with 90 generations are sound, 1 torn" in shown
+    assert (
+        f"{name} is damaged and set aside" in shown
+        and "9 segments with 90 generations and 0 verdicts are sound, 1 torn" in shown
+    )
     found = told(capsys, ["verify", "--root", str(tmp_path)])
     assert (found["sound"], found["torn"], found["torn_before"], found["rows"]) == (True, [], 1, 90)
 

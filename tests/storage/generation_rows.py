@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from paraclip_core.tables import GENERATIONS
+from paraclip_core.tables import GENERATIONS, VERDICTS
 from storage.generations import GenerationStore
 
-__all__ = ["answers", "child", "flip", "key", "keys", "numbered", "rows"]
+__all__ = ["answers", "child", "flip", "judged", "key", "keys", "numbered", "rows", "verdicts"]
 
 CHILD = """
 import os, random, signal, sys, time
 sys.path.insert(0, {here!r})
 import duckdb
 from generation_rows import *
-from storage import generation_index, segments
-from storage.generation_index import GenerationIndex
+from storage import cache_file, cache_merge, parts
+from storage.cache_file import CacheFile
 from storage.generations import GenerationStore
-from storage.segments import SegmentFolder
+from storage.parts import PartFolder
 """
 
 
@@ -43,6 +43,24 @@ def rows(answers: Sequence[tuple[bytes, list[str | None]]], step: int = 1, model
 
 def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa.Table:
     return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
+
+
+def verdicts(numbers: Iterable[int], text: str = "answer", gates: int = 0) -> pa.Table:
+    """Verdicts on numbered generations; every third was rejected."""
+    rows = []
+    for n in numbers:
+        accepted = [{"answer": f"{text} {n}", "tokens": [n % 65_536, 2], "similarity": None if n % 2 else 0.5}]
+        rejected = {"answer": f"{text} {n}", "reason": "echo", "detail": "", "similarity": 1.0}
+        row = {"generation": key(n), "parent": bytes(16), "gates": key(gates)}
+        rows.append(row | ({"accepted": [], **rejected} if n % 3 == 0 else {"accepted": accepted}))
+    return pa.Table.from_pylist(rows, schema=VERDICTS)
+
+
+def judged(store: GenerationStore) -> list[dict[str, object]]:
+    """All verdicts of the cache, by generation."""
+    with store.tables() as con:
+        query = f"SELECT {', '.join(VERDICTS.names)} FROM cache.verdicts ORDER BY generation, gates"
+        return con.sql(query).to_arrow_table().cast(VERDICTS).to_pylist()
 
 
 def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[str]]:

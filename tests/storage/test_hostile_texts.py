@@ -9,6 +9,7 @@ import pyarrow as pa
 from generation_rows import key
 
 from paraclip_core.tables import GENERATIONS
+from storage.cache_tools import cache_stats
 from storage.generations import GenerationStore
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
@@ -39,7 +40,7 @@ def test_hostile_texts_come_back_as_they_went_in(tmp_path: Path) -> None:
         found = store.lookup(rows.column("key").combine_chunks())
         texts = {row["key"]: row["completions"] for row in found.to_pylist()}
         assert texts == {row["key"]: row["completions"] for row in rows.to_pylist()}
-        stats = store.stats()
+        stats = cache_stats(store)
         assert (stats.rows, stats.keys, stats.torn) == (len(ATTACKS), len(ATTACKS), 0)
         assert {group.model for group in stats.groups} == {attack["text"] for attack in ATTACKS}
         store.rebuild()

@@ -10,15 +10,16 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pytest
+from generation_rows import judged, verdicts
 
 from paraclip_core.errors import ArtifactError
 from storage import segment_mirror
 from storage.artifacts import ArtifactStore
-from storage.compaction import compact
+from storage.cache_file import GENERATIONS
+from storage.cache_merge import compact
+from storage.cache_tools import cache_stats, verify_cache
 from storage.generations import GenerationStore
 from storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from storage.segments import INDEXED
-from storage.verification import verify_cache
 
 Machine = Callable[[str], GenerationStore]
 
@@ -28,9 +29,9 @@ def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
 
 
 def generations(answers: dict[int, str]) -> pa.Table:
-    count = len(answers)
+    count, schema = len(answers), GENERATIONS.schema
     columns = [keys(*answers), [1] * count, [0] * count, ["m"] * count, ["p"] * count, [[a] for a in answers.values()]]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEXED, strict=True)], schema=INDEXED)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
 def answers(store: GenerationStore, *numbers: int) -> dict[int, str]:
@@ -59,7 +60,7 @@ def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machin
 
 
 def objects(url: str) -> list[str]:
-    return sorted(fsspec.filesystem("memory").find(f"{url.removeprefix('memory:/')}/cache/segments"))
+    return sorted(fsspec.filesystem("memory").find(f"{url.removeprefix('memory:/')}/cache"))
 
 
 def test_what_one_machine_asked_another_knows(machine: Machine) -> None:
@@ -69,7 +70,18 @@ def test_what_one_machine_asked_another_knows(machine: Machine) -> None:
     assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
     two.append(generations({3: "c"}))
     assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"}
-    assert one.stats() == two.stats()
+    assert cache_stats(one) == cache_stats(two)
+
+
+def test_verdicts_are_shared_too(machine: Machine, url: str) -> None:
+    one, two = machine("one"), machine("two")
+    one.append_verdicts(verdicts(range(5)))
+    assert judged(two) == judged(one) != []
+    two.append_verdicts(verdicts(range(5, 9)))
+    two.append(generations({1: "a"}))
+    assert len(judged(one)) == 9
+    assert sorted({path.split("/")[-2] for path in objects(url)}) == ["segments", "verdicts"]
+    assert (verify_cache(machine("three")).rows, verify_cache(machine("three")).verdicts) == (1, 9)
 
 
 def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +97,7 @@ def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: 
     three = machine("three")
     found = [answers(store, 1) for store in (one, two, three)]
     assert found[0] == found[1] == found[2]
-    assert one.stats().rows == 2
+    assert cache_stats(one).rows == 2
     one.rebuild()
     assert answers(one, 1) == found[0]
 
@@ -94,7 +106,7 @@ def test_an_index_is_made_again_from_the_store(machine: Machine) -> None:
     machine("one").append(generations({1: "a"}))
     two = machine("two")
     two.rebuild()
-    assert (two.stats().rows, two.stats().segments) == (1, 1)
+    assert (cache_stats(two).rows, cache_stats(two).segments) == (1, 1)
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(
@@ -142,14 +154,14 @@ def test_a_damaged_object_is_left_out_and_named(machine: Machine, url: str, capl
     two = machine("two")
     assert answers(two, 1, 2) == {2: "b"}
     assert f"memory:/{damaged} is damaged and left out" in caplog.text
-    assert list(two.segments.folder.glob(".*.tmp")) == []
+    assert list(two.parts.folder.glob(".*.tmp")) == []
 
 
 def test_a_torn_segment_is_healed_from_the_store(machine: Machine) -> None:
     one = machine("one")
     one.append(generations({1: "a"}))
-    name = one.segments.names()[0]
-    (one.segments.folder / name).write_bytes(b"torn")
+    name = one.parts.names()[0]
+    (one.parts.folder / name).write_bytes(b"torn")
     one.rebuild()
     assert answers(one, 1) == {1: "a"}
 

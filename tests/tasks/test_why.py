@@ -11,8 +11,8 @@ import pytest
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
-from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import GENERATIONS
 from storage.generations import GenerationStore
@@ -139,10 +139,8 @@ def test_what_cannot_be_explained(store: GenerationStore) -> None:
 
 def test_segments_of_other_writers_lack_parts(store: GenerationStore) -> None:
     keep(store, settings_of(), "a cat")
-    (name,) = store.segments.names()
-    plain = store.segments.read(name).cast(
-        pa.schema([GENERATIONS.field(n) for n in store.segments.read(name).column_names])
-    )
+    (name,) = store.parts.names()
+    plain = store.parts.read(name).select(store.parts.schema.names)
     other = GenerationStore(store.folder.parent / "other")
     other.append(plain)
     found = explain(settings_of(), other, "a cat")

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from generation_rows import answers, child, flip, numbered, rows
+from generation_rows import answers, child, flip, judged, numbered, rows, verdicts
 
-from storage.compaction import Compacted, compact
+from paraclip_core.errors import ArtifactError
+from storage.cache_merge import Compacted, compact
+from storage.cache_tools import cache_stats
 from storage.generations import GenerationStore
-from storage.segments import REPLACED
+from storage.parts import REPLACED
 
 
 def fill(store: GenerationStore, segments: int, size: int = 10, base: int = 0) -> None:
@@ -24,13 +26,13 @@ def fill(store: GenerationStore, segments: int, size: int = 10, base: int = 0) -
 
 def test_small_segments_become_one(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
     fill(store, 20)
-    before = answers(store, range(300)), store.stats()
+    before = answers(store, range(300)), cache_stats(store)
     assert compact(store) == Compacted(before=20, after=1, rows=200, torn=0)
-    after = store.stats()
+    after = cache_stats(store)
     assert answers(store, range(300)) == before[0]
     assert (after.rows, after.keys, after.segments, after.groups) == (200, 200, 1, before[1].groups)
     assert "gone" not in caplog.text
-    assert [p.name for p in store.segments.folder.iterdir()] == store.segments.names()
+    assert [p.name for p in store.parts.folder.iterdir()] == store.parts.names()
     assert compact(store) == Compacted(before=1, after=1, rows=0, torn=0)
     store.rebuild()
     assert answers(store, range(300)) == before[0]
@@ -39,7 +41,7 @@ def test_small_segments_become_one(store: GenerationStore, caplog: pytest.LogCap
 def test_each_move_is_on_the_disk_before_the_next(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, 2)
     store.refresh()
-    folder, told = store.segments.folder, []
+    folder, told = store.parts.folder, []
 
     def note(descriptor: int) -> None:
         if os.fstat(descriptor).st_ino == folder.stat().st_ino:
@@ -63,16 +65,16 @@ def test_the_first_answer_stays_the_first(store: GenerationStore) -> None:
         assert answers(store, range(20)) == before
         store.rebuild()
     # Repeated rows are kept, too: they were paid for.
-    assert store.stats().rows == 10 + 10 + 8 + 25
+    assert cache_stats(store).rows == 10 + 10 + 8 + 25
 
 
 def test_big_segments_are_left_alone_and_order_holds(store: GenerationStore) -> None:
     fill(store, 3)
     store.append(numbered(range(60), "big"))
     fill(store, 4, base=60)
-    before, names = answers(store, range(200)), store.segments.names()
+    before, names = answers(store, range(200)), store.parts.names()
     assert compact(store, target_rows=100) == Compacted(before=8, after=3, rows=70, torn=0)
-    assert names[3] in store.segments.names()
+    assert names[3] in store.parts.names()
     assert answers(store, range(200)) == before
     assert compact(store, target_rows=100).rows == 0
 
@@ -80,7 +82,7 @@ def test_big_segments_are_left_alone_and_order_holds(store: GenerationStore) -> 
 def test_groups_stay_below_the_target(store: GenerationStore) -> None:
     fill(store, 11)
     assert compact(store, target_rows=35).after == 4
-    assert [store.segments.read(name).num_rows for name in store.segments.names()] == [30, 30, 30, 20]
+    assert [store.parts.read(name).num_rows for name in store.parts.names()] == [30, 30, 30, 20]
 
 
 def test_other_columns_stay_and_are_not_mixed(store: GenerationStore) -> None:
@@ -90,17 +92,38 @@ def test_other_columns_stay_and_are_not_mixed(store: GenerationStore) -> None:
     assert compact(store).after == 3
     import pyarrow.parquet as pq
 
-    first = pq.read_table(store.segments.folder / store.segments.names()[0])
+    first = pq.read_table(store.parts.folder / store.parts.names()[0])
     assert first.column("note").to_pylist() == ["note 0", "note 1"]
 
 
 def test_a_torn_segment_is_set_aside_and_the_rest_joined(store: GenerationStore) -> None:
     fill(store, 5)
     store.refresh()
-    flip(store.segments.folder / store.segments.names()[2])
+    flip(store.parts.folder / store.parts.names()[2])
     assert compact(store) == Compacted(before=5, after=1, rows=40, torn=1)
-    assert store.stats().torn == 1
+    assert cache_stats(store).torn == 1
     assert len(answers(store, range(50))) == 40
+
+
+def test_verdicts_are_compacted_too(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
+    for start in range(0, 50, 10):
+        store.append_verdicts(verdicts(range(start, start + 12), f"text {start}"))
+    before = judged(store)
+    assert compact(store) == Compacted(before=5, after=1, rows=60, torn=0)
+    assert judged(store) == before
+    assert "gone" not in caplog.text
+    store.rebuild()
+    assert judged(store) == before
+
+
+def test_parts_that_came_since_the_table_last_followed_are_in_it_afterwards(store: GenerationStore) -> None:
+    fill(store, 2)
+    store.refresh()
+    fill(store, 2, base=20)
+    names = store.parts.names()
+    store.parts.replace(names, store.parts.draft(pa.concat_tables([store.parts.read(name) for name in names])))
+    assert len(answers(store, range(40))) == 40
+    assert (cache_stats(store).rows, cache_stats(store).segments) == (40, 1)
 
 
 def test_an_absent_cache_has_nothing_to_compact(store: GenerationStore) -> None:
@@ -109,33 +132,34 @@ def test_an_absent_cache_has_nothing_to_compact(store: GenerationStore) -> None:
 
 
 KILL_AT = """
-import storage.segments, pathlib
-from storage import compaction
+import pathlib
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 point, deaths = sys.argv[2], int(sys.argv[3])
 def after(original):
     def call(*arguments, **named):
         global deaths
-        found = original(*arguments, **named)
+        value = original(*arguments, **named)
         deaths -= 1
         if deaths < 0:
             die()
-        return found
+        return value
     return call
 if point == "the draft is written":
-    compaction._joined = after(compaction._joined)
+    PartFolder.draft = after(PartFolder.draft)
 elif point == "the note is written":
-    storage.segments.write_json = after(storage.segments.write_json)
+    parts.write_json = after(parts.write_json)
 elif point == "the new name is there":
-    storage.segments.sync_folder = after(storage.segments.sync_folder)
+    parts.sync_folder = after(parts.sync_folder)
 elif point == "some of the old are deleted":
     pathlib.Path.unlink = after(pathlib.Path.unlink)
-elif point == "the index forgot the old":
-    GenerationIndex.drop = after(GenerationIndex.drop)
-elif point == "the index knows the new":
-    GenerationIndex.add = after(GenerationIndex.add)
-compaction.compact(GenerationStore(sys.argv[1]), 60)
+elif point == "the parts have moved":
+    PartFolder.replace = after(PartFolder.replace)
+elif point == "the table has followed":
+    CacheFile.catch_up = after(CacheFile.catch_up)
+elif point == "the table has followed, the note is there":
+    PartFolder.settle = die
+cache_merge.compact(GenerationStore(sys.argv[1]), 60)
 """
 
 
@@ -146,9 +170,10 @@ compaction.compact(GenerationStore(sys.argv[1]), 60)
         ("the note is written", 0),
         ("the new name is there", 0),
         *(("some of the old are deleted", n) for n in range(0, 24, 3)),
-        ("the index forgot the old", 0),
-        ("the index knows the new", 0),
-        ("the index knows the new", 1),
+        ("the parts have moved", 0),
+        ("the parts have moved", 1),
+        ("the table has followed", 1),
+        ("the table has followed, the note is there", 0),
     ],
 )
 def test_killed_at_every_step(
@@ -161,19 +186,22 @@ def test_killed_at_every_step(
         assert process.wait(120) == -signal.SIGKILL
     # First as an appender finds it, before any index is opened.
     store.append(numbered(range(500, 510)))
-    read = sum(store.segments.read(name).num_rows for name in store.segments.names())
+    read = sum(store.parts.read(name).num_rows for name in store.parts.names())
     assert read == 120
     assert answers(store, range(200)) == before
-    assert (store.stats().rows, store.stats().keys, store.stats().torn) == (120, 120, 0)
+    assert (cache_stats(store).rows, cache_stats(store).keys, cache_stats(store).torn) == (120, 120, 0)
     assert "gone" not in caplog.text
     compact(store, 60)
-    assert (store.stats().rows, store.stats().keys, store.stats().segments) in ((120, 120, 2), (120, 120, 3))
+    assert (cache_stats(store).rows, cache_stats(store).keys, cache_stats(store).segments) in (
+        (120, 120, 2),
+        (120, 120, 3),
+    )
     assert answers(store, range(200)) == before
-    assert not (store.segments.folder / REPLACED).exists()
+    assert not (store.parts.folder / REPLACED).exists()
 
 
 COMPACT_FOREVER = """
-from storage.compaction import compact
+from storage.cache_merge import compact
 store = GenerationStore(sys.argv[1])
 print("started", flush=True)
 while True:
@@ -209,16 +237,14 @@ def test_random_kills_while_others_append(store: GenerationStore) -> None:
     # The chunk that was in flight may or may not be there.
     assert expected <= found and len(found - expected) <= 20
     compact(store)
-    stats = store.stats()
+    stats = cache_stats(store)
     assert (stats.rows, stats.keys, stats.torn, stats.segments) == (len(found), len(found), 0, 1)
     assert set(answers(store, wanted)) == found
 
 
 def test_a_damaged_note_is_told(store: GenerationStore, tmp_path: Path) -> None:
-    from paraclip_core.errors import ArtifactError
-
     fill(store, 2)
     for text, message in (("{", "not valid JSON"), ("[]", "is not as .* writes it"), ('{"old": 1}', "; delete it")):
-        (store.segments.folder / REPLACED).write_text(text)
+        (store.parts.folder / REPLACED).write_text(text)
         with pytest.raises(ArtifactError, match=message):
-            store.segments.names()
+            store.parts.names()

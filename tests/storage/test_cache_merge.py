@@ -9,11 +9,11 @@ import pytest
 from generation_rows import answers, flip, key, numbered, rows
 
 from paraclip_core.errors import ArtifactError
-from storage.compaction import compact
+from storage.cache_file import GENERATIONS
+from storage.cache_merge import Merged, compact, merge
+from storage.cache_tools import cache_stats, paid_tokens
 from storage.generations import GenerationStore
-from storage.merging import Merged, merge
-from storage.segments import INDEXED, SegmentFolder
-from storage.spending import paid_tokens
+from storage.parts import PartFolder
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def test_caches_merge_and_merging_twice_changes_nothing(ours: GenerationStore, t
     theirs.append(numbered(range(8, 10), "theirs"))
     theirs.append(numbered(range(10, 12), "theirs"))
     theirs.append(numbered(range(3, 5), "theirs"))
-    flip(theirs.segments.folder / theirs.segments.names()[2])
+    flip(theirs.parts.folder / theirs.parts.names()[2])
     assert merge(ours, theirs.folder) == Merged(segments=2, new=5, known=4, unwanted=0, damaged=1)
     merged = answers(ours, range(20))
     assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
-    assert (ours.stats().rows, ours.stats().keys) == (10, 10)
-    before = ours.segments.names()
+    assert (cache_stats(ours).rows, cache_stats(ours).keys) == (10, 10)
+    before = ours.parts.names()
     assert merge(ours, theirs.folder) == Merged(segments=0, new=0, known=9, unwanted=0, damaged=1)
-    assert ours.segments.names() == before and answers(ours, range(20)) == merged
+    assert ours.parts.names() == before and answers(ours, range(20)) == merged
     # What is damaged is their affair.
-    stats = GenerationStore(theirs.folder).stats()
+    stats = cache_stats(GenerationStore(theirs.folder))
     assert (stats.segments, stats.torn) == (3, 1)
 
 
@@ -49,8 +49,8 @@ def test_an_empty_cache_takes_the_same_files_in_the_same_order(ours: GenerationS
     for start in (0, 5, 3):
         theirs.append(numbered(range(start, start + 5), f"text {start}"))
     assert merge(ours, theirs.folder) == Merged(segments=3, new=15, known=0, unwanted=0, damaged=0)
-    assert ours.segments.names() == theirs.segments.names()
-    assert not ours.index_path.exists()
+    assert ours.parts.names() == theirs.parts.names()
+    assert not ours.file.path.exists()
     assert answers(ours, range(20)) == answers(theirs, range(20))
 
 
@@ -75,10 +75,10 @@ def test_only_what_is_wanted_is_taken(
     found = merge(ours, theirs.folder, wanted)
     assert (found.new, found.unwanted) == (len(kept), 5 - len(kept))
     assert set(answers(ours, range(10))) == kept
-    before = ours.segments.names()
+    before = ours.parts.names()
     again = merge(ours, theirs.folder, wanted)
     assert (again.new, again.known, again.unwanted) == (0, len(kept), 5 - len(kept))
-    assert ours.segments.names() == before
+    assert ours.parts.names() == before
     # Segments that were taken over whole are known for what is wanted of them, too.
     merge(ours, theirs.folder)
     whole = merge(ours, theirs.folder, wanted)
@@ -88,14 +88,14 @@ def test_only_what_is_wanted_is_taken(
 def test_what_other_writers_keep_beside_comes_along(ours: GenerationStore, theirs: GenerationStore) -> None:
     theirs.append(numbered([1]).append_column("note", pa.array(["kept"])))
     merge(ours, theirs.folder)
-    (name,) = ours.segments.names()
-    assert ours.segments.read_bytes(name) == theirs.segments.read_bytes(theirs.segments.names()[0])
+    (name,) = ours.parts.names()
+    assert ours.parts.read_bytes(name) == theirs.parts.read_bytes(theirs.parts.names()[0])
 
 
 def test_generations_that_do_not_say_what_they_cost_are_taken_over(
     ours: GenerationStore, theirs: GenerationStore
 ) -> None:
-    theirs.append(numbered(range(3)).select(INDEXED.names))
+    theirs.append(numbered(range(3)).select(GENERATIONS.schema.names))
     assert merge(ours, theirs.folder) == Merged(segments=1, new=3, known=0, unwanted=0, damaged=0)
     assert answers(ours, range(5)) == answers(theirs, range(5))
     assert paid_tokens(ours.folder, "file", "m") == (0, 0)
@@ -122,15 +122,15 @@ def test_segments_that_are_joined_meanwhile_are_all_taken_over_once(
 ) -> None:
     for start in range(0, 50, 10):
         theirs.append(numbered(range(start, start + 10)))
-    read, joined = SegmentFolder.read_bytes, []
+    read, joined = PartFolder.read_bytes, []
 
-    def slow(folder: SegmentFolder, name: str) -> bytes:
+    def slow(folder: PartFolder, name: str) -> bytes:
         if name.startswith("00000003") and not joined:
             joined.append(name)
             compact(theirs)
         return read(folder, name)
 
-    monkeypatch.setattr(SegmentFolder, "read_bytes", slow)
+    monkeypatch.setattr(PartFolder, "read_bytes", slow)
     found = merge(ours, theirs.folder)
-    assert (found.new, found.known, found.damaged) == (50, 20, 0)
-    assert (ours.stats().rows, ours.stats().keys) == (50, 50)
+    assert (found.new, found.known, found.damaged) == (50, 0, 0)
+    assert (cache_stats(ours).rows, cache_stats(ours).keys) == (50, 50)

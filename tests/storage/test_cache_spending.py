@@ -11,12 +11,10 @@ import pytest
 from generation_rows import numbered
 
 from paraclip_core.errors import ArtifactError
-from storage import merging
-from storage.compaction import compact
+from storage.cache_merge import compact, merge
+from storage.cache_tools import paid_tokens
 from storage.generations import GenerationStore
-from storage.merging import merge
-from storage.segments import SegmentFolder
-from storage.spending import paid_tokens
+from storage.parts import PartFolder, TornPart
 
 
 def test_tokens_of_one_engine_and_model_are_summed(store: GenerationStore) -> None:
@@ -43,9 +41,9 @@ def test_segments_that_cannot_be_read_do_not_count(store: GenerationStore) -> No
 
 def test_a_segment_that_is_not_there_is_told(store: GenerationStore) -> None:
     store.append(numbered(range(10)))
-    (name,) = store.segments.names()
-    (store.segments.folder / name).unlink()
-    (store.segments.folder / name).symlink_to("nothing")
+    (name,) = store.parts.names()
+    (store.parts.folder / name).unlink()
+    (store.parts.folder / name).symlink_to("nothing")
     with pytest.raises(ArtifactError, match=f"cannot read .*{name}.*cache verify"):
         paid_tokens(store.folder, "file", "m")
 
@@ -67,7 +65,7 @@ def test_what_is_joined_while_it_is_counted_counts_once(
 
     monkeypatch.setattr(pq, "read_table", slow)
     assert paid_tokens(store.folder, "file", "m") == (90, 120)
-    assert len(store.segments.names()) == 1
+    assert len(store.parts.names()) == 1
 
 
 def test_a_compaction_that_was_killed_halfway_doubles_nothing(
@@ -79,10 +77,10 @@ def test_a_compaction_that_was_killed_halfway_doubles_nothing(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SegmentFolder, "_unlink", killed)
+    monkeypatch.setattr(PartFolder, "_unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         compact(store)
-    assert len(list(store.segments.folder.glob("*.parquet"))) == 3
+    assert len(list(store.parts.folder.glob("*.parquet"))) == 3
     assert paid_tokens(store.folder, "file", "m") == (60, 80)
 
 
@@ -115,8 +113,8 @@ def test_what_was_imported_and_is_gone_hides_nothing_that_is_paid_for(
         if joined:
             compact(store)
         assert paid_tokens(store.folder, "file", "m") == (0, 0)
-        for name in store.segments.names():
-            store.segments.set_aside(name, "torn")
+        for name in store.parts.names():
+            store.parts.set_aside(TornPart(name, "torn"))
         store.refresh()
     store.append(numbered(range(20, 25)))
     assert paid_tokens(store.folder, "file", "m") == (15, 20)
@@ -136,15 +134,15 @@ def test_what_an_earlier_release_noted_of_imports_still_counts(store: Generation
 def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = GenerationStore(tmp_path / "theirs")
     theirs.append(numbered(range(10)))
-    read, begun = merging.parsed, []
+    read, begun = PartFolder.read, []
 
-    def meanwhile(data: bytes) -> pa.Table:
+    def meanwhile(folder: PartFolder, name: str) -> pa.Table:
         if not begun:
             begun.append(True)
             merge(GenerationStore(store.folder), theirs.folder)
-        return read(data)
+        return read(folder, name)
 
-    monkeypatch.setattr(merging, "parsed", meanwhile)
+    monkeypatch.setattr(PartFolder, "read", meanwhile)
     merge(store, theirs.folder)
     store.append(numbered(range(20, 25)))
     assert paid_tokens(store.folder, "file", "m") == (15, 20)
