@@ -117,16 +117,20 @@ class Rounds:
                 accepted.
             StageError: a judging process died.
         """
-        rows: np.ndarray | None = None
-        for attempt in range(self.options.attempts):
-            self._round(attempt, rows)
-            if attempt + 1 < self.options.attempts:
-                rows = self.tables.rejected()
-                if not len(rows):
-                    break
-        for condition in conditions_of(self.options.regenerate):
-            for attempt, again in sorted(self._named_by(condition).items()):
-                self._round(attempt, again)
+        try:
+            rows: np.ndarray | None = None
+            for attempt in range(self.options.attempts):
+                self._round(attempt, rows)
+                if attempt + 1 < self.options.attempts:
+                    rows = self.tables.rejected()
+                    if not len(rows):
+                        break
+            for condition in conditions_of(self.options.regenerate):
+                for attempt, again in sorted(self._named_by(condition).items()):
+                    self._round(attempt, again)
+        finally:
+            # Nothing that was judged before a failure is judged again.
+            self._keep_verdicts()
 
     def select(self) -> Selection:
         """Choose among what was accepted."""

@@ -22,6 +22,7 @@ from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
 from paraclip_core.lifetime import die_with
+from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Request, gates_digest, make_judge
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.small_model.synonyms import Fetch, Synonyms
@@ -34,6 +35,10 @@ Judged = tuple[pa.RecordBatch, pa.RecordBatch]
 Waiting = tuple[pa.RecordBatch, Future[pa.RecordBatch]]
 
 BLOCK_ROWS = 512
+KILLED = (
+    "a process that judges answers was killed; the machine may be out of memory (run.judges has fewer of them). "
+    "Verdicts so far are kept; run again to go on from there"
+)
 IN_PROCESS_BLOCKS = 4
 """Starting processes, which load the sentence encoder, takes as long as judging so much."""
 
@@ -166,7 +171,10 @@ class JudgePool:
             # Not forked: threads of torch and Arrow do not survive that.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._processes, context, _begin, (os.getpid(), self._spec))
-        return self._pool.submit(_judge_block, block, self._table)
+        try:
+            return self._pool.submit(_judge_block, block, self._table)
+        except BrokenProcessPool as error:
+            raise StageError(KILLED) from error
 
 
 _spec: JudgeSpec
@@ -177,9 +185,10 @@ def _begin(parent: int, spec: JudgeSpec) -> None:
     """Make a judging process ready: it ends with its parent and leaves the other cores to its siblings."""
     global _spec
     die_with(parent)
-    import torch
+    if gates_of(spec.gates).meaning:
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     _spec = spec
 
 

@@ -58,9 +58,7 @@ def judge(
 def tables(cache: GenerationStore, rows_of: Rows, reading: Reading, tmp_path: Path) -> Iterator[StepTables]:
     """Step 1 of six captions, four of them different, in two batches."""
     rows = rows_of(TEXTS)
-    with closing(
-        StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")
-    ) as made:
+    with closing(StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")) as made:
         yield made
 
 

@@ -1,0 +1,252 @@
+"""Verdicts: the same bytes among any number of processes, and what a killed process costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.config import GateOptions
+from paraclip_core.errors import StageError
+from paraclip_core.paraphrase import rounds
+from paraclip_core.paraphrase.verdicts import BlockJudge, JudgePool, JudgeSpec
+from paraclip_core.tables import ANSWERS, VERDICTS
+from storage.cache_file import VERDICTS as STORED
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz "
+KEYS = ("generation", "parent")
+ROWS = 60
+MANY = 100_000
+"""Rows for which processes are worth starting."""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder with random weights, which knows letters."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS.strip(), *(f"##{c}" for c in LETTERS.strip())]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), attn_implementation="eager", **sizes)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(encoder: Path) -> JudgeSpec:
+    """Gates of which some stop an answer, with similarities that mean nothing and have all their digits."""
+    gates = GateOptions(
+        preset="capable",
+        encoder=str(encoder),
+        min_similarity=-1,
+        min_caption_similarity=-1,
+        extra=("scripted_gates:blue_input",),
+    )
+    return JudgeSpec(gates.resolved("capable"), 2, (), 77)
+
+
+@pytest.fixture(scope="module")
+def answers() -> pa.Table:
+    """Answers of all kinds: none, one, several, empty ones and copies, of many lengths."""
+    rng = np.random.default_rng(5)
+
+    def text() -> str:
+        return " ".join("".join(rng.choice(list(LETTERS), rng.integers(3, 40))).split()) or "x"
+
+    rows = [
+        {
+            "generation": number.to_bytes(16, "big"),
+            "parent": (number // 2).to_bytes(16, "big"),
+            "caption": f"a caption {text()}",
+            "source": (source := f"{text()} {'blue' if number % 7 == 0 else 'red'}"),
+            "completions": [text() for _ in range(number % 4)] + [source] * (number % 3 == 0) + [""] * (number % 5),
+        }
+        for number in range(ROWS)
+    ]
+    return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+@pytest.fixture(scope="module")
+def judge(spec: JudgeSpec) -> BlockJudge:
+    """Judges in this process."""
+    return BlockJudge(spec)
+
+
+@pytest.fixture(scope="module")
+def whole(judge: BlockJudge, answers: pa.Table) -> pa.Table:
+    """The verdicts on all answers at once."""
+    return pa.Table.from_batches([judge(answers.to_batches()[0])])
+
+
+@pytest.fixture(scope="module")
+def two(spec: JudgeSpec) -> Iterator[JudgePool]:
+    """Two processes, which take some seconds to start."""
+    with closing(JudgePool(spec, 2)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def quick(spec: JudgeSpec) -> JudgeSpec:
+    """Gates without an encoder, whose processes start at once."""
+    return replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input", "scripted_gates:short")))
+
+
+def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < ROWS}), ROWS]
+    whole = answers.to_batches()[0]
+    return [whole.slice(start, stop - start) for start, stop in pairwise(edges)]
+
+
+def together(judged: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], blocks: Sequence[pa.RecordBatch]) -> pa.Table:
+    pairs = list(judged)
+    assert [block for block, _ in pairs] == list(blocks)
+    return pa.Table.from_batches([verdicts for _, verdicts in pairs])
+
+
+def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answers: pa.Table) -> None:
+    assert whole.schema.equals(VERDICTS)
+    assert {name: whole.schema.field(name).type for name in STORED.columns} == {
+        name: STORED.schema.field(name).type for name in STORED.columns
+    }
+    assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
+    encode, reasons = Tokeniser().encode, set()
+    for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
+        assert row["gates"] == spec.digest
+        reasons.add(row["reason"])
+        if row["reason"] is None:
+            assert row["accepted"] and row["answer"] is None
+            for one in row["accepted"]:
+                assert one["answer"] in asked["completions"] and one["tokens"] == encode(one["answer"])
+                assert -1 <= one["similarity"] <= 1
+        else:
+            assert row["accepted"] == []
+    assert {None, "blue_input", "no_paraphrase", "empty"} <= reasons
+    assert max(len(row["accepted"]) for row in whole.to_pylist()) > 1
+
+
+@settings(max_examples=15)
+@given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
+def test_no_division_changes_a_byte(judge: BlockJudge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
+    blocks = divided(answers, cuts)
+    assert pa.Table.from_batches([judge(block) for block in blocks]).equals(whole)
+
+
+def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+    for size in (7, 25):
+        blocks = divided(answers, range(0, ROWS, size))
+        assert together(two.judge(iter(blocks), MANY), blocks).equals(whole)
+
+
+def test_no_number_of_processes_changes_a_byte(quick: JudgeSpec, answers: pa.Table) -> None:
+    expected = pa.Table.from_batches([BlockJudge(quick)(answers.to_batches()[0])])
+    for processes, size in ((1, 7), (2, 4), (3, 1)):
+        with closing(JudgePool(quick, processes)) as pool:
+            blocks = divided(answers, range(0, ROWS, size))
+            assert together(pool.judge(iter(blocks), MANY), blocks).equals(expected)
+
+
+def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.Table) -> None:
+    with closing(JudgePool(spec, 2)) as pool:
+        blocks = divided(answers, [20])
+        assert together(pool.judge(iter(blocks), ROWS), blocks).equals(whole)
+        assert pool._pool is None
+
+
+def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+    blocks = divided(answers, range(0, ROWS, 10))
+    taken = [block for block in blocks if two.offer(block)]
+    assert taken == blocks[:5]
+    # No more are taken than processes have time for soon; none is lost.
+    found = together(two.offered(wait=True), taken)
+    assert found.equals(whole.slice(0, 50))
+    assert list(two.offered(wait=True)) == []
+    assert two.offer(blocks[-1])
+    assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
+
+
+def test_a_single_process_takes_no_offer(spec: JudgeSpec, answers: pa.Table) -> None:
+    with closing(JudgePool(spec, 1)) as pool:
+        assert not pool.offer(answers.to_batches()[0])
+        assert list(pool.offered(wait=True)) == []
+
+
+def kill(pool: JudgePool) -> None:
+    """Kill one of its processes."""
+    assert pool._pool is not None
+    os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
+    paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
+    monkeypatch.setattr("paraclip_core.paraphrase.verdicts.BLOCK_ROWS", 1)
+    captions = [f"a dog with number {number}" for number in range(200)]
+    made = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
+    judge = JudgePool.judge
+
+    def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
+        for number, judged in enumerate(judge(self, blocks, count)):
+            yield judged
+            if number == 2:
+                kill(self)
+
+    monkeypatch.setattr(JudgePool, "judge", killing)
+    with (
+        closing(made.tables),
+        closing(made._pool),
+        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.judges.*run again"),
+    ):
+        made.run()
+    monkeypatch.undo()
+    found = paraphrasing.run([rows_of(captions)], Scripted())
+    assert found.answers == {text: f"well {text}" for text in captions}
+    assert found.rounds.counts.generated == 0
+    assert 0 < found.rounds.counts.judged < 200 - 2 * 10
+
+
+def test_a_process_that_was_killed_is_told_whatever_is_asked_next(quick: JudgeSpec, answers: pa.Table) -> None:
+    blocks = divided(answers, [20, 40])
+    with closing(JudgePool(quick, 2)) as pool:
+        assert pool.offer(blocks[0])
+        list(pool.offered(wait=True))
+        kill(pool)
+        with pytest.raises(StageError, match="was killed"):
+            while True:
+                pool.offer(blocks[1])
+                list(pool.offered(wait=True))
+        with pytest.raises(StageError, match="was killed"):
+            list(pool.judge(iter(blocks), MANY))
+
+
+def test_a_digest_is_of_all_that_decides(spec: JudgeSpec) -> None:
+    changed = [
+        replace(spec, step=1),
+        replace(spec, examples=(("a", "b"),)),
+        replace(spec, context_length=64),
+        replace(spec, words="asked"),
+        replace(spec, gates=spec.gates.model_copy(update={"extra": ()})),
+        replace(spec, gates=spec.gates.model_copy(update={"max_length_ratio": 2.5})),
+    ]
+    assert len({one.digest for one in (spec, *changed)}) == len(changed) + 1
+    same = replace(spec, gates=spec.gates.model_copy(update={"max_repeats": 3, "device": "auto"}))
+    assert same.digest == spec.digest
