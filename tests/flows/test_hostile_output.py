@@ -16,6 +16,7 @@ from flows.commands.common import CONTROL, print_json, print_table, printable, s
 from flows.commands.run import print_comparison
 from paraclip_core.tables import GENERATIONS
 from storage.artifacts import ArtifactStore, Draft
+from storage.cache_tools import cache_stats
 from storage.generations import GenerationStore
 from tasks.lookup import FoundModel
 from tasks.searching import Hit
@@ -107,7 +108,7 @@ def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, capsys: Ca
         shown = capsys.readouterr().out
         check(shown)
         assert "nearest generation kept" in shown
-    assert cache.stats().keys == len(TEXTS)
+    assert cache_stats(cache).keys == len(TEXTS)
     for command in ("show", "lineage"):
         for more in ([], ["--json"]):
             assert run_cli(["artifacts", command, "ffff", "--root", str(tmp_path), *more]) == 0

@@ -23,6 +23,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
+from storage.cache_tools import cache_stats
 from storage.roots import LOCAL_VARIABLE, open_generations, open_store
 from tasks.dag import resolve
 from tasks.events import events_path
@@ -231,7 +232,7 @@ def test_shards_at_an_object_store_share_their_answers(
         # A machine that was not there finds the answers.
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
         with closing(open_generations(open_store(settings.run.root))) as cache:
-            assert cache.stats().keys == CAPTIONS
+            assert cache_stats(cache).keys == CAPTIONS
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         store.stop()

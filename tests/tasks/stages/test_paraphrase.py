@@ -27,6 +27,7 @@ from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.cache_tools import cache_stats
 from storage.fingerprint import FileHashes, fingerprint
 from storage.generations import GenerationStore
 from storage.parquet import read_table
@@ -263,7 +264,7 @@ def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) 
         (folder / "out" / "paraphrases" / ".part-00000.parquet.1.tmp").write_bytes(b"half")
     finished = run_all(settings_of(flickr), store)
     assert [contents(artifact) for artifact in finished] == expected
-    stats = GenerationStore(store.cache).stats()
+    stats = cache_stats(GenerationStore(store.cache))
     assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)
 
 
