@@ -1,6 +1,7 @@
 """Conditions on the rows of a step, written in SQL by a user: which rows are to be asked for once more.
 
-A condition is one boolean expression over the columns of a row. DuckDB runs it in memory, without access to anything
+A condition is one boolean expression over the columns of a row, and depends on that row alone: rows are looked at batch
+by batch, and a run that is repeated must ask for the same ones. DuckDB runs it in memory, without access to anything
 outside.
 """
 
@@ -44,6 +45,12 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "threads": "1",
     "lock_configuration": "true",
 }
+# The expression of a generated column may hold neither a subquery nor an aggregate, a window or another row's value.
+CHECK = "CREATE TABLE checked ({columns}, chosen AS ({text}\n))"
+INCONSTANT = r"""
+SELECT DISTINCT function_name FROM duckdb_functions()
+WHERE stability <> 'CONSISTENT' AND list_contains(regexp_extract_all(lower(?), '(\w+)"?\s*\(', 1), function_name)
+"""
 HELP = (
     f"expected one condition over the columns {', '.join(ROWS.names)} with comparisons, and, or, not, like, in, "
     "between, case and text or number functions, for example: step = 2 and similarity < 0.8"
@@ -62,15 +69,22 @@ class Condition:
         self.text = text
         self._con = duckdb.connect(":memory:", config=CONFIG)
         self._con.register("rows", ROWS.empty_table())
-        query = f"SELECT ({text}\n) FROM rows"  # noqa: S608 (the user's own)
+        rows = self._con.table("rows")
+        columns = ", ".join(f"{name} {kind}" for name, kind in zip(rows.columns, rows.types, strict=True))
+        query = CHECK.format(columns=columns, text=text)
         try:
             if len(duckdb.extract_statements(query)) != 1:
                 raise self._wrong("it is more than one statement")
-            columns = self._con.sql(query).types
+            self._con.execute(query)
+            checked = self._con.table("checked")
+            for (name,) in self._con.execute(INCONSTANT, [text]).fetchall():
+                raise self._wrong(f"{name}() may be another value each time")
         except duckdb.Error as error:
             raise self._wrong(_first_line(error)) from error
-        if len(columns) != 1 or str(columns[0]) != "BOOLEAN":
-            raise self._wrong(f"it is a {columns[0]} and neither true nor false")
+        if len(checked.columns) != len(ROWS) + 1:
+            raise self._wrong("it goes on after the condition")
+        if str(checked.types[-1]) != "BOOLEAN":
+            raise self._wrong(f"it is a {checked.types[-1]} and neither true nor false")
 
     def rows(self, table: pa.Table) -> list[int]:
         """Positions of the rows of `table` (`ROWS`) for which it is true, in order.

@@ -57,54 +57,48 @@ def test_what_a_condition_can_say(text: str, rows: list[int]) -> None:
     [
         # Other statements, and ways out of the condition.
         ("true; drop table rows", "syntax error"),
-        ("true); delete from rows where (true", "Only SELECT"),
+        ("true)); drop table checked; create table x (a int, b as (true", "more than one statement"),
+        ("true); delete from rows where (true", "syntax error"),
         ("true); attach '/tmp/x.db' as (x", "syntax error"),
-        ("true) union select * from read_text('/etc/passwd') where (true", "goes on after the condition"),
-        ("true) limit (1", "goes on after the condition"),
-        ("true) order by (random()", "goes on after the condition"),
-        ("true) group by (reason", "goes on after the condition"),
-        ("true) qualify (true", "goes on after the condition"),
-        ("true) using sample (10%", "goes on after the condition"),
-        ("true) and step in (select 1 from range(3)) or (true", "subquery may not be in it"),
-        # Other tables, files, settings, other rows.
-        ("reason in (select reason from rows)", "subquery may not be in it"),
-        ("exists(from '/etc/passwd')", "subquery may not be in it"),
-        ("(select content from read_text('/etc/passwd')) is not null", "subquery may not be in it"),
-        ("read_text('/etc/passwd') is not null", "function 'read_text' may not be in it"),
-        ("getenv('HOME') = 'x'", "function 'getenv' may not be in it"),
-        ("current_setting('memory_limit') = 'x'", "function 'current_setting' may not be in it"),
-        ("getvariable('x') = 1", "function 'getvariable' may not be in it"),
-        ("main.lower(caption) = 'x'", "function 'lower' may not be in it"),
-        ("count(*) > 1", "function 'count_star' may not be in it"),
-        ("max(similarity) > 0.5", "function 'max' may not be in it"),
-        ("row_number() over () = 1", "window may not be in it"),
-        ("lead(accepted) over (order by caption)", "window may not be in it"),
-        ("COLUMNS(*) = 'x'", "star may not be in it"),
-        ("list_filter([1], lambda x: x > 0) = [1]", "may not be in it"),
-        ("query('select 1') = 1", "may not be in it"),
+        ("true) union select * from read_text('/etc/passwd') where (true", "syntax error"),
+        ("true) limit (1", "syntax error"),
+        ("true) order by (random()", "syntax error"),
+        ("true) using sample (10%", "syntax error"),
+        ("true) and step in (select 1 from range(3)) or (true", "syntax error"),
+        ("true), more INTEGER, x AS (true", "goes on after the condition"),
+        # Other rows, of which the batch at hand has some.
+        ("reason in (select reason from rows)", "contains a subquery"),
+        ("similarity < (select avg(similarity) from rows)", "contains a subquery"),
+        ("count(*) > 1", "Aggregate functions are not supported"),
+        ("max(similarity) > 0.5", "Aggregate functions are not supported"),
+        ("row_number() over () = 1", "Window functions are not supported"),
+        ("lead(accepted) over (order by caption)", "Window functions are not supported"),
+        ("position = 1", '"position" .* does not exist'),
+        # Other tables, files, settings.
+        ("exists(from '/etc/passwd')", "contains a subquery"),
+        ("(select content from read_text('/etc/passwd')) is not null", "contains a subquery"),
+        ("read_text('/etc/passwd') is not null", "table function"),
+        ("getenv('HOME') = 'x'", "getenv does not exist"),
+        ("current_setting('memory_limit') = 'x'", r"current_setting\(\) may be another value"),
+        ("getvariable('x') = 1", r"getvariable\(\) may be another value"),
+        ("COLUMNS(*) = 'x'", "STAR expression is not supported"),
+        ("query('select 1') = 1", "table function"),
         # Clock and chance.
-        ("random() < 0.5", "function 'random' may not be in it"),
-        ("now() is not null", "function 'now' may not be in it"),
-        ("current_date > '2020-01-01'", "no column 'current_date'"),
-        ("uuid() = 'x'", "function 'uuid' may not be in it"),
-        ("'now'::timestamp is not null", "turned into TIMESTAMP"),
-        # What is expensive.
-        ("length(repeat('x', 1000000000)) > 1", "function 'repeat' may not be in it"),
-        ("true " + "and true " * 300, "at most 2000"),
-        ("length(" + "caption || " * 100 + "caption) > 1", "joins texts 100 times, at most 8"),
-        ("length(concat(" + "caption, " * 100 + "caption)) > 1", "joins texts 100 times, at most 8"),
+        ("random() < 0.5", r"random\(\) may be another value each time"),
+        ("NOW () is not null", r"now\(\) may be another value each time"),
+        ('"uuid"() = caption', r"uuid\(\) may be another value each time"),
+        ("current_date > '2020-01-01'", '"current_date" .* does not exist'),
         # Plain mistakes.
-        ("", "it is empty"),
-        ("reson = 'echo'", "no column 'reson'"),
-        ("secret.caption = 'x'", "no column 'secret.caption'"),
-        ("? = 1", "parameter may not be in it"),
-        ("#1 = 2", "positional reference may not be in it"),
+        ("", "syntax error"),
+        ("reson = 'echo'", '"reson" .* does not exist'),
+        ("secret.caption = 'x'", "Qualified .* column references are not allowed"),
+        ("? = 1", "parameters: 1"),
         ("null", "neither true nor false"),
         ("caption", "VARCHAR and neither true nor false"),
+        ("true, true", "syntax error"),
         ("similarity = 'high'", "Could not convert"),
         ("caption = ", "syntax error"),
         ("length(caption, 3, 4) = 1", "No function matches"),
-        ("caption collate nocase = 'x'", "collate may not be in it"),
     ],
 )
 def test_what_a_condition_may_not_do(text: str, why: str) -> None:
@@ -128,7 +122,7 @@ def test_nothing_outside_is_touched(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             Condition(text).rows(TABLE)
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
-    # The parser is the first wall; the connection would not let anything through, either.
+    # What could be said by an expression alone is refused by the connection.
     con = Condition("true")._con
     for statement in (
         f"SELECT * FROM '{secret}'",
