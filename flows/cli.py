@@ -19,6 +19,7 @@ from flows.commands.common import printable
 from flows.commands.dataset import export_dataset
 from flows.commands.household import serve, stop
 from flows.commands.models import evaluate, export, search, verify_index
+from flows.commands.paraphrase import paraphrase
 from flows.commands.plan import plan
 from flows.commands.promote import promote
 from flows.commands.run import run
@@ -42,6 +43,7 @@ app = typer.Typer(
 for command in (
     run,
     plan,
+    paraphrase,
     evaluate,
     promote,
     search,

@@ -1,0 +1,320 @@
+"""A few captions on both steps, with everything that a run would do to them open to view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.filters import CaptionFilter
+from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.config import SamplingOptions, Settings
+from paraclip_core.desks import Desk
+from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.paraphrase.engines.local_model import read_hashes
+from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.generate import Counts, RequestSender
+from paraclip_core.paraphrase.judge import Candidate, Judge, Request, Verdict
+from paraclip_core.paraphrase.meaning import NliModel, SentenceEncoder
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.protocol import CheckedEngine, Engine, PaidEngine
+from paraclip_core.paraphrase.requests import RequestKeys, step_requests
+from paraclip_core.paraphrase.rounds import word_requests
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, Synonyms, bases
+from paraclip_core.paraphrase.verdicts import JudgeSpec
+from storage.artifacts import ArtifactStore
+from storage.cache_tools import paid_tokens
+from storage.generations import GenerationStore
+from storage.roots import open_generations
+from tasks.models import model_hashes
+from tasks.stages.paraphrase import judge_spec
+
+__all__ = ["Attempt", "CaptionTrial", "Rewrite", "Trial", "try_captions"]
+
+Say = Callable[[str], None]
+Texts = tuple[str, str]
+"""A caption, and the text that is asked about."""
+Attempts = Mapping[Texts, Sequence["Attempt"]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A request and what became of it."""
+
+    step: int
+    attempt: int
+    """0 for the first time."""
+    input: str
+    key: str
+    """The request's, as hex."""
+    cached: bool
+    """The root's generation cache has the answers already."""
+    answers: tuple[str, ...]
+    """As the engine gave them."""
+    candidates: tuple[Candidate, ...]
+    """What was parsed from them, each text once, and behind them those with words swapped."""
+    chosen: tuple[str, ...]
+    """The accepted ones that go on, best first."""
+    reason: str | None
+    """The gate that stopped the one that came furthest; None where one is chosen."""
+    detail: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        parsed = list(map(parse_answer, self.answers))
+        candidates = [
+            {**asdict(one), "accepted": one.accepted, "words_swapped": one.answer not in parsed}
+            for one in self.candidates
+        ]
+        answers = [{"raw": raw, "parsed": text} for raw, text in zip(self.answers, parsed, strict=True)]
+        return {**asdict(self), "answers": answers, "candidates": candidates}
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What training would see of a caption."""
+
+    paraphrase_1: str
+    paraphrase_2: str | None
+    """None where no answer of step 2 is accepted: the row is left out."""
+
+
+@dataclass(frozen=True)
+class CaptionTrial:
+    """A caption's way through both steps."""
+
+    caption: str
+    """As ingest cleans it."""
+    left_out: str
+    """Why ingest would leave it out, so that it is not tried; empty where it would not."""
+    attempts: tuple[Attempt, ...]
+    """Those of step 1, then those of step 2."""
+    rewrites: tuple[Rewrite, ...]
+    """One, or several where `paraphrase.keep` allows that; none where step 1 has no accepted answer."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "attempts": [attempt.as_json() for attempt in self.attempts]}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Captions with what was asked for them."""
+
+    engine: str
+    model: str
+    preset: str
+    gates: tuple[str, ...]
+    """The gates that are asked, in order."""
+    captions: tuple[CaptionTrial, ...]
+    asked: int
+    """Requests that the engine answered now, those for single words included."""
+    cached: int
+    """Requests that the root's generation cache had answered."""
+    prompt_tokens: int
+    completion_tokens: int
+    spend: float | None
+    """What these tokens cost; None without prices."""
+    kept: bool
+    """Whether the answers are in the root's generation cache now."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "captions": [caption.as_json() for caption in self.captions]}
+
+
+def try_captions(settings: Settings, store: ArtifactStore, captions: Sequence[str], keep: bool, say: Say) -> Trial:
+    """Ask and judge as a run with these settings would, whatever it takes of `paraphrase.fraction`.
+
+    Floods and `paraphrase.regenerate` are about many rows, and not tried.
+
+    Args:
+        settings: the run's settings.
+        store: its artifact store; the answers in its generation cache are used.
+        captions: raw.
+        keep: put the answers into that cache, too. Otherwise nothing of them stays.
+        say: told what takes a while.
+
+    Raises:
+        ConfigError: an option is wrong.
+        EngineError: the engine cannot be asked.
+    """
+    with _opened(settings, store, keep, say) as trial:
+        return trial.run(captions)
+
+
+@contextmanager
+def _opened(settings: Settings, store: ArtifactStore, keep: bool, say: Say) -> Iterator[_Trial]:
+    options = relevant_options(settings.paraphrase)
+    # No root is made for the hashes of a model's weights.
+    hashes = model_hashes(settings) if keep or store.root.exists() else read_hashes
+    engine = make_engine(options, settings.data.root, settings.run.device, hashes)
+    with ExitStack() as stack:
+        stack.enter_context(closing(engine))
+        own = stack.enter_context(closing(open_generations(store)))
+        target = own if keep else GenerationStore(stack.enter_context(Desk.make("trial-")) / "cache")
+        if isinstance(engine, PaidEngine) and engine.max_spend:
+            engine.charge(*paid_tokens(own.folder, engine.name, engine.model))
+        yield _Trial(settings, engine, own, target, say)
+
+
+class _Trial:
+    """Both steps over a few captions."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, cache: GenerationStore, target: GenerationStore, say: Say
+    ) -> None:
+        """Answers are looked for in `cache` and `target`, and kept in `target`."""
+        self._settings, self._engine, self._say = settings, engine, say
+        self._options = relevant_options(settings.paraphrase)
+        self._cache, self._target = cache, target
+        self._counts = Counts()
+        self._sender = RequestSender(engine, target, self._counts, self._options.seed, self._options.chunk)
+        gates = judge_spec(settings, 2, engine).gates
+        self._gates = gates_of(gates)
+        place = "cpu" if gates.device == "auto" else gates.device
+        self._encoder = SentenceEncoder(gates.encoder, place) if self._gates.meaning else None
+        self._nli = NliModel(gates.nli, place) if gates.nli else None
+        whole = Tokeniser(context_length=4096)
+        self._pieces = lambda text: len(whole.encode(text)) - 2
+
+    def run(self, captions: Sequence[str]) -> Trial:
+        """Try both steps of each caption."""
+        texts, left_out = [clean(caption) for caption in captions], self._left_out(captions)
+        tried = dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)
+        rows = [(text, text) for text in tried]
+        first = dict(zip(rows, self._step(1, rows), strict=True))
+        pairs = list(dict.fromkeys((row[0], answer) for row in rows for answer in _chosen(first[row])))
+        second = dict(zip(pairs, self._step(2, pairs), strict=True))
+        engine, counts = self._engine, self._counts
+        spend = None
+        if isinstance(engine, PaidEngine) and engine.priced:
+            spend = round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)
+        return Trial(
+            engine.name,
+            engine.model,
+            self._options.chosen_gates().preset,
+            (*self._gates.text, *self._gates.meaning),
+            tuple(_caption(text, why, first, second) for text, why in zip(texts, left_out, strict=True)),
+            counts.generated,
+            counts.cached,
+            counts.prompt_tokens,
+            counts.completion_tokens,
+            spend,
+            self._target is self._cache,
+        )
+
+    def _left_out(self, captions: Sequence[str]) -> list[str]:
+        """Why ingest would leave out each caption, so that no run would ask about it; empty where it would not."""
+        limits = CaptionFilter(self._settings.data)
+        problems = (limits.length(raw) if len(raw) > limits.max_chars else limits.words(clean(raw)) for raw in captions)
+        return [": ".join(problem or ()) for problem in problems]
+
+    def _step(self, step: int, rows: Sequence[Texts]) -> list[list[Attempt]]:
+        """The attempts of each row, until one has an accepted answer or none is left."""
+        spec, options = judge_spec(self._settings, step, self._engine), self._options
+        attempts: list[list[Attempt]] = [[] for _ in rows]
+        pending = list(range(len(rows)))
+        for attempt in range(options.attempts if rows else 0):
+            request = step_requests(options, step, self._engine.model, attempt)
+            texts = [rows[number][1] for number in pending]
+            answers = self._answers(prompt_for(options, step), request, options.sampling, texts)
+            requests = [Request(*rows[number], answers[rows[number][1]][0]) for number in pending]
+            self._say(f"judging the answers of step {step}")
+            judge = self._judge(spec, requests)
+            for number, asked, verdict in zip(pending, requests, judge.judge(requests), strict=True):
+                cached = answers[asked.source][1]
+                attempts[number].append(self._attempt(request, asked, cached, judge.explain(asked), verdict))
+            pending = [number for number in pending if not attempts[number][-1].chosen]
+            if not pending:
+                break
+        return attempts
+
+    def _attempt(
+        self, request: RequestKeys, asked: Request, cached: bool, candidates: list[Candidate], verdict: Verdict
+    ) -> Attempt:
+        # Step 2 gives each of step 1's rewrites one of its own.
+        keep = self._options.keep if request.step == 1 else 1
+        return Attempt(
+            request.step,
+            request.attempt,
+            asked.source,
+            request.key(asked.source).hex(),
+            cached,
+            tuple(asked.answers),
+            tuple(candidates),
+            tuple(one.answer for one in verdict.accepted[:keep]),
+            verdict.reason,
+            verdict.detail,
+        )
+
+    def _answers(
+        self, template: PromptTemplate, request: RequestKeys, sampling: SamplingOptions, texts: Sequence[str]
+    ) -> dict[str, tuple[tuple[str, ...], bool]]:
+        """Text → its raw answers, and whether the root's cache had them; words without an answer are left out."""
+        texts = list(dict.fromkeys(texts))
+        if not texts:
+            return {}
+        keys = request.keys(texts)
+        earlier, before = (_by_key(cache.lookup(keys)) for cache in (self._target, self._cache))
+        by_key = earlier | before
+        pairs = list(zip(texts, keys.to_pylist(), strict=True))
+        self._counts.cached += len(before)
+        answers = {text: (by_key[key], key in before) for text, key in pairs if key in by_key}
+        todo = [(text, key) for text, key in pairs if key not in by_key]
+        if todo:
+            self._announce(request.step, len(todo))
+            for part in self._sender.ask(template, request.step, sampling, request.attempt, todo):
+                answers |= {text: (completion.texts, False) for text, _, completion in part}
+        return answers
+
+    def _announce(self, step: int, requests: int) -> None:
+        engine = self._engine
+        if not self._counts.generated and isinstance(engine, CheckedEngine):
+            engine.check()
+        loading = "; its model is loaded first" if engine.facts.local and not self._counts.generated else ""
+        what = f"{requests} requests of step {step}" if step else f"other words for {requests} single ones"
+        self._say(f"asking {engine.name}: {what}{loading}")
+
+    def _judge(self, spec: JudgeSpec, requests: Sequence[Request]) -> Judge:
+        synonyms = None
+        if spec.words and self._encoder is not None:
+            texts = [text for one in requests for text in bases(one.source, one.caption, one.answers, spec.step)]
+            synonyms = Synonyms(self._words, self._encoder.encode, self._pieces).table(texts)
+        return Judge(
+            spec.gates,
+            spec.step,
+            encoder=self._encoder,
+            nli=self._nli,
+            examples=spec.examples,
+            pieces=self._pieces,
+            context_length=spec.context_length,
+            synonyms=synonyms,
+        )
+
+    def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
+        request = word_requests(self._options, self._engine.model)
+        return {word: texts for word, (texts, _) in self._answers(THESAURUS, request, WORD_SAMPLING, words).items()}
+
+
+def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> CaptionTrial:
+    attempts, rewrites = list(first.get((text, text), ())), []
+    for answer in _chosen(attempts):
+        further = second[text, answer]
+        attempts += further
+        rewrites.append(Rewrite(answer, next(iter(_chosen(further)), None)))
+    return CaptionTrial(text, left_out, tuple(attempts), tuple(rewrites))
+
+
+def _chosen(attempts: Sequence[Attempt]) -> tuple[str, ...]:
+    return attempts[-1].chosen if attempts else ()
+
+
+def _by_key(found: pa.Table) -> dict[bytes, tuple[str, ...]]:
+    completions = map(tuple, found.column("completions").to_pylist())
+    return dict(zip(found.column("key").to_pylist(), completions, strict=True))

@@ -1,0 +1,143 @@
+"""`paraclip paraphrase`: what it shows, what it keeps, and that nothing in captions or answers steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+
+from flows.cli import run_cli
+from flows.commands import paraphrase as command
+
+ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path, openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings that ask the stand-in server."""
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    content = {
+        "run": {"root": str(tmp_path / "root")},
+        "paraphrase": {
+            "engine": "openai",
+            "model": "smol",
+            "prompts": "paper",
+            "gates": {"preset": "off"},
+            "openai": {"base_url": openai_server.url, "api_key_env": "NO_KEY"},
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def answer(server: OpenAIServer, *texts: str) -> None:
+    choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
+    server.answer = lambda asked: {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+
+def shown(capsys: Capture, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    assert run_cli(["paraphrase", "-c", str(config), *arguments]) == code
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_both_steps_are_shown_with_every_answer_and_verdict(
+    openai_server: OpenAIServer, config: Path, capsys: Capture
+) -> None:
+    answer(openai_server, "Answer: [bold]A child swings.[/]", "...")
+    out, err = shown(capsys, config, "a kid on a swing")
+    assert "1. a kid on a swing" in out and "gates of preset off: empty" in out
+    assert "Answer: [bold]A child swings.[/]" in out and "[bold]A child swings.[/]" in out
+    assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 gates" in out
+    assert 'step 2 of "[bold]A child swings.[/]"' in out
+    assert "1 of 1 captions have both rewrites" in out
+    assert "2 requests asked (20 prompt tokens, 10 answered), 0 cached" in out and "nothing is kept" in out
+    assert "asking openai: 1 requests of step 1\n" in err
+    assert not (config.parent / "root").exists()
+
+
+def test_answers_are_kept_on_demand_and_cached_ones_used(
+    openai_server: OpenAIServer, config: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    answer(openai_server, "one of them", "another")
+    file = tmp_path / "captions.txt"
+    file.write_bytes(b"\xef\xbb\xbfa red dog\r\n\n  \na blue caf\xe9 bar\n")
+    out, _ = shown(capsys, config, "a red dog", "--file", str(file), "--keep")
+    assert "2. a blue caf\ufffd bar" in out and "3. " not in out and "the answers are kept" in out
+    asked = len(openai_server.asked)
+    out, err = shown(capsys, config, "a red dog")
+    assert len(openai_server.asked) == asked
+    assert "step 1, cached" in out and "0 requests asked" in out and "2 cached" in out and "asking" not in err
+
+
+def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, capsys: Capture) -> None:
+    answer(openai_server, "a child", "!")
+    out, err = shown(capsys, config, "a kid on a swing", "--json")
+    document: dict[str, Any] = json.loads(out)
+    assert "asking" in err
+    assert list(document) == [
+        "engine", "model", "preset", "gates", "captions", "asked", "cached", "prompt_tokens", "completion_tokens",
+        "spend", "kept",
+    ]  # fmt: skip
+    (caption,) = document["captions"]
+    assert caption["rewrites"] == [{"paraphrase_1": "a child", "paraphrase_2": "a child"}]
+    first = caption["attempts"][0]
+    assert list(first) == [
+        "step", "attempt", "input", "key", "cached", "answers", "candidates", "chosen", "reason", "detail",
+    ]  # fmt: skip
+    assert first["answers"] == [{"raw": "a child", "parsed": "a child"}, {"raw": "!", "parsed": "!"}]
+    assert first["candidates"][1] == {
+        "answer": "!",
+        "results": {"empty": "no word in the answer"},
+        "similarity": None,
+        "accepted": False,
+        "words_swapped": False,
+    }
+    assert len(first["key"]) == 32 and first["chosen"] == ["a child"]
+
+
+def test_hostile_captions_and_answers_are_shown_as_text(
+    openai_server: OpenAIServer, config: Path, capsys: Capture
+) -> None:
+    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
+    openai_server.answer = lambda asked: {
+        "choices": [{"message": {"content": f"\x1b[2J\u202e[red]{words_of(asked)}[/] {attacks[0]['obeyed'][0]}"}}]
+    }
+    captions = [attack["text"] for attack in attacks[::3] if "\0" not in attack["text"]]
+    for more in ([], ["--json"]):
+        out, err = shown(capsys, config, *more, "--", *captions)
+        steering = {char for char in out + err if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
+        assert not steering and "\u202e" not in out + err
+        assert "[red]" in out
+
+
+def test_what_cannot_be_tried_is_said(
+    openai_server: OpenAIServer, config: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert "no captions to try" in shown(capsys, config, code=2)[1]
+    (tmp_path / "many.txt").write_text("a dog\n" * 10 + "".join(f"a dog {n}\n" for n in range(command.MOST_CAPTIONS)))
+    assert "more than 1000 captions" in shown(capsys, config, "--file", str(tmp_path / "many.txt"), code=2)[1]
+    assert "does not exist" in shown(capsys, config, "--file", str(tmp_path / "none.txt"), code=2)[1]
+    openai_server.stop()
+    assert "cannot be reached" in shown(capsys, config, "a kid on a swing", code=1)[1]
+    assert openai_server.asked == []
+
+
+def test_it_needs_no_prefect(openai_server: OpenAIServer, config: Path) -> None:
+    answer(openai_server, "one of them", "another")
+    code = (
+        "import sys; from flows.cli import run_cli; "
+        f"code = run_cli(['paraphrase', 'a red dog', '-c', {str(config)!r}]); "
+        "sys.exit(code or 'prefect' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "CHOSEN" in done.stdout

@@ -1,0 +1,213 @@
+"""A trial of a few captions: what a run would choose, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import BudgetError
+from paraclip_core.paraphrase.protocol import EngineFacts, Prompt
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact
+from storage.cache_tools import cache_stats
+from storage.parquet import read_table
+from storage.roots import open_generations, open_store
+from tasks.dag import input_artifacts, resolve
+from tasks.stage import carry_out
+from tasks.stages.ingest import INGEST
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from tasks.trial import CaptionTrial, Trial, try_captions
+
+ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
+CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]
+
+
+def settings_of(folder: Path, **paraphrase: Any) -> Settings:
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    return parse_settings(
+        {
+            "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
+            "paraphrase": {"engine": "transformers", "model": "any", "prompts": "paper", **paraphrase},
+            "run": {"root": str(folder / "root"), "threads": 1},
+        }
+    )
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, engine: Scripted) -> Scripted:
+    """Stages and trials ask this engine."""
+    for module in ("tasks.trial", "tasks.stages.paraphrase"):
+        monkeypatch.setattr(f"{module}.make_engine", lambda *_, **__: engine)
+    return engine
+
+
+def uneven(prompt: Prompt) -> Sequence[str]:
+    number = int(prompt.text.rstrip(".").split()[-1]) if prompt.text.rstrip(".")[-1].isdigit() else 0
+    if number == 7 or (number > 4 and not prompt.seed):
+        return ("As an AI I cannot see it.", prompt.text)
+    return (
+        f'1. "Near the car a dog is running, number {number}"\nwhat else?',
+        "<b>no</b>",
+        f"There is a running dog near car number {number}",
+    )
+
+
+def tried(settings: Settings, captions: Sequence[str] = CAPTIONS, keep: bool = False) -> tuple[Trial, list[str]]:
+    said: list[str] = []
+    return try_captions(settings, open_store(settings.run.root), captions, keep, said.append), said
+
+
+def run(settings: Settings) -> list[Artifact]:
+    store = open_store(settings.run.root)
+    stages = {stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)}
+    nodes = resolve(settings, store, stages).values()
+    return [carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store)) for node in nodes]
+
+
+def rows_of(artifact: Artifact) -> list[tuple[str, str, str]]:
+    columns = ("caption", "paraphrase_1", "paraphrase_2")
+    return [tuple(row[name] for name in columns) for row in read_table(artifact.path / "paraphrases").to_pylist()]
+
+
+def complete(trial: Trial) -> list[tuple[str, str, str]]:
+    return [
+        (caption.caption, rewrite.paraphrase_1, rewrite.paraphrase_2)
+        for caption in trial.captions
+        for rewrite in caption.rewrites
+        if rewrite.paraphrase_2
+    ]
+
+
+def first(trial: Trial) -> CaptionTrial:
+    return trial.captions[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [1, 3])
+def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    engine = answering(monkeypatch, Scripted(uneven))
+    settings = settings_of(tmp_path, attempts=2, keep=keep)
+    trial, said = tried(settings)
+    assert not (tmp_path / "root").exists(), "nothing is kept"
+    asked = len(engine.asked)
+    assert (trial.asked, trial.cached, trial.kept) == (asked, 0, False)
+    assert sum(line.startswith("asking scripted") for line in said) == 4 and "is loaded first" in said[0]
+
+    artifacts = run(settings)
+    assert len(engine.asked) == 2 * asked
+    assert complete(trial) == rows_of(artifacts[-1])
+    assert len(complete(trial)) == (9 if keep == 1 else 18)
+    rejected = trial.captions[7]
+    assert [(one.step, one.attempt, one.reason) for one in rejected.attempts] == [(1, 0, "echo"), (1, 1, "echo")]
+    assert rejected.rewrites == ()
+
+    # Now the cache has it all, and is used.
+    again, said = tried(settings)
+    assert (again.asked, again.cached, len(engine.asked)) == (0, asked, 2 * asked)
+    assert not any("asking" in line for line in said)
+    assert [replace(one, cached=False) for caption in again.captions for one in caption.attempts] == [
+        one for caption in trial.captions for one in caption.attempts
+    ]
+    assert all(one.cached for caption in again.captions for one in caption.attempts)
+
+
+def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = answering(monkeypatch, Scripted(uneven))
+    settings = settings_of(tmp_path)
+    trial, _ = tried(settings, keep=True)
+    assert trial.kept
+    assert cache_stats(open_generations(open_store(settings.run.root))).keys == trial.asked
+    asked = len(engine.asked)
+    run(settings)
+    assert len(engine.asked) == asked
+
+
+def test_every_gate_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, Scripted(uneven))
+    trial, _ = tried(settings_of(tmp_path), CAPTIONS[:1])
+    attempt = first(trial).attempts[0]
+    assert attempt.answers[0].startswith("1. ") and attempt.candidates[0].answer.startswith("Near the car")
+    assert all(list(one.results) == list(trial.gates) for one in attempt.candidates)
+    no = attempt.candidates[1]
+    failed = {reason for reason, detail in no.results.items() if detail is not None}
+    assert not no.accepted and "character_set" in failed and len(failed) > 1
+    plain = trial.as_json()
+    assert json.loads(json.dumps(plain)) == json.loads(json.dumps(plain, default=str))
+    assert plain["captions"][0]["attempts"][0]["answers"][0]["parsed"] == attempt.candidates[0].answer
+
+
+def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = answering(monkeypatch, Thesaurus())
+    settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
+    (tmp_path / "captions.txt").write_text("a fast dog on the road\n")
+    trial, said = tried(settings, ["a fast dog on the road"])
+    candidates = first(trial).as_json()["attempts"][0]["candidates"]
+    assert [one["answer"] for one in candidates if one["words_swapped"]] == ["a quick dog on the road"]
+    assert any("single ones" in line for line in said)
+    asked = [prompt.text for prompt in engine.asked]
+    assert len(asked) == len(set((prompt.text, prompt.step) for prompt in engine.asked)), "each once"
+    if rows := complete(trial):
+        assert rows == rows_of(run(settings)[-1])
+
+
+def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = answering(monkeypatch, Scripted(uneven))
+    trial, _ = tried(settings_of(tmp_path, gates={"preset": "off"}), ["  a&amp;b   c d 1 ", "dog", " \t", "x" * 99_999])
+    assert [caption.caption for caption in trial.captions[:3]] == ["a&b c d 1", "dog", ""]
+    assert [caption.left_out.partition(":")[0] for caption in trial.captions] == [
+        "", "too_few_words", "empty", "too_long",
+    ]  # fmt: skip
+    assert trial.captions[0].rewrites and not any(caption.attempts for caption in trial.captions[1:])
+    assert engine.texts[0] == "a&b c d 1" and len(engine.asked) == 2
+    assert tried(settings_of(tmp_path), [])[0].captions == ()
+
+
+def test_hostile_captions_and_answers_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
+    hostile = [text for attack in attacks for text in attack["obeyed"]] + ["\ud800", "", "\x1b[2J"]
+    answering(monkeypatch, Scripted(lambda prompt: hostile[len(prompt.text) % 7 :: 7]))
+    for preset, every in (("off", 1), ("small-model", 12)):
+        settings = settings_of(tmp_path, gates={"preset": preset})
+        trial, _ = tried(settings, [attack["text"] for attack in attacks[::every]])
+        assert sum(bool(caption.attempts) for caption in trial.captions) > len(attacks[::every]) / 2
+        json.dumps(trial.as_json()).encode()
+
+
+def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("caption,paraphrase_1,paraphrase_2\na red dog,one red dog,a hound in red\n")
+    settings = settings_of(tmp_path, engine="file", file={"path": "own.csv"})
+    trial, said = tried(settings, ["a red dog", "a blue cat"])
+    assert complete(trial) == [("a red dog", "one red dog", "a hound in red")]
+    assert trial.captions[1].attempts[0].reason == "no_paraphrase" and trial.captions[1].attempts[0].answers == ()
+    assert trial.gates == ("empty",)
+    assert said
+
+
+def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -> None:
+    prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
+    server = {"base_url": openai_server.url, "api_key_env": "NO_KEY", "max_spend": 40} | prices
+    options = {"engine": "openai", "model": "smol", "gates": {"preset": "off"}, "openai": server}
+    settings = settings_of(tmp_path, sampling={"n": 1, "max_tokens": 5}, **options)
+    trial, said = tried(settings, CAPTIONS[:2], keep=True)
+    assert (trial.asked, trial.spend) == (4, 8)
+    assert "loaded" not in said[0]
+    with pytest.raises(BudgetError, match="earlier runs included"):
+        tried(settings, [f"a caption {number} of many" for number in range(30)])
+
+
+class Unloaded(Scripted):
+    facts = EngineFacts(local=False)
+
+
+def test_no_model_is_said_to_be_loaded_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, Unloaded())
+    _, said = tried(settings_of(tmp_path, gates={"preset": "off"}), CAPTIONS[:1])
+    assert said[0] == "asking scripted: 1 requests of step 1"
