@@ -27,11 +27,11 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     status,
     words_of,
 )
-from paraclip_core.paraphrase.synonyms import THESAURUS
 
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
 
 
 def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from openai_asking import (  # pyright: ignore[reportMissingImports]
     KEY,
@@ -31,13 +32,10 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     status,
     words_of,
 )
-from paraclip_core.paraphrase.choose import Chooser
 
-from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
 from paraclip_core.errors import BudgetError, ConfigError, EngineError, with_notes
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 
@@ -93,22 +91,19 @@ def test_draws_before_the_one_that_is_never_answered_are_kept(openai_server: Ope
 
 
 def test_a_poisoned_caption_becomes_a_reject_and_is_not_asked_for_again(
-    openai_server: OpenAIServer, connect: Connect, cache: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
+    openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
 ) -> None:
     captions = [f"photo {number} of a red dog on the beach" for number in range(12)]
-    options = ParaphraseOptions(
-        engine="openai", model="smol", gates=GateOptions(preset="paper"), synonyms=False, sampling=TWO
-    )
+    options = OFF.model_copy(update={"sampling": TWO})
     well = openai_server.answer
     openai_server.answer = lambda asked: status(400, NAMELESS) if "photo 0 " in words_of(asked) else well(asked)
     generated = []
     for _ in range(2):
-        paraphraser = Paraphraser(1, options, connect(), cache, Chooser(options.gates, 1), Tokeniser().encode_batch)
-        rows, rejects = zip(*paraphraser.run([rows_of(captions)]), strict=True)
-        assert sum(part.num_rows for part in rows) == 11
-        (rejected,) = [row for part in rejects for row in part.to_pylist()]
+        step = paraphrasing.run([rows_of(captions)], connect(), options)
+        assert step.rows.num_rows == 11
+        (rejected,) = step.rejects.to_pylist()
         assert (rejected["input"], rejected["reason"]) == (captions[0], "no_paraphrase")
-        generated.append(paraphraser.counts.generated)
+        generated.append(step.rounds.counts.generated)
     assert generated == [12, 0]
 
 
@@ -188,6 +183,19 @@ def test_per_minute_limits_space_requests_out(openai_server: OpenAIServer, conne
     # 20 tokens an answer: estimates are put right by what is counted.
     connect(tokens_per_minute=24_000, concurrency=1).generate(numbered(21), TWO)
     assert 0.9 <= max(openai_server.times) - began < 50
+
+
+OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"), synonyms=False)
+
+
+def completions(over: Any) -> dict[bytes, tuple[int, list[str]]]:
+    """Key → prompt tokens and texts of every generation that was kept, those of unfinished requests included."""
+    names = over.cache.parts.names()
+    rows = (
+        pa.concat_tables([pq.read_table(over.cache.parts.folder / name) for name in names]).to_pylist() if names else []
+    )
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: (row["prompt_tokens"], row["completions"]) for row in rows}
 
 
 PRICES = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
@@ -361,18 +369,17 @@ def test_what_nobody_takes_is_not_asked_for(openai_server: OpenAIServer, connect
 
 
 def test_answers_of_an_unfinished_chunk_are_kept_and_never_asked_for_again(
-    openai_server: OpenAIServer, connect: Connect, cache: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
+    openai_server: OpenAIServer,
+    connect: Connect,
+    paraphrasing: Any,
+    elsewhere: Any,
+    rows_of: Callable[[list[str]], pa.RecordBatch],
 ) -> None:
     captions = [f"photo {number} of a red dog on the beach" for number in range(120)]
-    options = ParaphraseOptions(
-        engine="openai", model="smol", gates=GateOptions(preset="paper"), synonyms=False, chunk=50, sampling=TWO
-    )
+    options = OFF.model_copy(update={"sampling": TWO, "chunk": 50})
 
-    def step(**more: Any) -> list[pa.RecordBatch]:
-        chooser = Chooser(options.gates, 1)
-        engine = connect(retries=1, concurrency=4, **more)
-        paraphraser = Paraphraser(1, options, engine, cache, chooser, Tokeniser().encode_batch)
-        return [rows for rows, _ in paraphraser.run([rows_of(captions)])]
+    def step(over: Any = paraphrasing, **more: Any) -> pa.Table:
+        return over.run([rows_of(captions)], connect(retries=1, concurrency=4, **more), options).rows
 
     def die_after(asked: dict[str, Any]) -> Any:
         return well(asked) if sum(openai_server.answered.values()) < 70 else reset
@@ -381,52 +388,47 @@ def test_answers_of_an_unfinished_chunk_are_kept_and_never_asked_for_again(
     with pytest.raises(EngineError, match="in a row failed"):
         step()
     # One whole chunk and a part of the second.
-    assert 70 <= len(cache.rows) == sum(openai_server.answered.values()) < 76
+    assert 70 <= len(completions(paraphrasing)) == sum(openai_server.answered.values()) < 76
     openai_server.answer = well
     with pytest.raises(BudgetError):
         step(max_spend=60, **PRICES)
-    assert len(cache.rows) == sum(openai_server.answered.values()) < 100
+    assert len(completions(paraphrasing)) == sum(openai_server.answered.values()) < 100
     rows = step()
-    assert sum(part.num_rows for part in rows) == 120
-    assert len(cache.rows) == sum(openai_server.answered.values()) == 120
+    assert rows.num_rows == 120
+    assert len(completions(paraphrasing)) == sum(openai_server.answered.values()) == 120
     assert set(openai_server.answered.values()) == {1}
-    fresh = type(cache)()
-    cache.rows, kept = fresh.rows, cache.rows
-    assert step() == rows
-    assert cache.rows == kept
+    assert step(elsewhere) == rows
+    assert completions(elsewhere) == completions(paraphrasing)
 
 
 def test_single_draws_of_an_unfinished_prompt_are_kept_and_never_asked_for_again(
-    openai_server: OpenAIServer, connect: Connect, cache: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
+    openai_server: OpenAIServer,
+    connect: Connect,
+    paraphrasing: Any,
+    elsewhere: Any,
+    rows_of: Callable[[list[str]], pa.RecordBatch],
 ) -> None:
     captions = [f"photo {number} of a red dog on the beach" for number in range(12)]
-    four = TWO.model_copy(update={"n": 4})
-    options = ParaphraseOptions(
-        engine="openai", model="smol", gates=GateOptions(preset="paper"), synonyms=False, chunk=50, sampling=four
-    )
-    paid: list[int] = []
+    options = OFF.model_copy(update={"sampling": TWO.model_copy(update={"n": 4}), "chunk": 50})
 
-    def step() -> list[pa.RecordBatch]:
+    def step(over: Any = paraphrasing) -> pa.Table:
         engine = connect(retries=0, max_failures=1, concurrency=4, ask_for_n=False)
-        paraphraser = Paraphraser(1, options, engine, cache, Chooser(options.gates, 1), Tokeniser().encode_batch)
-        try:
-            return [rows for rows, _ in paraphraser.run([rows_of(captions)])]
-        finally:
-            paid.append(paraphraser.counts.prompt_tokens)
+        return over.run([rows_of(captions)], engine, options).rows
 
     def die_after(asked: dict[str, Any]) -> Any:
-        return well(asked) if sum(openai_server.answered.values()) < 4 * len(paid) + 6 else reset
+        return well(asked) if sum(openai_server.answered.values()) < limits[0] else reset
 
     well, openai_server.answer = openai_server.answer, die_after
-    for _ in range(2):
+    limits = [6, 10]
+    while limits:
         with pytest.raises(EngineError, match="in a row failed"):
             step()
+        limits.pop(0)
     openai_server.answer = well
     rows = step()
-    assert sum(part.num_rows for part in rows) == 12
+    assert rows.num_rows == 12
     # Every draw was asked for once, and its ten tokens were counted once.
     assert sum(openai_server.answered.values()) == len(openai_server.answered) == 4 * 12
-    assert sum(paid) == 10 * 4 * 12
-    cache.rows, kept = {}, cache.rows
-    assert step() == rows
-    assert cache.rows.items() <= kept.items()
+    assert sum(tokens for tokens, _ in completions(paraphrasing).values()) == 10 * 4 * 12
+    assert step(elsewhere) == rows
+    assert completions(elsewhere).keys() <= completions(paraphrasing).keys()

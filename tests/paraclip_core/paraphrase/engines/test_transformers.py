@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from paraclip_core.paraphrase.similarity import PACKAGE
 
 from paraclip_core.clip import base
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
@@ -18,6 +17,7 @@ from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine, shared_prefix
 from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
+from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Completion, Prompt
 
