@@ -227,9 +227,10 @@ class _Trial:
             requests = [Request(*rows[number], answers[rows[number][1]][0]) for number in pending]
             self._say(f"judging the answers of step {step}")
             judge = self._judge(spec, requests)
-            for number, asked, verdict in zip(pending, requests, judge.judge(requests), strict=True):
+            judged = zip(pending, requests, judge.explain(requests), judge.judge(requests), strict=True)
+            for number, asked, candidates, verdict in judged:
                 cached = answers[asked.source][1]
-                attempts[number].append(self._attempt(request, asked, cached, judge.explain(asked), verdict))
+                attempts[number].append(self._attempt(request, asked, cached, candidates, verdict))
             pending = [number for number in pending if not attempts[number][-1].chosen]
             if not pending:
                 break

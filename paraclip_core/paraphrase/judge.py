@@ -25,7 +25,7 @@ __all__ = ["Accepted", "Candidate", "Judge", "Request", "Verdict", "gates_digest
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 CODE = (
-    *(f"paraphrase/{name}.py" for name in ("gates", "judge", "meaning", "pair", "parse", "prompts")),
+    *(f"paraphrase/{name}.py" for name in ("capable", "gates", "judge", "meaning", "pair", "parse", "prompts")),
     "paraphrase/small_model/*.py",
     *(f"captions/{name}.py" for name in ("bpe", "clean", "tokens")),
 )
@@ -153,11 +153,11 @@ class Judge:
             verdicts.append(self._verdict(judged))
         return verdicts
 
-    def explain(self, request: Request) -> list[Candidate]:
-        """Every candidate of a request, in the order in which they are judged, with the result of every gate."""
-        pairs = self._candidates(request)
-        compare = self._comparing([pair for pair in pairs if pair.answer_words])
-        return [self._explained(pair, compare if pair.answer_words else None) for pair in pairs]
+    def explain(self, requests: Sequence[Request]) -> list[list[Candidate]]:
+        """Every candidate of each request, in the order in which they are judged, with the result of every gate."""
+        candidates = [self._candidates(request) for request in requests]
+        compare = self._comparing([pair for pairs in candidates for pair in pairs if pair.answer_words])
+        return [[self._explained(pair, compare) for pair in pairs] for pairs in candidates]
 
     def _explained(self, pair: Pair, compare: Compare | None) -> Candidate:
         if detail := self._gates.text["empty"](pair, self._options):

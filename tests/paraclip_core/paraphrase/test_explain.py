@@ -29,7 +29,7 @@ def explained(preset: str, answers: Sequence[str], **options: object) -> tuple[l
     judge = Judge(gates, 1, encoder=Letters())
     request = Request(CAPTION, CAPTION, answers)
     verdict = judge.judge([request])[0]
-    return judge.explain(request), [one.answer for one in verdict.accepted], verdict.reason
+    return judge.explain([request])[0], [one.answer for one in verdict.accepted], verdict.reason
 
 
 def failing(candidate: Candidate) -> list[str]:
