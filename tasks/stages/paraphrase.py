@@ -19,6 +19,7 @@ from paraclip_core.errors import EngineError, InputError, ParaclipError
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
+from paraclip_core.paraphrase.gates import extra_gates_source
 from paraclip_core.paraphrase.generate import Counts
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import Engine, PaidEngine
@@ -27,7 +28,7 @@ from paraclip_core.paraphrase.rounds import Rounds, word_requests
 from paraclip_core.paraphrase.step_tables import StepTables
 from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
 from paraclip_core.progress import Progress
-from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
 from storage.artifacts import Artifact, ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.fingerprint import FileHashes
@@ -236,7 +237,7 @@ def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
         gates = meaning(chosen_gates(chosen))
         if step == 1:
             del gates["min_caption_similarity"]
-        if gates["preset"] == "off":
+        if gates["preset"] == "off" and not chosen.gates.extra:
             gates = {"preset": "off"}
         common = {
             "engine": chosen.engine,
@@ -267,12 +268,13 @@ def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[st
 
 def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
     chosen = settings.paraphrase
+    gates = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(chosen.gates).items()}
     if engine_facts(chosen).asks:
-        return {}
+        return gates
     make_engine(chosen, settings.data.root)
     path = input_path(settings, chosen.file.path)
     columns = f"{chosen.file.caption}|{chosen.file.paraphrase_1}|{chosen.file.paraphrase_2}"
-    return {"paraphrases": f"{hashes.of([path])[str(path)]}|{columns}"}
+    return gates | {"paraphrases": f"{hashes.of([path])[str(path)]}|{columns}"}
 
 
 def _stage(step: int) -> Stage:

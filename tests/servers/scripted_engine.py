@@ -8,7 +8,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["Scripted", "Streaming", "Thesaurus", "Writer", "well"]
+__all__ = ["Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
 
 Answer = Callable[[Prompt], Sequence[str]]
 
@@ -94,4 +94,21 @@ def _uneven(prompt: Prompt) -> tuple[str, ...]:
         return ("near the street the car is slow",)
     if number % 2:
         return (prompt.text if number % 8 == 1 else "",)
-    return (f"near the street the car {number} is fast",)
+    place = "near the street" if prompt.step == 1 else "close to a road"
+    return (f"{place} the car {number} is fast",)
+
+
+class Well(Scripted):
+    """The plain one, as settings name it."""
+
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        super().__init__()
+        self.model = f"well {options.model}"
+
+
+class Several(Well):
+    """Two different answers to each prompt."""
+
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        super().__init__(options, context)
+        self._answer = lambda prompt: (f"first {prompt.text}", f"second {prompt.text}")

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
+from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokeniser
 from paraclip_core.config import GateOptions
@@ -26,7 +27,6 @@ from paraclip_core.paraphrase.verdicts import BlockJudge, JudgePool, JudgeSpec
 from paraclip_core.tables import ANSWERS, VERDICTS
 from storage.cache_file import VERDICTS as STORED
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz "
 KEYS = ("generation", "parent")
 ROWS = 60
 MANY = 100_000
@@ -35,24 +35,13 @@ MANY = 100_000
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence encoder with random weights, which knows letters."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("encoder")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS.strip(), *(f"##{c}" for c in LETTERS.strip())]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(vocabulary), attn_implementation="eager", **sizes)
-    BertModel(config).save_pretrained(folder)
-    return folder
+    """Its cosines mean nothing, and have all their digits."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="module")
 def spec(encoder: Path) -> JudgeSpec:
-    """Gates of which some stop an answer, with similarities that mean nothing and have all their digits."""
+    """Gates of which some stop an answer, and similarities."""
     gates = GateOptions(
         preset="capable",
         encoder=str(encoder),
@@ -69,7 +58,7 @@ def answers() -> pa.Table:
     rng = np.random.default_rng(5)
 
     def text() -> str:
-        return " ".join("".join(rng.choice(list(LETTERS), rng.integers(3, 40))).split()) or "x"
+        return " ".join("".join(rng.choice(list(f"{LETTERS} "), rng.integers(3, 40))).split()) or "x"
 
     rows = [
         {

@@ -6,38 +6,42 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import (
     DataOptions,
     FileEngineOptions,
     GateOptions,
     ParaphraseOptions,
+    RegenerateOptions,
     SamplingOptions,
     Settings,
     SourceOptions,
 )
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.file import FileEngine
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.requests import in_fraction
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.cache_tools import cache_stats
 from storage.fingerprint import FileHashes, fingerprint
 from storage.generations import GenerationStore
-from storage.parquet import read_table
-from tasks.requests import count_requests
+from storage.parquet import PartWriter, read_table
+from tasks.requests import steps_left
 from tasks.stage import Stage, carry_out
 from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, judge_spec
 
 FEW = 40
 """Images of the small data set; each has five captions."""
+OFF = GateOptions(preset="off")
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +56,28 @@ def flickr(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its cosines mean nothing, and have all their digits."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
 def settings_of(folder: Path, source: str = "small.json", **options: Any) -> Settings:
-    chosen = {
-        "engine": "file",
-        "file": FileEngineOptions(path="small.json"),
-        "gates": GateOptions(preset="paper"),
-        "chunk": 16,
-    }
+    """Paraphrases from a file: an image's next captions."""
+    chosen = {"engine": "file", "file": FileEngineOptions(path="small.json"), "gates": OFF, "chunk": 16}
     return Settings(
         data=DataOptions(root=str(folder), sources=(SourceOptions(path=source, format="karpathy"),)),
+        paraphrase=ParaphraseOptions(**(chosen | options)),
+    )
+
+
+def asking(folder: Path, captions: Sequence[str], engine: str = "Well", **options: Any) -> Settings:
+    """Paraphrases from an engine, of captions that are written for it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "captions.txt").write_text("\n".join(captions) + "\n")
+    chosen = {"engine": f"scripted_engine:{engine}", "model": "m", "synonyms": False, "gates": OFF}
+    return Settings(
+        data=DataOptions(root=str(folder), sources=(SourceOptions(path="captions.txt", format="text"),)),
         paraphrase=ParaphraseOptions(**(chosen | options)),
     )
 
@@ -79,14 +96,25 @@ def run_all(settings: Settings, store: ArtifactStore) -> tuple[Artifact, Artifac
     return first, run_stage(PARAPHRASE_2, settings, store, paraphrase_1=first)
 
 
-def contents(artifact: Artifact) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+def contents(artifacts: Sequence[Artifact]) -> list[dict[str, str]]:
+    return [{name: entry.sha256 for name, entry in a.manifest.files.items()} for a in artifacts]
+
+
+def figures(artifacts: Sequence[Artifact]) -> list[tuple[int, int]]:
+    """Answers and verdicts of each step."""
+    return [(a.manifest.metrics["generated"], a.manifest.metrics["judged"]) for a in artifacts]
+
+
+def lose_artifacts(store: ArtifactStore) -> None:
+    for name in ("paraphrase_2", "paraphrase_1"):
+        for artifact in store.list(name):
+            store.remove(artifact)
 
 
 def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     first, second = run_all(settings_of(flickr), store)
-    assert set(contents(first)) == {"paraphrases/part-00000.parquet", "rejects/part-00000.parquet"}
+    assert set(contents([first])[0]) == {"paraphrases/part-00000.parquet", "rejects/part-00000.parquet"}
     rows = read_table(second.path / "paraphrases")
     assert rows.schema == PARAPHRASES
     assert read_table(second.path / "rejects").schema == PARAPHRASE_REJECTS
@@ -98,11 +126,12 @@ def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
     assert row["paraphrase_1"].split()[:3] == same_image[1].split()[:3]
     assert row["paraphrase_2"].split()[:3] == same_image[2].split()[:3]
     metrics = first.manifest.metrics
-    assert metrics["accepted"] == read_table(first.path / "paraphrases").num_rows
+    assert metrics["accepted"] == metrics["kept"] == read_table(first.path / "paraphrases").num_rows
     assert metrics["captions"] == metrics["accepted"] + sum(metrics["rejected"].values())
     assert (metrics["engine"], metrics["cached"]) == ("file", 0)
     assert "prompts" not in metrics, "a file is asked nothing"
     assert metrics["model"].startswith("file:")
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()], "nothing is left of the tables"
 
 
 def test_rows_of_the_file_that_cannot_be_used_are_kept_among_the_rejects(flickr: Path, tmp_path: Path) -> None:
@@ -131,95 +160,186 @@ def test_a_file_of_other_captions_stops_before_anything_is_trained(flickr: Path,
 
 def test_the_same_bytes_from_any_chunk_and_from_the_cache(flickr: Path, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "one")
-    expected = [contents(artifact) for artifact in run_all(settings_of(flickr), store)]
+    expected = contents(run_all(settings_of(flickr), store))
     other = run_all(settings_of(flickr, chunk=1024), ArtifactStore(tmp_path / "two"))
-    assert [contents(artifact) for artifact in other] == expected
+    assert contents(other) == expected
     # The artifacts are lost, the cache is not.
-    for name in ("paraphrase_2", "paraphrase_1"):
-        store.remove(store.list(name)[0])
+    lose_artifacts(store)
     again = run_all(settings_of(flickr), store)
-    assert [contents(artifact) for artifact in again] == expected
-    assert [artifact.manifest.metrics["generated"] for artifact in again] == [0, 0]
+    assert contents(again) == expected and figures(again) == [(0, 0), (0, 0)]
+    # Verdicts are lost, too, and the file over the parts.
+    lose_artifacts(store)
+    shutil.rmtree(store.cache / "verdicts")
+    (store.cache / "generations.duckdb").unlink()
+    again = run_all(settings_of(flickr), store)
+    assert contents(again) == expected
+    assert [generated for generated, _ in figures(again)] == [0, 0] and all(judged for _, judged in figures(again))
 
 
-def test_a_change_costs_exactly_its_consequences(flickr: Path, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    first, _ = run_all(settings_of(flickr, source="fewer.json"), store)
-    asked = first.manifest.metrics["generated"]
-
-    everything = settings_of(flickr)
-    ingested = run_stage(INGEST, everything, store)
-    planned = count_requests(everything, store, {"ingest": ingested})
-    more, more_2 = run_all(everything, store)
-    assert (planned.step_1, planned.step_2) == (more.manifest.metrics["generated"], 0)
-    assert more.manifest.metrics["requested"] == asked + planned.step_1
-    assert 0 < more_2.manifest.metrics["generated"] <= planned.step_2_expected
+PLACES = ("beach", "street", "field")
+CARS = [f"the car {n} near a {PLACES[n % 3]} is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(72)]
 
 
-class Local(FileEngine):
-    """A model that answers what the file says."""
+def uneven(folder: Path, encoder: Path, captions: Sequence[str] = CARS, **changed: Any) -> Settings:
+    """Answers that are good, floods, echoes or nothing, and rules that ask again."""
+    gates: dict[str, Any] = {"preset": "capable", "encoder": str(encoder), "min_similarity": -1, "max_repeats": 5}
+    return asking(
+        folder,
+        captions,
+        engine="Writer",
+        attempts=2,
+        gates=GateOptions.model_validate(gates | {"min_caption_similarity": -1} | changed),
+        regenerate=(RegenerateOptions(reason="repeated_flood"), RegenerateOptions(where="answer like '% 4%'")),
+    )
 
-    name = "transformers"
+
+def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path) -> None:
+    store, settings = ArtifactStore(tmp_path / "root"), uneven(tmp_path / "data", encoder)
+    first = run_all(settings, store)
+    assert first[0].manifest.metrics["rejected"].keys() >= {"repeated_flood", "empty", "echo"}
+    lose_artifacts(store)
+    again = run_all(settings, store)
+    assert contents(again) == contents(first) and figures(again) == [(0, 0), (0, 0)]
+    for name in ("captions", "requested", "accepted", "kept", "rejected"):
+        assert [a.manifest.metrics[name] for a in again] == [a.manifest.metrics[name] for a in first]
+    assert [a.manifest.metrics["cached"] for a in again] == [a.manifest.metrics["requested"] for a in again]
+    # A gate of step 2 alone, and repeats, which are counted over all verdicts.
+    _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
+    assert figures([second]) == [(0, first[1].manifest.metrics["judged"])]
+    stricter = run_all(uneven(tmp_path / "data", encoder, max_repeats=4), store)
+    assert stricter[0].manifest.metrics["judged"] == stricter[0].manifest.metrics["generated"]
+    assert stricter[0].fingerprint != first[0].fingerprint
 
 
-@pytest.fixture
-def local(flickr: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Options of an engine to which prompt, sampling and seed matter."""
-    for module in ("tasks.stages.paraphrase", "tasks.requests"):
-        monkeypatch.setattr(f"{module}.make_engine", lambda *_, **__: Local(flickr / "small.json"))
-    return {"engine": "transformers", "model": "any"}
+@pytest.mark.parametrize("place", [30, 72], ids=["in the middle", "behind"])
+def test_a_new_caption_costs_its_own_answers_and_verdicts(place: int, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "root")
+    run_all(asking(tmp_path / "data", CARS), store)
+    settings = asking(tmp_path / "data", [*CARS[:place], "a new cat on a mat", *CARS[place:]])
+    ingested = run_stage(INGEST, settings, store)
+    left = steps_left(settings, store, {"ingest": ingested})
+    assert (left[1].missing, left[2].missing, left[2].rows) == (1, 0, 72)
+    more = run_all(settings, store)
+    assert figures(more) == [(1, 1), (1, 1)]
+    assert contents(more) == contents(run_all(settings, ArtifactStore(tmp_path / "calm")))
+    left = steps_left(settings, store, {"ingest": ingested})
+    assert [(left[step].rows, left[step].missing, left[step].accepted) for step in (1, 2)] == [(73, 0, 73)] * 2
 
 
-def test_another_prompt_costs_exactly_its_step(flickr: Path, tmp_path: Path, local: dict[str, Any]) -> None:
-    store = ArtifactStore(tmp_path)
-    more, _ = run_all(settings_of(flickr, **local), store)
+def test_another_prompt_costs_exactly_its_step(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "root")
+    before, _ = run_all(asking(tmp_path / "data", CARS), store)
     ingested = store.list("ingest")[0]
-    other_prompt = settings_of(flickr, prompt_2="Say {} differently.", **local)
-    planned = count_requests(other_prompt, store, {"ingest": ingested})
-    same, changed = run_all(other_prompt, store)
-    assert same.fingerprint == more.fingerprint
-    assert planned.step_1 == planned.step_2_expected == 0
-    assert planned.step_2 == changed.manifest.metrics["generated"] > 0
-    assert count_requests(other_prompt, store, {"ingest": ingested, "paraphrase_1": same}).total == 0
+    other = asking(tmp_path / "data", CARS, prompt_2="Say {} differently.")
+    planned = steps_left(other, store, {"ingest": ingested})
+    same, changed = run_all(other, store)
+    assert same.fingerprint == before.fingerprint
+    assert (planned[1].missing, planned[2].missing) == (0, changed.manifest.metrics["generated"])
+    assert changed.manifest.metrics["generated"] == 72
+    assert steps_left(other, store, {"ingest": ingested, "paraphrase_1": same})[2].missing == 0
 
 
-def test_fingerprints_follow_meaning_only(flickr: Path, local: dict[str, Any]) -> None:
+def test_a_fraction_is_stable_when_captions_are_added(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "root")
+
+    def rows(captions: Sequence[str]) -> list[str]:
+        first, _ = run_all(asking(tmp_path / "data", captions, fraction=0.3), store)
+        assert first.manifest.metrics["captions"] == first.manifest.metrics["accepted"]
+        return read_table(first.path / "paraphrases").column("caption").to_pylist()
+
+    few, many = rows(CARS[:40]), rows(CARS)
+    assert many == [text for text in CARS if in_fraction(text, 0.3)]
+    assert 0 < len(few) < len(many) < 40 and few == [text for text in many if text in CARS[:40]]
+
+
+def test_rewrites_of_a_caption_are_neighbours_and_count_as_one(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "root")
+    one = run_all(asking(tmp_path / "data", CARS, engine="Several"), store)
+    three = run_all(asking(tmp_path / "data", CARS, engine="Several", keep=3), store)
+    assert one[0].fingerprint != three[0].fingerprint
+    # Two different answers are there, which one answer of step 2 each follows.
+    assert figures(three) == [(0, 0), (72, 72)]
+    rows = read_table(three[1].path / "paraphrases")
+    assert rows.column("caption").to_pylist() == [text for text in CARS for _ in range(2)]
+    assert rows.column("paraphrase_1").to_pylist()[:2] == [f"{n} {CARS[0]}" for n in ("first", "second")]
+    metrics = [
+        (a.manifest.metrics["captions"], a.manifest.metrics["accepted"], a.manifest.metrics["kept"]) for a in three
+    ]
+    assert metrics == [(72, 72, 144), (144, 72, 144)]
+    assert one[1].manifest.metrics["kept"] == 72
+
+
+def test_fingerprints_follow_meaning_only(flickr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def options(stage: Stage, **changed: Any) -> dict[str, Any]:
-        return dict(stage.options(settings_of(flickr, **(local | changed))))
+        return dict(stage.options(asking(tmp_path / "data", CARS, **changed)))
 
     for stage in (PARAPHRASE_1, PARAPHRASE_2):
-        assert options(stage) == options(stage, chunk=7)
+        assert options(stage) == options(stage, chunk=7) == options(stage, stop_below=0.5)
         assert options(stage) != options(stage, seed=1)
         assert options(stage) != options(stage, gates=GateOptions(preset="small-model"))
+        assert options(stage) == options(stage, gates=GateOptions(preset="off", max_length_ratio=9))
+        own = [GateOptions(preset="off", extra=(f"scripted_gates:{name}",)) for name in ("short", "copy")]
+        assert options(stage) != options(stage, gates=own[0]) != options(stage, gates=own[1])
     usual = GateOptions(preset="small-model")
     strict = GateOptions(preset="small-model", min_caption_similarity=0.9)
     assert options(PARAPHRASE_1, gates=usual) == options(PARAPHRASE_1, gates=strict)
     assert options(PARAPHRASE_2, gates=usual) != options(PARAPHRASE_2, gates=strict)
     assert options(PARAPHRASE_1) == options(PARAPHRASE_1, prompt_2="other {}")
     assert options(PARAPHRASE_2) != options(PARAPHRASE_2, prompt_2="other {}")
+    assert options(PARAPHRASE_1) != options(PARAPHRASE_1, keep=2)
+    assert options(PARAPHRASE_1, regenerate=(RegenerateOptions(reason="echo"),)) != options(PARAPHRASE_1)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"prompts": "paper"},
-        {"prompt_1": "own {}", "prompt_2": "own {}"},
-        {"sampling": SamplingOptions(temperature=0.1, n=7)},
-        {"seed": 5},
-        {"attempts": 3},
-        {"synonyms": False},
-        {"precision": "bf16"},
-        {"model": "unused"},
-    ],
-)
-def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
-    plain, other = settings_of(flickr), settings_of(flickr, **changed)
-    for stage in (PARAPHRASE_1, PARAPHRASE_2):
-        assert stage.options(plain) == stage.options(other)
+def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "changing_gates.py"
+    module.write_text("def choosy(pair, options):\n    return None\n")
+    settings = asking(tmp_path / "data", CARS, gates=GateOptions(preset="off", extra=("changing_gates:choosy",)))
+    hashes = FileHashes(tmp_path / "hashes.json")
+    before = dict(PARAPHRASE_1.sources(settings, hashes))
+    module.write_text("def choosy(pair, options):\n    return 'no'\n")
+    after = dict(PARAPHRASE_1.sources(settings, hashes))
+    assert list(before) == list(after) == ["gate changing_gates:choosy"] and before != after
+    assert PARAPHRASE_1.sources(asking(tmp_path / "data", CARS), hashes) == {}
+
+
+def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
+    from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
+
+    def spec(step: int, **gates: Any) -> Any:
+        return judge_spec(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step, Scripted())
+
+    capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
+    assert spec(1, **capable) == spec(1, **strict)
+    assert spec(2, **capable) != spec(2, **strict)
+    # Words are asked for where gates judge what is made of them.
+    with_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions())
+    assert judge_spec(with_words, 1, Scripted()).words and not spec(1).words
+    unguarded = asking(tmp_path / "data", CARS, synonyms=True)
+    assert not judge_spec(unguarded, 1, Scripted()).words
+
+
+UNUSED: dict[str, Any] = {
+    "prompts": "paper",
+    "prompt_1": "own {}",
+    "prompt_2": "own {}",
+    "sampling": SamplingOptions(temperature=0.1, n=7),
+    "seed": 5,
+    "attempts": 3,
+    "synonyms": False,
+    "precision": "bf16",
+    "model": "unused",
+}
+
+
+def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Path) -> None:
+    plain = settings_of(flickr)
+    for name, value in UNUSED.items():
+        for stage in (PARAPHRASE_1, PARAPHRASE_2):
+            assert stage.options(plain) == stage.options(settings_of(flickr, **{name: value})), name
     # Not even the keys in the artifact, which are made of the requests.
     expected = run_all(plain, ArtifactStore(tmp_path / "plain"))
-    found = run_all(other, ArtifactStore(tmp_path / "other"))
-    assert [contents(artifact) for artifact in found] == [contents(artifact) for artifact in expected]
+    assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path / "other"))) == contents(expected)
 
 
 def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_path: Path) -> None:
@@ -233,37 +353,52 @@ def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_pat
     assert options(**folder) == options(**folder, precision="bf16")
 
 
-def run_and_die(folder: Path, root: Path, calls: int) -> None:
-    """Run both steps in a process that is killed in the middle of the engine's `calls`-th call."""
-    generate = FileEngine.generate
-    left = [calls]
+KILLS = (
+    (FileEngine, "generate", 3),
+    (GenerationStore, "append", 2),
+    (FileEngine, "generate", 5),
+    (GenerationStore, "append_verdicts", 0),
+    (PartWriter, "close", 1),
+    (GenerationStore, "append_verdicts", 1),
+)
+"""What is about to be called, and for the how manyth time after the first, when a process is killed."""
 
-    def dying(self: FileEngine, prompts: Sequence[Prompt], sampling: Any) -> list[Completion]:
+
+def run_and_die(folder: Path, root: Path, number: int) -> None:
+    """Run both steps in a process that is killed."""
+    owner, name, calls = KILLS[number]
+    method, left = getattr(owner, name), [calls]
+
+    def dying(*arguments: Any) -> Any:
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
-        return generate(self, prompts, sampling)
+        return method(*arguments)
 
-    FileEngine.generate = dying  # type: ignore[method-assign]
-    run_all(settings_of(folder), ArtifactStore(root))
+    store = ArtifactStore(root)
+    ingested = run_stage(INGEST, settings_of(folder), store)
+    setattr(owner, name, dying)
+    first = run_stage(PARAPHRASE_1, settings_of(folder), store, ingest=ingested)
+    run_stage(PARAPHRASE_2, settings_of(folder), store, paraphrase_1=first)
 
 
+@pytest.mark.slow
 def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) -> None:
-    expected = [contents(artifact) for artifact in run_all(settings_of(flickr), ArtifactStore(tmp_path / "calm"))]
+    expected = contents(run_all(settings_of(flickr), ArtifactStore(tmp_path / "calm")))
     root = tmp_path / "killed"
     spawn = multiprocessing.get_context("spawn")
-    for calls in (3, 5, 9):
-        child = spawn.Process(target=run_and_die, args=(flickr, root, calls))
+    for number in range(len(KILLS)):
+        child = spawn.Process(target=run_and_die, args=(flickr, root, number))
         child.start()
         child.join(300)
-        assert child.exitcode == -signal.SIGKILL
+        assert child.exitcode == -signal.SIGKILL, KILLS[number]
     store = ArtifactStore(root)
     # What a half-written part leaves behind does not get into the artifact.
     for _, _, folder in store.unfinished():
         (folder / "out" / "paraphrases").mkdir(parents=True, exist_ok=True)
         (folder / "out" / "paraphrases" / ".part-00000.parquet.1.tmp").write_bytes(b"half")
     finished = run_all(settings_of(flickr), store)
-    assert [contents(artifact) for artifact in finished] == expected
+    assert contents(finished) == expected
     stats = cache_stats(GenerationStore(store.cache))
     assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)
 
@@ -288,7 +423,8 @@ def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
     for reject in read_table(second.path / "rejects").to_pylist():
         assert reject["reason"]
         assert reject["detail"]
-    expected = contents(second)
+    expected = contents([second])
     store.remove(second)
     store.remove(first)
-    assert contents(run_all(settings, store)[1]) == expected
+    again = run_all(settings, store)
+    assert contents(again[1:]) == expected and figures(again) == [(0, 0), (0, 0)]

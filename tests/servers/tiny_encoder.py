@@ -1,0 +1,23 @@
+"""A sentence encoder with random weights: its cosines mean nothing, and have all their digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["LETTERS", "tiny_encoder"]
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """Write the encoder, which knows letters and digits, into a folder."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig.from_dict({"vocab_size": len(vocabulary), **sizes})).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    return folder
