@@ -198,9 +198,9 @@ class CacheFile:
         return counted
 
     def delete(self) -> None:
-        """Delete the file, and what earlier releases kept beside it."""
+        """Delete the file, what a kill left of its memory on disk, and what earlier releases kept beside it."""
         try:
-            for name in ("generations.index", "judged"):
+            for name in (f"{self.path.name}.tmp", "generations.index", "judged"):
                 if (self.path.parent / name).exists():
                     shutil.rmtree(self.path.parent / name)
             # Last, as its layout says that the others may still be there; a log without its file would be replayed.

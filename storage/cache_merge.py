@@ -23,6 +23,7 @@ __all__ = ["Compacted", "Merged", "compact", "merge"]
 
 log = logging.getLogger(__name__)
 
+COMPARED_ROWS = 1_000_000
 TARGET_ROWS = 500_000
 TARGET_BYTES = 128 << 20
 FOREIGN = "CREATE OR REPLACE TABLE foreign_rows (part VARCHAR, row BIGINT, key BLOB, wanted BOOLEAN)"
@@ -82,23 +83,35 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
         # Parts that are joined while they are read come once more, under another name.
         while names := [name for name in theirs.names() if name not in done]:
             con.execute(FOREIGN)
-            merged.damaged += sum(not _listed(con, theirs, name, wanted or {}) for name in names)
-            with store.attached(con):
-                con.execute(COMPARE)
-            # A part's number counts where it comes from, too.
-            counts = con.execute(COUNT).fetchall()
-            for name, new, answered, unwanted in sorted(counts, key=lambda count: order_of(count[0])):
-                if new and not _take(con, store, theirs, name, all_rows=not (answered or unwanted)):
-                    continue
-                merged.segments += new > 0
-                merged.new += new
-                merged.known += answered
-                merged.unwanted += unwanted
+            for name in names:
+                merged.damaged += not _list_rows(con, theirs, name, wanted or {})
+                if name == names[-1] or _count(con) >= COMPARED_ROWS:
+                    _take_over(con, store, theirs, merged)
             done.update(names)
     return merged
 
 
-def _listed(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wanted: Mapping[str, str]) -> bool:
+def _count(con: duckdb.DuckDBPyConnection) -> int:
+    return con.execute("SELECT count(*) FROM foreign_rows").fetchall()[0][0]
+
+
+def _take_over(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, merged: Merged) -> None:
+    """Publish what is new of the parts in the table `foreign_rows`, and empty it."""
+    with store.attached(con):
+        con.execute(COMPARE)
+    # A part's number counts where it comes from, too.
+    counts = sorted(con.execute(COUNT).fetchall(), key=lambda count: order_of(count[0]))
+    for name, new, answered, unwanted in counts:
+        if new and not _take(con, store, theirs, name, all_rows=not (answered or unwanted)):
+            continue
+        merged.segments += new > 0
+        merged.new += new
+        merged.known += answered
+        merged.unwanted += unwanted
+    con.execute(FOREIGN)
+
+
+def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wanted: Mapping[str, str]) -> bool:
     """List a part's rows in the table `foreign_rows`; False where it is damaged."""
     try:
         table = theirs.read(name)

@@ -9,6 +9,7 @@ import pytest
 from generation_rows import answers, flip, key, numbered, rows
 
 from paraclip_core.errors import ArtifactError
+from storage import cache_merge
 from storage.cache_file import GENERATIONS
 from storage.cache_merge import Merged, compact, merge
 from storage.cache_tools import cache_stats, paid_tokens
@@ -52,6 +53,17 @@ def test_an_empty_cache_takes_the_same_files_in_the_same_order(ours: GenerationS
     assert ours.parts.names() == theirs.parts.names()
     assert not ours.file.path.exists()
     assert answers(ours, range(20)) == answers(theirs, range(20))
+
+
+def test_memory_is_bounded_by_comparing_in_groups(
+    ours: GenerationStore, theirs: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_merge, "COMPARED_ROWS", 25)
+    ours.append(numbered(range(15, 35), "ours"))
+    for start in range(0, 100, 10):
+        theirs.append(numbered(range(start, start + 10), "theirs"))
+    assert merge(ours, theirs.folder) == Merged(segments=9, new=80, known=20, unwanted=0, damaged=0)
+    assert answers(ours, range(100)) == {n: [f"ours {n}" if 15 <= n < 35 else f"theirs {n}"] for n in range(100)}
 
 
 @pytest.mark.parametrize(
