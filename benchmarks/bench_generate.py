@@ -40,12 +40,12 @@ import bare_libraries
 import pyarrow as pa
 from bare_libraries import Ask
 from cached_pass import cached_growth, cached_passes
-from record import record
-
-from paraclip_core.captions.tokens import Tokeniser
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions, Settings, VllmOptions
 from paraclip_core.paraphrase.block import INPUT_COLUMNS
 from paraclip_core.paraphrase.choose import Chooser
+from record import record
+
+from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions, Settings, VllmOptions
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.generate import Paraphraser
 from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
@@ -96,7 +96,7 @@ def rows_of(texts: Sequence[str]) -> pa.RecordBatch:
         pa.array([n.to_bytes(16, "little") for n in range(len(texts))], pa.binary(16)),
         pa.nulls(len(texts), pa.string()),
         pa.array(texts),
-        Tokeniser().encode_batch(texts),
+        Tokenizer().encode_batch(texts),
         pa.array(["CC0"] * len(texts)),
     ]
     return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))
@@ -123,7 +123,7 @@ def few_texts() -> list[str]:
 def one_pass(rows: pa.RecordBatch, folder: Path) -> float:
     """Seconds of one pass of step 1 with the instant engine."""
     options = ParaphraseOptions(gates=GateOptions(preset="paper"), prompts="paper", chunk=1024)
-    tokens = Tokeniser().encode_batch
+    tokens = Tokenizer().encode_batch
     paraphraser = Paraphraser(1, options, Instant(), GenerationStore(folder), Chooser(options.gates, 1), tokens)
     started = time.perf_counter()
     kept = sum(batch.num_rows for batch, _ in paraphraser.run([rows]))
@@ -199,7 +199,7 @@ def compare(options: ParaphraseOptions, library: Library | None) -> None:
     """Stage, engine and library in turns, each round with captions of its own."""
     options = options.model_copy(update={"chunk": max(1, CAPTIONS // CHUNKS)})
     engine = make_engine(options)
-    chooser = make_chooser(Settings(paraphrase=options), 1, Tokeniser())
+    chooser = make_chooser(Settings(paraphrase=options), 1, Tokenizer())
     texts = few_texts()
     sides = {"stage": Times(), "engine": Times(), "library": Times()}
     answers = 0
@@ -247,7 +247,7 @@ def one_stage(texts: Sequence[str], options: ParaphraseOptions, engine: Engine, 
     """Step 1 as a run does it, with an empty cache."""
     with tempfile.TemporaryDirectory() as folder:
         cache = GenerationStore(folder)
-        for _ in Paraphraser(1, options, engine, cache, chooser, Tokeniser().encode_batch).run([rows_of(texts)]):
+        for _ in Paraphraser(1, options, engine, cache, chooser, Tokenizer().encode_batch).run([rows_of(texts)]):
             pass
         cache.close()
 

@@ -25,7 +25,7 @@ from record import record
 
 from paraclip_core import tables
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions, Settings, SourceOptions
 from storage.artifacts import ArtifactStore, Draft
 from tasks.stage import carry_out
@@ -140,7 +140,7 @@ def bench_tokeniser(rows: int, rounds: int) -> None:
     texts = [text for chunk in captions(rows) for text in chunk]
     times: dict[str, list[float]] = {"ours": [], "simple": []}
     for _ in range(rounds):
-        tokeniser, simple = Tokeniser(), SimpleTokenizer()
+        tokeniser, simple = Tokenizer(), SimpleTokenizer()
         times["ours"].append(cpu_seconds(lambda t=tokeniser: t.encode_batch([clean(text) for text in texts]))[0])
         times["simple"].append(cpu_seconds(lambda t=simple: [t.encode(text) for text in texts])[0])
     mine, other = statistics.median(times["ours"]), statistics.median(times["simple"])
@@ -159,7 +159,7 @@ def bench_cleaned(rows: int, rounds: int) -> None:
     times: dict[str, list[float]] = {str(size): [] for size in BATCHES} | {"simple": []}
     for _ in range(rounds):
         for size in BATCHES:
-            tokeniser = Tokeniser()
+            tokeniser = Tokenizer()
             work = partial(lambda t, parts: [t.encode_batch(part) for part in parts], tokeniser, batches[size])
             times[str(size)].append(cpu_seconds(work)[0])
         simple = SimpleTokenizer()

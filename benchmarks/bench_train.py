@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.models import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.prefixes import alphabetical, forest_of
@@ -199,7 +199,7 @@ def set_up(batch: int, device: torch.device, name: str = "ViT-B-32") -> tuple[Be
     folder = data_folder("flickr8k")
     count = min(4 * batch, 8000)  # Flickr8k has hardly more; larger batches take rows again
     texts, images = flickr(folder, count) if folder else generated(count)
-    encode = Tokeniser().encode_batch
+    encode = Tokenizer().encode_batch
     ragged = {kind: Ragged.from_arrow(encode(texts[kind])) for kind in KINDS}
     logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     torch.manual_seed(0)

@@ -23,19 +23,19 @@ from typing import Any
 
 import numpy as np
 from flickr8k_pairs import read_pairs
+from paraclip_core.paraphrase.similarity import SentenceEncoder
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.gates import TEXT_GATES
 from paraclip_core.paraphrase.meaning import MEANING_GATES, compared_texts
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
-from paraclip_core.paraphrase.similarity import SentenceEncoder
 
 LABELLED = Path(__file__).parents[1] / "tests" / "data" / "faithfulness"
 FORM = ("empty", "length_ratio", "too_long", "echo", "high_overlap")
-WHOLE = Tokeniser(context_length=4096)
+WHOLE = Tokenizer(context_length=4096)
 
 
 @dataclass(frozen=True)

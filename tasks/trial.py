@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import CaptionFilter
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions, Settings
 from paraclip_core.desks import Desk
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
@@ -180,7 +180,7 @@ class _Trial:
         place = "cpu" if gates.device == "auto" else gates.device
         self._encoder = SentenceEncoder(gates.encoder, place) if self._gates.meaning else None
         self._nli = NliModel(gates.nli, place) if gates.nli else None
-        whole = Tokeniser(context_length=4096)
+        whole = Tokenizer(context_length=4096)
         self._pieces = lambda text: len(whole.encode(text)) - 2
 
     def run(self, captions: Sequence[str]) -> Trial:

@@ -1,12 +1,12 @@
 """Cleaning of captions, equal to open_clip's ``whitespace_clean(basic_clean(text))``.
 
-open_clip cleans a text before it tokenises it: ftfy mends mojibake, curly quotes, ligatures, full-width letters and
+open_clip cleans a text before it tokenizes it: ftfy mends mojibake, curly quotes, ligatures, full-width letters and
 line breaks, removes terminal escapes and control characters (NUL among them) and normalises to NFC; HTML entities are
 unescaped twice; runs of white space become one blank. Tags stay, for they are text like any other. Case stays too:
-lower-casing is the tokeniser's business.
+lower-casing is the tokenizer's business.
 
 Cleaning twice is not the same as cleaning once (``&amp;amp;amp;lt;`` loses two levels each time), so a caption is
-cleaned exactly once, at ingest, and the tokeniser takes it as it is.
+cleaned exactly once, at ingest, and the tokenizer takes it as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONFIG = ftfy.TextFixerConfig(explain=False)
 
 
 def clean(text: str) -> str:
-    """Return `text` as open_clip's tokenisers clean it, case kept.
+    """Return `text` as open_clip's tokenizers clean it, case kept.
 
     Plain ASCII takes a path that skips ftfy and the HTML parser and gives the same text, about thirty times faster.
     """

@@ -1,4 +1,4 @@
-"""From a source file to accepted captions and rejects: cleaned, filtered, de-duplicated, tokenised, in batches."""
+"""From a source file to accepted captions and rejects: cleaned, filtered, de-duplicated, tokenized, in batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paraclip_core.captions.readers.rows import Reject, RowBatch
 from paraclip_core.captions.rejects import drop_undecodable, reject_batch, reject_row
 from paraclip_core.captions.seen import Keys, KeySet
 from paraclip_core.captions.sources import SourceFile
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
@@ -48,13 +48,13 @@ class CaptionPipeline:
 
         Raises:
             ConfigError: a source's split is none of train, val and test.
-            ModelError: the tokeniser's vocabulary is missing.
+            ModelError: the tokenizer's vocabulary is missing.
         """
         for file in files:
             configured_split(file.options.split)
         self._options = options
         self._filter = CaptionFilter(options)
-        self._tokeniser = Tokeniser(options.context_length)
+        self._tokenizer = Tokenizer(options.context_length)
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
         self._pictures = {file.name for file in files if file.pictures}
         # One file alone names each image as it likes, but nothing but their ids says which pictures are the same.
@@ -185,7 +185,7 @@ class CaptionPipeline:
             pa.repeat(pa.scalar(file.images, pa.string()), count),
             pa.array(texts, pa.string()),
             pa.array([batch.captions[n] for n in keep], pa.string()),
-            self._tokeniser.encode_batch(texts),
+            self._tokenizer.encode_batch(texts),
             pa.array([splits[n] for n in keep], pa.string()),
             pa.array([default if licence is None or licence.lower() in _NO_LICENCE else licence for licence in own]),
             pa.repeat(pa.scalar(file.name, pa.string()), count),

@@ -12,7 +12,7 @@ import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transformer import TextTransformer, VisionTransformer
 
-from paraclip_core.captions.bpe import load_byte_pairs
+from paraclip_core.captions.tokens import load_byte_pairs
 from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.hf_format import ACTIVATIONS, PILLOW_FILTERS, to_hf
 from paraclip_core.errors import ModelError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, meaning
 from paraclip_core.paraphrase.gates import Gates, extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.meaning import Compare, Encoder, Nli, NliModel, SentenceEncoder, model_identity
@@ -27,7 +27,7 @@ GOOD_LENGTH = 1.3
 CODE = (
     *(f"paraphrase/{name}.py" for name in ("capable", "gates", "judge", "meaning", "pair", "parse", "prompts")),
     "paraphrase/small_model/*.py",
-    *(f"captions/{name}.py" for name in ("bpe", "clean", "tokens")),
+    *(f"captions/{name}.py" for name in ("clean", "tokens")),
 )
 """The code that a verdict depends on, in the package's folder."""
 
@@ -230,7 +230,7 @@ def make_judge(
         device: where models compute if `options.device` is `auto`.
     """
     place = device if options.device == "auto" else options.device
-    whole = Tokeniser(context_length=4096)
+    whole = Tokenizer(context_length=4096)
     return Judge(
         options,
         step,

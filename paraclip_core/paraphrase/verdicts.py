@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
 from paraclip_core.lifetime import die_with
@@ -69,7 +69,7 @@ class BlockJudge:
         """`synonyms`: word → words that may be swapped for it, where answers with swapped words are tried."""
         self._digest = spec.digest
         self._judge = make_judge(spec.gates, spec.step, spec.examples, spec.context_length, synonyms)
-        self._tokens = Tokeniser(spec.context_length)
+        self._tokens = Tokenizer(spec.context_length)
 
     def __call__(self, block: pa.RecordBatch) -> pa.RecordBatch:
         """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
@@ -119,7 +119,7 @@ class JudgePool:
     def find_synonyms(self, fetch: Fetch, texts: Iterable[str]) -> None:
         """From now on, also try answers with words swapped: those that `fetch` finds for the words of the texts."""
         assert self._scratch is not None
-        whole = Tokeniser(context_length=4096)
+        whole = Tokenizer(context_length=4096)
         encode = SentenceEncoder(self._spec.gates.encoder).encode
         synonyms = Synonyms(fetch, encode, lambda text: len(whole.encode(text)) - 2).table(texts)
         self._synonyms, self._own = synonyms, None

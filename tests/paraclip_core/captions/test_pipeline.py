@@ -20,7 +20,7 @@ from paraclip_core.captions.filters import REASONS
 from paraclip_core.captions.ids import caption_ids
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.sources import expand
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 
@@ -59,7 +59,7 @@ def test_an_accepted_row(tmp_path: Path) -> None:
             "images": "images.tar",
             "caption": "A café & bar",
             "caption_raw": " A  caf\u00c3\u00a9 &amp; bar\n",
-            "caption_tokens": Tokeniser().encode("A café & bar"),
+            "caption_tokens": Tokenizer().encode("A café & bar"),
             "split": "val",
             "licence": "CC-BY-4.0",
             "source": "a.jsonl",

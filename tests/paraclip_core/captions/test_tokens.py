@@ -14,16 +14,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.captions.bpe import load_byte_pairs
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer, load_byte_pairs
 
-TOKENISER = Tokeniser()
+TOKENIZER = Tokenizer()
 
 
 @cache
 def simple() -> Any:
-    """open_clip's tokeniser, which cleans by itself."""
+    """open_clip's tokenizer, which cleans by itself."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -48,7 +47,7 @@ def padded(ids: list[int], length: int = 77) -> list[int]:
 @example("1234 ½ ² !!!??? don't we'll")
 @settings(max_examples=300, deadline=None)
 def test_any_text(text: str) -> None:
-    assert padded(TOKENISER.encode(clean(text))) == reference(text)
+    assert padded(TOKENIZER.encode(clean(text))) == reference(text)
 
 
 @given(st.text(alphabet="abcdehilnorstu", min_size=1, max_size=60), st.integers(1, 4))
@@ -62,23 +61,23 @@ def test_words_that_repeat(word: str, times: int) -> None:
 @settings(max_examples=100, deadline=None)
 def test_any_context_length(words: list[str], length: int) -> None:
     text = " ".join(words)
-    ids = Tokeniser(length).encode(text)
+    ids = Tokenizer(length).encode(text)
     assert padded(ids, length) == reference(text, length)
-    assert ids[-1] == TOKENISER.end
+    assert ids[-1] == TOKENIZER.end
     assert len(ids) <= length
 
 
 def test_a_small_memo_changes_nothing() -> None:
     texts = [f"word{n % 7} dog{n % 5} cat{n}" for n in range(60)] * 2
-    assert Tokeniser(memo_pieces=4).encode_batch(texts) == TOKENISER.encode_batch(texts)
+    assert Tokenizer(memo_pieces=4).encode_batch(texts) == TOKENIZER.encode_batch(texts)
 
 
 def test_a_batch_is_its_texts() -> None:
     texts = ["a dog", "", "a " * 200]
-    batch = TOKENISER.encode_batch(texts)
+    batch = TOKENIZER.encode_batch(texts)
     assert str(batch.type.value_type) == "uint16"
-    assert batch.to_pylist() == [TOKENISER.encode(text) for text in texts]
-    assert TOKENISER.encode_batch([]).to_pylist() == []
+    assert batch.to_pylist() == [TOKENIZER.encode(text) for text in texts]
+    assert TOKENIZER.encode_batch([]).to_pylist() == []
 
 
 @given(st.lists(st.text(), max_size=8), st.integers(8, 77))
@@ -88,19 +87,19 @@ def test_a_batch_is_its_texts() -> None:
 @example(["İ", "word " * 90, "<start_of_text> x"], 12)
 @settings(max_examples=300, deadline=None)
 def test_a_batch_is_each_text_alone(texts: list[str], length: int) -> None:
-    tokeniser = Tokeniser(length)
+    tokenizer = Tokenizer(length)
     for batch in (texts, [clean(text) for text in texts]):
-        assert tokeniser.encode_batch(batch).to_pylist() == [tokeniser.encode(text) for text in batch]
+        assert tokenizer.encode_batch(batch).to_pylist() == [tokenizer.encode(text) for text in batch]
 
 
 def test_a_word_of_one_megabyte_takes_no_quadratic_time() -> None:
-    assert len(TOKENISER.encode("ab" * 100_000)) == 77
-    assert TOKENISER.encode_batch(["ab" * 100_000]).value_lengths().to_pylist() == [77]
+    assert len(TOKENIZER.encode("ab" * 100_000)) == 77
+    assert TOKENIZER.encode_batch(["ab" * 100_000]).value_lengths().to_pylist() == [77]
 
 
 def test_torch_is_not_imported() -> None:
     code = (
-        "import sys; from paraclip_core.captions.tokens import Tokeniser; Tokeniser().encode('a'); "
+        "import sys; from paraclip_core.captions.tokens import Tokenizer; Tokenizer().encode('a'); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -113,5 +112,5 @@ def test_real_captions(data_root: Path, name: str) -> None:
     else:
         images = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())["images"]
         texts = [sentence["raw"] for image in images[:1000] for sentence in image["sentences"]]
-    wrong = [text for text in texts if padded(TOKENISER.encode(clean(text))) != reference(text)]
+    wrong = [text for text in texts if padded(TOKENIZER.encode(clean(text))) != reference(text)]
     assert wrong == []

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Engine
@@ -53,7 +53,7 @@ def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
         ids,
         pa.array([f"image{number}" for number in range(len(texts))]),
         pa.array(texts, pa.string()),
-        Tokeniser().encode_batch(texts),
+        Tokenizer().encode_batch(texts),
         pa.array(["CC0"] * len(texts)),
     ]
     return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.gates import REASONS, TEXT_GATES, first_failure
 from paraclip_core.paraphrase.pair import Pair
 
 OPTIONS = GateOptions()
-WHOLE = Tokeniser(context_length=4096)
+WHOLE = Tokenizer(context_length=4096)
 EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
 
 

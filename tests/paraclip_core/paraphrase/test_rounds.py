@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from scripted_engine import Scripted, Streaming, Thesaurus, well  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
@@ -74,7 +74,7 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
     assert second.rows.column("caption").to_pylist() == CAPTIONS
     row = second.rows.to_pylist()[5]
     assert (row["paraphrase_1"], row["paraphrase_2"]) == (f"well {CAPTIONS[5]}", f"well well {CAPTIONS[5]}")
-    encode = Tokeniser().encode
+    encode = Tokenizer().encode
     for name in ("caption", "paraphrase_1", "paraphrase_2"):
         assert row[f"{name}_tokens"] == encode(row[name])
     keys = pa.array([row["generation_1"], row["generation_2"]], pa.binary(16))

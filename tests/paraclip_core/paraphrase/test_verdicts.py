@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import rounds
@@ -116,7 +116,7 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answ
         name: STORED.schema.field(name).type for name in STORED.columns
     }
     assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
-    encode, reasons = Tokeniser().encode, set()
+    encode, reasons = Tokenizer().encode, set()
     for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
         assert row["gates"] == spec.digest
         reasons.add(row["reason"])

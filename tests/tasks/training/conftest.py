@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from paraclip_core import tables
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.models import embedded_clip, image_tower_hash
 from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
@@ -95,7 +95,7 @@ def _captions() -> pa.Table:
         rows += [(image, text, _split(number)) for text in (f"a {colour} {thing}", f"the {thing} is {colour}")]
     rows.append((None, "a caption without an image", "train"))
     rows.append(("not-there", "an image without features", "train"))
-    tokens = Tokeniser().encode_batch([text for _, text, _ in rows])
+    tokens = Tokenizer().encode_batch([text for _, text, _ in rows])
     columns: dict[str, Any] = {
         "caption_id": [tables.text_hash(image, text) for image, text, _ in rows],
         "image_id": [image for image, _, _ in rows],
@@ -119,7 +119,7 @@ def _paraphrases() -> pa.Table:
             rows.append((image, f"a {colour} {thing}", f"{thing}, {colour}", f"{colour} {other} in a picture"))
             rows.append((image, f"the {thing} is {colour}", f"{colour} {thing}", f"one {other}, all {colour}"))
     rows.append((None, "a caption without an image", "no image", "nothing to see"))
-    encode = Tokeniser().encode_batch
+    encode = Tokenizer().encode_batch
     texts = {"caption": 1, "paraphrase_1": 2, "paraphrase_2": 3}
     columns: dict[str, Any] = {
         "caption_id": [tables.text_hash(row[0], row[1]) for row in rows],

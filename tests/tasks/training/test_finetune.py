@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
@@ -163,7 +163,7 @@ def with_rewrites(path: Path, count: int, text: str | None = None) -> None:
     """Give each row of a file of paraphrases `count` rows, all but the first with `text` as their second paraphrase."""
     table, others = pq.read_table(path), {}
     if text is not None:
-        others = {"paraphrase_2": text, "paraphrase_2_tokens": Tokeniser().encode_batch([text]).to_pylist()[0]}
+        others = {"paraphrase_2": text, "paraphrase_2_tokens": Tokenizer().encode_batch([text]).to_pylist()[0]}
     rows = [{**row, **(others if number else {})} for row in table.to_pylist() for number in range(count)]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 

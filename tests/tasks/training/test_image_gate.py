@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core import tables
-from paraclip_core.captions.tokens import Tokeniser
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.models import load_clip
 from paraclip_core.config import FinetuneOptions, Settings, meaning
@@ -161,7 +161,7 @@ def test_a_model_with_a_tokenizer_of_its_own_is_asked_alike(
     found = []
     for name, tokens in (
         ("stored", STORED),
-        ("own", TextTokens(True, lambda texts: Tokeniser().encode_batch(texts.to_pylist()))),
+        ("own", TextTokens(True, lambda texts: Tokenizer().encode_batch(texts.to_pylist()))),
     ):
         gate = ImageGate(clip, images, MARGIN, tmp_path / name)
         kept = [part for _, part in paraphrase_rows(rows, images, tokens=tokens, gate=gate)]
