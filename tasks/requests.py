@@ -11,11 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from paraclip_core.config import Settings
+from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
 from paraclip_core.paraphrase.protocol import GenerationCache
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
-from paraclip_core.paraphrase.rounds import word_requests
+from paraclip_core.paraphrase.rounds import rows_named, word_requests
 from paraclip_core.paraphrase.select import select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.paraphrase.step_tables import StepTables
@@ -126,6 +127,7 @@ class _Look:
             if not len(rows):
                 break
         assert rows is not None
+        missing += self._named(tables)
         accepted = tables.accepted()
         texts = _sample(batches, step, first_missing)
         prompt, answers = _tokens(prompt_for(options, step), texts, options.sampling.n)
@@ -135,9 +137,19 @@ class _Look:
 
     def selected(self, tables: StepTables) -> Batches:
         """Step 2's rows, as far as step 1's answers are known."""
-        gates = judge_spec(self._settings, 1, self._engine).gates
-        selection = select(tables, self._options.keep, None if gates.preset == "off" else gates.max_repeats)
+        max_repeats = judge_spec(self._settings, 1, self._engine).max_repeats
+        selection = select(tables, self._options.keep, max_repeats)
         return lambda columns: (kept.select(list(columns)) for kept, _ in selection.batches())
+
+    def _named(self, tables: StepTables) -> int:
+        """Requests for the rows that `paraphrase.regenerate` names, as far as their answers are known."""
+        max_repeats, count = judge_spec(self._settings, tables.step, self._engine).max_repeats, 0
+        for condition in conditions_of(self._options.regenerate):
+            for attempt, rows in rows_named(tables, condition, max_repeats).items():
+                before = len(tables.missing(attempt))
+                tables.ask(step_requests(self._options, tables.step, self._engine.model, attempt), rows)
+                count += len(tables.missing(attempt)) - before
+        return count
 
 
 def captions_folder(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], scratch: Path) -> Path:

@@ -34,7 +34,7 @@ from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import ANSWERS
 
-__all__ = ["Rounds", "Sample", "word_requests"]
+__all__ = ["Rounds", "Sample", "rows_named", "word_requests"]
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Rounds:
                     if not len(rows):
                         break
             for condition in conditions_of(self.options.regenerate):
-                for attempt, again in sorted(self._named_by(condition).items()):
+                for attempt, again in rows_named(self.tables, condition, self._max_repeats).items():
                     self._round(attempt, again)
         finally:
             # Nothing that was judged before a failure is judged again.
@@ -140,16 +140,6 @@ class Rounds:
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
         counts.rejected = selection.reasons
         return selection
-
-    def _named_by(self, condition: Condition) -> dict[int, np.ndarray]:
-        """Attempt → rows that a condition wants asked for at it."""
-        rows: dict[int, list[np.ndarray]] = {}
-        for numbers, table in latest_rows(self.tables, self._max_repeats):
-            chosen = condition.rows(table)
-            attempts = table.column("attempt").to_numpy()[chosen] + 1
-            for attempt in np.unique(attempts).tolist():
-                rows.setdefault(attempt, []).append(numbers[chosen][attempts == attempt])
-        return {attempt: np.concatenate(numbers) for attempt, numbers in rows.items()}
 
     def _round(self, attempt: int, rows: np.ndarray | None) -> None:
         request = step_requests(self.options, self.tables.step, self.engine.model, attempt)
@@ -303,6 +293,23 @@ class _Phase:
         seconds = time.monotonic() - self._began
         left = round(seconds * (self._total - self._done) / self._done)
         self._progress(self._done, self._total, phase=self._name, eta_seconds=left, **self._facts())
+
+
+def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None) -> dict[int, np.ndarray]:
+    """Attempt → rows that a condition wants asked for at it, the lowest attempt first.
+
+    Args:
+        tables: what was asked, judged as far as it is answered.
+        condition: looked at for each row.
+        max_repeats: as in :func:`paraclip_core.paraphrase.select.select`.
+    """
+    rows: dict[int, list[np.ndarray]] = {}
+    for numbers, table in latest_rows(tables, max_repeats):
+        chosen = condition.rows(table)
+        attempts = table.column("attempt").to_numpy()[chosen] + 1
+        for attempt in np.unique(attempts).tolist():
+            rows.setdefault(attempt, []).append(numbers[chosen][attempts == attempt])
+    return {attempt: np.concatenate(rows[attempt]) for attempt in sorted(rows)}
 
 
 def word_requests(options: ParaphraseOptions, model: str) -> RequestKeys:

@@ -61,6 +61,11 @@ class JudgeSpec:
         """16 bytes over all that decides a verdict besides the texts."""
         return gates_digest(self.gates, self.step, self.examples, self.context_length, self.words)
 
+    @property
+    def max_repeats(self) -> int | None:
+        """Inputs for which one answer is no flood yet; None where no answer is a flood."""
+        return None if self.gates.preset == "off" else self.gates.max_repeats
+
 
 class BlockJudge:
     """Judges blocks in this process; the models are loaded by the first one."""

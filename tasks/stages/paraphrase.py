@@ -140,8 +140,7 @@ def paraphrasing(
             # What other machines have paid for may not be here yet.
             cache.refresh()
             engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
-        repeats = None if spec.gates.preset == "off" else spec.gates.max_repeats
-        rounds = Rounds(options, engine, cache, tables, pool, max_repeats=repeats, with_words=bool(spec.words))
+        rounds = Rounds(options, engine, cache, tables, pool, max_repeats=spec.max_repeats, with_words=bool(spec.words))
         rounds.progress = keeping_samples(progress, lambda: [one._asdict() for one in rounds.samples], samples)
         yield rounds
 
