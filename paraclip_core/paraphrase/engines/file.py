@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.captions.clean import clean
+from paraclip_core.captions.readers.columns import match_column
 from paraclip_core.captions.readers.lines import open_bytes
 from paraclip_core.captions.readers.rows import LONGEST_RECORD, Reject
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
@@ -175,6 +176,7 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
+        options = _matched(path, options, file.schema_arrow.names)
         _check(path, options, file.schema_arrow.names)
         batches = file.iter_batches(columns=[options.caption, options.paraphrase_1, options.paraphrase_2])
         for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
@@ -183,6 +185,7 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     names: dict[str, None] = {}
+    matched: dict[tuple[str, ...], FileEngineOptions] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -192,12 +195,15 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
             raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
-        if options.caption not in row:
-            _check(f"{path} line {number}", options, list(row))
+        where, fields = f"{path} line {number}", tuple(row)
+        if fields not in matched:
+            matched[fields] = _matched(where, options, fields)
+        if matched[fields].caption not in row:
+            _check(where, options, fields)
         # Some writers leave out what is null.
         names |= dict.fromkeys(row)
-        yield _row(number, row, options)
-    _check(path, options, list(names))
+        yield _row(number, row, matched[fields])
+    _check(path, _matched(path, options, list(names)), list(names))
 
 
 def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
@@ -212,6 +218,7 @@ def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     last = 0
     try:
         names = next(records, [])
+        options = _matched(path, options, names)
         _check(path, options, names)
         last = records.line_num
         for fields in records:
@@ -257,6 +264,15 @@ def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
         raise InputError(
             f"paraphrase.file.path: {path} is not in Karpathy's format (images → sentences → raw): {error!r}"
         ) from error
+
+
+def _matched(where: Path | str, options: FileEngineOptions, names: Sequence[str]) -> FileEngineOptions:
+    """The options with the columns' names as the file writes them, whatever their case, blanks and underscores."""
+    columns = {}
+    for option in ("caption", "paraphrase_1", "paraphrase_2"):
+        wanted, explicit = getattr(options, option), option in options.model_fields_set
+        columns[option] = match_column(names, wanted, f"paraphrase.file.{option}", str(where), explicit) or wanted
+    return options.model_copy(update=columns)
 
 
 def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) -> None:
