@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paraclip_core.captions.counts import Counts
-from paraclip_core.captions.ids import text_keys
-from paraclip_core.captions.seen import KeySet
+from paraclip_core.captions.dedup import KeySet, text_keys
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.protocol import PaidEngine

@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.captions.clean import clean
-from paraclip_core.captions.filters import CaptionFilter
+from paraclip_core.captions.clean import CaptionFilter, clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions, Settings
 from paraclip_core.desks import Desk

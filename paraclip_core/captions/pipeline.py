@@ -12,14 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.clean import CaptionFilter, clean, configured_split, split_name
 from paraclip_core.captions.counts import Outcome
-from paraclip_core.captions.filters import CaptionFilter, configured_split, split_name
-from paraclip_core.captions.ids import caption_ids, id_keys, text_keys
+from paraclip_core.captions.dedup import Keys, KeySet, caption_ids, id_keys, text_keys
 from paraclip_core.captions.readers.registry import READERS, detect, read
 from paraclip_core.captions.readers.rows import Reject, RowBatch
 from paraclip_core.captions.rejects import drop_undecodable, reject_batch, reject_row
-from paraclip_core.captions.seen import Keys, KeySet
 from paraclip_core.captions.sources import SourceFile
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.filters import split_name
+from paraclip_core.captions.clean import split_name
 from paraclip_core.captions.readers.columns import CAPTION, SPLIT, choose_columns
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.readers.rows import RowBatch

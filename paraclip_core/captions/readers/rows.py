@@ -20,7 +20,7 @@ class Reject:
     row: int | None
     """Its number in the file, None where the whole file is meant."""
     reason: str
-    """A short code, see :mod:`paraclip_core.captions.filters`."""
+    """A short code, see :mod:`paraclip_core.captions.clean`."""
     detail: str
     """What was found and what was expected."""
     caption: str | None = None

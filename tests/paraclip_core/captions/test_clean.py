@@ -1,4 +1,5 @@
-"""Cleaning equals open_clip's own functions, character by character."""
+"""Cleaning equals open_clip's own functions, character by character; words where blanks separate them, and where none
+do."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.clean import clean, count_words, is_unspaced
 
 PIECES = ["&", "&amp;", "&lt;", "&#0;", "&#129;", "&#x80;", "&#13;", "& ", "&\r", "&\x0b", "\x00", "\x1b[31m", "\x1c"]
 PIECES += [
@@ -81,3 +82,30 @@ def test_real_captions(data_root: Path) -> None:
     coco = json.loads((data_root / "coco" / "captions_val2017.json").read_bytes())
     texts += [row["caption"] for row in coco["annotations"][:4000]]
     assert [text for text in texts if clean(text) != reference(text)] == []
+
+
+WORDS = {
+    "狗": 1,
+    "一只狗在沙滩上奔跑": 5,
+    "一只狗在沙滩上奔跑.": 5,
+    "两只狗, 一个球": 4,
+    "3只狗和Bob": 4,
+    "犬がビーチを走っている": 6,
+    "สุนัขกำลังวิ่งบนชายหาด": 6,
+    "หมา": 1,
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_scripts_without_blanks(text: str) -> None:
+    assert is_unspaced(text)
+    assert count_words(text, unspaced=True) == WORDS[text]
+    assert count_words(text) == text.count(" ") + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a dog .", "dog", "café au lait", "개가 해변에서 달린다", "собака на пляже", "\N{DOG FACE} dog"]
+)
+def test_all_others_have_the_words_that_blanks_separate(text: str) -> None:
+    assert not is_unspaced(text)
+    assert count_words(text, unspaced=True) == count_words(text) == text.count(" ") + 1

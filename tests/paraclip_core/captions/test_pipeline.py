@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.clean import REASONS, clean
 from paraclip_core.captions.counts import Counts
-from paraclip_core.captions.filters import REASONS
-from paraclip_core.captions.ids import caption_ids
+from paraclip_core.captions.dedup import caption_ids
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer

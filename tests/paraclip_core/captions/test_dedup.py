@@ -1,0 +1,32 @@
+"""The key set against Python's own set."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.captions.dedup import KeySet
+
+KEYS = st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**60, 2**60 - 1, 2**64 - 1]), max_size=30)
+
+
+@given(st.lists(KEYS, max_size=8), KEYS)
+@settings(max_examples=200, deadline=None)
+def test_as_a_set(batches: list[list[int]], asked: list[int]) -> None:
+    keys, known = KeySet(), set[int]()
+    for batch in batches:
+        expected = []
+        for key in batch:
+            expected.append(key not in known)
+            known.add(key)
+        assert keys.add(np.array(batch, dtype=np.uint64)).tolist() == expected
+        assert len(keys) == len(known)
+    assert keys.contains(np.array(asked, dtype=np.uint64)).tolist() == [key in known for key in asked]
+
+
+def test_memory_is_eight_bytes_a_key() -> None:
+    keys, rng = KeySet(), np.random.default_rng(0)
+    for _ in range(40):
+        keys.add(rng.integers(0, 2**64, size=8192, dtype=np.uint64, endpoint=False))
+    assert keys.nbytes == 8 * len(keys)
