@@ -229,7 +229,8 @@ class GateOptions(Options):
     @field_validator("preset", mode="before")
     @classmethod
     def _former_name(cls, value: Any) -> Any:
-        return "off" if value == "paper" else value
+        # YAML reads a bare `off` as false.
+        return "off" if value in ("paper", False) else value
 
     def threshold(self, name: str) -> float:
         """The value of a threshold: as set, or else the preset's."""
