@@ -134,6 +134,7 @@ def _rates(settings: Settings, store: ArtifactStore, step: int, left: StepLeft) 
         if artifact.manifest.options.get("engine") == options.engine
         and artifact.manifest.options.get("gates", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
+        and "kept" in artifact.manifest.metrics
     ]
     metrics = alike[-1].metrics if alike else {}
     generated = metrics.get("generated", 0)
@@ -144,7 +145,8 @@ def _rates(settings: Settings, store: ArtifactStore, step: int, left: StepLeft) 
         share = left.accepted / judged
         return _Rates(share, f"{share:.0%} of {stage} accepted as of the {judged} rows with answers", *tokens)
     if alike:
-        share = metrics["accepted"] / metrics["captions"]
+        # Step 2 counts rewrites, of which a caption may have several.
+        share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
         return _Rates(share, f"{share:.0%} accepted as in {stage}/{alike[-1].fingerprint[:12]}", *tokens)
     share = ASSUMED[preset][step]
     return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
@@ -155,29 +157,32 @@ def _paraphrase_amounts(
 ) -> dict[str, Amount]:
     """Both steps, and the `pairs` that they hand on."""
     done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
+    finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
     if len(done) == len(STEPS):
-        pairs = Amount(done["paraphrase_2"].get("accepted"))
-        return {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()} | {"pairs": pairs}
+        return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
     options = relevant_options(settings.paraphrase)
     if not engine_facts(options).asks:
         return _looked_up(done, round((captions.train or 0) * options.fraction))
     left = steps_left(settings, store, dict(artifacts))
     # A finished step 1 hands its rows on.
-    first = left.get(1, StepLeft(left[2].rows, accepted=left[2].rows))
+    handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
+    first = left.get(1, StepLeft(handed_on, accepted=handed_on))
     rates = _rates(settings, store, 1, first), _rates(settings, store, 2, left[2])
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
-    rows_2 = left[2].rows + coming
+    # Of a caption that is accepted, as many rewrites as there may be.
+    rewrites = min(options.keep, options.sampling.n)
+    rows_2 = left[2].rows + coming * rewrites
     open_2 = rows_2 - left[2].accepted - left[2].rejected
-    second = replace(left[2], missing=left[2].missing + min(coming, round(first.missing * rates[0].share)))
+    fresh = min(coming, round(first.missing * rates[0].share)) * rewrites
+    second = replace(left[2], missing=left[2].missing + fresh)
     if not second.prompt_tokens and coming:
         second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
     amounts = {
         "paraphrase_1": _asked(settings, first.rows, first, rates[0], ""),
         "paraphrase_2": _asked(settings, rows_2, second, rates[1], rates[0].basis if coming else ""),
-    }
-    return _under_cap(settings, store, amounts) | {
-        "pairs": Amount(left[2].accepted + round(open_2 * rates[1].share), note=rates[1].basis if open_2 else "")
-    }
+    } | finished
+    pairs = min(left[2].accepted + round(open_2 * rates[1].share), first.accepted + coming)
+    return _under_cap(settings, store, amounts) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
 
 
 def _looked_up(done: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, Amount]:

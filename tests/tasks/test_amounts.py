@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,16 +10,27 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.paraphrase.estimate import Asked, Judged, MissingRequests, word_requests
 from paraclip_core.scenes.captions import captions
 from paraclip_core.scenes.plan import plan
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
-from tasks import amounts as module
-from tasks.acceptance import ASSUMED
-from tasks.amounts import amounts
+from tasks.amounts import ASSUMED, Amount, amounts
+from tasks.requests import StepLeft
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
+STEPS = ("paraphrase_1", "paraphrase_2")
+SMALL = ASSUMED["small-model"]
+
+
+def artifact(**metrics: Any) -> Any:
+    return SimpleNamespace(manifest=SimpleNamespace(metrics=metrics))
+
+
+INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
+
+
+def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
+    return [found[name].rows for name in names]
 
 
 def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> None:
@@ -27,101 +39,113 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert scenes is not None
     texts = {text.strip() for image in plan(scenes) if image.split == "train" for text in captions(image, scenes.seed)}
     found = amounts(settings, ArtifactStore(tmp_path), {})
-    assert [found[name].rows for name in ("scenes", "ingest", "features", "evaluate")] == [80, 160, 80, 40]
+    assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
     first, second = found["paraphrase_1"], found["paraphrase_2"]
     assert first.rows == found["bootstrap"].rows == 120
-    # Every different caption once, and words for each of their content words.
-    assert first.requests is not None and second.requests is not None
-    assert len(texts) < first.requests < 10 * len(texts)
-    assert second.rows == round(ASSUMED[1] * 120) and "assumed" in second.note
-    assert found["finetune"].rows == round(ASSUMED[2] * (second.rows or 0))
+    # Every different caption once, and words for their content words.
+    assert first.requests is not None and len(texts) < first.requests < 10 * len(texts)
+    assert "requests for single words" in first.note
+    assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
+    assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
     plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.synonyms=false"])
     found = amounts(plain, ArtifactStore(tmp_path), {})
-    assert found["paraphrase_1"].requests == len(texts)
-    assert found["paraphrase_2"].requests == round(ASSUMED[1] * len(texts))
+    assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
+    assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
 
 
-def test_what_the_paper_keeps_is_all(tmp_path: Path) -> None:
-    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=paper"])
+def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
     found = amounts(settings, ArtifactStore(tmp_path), {})
     assert found["paraphrase_2"].rows == found["finetune"].rows == 120
 
 
-def test_very_many_scenes_are_estimated_near_what_counting_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = load_settings(None, ["data.scenes.images=2000", *SCENES])
-    counted = amounts(settings, ArtifactStore(tmp_path), {})
-    monkeypatch.setattr(module, "MOST_SCENES", 10)
-    monkeypatch.setattr("tasks.requests.scan", lambda *_: pytest.fail("the texts were made"))
-    estimated = amounts(settings, ArtifactStore(tmp_path), {})
-    assert estimated.keys() == counted.keys()
-    for name, amount in counted.items():
-        assert estimated[name].rows == amount.rows
-        assert (estimated[name].requests or 0) == pytest.approx(amount.requests or 0, rel=0.1)
-        assert (estimated[name].tokens or 0) == pytest.approx(amount.tokens or 0, rel=0.1)
-
-
 def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def artifact(**metrics: Any) -> Any:
-        return SimpleNamespace(manifest=SimpleNamespace(metrics=metrics))
-
     settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
-    ingest = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
-    first, second = artifact(captions=6, accepted=5), artifact(captions=5, accepted=3)
-    nothing = Asked()
+    first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
 
-    def rows(missing: MissingRequests | None = None, **found: Any) -> list[int | None]:
-        monkeypatch.setattr("tasks.requests.count_requests", lambda *_: missing)
-        counted = amounts(settings, store, {"ingest": ingest, **found})
-        return [counted[name].rows for name in ("ingest", "paraphrase_1", "paraphrase_2", "finetune", "evaluate")]
+    def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
+        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
+        return rows_of(amounts(settings, store, {"ingest": INGEST, **found}))
 
     assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
-    step_2 = MissingRequests(5, nothing, Asked(4, 40, 4), nothing, nothing, Judged(5), Judged(1, 4))
-    assert rows(step_2, paraphrase_1=first) == [9, 6, 5, 1 + round(ASSUMED[2] * 4), 2]
+    known = {2: StepLeft(rows=5, missing=4, accepted=1)}
+    assert rows(known, paraphrase_1=first) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
     # Another prompt for step 1: nothing is known.
-    new = MissingRequests(6, Asked(6, 60, 6), nothing, Asked(6, 60, 6), nothing, Judged(0, 6), Judged())
-    assert rows(new) == [9, 6, round(ASSUMED[1] * 6), round(ASSUMED[2] * round(ASSUMED[1] * 6)), 2]
+    new = {1: StepLeft(rows=6, missing=6), 2: StepLeft(rows=0)}
+    assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
 
 
-def test_photographs_are_estimated_near_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """62 captions of Flickr8k: the embedded model got 363 first requests at step 1 and 65 at step 2."""
-    texts = Asked(61, 14_000, 1_300)
-    missing = MissingRequests(62, texts, Asked(), texts, word_requests(188), Judged(0, 62), Judged())
-    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: missing)
+def test_many_answers_of_the_run_say_how_many_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
-    ingest: Any = SimpleNamespace(manifest=SimpleNamespace(metrics={"read": 62, "splits": {"train": 62}}))
+    left = {1: StepLeft(rows=162, missing=62, accepted=45, rejected=55), 2: StepLeft(rows=45, missing=45)}
+    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
+    found = amounts(settings, store, {"ingest": INGEST})
+    assert found["paraphrase_2"].rows == 45 + round(0.45 * 62)
+    assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in found["paraphrase_2"].note
+    left[1] = replace(left[1], accepted=40, rejected=9)
+    assert "assumed" in amounts(settings, store, {"ingest": INGEST})["paraphrase_2"].note
 
-    def found() -> list[Any]:
-        counted = amounts(settings, store, {"ingest": ingest})
-        return [counted[name] for name in ("paraphrase_1", "paraphrase_2")]
 
-    first, second = found()
-    assert first.requests == pytest.approx(363, rel=0.05) and "requests for single words" in first.note
-    assert 65 < second.requests < 100 and "assumed, as of rendered scenes" in second.note
-    # Once many have answers, these say how many pass.
-    known = replace(missing, rows_1=Judged(45, 62, 55))
-    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: known)
-    _, second = found()
-    assert second.rows == 45 + round(0.45 * 62)
-    assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in second.note
+def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+    earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
+    earlier |= {"completion_tokens": 400}
+
+    def finished(stage: str, engine: str = "smollm2", preset: str = "small-model", **metrics: Any) -> Any:
+        options = {"engine": engine, "gates": {"preset": preset}}
+        manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
+        return SimpleNamespace(manifest=manifest)
+
+    monkeypatch.setattr(
+        ArtifactStore,
+        "list",
+        lambda self, stage: [
+            finished(stage, accepted=1),
+            finished(stage),
+            finished(stage, engine="vllm", accepted=2, kept=2),
+            finished(stage, preset="capable", accepted=3, kept=3),
+        ],
+    )
+    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10), 2: StepLeft(0)})
+    found = amounts(settings, store, {"ingest": INGEST})
+    # Three of ten captions pass step 1, and six of ten rows step 2.
+    assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
+    assert found["paraphrase_1"].tokens == 10 * (45 + 2)
+    assert "30% accepted as in paraphrase_1/ffffffffffff" in found["paraphrase_2"].note
+
+
+def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(keep: int, n: int = 4) -> dict[str, Amount]:
+        options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
+        settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
+        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10), 2: StepLeft(0)})
+        return amounts(settings, ArtifactStore(tmp_path), {"ingest": INGEST})
+
+    for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
+        counted = found(keep, n)
+        assert rows_of(counted, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
+        assert [counted[name].requests for name in STEPS] == [10, 10 * rewrites]
 
 
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = MissingRequests(6, Asked(6, 60_000, 6), Asked(), Asked(6, 60_000, 6), Asked(), Judged(0, 6), Judged())
-    monkeypatch.setattr("tasks.requests.count_requests", lambda *_: asked)
-    monkeypatch.setattr("tasks.cap.paid_tokens", lambda *_: (1_000_000, 0))
-    ingest: Any = SimpleNamespace(manifest=SimpleNamespace(metrics={"read": 9, "splits": {"train": 6}}))
+    left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000), 2: StepLeft(rows=0)}
+    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
+    monkeypatch.setattr("tasks.amounts.paid_tokens", lambda *_: (1_000_000, 0))
+    ingest = artifact(read=9, splits={"train": 6})
 
     def notes(cap: float) -> list[bool]:
         options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
         settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
         found = amounts(settings, ArtifactStore(tmp_path), {"ingest": ingest})
-        return [f"max_spend={cap:g} stops it" in found[name].note for name in ("paraphrase_1", "paraphrase_2")]
+        return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
 
-    # Step 1 is to cost 0.06, step 2 a little less, after the 1 that was spent before.
+    # Each step is to cost 0.06, after the 1 that was spent before.
     assert notes(2) == [False, False]
     assert notes(1.07) == [False, True]
     assert notes(1) == [True, True]
@@ -131,8 +155,8 @@ def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_pa
     def notes(*options: str) -> list[bool]:
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
         found = amounts(settings, ArtifactStore(tmp_path), {})
-        return ["come on top" in found[name].note for name in ("paraphrase_1", "paraphrase_2")]
+        return ["come on top" in found[name].note for name in STEPS]
 
     assert notes("paraphrase.attempts=3") == [True, True]
     assert notes() == [False, False]
-    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=paper") == [False, False]
+    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=off") == [False, False]

@@ -32,7 +32,7 @@ def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Se
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "chunk": 40,
         "openai": server | prices | openai,
@@ -144,7 +144,7 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
 ) -> None:
     monkeypatch.setenv("STAGE_KEY", KEY)
     settings = settings_of(tmp_path, openai_server.url)
-    choosy = settings.paraphrase.model_copy(update={"gates": GateOptions(preset="small-model")})
+    choosy = settings.paraphrase.model_copy(update={"gates": GateOptions()})
     settings = settings.model_copy(update={"paraphrase": choosy})
     run_stage("ingest", settings)
     well = openai_server.answer
