@@ -173,7 +173,7 @@ GATE_THRESHOLDS: dict[str, dict[str, float]] = {
         "min_length_ratio": 0.25,
         "max_length_ratio": 3.0,
         "min_similarity": 0.5,
-        "min_caption_similarity": 0.5,
+        "min_caption_similarity": 0.33,
     },
     "small-model": {
         "min_length_ratio": 0.4,

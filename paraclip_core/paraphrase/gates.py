@@ -18,6 +18,7 @@ from typing import Any
 
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.paraphrase import capable
 from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.small_model import details
@@ -111,10 +112,9 @@ def low_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | 
 
 
 def low_caption_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
-    """Paraphrase 2 as a whole is too far from the caption."""
-    if pair.step == 1:
-        return None
-    cosine, least = compare.cosine(pair.caption, pair.answer), options.threshold("min_caption_similarity")
+    """The answer as a whole is too far from the caption; paraphrase 2, in other words still, may be further."""
+    least = options.threshold("min_similarity" if pair.step == 1 else "min_caption_similarity")
+    cosine = compare.cosine(pair.caption, pair.answer)
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
 
@@ -130,8 +130,11 @@ def not_entailed(pair: Pair, options: GateOptions, compare: Compare) -> str | No
 PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
     "off": ((empty,), ()),
     "capable": (
-        (empty, refusal_or_preamble, character_set, length_ratio, too_long, echo),
-        (low_similarity, low_caption_similarity),
+        (
+            empty, refusal_or_preamble, capable.comment, character_set, capable.markup, capable.loop, length_ratio,
+            too_long, echo,
+        ),
+        (capable.several_answers, capable.obeyed_order, low_caption_similarity),
     ),
     "small-model": (
         (
@@ -144,6 +147,12 @@ PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
     ),
 }  # fmt: skip
 """Preset → its gates that need the texts only, and its gates on meaning, in the order in which they are asked."""
+
+COMPARED: dict[str, Callable[[Pair], Iterable[str]]] = {
+    "several_answers": capable.alternatives,
+    "invented_word": small.compared_words,
+}
+"""Gate → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
 
 REASONS = (
     *dict.fromkeys(
@@ -166,8 +175,12 @@ class Gates:
 
     def compared(self, pair: Pair) -> Iterable[str]:
         """Texts and words that the gates on meaning ask the encoder about."""
-        texts = {pair.caption, pair.source, pair.answer}
-        return texts | small.compared_words(pair) if "invented_word" in self.meaning else texts
+        return {
+            pair.caption,
+            pair.source,
+            pair.answer,
+            *(text for name in self.meaning.keys() & COMPARED.keys() for text in COMPARED[name](pair)),
+        }
 
     def rank(self, reason: str) -> int:
         """The place of a gate among all: an answer that a later one stops came further."""
@@ -182,7 +195,11 @@ def gates_of(options: GateOptions) -> Gates:
     """
     text, meaning = PRESETS.get(options.preset, PRESETS["capable"])
     if options.nli and options.preset != "off":
-        meaning = (*(gate for gate in meaning if options.preset != "capable"), not_entailed)
+        # Two texts that entail each other mean the same, however far the encoder finds them.
+        meaning = (
+            *(gate for gate in meaning if options.preset == "small-model" or gate is not low_caption_similarity),
+        )
+        meaning = (*meaning, not_entailed)
     gates = Gates({gate.__name__: gate for gate in text}, {gate.__name__: gate for gate in meaning})
     for path in options.extra:
         gate = _imported(path)

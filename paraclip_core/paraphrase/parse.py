@@ -8,6 +8,7 @@ from paraclip_core.captions.clean import clean
 
 __all__ = ["parse_answer"]
 
+_THOUGHTS_BEGIN, _THOUGHTS_END = (re.compile(tag, re.I) for tag in (r"<think(?:ing)?>", r"</think(?:ing)?>"))
 _QUOTES = "\"'“”‘’«»„`*_"
 _NUMBERING = re.compile(r"^(?:[-*•·–]|\(?\d{1,2}[.):])\s+")
 # `*+`: white space that was passed is not given back, or a long run of it would be cut in every way into three.
@@ -34,19 +35,21 @@ _SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
 def parse_answer(raw: str | None) -> str:
     """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
 
-    The result is cleaned as captions are, so that it is tokenised as it stands; it is empty where nothing is left.
-    Never raises, whatever the text. Segments that another program wrote may hold null, which says nothing.
+    A reasoning model's thoughts are dropped before. The result is cleaned as captions are, so that it is tokenized as
+    it stands; it is empty where nothing is left. Never raises, whatever the text; parts that another program wrote may
+    hold null, which says nothing.
     """
     if raw is None:
         return ""
     if _PLAIN(raw):
         return raw
-    text = _TEMPLATE.sub("", raw)
-    for line in text.splitlines():
-        found = _parse_line(line)
-        if found:
-            return found
-    return ""
+    text = _TEMPLATE.sub("", _without_thoughts(raw))
+    return next((answer for line in text.splitlines() if (answer := _parse_line(line))), "")
+
+
+def _without_thoughts(raw: str) -> str:
+    """What stands behind the last closing tag, as some chat templates open the thoughts themselves; or before any."""
+    return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
 
 
 def _parse_line(line: str) -> str:

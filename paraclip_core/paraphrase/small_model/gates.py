@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.meaning import Compare
@@ -41,9 +42,10 @@ def copied_instruction(pair: Pair, options: GateOptions) -> str | None:
     if not pair.examples:
         return None
     leaked = []
+    examples = [_vocabulary(user, answer) for user, answer in pair.examples]
     for word in new_words(pair):
-        owners = [user for user, answer in pair.examples if word in _vocabulary(user) or word in _vocabulary(answer)]
-        if owners and not any(known_stems(pair) & set(map(stem, _vocabulary(user))) for user in owners):
+        owners = [user_stems for both, user_stems in examples if word in both]
+        if owners and not any(known_stems(pair) & user_stems for user_stems in owners):
             leaked.append(word)
     return f"only the prompt's examples say {', '.join(leaked[:3])}" if leaked else None
 
@@ -111,5 +113,8 @@ def lost_word(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
     return f"no word for {', '.join(gone[:4])}; at most {options.max_lost_words} may be lost"
 
 
-def _vocabulary(text: str) -> frozenset[str]:
-    return frozenset(content_words(words(text)))
+@lru_cache(maxsize=256)
+def _vocabulary(user: str, answer: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The content words of an example, and the stems of those of its own input."""
+    of_user, of_answer = (content_words(words(text)) for text in (user, answer))
+    return frozenset((*of_user, *of_answer)), frozenset(map(stem, of_user))
