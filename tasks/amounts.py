@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.dedup import KeySet, text_keys
+from paraclip_core.captions.rows import Counts
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.protocol import PaidEngine

@@ -13,8 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.rows import Reject
-from paraclip_core.captions.rejects import SHOWN_CHARS, reject_batch
+from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, one_line
 from paraclip_core.paraphrase.batch_lines import Refused, answer_lines, draws, read_line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from paraclip_core.captions.counts import MANY_LICENCES
+from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.dataset_card import dataset_card
 from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts

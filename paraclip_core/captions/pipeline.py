@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import compress
+from operator import not_
 from pathlib import PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +13,15 @@ import pyarrow as pa
 
 from paraclip_core import tables
 from paraclip_core.captions.clean import CaptionFilter, clean, configured_split, split_name
-from paraclip_core.captions.counts import Outcome
 from paraclip_core.captions.dedup import Keys, KeySet, caption_ids, id_keys, text_keys
 from paraclip_core.captions.readers.registry import READERS, detect, read
-from paraclip_core.captions.readers.rows import Reject, RowBatch
-from paraclip_core.captions.rejects import drop_undecodable, reject_batch, reject_row
+from paraclip_core.captions.rows import Outcome, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
 __all__ = ["BY_CONTENT", "UNIQUE", "CaptionPipeline"]
-
-T = TypeVar("T")
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What mends a clash of image ids."""
@@ -89,55 +85,58 @@ class CaptionPipeline:
         ids, paths, groups = (accepted.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
         for group in sorted({group for group in groups if group is not None}):
             mine = [of == group for of in groups]
-            self._own(_kept(ids, mine), _kept(paths, mine), group)
+            self._own(list(compress(ids, mine)), list(compress(paths, mine)), group)
 
     def _outcome(self, batch: RowBatch, file: SourceFile) -> Outcome:
-        rejects = list(batch.rejects)
-        drop_undecodable(batch, rejects)
+        batch.drop_undecodable()
         if prefix := file.options.image_prefix:
             batch.image_ids = [None if image is None else prefix + image for image in batch.image_ids]
-        default = file.split
-        splits = [default if split is None else split_name(split) for split in batch.splits]
-        texts, keep = self._judge(batch, splits, rejects)
-        image_ids = [batch.image_ids[n] for n in keep]
-        taken = self._taken(image_ids, [batch.image_paths[n] for n in keep], file.images)
-        if any(taken):
-            for n in _kept(keep, taken):
-                image = f"image id {str(batch.image_ids[n])[:200]!r}"
-                mend = BY_CONTENT if file.pictures else UNIQUE
-                rejects.append(reject_row(batch, n, "image_conflict", f"{image} already names another image; {mend}"))
-            free = [not is_taken for is_taken in taken]
-            texts, keep, image_ids = _kept(texts, free), _kept(keep, free), _kept(image_ids, free)
-        ids = caption_ids(image_ids, texts)
-        new = self._captions.add(id_keys(ids))
-        if not new.all():
-            for n in _kept(keep, ~new):
-                rejects.append(reject_row(batch, n, "duplicate", "the same caption of the same image came before"))
-            ids, texts, keep = _kept(ids, new), _kept(texts, new), _kept(keep, new)
-        accepted = self._accepted(batch, file, ids, texts, keep, splits)
-        self._own([batch.image_ids[n] for n in keep], [batch.image_paths[n] for n in keep], file.images)
-        return Outcome(accepted, reject_batch(rejects, file.name))
+        texts = self._cleaned(batch, file.split)
+        texts = self._without_conflicts(batch, texts, file)
+        ids = caption_ids(batch.image_ids, texts)
+        new = self._captions.add(id_keys(ids)).tolist()
+        if not all(new):
+            for n in compress(range(len(batch)), map(not_, new)):
+                batch.reject(n, "duplicate", "the same caption of the same image came before")
+            ids, texts = list(compress(ids, new)), list(compress(texts, new))
+            batch.keep(new)
+        self._own(batch.image_ids, batch.image_paths, file.images)
+        return Outcome(self._accepted(batch, file, ids, texts), reject_batch(batch.rejects, file.name))
 
-    def _judge(self, batch: RowBatch, splits: list[str | None], rejects: list[Reject]) -> tuple[list[str], list[int]]:
-        """Cleaned texts of the rows that pass the filters, and where they are in the batch."""
+    def _cleaned(self, batch: RowBatch, default: str) -> list[str]:
+        """Cleaned texts of the rows that pass the filters; the batch keeps these rows, with the usual splits' names."""
         texts: list[str] = []
-        keep: list[int] = []
+        splits: list[str | None] = []
+        passed: list[bool] = []
         longest, judge = self._filter.max_chars, self._filter.words
-        for n, raw in enumerate(batch.captions):
+        for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
+            split = default if named is None else split_name(named)
             if len(raw) > longest:
-                rejects.append(reject_row(batch, n, *self._filter.length(raw)))
-                continue
-            text = clean(raw)
-            problem = judge(text)
-            if problem is not None:
-                rejects.append(reject_row(batch, n, *problem))
-            elif splits[n] is None:
-                detail = f"split {str(batch.splits[n])[:80]!r}, expected train, val or test"
-                rejects.append(reject_row(batch, n, "unknown_split", detail))
-            else:
+                problem = self._filter.length(raw)
+            elif (problem := judge(text := clean(raw))) is None and split is None:
+                problem = "unknown_split", f"split {str(named)[:80]!r}, expected train, val or test"
+            elif problem is None:
                 texts.append(text)
-                keep.append(n)
-        return texts, keep
+                splits.append(split)
+            if problem is not None:
+                batch.reject(n, *problem)
+            passed.append(problem is None)
+        batch.keep(passed)
+        batch.splits = splits
+        return texts
+
+    def _without_conflicts(self, batch: RowBatch, texts: list[str], file: SourceFile) -> list[str]:
+        """The texts whose images' ids name no other images; the batch keeps their rows."""
+        taken = self._taken(batch.image_ids, batch.image_paths, file.images)
+        if not any(taken):
+            return texts
+        mend = BY_CONTENT if file.pictures else UNIQUE
+        for n in compress(range(len(batch)), taken):
+            image = f"image id {str(batch.image_ids[n])[:200]!r}"
+            batch.reject(n, "image_conflict", f"{image} already names another image; {mend}")
+        free = [not is_taken for is_taken in taken]
+        batch.keep(free)
+        return list(compress(texts, free))
 
     def _taken(self, ids: list[str | None], paths: list[str | None], group: str | None) -> list[bool]:
         """For each image of an archive, whether its id names another one already."""
@@ -145,10 +144,10 @@ class CaptionPipeline:
             return [False] * len(ids)
         unique = _distinct(ids, paths)
         places = _places(unique, self._salt(group))
-        known = self._images.contains(text_keys([image for image, _ in unique]))
+        named = self._images.contains(text_keys([image for image, _ in unique]))
         if group in self._pictures:
-            known |= _seconds([image for image, _ in unique], places)
-        clashing = set(compress(unique, known & ~self._owned.contains(places)))
+            named |= _seconds([image for image, _ in unique], places)
+        clashing = set(compress(unique, named & ~self._owned.contains(places)))
         return [pair in clashing for pair in zip(ids, paths, strict=True)]
 
     def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:
@@ -163,31 +162,20 @@ class CaptionPipeline:
         """What tells images of one name in two archives apart. A picture's name says what it is, wherever it lies."""
         return "" if group in self._pictures else group
 
-    def _accepted(
-        self,
-        batch: RowBatch,
-        file: SourceFile,
-        ids: list[bytes],
-        texts: list[str],
-        keep: list[int],
-        splits: list[str | None],
-    ) -> pa.RecordBatch:
-        licences, default = batch.licences, file.options.licence
-        count = len(keep)
-        own = [licences[n] for n in keep]
-        paths = [batch.image_paths[n] for n in keep] if file.images is not None else [None] * count
+    def _accepted(self, batch: RowBatch, file: SourceFile, ids: list[bytes], texts: list[str]) -> pa.RecordBatch:
+        count, default = len(batch), file.options.licence
         columns = [
             pa.array(ids, pa.binary(16)),
-            pa.array([batch.image_ids[n] for n in keep], pa.string()),
-            pa.array(paths, pa.string()),
+            pa.array(batch.image_ids, pa.string()),
+            pa.array(batch.image_paths if file.images is not None else [None] * count, pa.string()),
             pa.repeat(pa.scalar(file.images, pa.string()), count),
             pa.array(texts, pa.string()),
-            pa.array([batch.captions[n] for n in keep], pa.string()),
+            pa.array(batch.captions, pa.string()),
             self._tokenizer.encode_batch(texts),
-            pa.array([splits[n] for n in keep], pa.string()),
-            pa.array([default if licence is None or licence.lower() in _NO_LICENCE else licence for licence in own]),
+            pa.array(batch.splits, pa.string()),
+            pa.array([default if name is None or name.lower() in _NO_LICENCE else name for name in batch.licences]),
             pa.repeat(pa.scalar(file.name, pa.string()), count),
-            pa.array([batch.rows[n] for n in keep], pa.int64()),
+            pa.array(batch.rows, pa.int64()),
         ]
         return pa.RecordBatch.from_arrays(
             [column.cast(of.type) for column, of in zip(columns, tables.CAPTIONS, strict=True)], schema=tables.CAPTIONS
@@ -211,7 +199,3 @@ def _seconds(images: list[str], places: Keys) -> npt.NDArray[np.bool_]:
         [first.setdefault(image, place) != place for image, place in zip(images, places.tolist(), strict=True)],
         np.bool_,
     )
-
-
-def _kept(values: list[T], mask: Iterable[bool]) -> list[T]:
-    return list(compress(values, mask))

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from paraclip_core.captions.clean import split_name
 from paraclip_core.captions.readers.columns import CAPTION, SPLIT, choose_columns
 from paraclip_core.captions.readers.parquet import read_parquet
-from paraclip_core.captions.readers.rows import RowBatch
-from paraclip_core.captions.rejects import decodable
+from paraclip_core.captions.rows import RowBatch, decodable
 from paraclip_core.captions.sources import shard_split
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError, InputError

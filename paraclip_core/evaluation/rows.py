@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.rejects import decodable
+from paraclip_core.captions.rows import decodable
 from paraclip_core.errors import BenchmarkError
 
 __all__ = ["field", "lines", "plain_tsv", "read_json_file", "records"]

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.counts import Counts, Outcome
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.readers.registry import named_format, need_file
+from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
 from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.desks import Desk

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.captions.rejects import reject_batch
+from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings, meaning
 from paraclip_core.errors import EngineError, InputError, ParaclipError
 from paraclip_core.paraphrase.conditions import conditions_of

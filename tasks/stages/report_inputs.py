@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.counts import MANY_LICENCES
+from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.report.data import (

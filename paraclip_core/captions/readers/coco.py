@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.captions.readers.json_file import load_json, top_level_list
-from paraclip_core.captions.readers.rows import Batcher, RowBatch
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 

@@ -24,7 +24,7 @@ from paraclip_core.captions.readers.columns import (
     table_header,
 )
 from paraclip_core.captions.readers.lines import numbered_lines
-from paraclip_core.captions.readers.rows import LONGEST_RECORD, Batcher, RowBatch
+from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

@@ -19,7 +19,7 @@ from paraclip_core.captions.readers.columns import (
 )
 from paraclip_core.captions.readers.json_file import load_json
 from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
-from paraclip_core.captions.readers.rows import Batcher, RowBatch
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from paraclip_core.captions.readers.rows import LONGEST_RECORD
+from paraclip_core.captions.rows import LONGEST_RECORD
 from paraclip_core.errors import InputError
 
 __all__ = ["decode", "numbered_lines", "open_bytes", "without_mark"]

@@ -24,7 +24,7 @@ from paraclip_core.captions.readers.columns import (
     usual_column,
 )
 from paraclip_core.captions.readers.lines import decode
-from paraclip_core.captions.readers.rows import BATCH_ROWS, Batcher, RowBatch, as_key
+from paraclip_core.captions.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import (

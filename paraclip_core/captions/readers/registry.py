@@ -12,9 +12,9 @@ from paraclip_core.captions.readers.jsonl import read_jsonl
 from paraclip_core.captions.readers.karpathy import read_karpathy
 from paraclip_core.captions.readers.lines import open_bytes, without_mark
 from paraclip_core.captions.readers.parquet import read_parquet
-from paraclip_core.captions.readers.rows import RowBatch
 from paraclip_core.captions.readers.text import read_text
 from paraclip_core.captions.readers.webdataset import read_webdataset
+from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from paraclip_core.captions.readers.lines import decode
-from paraclip_core.captions.readers.rows import LONGEST_RECORD
+from paraclip_core.captions.rows import LONGEST_RECORD
 from paraclip_core.errors import InputError
 from paraclip_core.tar_file import TarFile
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from paraclip_core.captions.readers.columns import table_header
 from paraclip_core.captions.readers.delimited import IMAGE_NAME
 from paraclip_core.captions.readers.lines import numbered_lines
-from paraclip_core.captions.readers.rows import Batcher, RowBatch
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT, plain_name
-from paraclip_core.captions.readers.rows import Batcher, RowBatch
 from paraclip_core.captions.readers.tar_samples import Sample, tar_samples
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from paraclip_core import tables
 from paraclip_core.captions.clean import REASONS, clean
-from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.dedup import caption_ids
 from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.rows import Counts
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions

@@ -10,7 +10,7 @@ import pytest
 
 from paraclip_core.captions.readers.coco import read_coco
 from paraclip_core.captions.readers.karpathy import read_karpathy
-from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 

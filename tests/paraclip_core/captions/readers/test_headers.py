@@ -14,7 +14,7 @@ import pytest
 
 from paraclip_core.captions.readers.columns import choose_columns, match_column
 from paraclip_core.captions.readers.registry import READERS
-from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.rows import RowBatch
 from paraclip_core.captions.sources import expand
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError

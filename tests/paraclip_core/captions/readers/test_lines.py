@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.readers.delimited import read_csv, read_tsv
 from paraclip_core.captions.readers.jsonl import read_jsonl
-from paraclip_core.captions.readers.rows import LONGEST_RECORD, RowBatch
 from paraclip_core.captions.readers.text import read_text
+from paraclip_core.captions.rows import LONGEST_RECORD, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.readers.parquet import read_parquet
-from paraclip_core.captions.readers.rows import RowBatch
+from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

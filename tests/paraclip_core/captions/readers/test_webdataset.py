@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from paraclip_core.captions.readers.rows import RowBatch
 from paraclip_core.captions.readers.webdataset import read_webdataset
+from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

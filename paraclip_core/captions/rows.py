@@ -1,0 +1,249 @@
+"""Rows on their way from a source file into tables: batches of them, those that are left out, and counts of both."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import pyarrow as pa
+
+from paraclip_core import tables
+
+__all__ = [
+    "BATCH_ROWS",
+    "LONGEST_RECORD",
+    "MANY_LICENCES",
+    "SHOWN_CHARS",
+    "Batcher",
+    "Counts",
+    "Outcome",
+    "Reject",
+    "RowBatch",
+    "as_key",
+    "decodable",
+    "reject_batch",
+]
+
+BATCH_ROWS = 8192
+BATCH_CHARS = 16 << 20
+LONGEST_RECORD = 16 << 20
+"""Bytes of a line or tar member beyond which it is rejected unread, so that no file can fill the memory."""
+SHOWN_CHARS = 2000
+MANY_LICENCES = 1000
+"""Different licences that are counted by name; a column that was taken for licences by mistake may hold millions."""
+TALLIES = ("rejected", "splits", "licences")
+TEXTS = {
+    "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licences": "licence"
+}  # fmt: skip
+"""Columns of a batch with texts → what one of them is called."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that is left out, and why."""
+
+    row: int | None
+    """Its number in the file, None where the whole file is meant."""
+    reason: str
+    """A short code, see :mod:`paraclip_core.captions.clean`."""
+    detail: str
+    """What was found and what was expected."""
+    caption: str | None = None
+    """The raw caption, where there is one; lone surrogates stand for bytes that are not UTF-8."""
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """Rows as they stand in a file, column by column; the lists are equally long. Captions are raw."""
+
+    captions: list[str] = field(default_factory=list)
+    image_ids: list[str | None] = field(default_factory=list)
+    image_paths: list[str | None] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+    licences: list[str | None] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Rows that are not rejected."""
+        return len(self.captions)
+
+    def reject(self, n: int, reason: str, detail: str) -> None:
+        """Note why row number `n` of the batch is left out; :meth:`keep` takes it out."""
+        self.rejects.append(Reject(self.rows[n], reason, detail, self.captions[n]))
+
+    def keep(self, mask: Sequence[bool]) -> None:
+        """Keep the rows for which `mask` is true."""
+        if not all(mask):
+            for name in (*TEXTS, "rows"):
+                setattr(self, name, list(compress(getattr(self, name), mask)))
+
+    def drop_undecodable(self) -> None:
+        """Reject the rows with bytes that are not UTF-8."""
+        columns = [getattr(self, name) for name in TEXTS]
+        if all(map(decodable, columns)):
+            return
+        good = []
+        for n, row in enumerate(zip(*columns, strict=True)):
+            bad = next((what for what, value in zip(TEXTS.values(), row, strict=True) if not decodable([value])), None)
+            if bad is not None:
+                self.reject(n, "not_utf8", f"the {bad} is not UTF-8")
+            good.append(bad is None)
+        self.keep(good)
+
+
+class Batcher:
+    """Collects single rows into batches of bounded size and turns rows with wrong types into rejects."""
+
+    def __init__(self) -> None:
+        """Start with an empty batch."""
+        self.batch = RowBatch()
+        self._chars = 0
+
+    def add(
+        self,
+        row: int,
+        caption: object,
+        image: object,
+        path: object = None,
+        split: object = None,
+        licence: object = None,
+    ) -> None:
+        """Add one row; a list of captions becomes a row for each."""
+        if isinstance(caption, list | tuple):
+            if not caption:
+                self.reject(row, "missing_field", "an empty list of captions, expected at least one")
+            for item in caption:
+                self.add(row, item, image, path, split, licence)
+            return
+        if caption is None:
+            self.reject(row, "missing_field", "no caption, expected text")
+            return
+        if not isinstance(caption, str):
+            self.reject(row, "wrong_type", f"a caption of type {type(caption).__name__}, expected text")
+            return
+        try:
+            image_id, image_path = as_key(image, "image"), as_key(path, "image path")
+            of_split, of_licence = as_key(split, "split"), as_key(licence, "licence")
+        except TypeError as error:
+            self.reject(row, "wrong_type", str(error), caption)
+            return
+        batch = self.batch
+        batch.captions.append(caption)
+        batch.image_ids.append(image_id)
+        batch.image_paths.append(image_path)
+        batch.splits.append(of_split)
+        batch.licences.append(of_licence)
+        batch.rows.append(row)
+        self._chars += len(caption)
+
+    def reject(self, row: int | None, reason: str, detail: str, caption: str | None = None) -> None:
+        """Leave a row out."""
+        self.batch.rejects.append(Reject(row, reason, detail, caption))
+        self._chars += len(caption or "")
+
+    def full(self) -> Iterator[RowBatch]:
+        """The batch, if it is large enough to be handed on."""
+        if len(self.batch.captions) + len(self.batch.rejects) >= BATCH_ROWS or self._chars >= BATCH_CHARS:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[RowBatch]:
+        """The batch, if there is anything in it."""
+        batch, self.batch, self._chars = self.batch, RowBatch(), 0
+        if batch.captions or batch.rejects:
+            yield batch
+
+
+def as_key(value: object, what: str) -> str | None:
+    """A short text field: text and whole numbers as text, nothing and blanks as None.
+
+    Raises:
+        TypeError: it is something else; the text says what.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{what} is of type {type(value).__name__}, expected text or a whole number")
+
+
+def decodable(values: Iterable[str | None]) -> bool:
+    """Whether all bytes of the texts were UTF-8; others were read as lone surrogates."""
+    try:
+        "".join(value for value in values if value is not None).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def reject_batch(rejects: list[Reject], source: str) -> pa.RecordBatch:
+    """The table of rejects (schema `tables.REJECTS`) of one file, sorted by row."""
+    rejects.sort(key=lambda reject: -1 if reject.row is None else reject.row)
+    columns = [
+        pa.repeat(pa.scalar(source, pa.string()), len(rejects)),
+        pa.array([reject.row for reject in rejects], pa.int64()),
+        pa.array([reject.reason for reject in rejects], pa.string()),
+        pa.array([_printable(reject.detail) for reject in rejects], pa.string()),
+        pa.array([_printable(reject.caption) for reject in rejects], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=tables.REJECTS)
+
+
+def _printable(text: str | None) -> str | None:
+    """At most 2,000 characters, with U+FFFD for what is not UTF-8."""
+    return None if text is None else _SURROGATE.sub("\ufffd", text[:SHOWN_CHARS])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch of rows."""
+
+    accepted: pa.RecordBatch
+    """Schema `tables.CAPTIONS`."""
+    rejects: pa.RecordBatch
+    """Schema `tables.REJECTS`."""
+
+
+@dataclass
+class Counts:
+    """Rows read and what became of them."""
+
+    read: int = 0
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+
+    def note(self, outcome: Outcome) -> None:
+        """Count a batch."""
+        self.read += outcome.accepted.num_rows + outcome.rejects.num_rows
+        self.accepted += outcome.accepted.num_rows
+        self.rejected.update(outcome.rejects.column("reason").to_pylist())
+        self.splits.update(outcome.accepted.column("split").to_pylist())
+        for licence, count in Counter(outcome.accepted.column("licence").to_pylist()).items():
+            room = licence in self.licences or len(self.licences) < MANY_LICENCES
+            self.licences[licence if room else "(others)"] += count
+
+    def add(self, other: Counts) -> None:
+        """Count another file."""
+        self.read += other.read
+        self.accepted += other.accepted
+        for name in TALLIES:
+            getattr(self, name).update(getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values with sorted names."""
+        tallies = {name: dict(sorted(getattr(self, name).items())) for name in TALLIES}
+        return {"read": self.read, "accepted": self.accepted, **tallies}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Counts:
+        """The counts that :meth:`to_json` gave."""
+        return cls(read=raw["read"], accepted=raw["accepted"], **{name: Counter(raw[name]) for name in TALLIES})
