@@ -69,16 +69,11 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
         UnknownNameError: `other` is no cache folder.
         ArtifactError: one of the two cannot be read or written.
     """
-    theirs = PartFolder(Path(other).absolute() / "segments", store.parts.schema)
-    if not theirs.folder.is_dir():
-        raise UnknownNameError(
-            f"{other} is no cache folder: it has no `segments`; expected what `paraclip cache export` made, or the "
-            f"folder cache of a root with generations"
-        )
-    if theirs.folder == store.parts.folder:
-        raise ArtifactError(f"{other} is this cache itself; name the folder of another one")
+    theirs = _foreign_parts(store, Path(other).absolute())
     store.parts.sweep()
     merged, done = Merged(), set()
+    # What comes out of one cache into an empty one needs no comparison, and an exported folder no DuckDB file.
+    answered = store.attached if store.parts.names() else store.file.empty
     with connect(store.file.path) as con:
         # Parts that are joined while they are read come once more, under another name.
         while names := [name for name in theirs.names() if name not in done]:
@@ -86,9 +81,24 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
             for name in names:
                 merged.damaged += not _list_rows(con, theirs, name, wanted or {})
                 if name == names[-1] or _count(con) >= COMPARED_ROWS:
+                    with answered(con):
+                        con.execute(COMPARE)
                     _take_over(con, store, theirs, merged)
             done.update(names)
+            answered = store.attached
     return merged
+
+
+def _foreign_parts(store: GenerationStore, folder: Path) -> PartFolder:
+    parts = PartFolder(folder / "segments", store.parts.schema)
+    if not parts.folder.is_dir():
+        raise UnknownNameError(
+            f"{folder} is no cache folder: it has no `segments`; expected what `paraclip cache export` made, or the "
+            f"folder cache of a root with generations"
+        )
+    if parts.folder == store.parts.folder:
+        raise ArtifactError(f"{folder} is this cache itself; name the folder of another one")
+    return parts
 
 
 def _count(con: duckdb.DuckDBPyConnection) -> int:
@@ -96,9 +106,7 @@ def _count(con: duckdb.DuckDBPyConnection) -> int:
 
 
 def _take_over(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, merged: Merged) -> None:
-    """Publish what is new of the parts in the table `foreign_rows`, and empty it."""
-    with store.attached(con):
-        con.execute(COMPARE)
+    """Publish the new rows of the parts that were compared."""
     # A part's number counts where it comes from, too.
     counts = sorted(con.execute(COUNT).fetchall(), key=lambda count: order_of(count[0]))
     for name, new, answered, unwanted in counts:

@@ -56,7 +56,7 @@ def test_an_empty_cache_takes_the_same_files_in_the_same_order(ours: GenerationS
 
 
 def test_memory_is_bounded_by_comparing_in_groups(
-    ours: GenerationStore, theirs: GenerationStore, monkeypatch: pytest.MonkeyPatch
+    ours: GenerationStore, theirs: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_merge, "COMPARED_ROWS", 25)
     ours.append(numbered(range(15, 35), "ours"))
@@ -64,6 +64,10 @@ def test_memory_is_bounded_by_comparing_in_groups(
         theirs.append(numbered(range(start, start + 10), "theirs"))
     assert merge(ours, theirs.folder) == Merged(segments=9, new=80, known=20, unwanted=0, damaged=0)
     assert answers(ours, range(100)) == {n: [f"ours {n}" if 15 <= n < 35 else f"theirs {n}"] for n in range(100)}
+    # An exported folder has the parts alone.
+    exported = GenerationStore(tmp_path / "exported")
+    assert merge(exported, theirs.folder).new == 100
+    assert not exported.file.path.exists()
 
 
 @pytest.mark.parametrize(
