@@ -13,11 +13,13 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.desks import Desk
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.generate import attempt_seed
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.protocol import Engine, Prompt
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
+from paraclip_core.paraphrase.rounds import rows_named
 from paraclip_core.paraphrase.select import select
 from paraclip_core.paraphrase.step_tables import StepTables
 from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
@@ -139,18 +141,28 @@ class MissingRequests:
     def _step(self, tables: StepTables, spec: JudgeSpec) -> Iterator[RequestBlock]:
         rows: np.ndarray | None = None
         for attempt in range(self.options.attempts):
-            request = step_requests(self.options, tables.step, self.engine.model, attempt)
-            tables.ask(request, rows)
-            self._judge(tables, spec, attempt)
-            missing = tables.missing(attempt)
-            source = source_column(tables.step)
-            cursor = RowCursor(tables.batches([source]))
-            for start in range(0, len(missing), BLOCK_REQUESTS):
-                texts = cursor.take(missing[start : start + BLOCK_REQUESTS]).column(source).to_pylist()
-                yield RequestBlock(request, texts)
+            yield from self._attempt(tables, spec, attempt, rows)
             rows = tables.rejected()
             if not len(rows):
-                return
+                break
+        for condition in conditions_of(self.options.regenerate):
+            for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
+                yield from self._attempt(tables, spec, attempt, named)
+
+    def _attempt(
+        self, tables: StepTables, spec: JudgeSpec, attempt: int, rows: np.ndarray | None
+    ) -> Iterator[RequestBlock]:
+        """Ask for the rows with these numbers once more; the requests that this adds to those without an answer."""
+        request = step_requests(self.options, tables.step, self.engine.model, attempt)
+        before = tables.missing(attempt)
+        tables.ask(request, rows)
+        self._judge(tables, spec, attempt)
+        missing = np.setdiff1d(tables.missing(attempt), before)
+        source = source_column(tables.step)
+        cursor = RowCursor(tables.batches([source]))
+        for start in range(0, len(missing), BLOCK_REQUESTS):
+            texts = cursor.take(missing[start : start + BLOCK_REQUESTS]).column(source).to_pylist()
+            yield RequestBlock(request, texts)
 
     def _judge(self, tables: StepTables, spec: JudgeSpec, attempt: int) -> None:
         count = tables.find_unjudged(attempt)
@@ -172,6 +184,5 @@ class MissingRequests:
                     waiting.clear()
 
     def _selected(self, tables: StepTables, spec: JudgeSpec) -> Batches:
-        repeats = None if spec.gates.preset == "off" else spec.gates.max_repeats
-        selection = select(tables, self.options.keep, repeats)
+        selection = select(tables, self.options.keep, spec.max_repeats)
         return lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())
