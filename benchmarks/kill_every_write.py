@@ -1,14 +1,15 @@
 """Kill every stage at calls that change a file, and see that the next try ends with the same bytes.
 
-    python benchmarks/kill_every_write.py [--kills 40] [--stages bootstrap,finetune] [--seed 0] [--folder FOLDER]
+    python benchmarks/kill_every_write.py [--kills 40] [--stages former_cache,finetune] [--seed 0] [--folder FOLDER]
                                           [--fault kill|error|full]
 
 A small run of the whole DAG is carried out undisturbed. Then each stage begins anew many times in a forked process,
 which a preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and
 flushes below the root, whichever library makes the call; one in three is killed again while it goes on. The try after
 that must leave the artifact of the undisturbed run, no unfinished work beside that of a stage killed when it was
-finished, and no draft outside the cache, which sweeps its own after a day. The last line is JSON; the exit status is 1
-where something differs.
+finished, and no draft outside the cache, which sweeps its own after a day. `former_cache` stands for step 1 with a
+cache of the former layout that has every answer: it is migrated, and all is judged and selected while nothing is asked.
+The last line is JSON; the exit status is 1 where something differs.
 
 With `--fault error` the call fails as on a disk that is damaged there, and with `--fault full` it and all later ones
 fail that take space. The stage must end well all the same, or with an error for the user.
@@ -37,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
+from former_cache import former_cache
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
@@ -56,6 +58,8 @@ TOLD = 3
 """Exit status of a try that ended with an error for the user."""
 PATIENCE_SECONDS = 120
 DRAFT = ".*"
+FORMER, MIGRATED = "former_cache", "paraphrase_1"
+"""What is begun with a cache of the former layout, and the stage that it is."""
 IMPORTED = ("open_clip", "duckdb", "scipy.stats", "tasks.training.bootstrap", "tasks.training.finetune")
 """What stages import when they begin, and every try would import anew. None of it starts a thread."""
 
@@ -115,12 +119,17 @@ class Killer:
         for name in IMPORTED:
             importlib.import_module(name)
         self.stages = stage_names(parse_settings(self._run("undisturbed")))
+        self.all = [*self.stages, FORMER]
+        """What can be killed: the stages, and step 1 over a former cache."""
 
     def undisturbed(self) -> None:
         """Carry out the whole run and count each stage's calls."""
-        for stage in self.stages:
-            told = self._folder / f"{stage}.calls"
-            assert forked(partial(self._carry_out, "undisturbed", stage, 0, told), self._log) == 0, self._log
+        for stage in self.all:
+            told, root = self._folder / f"{stage}.calls", "undisturbed"
+            if stage == FORMER:
+                root = "disturbed"
+                self._begin_anew(stage)
+            self._undisturbed(partial(self._carry_out, root, stage, 0, told))
             self.figures.calls[stage] = int(told.read_text())
 
     def kill(self, stage: str, kills: int) -> None:
@@ -153,7 +162,7 @@ class Killer:
     def _carry_out(self, root: str, stage: str, fatal: int, told: Path | None = None) -> None:
         settings = parse_settings(self._run(root))
         store = ArtifactStore(self._folder / root)
-        node = resolve(settings, store)[stage]
+        node = resolve(settings, store)[_stage_of(stage)]
         inputs = input_artifacts(node, store)
         self._library.arm(str(store.root).encode(), fatal, self._fault)
         carry_out(node.stage, node.draft, settings, store, inputs)
@@ -162,25 +171,39 @@ class Killer:
 
     def _begin_anew(self, stage: str) -> None:
         """A root that has what the stage reads and no more, without the answers that it asked for."""
-        root, before = self._folder / "disturbed", self.stages[: self.stages.index(stage)]
+        root, before = self._folder / "disturbed", self.stages[: self.stages.index(_stage_of(stage))]
         shutil.rmtree(root, ignore_errors=True)
         for name in before:
             shutil.copytree(self._folder / "undisturbed" / "artifacts" / name, root / "artifacts" / name)
+        if stage == FORMER:
+            parts = sorted((self._folder / "undisturbed" / "cache" / "segments").glob("*.parquet"))
+            # Not here: DuckDB has threads.
+            self._undisturbed(partial(former_cache, root / "cache", parts))
+
+    def _undisturbed(self, work: Callable[[], object]) -> None:
+        if forked(work, self._log) != 0:
+            raise SystemExit(f"it fails with nothing in its way:\n{self._log.read_text()[-2000:]}")
 
     def _problem(self, stage: str) -> str | None:
         """How what is there now differs from what the undisturbed run left."""
         root = self._folder / "disturbed"
-        expected, found = (self._found(self._folder / name, stage) for name in ("undisturbed", "disturbed"))
-        if len(found) != 1 or found[0].fingerprint != expected[0].fingerprint:
-            return f"there are {[artifact.fingerprint for artifact in found]}, not {expected[0].fingerprint}"
-        there, wanted = found[0].manifest.files, expected[0].manifest.files
+        expected, artifacts = (self._artifacts(self._folder / name, stage) for name in ("undisturbed", "disturbed"))
+        if len(artifacts) != 1 or artifacts[0].fingerprint != expected[0].fingerprint:
+            return f"there are {[artifact.fingerprint for artifact in artifacts]}, not {expected[0].fingerprint}"
+        there, wanted = artifacts[0].manifest.files, expected[0].manifest.files
         if there != wanted:
             return f"other bytes: {sorted(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))}"
+        if stage == FORMER and (asked := artifacts[0].manifest.metrics["generated"]):
+            return f"{asked} requests were made, whose answers had been there"
         drafts = [path for path in root.rglob(DRAFT) if path.is_file() and root / "cache" not in path.parents]
         return f"drafts stay: {drafts}" if drafts else None
 
-    def _found(self, root: Path, stage: str) -> Sequence[Artifact]:
-        return [artifact for artifact in ArtifactStore(root).list() if artifact.stage == stage]
+    def _artifacts(self, root: Path, stage: str) -> Sequence[Artifact]:
+        return [artifact for artifact in ArtifactStore(root).list() if artifact.stage == _stage_of(stage)]
+
+
+def _stage_of(name: str) -> str:
+    return MIGRATED if name == FORMER else name
 
 
 def serve(pipe: int) -> None:
@@ -203,7 +226,7 @@ def measure(folder: Path, stages: Sequence[str], kills: int, seed: int, fault: s
     try:
         killer = Killer(folder, os.read(reader, 1000).decode(), seed, fault)
         killer.undisturbed()
-        for stage in stages or killer.stages:
+        for stage in stages or killer.all:
             killer.kill(stage, kills)
     finally:
         server.kill()

@@ -1,11 +1,21 @@
 """Random SIGKILLs while captions are paraphrased: what is lost, and what is paid twice.
 
-    python benchmarks/kill_paraphrasing.py --captions 20000 --kills 20 [--seed 0] [--chunk 256] [--folder FOLDER]
+    python benchmarks/kill_paraphrasing.py --captions 20000 --kills 24 [--seed 0] [--chunk 256] [--folder FOLDER]
 
-Both steps run twice through the engine `openai` against a server that counts: undisturbed, and with kills of the
-stage's process (at any moment; the moment a segment of answers is there and the index does not know it; while the
-index is written) and of the server. The last line is JSON; the exit status is 1 where bytes differ, an answer was
-lost, or requests were made twice beyond one chunk a kill.
+Both steps run twice through the engine `openai` against a server that counts: undisturbed, and with kills. The
+disturbed run begins with a cache of the former layout that has some of the answers. What is killed:
+
+- `migration`: the stage's process, while that cache is brought to today's layout;
+- `worker`: the stage's process, at any moment;
+- `part`: the same, the moment that a part of answers is there and the table does not know it;
+- `table`: the same, while the tables catch up with the parts;
+- `verdicts`: the same, the moment that a part of verdicts is there;
+- `judge`: one of the processes that judge;
+- `select`: the stage's process, while rows are chosen and written;
+- `server`: the server.
+
+The last line is JSON; the exit status is 1 where bytes differ, an answer was lost, or requests were made twice beyond
+one chunk a kill.
 """
 
 from __future__ import annotations
@@ -19,7 +29,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +42,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
 from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
+from former_cache import FORMER_INDEX, former_cache
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
@@ -41,7 +51,15 @@ from storage.artifacts import ArtifactStore
 from tasks.run import run_stage
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
-WORKER, SERVER, SEGMENT, INDEX = "worker", "server", "segment", "index"
+ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]
+"""What is killed when so many requests were made; a table that is behind catches up when the stage begins again."""
+BEGINNING = ("migration", "table", "judge")
+CARRIED = 3
+"""One part in so many of step 1's is in the cache of the former layout."""
+REQUESTS_PER_MINUTE = 36_000
+"""Slow enough for kills to come in time."""
+FORMER_FILES = 2000
+"""Of the former index: deleting them takes long enough to be killed in between."""
 
 
 @dataclass
@@ -57,21 +75,23 @@ class Figures:
     """Whether every artifact's files have the sizes and hashes of the undisturbed run."""
     distinct: int = 0
     """Different requests, of the undisturbed run."""
+    carried: int = 0
+    """Those that the former cache has the answers to."""
     distinct_seen: int = 0
-    """Different requests, of the disturbed one."""
+    """Different requests, of the disturbed run."""
     asked: int = 0
     """Requests that the server was sent in the disturbed run."""
     twice: int = 0
     """Those that it had been sent before."""
     most_twice: int = 0
     """The most between two starts of the worker."""
-    kept_rows: int = 0
-    kept_keys: int = 0
+    cached_rows: int = 0
+    cached_keys: int = 0
     """Rows and different keys of the disturbed run's generation cache."""
-    unindexed: int = 0
-    """Kills that left segments which the index did not know."""
+    parts_ahead: int = 0
+    """Kills that left parts which their table did not know."""
     in_transaction: int = 0
-    """Kills that left the index's log behind: it was being written."""
+    """Kills that left the log of the DuckDB file behind: it was being written."""
     restarts: int = 0
     undisturbed_seconds: float = 0.0
     disturbed_seconds: float = 0.0
@@ -81,7 +101,7 @@ class Figures:
         """Nothing lost, nothing paid twice but for a chunk a kill."""
         return (
             self.same_bytes
-            and self.distinct == self.distinct_seen == self.kept_rows == self.kept_keys
+            and self.distinct == self.carried + self.distinct_seen == self.cached_rows == self.cached_keys
             and self.twice <= self.kills * self.chunk
         )
 
@@ -102,7 +122,7 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
         "engine": "openai",
         "model": "counting",
         "prompts": "paper",
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "attempts": 2,
         "chunk": chunk,
@@ -110,11 +130,13 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
             "base_url": url,
             "api_key_env": "NO_KEY",
             "concurrency": min(16, max(1, chunk // 4)),
+            "requests_per_minute": REQUESTS_PER_MINUTE,
             "backoff_seconds": 0.05,
         },
     }
     data = {"root": str(folder), "sources": [{"path": "captions.tsv"}]}
-    return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root), "threads": 1}})
+    run = {"root": str(folder / root), "threads": 1, "judges": 2}
+    return parse_settings({"data": data, "paraphrase": paraphrase, "run": run})
 
 
 def run_stages(settings: Settings) -> list[dict[str, Any]]:
@@ -123,14 +145,22 @@ def run_stages(settings: Settings) -> list[dict[str, Any]]:
     return [{"stage": a.stage, "fingerprint": a.fingerprint, "files": a.manifest.files} for a in made]
 
 
-def kill_plan(kills: int, rng: random.Random) -> list[str]:
-    """Kinds in any order; one between segment and index is followed by one while the index catches up."""
-    units = [[WORKER], [SEGMENT, INDEX], [SERVER], [SEGMENT, INDEX]]
-    chosen: list[list[str]] = []
-    while sum(map(len, chosen)) < kills:
-        chosen.append(units[len(chosen) % len(units)])
-    rng.shuffle(chosen)
-    return [kind for unit in chosen for kind in unit][:kills]
+def kill_plan(kills: int, rng: random.Random) -> list[tuple[str, float]]:
+    """Kinds in the order of their turn, each with the share of the requests that must have been made before it.
+
+    What only the beginning or the end of a step has comes there; of the others half come in each step.
+    """
+    units = [ANY_MOMENT[n % len(ANY_MOMENT)] for n in range(kills)]
+    while sum(map(len, units)) > max(kills - len(BEGINNING) - 2, 0):
+        units.pop()
+    rng.shuffle(units)
+    middle = len(units) // 2
+    plan = [(kind, 0.0) for kind in BEGINNING]
+    for some, first, last in ((units[:middle], 0.02, 0.4), (units[middle:], 0.5, 0.85)):
+        shares = sorted(rng.uniform(first, last) for _ in some)
+        plan += [(kind, share) for unit, share in zip(some, shares, strict=True) for kind in unit]
+        plan.append(("select", 0.0))
+    return plan[:kills]
 
 
 class Killer:
@@ -139,27 +169,64 @@ class Killer:
     def __init__(self, settings: Settings, server: CountingServer, figures: Figures, rng: random.Random) -> None:
         self._settings, self._server, self._figures, self._rng = settings, server, figures, rng
         self._store = ArtifactStore(settings.run.root)
-        self._segments = self._store.cache / "segments"
+        self._cache = self._store.cache
         self._pool = ThreadPoolExecutor(1)
         self._run: Future[list[dict[str, Any]]] | None = None
         self._dead: set[int] = set()
         self._before = (0, 0)
 
-    def kill_all(self, plan: list[str], expected: int) -> list[dict[str, Any]]:
-        """Carry out the kills, spread over the expected number of requests, and finish the run."""
-        moments = sorted(self._rng.uniform(0.02, 0.9) * expected for kind in plan if kind != INDEX)
-        for kind in plan:
-            if kind != INDEX:
-                moment = moments.pop(0)
-                self._until(lambda moment=moment: self._server.asked >= moment)
+    def kill_all(self, plan: list[tuple[str, float]], expected: int) -> list[dict[str, Any]]:
+        """Carry out the kills, of which each waits for its share of the expected requests, and finish the run."""
+        for kind, share in plan:
+            self._until(lambda share=share: self._server.asked >= share * expected)
             if self._running().done() and self._running().exception() is None:
                 break
-            if self._kill_server() if kind == SERVER else self._kill_worker(kind):
+            if self._kill(kind):
                 self._figures.kills += 1
                 self._figures.kinds[kind] = self._figures.kinds.get(kind, 0) + 1
         self._until(lambda: False)
         self._note_cost()
         return self._running().result()
+
+    def _kill(self, kind: str) -> bool:
+        """One kill at a moment of its kind; whether it hit what was at work."""
+        if kind == "server":
+            self._server.kill()
+            time.sleep(self._rng.uniform(0, 1))
+            self._server.start()
+            return True
+        self._until(lambda: self._worker() is not None)
+        parts, verdicts = self._names("segments"), self._names("verdicts")
+        its_moment: Callable[[], bool] = {
+            "worker": lambda: True,
+            "migration": lambda: 0 < len(self._names(FORMER_INDEX)) < FORMER_FILES,
+            "part": lambda: any(name.endswith(".parquet") for name in self._names("segments") - parts),
+            "verdicts": lambda: any(name.endswith(".parquet") for name in self._names("verdicts") - verdicts),
+            "table": (self._cache / "generations.duckdb.wal").exists,
+            "judge": lambda: bool(self._judges()),
+            "select": lambda: any(self._store.root.glob("work/*/*/tables/chosen.parquet")),
+        }[kind]
+        self._until(its_moment, 0.0003)
+        if kind in ("table", "judge", "select"):
+            time.sleep(self._rng.choice((0, 0, 0.001, 0.003, 0.01)))
+        worker = self._worker()
+        victim = next(iter(self._judges()), None) if kind == "judge" else worker
+        return worker is not None and victim is not None and self._end(worker, victim)
+
+    def _end(self, worker: int, victim: int) -> bool:
+        """Kill a process; whether the stage ended by that."""
+        in_transaction = (self._cache / "generations.duckdb.wal").exists()
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        with suppress(ParaclipError):
+            self._running().result()
+        self._dead.add(worker)
+        if self._running().exception() is None:
+            return False
+        self._run = None
+        self._figures.in_transaction += in_transaction
+        self._figures.parts_ahead += self._parts_ahead() > 0
+        return True
 
     def _running(self) -> Future[list[dict[str, Any]]]:
         if self._run is None:
@@ -191,54 +258,34 @@ class Killer:
                     return pid
         return None
 
-    def _names(self) -> set[str]:
+    def _judges(self) -> list[int]:
+        """The processes that judge: spawned by the worker, beside the one that tracks resources."""
+        pids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self._worker() and b"spawn_main" in (path / "cmdline").read_bytes():
+                    pids.append(int(path.name))
+        return pids
+
+    def _names(self, folder: str) -> set[str]:
         try:
-            return {path.name for path in self._segments.iterdir()}
+            return {path.name for path in (self._cache / folder).iterdir()}
         except FileNotFoundError:
             return set()
 
-    def _kill_worker(self, kind: str) -> bool:
-        """Kill the stage's process at a moment of this kind; whether it was still at work."""
-        self._until(lambda: self._worker() is not None)
-        before, wal = self._names(), self._store.cache / "generations.duckdb.wal"
-        if kind == SEGMENT:
-            self._until(lambda: any(name.endswith(".parquet") for name in self._names() - before), 0.0005)
-        elif kind == INDEX:
-            self._until(wal.exists, 0.0002)
-            time.sleep(self._rng.choice((0, 0, 0.001, 0.003)))
-        pid = self._worker()
-        if pid is None:
-            return False
-        in_transaction = wal.exists()
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        self._dead.add(pid)
-        with suppress(ParaclipError):
-            self._running().result()
-        if self._running().exception() is None:
-            return False
-        self._run = None
-        self._figures.in_transaction += in_transaction
-        self._figures.unindexed += self._behind() > 0
-        return True
-
-    def _kill_server(self) -> bool:
-        self._server.kill()
-        time.sleep(self._rng.uniform(0, 1))
-        self._server.start()
-        return True
-
-    def _behind(self) -> int:
-        """Segments that the index does not know, seen on a copy of it."""
+    def _parts_ahead(self) -> int:
+        """Parts that their table does not know, seen on a copy of it."""
+        parts = {name for folder in ("segments", "verdicts") for name in self._names(folder)}
+        indexed: set[str] = set()
         with tempfile.TemporaryDirectory() as folder:
-            for path in self._store.cache.glob("generations.duckdb*"):
+            for path in self._cache.glob("generations.duckdb*"):
                 shutil.copy(path, folder)
-            index = Path(folder) / "generations.duckdb"
-            if not index.exists():
-                return len(self._names())
-            with duckdb.connect(index) as con:
-                known = {name for (name,) in con.execute("SELECT name FROM segments").fetchall()}
-        return len({name for name in self._names() if name.endswith(".parquet")} - known)
+            # There is none, or no such table, while it is made anew.
+            with suppress(duckdb.Error), duckdb.connect(Path(folder) / "generations.duckdb") as con:
+                names = "SELECT name FROM generations_parts UNION ALL SELECT name FROM verdicts_parts"
+                indexed = {name for (name,) in con.execute(names).fetchall()}
+        return len({name for name in parts if name.endswith(".parquet")} - indexed)
 
     def _note_cost(self) -> None:
         """What was sent twice since the last start of the worker."""
@@ -249,10 +296,30 @@ class Killer:
         self._figures.most_twice = max(self._figures.most_twice, asked - then_asked - (distinct - then_distinct))
 
 
-def kept(root: Path) -> tuple[int, int]:
+def cached(root: Path) -> tuple[int, int]:
     """Rows and different keys in a root's generation cache."""
     keys = pq.read_table(root / "cache" / "segments", columns=["key"]).column("key").to_pylist()
     return len(keys), len(set(keys))
+
+
+def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, Any]]:
+    """The artifacts of a run that nothing disturbs.
+
+    Raises:
+        SystemExit: it asked for something twice.
+    """
+    server = CountingServer(folder / "undisturbed.log")
+    began = time.monotonic()
+    try:
+        artifacts = run_stages(settings_of(folder, "undisturbed", server.url, chunk))
+    finally:
+        server.kill()
+    figures.undisturbed_seconds = round(time.monotonic() - began, 1)
+    counts = server.counts()
+    if sum(counts.values()) != len(counts):
+        raise SystemExit("the undisturbed run asked for something twice")
+    figures.distinct = len(counts)
+    return artifacts
 
 
 def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int = 256) -> Figures:
@@ -267,31 +334,24 @@ def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int =
     """
     figures, rng = Figures(captions, 0, chunk), random.Random(seed)
     write_captions(folder, captions)
-    began = time.monotonic()
-    server = CountingServer(folder / "undisturbed.log")
-    try:
-        expected = run_stages(settings_of(folder, "undisturbed", server.url, chunk))
-    finally:
-        server.kill()
-    figures.undisturbed_seconds = round(time.monotonic() - began, 1)
-    counts: Counter[str] = server.counts()
-    if sum(counts.values()) != len(counts):
-        raise SystemExit("the undisturbed run asked for something twice")
-    figures.distinct = len(counts)
+    expected = undisturbed(folder, chunk, figures)
+    parts = sorted((folder / "undisturbed" / "cache" / "segments").glob("*.parquet"))
+    former_cache(folder / "disturbed" / "cache", parts[: len(parts) // 2 : CARRIED], FORMER_FILES)
+    figures.carried = cached(folder / "disturbed")[0]
 
-    began = time.monotonic()
     server = CountingServer(folder / "disturbed.log")
+    began = time.monotonic()
     try:
-        settings = settings_of(folder, "disturbed", server.url, chunk)
-        found = Killer(settings, server, figures, rng).kill_all(kill_plan(kills, rng), figures.distinct)
+        killer = Killer(settings_of(folder, "disturbed", server.url, chunk), server, figures, rng)
+        artifacts = killer.kill_all(kill_plan(kills, rng), figures.distinct - figures.carried)
     finally:
         server.kill()
     figures.disturbed_seconds = round(time.monotonic() - began, 1)
     counts = server.counts()
-    figures.same_bytes = found == expected
+    figures.same_bytes = artifacts == expected
     figures.asked, figures.distinct_seen = sum(counts.values()), len(counts)
     figures.twice = figures.asked - figures.distinct_seen
-    figures.kept_rows, figures.kept_keys = kept(folder / "disturbed")
+    figures.cached_rows, figures.cached_keys = cached(folder / "disturbed")
     return figures
 
 
@@ -299,15 +359,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="an empty folder to work in (a temporary one)")
-    given = parser.parse_args()
+    chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+        folder = chosen.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = measure(folder, given.captions, given.kills, given.seed, given.chunk)
+        figures = measure(folder, chosen.captions, chosen.kills, chosen.seed, chosen.chunk)
     print(json.dumps({"name": "kill_paraphrasing", **asdict(figures), "good": figures.good}))
     return 0 if figures.good else 1
 

@@ -15,7 +15,7 @@ def served(url: str) -> dict[str, Any]:
     """Paraphrasing by a server, which takes no time to start."""
     return {
         "engine": "openai",
-        "model": "writer",
+        "model": "smol",
         "prompts": "paper",
         "gates": {"preset": "paper"},
         "chunk": 4,
