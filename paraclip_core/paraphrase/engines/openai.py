@@ -15,12 +15,13 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
-from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.openai_limits import Budget
 from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
 from paraclip_core.paraphrase.engines.openai_wire import plain
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["Budget", "OpenAIEngine"]
+__all__ = ["OpenAIEngine"]
 
 log = logging.getLogger(__name__)
 
@@ -170,49 +171,6 @@ class OpenAIEngine:
             self._budget = Budget(self._options, self._budget.spent)
             self._connected = portal, client
         return self._connected
-
-
-class Budget:
-    """Counts what answers cost and stops before the cap is passed. Used from one event loop.
-
-    A request sets aside the most that it can cost, so answers under way cannot pass the cap together either.
-    """
-
-    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
-        self._options = options
-        self.spent = spent
-        """Cost of all answers so far, in the currency of the prices."""
-        self._set_aside = 0.0
-        self._changed = asyncio.Event()
-
-    def add(self, prompt_tokens: float, completion_tokens: float) -> None:
-        """Count an answer."""
-        self.spent += self._options.cost(prompt_tokens, completion_tokens)
-
-    async def set_aside(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Set aside what a request may cost, waiting for answers under way where only they stand against it.
-
-        Raises:
-            BudgetError: it does not fit under the cap any more.
-        """
-        cost = self._options.cost(prompt_tokens, completion_tokens)
-        cap = self._options.max_spend
-        while cap and self.spent + self._set_aside + cost > cap:
-            if self.spent + cost > cap:
-                raise BudgetError(
-                    f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
-                    f"(earlier runs included), and one request more may cost {cost:.3g}. Everything answered is kept; "
-                    "raise max_spend and run again to go on from there"
-                )
-            self._changed.clear()
-            await self._changed.wait()
-        self._set_aside += cost
-        return cost
-
-    def release(self, cost: float) -> None:
-        """Give back what `set_aside` returned, once the request is over."""
-        self._set_aside = max(0.0, self._set_aside - cost)
-        self._changed.set()
 
 
 class _HaltedError(Exception):

@@ -6,11 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import random
 import re
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +16,7 @@ import httpx
 from paraclip_core.config import SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.openai_limits import Pace, Rest, backoff, retry_after
 from paraclip_core.paraphrase.engines.openai_wire import (
     Answer,
     NonsenseError,
@@ -31,11 +29,10 @@ from paraclip_core.paraphrase.engines.openai_wire import (
     prompt_size,
     read_answer,
     request_body,
-    retry_after,
 )
 from paraclip_core.paraphrase.protocol import Prompt
 
-__all__ = ["GaveUpError", "OpenAIClient", "Pace", "RefusedError", "backoff"]
+__all__ = ["GaveUpError", "OpenAIClient", "RefusedError"]
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +40,14 @@ MOST_BYTES = 2_000_000
 """No answer of at most 64 times 4,096 tokens is larger."""
 LONGEST_WAIT = 600.0
 """A server that asks to wait longer is not waited for."""
-LONGEST_BACKOFF = 60.0
 BUSY = frozenset((408, 409, 425, 429))
 ABOUT_ONE = frozenset((400, 403, 413, 422, 451))
 """Statuses that may be about one prompt: servers and what stands before them have many words for their rules."""
 CHAT, PLAIN = "/chat/completions", "/completions"
+POOL = 8
+"""Connections of one pool. For every request httpx looks at all pairs of a pool's connections."""
 SECRET = 8
 """A shorter key is a stand-in like `EMPTY`, and could be part of any text."""
-
-Rest = Callable[[float], Awaitable[None]]
-"""Waits so many seconds; may raise to end the waiting."""
 
 
 class GaveUpError(Exception):
@@ -80,47 +75,6 @@ class _TryAgainError(Exception):
         self.wait = wait
 
 
-class Pace:
-    """Spreads requests over time, so that no minute sees more of them, or more tokens, than is allowed.
-
-    Each request gets the first free moment of both limits; there are no bursts, which a server that counts whole
-    minutes would refuse. Used from one event loop.
-    """
-
-    def __init__(self, requests_per_minute: float, tokens_per_minute: float) -> None:
-        """0 stands for no limit."""
-        self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self._next_request = self._next_token = self._quiet_until = 0.0
-
-    async def turn(self, tokens: float, rest: Rest) -> None:
-        """Wait for the turn of a request of about so many tokens."""
-        while True:
-            now = time.monotonic()
-            at = max(now, self._next_request, self._next_token, self._quiet_until)
-            self._next_request = at + self._seconds_per_request
-            self._next_token = at + tokens * self._seconds_per_token
-            if at > now:
-                await rest(at - now)
-            # A turn within a pause that was asked for meanwhile is none: all of them at its end would be a burst.
-            if self._quiet_until <= time.monotonic():
-                return
-
-    def correct(self, estimated: float, counted: float) -> None:
-        """Put right what a request was taken to need."""
-        self._next_token += (counted - estimated) * self._seconds_per_token
-
-    def pause(self, seconds: float) -> None:
-        """Let no request go out for a while: the server asked for it."""
-        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
-
-
-def backoff(base: float, attempt: int) -> float:
-    """Seconds to wait after attempt 0, 1, …: `base` doubled each time, up to a minute, less up to a half at random."""
-    # Where many wait for the same server, equal waits would bring them all back at once.
-    return min(LONGEST_BACKOFF, base * 2 ** min(attempt, 30)) * random.uniform(0.5, 1.0)
-
-
 class OpenAIClient:
     """Connections to a server, or to several that serve the same, and what is learned about it from its answers.
 
@@ -139,19 +93,15 @@ class OpenAIClient:
             EngineError: the key is not one that a header can carry.
         """
         self._model, self._options = model, options
-        self._under_way = Counter(dict.fromkeys(urls or [options.base_url], 0))
         self._key = _key(options.api_key_env)
         self._spelled = _spellings(self._key)
         # Its own log line for every request would drown a stage's log.
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
-            # _send sets one deadline over the whole request.
-            timeout=None,
-            limits=httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency),
-            # A proxy for the outside world is none for a server on this machine.
-            trust_env=urlsplit(next(iter(self._under_way))).hostname not in ("localhost", "127.0.0.1", "::1"),
-        )
+        urls = urls or [options.base_url]
+        count = max(len(urls), -(-options.concurrency // POOL))
+        common = self._http_options(urls[0])
+        self._pools = [(urls[n % len(urls)], httpx.AsyncClient(**common)) for n in range(count)]
+        self._under_way = [0] * count
         self._pace = Pace(options.requests_per_minute, options.tokens_per_minute)
         self._failures = 0
         self._answering_models = {"", model}
@@ -163,7 +113,20 @@ class OpenAIClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for _, http in self._pools:
+            await http.aclose()
+
+    def _http_options(self, url: str) -> dict[str, Any]:
+        return {
+            "headers": {"Authorization": f"Bearer {self._key}"} if self._key else None,
+            # _send sets one deadline over the whole request.
+            "timeout": None,
+            "limits": httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
+            # Reading the certificates takes long enough to do it once.
+            "verify": httpx.create_ssl_context(),
+            # A proxy for the outside world is none for a server on this machine.
+            "trust_env": urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"),
+        }
 
     def most(self, prompt: Prompt, sampling: SamplingOptions, draws: int) -> tuple[int, int]:
         """Tokens that are read and written for so many draws of a prompt, at most."""
@@ -302,12 +265,14 @@ class OpenAIClient:
         raise await self._refusal(status, headers, reply, path)
 
     async def _send(self, method: str, path: str, content: bytes = b"") -> tuple[int, httpx.Headers, bytes]:
-        limit, url = self._options.timeout_seconds, min(self._under_way, key=self._under_way.__getitem__)
-        self._under_way[url] += 1
+        limit = self._options.timeout_seconds
+        number = min(range(len(self._pools)), key=self._under_way.__getitem__)
+        url, http = self._pools[number]
+        self._under_way[number] += 1
         try:
             async with asyncio.timeout(limit):
                 headers = {"Content-Type": "application/json"}
-                async with self._http.stream(method, url + path, content=content, headers=headers) as response:
+                async with http.stream(method, url + path, content=content, headers=headers) as response:
                     return response.status_code, response.headers, self._hidden(await _read(response))
         except TimeoutError:
             raise _TryAgainError(f"no whole answer within timeout_seconds={limit:g}") from None
@@ -316,7 +281,7 @@ class OpenAIClient:
         except httpx.InvalidURL as error:
             raise EngineError(f"paraphrase.openai.base_url cannot be used: {error}") from error
         finally:
-            self._under_way[url] -= 1
+            self._under_way[number] -= 1
 
     async def _refusal(self, status: int, headers: httpx.Headers, reply: ServerError, path: str) -> Exception:
         url = self._options.base_url

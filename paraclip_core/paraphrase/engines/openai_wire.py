@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from paraclip_core.config import SamplingOptions
@@ -28,7 +25,6 @@ __all__ = [
     "prompt_size",
     "read_answer",
     "request_body",
-    "retry_after",
 ]
 
 BYTES_PER_TOKEN = 3
@@ -192,23 +188,6 @@ def error_in(raw: bytes) -> ServerError | None:
     return ServerError(
         plain(text), " ".join(str(code).lower() for code in codes if code), numbers[0] if numbers else None
     )
-
-
-def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds that a server asks to wait (`retry-after-ms`, or `retry-after` as seconds or HTTP date), if it does."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        text = headers.get(name, "").strip()
-        try:
-            seconds = float(text) / unit
-        except ValueError:
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    try:
-        moment = parsedate_to_datetime(headers.get("retry-after", ""))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
 
 
 def models_in(raw: bytes) -> list[tuple[str, str]]:
