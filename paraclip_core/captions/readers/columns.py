@@ -17,6 +17,7 @@ from paraclip_core.errors import InputError
 __all__ = [
     "CAPTION",
     "IMAGE",
+    "IMAGE_NAME",
     "LICENCE",
     "PATH",
     "SPLIT",
@@ -41,6 +42,8 @@ SPLIT = ("split",)
 OPTIONS = "data.sources[].columns"
 LONGEST_NAME = 100
 """Characters of a name that is compared otherwise than exactly."""
+IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
+"""A field that names an image: a URL, or a file name with or without the number of its caption."""
 _NUMBERED = re.compile(r"caption\d+")
 _IGNORED = re.compile(r"[\s_\-\ufeff]+")
 
@@ -60,10 +63,14 @@ class Columns:
     picture: str | None = None
     """Holds the images themselves, which only Parquet can."""
 
+    @property
+    def keys(self) -> tuple[str | None, str | None, str | None, str | None]:
+        """The columns of image, path, split and licence, in the order in which a `Batcher` adds them."""
+        return self.image, self.path, self.split, self.licence
+
     def names(self) -> list[str]:
         """Every column that is used, each once."""
-        found = (*self.captions, self.image, self.path, self.licence, self.split, self.picture)
-        return list(dict.fromkeys(name for name in found if name is not None))
+        return list(dict.fromkeys(name for name in (*self.captions, *self.keys, self.picture) if name is not None))
 
 
 def plain_name(name: str) -> str:

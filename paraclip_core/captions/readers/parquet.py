@@ -23,7 +23,7 @@ from paraclip_core.captions.readers.columns import (
     need_image,
     usual_column,
 )
-from paraclip_core.captions.readers.lines import decode
+from paraclip_core.captions.readers.text import decode
 from paraclip_core.captions.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
@@ -112,25 +112,20 @@ def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBa
     count = batch.num_rows
     captions = _captions(batch, columns)
     # As in every other format a blank is no image, no split and no licence.
-    keys = {
-        name: [as_key(value, name) for value in _values(batch.column(name))]
-        for name in dict.fromkeys((columns.image, columns.path, columns.split, columns.licence))
-        if name is not None
+    values: dict[str | None, list[str | None]] = {
+        name: [None] * count if name is None else [as_key(value, name) for value in _values(batch.column(name))]
+        for name in dict.fromkeys(columns.keys)
     }
-    nothing: list[str | None] = [None] * count
-    image_ids = keys[columns.image] if columns.image else nothing
-    paths = keys[columns.path] if columns.path else nothing
-    splits = keys[columns.split] if columns.split else nothing
-    licences = keys[columns.licence] if columns.licence else nothing
+    images, paths, splits, licences = (values[name] for name in columns.keys)
     rows = list(range(first, first + count))
-    if not all(isinstance(caption, str) for caption in captions):
-        batcher = Batcher()
-        for row, fields in zip(rows, zip(captions, image_ids, paths, splits, licences, strict=True), strict=True):
-            batcher.add(row, *fields)
-            yield from batcher.full()
-        yield from batcher.rest()
-    else:
-        yield RowBatch(captions, image_ids, paths, splits, licences, rows)
+    if all(isinstance(caption, str) for caption in captions):
+        yield RowBatch(captions, images, paths, splits, licences, rows)
+        return
+    batcher = Batcher()
+    for row, *fields in zip(rows, captions, images, paths, splits, licences, strict=True):
+        batcher.add(row, *fields)
+        yield from batcher.full()
+    yield from batcher.rest()
 
 
 def _captions(batch: pa.RecordBatch, columns: Columns) -> list[Any]:

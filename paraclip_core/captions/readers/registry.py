@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from paraclip_core.captions.readers.coco import read_coco
-from paraclip_core.captions.readers.delimited import read_csv, read_tsv
-from paraclip_core.captions.readers.jsonl import read_jsonl
-from paraclip_core.captions.readers.karpathy import read_karpathy
-from paraclip_core.captions.readers.lines import open_bytes, without_mark
+from paraclip_core.captions.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
+from paraclip_core.captions.readers.json import is_jsonl, read_jsonl
 from paraclip_core.captions.readers.parquet import read_parquet
-from paraclip_core.captions.readers.text import read_text
+from paraclip_core.captions.readers.tabular import read_csv, read_tsv
+from paraclip_core.captions.readers.text import open_bytes, read_text, without_mark
 from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["READERS", "detect", "named_format", "need_file", "read"]
+__all__ = ["READERS", "Reader", "detect", "named_format", "need_file", "read"]
 
-Reader = Callable[[Path, SourceOptions], Iterator[RowBatch]]
+
+@dataclass(frozen=True)
+class Reader:
+    """The reader of a format, and how its files are recognised."""
+
+    read: Callable[[Path, SourceOptions], Iterator[RowBatch]]
+    suffixes: tuple[str, ...] = ()
+    """How names of such files end, but for ``.gz``."""
+    magic: tuple[int, bytes] | None = None
+    """A place in the file, and the bytes that every such file has there."""
+    is_json: Callable[[bytes], bool] | None = None
+    """Whether JSON that begins so is of this format; the formats are asked in the order of :data:`READERS`."""
+
 
 READERS: Mapping[str, Reader] = {
-    "parquet": read_parquet,
-    "webdataset": read_webdataset,
-    "coco": read_coco,
-    "karpathy": read_karpathy,
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "jsonl": read_jsonl,
-    "text": read_text,
+    "parquet": Reader(read_parquet, (".parquet",), magic=(0, b"PAR1")),
+    "webdataset": Reader(read_webdataset, (".tar", ".tgz"), magic=(257, b"ustar")),
+    "coco": Reader(read_coco, is_json=is_coco),
+    "karpathy": Reader(read_karpathy, is_json=is_karpathy),
+    "csv": Reader(read_csv, (".csv",)),
+    "tsv": Reader(read_tsv, (".tsv",)),
+    "jsonl": Reader(read_jsonl, (".jsonl", ".ndjson", ".json"), is_json=is_jsonl),
+    "text": Reader(read_text, (".txt",)),
 }
 """Reader of each format of `data.sources[].format`."""
 
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".tgz": "webdataset",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".txt": "text",
-}
+SUFFIXES = {suffix: name for name, reader in READERS.items() for suffix in reader.suffixes} | {".json": "json"}
 HEAD = 1 << 20
-NO_IMAGES = re.compile(rb'"images"\s*:\s*\[\s*\]')
 
 
 def named_format(path: Path) -> str | None:
@@ -66,31 +65,17 @@ def detect(path: Path) -> str:
         return named
     with open_bytes(path) as file:
         head = file.read(HEAD)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head[257:262] == b"ustar":
-        return "webdataset"
+    for name, reader in READERS.items():
+        if reader.magic is not None and head.startswith(reader.magic[1], reader.magic[0]):
+            return name
     start = without_mark(head, path).lstrip()
     if not start:
         raise InputError(f"{path} is empty; expected captions")
-    if start.startswith(b"["):
-        return "jsonl"
-    if start.startswith(b"{"):
-        return _json_format(start, path)
-    raise InputError(f"cannot tell the format of {path}; set data.sources[].format to one of {', '.join(READERS)}")
-
-
-def _json_format(head: bytes, path: Path) -> str:
-    if b'"sentences"' in head or b'"sentids"' in head:
-        return "karpathy"
-    if any(mark in head for mark in (b'"annotations"', b'"file_name"', b'"coco_url"')):
-        return "coco"
-    first, _, rest = head.partition(b"\n")
-    several = rest.lstrip().startswith(b"{")
-    if NO_IMAGES.search(head) and not several:
-        return "karpathy"
-    if several or first.rstrip().endswith(b"}"):
-        return "jsonl"
+    if not start.startswith((b"[", b"{")):
+        raise InputError(f"cannot tell the format of {path}; set data.sources[].format to one of {', '.join(READERS)}")
+    for name, reader in READERS.items():
+        if reader.is_json is not None and reader.is_json(start):
+            return name
     raise InputError(
         f"{path} is JSON, but neither Karpathy's (images with sentences) nor COCO's (annotations) nor one object a "
         "line; set data.sources[].format to karpathy, coco or jsonl"
@@ -106,7 +91,7 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     if path.is_dir():
         raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
     need_file(path)
-    return READERS[form](path, options)
+    return READERS[form].read(path, options)
 
 
 def need_file(path: Path) -> None:

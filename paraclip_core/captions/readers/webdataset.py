@@ -7,21 +7,61 @@ file's name, and the files of a key lie side by side; a tar made otherwise is an
 
 from __future__ import annotations
 
+import json
+import lzma
+import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT, plain_name
-from paraclip_core.captions.readers.tar_samples import Sample, tar_samples
-from paraclip_core.captions.rows import Batcher, RowBatch
+from paraclip_core.captions.readers.text import decode
+from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
+from paraclip_core.tar_file import TarFile
 
 __all__ = ["read_webdataset"]
 
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+TEXTS = frozenset({"txt", "text", "caption"})
+READ = TEXTS | {"json"}
+REST = 1 << 20
 DOTS = "a key ends at the first dot of a file's name, so this is no key's caption; name it without more dots"
 REMEMBERED = 1024
 """Keys with an image or a caption alone. A tar that is out of order has no others among its first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of the tar; its data only where they are wanted and not too large."""
+
+    name: str
+    key: str
+    extension: str
+    """All behind the first dot of its name."""
+    size: int
+    data: bytes | None
+
+    @property
+    def ending(self) -> str:
+        """What it would be without the dots before."""
+        return self.extension.rpartition(".")[2]
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of one key."""
+
+    key: str
+    image: str | None = None
+    text: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    dotted: bool = False
+    """A text alone whose name has more dots, so that it belongs to no key; `key` is its whole name."""
 
 
 def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -33,7 +73,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     batcher, number, captions = Batcher(), 0, 0
     dotted: str | None = None
     alone: dict[str, bool] = {}
-    for sample in tar_samples(path):
+    for sample in _samples(path):
         caption = _caption(sample, options)
         if sample.dotted and caption is None and not sample.problem:
             continue
@@ -55,7 +95,7 @@ def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     yield from batcher.rest()
 
 
-def _caption(sample: Sample, options: SourceOptions) -> Any:
+def _caption(sample: _Sample, options: SourceOptions) -> Any:
     wanted, record = options.columns.captions, sample.record
     if not wanted and sample.text is not None:
         return sample.text
@@ -65,7 +105,7 @@ def _caption(sample: Sample, options: SourceOptions) -> Any:
     return _first(record, wanted or CAPTION)
 
 
-def _check_order(alone: dict[str, bool], sample: Sample, captioned: bool, path: Path) -> None:
+def _check_order(alone: dict[str, bool], sample: _Sample, captioned: bool, path: Path) -> None:
     """Remember an image or a caption alone.
 
     Raises:
@@ -82,7 +122,7 @@ def _check_order(alone: dict[str, bool], sample: Sample, captioned: bool, path: 
         alone[sample.key] = captioned
 
 
-def _add(batcher: Batcher, number: int, sample: Sample, caption: Any, options: SourceOptions) -> None:
+def _add(batcher: Batcher, number: int, sample: _Sample, caption: Any, options: SourceOptions) -> None:
     columns, record = options.columns, sample.record
     if sample.problem:
         batcher.reject(number, "bad_member", f"{sample.key}: {sample.problem}")
@@ -101,3 +141,88 @@ def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
             return record[name]
     alike = {plain_name(name): value for name, value in record.items() if value is not None}
     return next((alike[plain] for plain in map(plain_name, names) if plain in alike), None)
+
+
+def _samples(path: Path) -> Iterator[_Sample]:
+    """Every sample of a tar whose keys' members are neighbours. A key ends at the first dot of the file's name.
+
+    Raises:
+        InputError: the tar is damaged or cut short.
+    """
+    sample: _Sample | None = None
+    for member in _members(path):
+        if "." in member.extension:
+            if member.ending in READ:
+                dotted = _Sample(member.name, dotted=True)
+                _take(dotted, member)
+                yield dotted
+            continue
+        if sample is None or sample.key != member.key:
+            if sample is not None:
+                yield sample
+            sample = _Sample(member.key)
+        _take(sample, member)
+    if sample is not None:
+        yield sample
+
+
+def _take(sample: _Sample, member: _Member) -> None:
+    if member.ending in IMAGES:
+        sample.image = member.name
+    elif member.ending in READ and member.data is None:
+        sample.problem = f".{member.ending} has {member.size} bytes, at most {LONGEST_RECORD} are read"
+    elif member.ending in TEXTS and member.data is not None:
+        sample.text = decode(member.data)
+    elif member.data is not None:
+        try:
+            record = json.loads(decode(member.data))
+        except (ValueError, RecursionError) as error:
+            sample.problem = f".json is not JSON: {error}"
+        else:
+            sample.record = record if isinstance(record, dict) else {}
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """Every file of a tar in order, in constant memory, with a check that the tar has its end."""
+    try:
+        with TarFile.open(path, "r:*") as tar:
+            while (info := tar.next()) is not None:
+                # The list of members would grow with the archive; nothing here looks members up by name.
+                cast(Any, tar).members.clear()
+                member = _member(tar, info)
+                if member is not None:
+                    yield member
+            _check_end(cast(Any, tar).fileobj, tar.offset)
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {path}: no such file") from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        # Where no kind of tar fits, tarfile tells a line for each kind.
+        what = str(error)
+        if "\n" in what:
+            what = "it is empty" if "'empty file'" in what else "no tar begins so"
+        raise InputError(
+            f"{path} cannot be read as a tar, it is damaged or cut short: {what}; fetch it again"
+        ) from error
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member | None:
+    """A regular file with a name, None for anything else."""
+    name = PurePosixPath(info.name)
+    stem, _, extension = name.name.partition(".")
+    if not info.isreg() or not stem:
+        return None
+    extension = extension.lower()
+    wanted = extension.rpartition(".")[2] in READ and info.size <= LONGEST_RECORD
+    file = tar.extractfile(info) if wanted else None
+    return _Member(info.name, str(name.with_name(stem)), extension, info.size, None if file is None else file.read())
+
+
+def _check_end(file: IO[bytes], end: int) -> None:
+    """See that a tar, unpacked if need be, has its end mark at `end`, and that what packed it finds no fault."""
+    # tarfile takes a file that ends between two members, or goes on with garbage, for a whole one.
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no end mark at byte {end}")
+    # The checksums of a packed one come last.
+    while file.read(REST):
+        pass

@@ -15,7 +15,7 @@ from typing import Any
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.readers.columns import match_column
-from paraclip_core.captions.readers.lines import open_bytes
+from paraclip_core.captions.readers.text import open_bytes
 from paraclip_core.captions.rows import LONGEST_RECORD, Reject
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import InputError

@@ -37,7 +37,7 @@ def write(folder: Path, form: str, header: Sequence[str], row: Sequence[str] = R
 
 def read(path: Path, form: str, **options: object) -> RowBatch:
     source = SourceOptions.model_validate({"path": "x", **options})
-    (batch,) = READERS[form](path, source)
+    (batch,) = READERS[form].read(path, source)
     return batch
 
 
@@ -130,7 +130,7 @@ def test_an_imagefolders_metadata(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metadata.csv").write_text("File Name,Text\n1.jpg,a dog runs\n")
     (file,) = expand(tmp_path, [SourceOptions(path="train", images="train")])
-    (batch,) = READERS[file.form](file.path, file.options)
+    (batch,) = READERS[file.form].read(file.path, file.options)
     assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog runs"])
 
 
@@ -158,7 +158,7 @@ def test_pictures_inside_of_parquet(tmp_path: Path) -> None:
     (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet")])
     assert file.pictures and file.images == "rows.parquet"
     (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet", columns=ColumnNames(image="img"))])
-    (batch,) = READERS["parquet"](path, file.options)
+    (batch,) = READERS["parquet"].read(path, file.options)
     assert file.pictures and batch.image_ids[0] not in ("1", None)
     pq.write_table(pa.table({"IMG": pictures, "img": pictures, "caption": ["a dog", "a cat"]}), path)
     with pytest.raises(InputError, match=r"rows\.parquet has the columns 'IMG' beside 'img'.*columns\.image"):

@@ -9,32 +9,29 @@ image's file name is the image, as in Conceptual Captions (``caption TAB url``).
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
 from paraclip_core.captions.readers.columns import (
     CAPTION,
+    IMAGE_NAME,
     Columns,
     choose_columns,
     has_caption,
     need_image,
     table_header,
 )
-from paraclip_core.captions.readers.lines import numbered_lines
+from paraclip_core.captions.readers.text import numbered_lines
 from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["IMAGE_NAME", "read_csv", "read_tsv"]
+__all__ = ["read_csv", "read_tsv"]
 
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
-
-IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
-"""A field that names an image: a URL, or a file name with or without the number of its caption."""
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -67,11 +64,7 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
         names = [str(n) for n in range(len(header))]
     need_image(columns.image, names, options, str(path))
     captions = itemgetter(*map(names.index, columns.captions))
-    places = [
-        None if name is None else names.index(name)
-        for name in (columns.image, columns.path, columns.split, columns.licence)
-    ]
-    take = _taker(places)
+    keys = [None if name is None else names.index(name) for name in columns.keys]
     batcher, width = Batcher(), len(names)
     for number, fields in records:
         if fields is None:
@@ -82,16 +75,9 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
             detail = "an empty line" if blank else f"{len(fields)} fields, expected {width}"
             batcher.reject(number, "empty" if blank else "missing_field", detail, shown)
         else:
-            batcher.add(number, captions(fields), *take(fields))
+            batcher.add(number, captions(fields), *[None if key is None else fields[key] for key in keys])
         yield from batcher.full()
     yield from batcher.rest()
-
-
-def _taker(places: list[int | None]) -> Callable[[list[str]], tuple[str | None, ...]]:
-    def take(fields: list[str]) -> tuple[str | None, ...]:
-        return tuple([None if place is None else fields[place] for place in places])
-
-    return take
 
 
 def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns, list[str]]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.captions.readers.coco import read_coco
-from paraclip_core.captions.readers.karpathy import read_karpathy
+from paraclip_core.captions.readers.coco import read_coco, read_karpathy
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError

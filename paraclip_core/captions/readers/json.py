@@ -1,4 +1,7 @@
-"""JSON records: one object a line, or one array of objects. A list of captions counts as a row for each."""
+"""JSON: records, one object a line or one array of objects; and documents that are loaded whole.
+
+A list of captions counts as a row for each.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,25 @@ from paraclip_core.captions.readers.columns import (
     no_caption,
     no_column,
 )
-from paraclip_core.captions.readers.json_file import load_json
-from paraclip_core.captions.readers.lines import numbered_lines, open_bytes
+from paraclip_core.captions.readers.text import decode, numbered_lines, open_bytes
 from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["read_jsonl"]
+__all__ = ["is_jsonl", "load_json", "read_jsonl", "several_objects", "top_level_list"]
 
 SEARCHED_RECORDS = 1000
 """Records among which every wanted field must turn up, or the file is taken for one with other fields."""
+
+
+def is_jsonl(start: bytes) -> bool:
+    """Whether JSON that begins so is an array, an object a line, or one object on its line."""
+    return start.startswith(b"[") or several_objects(start) or start.partition(b"\n")[0].rstrip().endswith(b"}")
+
+
+def several_objects(start: bytes) -> bool:
+    """Whether the second line begins an object, too."""
+    return start.partition(b"\n")[2].lstrip().startswith(b"{")
 
 
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -61,9 +73,8 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def _fields(record: dict[str, Any], columns: Columns) -> tuple[Any, ...]:
-    others = (columns.image, columns.path, columns.split, columns.licence)
     captions = itemgetter(*columns.captions)(record)
-    return captions, *(record.get(name) if name else None for name in others)
+    return captions, *(record.get(name) if name else None for name in columns.keys)
 
 
 class _Chooser:
@@ -71,8 +82,8 @@ class _Chooser:
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self._path, self._options, self._wanted = path, options, options.columns
-        self._known: dict[tuple[str, ...], Columns | None] = {}
-        self._found = self._image = False
+        self._chosen: dict[tuple[str, ...], Columns | None] = {}
+        self._has_caption = self._has_image = False
         self._unseen = {name for _, name in options.columns.named()}
         self._error: InputError | None = None
 
@@ -83,21 +94,21 @@ class _Chooser:
     def of(self, record: dict[str, Any]) -> Columns | None:
         """The record's columns, None where it has no caption."""
         fields = tuple(record)
-        if fields not in self._known:
-            if len(self._known) >= SEARCHED_RECORDS:
-                self._known.clear()
-            self._known[fields] = self._choose(fields)
-        return self._known[fields]
+        if fields not in self._chosen:
+            if len(self._chosen) >= SEARCHED_RECORDS:
+                self._chosen.clear()
+            self._chosen[fields] = self._choose(fields)
+        return self._chosen[fields]
 
     def check(self) -> None:
         """Raise the first error if no record had a caption, or a field that the user named never turned up."""
-        if not self._found and self._error is not None:
+        if not self._has_caption and self._error is not None:
             raise self._error
-        fields = next((fields for fields, columns in self._known.items() if columns), ())
-        if self._found and self._unseen:
+        fields = next((fields for fields, columns in self._chosen.items() if columns), ())
+        if self._has_caption and self._unseen:
             option, name = next(pair for pair in self._wanted.named() if pair[1] in self._unseen)
             raise no_column(option, name, fields, str(self._path))
-        if self._found and not self._image:
+        if self._has_caption and not self._has_image:
             need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:
@@ -109,8 +120,8 @@ class _Chooser:
         elif (columns := find_columns(fields, present, str(self._path))) is None:
             self.note(no_caption(fields, str(self._path)))
         else:
-            self._found = True
-            self._image = self._image or columns.image is not None
+            self._has_caption = True
+            self._has_image = self._has_image or columns.image is not None
         return columns
 
 
@@ -139,3 +150,41 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
                 yield number, error
+
+
+def load_json(path: Path) -> Any:
+    """The document's value; bytes that are not UTF-8 become lone surrogates inside its texts.
+
+    Raises:
+        InputError: it cannot be read or is not JSON; the text says where.
+    """
+    with open_bytes(path) as file:
+        raw = file.read()
+    try:
+        return json.loads(decode(raw.removeprefix(b"\xef\xbb\xbf")))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        hint = (
+            "it is cut short, fetch it again" if error.pos >= len(error.doc.rstrip()) else "mend it or fetch it again"
+        )
+        raise InputError(f"{path} is not valid JSON ({error.msg} at {where}); {hint}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply to be an annotation file") from error
+    except ValueError as error:
+        # A number of thousands of digits.
+        raise InputError(f"{path} is not valid JSON ({error}); mend it or fetch it again") from error
+
+
+def top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:
+    """The list under `key` of the top-level object.
+
+    Raises:
+        InputError: there is no such list; the text says what is there instead.
+    """
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds a {type(document).__name__}, expected an object in {form} format")
+    rows = document.get(key)
+    if not isinstance(rows, list):
+        keys = ", ".join(sorted(map(str, document)))[:200] or "none"
+        raise InputError(f"{path} has no list {key!r}, so it is not in {form} format; its fields are {keys}")
+    return rows

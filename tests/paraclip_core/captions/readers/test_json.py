@@ -1,0 +1,84 @@
+"""JSON records: an object a line, or an array of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paraclip_core.captions.readers.json import read_jsonl
+from paraclip_core.captions.rows import RowBatch
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import InputError
+
+OPTIONS = SourceOptions(path="x")
+
+
+def write(folder: Path, data: bytes | str) -> Path:
+    path = folder / "rows"
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def first(batches: Iterator[RowBatch]) -> RowBatch:
+    return next(batches, RowBatch())
+
+
+def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
+    return [(reject.row, reject.reason) for reject in batch.rejects]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [
+        '{"image_id": "a", "image": "images/a.png", "caption": "a dog", "split": "val", "licence": "CC0"}',
+        "",
+        '{"image": "b.jpg", "captions": ["a cat", "one cat", 5]}',
+        '{"image": 7, "text": "a fox"}',
+        '{"image": "c.jpg"}',
+        '{"image": [], "text": "a cow"}',
+        '["no", "object"]',
+        "{broken",
+        '{"caption": null}',
+    ]
+    batch = first(read_jsonl(write(tmp_path, "\n".join(lines)), OPTIONS))
+    assert batch.captions == ["a dog", "a cat", "one cat", "a fox"]
+    assert batch.image_ids == ["a", "b.jpg", "b.jpg", "7"]
+    assert batch.image_paths == ["images/a.png", "b.jpg", "b.jpg", "7"]
+    assert batch.rows == [1, 3, 3, 4]
+    assert (batch.splits[0], batch.licences[0]) == ("val", "CC0")
+    assert rejects(batch) == [
+        (3, "wrong_type"), (5, "missing_field"), (6, "wrong_type"), (7, "wrong_type"), (8, "bad_json"),
+        (9, "missing_field"),
+    ]  # fmt: skip
+
+
+def test_jsonl_with_captions_in_several_fields(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, '{"a": "a dog", "b": ["one dog"]}\n{"b": "a cat"}\n{"c": "a fox"}\n{"a": "a cow", "b": null}'
+    )
+    batch = first(read_jsonl(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b")))))
+    assert batch.captions == ["a dog", "one dog", "a cat", "a cow"]
+    assert (batch.rows, rejects(batch)) == ([1, 1, 2, 4], [(3, "missing_field"), (4, "missing_field")])
+    with pytest.raises(InputError, match=r"no column 'd' \(data\.sources\[\]\.columns\.caption\); it has 'a', 'b'"):
+        list(read_jsonl(path, SourceOptions(path="x", columns=ColumnNames(caption=("b", "d")))))
+
+
+def test_an_array_of_objects(tmp_path: Path) -> None:
+    batch = first(read_jsonl(write(tmp_path, ' [{"image": "1", "caption": "a dog"},\n {"caption": "x"}]'), OPTIONS))
+    assert (batch.captions, batch.rows) == (["a dog", "x"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ('{"alt": "a dog", "src": "1"}\n', ColumnNames(), "none of the columns caption.*'alt', 'src'"),
+        ('{"alt": "a dog", "src": "1"}\n', ColumnNames(caption="txt"), "no column 'txt'.*'alt', 'src'"),
+        ('{"caption": "a dog"}\n', ColumnNames(image="pic"), "no column 'pic'.*'caption'"),
+        ("a dog\na cat\n", ColumnNames(), "line 1 of .* is not JSON"),
+        ("[1, 2", ColumnNames(), "not valid JSON"),
+    ],
+)
+def test_jsonl_with_other_fields(tmp_path: Path, text: str, columns: ColumnNames, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(read_jsonl(write(tmp_path, text), SourceOptions(path="x", columns=columns)))
