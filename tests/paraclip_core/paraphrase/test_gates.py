@@ -1,4 +1,4 @@
-"""Gates: what each one stops, what it lets pass, and that no text makes one fail."""
+"""Gates on texts: what those for a small model stop, what they let pass, and that no text makes any gate fail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import REASONS, TEXT_GATES, first_failure
+from paraclip_core.paraphrase.gates import PRESETS, REASONS, first_failure, gates_of
 from paraclip_core.paraphrase.pair import Pair
 
-OPTIONS = GateOptions()
+OPTIONS = GateOptions(preset="small-model")
 WHOLE = Tokenizer(context_length=4096)
 EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
 
@@ -116,15 +116,15 @@ KEPT = [
 
 @pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
 def test_a_gate_stops_what_it_is_for(reason: str, source: str, answer: str) -> None:
-    found = first_failure(pair(source, answer), OPTIONS)
-    assert found is not None
-    assert found[0] == reason, found
-    assert found[1]
+    failure = first_failure(pair(source, answer), OPTIONS)
+    assert failure is not None
+    assert failure[0] == reason, failure
+    assert failure[1]
 
 
 def test_an_answer_that_never_ends_its_number_is_stopped() -> None:
     text = "a dog with 3 balls"
-    assert first_failure(Pair(text, text, f"a dog with {'9' * 5000} balls", 1), GateOptions()) is not None
+    assert first_failure(Pair(text, text, f"a dog with {'9' * 5000} balls", 1), OPTIONS) is not None
 
 
 @pytest.mark.parametrize(("source", "answer"), KEPT)
@@ -133,8 +133,8 @@ def test_good_paraphrases_pass(source: str, answer: str) -> None:
 
 
 def test_step_2_may_not_go_back_to_the_caption() -> None:
-    found = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), OPTIONS)
-    assert found == ("echo", "repeats the caption")
+    failure = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), OPTIONS)
+    assert failure == ("echo", "repeats the caption")
 
 
 def test_an_example_word_that_the_input_calls_for_is_no_leak() -> None:
@@ -142,19 +142,33 @@ def test_an_example_word_that_the_input_calls_for_is_no_leak() -> None:
 
 
 def test_every_gate_has_an_example_here() -> None:
-    assert {reason for reason, _, _ in REJECTED} == set(TEXT_GATES)
-    assert set(TEXT_GATES) < set(REASONS)
+    assert {reason for reason, _, _ in REJECTED} == set(gates_of(OPTIONS).text)
+    assert set(gates_of(OPTIONS).text) < set(REASONS)
 
 
 @pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
-def test_preset_paper_keeps_everything_that_is_not_empty(reason: str, source: str, answer: str) -> None:
-    found = first_failure(pair(source, answer), GateOptions(preset="paper"))
-    assert (found is None) == (reason != "empty")
+def test_preset_off_keeps_everything_that_is_not_empty(reason: str, source: str, answer: str) -> None:
+    failure = first_failure(pair(source, answer), GateOptions(preset="off"))
+    assert (failure is None) == (reason != "empty")
+
+
+def test_thresholds_are_the_presets_or_as_set() -> None:
+    auto = GateOptions(min_length_ratio=0.1)
+    small, capable = auto.resolved("small-model"), auto.resolved("capable")
+    assert (small.preset, small.min_length_ratio, small.min_similarity) == ("small-model", 0.1, 0.75)
+    assert capable.min_similarity is not None and capable.min_similarity < 0.75
+    assert GateOptions(preset="small-model").resolved("capable").preset == "small-model"
+    # Either way of saying the same is the same, for hashes.
+    assert small == GateOptions(preset="small-model", min_length_ratio=0.1, min_similarity=0.75).resolved("off")
+
+
+def test_the_former_name_of_off_is_read() -> None:
+    assert GateOptions.model_validate({"preset": "paper"}).preset == "off"
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
 def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int) -> None:
-    looked_at = Pair(caption, source, answer, step, EXAMPLES, pieces)
-    for reason, gate in TEXT_GATES.items():
-        detail = gate(looked_at, OPTIONS)
-        assert detail is None or (reason and isinstance(detail, str))
+    example = Pair(caption, source, answer, step, EXAMPLES, pieces)
+    for gate in {gate for text, _ in PRESETS.values() for gate in text}:
+        detail = gate(example, OPTIONS)
+        assert detail is None or detail

@@ -35,6 +35,12 @@ from paraclip_core.paraphrase.parse import parse_answer
         ("\n\n", ""),
         ('""', ""),
         (None, ""),
+        ("<think>\nWhat is a dog?\n</think>\n\nA dog runs.", "A dog runs."),
+        # Some chat templates open the thoughts themselves.
+        ("A dog. What is it?\n</think>A dog runs.", "A dog runs."),
+        ("<think>So what is a dog", ""),
+        ("A dog runs.<think>Or does it?", "A dog runs."),
+        ("<Thinking>one</Thinking><think>two</think> A dog runs.", "A dog runs."),
     ],
 )
 def test_parse(raw: str | None, expected: str) -> None:
@@ -44,16 +50,16 @@ def test_parse(raw: str | None, expected: str) -> None:
 @pytest.mark.parametrize("entity", ["&#{};", "&amp;#{};", "&amp;amp;#{} runs", "\u00e9 &#{}"])
 def test_an_entity_with_endless_digits_is_no_character(entity: str) -> None:
     for digit in "09":
-        found = parse_answer("A dog " + entity.format(digit * 5000))
-        assert "\ufffd" in found and len(found) < 20
+        answer = parse_answer("A dog " + entity.format(digit * 5000))
+        assert "\ufffd" in answer and len(answer) < 20
 
 
 @given(st.text(max_size=120) | st.text(alphabet='Sure here paraphrase:<|im_end>\n"1.-*` ', max_size=80))
 def test_any_text_gives_one_clean_line(raw: str) -> None:
-    found = parse_answer(raw)
-    assert "\n" not in found
-    assert found == " ".join(found.split())
-    assert "<|im_end|>" not in found
+    answer = parse_answer(raw)
+    assert "\n" not in answer
+    assert answer == " ".join(answer.split())
+    assert "<|im_end|>" not in answer
 
 
 @pytest.mark.parametrize("filling", [" ", "\n", "\t|"])

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.paraphrase.alignment import align, narrowed
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.small_model.alignment import align, narrowed, new_words, unknown_words
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,8 @@ from paraclip_core.paraphrase.alignment import align, narrowed
     ],
 )
 def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> None:
-    found = align(caption, answer)
-    assert (" ".join(found.lost), " ".join(found.new), " ".join(found.unknown)) == (lost, new, unknown)
+    differ = align(caption, answer)
+    assert (" ".join(differ.lost), " ".join(differ.new), " ".join(differ.unknown)) == (lost, new, unknown)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,18 @@ def test_what_became_narrower_or_a_deed_is_named(caption: str, answer: str, wron
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_unknown_words_are_new_and_nothing_is_lost_to_itself(one: str, two: str) -> None:
-    found = align(one, two)
-    assert set(found.unknown) <= set(found.new)
-    assert not set(found.lost) & set(found.new)
+    differ = align(one, two)
+    assert set(differ.unknown) <= set(differ.new)
+    assert not set(differ.lost) & set(differ.new)
     assert not align(one, one).lost
     assert narrowed(one, one, align(one, one)) is None
+
+
+def test_new_words_are_those_of_neither_text_in_any_form() -> None:
+    pair = Pair("two dogs on a skate board", "two dogs skating", "A wet dog on three skateboards, running", 2)
+    assert new_words(pair) == ["wet", "running"]
+
+
+def test_another_word_for_a_known_thing_is_not_unknown() -> None:
+    pair = Pair("a dog on a beach", "a dog on a beach", "a puppy on a wet shore", 1)
+    assert new_words(pair) == ["puppy", "wet", "shore"] and "puppy" not in unknown_words(pair)
