@@ -173,7 +173,7 @@ def _paraphrase_amounts(
     rewrites = min(options.keep, options.sampling.n)
     rows_2 = left[2].rows + coming * rewrites
     open_2 = rows_2 - left[2].accepted - left[2].rejected
-    fresh = min(coming, round(first.missing * rates[0].share)) * rewrites
+    fresh = min(coming, round(first.new_inputs * rates[0].share)) * rewrites
     second = replace(left[2], missing=left[2].missing + fresh)
     if not second.prompt_tokens and coming:
         second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)

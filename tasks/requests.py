@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
 from paraclip_core.paraphrase.protocol import GenerationCache
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
@@ -56,6 +58,9 @@ class StepLeft:
     """Of a request, all its answers together, estimated."""
     words: int = 0
     """Requests for single words that the missing texts lead to, estimated within a factor of two."""
+    new_inputs: int = 0
+    """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a verdict, as far as a
+    sample says that they are new, and answers that are missing."""
 
 
 def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Artifact]) -> dict[int, StepLeft]:
@@ -73,6 +78,7 @@ def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Ar
         folder = captions_folder(settings, store, artifacts, look.scratch)
         captions = step_batches(folder, 1, settings.paraphrase.fraction)
         left[1], tables = look.step(1, captions)
+        left[1] = replace(left[1], new_inputs=look.new_inputs(tables))
         left[2] = look.step(2, look.selected(tables))[0]
     return left
 
@@ -117,22 +123,21 @@ class _Look:
         tables = StepTables(step, self._cache, batches, spec.digest, self.scratch / f"step-{step}")
         self._tables.append(tables)
         rows: np.ndarray | None = None
-        missing, first_missing = 0, np.zeros(0, np.int64)
+        missing: list[np.ndarray] = []
         for attempt in range(options.attempts):
             tables.ask(step_requests(options, step, self._engine.model, attempt), rows)
-            found = tables.missing(attempt)
-            missing += len(found)
-            first_missing = found if attempt == 0 else first_missing
+            missing.append(tables.missing(attempt))
             rows = tables.rejected()
             if not len(rows):
                 break
         assert rows is not None
+        first = len(missing[0])
         missing += self._named(tables)
         accepted = tables.accepted()
-        texts = _sample(batches, step, first_missing)
+        texts = _sample(batches, step, np.unique(np.concatenate(missing)))
         prompt, answers = _tokens(prompt_for(options, step), texts, options.sampling.n)
-        words = _words(texts, len(first_missing), word_requests(options, self._engine.model), self._cache)
-        left = StepLeft(tables.rows, missing, accepted, len(rows), prompt, answers, words if spec.words else 0)
+        words = _words(texts, first, word_requests(options, self._engine.model), self._cache) if spec.words else 0
+        left = StepLeft(tables.rows, sum(map(len, missing)), accepted, len(rows), prompt, answers, words)
         return left, tables
 
     def selected(self, tables: StepTables) -> Batches:
@@ -141,15 +146,33 @@ class _Look:
         selection = select(tables, self._options.keep, max_repeats)
         return lambda columns: (kept.select(list(columns)) for kept, _ in selection.batches())
 
-    def _named(self, tables: StepTables) -> int:
-        """Requests for the rows that `paraphrase.regenerate` names, as far as their answers are known."""
-        max_repeats, count = judge_spec(self._settings, tables.step, self._engine).max_repeats, 0
+    def new_inputs(self, tables: StepTables) -> int:
+        """What step 2 was not asked about yet and will be if it passes, see :class:`StepLeft`."""
+        count = len(tables.missing(0))
+        unjudged = tables.find_unjudged(0)
+        with closing(tables.unjudged(SAMPLE)) as blocks:
+            block = next(blocks, None)
+        if block is None:
+            return count
+        request = step_requests(self._options, 2, self._engine.model)
+        completions = block.column("completions").to_pylist()
+        keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
+        known = self._cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
+        asked = set(known.column("key").to_pylist())
+        # Which of its answers comes first is for the gates to say.
+        new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
+        return count + round(unjudged * new / block.num_rows)
+
+    def _named(self, tables: StepTables) -> list[np.ndarray]:
+        """Rows that `paraphrase.regenerate` asks for, as far as their answers are known."""
+        max_repeats = judge_spec(self._settings, tables.step, self._engine).max_repeats
+        missing: list[np.ndarray] = []
         for condition in conditions_of(self._options.regenerate):
             for attempt, rows in rows_named(tables, condition, max_repeats).items():
-                before = len(tables.missing(attempt))
+                before = tables.missing(attempt)
                 tables.ask(step_requests(self._options, tables.step, self._engine.model, attempt), rows)
-                count += len(tables.missing(attempt)) - before
-        return count
+                missing.append(np.setdiff1d(tables.missing(attempt), before))
+        return missing
 
 
 def captions_folder(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], scratch: Path) -> Path:

@@ -8,7 +8,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
+__all__ = ["Refusing", "Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
 
 Answer = Callable[[Prompt], Sequence[str]]
 
@@ -112,3 +112,10 @@ class Several(Well):
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
         super().__init__(options, context)
         self._answer = lambda prompt: (f"first {prompt.text}", f"second {prompt.text}")
+
+
+class Refusing(Well):
+    """Nobody may ask it."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        raise AssertionError(f"asked about {len(prompts)} texts")

@@ -73,13 +73,13 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     known = {2: StepLeft(rows=5, missing=4, accepted=1)}
     assert rows(known, paraphrase_1=first) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
     # Another prompt for step 1: nothing is known.
-    new = {1: StepLeft(rows=6, missing=6), 2: StepLeft(rows=0)}
+    new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
     assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
 
 
 def test_many_answers_of_the_run_say_how_many_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
-    left = {1: StepLeft(rows=162, missing=62, accepted=45, rejected=55), 2: StepLeft(rows=45, missing=45)}
+    left = {1: StepLeft(162, 62, accepted=45, rejected=55, new_inputs=62), 2: StepLeft(rows=45, missing=45)}
     monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
     found = amounts(settings, store, {"ingest": INGEST})
     assert found["paraphrase_2"].rows == 45 + round(0.45 * 62)
@@ -110,7 +110,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
             finished(stage, preset="capable", accepted=3, kept=3),
         ],
     )
-    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10), 2: StepLeft(0)})
+    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
     found = amounts(settings, store, {"ingest": INGEST})
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
@@ -124,7 +124,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
     def found(keep: int, n: int = 4) -> dict[str, Amount]:
         options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
         settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
-        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10), 2: StepLeft(0)})
+        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
         return amounts(settings, ArtifactStore(tmp_path), {"ingest": INGEST})
 
     for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
@@ -134,7 +134,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
 
 
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000), 2: StepLeft(rows=0)}
+    left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
     monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
     monkeypatch.setattr("tasks.amounts.paid_tokens", lambda *_: (1_000_000, 0))
     ingest = artifact(read=9, splits={"train": 6})

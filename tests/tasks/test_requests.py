@@ -1,0 +1,175 @@
+"""What steps have left: the plan counts what a run then asks, and looks without asking, judging or keeping anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from paraclip_core.config import Settings
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.fingerprint import FileHashes, fingerprint
+from tasks.requests import step_left, steps_left
+from tasks.stage import Stage, carry_out
+from tasks.stages.ingest import INGEST
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+
+CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(30)]
+INPUT = {"paraphrase_1": "ingest", "paraphrase_2": "paraphrase_1"}
+
+
+class Bench:
+    """A root, and captions that are written for each look at it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = ArtifactStore(folder / "root")
+
+    def settings(self, captions: Sequence[str], engine: str = "Writer", **changed: Any) -> Settings:
+        (self.folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
+        paraphrase = {"engine": f"scripted_engine:{engine}", "synonyms": False, "gates": {"preset": "off"}}
+        data = {"root": str(self.folder), "sources": [{"path": "captions.txt"}]}
+        return parse_settings({"data": data, "paraphrase": paraphrase | changed})
+
+    def run(self, stage: Stage, chosen: Settings) -> Artifact:
+        inputs = {}
+        if stage.name in INPUT:
+            inputs = {name: self.run(BEFORE[name], chosen) for name in (INPUT[stage.name],)}
+        options = dict(stage.options(chosen))
+        names = {name: artifact.fingerprint for name, artifact in inputs.items()}
+        names |= stage.sources(chosen, FileHashes(self.store.cache / "hashes.json"))
+        name = fingerprint(stage.name, stage.version, options, names)
+        draft = Draft(stage.name, name, stage.version, names, options)
+        return self.store.find(stage.name, name) or carry_out(stage, draft, chosen, self.store, inputs)
+
+    def generated(self, stage: Stage, chosen: Settings) -> int:
+        return self.run(stage, chosen).manifest.metrics["generated"]
+
+
+BEFORE = {"ingest": INGEST, "paraphrase_1": PARAPHRASE_1}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def files(store: ArtifactStore) -> list[Path]:
+    return sorted(path for path in store.root.rglob("*") if path.is_file() and path.suffix not in (".lock", ".duckdb"))
+
+
+@settings(max_examples=5, phases=(Phase.reuse, Phase.generate))
+@given(st.lists(st.sampled_from(CARS), unique=True), st.lists(st.sampled_from(CARS), unique=True))
+def test_what_is_counted_is_what_is_asked(
+    tmp_path_factory: pytest.TempPathFactory, before: list[str], after: list[str]
+) -> None:
+    assume(before != after)
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.run(PARAPHRASE_2, bench.settings([*before, "the car 2 is fast"]))
+    chosen = bench.settings([*after, "the car 2 is fast"])
+    left = steps_left(chosen, bench.store, {})
+    assert left == steps_left(chosen, bench.store, {"ingest": bench.run(INGEST, chosen)})
+    first = bench.run(PARAPHRASE_1, chosen)
+    assert left[1].missing == len(set(after) - set(before) - {"the car 2 is fast"})
+    assert first.manifest.metrics["generated"] == left[1].missing
+    assert left[1].rows == first.manifest.metrics["captions"] == len(after) + 1
+    # Step 2 of what is missing is not known before.
+    then = steps_left(chosen, bench.store, {"paraphrase_1": first})
+    assert then[2] == step_left(chosen, bench.store, 2, first)
+    assert left[2].missing <= then[2].missing <= left[2].missing + left[1].new_inputs
+    assert bench.generated(PARAPHRASE_2, chosen) == then[2].missing
+    done = steps_left(chosen, bench.store, {})
+    assert [(done[step].missing, done[step].accepted + done[step].rejected) for step in (1, 2)] == [
+        (0, len(after) + 1), (0, first.manifest.metrics["kept"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [({"reason": "empty"}, 11), ({"where": "caption like '%fast%'"}, 19), ({"where": "false"}, 0)],
+    ids=["reason", "where", "none"],
+)
+def test_rows_that_are_to_be_asked_again_are_counted(entry: dict[str, str], expected: int, bench: Bench) -> None:
+    bench.run(PARAPHRASE_1, bench.settings(CARS))
+    chosen = bench.settings(CARS, regenerate=[entry])
+    left = steps_left(chosen, bench.store, {})
+    assert left[1].missing == bench.generated(PARAPHRASE_1, chosen) == expected
+
+
+def test_rules_that_name_the_same_rows_are_counted_once_as_long_as_their_answers_are_not_known(bench: Bench) -> None:
+    bench.run(PARAPHRASE_1, bench.settings(CARS))
+    chosen = bench.settings(CARS, regenerate=[{"reason": "empty"}, {"reason": "empty"}])
+    assert steps_left(chosen, bench.store, {})[1].missing == 11
+    generated = bench.generated(PARAPHRASE_1, chosen)
+    assert 11 <= generated <= 22
+    assert steps_left(chosen, bench.store, {})[1].missing == 0
+
+
+def test_further_attempts_are_counted_for_the_rows_that_are_known_to_be_rejected(bench: Bench) -> None:
+    bench.run(PARAPHRASE_1, bench.settings(CARS))
+    chosen = bench.settings(CARS, attempts=2)
+    left = steps_left(chosen, bench.store, {})[1]
+    assert left.completion_tokens > 10
+    assert (left.missing, left.rejected, left.accepted) == (11, 11, 19)
+    assert bench.generated(PARAPHRASE_1, chosen) == 11
+
+
+def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(bench: Bench) -> None:
+    bench.run(PARAPHRASE_2, bench.settings(CARS[:10], engine="Well"))
+    # Ten answers are judged anew, and known to step 2; the others are missing.
+    other = {"preset": "off", "extra": ["scripted_gates:short"]}
+    left = steps_left(bench.settings(CARS[:14], engine="Well", gates=other), bench.store, {})
+    assert (left[1].missing, left[1].new_inputs, left[1].accepted, left[2].rows) == (4, 4, 0, 0)
+    # With another prompt step 2 knows none of them.
+    chosen = bench.settings(CARS[:14], engine="Well", gates=other, prompt_2="Say {}!")
+    assert steps_left(chosen, bench.store, {})[1].new_inputs == 14
+    assert bench.generated(PARAPHRASE_2, chosen) == 14
+
+
+def test_each_rewrite_is_a_row_of_step_2(bench: Bench) -> None:
+    bench.run(PARAPHRASE_1, bench.settings(CARS, engine="Several"))
+    chosen = bench.settings(CARS, engine="Several", keep=2)
+    left = steps_left(chosen, bench.store, {})
+    assert (left[1].missing, left[2].rows, left[2].missing) == (0, 60, 60)
+    assert bench.generated(PARAPHRASE_2, chosen) == 60
+
+
+def test_a_look_asks_judges_and_keeps_nothing(bench: Bench) -> None:
+    chosen = bench.settings(CARS[:10], engine="Refusing")
+    left = steps_left(chosen, bench.store, {})
+    assert left[1].missing == 10 and not bench.store.root.exists()
+    bench.run(PARAPHRASE_1, bench.settings(CARS[:10], engine="Well"))
+    before = files(bench.store)
+    looked = bench.settings(CARS, engine="Refusing", gates={"preset": "off", "extra": ["scripted_gates:short"]})
+    left = steps_left(looked, bench.store, {})
+    assert (left[1].rows, left[1].missing, left[1].accepted) == (30, 20, 0)
+    assert files(bench.store) == before
+
+
+def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
+    def tokens(captions: Sequence[str] = CARS, **changed: Any) -> tuple[float, float]:
+        left = steps_left(bench.settings(captions, **changed), bench.store, {})[1]
+        return left.prompt_tokens, left.completion_tokens
+
+    few_shot, paper = tokens(), tokens(prompts="paper")
+    assert few_shot[0] > 2 * paper[0] and few_shot[1] == paper[1]
+    # Seven words make about nine tokens.
+    assert 12 < paper[0] < 60 and 7 < paper[1] / 2 < 12
+    assert tokens(prompts="paper", sampling={"n": 6})[1] == 3 * paper[1]
+    longer = tokens([f"{text} and beside a very big red house" for text in CARS], prompts="paper")
+    assert longer[0] > paper[0] + 5 and longer[1] > paper[1] + 10
+
+
+def test_words_are_estimated_where_they_are_asked_for(bench: Bench) -> None:
+    def words(**changed: Any) -> int:
+        chosen = bench.settings(CARS, **({"synonyms": True, "gates": {}} | changed))
+        return steps_left(chosen, bench.store, {})[1].words
+
+    # Beside car, near, beach, slow and fast, whose synonyms are asked for in turn.
+    assert 4 <= words() <= 20
+    assert [words(synonyms=False), words(prompts="paper"), words(gates={"preset": "off"})] == [0, 0, 0]
