@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.captions.clean import CaptionFilter, clean
+from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions, Settings
 from paraclip_core.desks import Desk
@@ -210,9 +210,7 @@ class _Trial:
 
     def _left_out(self, captions: Sequence[str]) -> list[str]:
         """Why ingest would leave out each caption, so that no run would ask about it; empty where it would not."""
-        limits = CaptionFilter(self._settings.data)
-        problems = (limits.length(raw) if len(raw) > limits.max_chars else limits.words(clean(raw)) for raw in captions)
-        return [": ".join(problem or ()) for problem in problems]
+        return [": ".join(cleaned(caption, self._settings.data)[1] or ()) for caption in captions]
 
     def _step(self, step: int, rows: Sequence[Texts]) -> list[list[Attempt]]:
         """The attempts of each row, until one has an accepted answer or none is left."""

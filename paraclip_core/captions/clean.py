@@ -38,7 +38,7 @@ import regex
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import ConfigError
 
-__all__ = ["REASONS", "CaptionFilter", "clean", "configured_split", "count_words", "is_unspaced", "split_name"]
+__all__ = ["REASONS", "clean", "cleaned", "configured_split", "count_words", "is_unspaced", "split_name"]
 
 REASONS = (
     "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
@@ -79,30 +79,20 @@ def _unescape(text: str) -> str:
     return html.unescape(_ENDLESS.sub("\ufffd", text))
 
 
-class CaptionFilter:
-    """The filters that look at one caption alone."""
-
-    def __init__(self, options: DataOptions) -> None:
-        """Take the limits from the configuration."""
-        self.max_chars = options.max_chars
-        self._min, self._max = options.min_words, options.max_words
-        self._unspaced = options.unspaced_scripts
-
-    def length(self, raw: str) -> tuple[str, str]:
-        """Reason and detail for a raw caption that is too long."""
-        return "too_long", f"{len(raw)} characters, at most {self.max_chars}"
-
-    def words(self, text: str) -> tuple[str, str] | None:
-        """Reason and detail if a cleaned caption is empty or has too few or too many words, None if it is kept."""
-        count = count_words(text, self._unspaced)
-        if self._min <= count <= self._max and text:
-            return None
-        if not text:
-            return "empty", "nothing is left after cleaning"
-        if count < self._min:
-            hint = "; see data.unspaced_scripts" if is_unspaced(text) and not self._unspaced else ""
-            return "too_few_words", f"{count} words, at least {self._min}{hint}"
-        return "too_many_words", f"{count} words, at most {self._max}"
+def cleaned(raw: str, options: DataOptions) -> tuple[str, tuple[str, str] | None]:
+    """The cleaned caption, and reason and detail where a filter that looks at one caption alone stops it."""
+    if len(raw) > options.max_chars:
+        return "", ("too_long", f"{len(raw)} characters, at most {options.max_chars}")
+    text = clean(raw)
+    count = count_words(text, options.unspaced_scripts)
+    if not text:
+        return text, ("empty", "nothing is left after cleaning")
+    if count < options.min_words:
+        hint = "; see data.unspaced_scripts" if is_unspaced(text) and not options.unspaced_scripts else ""
+        return text, ("too_few_words", f"{count} words, at least {options.min_words}{hint}")
+    if count > options.max_words:
+        return text, ("too_many_words", f"{count} words, at most {options.max_words}")
+    return text, None
 
 
 def is_unspaced(text: str) -> bool:

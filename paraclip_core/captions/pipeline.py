@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import CaptionFilter, clean, configured_split, split_name
+from paraclip_core.captions.clean import cleaned, configured_split, split_name
 from paraclip_core.captions.dedup import Keys, KeySet, caption_ids, id_keys, text_keys
 from paraclip_core.captions.readers.registry import READERS, detect, read
 from paraclip_core.captions.rows import Outcome, Reject, RowBatch, reject_batch
@@ -47,7 +47,6 @@ class CaptionPipeline:
         for file in files:
             configured_split(file.options.split)
         self._options = options
-        self._filter = CaptionFilter(options)
         self._tokenizer = Tokenizer(options.context_length)
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
         self._pictures = {file.name for file in files if file.pictures}
@@ -108,17 +107,15 @@ class CaptionPipeline:
         texts: list[str] = []
         splits: list[str | None] = []
         passed: list[bool] = []
-        longest, judge = self._filter.max_chars, self._filter.words
         for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
             split = default if named is None else split_name(named)
-            if len(raw) > longest:
-                problem = self._filter.length(raw)
-            elif (problem := judge(text := clean(raw))) is None and split is None:
+            text, problem = cleaned(raw, self._options)
+            if problem is None and split is None:
                 problem = "unknown_split", f"split {str(named)[:80]!r}, expected train, val or test"
-            elif problem is None:
+            if problem is None:
                 texts.append(text)
                 splits.append(split)
-            if problem is not None:
+            else:
                 batch.reject(n, *problem)
             passed.append(problem is None)
         batch.keep(passed)
