@@ -1,4 +1,4 @@
-"""The paraphrase stage over real vLLM, offline and served, killed and resumed: no caption is paid for twice."""
+"""The paraphrase stage over real vLLM, ours and another's, killed and resumed: no caption is paid for twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings_of(root: Path, captions: list[str], **engine: Any) -> Settings:
     root.mkdir(parents=True, exist_ok=True)
     (root / "captions.txt").write_text("".join(f"{text}\n" for text in captions))
     paraphrase = {
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "synonyms": False,
         "sampling": {"n": 1, "max_tokens": 16},
         "chunk": CHUNK,
@@ -75,7 +75,7 @@ def cleaned(captions: list[str]) -> list[str]:
     return [text.removesuffix(".").strip() for text in captions]
 
 
-def test_offline(
+def test_our_own_server(
     tmp_path: Path,
     cleaned: list[str],
     smollm2: str,
@@ -91,7 +91,7 @@ def test_offline(
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
         (stage,) = find_below(os.getpid(), "tasks.child")
-        (engine,) = find_below(stage, "vllm_worker.py")
+        (engine,) = find_below(stage, "vllm_server.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()
@@ -102,7 +102,7 @@ def test_offline(
         # The engine is killed: the stage says so and ends.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= first + CHUNK)
-        (engine,) = find_below(os.getpid(), "vllm_worker.py")
+        (engine,) = find_below(os.getpid(), "vllm_server.py")
         os.kill(engine, signal.SIGKILL)
         with pytest.raises(EngineError, match="its process was killed by signal 9"):
             run.result()
@@ -115,7 +115,7 @@ def test_offline(
     check(root, tmp_path / "two", cleaned, artifact, **chosen)
 
 
-def test_served(
+def test_a_server_of_someone_elses(
     tmp_path: Path,
     cleaned: list[str],
     vllm_server: Any,

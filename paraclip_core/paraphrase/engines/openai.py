@@ -21,7 +21,7 @@ from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAICli
 from paraclip_core.paraphrase.engines.openai_wire import plain
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["OpenAIEngine"]
+__all__ = ["OpenAIEngine", "in_order"]
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +125,7 @@ class OpenAIEngine:
         Raises:
             EngineError: the server is of no use or too dear by now; its `finished` has what was answered.
         """
-        completions: dict[int, Completion] = {}
-        try:
-            completions.update(self.stream(prompts, sampling))
-        except EngineError as error:
-            error.finished = completions
-            raise
-        return [completions[number] for number in range(len(prompts))]
+        return in_order(self.stream(prompts, sampling))
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
@@ -171,6 +165,21 @@ class OpenAIEngine:
             self._budget = Budget(self._options, self._budget.spent)
             self._connected = portal, client
         return self._connected
+
+
+def in_order(stream: Iterable[tuple[int, Completion]]) -> list[Completion]:
+    """Completions by their numbers.
+
+    Raises:
+        EngineError: the stream's, with what came before it as its `finished`.
+    """
+    completions: dict[int, Completion] = {}
+    try:
+        completions.update(stream)
+    except EngineError as error:
+        error.finished = completions
+        raise
+    return [completions[number] for number in range(len(completions))]
 
 
 class _HaltedError(Exception):

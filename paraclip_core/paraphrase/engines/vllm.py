@@ -1,8 +1,7 @@
-"""Offline vLLM as an engine: one process for each group of GPUs, in the Python environment that has vLLM."""
+"""vLLM on this machine as an engine: a server for each group of GPUs, in the Python environment that has vLLM."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,40 +9,49 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from itertools import takewhile
-from typing import Any
 from urllib.parse import urlencode
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions, meaning
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions, VllmOptions, meaning
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines.local_model import local_model, read_hashes
-from paraclip_core.paraphrase.engines.vllm_process import VllmProcess
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, in_order
+from paraclip_core.paraphrase.engines.openai_retry import RefusedError
+from paraclip_core.paraphrase.engines.vllm_process import INSTALL, VllmProcess
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, HashFiles, Prompt
 from paraclip_core.paths import user_path
 
-__all__ = ["VllmEngine", "gpu_groups", "request_seed"]
+__all__ = ["VllmEngine", "gpu_groups"]
 
 log = logging.getLogger(__name__)
 
 NOT_ARGUMENTS = ("python", "data_parallel_size", "extra")
-SEED_BITS = 48
+SERVED = "paraclip"
+"""What the server calls the model."""
+# What is not asked for is vLLM's own default and not the model's: options alone decide how answers are drawn.
+ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log")
+SERVER_OPTIONS = OpenAIOptions(api_key_env="PARACLIP_NO_KEY", timeout_seconds=3600, retries=1, max_failures=1)
 GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 """A name in CUDA_VISIBLE_DEVICES."""
 
 
 class VllmEngine:
-    """Continuous batching with a shared prompt prefix, and a process for each group of `tensor_parallel_size` GPUs.
+    """vLLM's own server in a process for each group of `tensor_parallel_size` GPUs, asked as any other server is.
 
     Each request is seeded by its prompt's seed and text, so its answers depend on what is computed beside it by
-    rounding alone. Every engine process ends when this one does.
+    rounding alone. Every server process ends when this one does. A prompt that does not fit stops the run.
     """
 
     name = "vllm"
 
     def __init__(
-        self, model: str, options: VllmOptions, device: str = "auto", hash_files: HashFiles = read_hashes
+        self,
+        model: str,
+        options: VllmOptions,
+        device: str = "auto",
+        hash_files: HashFiles = read_hashes,
+        chunk: int = 256,
     ) -> None:
         """Nothing is started yet.
 
@@ -52,19 +60,21 @@ class VllmEngine:
             options: vLLM's own options.
             device: `auto` for every visible GPU, or `cuda:N` for one.
             hash_files: hashes the weights of a model in a folder, for its name.
+            chunk: requests under way at once.
         """
         folder = user_path(model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._options, self._device = model, options, device
-        self._hash_files = hash_files
+        self._hash_files, self._chunk = hash_files, chunk
         self._processes: list[VllmProcess] = []
+        self._client: OpenAIEngine | None = None
         self._model = ""
 
     @classmethod
     def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> VllmEngine:
         """The engine of the paraphrase options."""
-        return cls(options.model, options.vllm, context.device, context.hash_files)
+        return cls(options.model, options.vllm, context.device, context.hash_files, options.chunk)
 
     @property
     def facts(self) -> EngineFacts:
@@ -99,73 +109,93 @@ class VllmEngine:
             )
         return f"{self._name}@{self._options.revision}"
 
+    def check(self) -> None:
+        """Look whether model and vLLM are there; nothing is loaded.
+
+        Raises:
+            ConfigError: there is no such interpreter.
+            EngineError: there is no such model, or the interpreter has no vLLM.
+        """
+        _ = self.model
+        look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        if subprocess.run([self._python(), "-P", "-c", look], check=False, timeout=60).returncode:
+            raise EngineError(INSTALL)
+
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
 
         Raises:
-            EngineError: vLLM is not installed, did not start or died; its `finished` has what other processes answered.
+            EngineError: vLLM is not installed, did not start or died; its `finished` has what was answered before.
+        """
+        return in_order(self.stream(prompts, sampling))
+
+    def stream(
+        self, prompts: Sequence[Prompt], sampling: SamplingOptions
+    ) -> Generator[tuple[int, Completion], None, None]:
+        """Completions as they come, each with the number of its prompt.
+
+        Raises:
+            EngineError: vLLM is not installed, did not start or died; what was answered was handed over before.
         """
         if not prompts:
-            return []
-        self._start()
-        # The longest first, so that no process ends with one long answer alone; dealt out like cards.
-        order = sorted(range(len(prompts)), key=lambda row: -sum(len(text) for _, text in prompts[row].messages))
-        hands = [order[start :: len(self._processes)] for start in range(min(len(self._processes), len(order)))]
-        drawing = _sampling(sampling)
-        found: dict[int, Completion] = {}
-        failures: list[EngineError] = []
-        with ThreadPoolExecutor(len(hands)) as pool:
-            answers = [
-                pool.submit(process.generate, [_request(prompts[row]) for row in hand], drawing)
-                for process, hand in zip(self._processes, hands, strict=False)
-            ]
-            for hand, answer in zip(hands, answers, strict=True):
-                try:
-                    found |= dict(zip(hand, map(_completion, answer.result()), strict=True))
-                except EngineError as error:
-                    failures.append(error)
-        if failures:
+            return
+        try:
+            yield from self._start().stream(prompts, sampling)
+        except RefusedError as error:
+            text = f"{error.reply.text}; paraphrase.vllm.max_model_len is {self._options.max_model_len}"
+            raise EngineError(f"vLLM does not take a prompt: {text}") from error
+        except EngineError as error:
+            died = [process for process in self._processes if process.has_died()]
+            raised = died[0].failure(f"failed on {len(prompts)} prompts") if died else error
             self.close()
-            raise EngineError(str(failures[0]), finished=found) from failures[0]
-        return [found[row] for row in range(len(prompts))]
+            raise raised from error
 
     def close(self) -> None:
-        """End the engine processes; the next call starts them again."""
+        """End the server processes; the next call starts them again."""
+        if self._client is not None:
+            self._client.close()
         for process in self._processes:
             process.close()
-        self._processes = []
+        self._processes, self._client = [], None
 
-    def _start(self) -> None:
-        if self._processes:
-            return
-        options = self._options
-        python = shutil.which(str(user_path(options.python))) if options.python else sys.executable
+    def _start(self) -> OpenAIEngine:
+        if self._client is None:
+            python, arguments = self._python(), self._arguments()
+            options = self._options
+            groups = gpu_groups(options.tensor_parallel_size, options.data_parallel_size, self._device)
+            log.info("starting %d vLLM process(es) for %s", len(groups), self._name)
+            self._processes = [VllmProcess(python, arguments, gpus) for gpus in groups]
+            try:
+                for process in self._processes:
+                    process.wait_until_ready()
+            except BaseException:
+                self.close()
+                raise
+            urls = [process.url for process in self._processes]
+            asking = SERVER_OPTIONS.model_copy(update={"concurrency": self._chunk})
+            self._client = OpenAIEngine(SERVED, asking, urls, strict=True)
+        return self._client
+
+    def _python(self) -> str:
+        chosen = self._options.python
+        python = shutil.which(str(user_path(chosen))) if chosen else sys.executable
         if python is None:
-            raise ConfigError(f"paraphrase.vllm.python: {options.python} cannot be run; expected a Python interpreter")
-        groups = gpu_groups(options.tensor_parallel_size, options.data_parallel_size, self._device)
-        log.info("starting %d vLLM process(es) for %s", len(groups), self._name)
-        self._processes = [VllmProcess(python, self._arguments(), gpus) for gpus in groups]
-        try:
-            for process in self._processes:
-                facts = process.wait_until_ready()
-                log.info("vLLM %s is ready, at most %s tokens a request", facts["version"], facts["max_model_len"])
-        except BaseException:
-            self.close()
-            raise
+            raise ConfigError(f"paraphrase.vllm.python: {chosen} cannot be run; expected a Python interpreter")
+        return python
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self) -> list[str]:
         values = self._options.model_dump(exclude=set(NOT_ARGUMENTS), exclude_none=True)
         if self._folder is not None:
             del values["revision"]
         model = str(self._folder.absolute()) if self._folder is not None else self._name
-        return {"model": model, **values, **self._options.extra}
-
-
-def request_seed(prompt: Prompt) -> int:
-    """Seed of one request: a function of the prompt's seed and its text, so that other requests do not matter."""
-    digest = hashlib.blake2b(f"{prompt.seed}\0{prompt.text}".encode("utf-8", "surrogatepass"), digest_size=8)
-    # vLLM adds the number of the answer to it.
-    return int.from_bytes(digest.digest(), "little") >> (64 - SEED_BITS)
+        arguments = [model, "--served-model-name", SERVED, *ALWAYS]
+        for name, value in (values | self._options.extra).items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                arguments += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
+        return arguments
 
 
 def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str = "auto") -> list[str | None]:
@@ -210,23 +240,3 @@ def _visible_gpus() -> list[str]:
         [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
     )
     return listed.stdout.split() if listed.returncode == 0 else []
-
-
-def _sampling(sampling: SamplingOptions) -> dict[str, Any]:
-    greedy = sampling.temperature == 0
-    return {
-        # Greedy decoding has one answer.
-        "n": 1 if greedy else sampling.n,
-        "temperature": sampling.temperature,
-        "top_p": 1.0 if greedy else sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "stop": ["\n"],
-    }
-
-
-def _request(prompt: Prompt) -> dict[str, Any]:
-    return {"messages": prompt.messages, "seed": request_seed(prompt)}
-
-
-def _completion(answer: dict[str, Any]) -> Completion:
-    return Completion(tuple(answer["texts"]), answer["prompt_tokens"], answer["completion_tokens"])

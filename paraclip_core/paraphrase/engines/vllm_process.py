@@ -1,25 +1,25 @@
-"""One process with a vLLM engine in it: started, asked, and ended with everything that it started itself."""
+"""One process with vLLM's server in it: started, waited for, and ended with everything that it started itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from paraclip_core.errors import EngineError
 
 __all__ = ["INSTALL", "VllmProcess"]
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
+SERVER = Path(__file__).with_name("vllm_server.py")
 PATIENCE_SECONDS = 15.0
 """How long a process that was asked to end may take."""
 GROUP_PATIENCE_SECONDS = 8.0
@@ -35,21 +35,25 @@ class VllmProcess:
     """A child in a process group of its own. It ends with this process, whichever way that ends; when it dies, the
     processes that vLLM had started are ended, too."""
 
-    def __init__(self, python: str, arguments: dict[str, Any], gpus: str | None = None) -> None:
+    def __init__(self, python: str, arguments: Sequence[str], gpus: str | None = None) -> None:
         """Start it; the model is being loaded when this returns.
 
         Args:
             python: interpreter of the environment that has vLLM.
-            arguments: engine arguments, named as vLLM names them.
+            arguments: of `vllm serve`.
             gpus: value of CUDA_VISIBLE_DEVICES.
         """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+            place = ["--host", "127.0.0.1", "--port", str(probe.getsockname()[1])]
         self._python = python
         self._child = subprocess.Popen(
             # -P: beside the script lie modules that are named like the libraries they use.
-            [python, "-P", str(WORKER)],
+            [python, "-P", str(SERVER), *arguments, *place],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=_environment(gpus),
             start_new_session=True,
         )
@@ -58,29 +62,44 @@ class VllmProcess:
         self._pump = threading.Thread(target=self._forward_log, daemon=True)
         self._pump.start()
         threading.Thread(target=self._bury, daemon=True).start()
-        self._send(arguments)
 
     @property
     def pid(self) -> int:
         """Process id, which is its group's, too."""
         return self._child.pid
 
-    def wait_until_ready(self) -> dict[str, Any]:
-        """vLLM's version and `max_model_len` as soon as the model is loaded.
+    @property
+    def url(self) -> str:
+        """Address of its OpenAI interface."""
+        return f"{self._address}/v1"
+
+    def wait_until_ready(self) -> None:
+        """Wait until the model is loaded.
 
         Raises:
             EngineError: vLLM is not installed there, or it did not start.
         """
-        return self._receive("did not start")
+        while not self._healthy():
+            if self._ended.wait(0.2):
+                raise self.failure("did not start")
 
-    def generate(self, requests: Sequence[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]:
-        """Texts and token counts of each request, in order.
+    def has_died(self) -> bool:
+        """Whether it is gone, as far as is known shortly after a connection to it was lost."""
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(1)
+        return self._child.poll() is not None
 
-        Raises:
-            EngineError: the process failed or died.
-        """
-        self._send({"prompts": requests, "sampling": sampling})
-        return self._receive(f"failed on {len(requests)} prompts")["completions"]
+    def failure(self, what: str) -> EngineError:
+        """The error of a process that has died, with the end of its log."""
+        self._ended.wait(PATIENCE_SECONDS)
+        self._pump.join(PATIENCE_SECONDS)
+        if any("No module named 'vllm'" in line for line in self._tail):
+            return EngineError(f"{INSTALL} ({self._python} says {self._tail[-1]})")
+        code = self._child.returncode
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+        end = "".join(f"\n  {line}" for line in self._tail)
+        hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
+        return EngineError(f"vLLM {what}: its process {how}{hint}. The end of its log:{end or ' (it wrote nothing)'}")
 
     def close(self) -> None:
         """End it and wait for its end."""
@@ -91,40 +110,19 @@ class VllmProcess:
             self._end_group(signal.SIGKILL)
             self._ended.wait(PATIENCE_SECONDS)
         self._pump.join(PATIENCE_SECONDS)
-        for stream in (self._child.stdout, self._child.stderr):
-            if stream is not None:
-                stream.close()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
 
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._child.stdin is not None
-        # A broken pipe is explained when the answer does not come.
-        with suppress(OSError):
-            self._child.stdin.write(json.dumps(message).encode() + b"\n")
-            self._child.stdin.flush()
-
-    def _receive(self, what: str) -> dict[str, Any]:
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        # A process that is killed while it answers leaves half a line.
-        if line.endswith(b"\n"):
-            message = json.loads(line)
-            if "error" not in message:
-                return message
-            reason = message["error"]
-            if reason.startswith("ModuleNotFoundError"):
-                raise EngineError(f"{INSTALL} ({self._python} says {reason})")
-            raise EngineError(f"vLLM {what}: {reason}")
-        self._ended.wait(PATIENCE_SECONDS)
-        self._pump.join(PATIENCE_SECONDS)
-        code = self._child.returncode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
-        end = "".join(f"\n  {line}" for line in self._tail)
-        hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        raise EngineError(f"vLLM {what}: its process {how}{hint}. The end of its log:{end or ' (it wrote nothing)'}")
+    def _healthy(self) -> bool:
+        # No proxy is asked for what is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with suppress(OSError), opener.open(f"{self._address}/health", timeout=5) as answer:
+            return answer.status == 200
+        return False
 
     def _forward_log(self) -> None:
-        assert self._child.stderr is not None
-        for raw in self._child.stderr:
+        assert self._child.stdout is not None
+        for raw in self._child.stdout:
             line = raw.decode("utf-8", "replace").rstrip()
             self._tail.append(line)
             # Nobody may be left to read it, which is no reason to stop reading.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions, meaning
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.vllm import VllmEngine, gpu_groups, request_seed
-from paraclip_core.paraphrase.engines.vllm_process import VllmProcess
+from paraclip_core.paraphrase.engines.vllm import VllmEngine, gpu_groups
 from paraclip_core.paraphrase.protocol import Prompt
 
 
@@ -48,13 +48,6 @@ def test_an_option_has_one_place(name: str) -> None:
         VllmOptions(extra={name: 1})
 
 
-@given(st.text(), st.text(), st.integers(0, 2**31), st.integers(0, 2**31))
-def test_a_seed_follows_seed_and_text(one: str, other: str, seed: int, other_seed: int) -> None:
-    assert 0 <= request_seed(prompt(one, seed)) < 2**48
-    same = (one, seed) == (other, other_seed)
-    assert (request_seed(prompt(one, seed)) == request_seed(prompt(other, other_seed))) == same
-
-
 def test_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5, 6,GPU-7")
     assert gpu_groups(1, 0) == ["4", "5", "6", "GPU-7"]
@@ -74,6 +67,73 @@ def test_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu_groups(1, 0) == ["3"]
 
 
+STAND_IN = """
+import json, os, signal, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+assert sys.argv[sys.argv.index("--model") + 1] and "--no-enable-chunked-prefill" in sys.argv, sys.argv
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply(200, {})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = asked["messages"][-1]["content"]
+        if "die now" in text:
+            print("I was told to", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "too long" in text:
+            self.reply(400, {"error": {"message": "This model's maximum context length is 512 tokens."}})
+            return
+        choice = {"message": {"content": f"{text} by {os.getpid()}"}}
+        self.reply(200, {"model": asked["model"], "choices": [choice] * asked.get("n", 1)})
+
+    def reply(self, code, content):
+        raw = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+Server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> str:
+    """An interpreter in whose environment a small server stands in for vLLM's build for CPUs."""
+    package = tmp_path / "site" / "vllm"
+    (package / "entrypoints" / "openai").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "platforms.py").write_text("class current_platform:\n    is_cpu = staticmethod(lambda: True)\n")
+    (package / "entrypoints" / "openai" / "api_server.py").write_text(STAND_IN)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "site"}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def options(**vllm: object) -> ParaphraseOptions:
     return ParaphraseOptions(engine="vllm", model="org/name", vllm=VllmOptions(**vllm))  # pyright: ignore[reportArgumentType]
 
@@ -87,14 +147,61 @@ def test_a_missing_vllm_says_how_to_install_it() -> None:
     engine.close()
 
 
-def test_an_answer_cut_off_by_a_kill_is_a_failed_engine(tmp_path: Path) -> None:
+def test_a_process_that_dies_while_it_loads_is_a_failed_engine(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nread arguments\nprintf \'{"completions": [{"te\'\nkill -9 $$\n')
+    python.write_text("#!/bin/sh\necho loading the weights\nkill -9 $$\n")
     python.chmod(0o755)
-    process = VllmProcess(str(python), {})
-    with pytest.raises(EngineError, match="killed by signal 9"):
-        process.wait_until_ready()
-    process.close()
+    engine = VllmEngine("org/name", VllmOptions(python=str(python)), device="cpu")
+    with pytest.raises(EngineError, match=r"did not start: .* killed by signal 9.*out of memory(.|\n)*loading the wei"):
+        engine.generate([prompt()], SamplingOptions())
+
+
+def test_the_servers_share_the_work_and_end_with_the_engine(stand_in: str) -> None:
+    engine = VllmEngine(
+        "org/name", VllmOptions(python=stand_in, data_parallel_size=2, extra={"a_b": 4}), "cpu", chunk=8
+    )
+    engine.check()
+    texts = [f"photo {number}" for number in range(40)]
+    completions = engine.generate([prompt(text) for text in texts], SamplingOptions(n=2))
+    assert [completion.texts[0].rpartition(" by ")[0] for completion in completions] == texts
+    pids = {int(completion.texts[0].rpartition(" ")[2]) for completion in completions}
+    assert len(pids) == 2 and all(map(alive, pids))
+    engine.close()
+    assert not any(map(alive, pids))
+    # It may be used again.
+    assert len(engine.generate([prompt()], SamplingOptions())) == 1
+    engine.close()
+
+
+def test_when_a_server_dies_its_log_is_shown_and_answers_are_kept(stand_in: str) -> None:
+    engine = VllmEngine("org/name", VllmOptions(python=stand_in, data_parallel_size=2), "cpu", chunk=4)
+    prompts = [prompt(f"photo {number}") for number in range(20)] + [prompt("die now")] + [prompt("z")] * 20
+    with pytest.raises(EngineError, match=r"failed on 41 prompts: .* killed by signal 9(.|\n)*I was told to") as caught:
+        engine.generate(prompts, SamplingOptions())
+    assert set(range(16)) <= caught.value.finished.keys() and 20 not in caught.value.finished
+    assert len(engine.generate(prompts[:3], SamplingOptions())) == 3
+    engine.close()
+
+
+def test_a_prompt_that_does_not_fit_stops_the_run(stand_in: str) -> None:
+    engine = VllmEngine("org/name", VllmOptions(python=stand_in, max_model_len=512), "cpu")
+    with pytest.raises(EngineError, match=r"maximum context length.*; paraphrase\.vllm\.max_model_len is 512"):
+        engine.generate([prompt(), prompt("too long")], SamplingOptions())
+    engine.close()
+
+
+def test_no_server_outlives_a_process_that_is_killed(stand_in: str) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from paraclip_core.paraphrase.engines.vllm_process import VllmProcess\n"
+        "process = VllmProcess(sys.argv[1], ['m', '--max-model-len', '64'])\n"
+        "process.wait_until_ready()\n"
+        "print(process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, stand_in], stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    eventually(lambda: not alive(int(killed.stdout)), seconds=60)
 
 
 def test_wrong_options_are_named() -> None:

@@ -1,4 +1,4 @@
-"""The engine `vllm` with vLLM's offline engine behind it."""
+"""The engine `vllm` with real vLLM behind it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_killed_engine_is_an_error_and_the_next_call_starts_another(
     engine: VllmEngine, captions: list[str], find_below: Callable[..., list[int]], is_alive: Callable[[int], bool]
 ) -> None:
     engine.generate(prompts(captions[:1]), SAMPLING)
-    (pid,) = find_below(os.getpid(), "vllm_worker.py")
+    (pid,) = find_below(os.getpid(), "vllm_server.py")
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
     killer.start()
     with pytest.raises(EngineError, match="its process was killed by signal 9"):
@@ -82,10 +83,16 @@ def test_a_killed_engine_is_an_error_and_the_next_call_starts_another(
     assert not is_alive(pid)
     assert len(engine.generate(prompts(captions[:2]), SAMPLING)) == 2
     engine.close()
-    assert find_below(os.getpid(), "vllm_worker.py") == []
+    assert find_below(os.getpid(), "vllm_server.py") == []
+
+
+def test_the_check_finds_model_and_vllm(engine: VllmEngine, tmp_path: Path) -> None:
+    engine.check()
+    with pytest.raises(EngineError, match=r"no config\.json"):
+        VllmEngine(str(tmp_path), VllmOptions()).check()
 
 
 def test_an_unknown_engine_argument_is_named(smollm2: str, vllm_options: dict[str, Any]) -> None:
-    engine = VllmEngine(smollm2, VllmOptions(**vllm_options, extra={"max_num_seq_": 4}))
-    with pytest.raises(EngineError, match=r"no engine argument 'max_num_seq_'; did you mean 'max_num_seqs'\?"):
+    engine = VllmEngine(smollm2, VllmOptions(**vllm_options, extra={"no_such_argument": 4}))
+    with pytest.raises(EngineError, match=r"did not start(.|\n)*unrecognized arguments: --no-such-argument 4"):
         engine.generate(prompts(["a dog"]), SAMPLING)
