@@ -98,10 +98,10 @@ def without_images(files: Sequence[SourceFile]) -> str | None:
     if any(file.images is not None for file in files):
         return None
     tables = [(file.name, picture_candidates(file.path)) for file in files if file.form == "parquet"]
-    found = "".join(f"; {name} has {columns}" for name, columns in tables[:1] if columns)
+    hint = "".join(f"; {name} has {columns}" for name, columns in tables[:1] if columns)
     return (
         "no source has images, so that its captions can be paraphrased but not trained on; expected "
-        f"data.sources[].images, webdataset tars, or Parquet with a column of pictures, one a row{found}"
+        f"data.sources[].images, webdataset tars, or Parquet with a column of pictures, one a row{hint}"
     )
 
 
@@ -130,23 +130,19 @@ def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
     skipped = images if images is not None and path in images.parents else None
     # What a run writes would be read by the next one.
     left_out = {place for place in (skipped, below(path, own)) if place is not None}
-    found = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
-    return [p for p in found if not _hidden(p.relative_to(path))]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _caption_files(found: list[Path], wanted: str) -> list[Path]:
+def _caption_files(files: list[Path], wanted: str) -> list[Path]:
     if wanted != "auto":
         expected = "json" if wanted in ("coco", "karpathy") else wanted
-        return [path for path in found if named_format(path) == expected]
-    return _structured(found) or _texts(found)
+        return [path for path in files if named_format(path) == expected]
+    return _structured(files) or _texts(files)
 
 
-def _structured(found: list[Path]) -> list[Path]:
-    named = [(path, named_format(path)) for path in found]
+def _structured(files: list[Path]) -> list[Path]:
+    named = [(path, named_format(path)) for path in files]
     tars = {path.with_suffix("") for path, form in named if form == "webdataset"}
     return [
         path
@@ -157,5 +153,5 @@ def _structured(found: list[Path]) -> list[Path]:
     ]
 
 
-def _texts(found: list[Path]) -> list[Path]:
-    return [p for p in found if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]
+def _texts(files: list[Path]) -> list[Path]:
+    return [p for p in files if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]

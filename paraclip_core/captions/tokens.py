@@ -88,11 +88,11 @@ class Tokenizer:
         # Token j of the batch is token j - (ends - sizes) of its piece.
         values = flat[np.repeat((np.cumsum(counts) - counts)[pieces] - (ends - sizes), sizes) + np.arange(sizes.sum())]
         lengths = np.diff(ends[last], prepend=0)
-        kept = np.minimum(lengths, self.context_length - 2)
-        if (kept < lengths).any():
+        cut = np.minimum(lengths, self.context_length - 2)
+        if (cut < lengths).any():
             within = np.arange(len(values)) - np.repeat(ends[last] - lengths, lengths)
             values = values[within < self.context_length - 2]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept + 2)])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(cut + 2)])
         whole = np.empty(offsets[-1], np.uint16)
         inner = np.ones(len(whole), bool)
         inner[offsets[:-1]] = inner[offsets[1:] - 1] = False

@@ -174,13 +174,13 @@ def has_caption(names: Sequence[str]) -> bool:
     return _first_alike(names, CAPTION) is not None or len(_numbered(names)) > 1
 
 
-def need_image(found: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
+def need_image(column: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
     """See to it that a source with images says which image a caption belongs to.
 
     Raises:
         InputError: it has images and no column with them; the text lists the columns.
     """
-    if options.images is not None and found is None:
+    if options.images is not None and column is None:
         raise InputError(
             f"{where} has none of the columns {', '.join(IMAGE)}, so no caption has an image of data.sources[].images; "
             f"its columns are {_listed(available)}. Name the one with the image in data.sources[].columns.image"

@@ -81,7 +81,7 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
 
 
 def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Path) -> Iterator[RowBatch]:
-    batcher, row, found = Batcher(), 0, 0
+    batcher, row, pictures = Batcher(), 0, 0
     for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
         keys, splits, licences = (
             [None] * batch.num_rows if name is None else _values(batch.column(name))
@@ -93,13 +93,13 @@ def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Pa
             if data.is_valid:
                 digest = picture_digest(data.as_buffer())
                 batcher.add(row, caption, (key or "").strip() or digest, picture_name(picture, row, digest), *rest)
-                found += 1
+                pictures += 1
             else:
                 text = caption if isinstance(caption, str) else None
                 batcher.reject(row, "missing_field", f"no picture in column {picture!r}, its bytes are null", text)
             row += 1
         yield from batcher.full()
-    if row and not found:
+    if row and not pictures:
         raise InputError(
             f"column {picture!r} of {path} holds no picture in any of its {row} rows, at most paths; expected the "
             "images' bytes. Embed them, or save the images as files, name their folder in data.sources[].images and "
@@ -130,8 +130,8 @@ def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBa
 
 def _captions(batch: pa.RecordBatch, columns: Columns) -> list[Any]:
     """What each row has for captions: the value of the one column, or a tuple with those of several."""
-    found = [_values(batch.column(name)) for name in columns.captions]
-    return found[0] if len(found) == 1 else list(zip(*found, strict=True))
+    values = [_values(batch.column(name)) for name in columns.captions]
+    return values[0] if len(values) == 1 else list(zip(*values, strict=True))
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -147,14 +147,13 @@ def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
     for name in columns.names():
         if schema.names.count(name) > 1:
             raise InputError(f"{path} has more than one column {name!r}; leave one, or name another in columns")
-        kind = schema.field(name).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        caption = name in columns.captions
-        if _is_list(kind) and caption:
-            kind = kind.value_type
         if name == columns.picture:
             continue
+        kind, caption = schema.field(name).type, name in columns.captions
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if _is_list(kind) and caption:
+            kind = kind.value_type
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         if not text and (caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
             hint = _hint(kind, caption)

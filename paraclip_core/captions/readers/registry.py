@@ -58,7 +58,7 @@ def detect(path: Path) -> str:
     """The format of a file, by its name and, where that does not settle it, its first bytes.
 
     Raises:
-        InputError: it cannot be read or told; the text says how to name the format.
+        InputError: it cannot be read or recognised; the text says how to name the format.
     """
     named = named_format(path)
     if named is not None and named != "json":
