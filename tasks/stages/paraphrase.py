@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings, meaning
-from paraclip_core.errors import EngineError, InputError, ParaclipError
+from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
@@ -31,6 +32,7 @@ from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
 from storage.artifacts import Artifact, ArtifactStore
 from storage.cache_tools import paid_tokens
+from storage.duckdb_file import environment_error
 from storage.fingerprint import FileHashes
 from storage.locks import lock
 from storage.parquet import PartWriter, iter_batches
@@ -123,6 +125,9 @@ def paraphrasing(
         progress: told how far it is.
         samples: file that shows the latest answers.
         share: number of a shard and of all shards, where this is one of several processes.
+
+    Raises:
+        ArtifactError: the disk is full or at fault, or there is too little memory for the step's tables.
     """
     options = relevant_options(settings.paraphrase)
     engine = make_engine(options, settings.data.root, settings.run.device, model_hashes(settings))
@@ -142,7 +147,12 @@ def paraphrasing(
             engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
         rounds = Rounds(options, engine, cache, tables, pool, max_repeats=spec.max_repeats, with_words=bool(spec.words))
         rounds.progress = keeping_samples(progress, lambda: [one._asdict() for one in rounds.samples], samples)
-        yield rounds
+        try:
+            yield rounds
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise environment_error(error, scratch) or ArtifactError(
+                f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
+            ) from error
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
