@@ -19,7 +19,7 @@ from paraclip_core.engine_options import TransformersOptions as TransformersOpti
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
 from paraclip_core.metric_names import check_metric
-from paraclip_core.options import LATER, json_fields
+from paraclip_core.options import LATER, is_dotted_path, json_fields
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
 from paraclip_core.training_options import AlphaOptions as AlphaOptions
@@ -28,7 +28,27 @@ from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
 from paraclip_core.training_options import OptimiserOptions as OptimiserOptions
 
-SourceFormat = Literal["auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text"]
+FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
+
+
+def check_format(name: str) -> str:
+    """The name, if it can be a source's format.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if name not in FORMATS and not is_dotted_path(name):
+        raise ValueError(
+            f"{name!r} is no format; expected {', '.join(FORMATS)}, or a reader of your own as package.module:function"
+        )
+    return name
+
+
+SourceFormat = Annotated[
+    str,
+    AfterValidator(check_format),
+    WithJsonSchema({"anyOf": [{"enum": list(FORMATS), "type": "string"}, {"pattern": ":", "type": "string"}]}),
+]
 EngineName = Annotated[
     str,
     AfterValidator(check_engine),
@@ -83,7 +103,9 @@ class SourceOptions(Options):
     path: str
     """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set)."""
     format: SourceFormat = "auto"
-    """Format of the file; `auto` decides by its name and first bytes."""
+    """Format of the file; `auto` decides by its name and first bytes. A reader of your own is named by its dotted path,
+    such as `my_package.module:read`: called with a path and these options, it yields batches of rows
+    (`paraclip_core/captions/rows.py`)."""
     images: str | None = None
     """Tar or folder with the images, relative to `data.root`; absent where a source has captions only, or holds its
     images itself, as webdataset tars do and Parquet with a column of pictures."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from paraclip_core.options import OPERATIONAL, Options, json_fields
+from paraclip_core.options import OPERATIONAL, Options, is_dotted_path, json_fields
 
 __all__ = [
     "ENGINES",
@@ -61,9 +61,7 @@ def check_engine(name: str) -> str:
     Raises:
         ValueError: it cannot.
     """
-    module, colon, attribute = name.partition(":")
-    own = all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
-    if name not in ENGINES and not (colon and own):
+    if name not in ENGINES and not is_dotted_path(name):
         raise ValueError(
             f"{name!r} is no engine; expected {', '.join(ENGINES)}, or a class of your own as package.module:Class"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields"]
+__all__ = ["LATER", "OPERATIONAL", "Options", "is_dotted_path", "json_fields"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -16,6 +16,12 @@ LATER: dict[str, JsonValue] = {"later": True}
 """``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
 
 LARGEST = 2**63
+
+
+def is_dotted_path(name: str) -> bool:
+    """Whether a text can name something of a module, as `package.module:name`."""
+    module, _, attribute = name.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:

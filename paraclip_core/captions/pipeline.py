@@ -14,7 +14,7 @@ import pyarrow as pa
 from paraclip_core import tables
 from paraclip_core.captions.clean import cleaned, configured_split, split_name
 from paraclip_core.captions.dedup import Keys, KeySet, caption_ids, id_keys, text_keys
-from paraclip_core.captions.readers.registry import READERS, detect, read
+from paraclip_core.captions.readers.registry import detect, read
 from paraclip_core.captions.rows import Outcome, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile
 from paraclip_core.captions.tokens import Tokenizer
@@ -68,7 +68,7 @@ class CaptionPipeline:
             InputError: the file is missing or bad as a whole, with `on_error: stop`.
         """
         try:
-            form = file.form if file.form in READERS else detect(file.path) if file.path.is_file() else "unknown"
+            form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
             for batch in read(file.path, file.options, form):
                 yield self._outcome(batch, file)
         except InputError as error:

@@ -68,7 +68,8 @@ def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None
     A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
     plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
     source's own `images` (unless these are the whole folder), `own`, where artifacts are kept, nor the Parquet file
-    that lies beside a webdataset tar of the same name (it repeats it).
+    that lies beside a webdataset tar of the same name (it repeats it). A reader of the user's own gets every file that
+    is not hidden, among the `images` or among the artifacts.
     A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
 
     Raises:
@@ -135,6 +136,8 @@ def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
 
 
 def _caption_files(files: list[Path], wanted: str) -> list[Path]:
+    if ":" in wanted:
+        return files
     if wanted != "auto":
         expected = "json" if wanted in ("coco", "karpathy") else wanted
         return [path for path in files if named_format(path) == expected]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from paraclip_core import tables
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
-from paraclip_core.captions.readers.registry import named_format, need_file
+from paraclip_core.captions.readers.registry import named_format, need_file, own_reader_source
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
 from paraclip_core.config import Settings, SourceOptions, meaning
@@ -197,6 +198,8 @@ def _options(settings: Settings) -> Mapping[str, Any]:
     """Everything of `data` but the scenes, which the input's fingerprint stands for."""
     data = meaning(settings.data)
     del data["scenes"]
+    if own := {source.format for source in settings.data.sources if ":" in source.format}:
+        data["readers"] = {form: sha256(own_reader_source(form)).hexdigest() for form in sorted(own)}
     numbered = [source.images for source in settings.data.sources if source.images and _numbers_images(source)]
     # Such files mixed up images where their numbers clashed.
     checked = {"numbers": "of one image each"} if len(set(numbered)) < len(numbered) else {}

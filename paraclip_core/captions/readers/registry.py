@@ -1,9 +1,15 @@
-"""Which reader reads a file: by the option, otherwise by its name and first bytes."""
+"""Which reader reads a file: by the option, otherwise by its name and first bytes.
+
+A format is one row of :data:`READERS`; a reader of the user's own is named as `package.module:function`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import getsourcefile, signature
+from operator import attrgetter
 from pathlib import Path
 
 from paraclip_core.captions.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
@@ -14,16 +20,20 @@ from paraclip_core.captions.readers.text import open_bytes, read_text, without_m
 from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ConfigError, InputError
 
-__all__ = ["READERS", "Reader", "detect", "named_format", "need_file", "read"]
+__all__ = ["READERS", "Reader", "detect", "named_format", "need_file", "own_reader_source", "read"]
+
+
+Read = Callable[[Path, SourceOptions], Iterator[RowBatch]]
+"""Yields a file's rows; a bad row becomes one of the batch's rejects, a file that is bad as a whole an `InputError`."""
 
 
 @dataclass(frozen=True)
 class Reader:
     """The reader of a format, and how its files are recognised."""
 
-    read: Callable[[Path, SourceOptions], Iterator[RowBatch]]
+    read: Read
     suffixes: tuple[str, ...] = ()
     """How names of such files end, but for ``.gz``."""
     magic: tuple[int, bytes] | None = None
@@ -86,12 +96,14 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     """Rows of a file in format `form`, batch by batch.
 
     Raises:
+        ConfigError: the format is a reader of the user's own that cannot be used.
         InputError: the file is missing or bad as a whole.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
     need_file(path)
-    return READERS[form].read(path, options)
+    reader = READERS.get(form)
+    return _own_reader(form)(path, options) if reader is None else reader.read(path, options)
 
 
 def need_file(path: Path) -> None:
@@ -104,3 +116,26 @@ def need_file(path: Path) -> None:
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
         raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
+
+
+def own_reader_source(form: str) -> bytes:
+    """The source of the module with a reader of the user's own, which says what it makes of a file.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    file = getsourcefile(_own_reader(form))
+    return Path(file).read_bytes() if file else b""
+
+
+def _own_reader(form: str) -> Read:
+    module, _, name = form.partition(":")
+    try:
+        function = attrgetter(name)(import_module(module))
+        signature(function).bind(Path(), SourceOptions(path="."))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data.sources[].format={form} cannot be used: {error}; expected package.module:function of a package that "
+            "is installed beside paraclip or lies on PYTHONPATH, called as function(path, options)"
+        ) from error
+    return function

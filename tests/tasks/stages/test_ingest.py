@@ -206,6 +206,16 @@ def test_new_options_change_a_fingerprint_only_where_they_are_used(tmp_path: Pat
         assert ("numbers" in INGEST.options(Settings(data=data))) is told
 
 
+def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code, source = tmp_path / "my_reader_of_nothing.py", SourceOptions(path="a", format="my_reader_of_nothing:read")
+    settings, readers = Settings(data=DataOptions(sources=(source,))), []
+    for rows in ("()", "[]"):
+        code.write_text(f"def read(path, options):\n    return iter({rows})\n")
+        readers.append(INGEST.options(settings)["readers"])
+    assert list(readers[0]) == ["my_reader_of_nothing:read"] and readers[0] != readers[1]
+
+
 def test_clashing_image_ids_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text("caption,image\na dog,1.jpg\n")
