@@ -150,22 +150,22 @@ class Rounds:
         self.counts.cached += requested - len(missing)
         if len(missing) and attempt == 0 and isinstance(self.engine, CheckedEngine):
             self.engine.check()
+        phase = _Phase(self.progress, "asking", len(missing), self._facts)
         if attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
-            self._generate(request, first)
+            self._generate(request, first, phase)
             self._judge(request, first)
             self._check_first()
-        self._generate(request, missing)
+        self._generate(request, missing, phase)
         if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words):
             # Nothing more will be asked: others may have the GPU while answers are judged.
             self.engine.close()
         self._judge(request)
 
-    def _generate(self, request: RequestKeys, rows: np.ndarray) -> None:
+    def _generate(self, request: RequestKeys, rows: np.ndarray, phase: _Phase) -> None:
         """Send the requests of these rows; verdicts come meanwhile where judging takes nothing from the engine."""
         # Processes that judge take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._with_words)
-        phase = _Phase(self.progress, "asking", len(rows), self._facts)
         cursor = RowCursor(self.tables.batches(self._text_columns()))
         for start in range(0, len(rows), SENT_ROWS):
             todo = {sent.key: sent for sent in self._requests(request, cursor.take(rows[start : start + SENT_ROWS]))}

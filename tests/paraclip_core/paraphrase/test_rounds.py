@@ -310,8 +310,11 @@ def test_little_acceptance_among_the_first_answers_is_told_with_reasons_and_samp
     assert message.startswith("16% of the first 64 answers of scripted-1 at step 1 are accepted (empty 54); ")
     lines = message.splitlines()[1:]
     assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
-    warnings = [facts.get("warning") for _, _, facts in told]
-    assert warnings[-1] == "16% of the first 64 answers accepted (empty 54)"
+    warning = "16% of the first 64 answers accepted (empty 54)"
+    assert [(done, total, facts["phase"], facts.get("warning")) for done, total, facts in told] == [
+        (64, 100, "asking", None), (64, 64, "judging", None), (100, 100, "asking", warning),
+        (36, 36, "judging", warning),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("share", [40, 100])
