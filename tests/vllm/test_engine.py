@@ -54,8 +54,10 @@ def test_draws_are_seeded_request_by_request(engine: VllmEngine, captions: list[
     # Sums in another order may flip a close draw, and no more than that.
     other_way = engine.generate(prompts(few[::-1]), SAMPLING)[::-1]
     assert sum(one.texts == other.texts for one, other in zip(first, other_way, strict=True)) >= 4
-    other_seed = engine.generate(prompts(few, seed=1), SAMPLING)
-    assert sum(one.texts == other.texts for one, other in zip(first, other_seed, strict=True)) <= 4
+    # Cold draws of this model are often the same whatever their seed.
+    hot = SAMPLING.model_copy(update={"temperature": 1.5})
+    two_seeds = [engine.generate(prompts(few, seed), hot) for seed in (0, 1)]
+    assert sum(one.texts == other.texts for one, other in zip(*two_seeds, strict=True)) <= 4
 
 
 def test_plain_text_and_greedy_decoding(engine: VllmEngine) -> None:

