@@ -30,7 +30,7 @@ from tasks.missing_requests import MissingRequests, looking_for_requests
 __all__ = ["Imported", "import_answers"]
 
 CONFIG: dict[str, Any] = {
-    "memory_limit": "1GB",
+    "memory_limit": "512MB",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
