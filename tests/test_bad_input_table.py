@@ -41,6 +41,7 @@ INPUTS = [
     "disk or network folder with errors",
     "root that cannot be opened or reached",
     "paraphrase server that misbehaves (429, 5xx, hang, reset, half a body, wrong JSON, nonsense)",
+    "damaged or foreign lines of a batch file",
     "two runs of one fingerprint at once",
     "name, root, folder or file on the command line that is not there",
     "benchmark with too few images",

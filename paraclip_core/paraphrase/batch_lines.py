@@ -1,6 +1,16 @@
 """The lines of batch files: requests as OpenAI's Batch API and `vllm run-batch` read them, and the answers they give.
 
 A request's `custom_id` is its key, so an answer is filed by its line alone, in whatever order the lines come back.
+A line of no use gets one of the reason codes below and a detail.
+
+===================  ==================================================================
+``bad_json``         the line is no JSON object
+``too_long``         more bytes than any answer has
+``unknown_request``  its `custom_id` is no key of a request that the settings would make
+``no_response``      a request instead of an answer
+``failed``           the server's error, in its words
+``no_answer``        an answer without the texts that the interface promises
+===================  ==================================================================
 """
 
 from __future__ import annotations
@@ -34,7 +44,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
 
 REASONS = ("bad_json", "too_long", "unknown_request", "no_response", "failed", "no_answer")
-"""Why a line is left out; `docs/bad-input.md` explains them."""
+"""Why a line is left out."""
 
 
 @dataclass(frozen=True)
