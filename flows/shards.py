@@ -6,8 +6,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from prefect import flow, task, unmapped
@@ -23,7 +23,7 @@ from tasks.answers import looking
 from tasks.dag import Node, input_artifacts
 from tasks.display import both
 from tasks.events import EventLog, events_path
-from tasks.shards import STEPS, ShardJob, ask_shard, followed, plan_shards, reporting
+from tasks.shards import STEPS, ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
 
 __all__ = ["ask_in_shards"]
 
@@ -98,6 +98,8 @@ def _summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, float | int | str]:
                 found[name] = max(value, found.get(name, 0))
             elif name in SUMS:
                 found[name] = round(value + found.get(name, 0), 4)
+            elif name == "warning":
+                found[name] = value
     return found
 
 
@@ -191,10 +193,15 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
     mapped(name, job.shards)
 
 
-def _following(job: ShardJob, board: Board) -> AbstractContextManager[None]:
+@contextmanager
+def _following(job: ShardJob, board: Board) -> Iterator[None]:
     """Read, while it lasts, what shards on other machines say."""
     looks = [followed(job, shard, board.told(shard)) for shard in range(job.shards)]
-    return looking(lambda: [look() for look in looks], LOOK_SECONDS)
+    try:
+        with looking(lambda: [look() for look in looks], LOOK_SECONDS):
+            yield
+    finally:
+        forget_reports(job)
 
 
 def _failure(future: PrefectFuture[dict[str, Any]]) -> str | None:

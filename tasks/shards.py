@@ -29,7 +29,7 @@ from tasks.requests import step_left
 from tasks.samples import samples_path
 from tasks.stages.paraphrase import UPSTREAM, paraphrasing
 
-__all__ = ["STEPS", "ShardJob", "ask_shard", "followed", "plan_shards", "reporting", "run_shard"]
+__all__ = ["STEPS", "ShardJob", "ask_shard", "followed", "forget_reports", "plan_shards", "reporting", "run_shard"]
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,14 @@ def followed(job: ShardJob, shard: int, progress: Progress) -> Callable[[], None
             look()
 
     return safely
+
+
+def forget_reports(job: ShardJob) -> None:
+    """Delete what shards have left with :func:`reporting`."""
+    for path in (_report(job, shard) for shard in range(job.shards)):
+        if path is not None:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _report(job: ShardJob, shard: int) -> Path | None:

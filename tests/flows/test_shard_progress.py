@@ -22,13 +22,13 @@ def told() -> Told:
     return []
 
 
-def board_of(told: Told, count: int, judges: bool = True) -> Board:
-    return Board(count, lambda done, total, **facts: told.append((done, total, facts)), judges)
+def board_of(told: Told, count: int) -> Board:
+    return Board(count, lambda done, total, **facts: told.append((done, total, facts)))
 
 
 def job_at(root: str) -> ShardJob:
     draft = {"stage": "paraphrase_1", "fingerprint": "f" * 16}
-    return ShardJob(1, 2, draft, "u", 1.0, {}, root, judges=True)
+    return ShardJob(1, 2, draft, "u", {}, root)
 
 
 def test_acceptance_is_the_mean_over_rows(told: Told) -> None:
@@ -40,13 +40,8 @@ def test_acceptance_is_the_mean_over_rows(told: Told) -> None:
     facts = {"shards": 2, "generated": 450, "acceptance": 0.8, "eta_seconds": 9, "spend": 2.0}
     assert told[-1] == (400, 900, facts)
     # Who has judged nothing yet has no weight.
-    board.told(1)(100, 400)
-    assert told[-1][2]["acceptance"] == 0.9
-
-
-def test_shards_that_do_not_judge_say_nothing_of_acceptance(told: Told) -> None:
-    board_of(told, 1, judges=False).told(0)(10, 20, generated=10, acceptance=1.0)
-    assert told == [(10, 20, {"shards": 1, "generated": 10})]
+    board.told(1)(100, 400, warning="few are accepted")
+    assert (told[-1][2]["acceptance"], told[-1][2]["warning"]) == (0.9, "few are accepted")
 
 
 def test_shards_elsewhere_are_followed_through_the_root(
@@ -63,6 +58,7 @@ def test_shards_elsewhere_are_followed_through_the_root(
         reporting(job, 1)(10, 50, generated=10, requests_per_second=1.0, acceptance=0.9)
     facts = {"shards": 2, "generated": 40, "requests_per_second": 3.5, "acceptance": 0.6}
     assert told[-1] == (40, 150, facts) and board.heard
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing of it is left"
 
 
 def test_where_no_folder_is_shared_nothing_is_left(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "chunk": 16,
         "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2, "max_failures": 1},
@@ -140,13 +140,13 @@ def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
     assert contents(artifacts) == whole.expected
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
     lines = [said.get().getMessage() for _ in range(said.qsize())]
-    assert sum("paraphrase.gates.preset=paper keeps whatever openai answers" in line for line in lines) == 1
-    # The stages themselves asked for nothing.
-    assert [artifact.manifest.metrics["generated"] for artifact in artifacts] == [0, 0]
+    assert sum("paraphrase.gates.preset=off keeps whatever openai answers" in line for line in lines) == 1
+    # The stages themselves asked and judged nothing.
+    metrics = [artifact.manifest.metrics for artifact in artifacts]
+    assert [(each["generated"], each["judged"]) for each in metrics] == [(0, 0), (0, 0)]
     logs = sorted(path.name for path in (whole.folder / "shards" / "logs").glob("paraphrase_1-*-shard-*.log"))
     assert [name[-len("0-of-2.log") :] for name in logs] == ["0-of-2.log", "1-of-2.log"]
-    for left in ("shards", "samples"):
-        assert not list((whole.folder / "shards" / "cache" / left).iterdir())
+    assert not list((whole.folder / "shards" / "cache" / "samples").iterdir())
     samples = shown("paraclip-paraphrase-1-samples")
     assert len(samples) == 20 and samples[0]["outcome"] == "kept"
     assert samples[0]["input"] == "a red dog with number 0 on a beach" and "number 0" in samples[0]["answer"]
@@ -164,8 +164,6 @@ def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: 
         carry(settings, "paraphrase_1")
     before = len(model.answered)
     assert CAPTIONS // 2 < before < CAPTIONS
-    notes = list((whole.folder / "broken" / "cache" / "shards").glob("*/2/*.json"))
-    assert len(notes) == 1
     model.answer = same_for_two
     artifacts = carry(settings, "paraphrase_1", "paraphrase_2")
     assert contents(artifacts) == whole.expected
@@ -192,7 +190,7 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     assert CAPTIONS // 3 < asked < CAPTIONS
     # The one that went on to its end said so from its own process; the other may not have come to that.
     done, total, facts = told[-1]
-    assert total in (None, CAPTIONS) and CAPTIONS // 3 < done < CAPTIONS
+    assert 0 < done <= (total or CAPTIONS)
     assert CAPTIONS // 3 < facts["generated"] <= asked
     assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
     model.answer = same_for_two
