@@ -83,15 +83,8 @@ def export_requests(
                 progress(sum(counts.values()), None, phase="writing requests")
 
         write_atomic(path, write)
-        return Exported(
-            str(path),
-            missing.options.model,
-            counts[1],
-            counts[2],
-            missing.unanswered,
-            missing.words,
-            missing.unjudged,
-        )
+        left = missing.unanswered, missing.words, missing.unjudged
+        return Exported(str(path), missing.options.model, counts[1], counts[2], *left)
 
 
 def _write(missing: MissingRequests, file: BinaryIO, steps: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -119,7 +119,7 @@ class Trial:
     completion_tokens: int
     spend: float | None
     """What these tokens cost; None without prices."""
-    kept: bool
+    stored: bool
     """Whether the answers are in the root's generation cache now."""
 
     def as_json(self) -> dict[str, Any]:
@@ -313,6 +313,6 @@ def _chosen(attempts: Sequence[Attempt]) -> tuple[str, ...]:
     return attempts[-1].chosen if attempts else ()
 
 
-def _by_key(found: pa.Table) -> dict[bytes, tuple[str, ...]]:
-    completions = map(tuple, found.column("completions").to_pylist())
-    return dict(zip(found.column("key").to_pylist(), completions, strict=True))
+def _by_key(answers: pa.Table) -> dict[bytes, tuple[str, ...]]:
+    completions = map(tuple, answers.column("completions").to_pylist())
+    return dict(zip(answers.column("key").to_pylist(), completions, strict=True))

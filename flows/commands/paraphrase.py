@@ -87,7 +87,7 @@ def _print(trial: Trial) -> None:
         f"{spend}), {trial.cached} cached"
     )
     if trial.asked:
-        say("the answers are kept" if trial.kept else "nothing is kept; --keep puts the answers into the cache")
+        say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 
 
 def _print_caption(number: int, caption: CaptionTrial) -> None:

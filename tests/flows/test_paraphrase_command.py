@@ -85,7 +85,7 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     assert "asking" in err
     assert list(document) == [
         "engine", "model", "preset", "gates", "captions", "asked", "cached", "prompt_tokens", "completion_tokens",
-        "spend", "kept",
+        "spend", "stored",
     ]  # fmt: skip
     (caption,) = document["captions"]
     assert caption["rewrites"] == [{"paraphrase_1": "a child", "paraphrase_2": "a child"}]

@@ -59,8 +59,8 @@ def uneven(prompt: Prompt) -> Sequence[str]:
 
 
 def tried(settings: Settings, captions: Sequence[str] = CAPTIONS, keep: bool = False) -> tuple[Trial, list[str]]:
-    said: list[str] = []
-    return try_captions(settings, open_store(settings.run.root), captions, keep, said.append), said
+    messages: list[str] = []
+    return try_captions(settings, open_store(settings.run.root), captions, keep, messages.append), messages
 
 
 def run(settings: Settings) -> list[Artifact]:
@@ -93,11 +93,11 @@ def first(trial: Trial) -> CaptionTrial:
 def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
     settings = settings_of(tmp_path, attempts=2, keep=keep)
-    trial, said = tried(settings)
+    trial, messages = tried(settings)
     assert not (tmp_path / "root").exists(), "nothing is kept"
     asked = len(engine.asked)
-    assert (trial.asked, trial.cached, trial.kept) == (asked, 0, False)
-    assert sum(line.startswith("asking scripted") for line in said) == 4 and "is loaded first" in said[0]
+    assert (trial.asked, trial.cached, trial.stored) == (asked, 0, False)
+    assert sum(line.startswith("asking scripted") for line in messages) == 4 and "is loaded first" in messages[0]
 
     artifacts = run(settings)
     assert len(engine.asked) == 2 * asked
@@ -108,9 +108,9 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert rejected.rewrites == ()
 
     # Now the cache has it all, and is used.
-    again, said = tried(settings)
+    again, messages = tried(settings)
     assert (again.asked, again.cached, len(engine.asked)) == (0, asked, 2 * asked)
-    assert not any("asking" in line for line in said)
+    assert not any("asking" in line for line in messages)
     assert [replace(one, cached=False) for caption in again.captions for one in caption.attempts] == [
         one for caption in trial.captions for one in caption.attempts
     ]
@@ -121,7 +121,7 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     engine = answering(monkeypatch, Scripted(uneven))
     settings = settings_of(tmp_path)
     trial, _ = tried(settings, keep=True)
-    assert trial.kept
+    assert trial.stored
     assert cache_stats(open_generations(open_store(settings.run.root))).keys == trial.asked
     asked = len(engine.asked)
     run(settings)
@@ -146,10 +146,10 @@ def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pyte
     engine = answering(monkeypatch, Thesaurus())
     settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
     (tmp_path / "captions.txt").write_text("a fast dog on the road\n")
-    trial, said = tried(settings, ["a fast dog on the road"])
+    trial, messages = tried(settings, ["a fast dog on the road"])
     candidates = first(trial).as_json()["attempts"][0]["candidates"]
     assert [one["answer"] for one in candidates if one["words_swapped"]] == ["a quick dog on the road"]
-    assert any("single ones" in line for line in said)
+    assert any("single ones" in line for line in messages)
     asked = [prompt.text for prompt in engine.asked]
     assert len(asked) == len(set((prompt.text, prompt.step) for prompt in engine.asked)), "each once"
     if rows := complete(trial):
@@ -184,11 +184,11 @@ def test_hostile_captions_and_answers_are_data(tmp_path: Path, monkeypatch: pyte
 def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("caption,paraphrase_1,paraphrase_2\na red dog,one red dog,a hound in red\n")
     settings = settings_of(tmp_path, engine="file", file={"path": "own.csv"})
-    trial, said = tried(settings, ["a red dog", "a blue cat"])
+    trial, messages = tried(settings, ["a red dog", "a blue cat"])
     assert complete(trial) == [("a red dog", "one red dog", "a hound in red")]
     assert trial.captions[1].attempts[0].reason == "no_paraphrase" and trial.captions[1].attempts[0].answers == ()
     assert trial.gates == ("empty",)
-    assert said
+    assert messages
 
 
 def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -> None:
@@ -196,9 +196,9 @@ def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -
     server = {"base_url": openai_server.url, "api_key_env": "NO_KEY", "max_spend": 40} | prices
     options = {"engine": "openai", "model": "smol", "gates": {"preset": "off"}, "openai": server}
     settings = settings_of(tmp_path, sampling={"n": 1, "max_tokens": 5}, **options)
-    trial, said = tried(settings, CAPTIONS[:2], keep=True)
+    trial, messages = tried(settings, CAPTIONS[:2], keep=True)
     assert (trial.asked, trial.spend) == (4, 8)
-    assert "loaded" not in said[0]
+    assert "loaded" not in messages[0]
     with pytest.raises(BudgetError, match="earlier runs included"):
         tried(settings, [f"a caption {number} of many" for number in range(30)])
 
@@ -209,5 +209,5 @@ class Unloaded(Scripted):
 
 def test_no_model_is_said_to_be_loaded_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, Unloaded())
-    _, said = tried(settings_of(tmp_path, gates={"preset": "off"}), CAPTIONS[:1])
-    assert said[0] == "asking scripted: 1 requests of step 1"
+    _, messages = tried(settings_of(tmp_path, gates={"preset": "off"}), CAPTIONS[:1])
+    assert messages[0] == "asking scripted: 1 requests of step 1"

@@ -116,9 +116,9 @@ def test_no_choices_are_no_answer_and_are_paid_for() -> None:
     ],
 )
 def test_other_lines_are_refused_with_a_reason(fields: dict[str, Any], reason: str, detail: str) -> None:
-    found = refusal(line(**fields))
-    assert found[0] == reason and detail in found[1]
-    assert found[1].isprintable()
+    why, text = refusal(line(**fields))
+    assert why == reason and detail in text
+    assert text.isprintable()
 
 
 def test_a_request_that_was_not_answered_is_told_from_an_answer() -> None:
