@@ -194,7 +194,7 @@ GATE_THRESHOLDS: dict[str, dict[str, float]] = {
     "capable": {
         "min_length_ratio": 0.25,
         "max_length_ratio": 3.0,
-        "min_similarity": 0.5,
+        "min_similarity": 0.6,
         "min_caption_similarity": 0.33,
     },
     "small-model": {
@@ -302,7 +302,7 @@ class ParaphraseOptions(Options):
     prompt_2: str = ""
     """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
     synonyms: bool = True
-    """With the `few-shot` prompts, also try the LLM's own synonyms of single words in the sentence."""
+    """With the `few-shot` prompts and the gates `small-model`, also try the LLM's own synonyms of single words."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
     sampling: SamplingOptions = SamplingOptions()
@@ -325,8 +325,8 @@ class ParaphraseOptions(Options):
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Most requests in flight, and so the most that a killed worker loses (with `openai`: half as many, plus the
-    requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes together
+    """Most requests in flight, and so the most that a killed worker loses (with `openai` and `vllm`: half as many, plus
+    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes together
     may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""

@@ -184,7 +184,7 @@ class TransformersOptions(Options):
 
 
 class VllmOptions(Options):
-    """Offline vLLM. The options have vLLM's names; what they mean is told in its documentation."""
+    """vLLM's own server, started by the run. The options have vLLM's names; its documentation says what they mean."""
 
     python: str = Field(default="", json_schema_extra=OPERATIONAL)
     """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
@@ -201,9 +201,9 @@ class VllmOptions(Options):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(default=0.9, json_schema_extra=OPERATIONAL)
     """Share of a GPU's memory that vLLM takes."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=OPERATIONAL)
-    """GPUs that one engine is spread over."""
+    """GPUs that one server is spread over."""
     data_parallel_size: Annotated[int, Field(ge=0, le=64)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Engines that share the work, each a process with GPUs of its own; 0: as many as there are GPUs for."""
+    """Servers that share the work, each with GPUs of its own; 0: as many as there are GPUs for."""
     enforce_eager: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """Start faster and compute slower: nothing is compiled or captured."""
     enable_prefix_caching: bool = Field(default=True, json_schema_extra=OPERATIONAL)
@@ -217,7 +217,7 @@ class VllmOptions(Options):
     speculative_config: dict[str, Any] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Speculative decoding: other draws from the same distribution, sooner."""
     extra: dict[str, Any] = Field(default={})
-    """Any other engine argument of vLLM, by its name. All of them count as changing what is answered."""
+    """Any other argument of `vllm serve`, by its name. All of them count as changing what is answered."""
 
     @field_validator("extra")
     @classmethod
