@@ -1,0 +1,152 @@
+"""A reader, an engine and a gate that the package does not know, named in one YAML file: from captions to a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
+
+from flows.cli import run_cli
+from paraclip_core.settings import load_settings
+from storage.parquet import read_table
+from storage.roots import open_store
+from tasks.dag import STAGES, resolve
+from tasks.run import run_stage
+
+HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
+"""The real stages, in this process, which saves starting one for each."""
+MODULE = '''
+"""Everything that a user would write."""
+import json
+
+from paraclip_core.captions.rows import Batcher
+from paraclip_core.paraphrase.protocol import Completion, EngineFacts
+
+
+def backwards(path, options):
+    """JSON lines, from the last to the first."""
+    rows = Batcher()
+    for number, line in sorted(enumerate(path.read_text().splitlines(), 1), reverse=True):
+        row = json.loads(line)
+        rows.add(number, row["caption"], row["image"], row["image"], split=row["split"])
+    yield from rows.rest()
+
+
+class Numbering:
+    """Begins each answer with a word of its options."""
+
+    name = "numbering"
+    facts = EngineFacts(gates="off", deterministic=True)
+
+    def __init__(self, options, context):
+        self.word = options.options.get("word", "here")
+        self.model = f"numbering-{self.word}"
+
+    def generate(self, prompts, sampling):
+        texts = [f"{self.word} number {len(p.text)} {p.text.split()[-1]} {p.step}" for p in prompts]
+        return [Completion((text, p.text), 3, 4) for p, text in zip(prompts, texts)]
+
+    def close(self):
+        pass
+
+
+def no_red(pair, options):
+    """Who made this dislikes red."""
+    return "it is red" if " red " in pair.answer else None
+'''
+
+
+@pytest.fixture
+def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A YAML file that names all three, whose module lies in a folder of its own on the path."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "my_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    paraphrase = {
+        "engine": "my_parts:Numbering",
+        "options": {"word": "look"},
+        "gates": {"extra": ["my_parts:no_red"]},
+        "fraction": 0.6,
+        "keep": 2,
+    }
+    tree = tiny_run(tmp_path / "root", paraphrase)
+    tree["data"]["sources"][0]["format"] = "my_parts:backwards"
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.slow
+def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = load_settings(own_parts)
+    store = open_store(settings.run.root)
+    made = {name: run_stage(name, settings, stages=HERE) for name in resolve(settings, store)}
+    captions = read_table(made["ingest"].path / "captions").to_pylist()
+    rows = [row["source_row"] for row in captions]
+    assert rows == sorted(rows, reverse=True) and len(rows) > 50
+    second = read_table(made["paraphrase_2"].path / "paraphrases").to_pylist()
+    assert second and all(row["paraphrase_2"].startswith("look number ") for row in second)
+    # Both answers of step 1 are kept, where the gate has nothing against them.
+    captions_kept = {row["caption_id"] for row in second}
+    assert len(captions_kept) < len(second) < 2 * len(captions_kept)
+    assert any(" red " in row["caption"] for row in second)
+    assert not [row for row in second if " red " in row["paraphrase_1"] + row["paraphrase_2"]]
+    metrics = [made[f"paraphrase_{step}"].manifest.metrics for step in (1, 2)]
+    assert [each["model"] for each in metrics] == ["numbering-look"] * 2
+    assert metrics[0]["kept"] == metrics[1]["captions"] >= metrics[1]["kept"] == len(second)
+    assert metrics[1]["accepted"] == len(captions_kept)
+    assert (made["report"].path / "report.html").is_file()
+    assert run_cli(["plan", "-c", str(own_parts), "--json"]) == 0
+    states = {stage["stage"]: stage["state"] for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert set(states.values()) == {"cached"}
+
+
+def planned(config: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert run_cli(["plan", "-c", str(config), "--json", *options]) == 0
+    return {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+
+
+def test_the_plan_knows_them_and_their_code(own_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = planned(own_parts, capsys)
+    assert before["paraphrase_1"]["requests"] >= 10 and before["paraphrase_1"]["state"] == "to run"
+    # `off` needs no quotes, and another word is another model.
+    text = own_parts.read_text().replace("gates:\n", "gates:\n    preset: off\n")
+    assert text != own_parts.read_text()
+    own_parts.write_text(text)
+    assert planned(own_parts, capsys)["paraphrase_1"]["fingerprint"] == before["paraphrase_1"]["fingerprint"]
+    other = planned(own_parts, capsys, "--set", "paraphrase.options.word=see")
+    assert other["ingest"]["fingerprint"] == before["ingest"]["fingerprint"]
+    assert other["paraphrase_1"]["fingerprint"] != before["paraphrase_1"]["fingerprint"]
+    module = own_parts.parent / "elsewhere" / "my_parts.py"
+    module.write_text(MODULE.replace('if " red "', 'if " green "'))
+    changed = planned(own_parts, capsys)
+    assert changed["paraphrase_1"]["fingerprint"] != before["paraphrase_1"]["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("data.sources.0.format", "my_parts:forwards"),
+        ("paraphrase.engine", "my_parts:Counting"),
+        ("paraphrase.gates.extra", "[my_parts:no_green]"),
+    ],
+)
+def test_a_part_that_is_not_there_is_told_before_anything_runs(
+    option: str, value: str, own_parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "run"):
+        assert run_cli([command, "-c", str(own_parts), "--set", f"{option}={value}"]) == 2
+        message = capsys.readouterr().err
+        assert option.replace(".0.", "[].") in message and value.strip("[]") in message and "PYTHONPATH" in message
+        assert "Traceback" not in message
+    assert not (own_parts.parent / "root" / "artifacts").exists()
