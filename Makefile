@@ -38,7 +38,7 @@ vllm-if-possible: $(VENV)/.dev
 test-nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -m nightly
 
-# Real vLLM on the CPU, offline and served, over the embedded model; a few minutes. Starting it keeps one core busy.
+# Real vLLM on the CPU, the run's own server and another's, over the embedded model; a few minutes. Starting it keeps one core busy.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm -n 2 --dist loadfile --durations=5
 

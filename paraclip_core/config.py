@@ -326,8 +326,8 @@ class ParaphraseOptions(Options):
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
     """Most requests in flight, and so the most that a killed worker loses (with `openai` and `vllm`: half as many, plus
-    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes together
-    may answer new requests differently."""
+    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes
+    together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
     smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
