@@ -190,10 +190,16 @@ def judge_spec(settings: Settings, step: int, engine: Engine) -> JudgeSpec:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
         gates = gates.model_copy(update={"min_caption_similarity": -1.0})
     words = ""
-    if swaps_words(options, prompt) and gates.preset != "off" and engine.facts.asks:
+    if _asks_words(options, step):
         request = word_requests(options, engine.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     return JudgeSpec(gates, step, prompt.examples, settings.data.context_length, words)
+
+
+def _asks_words(options: ParaphraseOptions, step: int) -> bool:
+    """Whether other words for single words are asked for: a capable model needs none, and they would be paid for."""
+    small = engine_facts(options).asks and chosen_gates(options).preset == "small-model"
+    return small and swaps_words(options, prompt_for(options, step))
 
 
 def _generation_lock(
@@ -268,7 +274,7 @@ def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[st
     return ({"regenerate": conditions} if conditions else {}) | {
         "model": make_engine(chosen, settings.data.root, hash_files=model_hashes(settings)).model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": swaps_words(chosen, prompt),
+        "synonyms": _asks_words(chosen, step),
         "sampling": meaning(chosen.sampling),
         "attempts": chosen.attempts,
         "seed": chosen.seed,

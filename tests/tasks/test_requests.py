@@ -167,7 +167,7 @@ def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
 
 def test_words_are_estimated_where_they_are_asked_for(bench: Bench) -> None:
     def words(**changed: Any) -> int:
-        chosen = bench.settings(CARS, **({"synonyms": True, "gates": {}} | changed))
+        chosen = bench.settings(CARS, **({"synonyms": True, "gates": {"preset": "small-model"}} | changed))
         return steps_left(chosen, bench.store, {})[1].words
 
     # Beside car, near, beach, slow and fast, whose synonyms are asked for in turn.

@@ -312,8 +312,10 @@ def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
     assert spec(2, **capable) != spec(2, **strict)
-    # Words are asked for where gates judge what is made of them.
-    with_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions())
+    # Words are asked for where a small model's gates judge what is made of them.
+    with_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="small-model"))
+    capable_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="capable"))
+    assert not judge_spec(capable_words, 1, Scripted()).words
     assert judge_spec(with_words, 1, Scripted()).words and not spec(1).words
     unguarded = asking(tmp_path / "data", CARS, synonyms=True)
     assert not judge_spec(unguarded, 1, Scripted()).words
