@@ -75,7 +75,7 @@ class OpenAIOptions(Options):
     """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
     the model, not where it is served."""
     revision: str = ""
-    """Revision of the model, where the server's name for it does not say (a commit, a date, a quantisation)."""
+    """Revision of the model, where the server's name for it does not say (a commit, a date, a quantization)."""
     extra_body: dict[str, Any] = Field(default={})
     """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
     `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`)."""
@@ -193,7 +193,7 @@ class VllmOptions(Options):
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
     """Arithmetic of the model."""
     quantization: str | None = None
-    """Method that the weights are quantised with, where the model's configuration does not say."""
+    """Method that the weights are quantized with, where the model's configuration does not say."""
     kv_cache_dtype: str = "auto"
     """Type of the key-value cache, for example `fp8`."""
     max_model_len: Annotated[int, Field(ge=64)] = Field(default=2048, json_schema_extra=OPERATIONAL)

@@ -34,16 +34,16 @@ def export_smollm2(folder: Path) -> None:
             f"reading {gguf.name} needs transformers, gguf and accelerate (`pip install gguf accelerate`): {error}"
         ) from error
     where: Any = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    # Without dequantising the weights stay packed, and packed ones cannot be saved.
+    # Without dequantizing the weights stay packed, and packed ones cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    tokeniser = AutoTokenizer.from_pretrained(**where)
+    tokenizer = AutoTokenizer.from_pretrained(**where)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         model.save_pretrained(draft)
-        tokeniser.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.chmod(0o755)
         draft.replace(folder)

@@ -44,8 +44,8 @@ def uniform(keys: NDArray[np.uint64], step: int, tokens: NDArray[np.int64]) -> N
     """
     # Arrays wrap around silently, single numbers would warn.
     streams = _mixed(keys + np.uint64(_GOLDEN * (step + 1) % 2**64))
-    found = _mixed(streams[:, None] + (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
-    return ((found >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    bits = _mixed(streams[:, None] + (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:

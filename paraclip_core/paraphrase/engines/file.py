@@ -103,8 +103,8 @@ class FileEngine:
             InputError: the file cannot be read or lacks a column.
         """
         answers = self._load()
-        found = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
-        return [Completion((text,) if text else (), 0, 0) for text in found]
+        texts = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
+        return [Completion((text,) if text else (), 0, 0) for text in texts]
 
     def rejects(self) -> list[Reject]:
         """The rows that are left out, by their numbers: lines from 1, rows of Parquet from 0.
@@ -285,17 +285,17 @@ def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) 
 
 
 def _row(number: int, row: dict[str, Any], options: FileEngineOptions) -> Row | Reject:
-    found = []
+    texts = []
     for name in (options.caption, options.paraphrase_1, options.paraphrase_2):
         value = row.get(name)
         if not isinstance(value, str) and value is not None:
             kind = type(value).__name__
             return Reject(number, "wrong_type", f"{name} is of type {kind}, expected text", _shown(row, options))
         # Of an answer only the first line would count.
-        found.append(" ".join((value or "").split()))
-    if not found[0]:
+        texts.append(" ".join((value or "").split()))
+    if not texts[0]:
         return Reject(number, "empty", f"nothing in {options.caption}, expected a caption", _shown(row, options))
-    return found[0], found[1], found[2]
+    return texts[0], texts[1], texts[2]
 
 
 def _shown(row: dict[str, Any], options: FileEngineOptions) -> str | None:

@@ -16,11 +16,11 @@ SMALL_BYTES = 16 * 1024 * 1024
 
 def read_hashes(files: Iterable[Path]) -> dict[str, str]:
     """SHA-256 of each file, read now."""
-    found = {}
+    hashes = {}
     for path in files:
         with path.open("rb") as file:
-            found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:

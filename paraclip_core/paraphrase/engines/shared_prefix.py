@@ -30,12 +30,12 @@ class SharedPrefixes:
     def __init__(self, model: Any) -> None:
         """Nothing is computed yet."""
         self._model = model
-        self._known: dict[Prefix, Layers] = {}
+        self._layers: dict[Prefix, Layers] = {}
         self._possible = True
 
     def __len__(self) -> int:
         """Number of beginnings that are remembered."""
-        return len(self._known)
+        return len(self._layers)
 
     def find(self, prompts: Sequence[list[int]]) -> Prefix:
         """The beginning of `prompts` to share, computed if it is new; empty where that is not worth it or impossible.
@@ -44,19 +44,19 @@ class SharedPrefixes:
         alike are no reason to compute a template anew.
         """
         shared = common_prefix(prompts)
-        known = max((p for p in self._known if shared[: len(p)] == p), key=len, default=())
-        if known and len(shared) - len(known) < SHORTEST:
-            self._known[known] = self._known.pop(known)
-            return known
+        longest = max((p for p in self._layers if shared[: len(p)] == p), key=len, default=())
+        if longest and len(shared) - len(longest) < SHORTEST:
+            self._layers[longest] = self._layers.pop(longest)
+            return longest
         if len(prompts) < 2 or len(shared) < SHORTEST or not self._possible:
-            return known
+            return longest
         layers = self._computed(shared)
         if layers is None:
             self._possible = False
             return ()
-        self._known[shared] = layers
-        while len(self._known) > KEPT:
-            del self._known[next(iter(self._known))]
+        self._layers[shared] = layers
+        while len(self._layers) > KEPT:
+            del self._layers[next(iter(self._layers))]
         return shared
 
     def cache(self, prefix: Prefix, rows: int) -> Any:
@@ -64,7 +64,7 @@ class SharedPrefixes:
         from transformers import DynamicCache
 
         repeated = [
-            (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self._known[prefix]
+            (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self._layers[prefix]
         ]
         return DynamicCache(repeated, config=self._model.config)
 

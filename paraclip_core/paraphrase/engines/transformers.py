@@ -101,10 +101,10 @@ class TransformersEngine:
         """
         if not prompts:
             return []
-        _, tokeniser = self._load()
+        _, tokenizer = self._load()
         n = 1 if sampling.temperature == 0 else sampling.n
         texts = [self._rendered(prompt) for prompt in prompts]
-        tokens = tokeniser(texts, add_special_tokens=False)["input_ids"]
+        tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
         rows = [
             _Row(i, draw, tokens[i], row_key(prompt.seed, texts[i], draw))
             for i, prompt in enumerate(prompts)
@@ -112,21 +112,21 @@ class TransformersEngine:
         ]
         rows.sort(key=lambda row: (len(row.tokens), row.tokens, row.draw))
         assert self._prefixes is not None
-        found: dict[tuple[int, int], tuple[str, int]] = {}
+        answers_by_draw: dict[tuple[int, int], tuple[str, int]] = {}
         try:
             prefix = self._prefixes.find(tokens) if len(rows) > 1 else ()
             for start in range(0, len(rows), self._options.batch_size):
                 some = rows[start : start + self._options.batch_size]
                 answers = self._batch(some, prefix, sampling)
-                found |= {(row.prompt, row.draw): answer for row, answer in zip(some, answers, strict=True)}
+                answers_by_draw |= {(row.prompt, row.draw): answer for row, answer in zip(some, answers, strict=True)}
         except RuntimeError as error:
             raise EngineError(
                 f"{self._folder.name} failed on {len(prompts)} prompts: {error}; where memory is short, lower "
                 f"paraphrase.transformers.batch_size (now {self._options.batch_size})"
             ) from error
-        answered = [[found[i, draw] for draw in range(n)] for i in range(len(prompts))]
+        answered = [[answers_by_draw[i, draw] for draw in range(n)] for i in range(len(prompts))]
         return [
-            Completion(tuple(text for text, _ in own), len(tokens[i]), sum(said for _, said in own))
+            Completion(tuple(text for text, _ in own), len(tokens[i]), sum(tokens_drawn for _, tokens_drawn in own))
             for i, own in enumerate(answered)
         ]
 
@@ -135,26 +135,26 @@ class TransformersEngine:
         self._loaded = self._prefixes = None
 
     def _rendered(self, prompt: Prompt) -> str:
-        _, tokeniser = self._load()
+        _, tokenizer = self._load()
         if prompt.messages[0][0] == "text":
             return prompt.messages[0][1]
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        if tokeniser.chat_template:
-            return tokeniser.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if tokenizer.chat_template:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return "\n".join(content for _, content in prompt.messages) + "\n"
 
     def _batch(self, rows: Sequence[_Row], prefix: tuple[int, ...], sampling: SamplingOptions) -> list[tuple[str, int]]:
         """Text and number of tokens of each row's answer; all rows begin with `prefix`."""
         import torch
 
-        model, tokeniser = self._load()
+        model, tokenizer = self._load()
         assert self._prefixes is not None
         longest = max(len(row.tokens) for row in rows)
         # The padding stands between the beginning, which is computed, and the rest, which is not.
         gaps = [longest - len(row.tokens) for row in rows]
         ids = torch.tensor(
             [
-                [*prefix, *[tokeniser.pad_token_id] * gap, *row.tokens[len(prefix) :]]
+                [*prefix, *[tokenizer.pad_token_id] * gap, *row.tokens[len(prefix) :]]
                 for row, gap in zip(rows, gaps, strict=True)
             ]
         )
@@ -174,20 +174,20 @@ class TransformersEngine:
                 top_p=None,
                 top_k=None,
                 max_new_tokens=sampling.max_tokens,
-                pad_token_id=tokeniser.pad_token_id,
-                stopping_criteria=[self._line_end(tokeniser, longest)],
+                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=[self._line_end(tokenizer, longest)],
                 **more,
             )
         fresh = output[:, longest:]
-        said = (fresh != tokeniser.pad_token_id).sum(1).tolist()
-        return list(zip(tokeniser.batch_decode(fresh, skip_special_tokens=True), said, strict=True))
+        lengths = (fresh != tokenizer.pad_token_id).sum(1).tolist()
+        return list(zip(tokenizer.batch_decode(fresh, skip_special_tokens=True), lengths, strict=True))
 
-    def _line_end(self, tokeniser: Any, prompt_length: int) -> Callable[..., Any]:
+    def _line_end(self, tokenizer: Any, prompt_length: int) -> Callable[..., Any]:
         """Stops a sequence whose last token holds a line break, unless the answer only begins."""
         import torch
 
         if self._breaks is None:
-            ids = [i for i in range(len(tokeniser)) if "\n" in tokeniser.decode([i])]
+            ids = [i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])]
             self._breaks = torch.tensor(ids, dtype=torch.long)
         breaks = self._breaks
 
@@ -208,7 +208,7 @@ class TransformersEngine:
             device = pick_device(self._device)
             log.info("loading %s", self._folder)
             try:
-                tokeniser = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")
+                tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")
                 model = AutoModelForCausalLM.from_pretrained(
                     self._folder, local_files_only=True, dtype=self._options.dtype
                 )
@@ -217,9 +217,9 @@ class TransformersEngine:
                     f"paraphrase.model: cannot load {self._folder}: {error}; "
                     "expected the folder of a Hugging Face causal language model"
                 ) from error
-            if tokeniser.pad_token_id is None:
-                tokeniser.pad_token = tokeniser.eos_token
+            if tokenizer.pad_token_id is None:
+                tokenizer.pad_token = tokenizer.eos_token
             moved: Any = model
-            self._loaded = moved.to(device).eval(), tokeniser
+            self._loaded = moved.to(device).eval(), tokenizer
             self._prefixes = SharedPrefixes(self._loaded[0])
         return self._loaded

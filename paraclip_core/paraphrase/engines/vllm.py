@@ -228,10 +228,10 @@ def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str =
 
 
 def _visible_gpus() -> list[str]:
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
         # CUDA sees no GPU from the first name on that is none, such as -1.
-        return list(takewhile(GPU.fullmatch, map(str.strip, told.split(","))))
+        return list(takewhile(GPU.fullmatch, map(str.strip, visible.split(","))))
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
