@@ -1,0 +1,141 @@
+"""Shards: what is missing is divided by key, and the stage afterwards asks and judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ArtifactError
+from paraclip_core.progress import silent
+from paraclip_core.settings import parse_settings
+from storage.artifacts import Artifact, ArtifactStore
+from storage.cache_tools import cache_stats
+from storage.parquet import read_table
+from storage.roots import open_generations, open_store
+from tasks.dag import STAGES, resolve
+from tasks.run import run_stage, stage_node
+from tasks.shards import ShardJob, plan_shards, run_shard
+
+HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
+CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(200)]
+
+
+def settings_of(folder: Path, root: str = "root", captions: int = 200, **changed: Any) -> Settings:
+    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CARS[:captions]))
+    run: dict[str, Any] = {"root": str(folder / root), "shards": 3, "threads": 1}
+    paraphrase = {"engine": "scripted_engine:Writer", "synonyms": False, "gates": {"preset": "off"}}
+    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
+    return parse_settings({"data": data, "paraphrase": paraphrase | changed, "run": run})
+
+
+def job_of(settings: Settings, step: int = 1) -> ShardJob | None:
+    store = open_store(settings.run.root)
+    run_stage("ingest", settings, stages=HERE)
+    if step == 2:
+        run_stage("paraphrase_1", settings, stages=HERE)
+    node = stage_node(f"paraphrase_{step}", settings, store, HERE)
+    upstream = "ingest" if step == 1 else "paraphrase_1"
+    inputs: Mapping[str, Artifact | None] = {
+        upstream: store.find(upstream, resolve(settings, store)[upstream].fingerprint)
+    }
+    artifact = inputs[upstream]
+    assert artifact is not None
+    return plan_shards(node, settings, store, {upstream: artifact})
+
+
+def run_all(job: ShardJob) -> list[dict[str, Any]]:
+    return [run_shard({**asdict(job), "shard": shard}, silent) for shard in range(job.shards)]
+
+
+def contents(artifact: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Path) -> None:
+    again = {"attempts": 2, "regenerate": [{"where": "caption like '%7%'"}], "chunk": 16}
+    calm = settings_of(tmp_path, "calm", **again)
+    for name in ("ingest", "paraphrase_1", "paraphrase_2"):
+        expected = run_stage(name, calm, stages=HERE)
+        if name == f"paraphrase_{step}":
+            break
+    settings = settings_of(tmp_path, **again)
+    job = job_of(settings, step)
+    assert job is not None and job.shards == (3 if step == 1 else 2)
+    counts = run_all(job)
+    found = run_stage(f"paraphrase_{step}", settings, stages=HERE)
+    metrics, alone = found.manifest.metrics, expected.manifest.metrics
+    assert contents(found) == contents(expected)
+    assert (metrics["generated"], metrics["judged"]) == (0, 0)
+    assert sum(each["generated"] for each in counts) == alone["generated"] == metrics["requested"]
+    assert sum(each["judged"] for each in counts) == alone["judged"]
+    assert min(each["generated"] for each in counts) > 40
+    # Shards leave no artifact and no intermediate file.
+    store = open_store(settings.run.root)
+    assert not list(store.unfinished())
+    stats = cache_stats(open_generations(store))
+    assert stats.rows == stats.keys
+    # A shard that is run again finds nothing to do.
+    assert [each["generated"] for each in run_all(job)] == [0] * job.shards
+
+
+@pytest.mark.parametrize(
+    ("changed", "run", "shards"),
+    [
+        ({}, {}, 3),
+        ({}, {"shards": 9}, 3),
+        ({}, {"shards": 2}, 2),
+        ({}, {"shards": 1}, None),
+        ({"fraction": 0.5}, {}, None),
+        ({"engine": "file", "file": {"path": "captions.csv"}}, {}, None),
+    ],
+    ids=["three", "no more than there is work for", "two", "one", "too few", "a file"],
+)
+def test_how_many_shards_there_are(
+    changed: dict[str, Any], run: dict[str, int], shards: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "captions.csv").write_text("caption,paraphrase_1,paraphrase_2\na,b,c\n")
+    settings = settings_of(tmp_path, **changed)
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update=run)})
+    job = job_of(settings)
+    assert (None if job is None else job.shards) == shards
+    if job is not None:
+        # Together they take no more cores than one process would.
+        assert job.settings["run"] | {"threads": 1, "judges": 1} == job.settings["run"]
+
+
+def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:
+    run_stage("ingest", settings_of(tmp_path, captions=150), stages=HERE)
+    run_stage("paraphrase_1", settings_of(tmp_path, captions=150), stages=HERE)
+    # Fifty requests are missing, which one process asks; with further attempts more may be.
+    assert job_of(settings_of(tmp_path)) is None
+    more = job_of(settings_of(tmp_path, attempts=2))
+    assert more is not None and more.shards == 3
+
+
+def test_a_shard_needs_the_rows_that_it_is_cut_from(tmp_path: Path) -> None:
+    job = job_of(settings_of(tmp_path))
+    assert job is not None
+    with pytest.raises(ArtifactError, match=r"the artifact ingest/gone is not under .*same shared folder"):
+        run_shard({**asdict(job), "shard": 0, "upstream": "gone"}, silent)
+
+
+def test_shards_write_what_they_kept_to_one_cache(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    job = job_of(settings)
+    assert job is not None
+    run_shard({**asdict(job), "shard": 1}, silent)
+    left = job_of(settings)
+    assert left is not None and left.shards == 2, "a third is done"
+    store = ArtifactStore(tmp_path / "root")
+    assert store.list("paraphrase_1") == []
+    run_all(job)
+    found = run_stage("paraphrase_1", settings, stages=HERE)
+    assert read_table(found.path / "paraphrases").column("caption").to_pylist() == [
+        text for text in CARS if text in set(read_table(found.path / "paraphrases").column("caption").to_pylist())
+    ]
