@@ -1,13 +1,13 @@
-"""What each gate costs and catches: false rejects and false accepts on labelled pairs.
+"""What the gates cost and catch: good rewrites that they stop, and bad ones that they let through.
 
-    python benchmarks/gate_calibration.py --data FOLDER
+    python benchmarks/gate_calibration.py --data FOLDER [--nli FOLDER] [--encoder FOLDER]
 
-Faithful pairs are human rewordings (STS-B from 4.5 upwards, SICK entailment from 4.5 upwards, captions of one Flickr8k
-image) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with the data set);
-changed ones are STS-B up to 2, SICK contradictions, SugarCrepe's hard negatives, and what is labelled changed. A
-*false reject* is a faithful pair that the gate stops, a *false accept* a changed pair that it lets through; a gate for
-one sort of change lets the others through by design, so the last rows, where all are together, decide. Gates on form
-(length, echo, overlap) are judged by the faithful pairs alone. The folder of real data is read and nothing of it kept.
+Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewrites in the style of a 7 B model
+(tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
+the data set). Bad ones are refusals, preambles, orders obeyed and the like (tests/data/capable), SugarCrepe's hard
+negatives, SICK contradictions, STS-B up to 2, captions of other images, and what is labelled changed. Pairs that
+differ in case or punctuation alone are no rewrites; they are counted, and left out. The folder of real data is read
+and nothing of it kept.
 """
 
 from __future__ import annotations
@@ -16,195 +16,225 @@ import argparse
 import csv
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flickr8k_pairs import read_pairs
-from paraclip_core.paraphrase.similarity import SentenceEncoder
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import TEXT_GATES
-from paraclip_core.paraphrase.meaning import MEANING_GATES, compared_texts
-from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.judge import Judge, Request
+from paraclip_core.paraphrase.meaning import Encoder, Nli, NliModel, SentenceEncoder
+from paraclip_core.paraphrase.pair import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
-LABELLED = Path(__file__).parents[1] / "tests" / "data" / "faithfulness"
-FORM = ("empty", "length_ratio", "too_long", "echo", "high_overlap")
+TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 WHOLE = Tokenizer(context_length=4096)
+
+Texts = tuple[str, str, str]
+"""Caption, input, answer."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs of one source that are all faithful, or all changed."""
+    """Answers of one source that are all good, or all bad."""
 
     name: str
-    faithful: bool
-    pairs: Sequence[Pair]
+    step: int
+    texts: Sequence[Texts]
+    echoes: int = 0
+    """Pairs that were left out, because they differ in case or punctuation alone."""
 
 
-def pair_of(caption: str, source: str, answer: str, step: int) -> Pair:
-    """A pair as the generate loop builds it."""
-    return Pair(clean(caption), clean(source), clean(answer), step, FEW_SHOT[step].examples, _pieces)
+class Presets:
+    """Judges by preset and step, which share their models."""
+
+    def __init__(self, encoder: Encoder, nli: Nli | None) -> None:
+        self._encoder, self._nli = encoder, nli
+        self._judges: dict[tuple[str, int], Judge] = {}
+        self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
+
+    def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
+        """Why each answer is stopped, None where it is not, by the gates of `step` (default: the group's own)."""
+        key = name, step or group.step
+        if key not in self._judges:
+            options = GateOptions.model_validate(
+                {"preset": name.partition("+")[0], "nli": "named" if "+" in name else ""}
+            )
+            self._judges[key] = Judge(
+                options,
+                key[1],
+                encoder=self._encoder,
+                nli=self._nli if "+" in name else None,
+                examples=FEW_SHOT[key[1]].examples,
+                pieces=lambda text: len(WHOLE.encode(text)) - 2,
+            )
+        if (*key, group.name) not in self._reasons:
+            requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
+            self._reasons[*key, group.name] = [verdict.reason for verdict in self._judges[key].judge(requests)]
+        return self._reasons[*key, group.name]
+
+    def stopped(self, name: str, group: Group, step: int | None = None) -> float:
+        """Percentage of the answers that are stopped."""
+        reasons = self.reasons(name, group, step)
+        return 100 * sum(reason is not None for reason in reasons) / max(1, len(reasons))
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
-    """The rows of a file of labelled pairs."""
-    return [json.loads(line) for line in (LABELLED / name).read_text("utf-8").splitlines()]
+    """The rows of a file of tests/data."""
+    return [json.loads(line) for line in (TEST_DATA / name).read_text("utf-8").splitlines()]
 
 
-def labelled(rows: Sequence[dict[str, Any]]) -> list[Group]:
-    """All hand-labelled pairs by half and label, what the gates of that day rejected included."""
-    groups = []
-    for half, label in ((half, label) for half in ("tune", "held-out") for label in ("faithful", "changed")):
-        pairs = [_labelled_pair(row) for row in rows if row["half"] == half and row["label"] == label]
-        groups.append(Group(f"{half}, {label}", label == "faithful", pairs))
-    return groups
+def good_rewrites() -> Iterator[Group]:
+    """Rewrites in the style of a 7 B model, by half and step."""
+    for half in ("tune", "held-out"):
+        rows = [row for row in rows_of("capable/rewrites.jsonl") if row["half"] == half]
+        first = [(row["caption"], row["caption"], row["paraphrase_1"]) for row in rows]
+        second = [(row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows]
+        yield Group(f"rewrites, step 1, {half}", 1, first)
+        yield Group(f"rewrites, step 2, {half}", 2, second)
 
 
-def before_and_after(
-    options: GateOptions, encoder: SentenceEncoder, photographs: Sequence[dict[str, Any]]
-) -> Iterator[str]:
-    """Share of faithful ones among what earlier gates kept and among what is kept of it now, as Markdown."""
-    yield "| half | captions | step | kept before | faithful, % | kept now | faithful, % | faithful ones kept, % |"
-    yield "|---|---|---|---|---|---|---|---|"
-    rows = [*rows_of("pairs.jsonl"), *rows_of("fresh.jsonl"), *photographs]
-    rows = [row for row in rows if row["gate"] is None]
-    hits = stopped([Group("kept", True, [_labelled_pair(row) for row in rows])], options, encoder)
-    passes = ~np.any([hit[0] for hit in hits.values()], axis=0)
-    faithful = np.array([row["label"] == "faithful" for row in rows])
-    keys = [(row["half"], row["kind"], row["step"]) for row in rows]
-    for half, kind, step in sorted(set(keys), key=lambda key: (key[0] != "tune", key[0] != "held-out", key[1:])):
-        here = np.array([key == (half, kind, step) for key in keys])
-        now = here & passes
-        first = "– | –" if half == "fresh" else f"{here.sum()} | {100 * faithful[here].mean():.0f}"
-        last = "–" if half == "fresh" else f"{100 * passes[here & faithful].mean():.0f}"
-        yield f"| {half} | {kind} | {step} | {first} | {now.sum()} | {100 * faithful[now].mean():.0f} | {last} |"
-
-
-def real(folder: Path, most: int) -> Iterator[Group]:
-    """Groups of human-written pairs, `most` of each at most, those whose files are there."""
-    found = [
-        ("STS-B ≥ 4.5", True, folder / "sts/raw/STSB-train.tsv", _sts(lambda score: score >= 4.5)),
-        ("SICK entailment ≥ 4.5", True, folder / "sts/sick/SICK_train.txt", _sick("ENTAILMENT", 4.5)),
-        ("Flickr8k siblings", True, folder / "flickr8k/dataset_flickr8k.json", _siblings),
-        ("STS-B ≤ 2", False, folder / "sts/raw/STSB-train.tsv", _sts(lambda score: score <= 2)),
-        ("SICK contradiction", False, folder / "sts/sick/SICK_train.txt", _sick("CONTRADICTION", 0)),
+def human_rewordings(data: Path) -> Iterator[Group]:
+    """Pairs that people found to say the same."""
+    sts = [
+        (f"STS-B {part} ≥ 4.5", data / f"sts/raw/STSB-{part}.tsv", _sts(4.5, 5)) for part in ("train", "dev", "test")
     ]
-    crepe = sorted((folder / "sugarcrepe").glob("*.json"))
-    found += [(f"SugarCrepe {path.stem}", False, path, _sugarcrepe) for path in crepe]
-    for name, faithful, path, read in found:
+    sick = [
+        (f"SICK {part} entailment ≥ 4.5", data / f"sts/sick/SICK_{part}.txt", _sick("ENTAILMENT", 4.5))
+        for part in ("train", "test_annotated")
+    ]
+    for name, path, read in (*sts, *sick):
         if path.is_file():
-            texts = [(one, two) for one, two in read(path) if one.lower() != two.lower()]
-            chosen = random.Random(0).sample(texts, min(most, len(texts)))
-            yield Group(name, faithful, [pair_of(one, one, two, 1) for one, two in chosen])
+            pairs = list(read(path))
+            texts = [(one, one, two) for one, two in pairs if words(one) != words(two)]
+            yield Group(name, 1, texts, len(pairs) - len(texts))
 
 
-def stopped(groups: Sequence[Group], options: GateOptions, encoder: SentenceEncoder) -> dict[str, list[np.ndarray]]:
-    """Gate → for each group, whether it stops each pair, each gate asked alone."""
-    pairs = [pair for group in groups for pair in group.pairs]
-    texts = sorted({text for pair in pairs for text in compared_texts(pair)})
-    vectors, row = encoder.encode(texts), {text: number for number, text in enumerate(texts)}
-
-    def cosine(one: str, two: str) -> float:
-        return float(vectors[row[one]] @ vectors[row[two]])
-
-    found: dict[str, list[np.ndarray]] = {}
-    for name, gate in TEXT_GATES.items():
-        found[name] = [np.array([gate(p, options) is not None for p in group.pairs]) for group in groups]
-    for name, gate in MEANING_GATES.items():
-        found[name] = [np.array([gate(p, options, cosine) is not None for p in group.pairs]) for group in groups]
-    return found
+def labelled(rows: Sequence[dict[str, Any]], label: str, name: str) -> Iterator[Group]:
+    """Hand-labelled answers of the embedded model, by step."""
+    for step in (1, 2):
+        chosen = [row for row in rows if row["label"] == label and row["step"] == step]
+        yield Group(f"{name}, step {step}", step, [(row["caption"], row["source"], row["answer"]) for row in chosen])
 
 
-def table(groups: Sequence[Group], found: dict[str, list[np.ndarray]]) -> Iterator[str]:
-    """False rejects of faithful groups and false accepts of changed ones in percent, as Markdown."""
-    yield "| gate | " + " | ".join(f"{group.name} (n = {len(group.pairs)})" for group in groups) + " |"
-    yield "|---|" + "---|" * len(groups)
-    for name, hits in found.items():
-        cells = [_rate(group, hit, name in FORM) for group, hit in zip(groups, hits, strict=True)]
-        yield f"| {name} | " + " | ".join(cells) + " |"
-    meaning = [
-        np.any([hits[at] for name, hits in found.items() if name not in FORM], axis=0) for at in range(len(groups))
+def foils(data: Path, most: int) -> Iterator[Group]:
+    """Pairs of texts that say different things, `most` of each at most."""
+    sources: list[tuple[str, Path, Callable[[Path], Iterator[tuple[str, str]]]]] = [
+        ("caption of another image", data / "flickr8k/dataset_flickr8k.json", _other_images),
+        ("STS-B ≤ 2", data / "sts/raw/STSB-train.tsv", _sts(0, 2)),
+        ("SICK contradiction", data / "sts/sick/SICK_train.txt", _sick("CONTRADICTION", 0)),
+        *((f"SugarCrepe {path.stem}", path, _sugarcrepe) for path in sorted((data / "sugarcrepe").glob("*.json"))),
     ]
-    yield "| **all on meaning** | " + " | ".join(_rate(g, h) for g, h in zip(groups, meaning, strict=True)) + " |"
-    every = [np.any([hits[at] for hits in found.values()], axis=0) for at in range(len(groups))]
-    yield "| **all** | " + " | ".join(_rate(g, h) for g, h in zip(groups, every, strict=True)) + " |"
+    for name, path, read in sources:
+        if path.is_file():
+            pairs = sorted(set(read(path)))
+            yield Group(
+                name, 1, [(one, one, two) for one, two in random.Random(0).sample(pairs, min(most, len(pairs)))]
+            )
+
+
+def good_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
+    """Good rewrites that are stopped, in percent, and why `capable` stops them, as Markdown."""
+    yield "| good rewrites | n | echoes left out | " + " | ".join(f"{name} stops, %" for name in names) + " | why |"
+    yield "|---|---|---|" + "---|" * (len(names) + 1)
+    for group in groups:
+        cells = [f"{presets.stopped(name, group):.1f}" for name in names]
+        why = Counter(reason for reason in presets.reasons("capable", group) if reason)
+        reasons = ", ".join(f"`{reason}` {count}" for reason, count in why.most_common(3)) or "–"
+        yield f"| {group.name} | {len(group.texts)} | {group.echoes or '–'} | {' | '.join(cells)} | {reasons} |"
+
+
+def bad_table(presets: Presets) -> Iterator[str]:
+    """Bad answers by kind, and what stops them, as Markdown."""
+    yield "| kind | n | stopped | by |"
+    yield "|---|---|---|---|"
+    rows = rows_of("capable/bad.jsonl")
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        reasons: list[str | None] = []
+        for step in (1, 2):
+            chosen = [row for row in rows if (row["kind"], row["step"]) == (kind, step)]
+            texts = [(row["caption"], row["source"], row["answer"]) for row in chosen]
+            reasons += presets.reasons("capable", Group(kind, step, texts))
+        counts = Counter(reason for reason in reasons if reason)
+        by = ", ".join(f"`{reason}` {count}" for reason, count in counts.most_common())
+        yield f"| {kind} | {len(reasons)} | {counts.total()} | {by} |"
+
+
+def foil_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
+    """Foils that are let through, in percent, by the gates of either step, as Markdown."""
+    columns = [(name, step) for name in names for step in (1, 2)]
+    yield "| foil | n | " + " | ".join(f"{name}, step {step}" for name, step in columns) + " |"
+    yield "|---|---|" + "---|" * len(columns)
+    for group in groups:
+        cells = [f"{100 - presets.stopped(name, group, step):.1f}" for name, step in columns]
+        yield f"| {group.name} | {len(group.texts)} | {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Print the shares of faithful answers, then what each gate stops: of labelled answers, and of real pairs."""
+    """Print what is stopped of good rewrites, of bad answers, and what is let through of foils."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: labelled pairs only"
+        "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: own data only"
     )
-    parser.add_argument("--most", type=int, default=400, help="pairs of each human source")
+    parser.add_argument("--most", type=int, default=400, help="foils of each source")
+    parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
+    parser.add_argument("--nli", default="", help="folder or hub id of a cross-encoder for NLI")
     chosen = parser.parse_args()
-    options, encoder = GateOptions(preset="small-model"), SentenceEncoder()
-    parts = [("Labelled answers of the embedded model", labelled(rows_of("pairs.jsonl")))]
-    photographs = read_pairs(chosen.data) if chosen.data else []
+    presets = Presets(SentenceEncoder(chosen.encoder), NliModel(chosen.nli) if chosen.nli else None)
+    names = ["capable", *(["capable+nli"] if chosen.nli else []), "small-model"]
+    small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
+    parts = [(small, "labelled")]
     if chosen.data:
-        parts.append(("Labelled answers for photographs of Flickr8k", labelled(photographs)))
-        groups = list(real(chosen.data, chosen.most))
-        parts += [
-            ("Human rewordings: false rejects, %", [group for group in groups if group.faithful]),
-            ("Foils: false accepts, %", [group for group in groups if not group.faithful]),
-        ]
-    print("### Share of faithful answers\n")
-    print("\n".join(before_and_after(options, encoder, photographs)))
-    for title, groups in parts:
-        print(f"\n### {title}\n")
-        print("\n".join(table(groups, stopped(groups, options, encoder))))
+        parts.append((read_pairs(chosen.data), "labelled, Flickr8k"))
+    good = [*good_rewrites(), *(human_rewordings(chosen.data) if chosen.data else ())]
+    bad = list(foils(chosen.data, chosen.most)) if chosen.data else []
+    for rows, name in parts:
+        good += labelled(rows, "faithful", f"{name} faithful")
+        bad += labelled(rows, "changed", f"{name} changed")
+    print("\n".join(("### Good rewrites", "", *good_table(good, presets, names))))
+    print("\n".join(("", "### Bad answers", "", *bad_table(presets))))
+    print("\n".join(("", "### Foils that are let through, %", "", *foil_table(bad, presets, names))))
 
 
-def _labelled_pair(row: dict[str, Any]) -> Pair:
-    return pair_of(row["caption"], row["source"], row["answer"], row["step"])
-
-
-def _rate(group: Group, hit: np.ndarray, form: bool = False) -> str:
-    if not len(hit) or (form and not group.faithful):
-        return "–"
-    return f"{100 * (hit.mean() if group.faithful else 1 - hit.mean()):.1f}"
-
-
-def _sts(wanted: Callable[[float], bool]) -> Callable[[Path], Iterator[tuple[str, str]]]:
+def _sts(least: float, most: float) -> Callable[[Path], Iterator[tuple[str, str]]]:
     def read(path: Path) -> Iterator[tuple[str, str]]:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                if wanted(float(row["score"])):
-                    yield row["sentence1"], row["sentence2"]
+        for row in _table(path):
+            if least <= float(row["score"]) <= most:
+                yield clean(row["sentence1"]), clean(row["sentence2"])
 
     return read
 
 
 def _sick(judgment: str, least: float) -> Callable[[Path], Iterator[tuple[str, str]]]:
     def read(path: Path) -> Iterator[tuple[str, str]]:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                told = row.get("entailment_judgment") or row.get("entailment_label") or ""
-                if told.strip() == judgment and float(row["relatedness_score"]) >= least:
-                    yield row["sentence_A"], row["sentence_B"]
+        for row in _table(path):
+            label = row.get("entailment_judgment") or row.get("entailment_label") or ""
+            if label.strip() == judgment and float(row["relatedness_score"]) >= least:
+                yield clean(row["sentence_A"]), clean(row["sentence_B"])
 
     return read
 
 
-def _siblings(path: Path) -> Iterator[tuple[str, str]]:
-    for image in json.loads(path.read_bytes())["images"]:
-        texts = [sentence["raw"] for sentence in image["sentences"]]
-        yield texts[0], texts[1]
+def _table(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _other_images(path: Path) -> Iterator[tuple[str, str]]:
+    images = json.loads(path.read_bytes())["images"]
+    random.Random(0).shuffle(images)
+    yield from pairwise(clean(image["sentences"][0]["raw"]) for image in images)
 
 
 def _sugarcrepe(path: Path) -> Iterator[tuple[str, str]]:
     for row in json.loads(path.read_bytes()).values():
-        yield row["caption"].strip(), row["negative_caption"].strip()
-
-
-def _pieces(text: str) -> int:
-    return len(WHOLE.encode(text)) - 2
+        yield clean(row["caption"]), clean(row["negative_caption"])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.models import ClipModel, load_clip
 from paraclip_core.clip.tokenizer import tokenise
-from paraclip_core.paraphrase.similarity import SentenceEncoder
+from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.training.image_gate import image_cosines
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.training.data import Images

@@ -23,7 +23,7 @@ import numpy as np
 from paraclip_core.errors import ConfigError, EngineError, one_line
 from paraclip_core.paths import user_path
 
-__all__ = ["PACKAGE", "Compare", "Encoder", "Nli", "NliModel", "SentenceEncoder", "model_identity"]
+__all__ = ["PACKAGE", "Compare", "Encoder", "Nli", "NliModel", "SentenceEncoder", "model_identity", "packaged_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class SentenceEncoder:
         if self._loaded is None:
             from transformers import AutoModel
 
-            name = self._name or str(_packaged_folder())
+            name = self._name or str(packaged_folder())
             self._loaded = (*_load(AutoModel, name, self._device, "paraphrase.gates.encoder"), _pooling(name))
         return self._loaded
 
@@ -160,7 +160,7 @@ def model_identity(name: str) -> str:
         EngineError: it is the default encoder, whose package is not installed.
     """
     if not name:
-        _packaged_folder()
+        packaged_folder()
         return f"{PACKAGE} {version(PACKAGE)}"
     folder = user_path(name)
     if not folder.is_dir():
@@ -265,7 +265,12 @@ def _entailment_label(labels: Mapping[Any, str], name: str) -> int:
     return numbers[0]
 
 
-def _packaged_folder() -> Path:
+def packaged_folder() -> Path:
+    """Where the default encoder lies.
+
+    Raises:
+        EngineError: its package is not installed.
+    """
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise EngineError(

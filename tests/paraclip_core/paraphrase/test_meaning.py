@@ -78,7 +78,7 @@ def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: p
 
 def test_it_agrees_with_sentence_transformers(encoder: SentenceEncoder) -> None:
     library = pytest.importorskip("sentence_transformers", reason="needs the package sentence-transformers")
-    model = library.SentenceTransformer(str(meaning._packaged_folder()), device="cpu")
+    model = library.SentenceTransformer(str(meaning.packaged_folder()), device="cpu")
     np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
 
 
