@@ -23,7 +23,6 @@ __all__ = [
     "EngineFacts",
     "GenerationCache",
     "HashFiles",
-    "JudgedBlocks",
     "PaidEngine",
     "Prompt",
     "StreamingEngine",
@@ -216,20 +215,4 @@ class GenerationCache(Protocol):
 
     def append_verdicts(self, verdicts: pa.Table) -> None:
         """Keep verdicts (schema `paraclip_core.tables.VERDICTS`); on return they survive a kill."""
-        ...
-
-
-class JudgedBlocks(Protocol):
-    """Blocks that were judged from generations that still count, each under a key of 16 bytes."""
-
-    def find(self, key: bytes) -> Sequence[pa.RecordBatch] | None:
-        """The record batches that were kept under `key`; None where there are none, or an answer may have changed."""
-        ...
-
-    def keep(self, key: bytes, before: bytes, parts: Sequence[pa.RecordBatch], asked: bool) -> None:
-        """Keep a block behind the one with the key `before`; `asked`: some of its answers were asked for just now."""
-        ...
-
-    def stop(self) -> None:
-        """Keep nothing more: what comes next depends on a block that cannot be kept."""
         ...
