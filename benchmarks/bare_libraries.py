@@ -24,8 +24,8 @@ from typing import Any
 import httpx
 
 from paraclip_core.config import SamplingOptions, SmolLM2Options, TransformersOptions
+from paraclip_core.paraphrase.engines.openai_wire import draw_seed
 from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
-from paraclip_core.paraphrase.engines.vllm import request_seed
 from paraclip_core.paraphrase.protocol import Prompt
 
 __all__ = ["Ask", "Request", "openvino", "transformers", "vllm_offline", "vllm_served", "vllm_server"]
@@ -119,7 +119,11 @@ def vllm_offline(python: Path, arguments: Mapping[str, Any]) -> Iterator[Ask]:
 
     def ask(requests: Sequence[Request]) -> int:
         groups = [
-            (_vllm_sampling(sampling), [_turns(prompt) for prompt in prompts], [request_seed(p) for p in prompts])
+            (
+                _vllm_sampling(sampling),
+                [_turns(prompt) for prompt in prompts],
+                [draw_seed(prompt, 0) for prompt in prompts],
+            )
             for sampling, prompts in _by_sampling(requests)
         ]
         print(json.dumps(groups), file=send, flush=True)
@@ -165,7 +169,7 @@ def vllm_served(url: str, model: str, concurrency: int) -> Ask:
         async with httpx.AsyncClient(timeout=None, limits=limits) as client:
 
             async def one(prompt: Prompt, sampling: SamplingOptions) -> int:
-                body = {"model": model, "messages": _turns(prompt), "seed": request_seed(prompt) >> 1}
+                body = {"model": model, "messages": _turns(prompt), "seed": draw_seed(prompt, 0)}
                 async with places:
                     reply = await client.post(f"{url}/chat/completions", json=body | _vllm_sampling(sampling))
                 return len(reply.raise_for_status().json()["choices"])
