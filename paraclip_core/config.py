@@ -54,7 +54,7 @@ EngineName = Annotated[
     AfterValidator(check_engine),
     WithJsonSchema({"anyOf": [{"enum": list(ENGINES), "type": "string"}, {"pattern": ":", "type": "string"}]}),
 ]
-GateName = Literal["auto", "off", "capable", "small-model"]
+GateName = Literal["auto", "off", "capable", "small-model", "paper"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
 """Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""

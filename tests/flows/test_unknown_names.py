@@ -17,8 +17,9 @@ Capture = pytest.CaptureFixture[str]
 UNKNOWN = {
     "run": ["-c ABSENT", "--set nonsense=1"],
     "plan": ["-c ABSENT", "--set nonsense=1", "-c CONFIG --set run.root=~no-such-user/x"],
-    "calibrate": ["-c ABSENT"],
-    "sweep": ["-c ABSENT --try paraphrase.chunk=64", "-c CONFIG --try nonsense=1"],
+    "paraphrase": ["a -c ABSENT", "a --set nonsense=1", "--file ABSENT"],
+    "requests export": ["NEW -c ABSENT", "NEW -c CONFIG --set run.root=~no-such-user/x"],
+    "requests import": ["ABSENT -c CONFIG", "FILE -c ABSENT"],
     "evaluate": [
         "--base FILE --tuned FILE --benchmark nonsense=FILE",
         "--base FILE --tuned FILE --benchmark stsb=ABSENT",
@@ -48,7 +49,9 @@ UNKNOWN = {
 }
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a household there is nothing to stop."""
-WITHOUT_ROOT = {"run", "plan", "calibrate", "sweep", "promote", "serve", "cache why", "config show"}
+WITHOUT_ROOT = {
+    "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why", "config show"
+}  # fmt: skip
 
 
 def commands(group: typer.Typer, before: str = "") -> Iterator[str]:

@@ -24,7 +24,8 @@ OPERATIONAL_OPTIONS = {
     "Settings": "name run",
     "DataOptions": "root",
     "FeatureOptions": "batch_size",
-    "ParaphraseOptions": "chunk smollm2",
+    "ParaphraseOptions": "chunk smollm2 stop_below",
+    "GateOptions": "device",
     "SmolLM2Options": "cache_size max_num_batched_tokens max_num_seqs",
     "TransformersOptions": "batch_size",
     "VllmOptions": "data_parallel_size enable_chunked_prefill enable_prefix_caching enforce_eager "
@@ -56,6 +57,8 @@ def test_later_options_count_where_they_are_used() -> None:
     assert later == {
         ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
         ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "validations"),
+        ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "options"),
+        ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),
     }  # fmt: skip
     plain, used = meaning(Settings().finetune), meaning(load_settings(None, ["finetune.validations=4"]).finetune)
     assert used == plain | {"validations": 4} and "validations" not in plain

@@ -182,7 +182,9 @@ def test_of_two_promotions_at_once_one_moves_the_channel(
     monkeypatch.setattr(ArtifactStore, "set_channel", set_channel)
     promote("aaa")
     other.join()
-    assert [(decision["after"], decision["moved"]) for decision in decisions] == [("aaa", True), ("bbb", False)]
+    # Whichever notes its decision first.
+    assert {decision["after"]: decision["moved"] for decision in decisions} == {"aaa": True, "bbb": False}
+    assert len(decisions) == 2
     assert decisions[1]["reason"].startswith("kept at aaa, another promotion") and served(store) == "aaa"
 
 
