@@ -137,7 +137,7 @@ class JudgePool:
         """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks, which have `rows` rows together.
 
         Raises:
-            StageError: a judging process died.
+            StageError: a judging process died, or has other code than this one.
             EngineError: the sentence encoder cannot be loaded.
         """
         if self._pool is None and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
@@ -175,7 +175,8 @@ class JudgePool:
         if self._pool is None:
             # Not forked: threads of torch and Arrow do not survive that.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, _begin, (os.getpid(), self._spec))
+            arguments = os.getpid(), self._spec, self._spec.digest
+            self._pool = ProcessPoolExecutor(self._processes, context, _begin, arguments)
         try:
             return self._pool.submit(_judge_block, block, self._table)
         except BrokenProcessPool as error:
@@ -183,22 +184,26 @@ class JudgePool:
 
 
 _spec: JudgeSpec
+_digest: bytes
 _judges: dict[str, BlockJudge] = {}
 
 
-def _begin(parent: int, spec: JudgeSpec) -> None:
+def _begin(parent: int, spec: JudgeSpec, digest: bytes) -> None:
     """Make a judging process ready: it ends with its parent and leaves the other cores to its siblings."""
-    global _spec
+    global _spec, _digest
     die_with(parent)
     if gates_of(spec.gates).meaning:
         import torch
 
         torch.set_num_threads(1)
-    _spec = spec
+    _spec, _digest = spec, digest
 
 
 def _judge_block(block: pa.RecordBatch, table: str) -> pa.RecordBatch:
     if table not in _judges:
+        if _spec.digest != _digest:
+            # This process has read the code anew, and its verdicts would not be those that the parent looks for.
+            raise StageError("the code that judges was changed since this run began; run again to go on with it")
         synonyms = (
             {word: tuple(others) for word, others in json.loads(Path(table).read_text()).items()} if table else None
         )
@@ -211,7 +216,4 @@ def _judged(block: pa.RecordBatch, future: Future[pa.RecordBatch]) -> Judged:
     try:
         return block, future.result()
     except BrokenProcessPool as error:
-        raise StageError(
-            "a process that judges answers was killed; the machine may be out of memory (lower run.judges). Verdicts "
-            "so far are kept; run again to go on from there"
-        ) from error
+        raise StageError(KILLED) from error

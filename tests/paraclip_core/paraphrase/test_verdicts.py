@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -181,6 +182,9 @@ def kill(pool: JudgePool) -> None:
     """Kill one of its processes."""
     assert pool._pool is not None
     os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)
+    # The others may finish what little there is before anyone looks.
+    while not pool._pool._broken:
+        time.sleep(0.01)
 
 
 def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
@@ -225,6 +229,14 @@ def test_a_process_that_was_killed_is_told_whatever_is_asked_next(quick: JudgeSp
                 list(pool.offered(wait=True))
         with pytest.raises(StageError, match="was killed"):
             list(pool.judge(iter(blocks), MANY))
+
+
+def test_a_process_that_has_read_other_code_is_told(
+    quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paraclip_core.paraphrase.judge.code_digest", lambda: "of another release")
+    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="code that judges was changed"):
+        list(pool.judge(iter(divided(answers, [20])), MANY))
 
 
 def test_a_digest_is_of_all_that_decides(spec: JudgeSpec) -> None:
