@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,21 @@ def vllm_server(python: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *flags]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | VLLM_ON_CPU)
     try:
-        while server.poll() is None:
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
-                    break
+        while not _healthy(port):
+            if server.poll() is not None:
+                raise SystemExit(f"vLLM's server ended with {server.returncode}")
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         server.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _flags(name: str, value: Any) -> tuple[str, ...]:
