@@ -44,6 +44,7 @@ def test_the_next_try_ends_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["error", "full"])
 def test_a_disk_that_fails_is_told_and_costs_no_byte(tmp_path: Path, fault: str) -> None:
     stages = "ingest,paraphrase_1,former_cache,finetune"
-    figures = met(tmp_path / "work", "--kills", "4", "--stages", stages, "--fault", fault)
+    # A call that fails may be one that the stage can do without, so several are met.
+    figures = met(tmp_path / "work", "--kills", "6", "--stages", stages, "--fault", fault)
     assert figures["good"]
     assert all(figures["kills"].values())
