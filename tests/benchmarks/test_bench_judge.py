@@ -16,7 +16,7 @@ def test_verdicts_are_the_same_bytes_whatever_judges(records: Callable[..., dict
 
 
 def test_an_engine_hardly_waits_while_answers_are_judged(records: Callable[..., dict[str, Any]]) -> None:
-    recorded = records("bench_judge.py", "--captions", "2600", "--presets", "off", "--only", "waits")
+    recorded = records("bench_judge.py", "--captions", "700", "--presets", "off", "--only", "waits")
     assert set(recorded) == {"stage_over_instant", "engine_busy"}
     # The cores of a machine that tests have busy are not the engine's.
     assert recorded["engine_busy"]["ratio"] > 0.5
