@@ -40,7 +40,7 @@ def train(examples: list[Example], out: Path, epochs: int, rate: float) -> None:
     model = BertForSequenceClassification.from_pretrained(folder, id2label=names, num_labels=len(LABELS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     steps = epochs * (len(examples) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
     draw, step = random.Random(0), 0
     for epoch in range(epochs):
         draw.shuffle(examples)
@@ -67,11 +67,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--most", type=int, default=100_000, help="pairs to learn from")
     chosen = parser.parse_args()
     examples = read(chosen.data / "sts/sick/SICK_train.txt")
     # Contradictions of SICK hold in both directions, its entailments in one, as far as its label says.
     examples += [(two, one, label) for one, two, label in examples if label == LABELS.index("CONTRADICTION")]
-    train(examples, chosen.out, chosen.epochs, chosen.rate)
+    train(random.Random(1).sample(examples, min(chosen.most, len(examples))), chosen.out, chosen.epochs, chosen.rate)
     trial = read(chosen.data / "sts/sick/SICK_trial.txt")
     chances = NliModel(str(chosen.out)).entailment([(one, two) for one, two, _ in trial])
     right = sum((chance >= 0.5) == (label == 2) for chance, (_, _, label) in zip(chances, trial, strict=True))
