@@ -7,7 +7,7 @@ files and are read again for the rows that need them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class StepTables:
             )
         return self._count("SELECT count(*) FROM unjudged")
 
-    def unjudged(self, block_rows: int) -> Iterator[pa.RecordBatch]:
+    def unjudged(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
         """Blocks (`tables.ANSWERS`) of what :meth:`find_unjudged` collected, by row."""
         source = source_column(self.step)
         texts = RowCursor(self.batches(list(dict.fromkeys(("caption", source)))))
