@@ -40,7 +40,7 @@ class Encoder(Protocol):
     """Something that turns texts into unit vectors."""
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 [n, d], L2-normalised."""
+        """Float32 [n, d], L2-normalized."""
         ...
 
 
@@ -62,7 +62,7 @@ class SentenceEncoder:
         self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of the texts: float32 [len(texts), d], L2-normalised; a text has the same bits in any company.
+        """Embeddings of the texts: float32 [len(texts), d], L2-normalized; a text has the same bits in any company.
 
         Raises:
             EngineError: the model cannot be loaded.

@@ -83,7 +83,7 @@ def alternatives(word: str, answers: Iterable[str]) -> list[str]:
     """Words in the raw answers that could stand for `word`, the most frequent first.
 
     Number and ending must agree (`dogs` → `pets`, `running` → `jogging`), and nothing that a word list knows as
-    another kind, another colour or the opposite is let in.
+    another kind, another color or the opposite is let in.
     """
     votes: Counter[str] = Counter()
     for answer in answers:
