@@ -54,6 +54,7 @@ STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]
 """What is killed when so many requests were made; a table that is behind catches up when the stage begins again."""
 BEGINNING = ("migration", "table", "judge")
+"""What is killed first, as soon as it is there."""
 CARRIED = 3
 """One part in so many of step 1's is in the cache of the former layout."""
 REQUESTS_PER_MINUTE = 36_000
