@@ -40,7 +40,7 @@ from paraclip_core.tables import ANSWERS
 from storage.artifacts import ArtifactStore
 from tasks.stages.paraphrase import judge_spec, paraphrasing
 
-SCALE, BUSY = 1.8, 0.99
+SCALE, BUSY = 1.8, 0.98
 PROCESSES = (1, 2)
 WARM_ROWS = 32
 ALL_ROWS = 1 << 30
