@@ -6,6 +6,7 @@ The real stages run over a dozen captions; every expectation is a number that ca
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,12 +125,19 @@ class Bench:
         return made
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that asked for everything once."""
+    folder = tmp_path_factory.mktemp("first")
+    with OpenAIServer() as server:
+        Bench(folder, server).change(N, N)
+    return folder
+
+
 @pytest.fixture
-def bench(tmp_path: Path, openai_server: OpenAIServer) -> Bench:
-    """With a first run behind it, which asked for everything once."""
-    made = Bench(tmp_path, openai_server)
-    made.change(N, N)
-    return made
+def bench(first_run: Path, tmp_path: Path, openai_server: OpenAIServer) -> Bench:
+    """With a first run behind it; where its files lie and who answered is of no account."""
+    return Bench(shutil.copytree(first_run, tmp_path / "bench"), openai_server)
 
 
 def prompts_asked(bench: Bench, since: int) -> Counter[str]:
