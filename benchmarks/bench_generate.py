@@ -37,7 +37,7 @@ from unittest.mock import patch
 import bare_libraries
 from bare_libraries import Ask, Request
 from instant import instant_run, stage_here, write_captions
-from record import record
+from record import record, wait_as_stages_do
 
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.paraphrase.engines import make_engine
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--only", choices=LIBRARIES)
     chosen = parser.parse_args()
+    wait_as_stages_do()
     # Its packages take seconds to import, once.
     SentenceEncoder().encode(["warm"])
     for name, find in LIBRARIES.items():

@@ -28,7 +28,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from instant import Instant, answer, caption, instant_run, stage_here, write_captions
-from record import record
+from record import record, wait_as_stages_do
 
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import make_engine
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", choices=("scales", "waits"))
     chosen = parser.parse_args()
+    wait_as_stages_do()
     # Of the process that judges alone: one core each, as the others have.
     torch.set_num_threads(1)
     presets = chosen.presets.split(",")

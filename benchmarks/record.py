@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
     with (RESULTS / f"{host}.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line)
+
+
+def wait_as_stages_do() -> None:
+    """Start this process anew with OpenMP threads that sleep while they wait, as those of a stage's process do.
+
+    Spinning ones take the cores from the other libraries of the process. OpenMP looks once, when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def data_folder(name: str) -> Path | None:
