@@ -6,7 +6,7 @@ For each engine that is there (SmolLM2 on OpenVINO; the same model in transforme
 folder; and in vLLM, offline and served, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take
 turns, with other captions in each round:
 
-- the stage: step 1 of `--captions` captions in four chunks, options as they ship, the answers kept on disk;
+- the stage: step 1 of `--captions` captions in two chunks, options as they ship, the answers kept on disk;
 - our engine alone: the calls that the stage made;
 - the library alone, without our code: the same requests, rendered before, in one call for each sampling
   (`bare_libraries.py`), in the same arithmetic and at the same sizes, which the record names.
@@ -51,7 +51,7 @@ from tasks.stages.paraphrase import paraphrasing
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")
-CHUNKS = 4
+CHUNKS = 2
 CONCURRENCY = 32
 TARGET = 0.95
 WARM_TEXTS, WARM_WORDS, WARM_TOKENS = ("a brown dog is running on grass", "two people on a bench"), ("lamp", "walk"), 2
