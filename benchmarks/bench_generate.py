@@ -36,10 +36,10 @@ from unittest.mock import patch
 
 import bare_libraries
 from bare_libraries import Ask, Request
-from instant import instant_run, stage_here, write_captions
+from instant import caption, instant_run, stage_here, write_captions
 from record import record, wait_as_stages_do
 
-from paraclip_core.config import ParaphraseOptions, Settings
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
@@ -54,7 +54,8 @@ MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else ""
 CHUNKS = 2
 CONCURRENCY = 32
 TARGET = 0.95
-WARM_TEXTS, WARM_WORDS, WARM_TOKENS = ("a brown dog is running on grass", "two people on a bench"), ("lamp", "walk"), 2
+WARM, WARM_FROM, WARM_WORDS = 32, 1_000_000, ("lamp", "walk", "house", "dark", "tall", "child", "cup", "hill")
+Call = tuple[list[Prompt], SamplingOptions]
 
 
 @dataclass
@@ -87,19 +88,23 @@ class Library:
     """Whether it works where CPU time is not known here."""
 
 
-def warm_requests(options: ParaphraseOptions) -> list[Request]:
-    """Requests that begin as the stage's do, so that both prompts' beginnings are computed, with other texts."""
-    template, short = prompt_for(options, 1), {"max_tokens": WARM_TOKENS}
-    requests = [
-        (Prompt(template.messages(text), text, 1, 0), options.sampling.model_copy(update=short)) for text in WARM_TEXTS
-    ]
+def warm_calls(options: ParaphraseOptions) -> list[Call]:
+    """Calls as the stage makes them, of other texts: both prompts' beginnings are computed, and memory is there."""
+    template = prompt_for(options, 1)
+    texts = [caption(number) for number in range(WARM_FROM, WARM_FROM + WARM)]
+    calls = [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
     if swaps_words(options, template):
-        drawing = WORD_SAMPLING.model_copy(update=short)
-        requests += [(Prompt(THESAURUS.messages(word), word, WORD_STEP, 0), drawing) for word in WARM_WORDS]
-    return requests
+        words = [Prompt(THESAURUS.messages(word), word, WORD_STEP, 0) for word in WARM_WORDS]
+        calls.append((words, WORD_SAMPLING))
+    return calls
 
 
-def answer_all(engine: Engine, calls: Sequence[tuple[Any, ...]]) -> None:
+def requests_of(calls: Sequence[Call]) -> list[Request]:
+    """Every prompt with its sampling."""
+    return [(prompt, sampling) for prompts, sampling in calls for prompt in prompts]
+
+
+def answer_all(engine: Engine, calls: Sequence[Call]) -> None:
     """Make the calls that the stage made."""
     for prompts, sampling in calls:
         for _ in engine.stream(prompts, sampling) if isinstance(engine, StreamingEngine) else ():
@@ -108,13 +113,13 @@ def answer_all(engine: Engine, calls: Sequence[tuple[Any, ...]]) -> None:
             engine.generate(prompts, sampling)
 
 
-def run_stage_once(settings: Settings, times: Times) -> list[tuple[Any, ...]]:
+def run_stage_once(settings: Settings, times: Times) -> list[Call]:
     """Time the rounds of step 1 with a warm engine; the calls that it got."""
     ingested, store = stage_here("ingest", settings), ArtifactStore(settings.run.root)
     scratch, samples = store.root / "scratch", store.root / "samples.json"
     with paraphrasing(settings, store, 1, ingested, scratch, silent, samples) as rounds:
         engine = rounds.engine
-        answer_all(engine, [([prompt], sampling) for prompt, sampling in warm_requests(rounds.options)])
+        answer_all(engine, warm_calls(rounds.options))
         name = "stream" if isinstance(engine, StreamingEngine) else "generate"
         with patch.object(engine, name, wraps=getattr(engine, name)) as asked:
             times.measure(rounds.run)
@@ -132,13 +137,13 @@ def compare(library: Library, captions: int, rounds: int, clock: str) -> None:
             common = {"chunk": max(1, captions // CHUNKS), "prompts": "few-shot", "sampling": {}}
             settings = instant_run(folder, **common | library.engine)
             calls = run_stage_once(settings, sides["stage"])
-        warm = warm_requests(settings.paraphrase)
+        warm = warm_calls(settings.paraphrase)
         with closing(make_engine(settings.paraphrase)) as engine:
-            answer_all(engine, [([prompt], sampling) for prompt, sampling in warm])
+            answer_all(engine, warm)
             sides["engine"].measure(partial(answer_all, engine, calls))
-        requests = [(prompt, sampling) for prompts, sampling in calls for prompt in prompts]
+        requests = requests_of(calls)
         with library.load() as ask:
-            ask(warm)
+            ask(requests_of(warm))
             sides["library"].measure(partial(ask, requests))
         texts += sum(sampling.n for _, sampling in requests)
     tell(library, sides, captions, texts // rounds, "wall" if library.own_process else clock)
