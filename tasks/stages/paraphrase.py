@@ -170,7 +170,9 @@ def _training_rows(
     batches: Iterable[pa.RecordBatch], columns: Sequence[str], fraction: float
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        rows = batch.filter(pc.call_function("equal", [batch.column("split"), pa.scalar("train")]))
+        trains = pc.call_function("equal", [batch.column("split"), pa.scalar("train")])
+        # Most captions are; filtering copies all texts.
+        rows = batch if trains.true_count == batch.num_rows else batch.filter(trains)
         if fraction < 1:
             chosen = [in_fraction(text, fraction) for text in rows.column("caption").to_pylist()]
             rows = rows.filter(pa.array(chosen, pa.bool_()))
