@@ -24,7 +24,7 @@ from flows.commands.plan import plan
 from flows.commands.promote import promote
 from flows.commands.run import run
 from paraclip_core.errors import ParaclipError, with_notes
-from storage.atomic import DISK_ERRORS, storage_error
+from storage.files import DISK_ERRORS, storage_error
 
 __all__ = ["app", "main", "run_cli"]
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from storage.atomic import read_json, write_json
+from storage.files import read_json, write_json
 
 __all__ = ["PASSWORD_VARIABLE", "close_remembered", "close_runs", "remember", "worker_name"]
 

@@ -19,7 +19,7 @@ from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remem
 from flows.processes import Process, carriers, end_all, family, kill, living, start
 from flows.server_database import seed_database
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
-from storage.atomic import read_json, write_json
+from storage.files import read_json, write_json
 from storage.locks import lock
 
 __all__ = ["POOLS", "Household", "living_api_url", "read_household", "serve", "stop"]

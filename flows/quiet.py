@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.household import living_api_url
 from flows.local_server import start_local_server
 from paraclip_core.errors import ConfigError
-from storage.atomic import storage_error
+from storage.files import storage_error
 
 __all__ = ["check_server", "prepare_prefect"]
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 from storage.roots import local_folder
 
 __all__ = ["ensure_database", "seed_database"]

@@ -24,8 +24,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
-from storage.atomic import read_json, remove_temporary, storage_error, sync_folder, write_json
 from storage.channels import as_channel
+from storage.files import read_json, remove_temporary, storage_error, sync_folder, write_json
 from storage.holders import Holder, holders_at, holders_below
 from storage.locks import lock
 from storage.manifests import MANIFEST, FileEntry, Manifest

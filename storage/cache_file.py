@@ -13,8 +13,8 @@ import duckdb
 import pyarrow as pa
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import storage_error
 from storage.duckdb_file import attached, environment_error, opened
+from storage.files import storage_error
 from storage.parts import PartFolder, TornPart, order_of
 
 __all__ = ["GENERATIONS", "PARTS", "VERDICTS", "CacheFile", "CacheTable"]

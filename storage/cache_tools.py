@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import read_json, write_json
 from storage.cache_file import GENERATIONS, PARTS, CacheFile
 from storage.duckdb_file import environment_error
+from storage.files import read_json, write_json
 from storage.generations import GenerationStore
 from storage.parts import PartFolder, TornPart, digest_of
 

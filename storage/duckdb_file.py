@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from paraclip_core.errors import ArtifactError, LockedError
-from storage.atomic import storage_error
+from storage.files import storage_error
 
 __all__ = ["CONFIG", "attached", "connect", "environment_error", "opened"]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 from storage.lookup import IdIndex
 
 __all__ = ["FeatureRows", "FeatureStore", "shard_path", "write_index", "write_shard"]

@@ -11,7 +11,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, InputError
-from storage.atomic import file_sha256, read_json, settled, write_json
+from storage.files import file_sha256, read_json, settled, write_json
 from storage.folder_hashes import folder_hash
 
 __all__ = ["FileHashes", "canonical_json", "fingerprint"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError, InputError
-from storage.atomic import file_sha256, settled, write_atomic
+from storage.files import file_sha256, settled, write_atomic
 
 __all__ = ["folder_hash"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.filesystems import RemoteFolder
 from storage.locks import STALE_SECONDS, is_dead, living_owner, parse_owner
+from storage.object_store import RemoteFolder
 from storage.run_marks import RUN
 
 __all__ = ["Holder", "holders_at", "holders_below"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import LockedError
-from storage.atomic import parse_json, storage_error, sweep_drafts
+from storage.files import parse_json, storage_error, sweep_drafts
 
 __all__ = ["is_dead", "living_owner", "lock", "parse_owner", "this_process"]
 

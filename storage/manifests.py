@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import parse_json
+from storage.files import parse_json
 
 __all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name", "sources_of"]
 

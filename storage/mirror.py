@@ -17,11 +17,11 @@ from typing import Any
 
 from paraclip_core.errors import ArtifactError
 from storage import remote_lock
-from storage.atomic import json_bytes, parse_json, write_atomic
 from storage.channels import as_channel
-from storage.filesystems import RemoteFolder
+from storage.files import json_bytes, parse_json, write_atomic
 from storage.locks import lock
 from storage.manifests import MANIFEST, Manifest
+from storage.object_store import RemoteFolder
 from storage.remote_artifacts import RemoteArtifacts
 from storage.unfinished import SNAPSHOT, UnfinishedWork
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 
 __all__ = ["PartWriter", "count_rows", "iter_batches", "parts", "read_table", "write_table"]
 

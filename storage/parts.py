@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import read_json, storage_error, sweep_drafts, sync_folder, write_json
+from storage.files import read_json, storage_error, sweep_drafts, sync_folder, write_json
 
 __all__ = ["NAME", "PartDraft", "PartFolder", "TornPart", "check_columns", "digest_of", "order_of"]
 

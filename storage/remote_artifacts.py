@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import file_sha256, storage_error, sync_folder, write_atomic
-from storage.filesystems import RemoteFolder
+from storage.files import file_sha256, storage_error, sync_folder, write_atomic
 from storage.locks import lock
 from storage.manifests import MANIFEST, Manifest, parse_manifest
+from storage.object_store import RemoteFolder
 
 __all__ = ["RemoteArtifacts"]
 

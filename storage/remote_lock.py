@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, LockedError
-from storage.filesystems import RemoteFolder
 from storage.locks import is_dead, parse_owner, this_process
+from storage.object_store import RemoteFolder
 
 __all__ = ["remote_lock"]
 

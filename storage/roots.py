@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from paraclip_core.errors import ConfigError, UnknownNameError
 from storage.artifacts import ArtifactStore
-from storage.filesystems import is_url, open_remote
+from storage.object_store import is_url, open_remote
 
 if TYPE_CHECKING:
     from storage.generations import GenerationStore

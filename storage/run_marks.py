@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from storage.filesystems import RemoteFolder
 from storage.locks import living_owner, lock
+from storage.object_store import RemoteFolder
 from storage.remote_lock import remote_lock
 
 __all__ = ["RUN", "marked"]

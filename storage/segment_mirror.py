@@ -15,8 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import storage_error, sync_folder
-from storage.filesystems import RemoteFolder
+from storage.files import storage_error, sync_folder
+from storage.object_store import RemoteFolder
 from storage.parts import NAME, digest_of
 
 __all__ = ["SegmentMirror"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paraclip_core.errors import ArtifactError
-from storage.atomic import file_sha256
+from storage.files import file_sha256
 from storage.manifests import MANIFEST, FileEntry, Manifest, parse_manifest
 
 __all__ = ["differences", "file_names", "files_below", "read_manifest", "seal"]

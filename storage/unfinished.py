@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import file_sha256, is_temporary, json_bytes, parse_json, read_json, write_json
-from storage.filesystems import RemoteFolder
+from storage.files import file_sha256, is_temporary, json_bytes, parse_json, read_json, write_json
 from storage.manifests import safe_name
+from storage.object_store import RemoteFolder
 from storage.soundness import files_below
 
 __all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]

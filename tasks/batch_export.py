@@ -13,7 +13,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.batch_lines import request_line
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import ArtifactStore
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 from tasks.missing_requests import MissingRequests, looking_for_requests
 
 __all__ = ["BOTH_STEPS", "Exported", "export_requests"]

@@ -23,7 +23,7 @@ from paraclip_core.paraphrase.protocol import PaidEngine
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 from storage.artifacts import ArtifactStore
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 from storage.locks import lock
 from tasks.missing_requests import MissingRequests, looking_for_requests
 

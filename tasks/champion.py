@@ -18,7 +18,7 @@ from paraclip_core.evaluation.comparison import Comparison, Outcome, Verdict, co
 from paraclip_core.evaluation.samples import Measured, from_table
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.atomic import read_json
+from storage.files import read_json
 from storage.fingerprint import fingerprint
 from storage.parquet import read_table
 from tasks.dag import Node

@@ -27,7 +27,7 @@ from paraclip_core.errors import ArtifactError, ParaclipError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.atomic import disk_errors_told, storage_error
+from storage.files import disk_errors_told, storage_error
 from storage.roots import open_store
 from tasks.answers import read_failure, relay_from, report_to, write_failure
 from tasks.stage import Stage, carry_out

@@ -12,7 +12,7 @@ from typing import Any
 
 from paraclip_core.errors import LockedError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import storage_error
+from storage.files import storage_error
 
 __all__ = ["Collected", "Left", "Rubbish", "collect", "remove"]
 

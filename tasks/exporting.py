@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import new_folder
+from storage.files import new_folder
 
 __all__ = ["Layout", "export_model"]
 

@@ -16,7 +16,7 @@ from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.protocol import CheckedEngine
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import storage_error
+from storage.files import storage_error
 from storage.manifests import SOURCE
 from tasks.amounts import Amount, amounts
 from tasks.dag import STAGES, Node, resolve

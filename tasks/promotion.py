@@ -8,7 +8,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import ArtifactStore
-from storage.atomic import write_json
+from storage.files import write_json
 from tasks.champion import Duel, challenge, duel_rows
 from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, why
 

@@ -12,7 +12,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.report.totals import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import read_json, write_atomic, write_json
+from storage.files import read_json, write_atomic, write_json
 
 __all__ = [
     "BY_PROMOTION",

@@ -11,7 +11,7 @@ from pathlib import Path
 from paraclip_core.errors import ArtifactError
 from paraclip_core.progress import Progress
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import write_json
+from storage.files import write_json
 from storage.parquet import iter_batches
 
 __all__ = ["final_samples", "keeping_samples", "latest_samples", "samples_path"]

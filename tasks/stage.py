@@ -16,7 +16,7 @@ from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
-from storage.atomic import disk_errors_told
+from storage.files import disk_errors_told
 from storage.fingerprint import FileHashes
 from storage.manifests import sources_of
 

@@ -57,7 +57,7 @@ def evaluate(
     """Compare two models on benchmarks in their published formats, outside any run."""
     from paraclip_core.evaluation.evaluate import evaluate_models
     from paraclip_core.evaluation.tasks import parse_benchmark
-    from storage.atomic import storage_error
+    from storage.files import storage_error
     from storage.roots import open_store
     from tasks.lookup import find_release, name_in
     from tasks.stages.evaluate import write_evaluation

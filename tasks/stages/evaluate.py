@@ -28,8 +28,8 @@ from paraclip_core.evaluation.tasks import Stored, Task, prepare, source_files
 from paraclip_core.paths import user_path
 from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore
-from storage.atomic import write_atomic, write_json
 from storage.features import FeatureStore
+from storage.files import write_atomic, write_json
 from storage.fingerprint import FileHashes, canonical_json
 from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference

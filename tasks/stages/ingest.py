@@ -26,7 +26,7 @@ from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
-from storage.atomic import read_json, write_json
+from storage.files import read_json, write_json
 from storage.fingerprint import FileHashes, fingerprint
 from storage.parquet import PartWriter, iter_batches, write_table
 from tasks.stage import Stage, StageContext, input_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paraclip_core.config import Settings
-from storage.atomic import write_atomic
+from storage.files import write_atomic
 from tasks.models import base_inputs
 from tasks.stage import Stage, StageContext
 from tasks.stages.report_inputs import gather

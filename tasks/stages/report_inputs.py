@@ -26,8 +26,8 @@ from paraclip_core.report.data import (
 )
 from paraclip_core.report.totals import fewer_than_a_batch, row_totals
 from storage.artifacts import Artifact
-from storage.atomic import read_json
 from storage.counts import frequent_values
+from storage.files import read_json
 from storage.parquet import count_rows, iter_batches
 from tasks.results import why
 from tasks.stage import input_path

@@ -17,7 +17,7 @@ from paraclip_core.training.optimiser import select_parameters, trained_paramete
 from paraclip_core.training.rows import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.trainer import TrainingJob
 from paraclip_core.training.validation import AO, ValidationSet, measure
-from storage.atomic import write_json
+from storage.files import write_json
 from tasks.models import base_reference
 from tasks.stage import StageContext
 from tasks.training.data import (

@@ -35,7 +35,7 @@ from paraclip_core.training.optimiser import trained_parameters
 from paraclip_core.training.trackers import Run, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
-from storage.atomic import disk_errors_told
+from storage.files import disk_errors_told
 from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
 from tasks.stage import StageContext
 

@@ -9,7 +9,7 @@ from typing import Any
 from paraclip_core.clip.models import ClipModel, image_tower_hash, save_release
 from paraclip_core.errors import ModelError
 from paraclip_core.training.card import model_card
-from storage.atomic import storage_error
+from storage.files import storage_error
 from tasks.training.provenance import Provenance
 
 __all__ = ["release"]

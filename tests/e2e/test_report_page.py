@@ -15,7 +15,7 @@ from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings
 from paraclip_core.scenes.dataset import write_scenes
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.atomic import write_json
+from storage.files import write_json
 from storage.parquet import write_table
 from tasks.stage import carry_out
 from tasks.stages.report import REPORT

@@ -23,7 +23,7 @@ from flows.processes import Process
 from flows.setup import PARENTS
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
-from storage.atomic import write_json
+from storage.files import write_json
 from tasks.dag import STAGES
 
 REPOSITORY = Path(__file__).parents[2]

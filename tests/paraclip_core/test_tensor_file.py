@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from paraclip_core.tensor_file import as_other_files, write_tensors
-from storage.atomic import remove_temporary
+from storage.files import remove_temporary
 
 REWRITE = """
 import sys, itertools

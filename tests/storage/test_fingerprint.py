@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import InputError
-from storage import atomic
+from storage import files
 from storage import fingerprint as module
 from storage.fingerprint import FileHashes, canonical_json, fingerprint
 
@@ -24,7 +24,7 @@ OPTIONS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() |
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files that were written just now be remembered."""
-    monkeypatch.setattr(atomic, "SETTLED_NS", -1)
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
 
 
 @given(OPTIONS)

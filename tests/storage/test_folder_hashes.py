@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paraclip_core.errors import InputError
-from storage import atomic
+from storage import files
 from storage import folder_hashes as module
 from storage.folder_hashes import folder_hash
 
@@ -17,7 +17,7 @@ from storage.folder_hashes import folder_hash
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files that were written just now be remembered."""
-    monkeypatch.setattr(atomic, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_name_that_is_no_text_is_hashed_all_the_same(folder: Path, tmp_path: P
 def test_a_file_just_written_is_not_taken_for_known(
     folder: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic, "SETTLED_NS", 10**15)
+    monkeypatch.setattr(files, "SETTLED_NS", 10**15)
     folder_hash(folder, tmp_path / "memory")
     folder_hash(folder, tmp_path / "memory")
     assert len(reads) == 6

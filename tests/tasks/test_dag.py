@@ -12,10 +12,10 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES
 from paraclip_core.settings import load_settings
-from storage import atomic
+from storage import files
 from storage import fingerprint as storage_fingerprint
 from storage.artifacts import ArtifactStore
-from storage.atomic import file_sha256
+from storage.files import file_sha256
 from tasks.dag import STAGES, resolve, stage_names
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -48,7 +48,7 @@ def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeyp
     weights = model / "model.safetensors"
     weights.write_bytes(bytes(SMALL_BYTES + 1))
     os.utime(weights, (0, 0))
-    monkeypatch.setattr(atomic, "SETTLED_NS", 0)
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
     read: list[Path] = []
     monkeypatch.setattr(storage_fingerprint, "file_sha256", lambda path: read.append(path) or file_sha256(path))
     chosen = ("paraphrase.engine=transformers", f"paraphrase.model={model}", f"run.root={tmp_path / 'root'}")

@@ -98,10 +98,10 @@ def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
 
 def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
     """Ingest until the given call of write, then die without a word."""
-    import storage.atomic
+    import storage.files
 
     left = [calls]
-    real = storage.atomic.os.fsync
+    real = storage.files.os.fsync
 
     def fsync(descriptor: int) -> None:
         left[0] -= 1
@@ -109,7 +109,7 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(descriptor)
 
-    storage.atomic.os.fsync = fsync
+    storage.files.os.fsync = fsync
     ingest(settings, ArtifactStore(root))
 
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.atomic import (
+from storage.files import (
     file_sha256,
     is_temporary,
     new_folder,
@@ -37,7 +37,7 @@ from storage.parquet import write_table
 REWRITE = """
 import sys
 from pathlib import Path
-from storage.atomic import write_json
+from storage.files import write_json
 print("ready", flush=True)
 for number in range(10**9):
     write_json(Path(sys.argv[1]), {"numbers": [number] * 20_000})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
-from storage.filesystems import RemoteFolder, is_url, open_remote
+from storage.object_store import RemoteFolder, is_url, open_remote
 from storage.roots import LOCAL_VARIABLE, open_store, working_folder
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError, UnknownNameError
-from storage.atomic import storage_error
+from storage.files import storage_error
 from storage.manifests import safe_name
 
 __all__ = ["RemoteFolder", "is_url", "open_remote"]
