@@ -50,17 +50,17 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     store, name = open_store(settings.run.root), node.name
-    found = store.known(name, node.fingerprint)
+    found = store.peek(name, node.fingerprint)
     if found is not None:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(found, True, time.monotonic() - started)
     child = _patiently(lambda: _start(name, settings, node.fingerprint))
     try:
-        ended = _wait(child, lambda: store.known(name, node.fingerprint) is None)
+        ended = _wait(child, lambda: store.peek(name, node.fingerprint) is None)
     except BaseException as error:
         _cancel_with_parent(child, interrupted=isinstance(error, KeyboardInterrupt))
         raise
-    artifact = store.known(name, node.fingerprint)
+    artifact = store.peek(name, node.fingerprint)
     if artifact is None and (state := ended.state) and not state.is_completed():
         # A run gets its own name when it begins; until then it has one by chance.
         reason = (state.message or "no reason given").rstrip(".")

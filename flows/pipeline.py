@@ -52,7 +52,7 @@ def run_stages(settings: Settings) -> Result:
     # Once: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = resolve(settings, store)
     check_run(settings, nodes, store)
-    with store.running({name: node.fingerprint for name, node in nodes.items()}):
+    with store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
         for name, node in nodes.items():
             if name == PAID[0]:
                 for notice in check_before_paying(settings, store, nodes):

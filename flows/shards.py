@@ -129,7 +129,7 @@ def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress
         StageError: shards failed; the message lists them, and the next run asks for what is missing.
         ConfigError: `run.runner=ray` without the package prefect-ray.
     """
-    if node.name not in STEPS or settings.run.shards < 2 or store.known(node.name, node.fingerprint) is not None:
+    if node.name not in STEPS or settings.run.shards < 2 or store.peek(node.name, node.fingerprint) is not None:
         return
 
     def waiting() -> None:
@@ -137,7 +137,7 @@ def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress
 
     # The stage's own lock: a second run of it must not pay for the same requests.
     with store.writing(node.name, node.fingerprint, waiting, node.draft.inputs):
-        if store.known(node.name, node.fingerprint) is not None:
+        if store.peek(node.name, node.fingerprint) is not None:
             return
         job = plan_shards(node, settings, store, input_artifacts(node, store))
         if job is not None:

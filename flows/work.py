@@ -52,7 +52,7 @@ def carry_stage(name: str, settings: Settings, node: Node | None = None) -> dict
     store = open_store(settings.run.root)
     started = time.monotonic()
     node = node or stage_node(name, settings, store)
-    cached = store.known(name, node.fingerprint) is not None
+    cached = store.peek(name, node.fingerprint) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(settings.name, name, "progress"), f"Progress of {name}")
         told = both(progress, seen)
@@ -68,7 +68,7 @@ def _paraphrase(node: Node, settings: Settings, store: ArtifactStore, progress: 
     name, fingerprint = node.name, node.fingerprint
     path, key = samples_path(store, name, fingerprint), artifact_key(settings.name, name, "samples")
     # Once a run: step 1 says it for both.
-    if STEPS[name] == 1 and store.known(name, fingerprint) is None and (warning := unguarded(settings.paraphrase)):
+    if STEPS[name] == 1 and store.peek(name, fingerprint) is None and (warning := unguarded(settings.paraphrase)):
         log.warning("%s", warning)
     told = both(progress, published_samples(key, f"Latest answers of {name}", partial(latest_samples, path)))
     ask_in_shards(node, settings, store, told)

@@ -73,7 +73,7 @@ class WorkFolder:
     """What will be the artifact."""
     scratch: Path
     """State for resuming; not part of the artifact."""
-    keep: Callable[[], None] = _nothing
+    push: Callable[[], None] = _nothing
     """To be called now and then, between two writes: keeps what is there where a lost machine does not matter."""
 
 
@@ -130,7 +130,7 @@ class ArtifactStore:
         # What an interrupted commit has not uploaded.
         return found if self.mirror.deliver(found.manifest, found.path) else self._here(stage, fingerprint)
 
-    def known(self, stage: str, fingerprint: str) -> Artifact | None:
+    def peek(self, stage: str, fingerprint: str) -> Artifact | None:
         """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here.
 
         Raises:
@@ -141,8 +141,8 @@ class ArtifactStore:
         manifest = self.mirror.artifacts.manifest(stage, fingerprint)
         return None if manifest is None else Artifact(self.path(stage, fingerprint), manifest)
 
-    def with_files(self, artifact: Artifact) -> Artifact:
-        """An artifact that :meth:`known` or :meth:`list` named, with its files here.
+    def download(self, artifact: Artifact) -> Artifact:
+        """An artifact that :meth:`peek` or :meth:`list` named, with its files here.
 
         Raises:
             ArtifactError: it was deleted meanwhile, or is damaged.
@@ -163,7 +163,7 @@ class ArtifactStore:
             raise ArtifactError(_damaged(artifact, problems))
         return artifact
 
-    def whereabouts(self, artifact: Artifact) -> str:
+    def uri(self, artifact: Artifact) -> str:
         """Its folder, or its address where it has not been downloaded."""
         if self.mirror is None or artifact.path.is_dir():
             return str(artifact.path)
@@ -220,7 +220,7 @@ class ArtifactStore:
             raise storage_error(error, work) from error
         return folder
 
-    def keep_unfinished(self, stage: str, fingerprint: str) -> None:
+    def push_unfinished(self, stage: str, fingerprint: str) -> None:
         """Push what a process that died has left, where there is an object store to push it to."""
         work = self.work_path(stage, fingerprint)
         if self.mirror is None or not work.is_dir():
@@ -341,7 +341,7 @@ class ArtifactStore:
         if channel is None:
             return self.resolve(name, stages)
         meant = str(channel.get("stage")), str(channel.get("fingerprint"))
-        found = self.known(*meant)
+        found = self.peek(*meant)
         if found is None:
             raise ArtifactError(
                 f"the artifact {'/'.join(meant)} of the channel {name!r} is gone from {self.location}; run again"
@@ -403,7 +403,7 @@ class ArtifactStore:
             found.update(self.mirror.works())
         return [(stage, name, self.work_path(stage, name)) for stage, name in sorted(found)]
 
-    def running(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
+    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
         """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
         return marked(self.root / "work", self.mirror and self.mirror.remote, needs)
 
@@ -413,9 +413,9 @@ class ArtifactStore:
         return here if self.mirror is None else here + list(holders_at(self.mirror.remote))
 
     @contextmanager
-    def moving(self, name: str) -> Iterator[None]:
+    def channel_lock(self, name: str) -> Iterator[None]:
         """Hold a channel, so that what is read of it stays true until it is set."""
-        between_machines = nullcontext() if self.mirror is None else self.mirror.moving(name)
+        between_machines = nullcontext() if self.mirror is None else self.mirror.channel_lock(name)
         with lock(self.root / "channels" / f"{_safe_name(name)}.lock"), between_machines:
             yield
 

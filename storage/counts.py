@@ -8,7 +8,7 @@ import duckdb
 
 from paraclip_core.errors import ArtifactError, one_line
 from storage.duckdb_file import CONFIG, environment_error
-from storage.parquet import parts
+from storage.parquet import parquet_files
 
 __all__ = ["frequent_values"]
 
@@ -35,7 +35,7 @@ def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
     Raises:
         ArtifactError: there is no Parquet file, or one cannot be read.
     """
-    files = [str(file) for file in parts(path)]
+    files = [str(file) for file in parquet_files(path)]
     query = MOST_FREQUENT.format(column=f'"{column}"')
     try:
         with duckdb.connect(":memory:", config=CONFIG) as connection:

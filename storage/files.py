@@ -19,11 +19,11 @@ from paraclip_core.errors import FAILING, ArtifactError, ConfigError
 
 __all__ = [
     "DISK_ERRORS",
-    "disk_errors_told",
+    "atomic_folder",
+    "convert_disk_errors",
     "file_sha256",
     "is_temporary",
     "json_bytes",
-    "new_folder",
     "parse_json",
     "read_json",
     "remove_temporary",
@@ -72,7 +72,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Where to write a folder that appears at `folder` when the block ends well, whole or not at all.
 
     The draft lies beside it and does not exist yet.
@@ -209,7 +209,7 @@ def storage_error(error: OSError, path: Path) -> ArtifactError:
 
 
 @contextmanager
-def disk_errors_told(path: Path) -> Iterator[None]:
+def convert_disk_errors(path: Path) -> Iterator[None]:
     """Turn errors about a disk into one for the user; `path` is named where an error does not say what it is about.
 
     Raises:

@@ -28,7 +28,7 @@ class Holder:
     """Its process and machine, for people."""
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """What it is doing, for people."""
         if self.stage == RUN:
             return f"a run under way needs it, {self.who}"

@@ -120,7 +120,7 @@ class Mirror:
     # Channels
 
     @contextmanager
-    def moving(self, name: str) -> Iterator[None]:
+    def channel_lock(self, name: str) -> Iterator[None]:
         """Hold a channel between machines."""
         with remote_lock.remote_lock(self.remote, f"locks/channels/{name}"):
             yield

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from paraclip_core.errors import ArtifactError
 from storage.files import write_atomic
 
-__all__ = ["PartWriter", "count_rows", "iter_batches", "parts", "read_table", "write_table"]
+__all__ = ["PartWriter", "count_rows", "iter_batches", "parquet_files", "read_table", "write_table"]
 
 
 class PartWriter:
@@ -58,7 +58,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_atomic(path, lambda file: pq.write_table(table, file, compression="zstd", row_group_size=100_000))
 
 
-def parts(folder: Path) -> list[Path]:
+def parquet_files(folder: Path) -> list[Path]:
     """The Parquet files of a folder in order; a path of one file stands for itself.
 
     Raises:
@@ -80,7 +80,7 @@ def iter_batches(
     Raises:
         ArtifactError: a part is not readable Parquet, or lacks a column.
     """
-    for path in parts(folder):
+    for path in parquet_files(folder):
         try:
             with pq.ParquetFile(path) as file:
                 # pyarrow passes over a column that is not there.
@@ -96,11 +96,11 @@ def read_table(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
     batches: Iterable[pa.RecordBatch] = list(iter_batches(folder, columns))
     if batches:
         return pa.Table.from_batches(batches)
-    schema = pq.read_schema(parts(folder)[0])
+    schema = pq.read_schema(parquet_files(folder)[0])
     chosen = [schema.field(name) for name in columns] if columns else list(schema)
     return pa.schema(chosen).empty_table()
 
 
 def count_rows(folder: Path) -> int:
     """Rows of all parts, from their footers."""
-    return sum(pq.read_metadata(path).num_rows for path in parts(folder))
+    return sum(pq.read_metadata(path).num_rows for path in parquet_files(folder))

@@ -60,10 +60,10 @@ def challenge(
     challengers = store.find("evaluate", evaluation)
     if challengers is None:
         raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
-    model = store.known("finetune", champion)
+    model = store.peek("finetune", champion)
     if model is None:
         return Duel("hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}")
-    rival = store.known("finetune", challengers.manifest.inputs["finetune"])
+    rival = store.peek("finetune", challengers.manifest.inputs["finetune"])
     towers = _tower(model), _tower(rival)
     if towers[0] != towers[1]:
         return Duel(
@@ -71,7 +71,7 @@ def challenge(
             f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
         )
-    champions = store.with_files(run_node(_node(challengers, champion), settings, store, progress))
+    champions = store.download(run_node(_node(challengers, champion), settings, store, progress))
     comparison = compare(_outcomes(champions, challengers), settings.evaluate, rule=judge_challenger)
     return Duel(comparison.verdict, comparison.reason, comparison)
 

@@ -27,7 +27,7 @@ from paraclip_core.errors import ArtifactError, ParaclipError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.files import disk_errors_told, storage_error
+from storage.files import convert_disk_errors, storage_error
 from storage.roots import open_store
 from tasks.answers import read_failure, relay_from, report_to, write_failure
 from tasks.stage import Stage, carry_out
@@ -81,7 +81,7 @@ def run_in_child(
     try:
         call_in_child(MAKE, request, settings, path, progress)
     except BaseException:
-        store.keep_unfinished(draft.stage, draft.fingerprint)
+        store.push_unfinished(draft.stage, draft.fingerprint)
         raise
     artifact = store.find(draft.stage, draft.fingerprint)
     if artifact is None:
@@ -113,7 +113,7 @@ def call_in_child(
     """
     with Desk.make() as desk, _open_log(path) as output:
         told = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
-        with disk_errors_told(desk):
+        with convert_disk_errors(desk):
             (desk / "request.json").write_text(told)
         began = output.tell()
         child = subprocess.Popen(
@@ -241,7 +241,7 @@ def _main(request_path: Path) -> int:
     log.info("%s starts in process %s", name, os.getpid())
     try:
         work: Callable[[Mapping[str, Any], Progress], Any] = _named(told["work"])
-        with disk_errors_told(request_path.parent):
+        with convert_disk_errors(request_path.parent):
             result = work(request, report_to(request_path.with_name("progress.json")))
             if result is not None:
                 request_path.with_name(ANSWER).write_text(json.dumps(result))

@@ -129,11 +129,11 @@ def _artifacts(store: ArtifactStore) -> tuple[dict[Key, Artifact], dict[Key, str
     artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
     found: dict[Key, str] = {}
     for holder in holders:
-        found[holder.stage, holder.fingerprint] = holder.what
+        found[holder.stage, holder.fingerprint] = holder.description
     for holder in holders:
         # Unfinished work of a run's later stages, too.
         for key in {*holder.reads.items(), *_with_origins(list(holder.reads.items()), artifacts)}:
-            found.setdefault(key, holder.what)
+            found.setdefault(key, holder.description)
     return artifacts, found
 
 

@@ -18,7 +18,7 @@ from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 from storage.artifacts import Artifact, ArtifactStore
 from storage.counts import frequent_values
-from storage.files import new_folder, write_atomic
+from storage.files import atomic_folder, write_atomic
 from tasks.dataset_rows import SHARD_ROWS, OptOuts, ShardWriter, Tally, joined, output_schema
 
 __all__ = ["ExportedDataset", "export_dataset", "find_paraphrases"]
@@ -51,7 +51,7 @@ def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Se
     if name is not None:
         found = store.named(name, (STEP_2,))
         if found.stage == STEP_2:
-            return store.with_files(found)
+            return store.download(found)
         if STEP_2 not in found.manifest.inputs:
             raise UnknownNameError(f"{name!r} is a {found.stage} artifact; expected {STEP_2}, or what was made from it")
         return _input(store, found, STEP_2)
@@ -106,7 +106,7 @@ def export_dataset(
     steps = _step(first, 1, settings), _step(artifact, 2, settings)
     schema = output_schema(artifact.path / "paraphrases")
     outs, tally = OptOuts(opt_outs or ()), Tally()
-    with new_folder(folder) as draft:
+    with atomic_folder(folder) as draft:
         shards = ShardWriter(draft / "data", schema, shard_rows)
         for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
             kept = _with_hex_ids(outs.without(batch))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import Artifact, ArtifactStore
-from storage.files import new_folder
+from storage.files import atomic_folder
 
 __all__ = ["Layout", "export_model"]
 
@@ -39,7 +39,7 @@ def export_model(
         ConfigError: the target holds something already.
         ArtifactError: the target cannot be written.
     """
-    with new_folder(folder) as draft:
+    with atomic_folder(folder) as draft:
         card = _card(release)
         if layout == "open_clip" and isinstance(release, Path) and (release / "open_clip_config.json").is_file():
             _copy(release, draft)
@@ -108,7 +108,7 @@ def _has_own_tokens(draft: Path) -> bool:
 
 def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:
     folder = release.resolve().parent
-    found = store.known(folder.parent.name, folder.name)
+    found = store.peek(folder.parent.name, folder.name)
     return found if found is not None and found.path.resolve() == folder else None
 
 
@@ -117,7 +117,7 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     made = [found for found in store.list("evaluate") if found.manifest.inputs.get(model.stage) == model.fingerprint]
     if model.stage != "finetune" or not made:
         return None
-    newest = store.with_files(max(made, key=lambda found: (found.manifest.created, found.fingerprint)))
+    newest = store.download(max(made, key=lambda found: (found.manifest.created, found.fingerprint)))
     try:
         found = json.loads((newest.path / "comparison.json").read_text("utf-8"))
         return found if {"rows", "verdict", "reason", "confidence"} <= set(found) else None

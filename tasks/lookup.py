@@ -135,4 +135,4 @@ def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artif
                 f"give --root, or the model's channel or fingerprint"
             )
         return found
-    return store.with_files(store.named(name, stages))
+    return store.download(store.named(name, stages))

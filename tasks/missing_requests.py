@@ -122,7 +122,7 @@ class MissingRequests:
     def blocks(self) -> Iterator[RequestBlock]:
         """The requests block by block, those of step 1 first; call it once."""
         if "paraphrase_1" in self._artifacts:
-            rows = step_batches(self._store.with_files(self._artifacts["paraphrase_1"]).path, 2, 1.0)
+            rows = step_batches(self._store.download(self._artifacts["paraphrase_1"]).path, 2, 1.0)
         else:
             folder = captions_folder(self._settings, self._store, self._artifacts, self.scratch)
             tables, spec = self._tables(1, step_batches(folder, 1, self.options.fraction))

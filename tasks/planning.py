@@ -77,7 +77,7 @@ def plan_run(
     damaged: dict[str, str] = {}
     for name, node in nodes.items():
         try:
-            artifact = store.known(name, node.fingerprint)
+            artifact = store.peek(name, node.fingerprint)
         except ArtifactError as error:
             damaged[name] = str(error)
             continue

@@ -155,7 +155,7 @@ def check_before_paying(
 def _finished(nodes: Mapping[str, Node], store: ArtifactStore, name: str) -> Artifact | None:
     """A finished stage; a damaged one is about to be told, or made again."""
     try:
-        return store.known(name, nodes[name].fingerprint) if name in nodes else None
+        return store.peek(name, nodes[name].fingerprint) if name in nodes else None
     except ArtifactError:
         return None
 
@@ -163,7 +163,7 @@ def _finished(nodes: Mapping[str, Node], store: ArtifactStore, name: str) -> Art
 def _census(settings: Settings, store: ArtifactStore, nodes: Mapping[str, Node]) -> Census | None:
     ingested = _finished(nodes, store, "ingest")
     if ingested is not None:
-        return Census.of(settings, store.with_files(ingested))
+        return Census.of(settings, store.download(ingested))
     if settings.data.scenes is not None:
         return None
     census = Census(settings)

@@ -98,7 +98,7 @@ def decide(
 
 def _move(store: ArtifactStore, channel: str, before: str | None, value: dict[str, Any]) -> str | None:
     """Set a channel that still serves `before`, and leave one that does not; what it served, either way."""
-    with store.moving(channel):
+    with store.channel_lock(channel):
         # The champion's evaluation may take an hour, in which another promotion can be faster.
         now = (store.channel(channel) or {}).get("fingerprint")
         if now == before:

@@ -74,7 +74,7 @@ def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Ar
     left: dict[int, StepLeft] = {}
     with _looking(settings, store) as look:
         if "paraphrase_1" in artifacts:
-            return {2: look.step(2, step_batches(store.with_files(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
+            return {2: look.step(2, step_batches(store.download(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
         folder = captions_folder(settings, store, artifacts, look.scratch)
         captions = step_batches(folder, 1, settings.paraphrase.fraction)
         left[1], tables = look.step(1, captions)
@@ -182,7 +182,7 @@ def captions_folder(settings: Settings, store: ArtifactStore, artifacts: Mapping
         InputError: a source file is missing or bad as a whole.
     """
     if "ingest" in artifacts:
-        return store.with_files(artifacts["ingest"]).path
+        return store.download(artifacts["ingest"]).path
     writer = PartWriter(scratch / "ingest" / "captions", CAPTIONS)
     for batch in scan(settings, store):
         writer.write(batch)

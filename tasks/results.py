@@ -82,16 +82,16 @@ def gather_result(
     summary: dict[str, Any] = {}
     summary_path = report = None
     if "evaluate" in artifacts:
-        source = store.with_files(artifacts["evaluate"]).path / "summary.json"
+        source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
         notes = filter(None, (warning, untuned(metrics.get("finetune", {}))))
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
         report = folder / "report.html"
-        _copy(store.with_files(artifacts["report"]).path / "report.html", report)
+        _copy(store.download(artifacts["report"]).path / "report.html", report)
     # What was only found, and not needed here, may still lie on an object store alone.
-    where = {name: store.whereabouts(artifact) for name, artifact in artifacts.items()}
+    where = {name: store.uri(artifact) for name, artifact in artifacts.items()}
     plain = [{**row, "path": where.get(row["stage"], row["path"])} for row in rows]
     return Result(settings.name, plain, summary, totals, warning, _text(report), _text(summary_path))
 

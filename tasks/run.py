@@ -79,7 +79,7 @@ def run_node(
         ParaclipError: what the stage raised.
     """
     name = node.name
-    found = store.known(name, node.fingerprint)
+    found = store.peek(name, node.fingerprint)
     if found is not None:
         return found
     inputs = input_artifacts(node, store)
@@ -104,7 +104,7 @@ def check_run(settings: Settings, nodes: Mapping[str, Node], store: ArtifactStor
     """
     if not settings.run.trackers or settings.run.placement != "inline":
         return
-    if any(name in nodes and store.known(name, nodes[name].fingerprint) is None for name in TRAINING):
+    if any(name in nodes and store.peek(name, nodes[name].fingerprint) is None for name in TRAINING):
         check_trackers(settings.run.trackers)
 
 
@@ -114,5 +114,5 @@ def finished_artifacts(nodes: Mapping[str, Node], store: ArtifactStore) -> dict[
     Raises:
         ArtifactError: one of them is damaged.
     """
-    found = {name: store.known(name, node.fingerprint) for name, node in nodes.items()}
+    found = {name: store.peek(name, node.fingerprint) for name, node in nodes.items()}
     return {name: artifact for name, artifact in found.items() if artifact is not None}

@@ -16,7 +16,7 @@ from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
-from storage.files import disk_errors_told
+from storage.files import convert_disk_errors
 from storage.fingerprint import FileHashes
 from storage.manifests import sources_of
 
@@ -93,8 +93,8 @@ def carry_out(
         started = time.monotonic()
         if changed := _changed_sources(stage, draft, settings, store):
             raise InputError(f"{changed} changed since this run began; run again to take it as it is now")
-        with disk_errors_told(work.out):
-            metrics = stage.body(StageContext(settings, store, inputs, work, _keeping(progress, work.keep)))
+        with convert_disk_errors(work.out):
+            metrics = stage.body(StageContext(settings, store, inputs, work, _keeping(progress, work.push)))
         if changed := _changed_sources(stage, draft, settings, store):
             # Parts of it would be taken for the file's earlier contents when these come back.
             for folder in (work.out, work.scratch):

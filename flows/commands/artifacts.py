@@ -63,7 +63,7 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
     """An artifact's manifest."""
     store = _opened(root)
     artifact = store.named(name)
-    manifest = {**asdict(artifact.manifest), "path": store.whereabouts(artifact)}
+    manifest = {**asdict(artifact.manifest), "path": store.uri(artifact)}
     if as_json:
         print_json(manifest)
         return
@@ -166,7 +166,7 @@ def _row(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
         "seconds": manifest.wall_seconds,
         "bytes": manifest.size(),
         "metrics": manifest.metrics,
-        "path": store.whereabouts(artifact),
+        "path": store.uri(artifact),
     }
 
 
@@ -175,7 +175,7 @@ def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
     for name, value in artifact.manifest.inputs.items():
         if name.startswith(SOURCE):
             continue
-        found = store.known(name, value)
+        found = store.peek(name, value)
         inputs.append({"stage": name, "fingerprint": value, "gone": True} if found is None else _lineage(store, found))
     sources = sources_of(artifact.manifest.inputs)
     return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}

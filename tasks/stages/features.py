@@ -23,7 +23,7 @@ from paraclip_core.pictures import picture_place
 from storage.duckdb_file import CONFIG, environment_error
 from storage.features import write_index, write_shard
 from storage.fingerprint import FileHashes
-from storage.parquet import PartWriter, iter_batches, parts, read_table, write_table
+from storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
 from tasks.models import base_sources
 from tasks.stage import Stage, StageContext, input_path
 
@@ -98,7 +98,7 @@ def _list_images(captions: Path, target: Path) -> int:
     """
     if not target.exists():
         temporary = target.with_suffix(".tmp")
-        files = [str(path) for path in parts(captions)]
+        files = [str(path) for path in parquet_files(captions)]
         here = {"threads": 2, "temp_directory": str(target.parent / "spill")}
         try:
             with duckdb.connect(":memory:", config=CONFIG | here) as connection:

@@ -35,7 +35,7 @@ from paraclip_core.training.optimiser import trained_parameters
 from paraclip_core.training.trackers import Run, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
-from storage.files import disk_errors_told
+from storage.files import convert_disk_errors
 from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
 from tasks.stage import StageContext
 
@@ -133,7 +133,7 @@ def _main(request_path: Path) -> int:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s {rank}: %(message)s")
     desk = request_path.parent
     try:
-        with disk_errors_told(desk):
+        with convert_disk_errors(desk):
             _take_part(request, rank, desk)
     except ParaclipError as error:
         log.exception("training failed in process %d", rank)

@@ -122,7 +122,7 @@ def test_a_second_machine_reuses_everything(
     for name in STAGES:
         assert run_stage(name, settings).manifest == made[name].manifest
     assert not (two.root / "artifacts").exists(), "a finished stage is found, not downloaded"
-    assert {name: contents(two.with_files(artifact)) for name, artifact in made.items()} == {
+    assert {name: contents(two.download(artifact)) for name, artifact in made.items()} == {
         name: contents(artifact) for name, artifact in made.items()
     }
     check_commands(options, url, capsys)

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError, ConfigError
 from storage.files import (
+    atomic_folder,
     file_sha256,
     is_temporary,
-    new_folder,
     read_json,
     remove_temporary,
     storage_error,
@@ -182,19 +182,19 @@ def test_a_file_in_place_of_a_folder_and_a_kernel_folder(tmp_path: Path) -> None
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "a" / "new"
-    with new_folder(target) as draft:
+    with atomic_folder(target) as draft:
         draft.mkdir()
         (draft / "one").write_text("1")
         assert not target.exists()
     assert [path.name for path in target.parent.rglob("*")] == ["new", "one"]
-    with pytest.raises(ConfigError, match="is not empty; choose a new folder"), new_folder(target):
+    with pytest.raises(ConfigError, match="is not empty; choose a new folder"), atomic_folder(target):
         raise AssertionError("nothing is written beside what is there")
     (target / "one").unlink()
-    with pytest.raises(KeyboardInterrupt), new_folder(target) as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as draft:
         draft.mkdir()
         raise KeyboardInterrupt
     assert [path.name for path in target.parent.rglob("*")] == ["new"]
-    with new_folder(target) as draft:  # an empty folder may be given
+    with atomic_folder(target) as draft:  # an empty folder may be given
         write_atomic(draft / "two", lambda file: file.write(b"2"))
     assert (target / "two").read_bytes() == b"2"
 
@@ -240,6 +240,6 @@ def test_every_error_names_the_path(code: int | None, text: str) -> None:
 
 def test_a_new_folder_that_cannot_be_made_says_so_of_itself() -> None:
     folder, message = Path("/proc/no/where"), r"cannot make /proc/no/where: .*choose another folder$"
-    with pytest.raises(ArtifactError, match=message) as caught, new_folder(folder):
+    with pytest.raises(ArtifactError, match=message) as caught, atomic_folder(folder):
         raise AssertionError("there is nowhere to write")
     assert "root" not in str(caught.value)

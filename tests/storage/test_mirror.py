@@ -23,7 +23,7 @@ def test_another_machine_finds_what_one_has_made(machine: Machine, objects: Obje
     base = f"artifacts/ingest/{FP}"
     assert objects.names() == [f"{base}/a.txt", f"{base}/manifest.json", f"{base}/sub/b.bin"]
     other = machine("two")
-    known = other.known("ingest", FP)
+    known = other.peek("ingest", FP)
     assert known is not None and known.manifest == made.manifest and not known.path.exists()
     found = other.find("ingest", FP)
     assert found is not None and found.path != made.path and contents(found) == contents(made)
@@ -46,15 +46,15 @@ def test_listing_needs_no_download(machine: Machine, url: str) -> None:
     assert third.list("features") == []
     artifact = third.resolve("ingest/0123")
     assert not artifact.path.exists()
-    assert third.whereabouts(artifact) == f"{url}/artifacts/ingest/{FP}"
-    assert third.with_files(artifact).path.is_dir()
-    assert third.whereabouts(artifact) == str(artifact.path)
+    assert third.uri(artifact) == f"{url}/artifacts/ingest/{FP}"
+    assert third.download(artifact).path.is_dir()
+    assert third.uri(artifact) == str(artifact.path)
 
 
 def test_a_half_uploaded_artifact_does_not_exist(machine: Machine, objects: Objects) -> None:
     objects.write(f"artifacts/ingest/{FP}/a.txt", b"from an upload that was cut off")
     store = machine("one")
-    assert (store.find("ingest", FP), store.known("ingest", FP), store.list()) == (None, None, [])
+    assert (store.find("ingest", FP), store.peek("ingest", FP), store.list()) == (None, None, [])
     make(store)
     assert contents(make(machine("two")))["a.txt"] == b"alpha"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ArtifactError
-from storage.parquet import PartWriter, count_rows, iter_batches, parts, read_table, write_table
+from storage.parquet import PartWriter, count_rows, iter_batches, parquet_files, read_table, write_table
 
 SCHEMA = pa.schema([pa.field("n", pa.int64()), pa.field("text", pa.string())])
 
@@ -44,9 +44,9 @@ def test_equal_rows_give_equal_bytes(tmp_path_factory: pytest.TempPathFactory, c
 def test_part_names_and_sizes(tmp_path: Path) -> None:
     writer = PartWriter(tmp_path, SCHEMA, stem="x", rows=10)
     writer.write(rows(0, 25))
-    assert [path.name for path in parts(tmp_path)] == ["x-00000.parquet", "x-00001.parquet"]
+    assert [path.name for path in parquet_files(tmp_path)] == ["x-00000.parquet", "x-00001.parquet"]
     writer.close()
-    assert [count_rows(path) for path in parts(tmp_path)] == [10, 10, 5]
+    assert [count_rows(path) for path in parquet_files(tmp_path)] == [10, 10, 5]
 
 
 def test_a_writer_without_rows_leaves_the_schema(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_lost_column_is_named(tmp_path: Path, count: int) -> None:
 
 def test_a_folder_without_parts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file in"):
-        parts(tmp_path)
+        parquet_files(tmp_path)
 
 
 def test_no_temporary_is_left(tmp_path: Path) -> None:

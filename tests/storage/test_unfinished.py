@@ -122,7 +122,7 @@ def test_work_is_pushed_while_the_stage_runs(machine: Machine, monkeypatch: pyte
     with store.writing("ingest", FP) as work:
         (work.scratch / "state.json").write_bytes(b"1")
         (work.out / "log").write_bytes(b"line 1\n")
-        work.keep()
+        work.push()
         # The stage goes on while the upload is under way: files grow, and old checkpoints go.
         with (work.out / "log").open("ab") as log:
             log.write(b"line 2\n")
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_pushed_by_its_parent(machine: Machine) ->
     scratch = store.work_path("ingest", FP) / "scratch"
     scratch.mkdir(parents=True)
     (scratch / "state.json").write_bytes(b"7")
-    store.keep_unfinished("ingest", FP)
+    store.push_unfinished("ingest", FP)
     other = machine("two")
     with other.writing("ingest", FP):
         assert work_files(other) == {"scratch/state.json": b"7"}
@@ -222,7 +222,7 @@ def test_a_stage_may_report_while_its_folder_is_being_made_anew(
         (work.scratch / "state.json").write_bytes(b"1")
         work.out.rmdir()
         for _ in range(3):
-            work.keep()
+            work.push()
             for thread in threading.enumerate():
                 if thread.name == "push":
                     thread.join()

@@ -83,7 +83,7 @@ def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
     with store.writing("third", THIRD.fingerprint) as work:
         (work.scratch / "step-1").touch()
     # Between two of its stages nobody holds a lock of theirs.
-    with store.running({"second": SECOND.fingerprint, "third": THIRD.fingerprint}):
+    with store.mark_run({"second": SECOND.fingerprint, "third": THIRD.fingerprint}):
         seen = collect(store, unfinished=True)
         assert [item.fingerprint for item in seen.rubbish] == ["e" * 32]
         why = f"a run under way needs it, process {os.getpid()} on {locks._here()['host']}"
@@ -99,7 +99,7 @@ def test_what_a_dead_run_needed_may_go(tmp_path: Path) -> None:
     gone = locks.this_process() | {"token": "t", "started": "1", "reads": {"first": FIRST.fingerprint}}
     mark.write_text(json.dumps(gone))
     assert names(collect(store)) == {"first"}
-    with store.running({}):
+    with store.mark_run({}):
         assert not mark.exists()
 
 
@@ -190,7 +190,7 @@ def test_what_another_machine_reads_is_left(tmp_path: Path, monkeypatch: pytest.
 def test_what_a_run_on_another_machine_needs_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = two_machines(tmp_path, monkeypatch)
     made(one, FIRST)
-    with one.running({"first": FIRST.fingerprint}):
+    with one.mark_run({"first": FIRST.fingerprint}):
         assert [kept.stage for kept in collect(two).left] == ["first"]
     assert names(collect(two)) == {"first"}
     assert two.mirror is not None
