@@ -17,7 +17,7 @@ from paraclip_core.licences import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 from storage.artifacts import Artifact, ArtifactStore
-from storage.counts import frequent_values
+from storage.duckdb_file import frequent_values
 from storage.files import atomic_folder, write_atomic
 from tasks.dataset_rows import SHARD_ROWS, OptOuts, ShardWriter, Tally, joined, output_schema
 

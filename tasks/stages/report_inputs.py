@@ -26,7 +26,7 @@ from paraclip_core.report.data import (
 )
 from paraclip_core.report.totals import fewer_than_a_batch, row_totals
 from storage.artifacts import Artifact
-from storage.counts import frequent_values
+from storage.duckdb_file import frequent_values
 from storage.files import read_json
 from storage.parquet import count_rows, iter_batches
 from tasks.results import why

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.rows import CAPTION_ID, TrainingRows, id_array
 from storage.artifacts import Artifact
-from storage.counts import frequent_values
+from storage.duckdb_file import frequent_values
 from storage.parquet import PartWriter, iter_batches
 
 __all__ = ["Provenance", "paraphraser_of", "provenance_of"]
