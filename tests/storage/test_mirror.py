@@ -123,7 +123,7 @@ def test_what_was_made_days_ago_stays_where_its_replacement_cannot_be_fetched(
 # Damage
 
 
-@pytest.mark.parametrize("entry", ["find", "known"])
+@pytest.mark.parametrize("entry", ["find", "peek"])
 def test_a_lost_object_is_named(machine: Machine, objects: Objects, url: str, entry: str) -> None:
     make(machine("one"))
     objects.delete(f"artifacts/ingest/{FP}/sub/b.bin")
