@@ -80,7 +80,8 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
             con.execute(FOREIGN)
             for name in names:
                 merged.damaged += not _list_rows(con, theirs, name, wanted or {})
-                if name == names[-1] or _count(con) >= COMPARED_ROWS:
+                ((listed,),) = con.execute("SELECT count(*) FROM foreign_rows").fetchall()
+                if name == names[-1] or listed >= COMPARED_ROWS:
                     with answered(con):
                         con.execute(COMPARE)
                     _take_over(con, store, theirs, merged)
@@ -99,24 +100,6 @@ def _foreign_parts(store: GenerationStore, folder: Path) -> PartFolder:
     if parts.folder == store.parts.folder:
         raise ArtifactError(f"{folder} is this cache itself; name the folder of another one")
     return parts
-
-
-def _count(con: duckdb.DuckDBPyConnection) -> int:
-    return con.execute("SELECT count(*) FROM foreign_rows").fetchall()[0][0]
-
-
-def _take_over(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, merged: Merged) -> None:
-    """Publish the new rows of the parts that were compared."""
-    # A part's number counts where it comes from, too.
-    counts = sorted(con.execute(COUNT).fetchall(), key=lambda count: order_of(count[0]))
-    for name, new, answered, unwanted in counts:
-        if new and not _take(con, store, theirs, name, all_rows=not (answered or unwanted)):
-            continue
-        merged.segments += new > 0
-        merged.new += new
-        merged.known += answered
-        merged.unwanted += unwanted
-    con.execute(FOREIGN)
 
 
 def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wanted: Mapping[str, str]) -> bool:
@@ -138,6 +121,19 @@ def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wa
     con.execute(query.format(fits=" AND ".join(["true", *fits])), {"name": name, **values})
     con.unregister("part")
     return True
+
+
+def _take_over(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, merged: Merged) -> None:
+    """Publish the new rows of the parts that were compared."""
+    # A part's number counts where it comes from, too.
+    for name, new, answered, unwanted in sorted(con.execute(COUNT).fetchall(), key=lambda counts: order_of(counts[0])):
+        if new and not _take(con, store, theirs, name, all_rows=not (answered or unwanted)):
+            continue
+        merged.segments += new > 0
+        merged.new += new
+        merged.known += answered
+        merged.unwanted += unwanted
+    con.execute(FOREIGN)
 
 
 def _take(

@@ -15,10 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.cache_file import GENERATIONS, PARTS, CacheFile
-from storage.duckdb_file import environment_error
+from storage.duckdb_file import environment_error, opened
 from storage.files import read_json, write_json
-from storage.generations import GenerationStore
+from storage.generations import GENERATIONS, NAME, PARTS, CacheFile, GenerationStore, table_sql
 from storage.parts import PartFolder, TornPart, digest_of
 
 __all__ = [
@@ -113,20 +112,20 @@ def find_generation(store: GenerationStore, key: bytes) -> dict[str, Any] | None
     return _search(store, UNDER, {"key": key})
 
 
-def nearest_generation(store: GenerationStore, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The generation whose request differs least from the one asked for.
+def nearest_generation(store: GenerationStore, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The generation whose request differs least from this one.
 
     The same step comes before everything, the same input before the rest; where no input is the same, the most
     similar one among those whose other parts differ least. None where the cache is empty. It reads every part.
 
     Args:
         store: the cache.
-        asked: the parts of a request: `step`, `model`, `prompt`, `prompt_hash`, `sampling`, `seed`, `attempt`, `input`.
+        request: its parts: `step`, `model`, `prompt`, `prompt_hash`, `sampling`, `seed`, `attempt`, `input`.
 
     Raises:
         ArtifactError: the cache cannot be read.
     """
-    return _search(store, NEAREST, {name: asked[name] for name in ("step", "input", *OTHERS)})
+    return _search(store, NEAREST, {name: request[name] for name in ("step", "input", *OTHERS)})
 
 
 def _search(store: GenerationStore, query: str, values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -152,6 +151,14 @@ def _query(
 
 
 # Verifying
+
+DIGESTS = """
+    SELECT p.name, p.rows, coalesce(t.rows, 0), coalesce(t.digest, 0)
+    FROM (SELECT name, sum(rows)::BIGINT AS rows FROM cache.{table}_parts GROUP BY name) AS p LEFT JOIN (
+        SELECT p.name, count(*) AS rows, bit_xor(hash({plain})) AS digest
+        FROM cache.{table} AS t JOIN cache.{table}_parts AS p ON p.id = t.part GROUP BY p.name
+    ) AS t USING (name)
+"""
 
 
 @dataclass(frozen=True)
@@ -219,17 +226,24 @@ def _differing(store: GenerationStore) -> set[str]:
         folder.mkdir()
         fresh = CacheFile(folder, store.file.tables)
         fresh.catch_up()
-        expected = fresh.digests()
+        expected = _digests(fresh)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        actual = store.file.digests()
+        actual = _digests(store.file)
     except duckdb.Error as error:
-        if known := environment_error(error, store.file.path):
-            raise known from error
+        if failure := environment_error(error, store.file.path):
+            raise failure from error
         log.warning("%s is damaged: %s", store.file.path, error)
         actual = {}
     return {name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)}
+
+
+def _digests(file: CacheFile) -> dict[str, tuple[int, ...]]:
+    """How many rows each part has, how many of them count, and a hash over those, by the part's name."""
+    with opened(file.path, NAME, read_only=True) as con:
+        rows = [row for table, _ in file.tables for row in con.execute(table_sql(DIGESTS, table)).fetchall()]
+    return {name: tuple(counts) for name, *counts in rows}
 
 
 # Spending
@@ -239,18 +253,14 @@ IMPORTED = "imported.json"
 ANY_PART = ""
 """Stands for the parts that earlier releases imported: they noted the tokens of all of them together."""
 TOKENS = ("prompt_tokens", "completion_tokens")
+Tokens = tuple[int, int]
 
 
-def paid_tokens(cache_folder: Path, engine: str, model: str) -> tuple[int, int]:
+def paid_tokens(cache_folder: Path, engine: str, model: str) -> Tokens:
     """Prompt and completion tokens of all generations of one engine and model that were asked for here.
 
     What was imported from other caches was paid for elsewhere. A part that cannot be read is passed over. It needs no
     lock.
-
-    Args:
-        cache_folder: the cache's folder.
-        engine: name of the engine.
-        model: its model id.
 
     Raises:
         ArtifactError: the folder cannot be read.
@@ -268,11 +278,11 @@ def paid_tokens(cache_folder: Path, engine: str, model: str) -> tuple[int, int]:
                 what = f"cannot read {error.filename or folder.folder}: {error.strerror or error}"
                 raise ArtifactError(f"{what}; `paraclip cache verify` finds what is damaged") from error
             continue
-        elsewhere = _noted(imported, {ANY_PART, *map(digest_of, names)})
+        elsewhere = _of(imported, {ANY_PART, *map(digest_of, names)})
         return max(0, spent[0] - elsewhere[0]), max(0, spent[1] - elsewhere[1])
 
 
-def _tokens(path: Path, engine: str, model: str) -> tuple[int, int]:
+def _tokens(path: Path, engine: str, model: str) -> Tokens:
     try:
         filters = [("engine", "=", engine), ("model", "=", model)]
         table = pq.read_table(path, columns=["engine", "model", *TOKENS], filters=filters)
@@ -303,8 +313,7 @@ def note_imported(cache_folder: Path, digest: str, rows: pa.Table) -> None:
 
 
 def note_joined(cache_folder: Path, present: Iterable[str], old: Iterable[str], new: str) -> None:
-    """Note that a part will take the place of others, imported ones perhaps. Call it, before that, while holding the
-    cache's lock.
+    """Note that a part will take the place of others, imported ones perhaps. Call it before, holding the cache's lock.
 
     Args:
         cache_folder: the cache's folder.
@@ -319,32 +328,32 @@ def note_joined(cache_folder: Path, present: Iterable[str], old: Iterable[str], 
     if not imported:
         return
     for models in imported.values():
-        for model, noted in models.items():
-            models[model] = {digest: counts for digest, counts in noted.items() if digest in remaining}
-            if joined.intersection(noted):
-                models[model][new] = _noted(noted, joined)
+        for model, tokens in models.items():
+            models[model] = {digest: counts for digest, counts in tokens.items() if digest in remaining}
+            if joined.intersection(tokens):
+                models[model][new] = _of(tokens, joined)
     write_json(cache_folder / IMPORTED, imported)
 
 
-def _imported(cache_folder: Path) -> dict[str, dict[str, dict[str, tuple[int, int]]]]:
+def _imported(cache_folder: Path) -> dict[str, dict[str, dict[str, Tokens]]]:
     path = cache_folder / IMPORTED
     try:
         note = read_json(path) if path.exists() else {}
-        return {engine: {model: _by_part(noted) for model, noted in models.items()} for engine, models in note.items()}
+        return {engine: {model: _by_part(value) for model, value in models.items()} for engine, models in note.items()}
     except (ArtifactError, AttributeError, TypeError, ValueError) as error:
         log.warning("what was imported counts as paid: %s is not as `cache import` writes it (%s)", path, error)
         return {}
 
 
-def _by_part(noted: Any) -> dict[str, tuple[int, int]]:
-    by_part = noted if isinstance(noted, dict) else {ANY_PART: noted}
+def _by_part(value: Any) -> dict[str, Tokens]:
+    by_part = value if isinstance(value, dict) else {ANY_PART: value}
     return {digest: (int(prompt), int(completion)) for digest, (prompt, completion) in by_part.items()}
 
 
-def _noted(noted: Mapping[str, tuple[int, int]], digests: Collection[str]) -> tuple[int, int]:
-    return _total(counts for digest, counts in noted.items() if digest in digests)
+def _of(tokens: Mapping[str, Tokens], digests: Collection[str]) -> Tokens:
+    return _total(counts for digest, counts in tokens.items() if digest in digests)
 
 
-def _total(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+def _total(counts: Iterable[Tokens]) -> Tokens:
     pairs = [(0, 0), *counts]
     return sum(prompt for prompt, _ in pairs), sum(completion for _, completion in pairs)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what an operating-system error means for the user."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ __all__ = [
     "atomic_folder",
     "convert_disk_errors",
     "file_sha256",
+    "files_below",
     "is_temporary",
     "json_bytes",
     "parse_json",
@@ -29,6 +30,7 @@ __all__ = [
     "remove_temporary",
     "settled",
     "storage_error",
+    "storage_errors",
     "sweep_drafts",
     "sync_folder",
     "write_atomic",
@@ -43,11 +45,6 @@ DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
 """Numbers of errors about a disk, whatever was to be done there."""
 
 
-def settled(stat: os.stat_result) -> bool:
-    """Whether a file's times will show its next change: one that changed just now may change again within a tick."""
-    return time.time_ns() - stat.st_ctime_ns > SETTLED_NS
-
-
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file beside `path`, flush it to disk and rename it to `path`.
 
@@ -56,15 +53,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(error, path) from error
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         # On a read-only disk even deleting what is not there fails, which must not hide the reason.
         with suppress(OSError):
@@ -101,6 +97,23 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Drafts
+
+
+def is_temporary(path: PurePath) -> bool:
+    """Whether a path below a folder names a writer's draft, or something in one."""
+    return any(fnmatchcase(part, TEMPORARY) for part in path.parts)
+
+
 def remove_temporary(folder: Path) -> None:
     """Delete the files and folders that killed writers left anywhere below `folder`, in which nobody writes now."""
     for path in list(folder.rglob(TEMPORARY)):
@@ -111,10 +124,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def sweep_drafts(folder: Path, pattern: str = TEMPORARY, seconds: float = STALE_DRAFT_SECONDS) -> None:
-    """Delete the files in `folder` that writers began so long ago that nobody works on them any more.
-
-    What cannot be deleted or listed is left for the next time.
-    """
+    """Delete the files in `folder` that are so old that no writer is at work on them; what fails waits."""
     with suppress(OSError):
         for path in folder.glob(pattern):
             with suppress(OSError):
@@ -122,18 +132,33 @@ def sweep_drafts(folder: Path, pattern: str = TEMPORARY, seconds: float = STALE_
                     path.unlink()
 
 
-def is_temporary(path: PurePath) -> bool:
-    """Whether a writer's draft is, or holds, what a path below a folder names."""
-    return any(fnmatchcase(part, TEMPORARY) for part in path.parts)
+# Contents
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def files_below(folder: Path, changing: bool = False) -> Iterator[Path]:
+    """Every file below `folder`, in any order; where it is `changing`, folders may go while it is read.
+
+    Raises:
+        OSError: a folder cannot be listed, so that nobody knows what is in it.
+    """
+
+    def fail(error: OSError) -> None:
+        if not (changing and isinstance(error, FileNotFoundError)):
+            raise error
+
+    for directory, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(directory) / name for name in names)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settled(stat: os.stat_result) -> bool:
+    """Whether a file's times will show its next change: one that changed just now may change again within a tick."""
+    return time.time_ns() - stat.st_ctime_ns > SETTLED_NS
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -173,14 +198,8 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def parse_json(data: bytes) -> Any:
-    """What JSON from anywhere stands for.
+    """The value of a JSON document from anywhere.
 
     Raises:
         ValueError: it is no JSON, or nested too deeply.
@@ -189,6 +208,9 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+
+
+# Errors
 
 
 def storage_error(error: OSError, path: Path) -> ArtifactError:
@@ -209,8 +231,17 @@ def storage_error(error: OSError, path: Path) -> ArtifactError:
 
 
 @contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn every operating-system error of the block into an ArtifactError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+@contextmanager
 def convert_disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors about a disk into one for the user; `path` is named where an error does not say what it is about.
+    """Turn errors about a disk, and no others, into an ArtifactError; `path` is named where an error names no file.
 
     Raises:
         ArtifactError: the disk is full, read-only or at fault.

@@ -1,15 +1,31 @@
-"""What a manifest says, and how it is read wherever it lies."""
+"""The manifest of an artifact: what it says, how it is read wherever it lies, and whether the files agree with it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError
-from storage.files import parse_json
+from storage.files import file_sha256, files_below, parse_json
 
-__all__ = ["MANIFEST", "SOURCE", "FileEntry", "Manifest", "parse_manifest", "safe_name", "sources_of"]
+__all__ = [
+    "MANIFEST",
+    "SOURCE",
+    "Artifact",
+    "Draft",
+    "FileEntry",
+    "Manifest",
+    "differences",
+    "file_names",
+    "parse_manifest",
+    "read_manifest",
+    "safe_name",
+    "seal",
+    "sources_of",
+]
 
 MANIFEST = "manifest.json"
 SOURCE = "source:"
@@ -52,6 +68,52 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
 
+@dataclass(frozen=True)
+class Draft:
+    """All that a manifest says besides the files."""
+
+    stage: str
+    fingerprint: str
+    stage_version: int
+    inputs: dict[str, str]
+    options: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that made it."""
+        return self.manifest.stage
+
+    @property
+    def fingerprint(self) -> str:
+        """Its name."""
+        return self.manifest.fingerprint
+
+
+def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of the inputs from outside the store, by their names without the prefix."""
+    return {name.removeprefix(SOURCE): value for name, value in inputs.items() if name.startswith(SOURCE)}
+
+
+def safe_name(name: str) -> str:
+    """A file's path below a folder, as it is.
+
+    Raises:
+        ArtifactError: it would lead out of the folder.
+    """
+    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ArtifactError(f"{name!r} cannot be the path of a file below a folder; delete what names it")
+    return name
+
+
 def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Manifest:
     """The manifest in `data`, which lies at `where` and must be that of `stage` and `fingerprint`.
 
@@ -77,17 +139,64 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
         raise ArtifactError(f"{where} lacks or has an unknown field ({error}); delete {home}") from error
 
 
-def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints of the inputs from outside the store, by their names without the prefix."""
-    return {name.removeprefix(SOURCE): value for name, value in inputs.items() if name.startswith(SOURCE)}
-
-
-def safe_name(name: str) -> str:
-    """A file's path below a folder, as it is.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in an artifact's folder, which is named by stage and fingerprint.
 
     Raises:
-        ArtifactError: it would lead out of the folder.
+        ArtifactError: it cannot be read, is damaged, or belongs to another artifact.
     """
-    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ArtifactError(f"{name!r} cannot be the path of a file below a folder; delete what names it")
-    return name
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    return parse_manifest(data, str(path), folder.parent.name, folder.name)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Every file below `folder` but its manifest, as sorted paths with slashes.
+
+    Raises:
+        OSError: a folder cannot be listed, so that nobody knows what is in it.
+    """
+    names = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def seal(path: Path) -> FileEntry:
+    """Flush a file to disk, so that a manifest never outlives what it names, and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return FileEntry(path.stat().st_size, file_sha256(path))
+
+
+def differences(folder: Path, manifest: Manifest, contents: bool = False) -> list[str]:
+    """How the files differ from the manifest, one a line: names and sizes, and contents of files younger than it.
+
+    With `contents` every file is read, and files that the manifest does not name are told.
+
+    Raises:
+        ArtifactError: the folder cannot be read.
+    """
+    try:
+        committed = (folder / MANIFEST).stat().st_mtime_ns
+        checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
+        problems = [f"{name} {problem}" for name, problem in checks if problem]
+        if contents:
+            extra = set(file_names(folder)) - set(manifest.files)
+            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    return problems
+
+
+def _problem(path: Path, entry: FileEntry, committed: int, contents: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    stat = path.stat()
+    if stat.st_size != entry.size:
+        return f"has {stat.st_size} bytes instead of {entry.size}"
+    # A file that is younger than the manifest was touched after the commit, so its contents are looked at.
+    if (contents or stat.st_mtime_ns > committed) and file_sha256(path) != entry.sha256:
+        return "was changed (its SHA-256 differs)"
+    return None

@@ -1,7 +1,8 @@
 """Append-only Parquet parts, the truth of the generation cache: immutable files, each named by its turn and contents.
 
 A part's name is ``<number>-<digest>.parquet``. The number says in which order parts were published. The digest
-(blake2b-128 of the file's bytes) makes equal contents one part and shows a file that was cut short or changed.
+(blake2b-128 of the file's bytes) makes equal contents one part and shows a file that was cut short or changed. So
+bringing two machines together is a union of files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.errors import ArtifactError
-from storage.files import read_json, storage_error, sweep_drafts, sync_folder, write_json
+from storage.files import read_json, storage_errors, sweep_drafts, sync_folder, write_json
+from storage.object_store import RemoteFolder
 
-__all__ = ["NAME", "PartDraft", "PartFolder", "TornPart", "check_columns", "digest_of", "order_of"]
+__all__ = ["PartDraft", "PartFolder", "PartMirror", "TornPart", "check_columns", "digest_of", "order_of"]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
 DIFFERENT = ("key", "input", "completions", "generation", "parent", "accepted", "answer", "similarity")
 # Says which parts the newest big one stands for, until they are deleted and the table has followed.
 REPLACED = ".replaced.json"
+FOLDERS = ("segments", "verdicts")
+PULL_SECONDS = 60.0
+BATCH = 64
 
 
 class TornPart(Exception):
@@ -72,6 +78,8 @@ class PartFolder:
         """`schema` has the columns that every part needs; `folder` is made when the first part is written."""
         self.folder, self.schema = folder, schema
 
+    # Writing
+
     def draft(self, table: pa.Table) -> PartDraft:
         """Write `table` to disk without publishing it; needs no lock.
 
@@ -86,16 +94,17 @@ class PartFolder:
     def draft_bytes(self, data: bytes | memoryview) -> PartDraft:
         """Write a part's file as it is, for example one from another folder."""
         path = self.folder / f".{uuid.uuid4().hex}.tmp"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                path.unlink()
-            raise storage_error(error, path) from error
+        with storage_errors(path):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    path.unlink()
+                raise
         return PartDraft(path, _digest(data))
 
     def publish(self, drafts: Iterable[PartDraft]) -> list[str]:
@@ -104,7 +113,7 @@ class PartFolder:
         digests = {digest_of(name) for name in names}
         number = order_of(names[-1])[0] if names else 0
         published = []
-        try:
+        with storage_errors(self.folder):
             for draft in drafts:
                 if draft.digest in digests:
                     draft.path.unlink()
@@ -115,9 +124,13 @@ class PartFolder:
                 digests.add(draft.digest)
                 published.append(name)
             sync_folder(self.folder)
-        except OSError as error:
-            raise storage_error(error, self.folder) from error
         return published
+
+    def sweep(self) -> None:
+        """Delete drafts that a killed writer left behind more than a day ago."""
+        sweep_drafts(self.folder)
+
+    # Replacing
 
     def replace(self, old: Sequence[str], draft: PartDraft) -> None:
         """Let `draft`, which holds the rows of `old` in order, stand for them from one moment to the next.
@@ -128,12 +141,10 @@ class PartFolder:
         self.settle()
         name = f"{order_of(old[0])[0]:08d}-{draft.digest}.parquet"
         write_json(self.folder / REPLACED, {"new": name, "old": list(old)})
-        try:
+        with storage_errors(self.folder):
             draft.path.rename(self.folder / name)
             sync_folder(self.folder)
             self._unlink(old)
-        except OSError as error:
-            raise storage_error(error, self.folder) from error
 
     def replacement(self) -> Replacement | None:
         """The replacement that `settle` was not called for yet.
@@ -161,12 +172,16 @@ class PartFolder:
         if not (self.folder / REPLACED).exists():
             return
         replacement = self.replacement()
-        try:
+        with storage_errors(self.folder):
             self._unlink(replacement.old if replacement else ())
             sync_folder(self.folder)
             (self.folder / REPLACED).unlink()
-        except OSError as error:
-            raise storage_error(error, self.folder) from error
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    # Reading
 
     def names(self) -> list[str]:
         """Names of all parts, first published first; files that are no parts are left alone."""
@@ -195,12 +210,7 @@ class PartFolder:
         return data
 
     def footer(self, name: str) -> Footer:
-        """What a part says about itself, once its bytes and columns are as they should be.
-
-        Raises:
-            TornPart: it was cut short or changed, or lacks a column.
-            ArtifactError: it cannot be read at all.
-        """
+        """What a part says about itself, once its bytes and columns are as they should be; errors as of `read`."""
         data = self.read_bytes(name)
         try:
             with pq.ParquetFile(io.BytesIO(data)) as file:
@@ -228,18 +238,8 @@ class PartFolder:
         """Rename a torn part, so that it is neither read again nor lost."""
         path = self.folder / torn.name
         log.warning("part %s is torn and set aside as %s.torn: %s", path, torn.name, torn)
-        try:
+        with storage_errors(path):
             path.rename(path.with_name(f"{torn.name}.torn"))
-        except OSError as error:
-            raise storage_error(error, path) from error
-
-    def sweep(self) -> None:
-        """Delete drafts that a killed writer left behind more than a day ago."""
-        sweep_drafts(self.folder)
-
-    def _unlink(self, names: Iterable[str]) -> None:
-        for name in names:
-            (self.folder / name).unlink(missing_ok=True)
 
     def _listing(self) -> list[str]:
         try:
@@ -248,6 +248,100 @@ class PartFolder:
             return []
         except OSError as error:
             raise ArtifactError(f"cannot read {self.folder}: {error.strerror}") from error
+
+
+class PartMirror:
+    """The parts of a cache on an object store, and those here; a part's path is ``<folder>/<name>``.
+
+    Every machine has all of them. Where two answered the same request before they met, the lower name counts on both.
+    """
+
+    def __init__(self, remote: RemoteFolder, cache_folder: Path) -> None:
+        """`cache_folder` is made when the first part arrives."""
+        self._remote, self._folder = remote, cache_folder
+        self._pulled: float | None = None
+        self._uploaded: set[str] = set()
+        self._damaged: set[str] = set()
+
+    def pull(self) -> None:
+        """Download the parts that are not here, unless that was done within the last minute.
+
+        Raises:
+            ArtifactError: the store cannot be read; later than the first time that is only a warning.
+        """
+        now = time.monotonic()
+        if self._pulled is not None and now - self._pulled < PULL_SECONDS:
+            return
+        try:
+            self._download(sorted(self._remote_parts() - self._local_parts() - self._damaged))
+        except ArtifactError as error:
+            if self._pulled is None:
+                raise
+            log.warning("the generations of other machines are not seen: %s", error)
+        self._pulled = now
+
+    def push(self, paths: Iterable[str]) -> None:
+        """Upload parts that were just published; what fails is left to :meth:`push_rest`, for it is safe here."""
+        try:
+            self._upload(list(paths))
+        except ArtifactError as error:
+            log.warning("new generations are not uploaded yet: %s", error)
+
+    def push_rest(self) -> None:
+        """Upload every part that the store lacks.
+
+        Raises:
+            ArtifactError: the store cannot be used.
+        """
+        local = self._local_parts()
+        if local - self._uploaded:
+            self._upload(sorted(local - self._remote_parts()))
+
+    def _remote_parts(self) -> set[str]:
+        listings = {folder: self._remote.sizes(f"cache/{folder}") for folder in FOLDERS}
+        self._uploaded = {f"{folder}/{n}" for folder, names in listings.items() for n in names if NAME.fullmatch(n)}
+        return self._uploaded
+
+    def _local_parts(self) -> set[str]:
+        paths = (path for folder in FOLDERS for path in (self._folder / folder).glob("*.parquet"))
+        return {f"{path.parent.name}/{path.name}" for path in paths if NAME.fullmatch(path.name)}
+
+    def _upload(self, paths: list[str]) -> None:
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            self._remote.upload({f"cache/{path}": self._folder / path for path in batch})
+            self._uploaded.update(batch)
+
+    def _download(self, paths: list[str]) -> None:
+        if paths:
+            log.info("downloading %s parts of the generation cache", len(paths))
+        for start in range(0, len(paths), BATCH):
+            # A killed download leaves a draft, which the cache sweeps.
+            batch = {
+                path: (self._folder / path).with_name(f".{uuid.uuid4().hex}.tmp")
+                for path in paths[start : start + BATCH]
+            }
+            try:
+                with storage_errors(self._folder):
+                    self._remote.download({f"cache/{path}": draft for path, draft in batch.items()})
+                    for path, draft in batch.items():
+                        self._place(path, draft)
+                    for folder in {draft.parent for draft in batch.values()}:
+                        sync_folder(folder)
+            finally:
+                for draft in batch.values():
+                    with suppress(OSError):
+                        draft.unlink()
+
+    def _place(self, path: str, draft: Path) -> None:
+        with draft.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if digest == digest_of(Path(path).name):
+            draft.replace(self._folder / path)
+            return
+        self._damaged.add(path)
+        address = self._remote.name(f"cache/{path}")
+        log.warning("%s is damaged and left out; delete it, or upload it again from a machine that has it", address)
 
 
 def check_columns(table: pa.Table, schema: pa.Schema) -> None:

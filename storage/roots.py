@@ -34,10 +34,9 @@ def open_store(root: Path | str) -> ArtifactStore:
     """
     text = str(root)
     if is_url(text):
-        from storage.mirror import Mirror
+        from storage.remote import RemoteStore
 
-        remote, folder = open_remote(text), working_folder(text)
-        return ArtifactStore(folder, Mirror(remote, folder))
+        return RemoteStore(working_folder(text), open_remote(text))
     return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else _at_home(text))
 
 
@@ -47,10 +46,9 @@ def check_root(store: ArtifactStore) -> None:
     Raises:
         UnknownNameError: its folder is not there, or holds other things and nothing that a root has.
     """
-    root = store.root
-    if store.mirror is not None:
+    if store.remote is not None:
         return
-    how = "give --root, or set PARACLIP_ROOT"
+    root, how = store.root, "give --root, or set PARACLIP_ROOT"
     if not root.is_dir():
         raise UnknownNameError(f"there is no root {root}: nothing was run there; {how}")
     if not any((root / name).exists() for name in FOLDERS) and any(root.iterdir()):
@@ -61,18 +59,16 @@ def open_generations(store: ArtifactStore) -> GenerationStore:
     """The generation cache of a store."""
     # DuckDB takes a while to import, and most commands need none.
     from storage.generations import GenerationStore
-    from storage.segment_mirror import SegmentMirror
+    from storage.parts import PartMirror
 
-    if store.mirror is None:
-        return GenerationStore(store.cache)
-    return GenerationStore(store.cache, SegmentMirror(store.mirror.remote, store.cache))
+    return GenerationStore(store.cache, store.remote and PartMirror(store.remote, store.cache))
 
 
 def working_folder(url: str) -> Path:
     """This machine's folder for the root at `url`, one for each, below PARACLIP_LOCAL or the user's cache folder."""
     plain = url.rstrip("/")
     name = re.sub(r"[^A-Za-z0-9]+", "-", plain)[:60].strip("-")
-    return local_folder() / f"{name}-{_short_hash(plain)}"
+    return local_folder() / f"{name}-{hashlib.blake2b(plain.encode(), digest_size=4).hexdigest()}"
 
 
 def local_folder() -> Path:
@@ -91,10 +87,6 @@ def _at_home(written: str) -> Path:
         # It would be made here, under a name that looks like another place.
         raise ConfigError(f"{written}: {path.parts[0]} is nobody's home folder here; write the path in full")
     return path
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _caches() -> Path:

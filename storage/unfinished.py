@@ -19,13 +19,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.files import file_sha256, is_temporary, json_bytes, parse_json, read_json, write_json
+from storage.files import file_sha256, files_below, is_temporary, json_bytes, parse_json, read_json, write_json
 from storage.manifests import safe_name
 from storage.object_store import RemoteFolder
-from storage.soundness import files_below
 
 __all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]
 
@@ -37,42 +36,55 @@ SNAPSHOT = "snapshot.json"
 LEDGER = "pushed.json"
 """What this folder and the object store last agreed on, with the state of each file at that time."""
 BLOCK = 2**20
-PARTS = ("out", "scratch")
+
+
+class FileState(NamedTuple):
+    """A file when it was looked at: bytes, time of change in nanoseconds, SHA-256 of its contents."""
+
+    size: int
+    mtime: int
+    sha256: str
 
 
 class UnfinishedWork:
     """The unfinished work of one fingerprint, here and at the object store. Use it while holding both locks."""
 
     def __init__(
-        self, remote: RemoteFolder, base: str, folder: Path, desks: Path, held: Callable[[], bool] | None = None
+        self, remote: RemoteFolder, base: str, folder: Path, incoming: Path, held: Callable[[], bool] | None = None
     ) -> None:
-        """`base` is its folder at the store, `folder` the one here; `desks` is for temporary folders.
+        """`base` is its folder at the store, `folder` the one here; `incoming` is for temporary folders.
 
         `held` says whether the lock between machines is this one's still.
         """
-        self._remote, self._base, self._folder, self._desks = remote, base, folder, desks
+        self._remote, self._base, self._folder, self._incoming = remote, base, folder, incoming
         self._held = held
-        self._every = _push_seconds()
-        self._last = time.monotonic()
+        self._every, self._last = _push_seconds(), time.monotonic()
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
 
-    def keep(self) -> None:
+    # Pushing
+
+    def push_if_due(self) -> None:
         """Push in the background if it is time; call it as often as you like, between two writes of the stage."""
         if time.monotonic() - self._last < self._every or not self._gate.acquire(blocking=False):
             return
         self._last = time.monotonic()
-        desk = self._desks / uuid.uuid4().hex
+        copy = self._incoming / uuid.uuid4().hex
         try:
             # Links hold on to files that the stage deletes or replaces while they are uploaded.
-            for part in PARTS:
+            for part in ("out", "scratch"):
                 if (self._folder / part).is_dir():
-                    shutil.copytree(self._folder / part, desk / part, copy_function=_link)
+                    shutil.copytree(self._folder / part, copy / part, copy_function=_link)
         except OSError as error:
             log.warning("unfinished work is not pushed this time: %s", error)
-            self._clear(desk)
+            self._clear(copy)
             return
-        self._thread = threading.Thread(target=self._push_desk, args=(desk,), name="push", daemon=True)
+
+        def push() -> None:
+            self._push_quietly(copy)
+            self._clear(copy)
+
+        self._thread = threading.Thread(target=push, name="push", daemon=True)
         self._thread.start()
 
     def finish(self, push: bool) -> None:
@@ -82,37 +94,45 @@ class UnfinishedWork:
         if push:
             self._push_quietly(self._folder)
 
-    def push(self, folder: Path) -> None:
-        """Push the files of `folder`, which holds ``out`` and ``scratch``; nothing is sent twice.
+    def _clear(self, copy: Path) -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        self._gate.release()
 
-        Raises:
-            ArtifactError: the store cannot be written.
-        """
+    def _push_quietly(self, folder: Path) -> None:
+        try:
+            if self._held is not None and not self._held():
+                log.warning("the unfinished work %s is another machine's by now and is not pushed", self._base)
+                return
+            self._push(folder)
+        except (ArtifactError, OSError) as error:
+            log.warning("unfinished work is not pushed: %s", error)
+
+    def _push(self, folder: Path) -> None:
+        """Push the files of `folder`, which holds ``out`` and ``scratch``; nothing is sent twice."""
         ledger = self._ledger()
-        seen = {name: _state(path, ledger.get("files", {}).get(name)) for name, path in _files(folder)}
-        snapshot = json_bytes({name: {"size": size, "sha256": sha} for name, (size, _, sha) in seen.items()})
-        identity = hashlib.sha256(snapshot).hexdigest()
-        before = ledger.get("snapshots", [])
-        if not seen or before == [identity]:
+        states = {name: _state(path, ledger.get("files", {}).get(name)) for name, path in _files(folder)}
+        snapshot = json_bytes({name: {"size": state.size, "sha256": state.sha256} for name, state in states.items()})
+        identity, before = hashlib.sha256(snapshot).hexdigest(), ledger.get("snapshots", [])
+        if not states or before == [identity]:
             return
-        there = self._remote.sizes(f"{self._base}/objects")
-        wanted = {
-            sha: (folder / name, size, time_) for name, (size, time_, sha) in seen.items() if there.get(sha) != size
-        }
-        self._remote.upload({self._object(sha): path for sha, (path, _, _) in wanted.items()})
-        for sha, (path, size, time_) in wanted.items():
+        sizes = self._remote.sizes(f"{self._base}/objects")
+        missing = {s.sha256: (folder / name, s) for name, s in states.items() if sizes.get(s.sha256) != s.size}
+        self._remote.upload({self._object(sha): path for sha, (path, _) in missing.items()})
+        for sha, (path, state) in missing.items():
             stat = path.stat()
-            if (stat.st_size, stat.st_mtime_ns) != (size, time_):
+            if (stat.st_size, stat.st_mtime_ns) != state[:2]:
                 # It grew meanwhile, as a log does: what it was is its beginning.
                 with path.open("rb") as file:
-                    self._remote.upload_start(self._object(sha), file, size)
+                    self._remote.upload_start(self._object(sha), file, state.size)
         # A kill between here and the second time leaves either of the two at the store, and both are this folder's.
-        write_json(self._folder / LEDGER, {"snapshots": [*before[-1:], identity], "files": seen})
+        write_json(self._folder / LEDGER, {"snapshots": [*before[-1:], identity], "files": states})
         self._remote.write(f"{self._base}/{SNAPSHOT}", snapshot)
-        write_json(self._folder / LEDGER, {"snapshots": [identity], "files": seen})
-        kept = {sha for _, _, sha in seen.values()}
-        self._remote.delete(self._object(sha) for sha in there if sha not in kept)
-        log.info("pushed the unfinished work %s: %s of %s files", self._base, len(wanted), len(seen))
+        write_json(self._folder / LEDGER, {"snapshots": [identity], "files": states})
+        named = {state.sha256 for state in states.values()}
+        self._remote.delete(self._object(sha) for sha in sizes if sha not in named)
+        log.info("pushed the unfinished work %s: %s of %s files", self._base, len(missing), len(states))
+
+    # Taking over
 
     def pull(self) -> None:
         """Take over the snapshot at the store, unless it is the one that this folder has gone on from.
@@ -123,26 +143,27 @@ class UnfinishedWork:
         identity = hashlib.sha256(data or b"").hexdigest()
         if data is None or identity in self._ledger().get("snapshots", []):
             return
-        desk = self._desks / uuid.uuid4().hex
+        draft = self._incoming / uuid.uuid4().hex
+        work = draft / "work"
         try:
-            files = {safe_name(name): entry for name, entry in parse_json(data).items()}
-            self._remote.download({self._object(entry["sha256"]): desk / entry["sha256"] for entry in files.values()})
-            for name, entry in files.items():
-                (desk / "work" / name).parent.mkdir(parents=True, exist_ok=True)
-                if file_sha256(desk / entry["sha256"]) != entry["sha256"]:
-                    raise ArtifactError(f"{self._remote.name(self._object(entry['sha256']))} was changed")
-                shutil.copyfile(desk / entry["sha256"], desk / "work" / name)
-            states = {name: _state(desk / "work" / name, None) for name in files}
-            write_json(desk / "work" / LEDGER, {"snapshots": [identity], "files": states})
+            hashes = {safe_name(name): entry["sha256"] for name, entry in parse_json(data).items()}
+            self._remote.download({self._object(sha): draft / sha for sha in hashes.values()})
+            for name, sha in hashes.items():
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                if file_sha256(draft / sha) != sha:
+                    raise ArtifactError(f"{self._remote.name(self._object(sha))} was changed")
+                shutil.copyfile(draft / sha, work / name)
+            states = {name: _state(work / name, None) for name in hashes}
+            write_json(work / LEDGER, {"snapshots": [identity], "files": states})
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            (desk / "work").rename(self._folder)
+            work.rename(self._folder)
         except (ArtifactError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("the unfinished work %s cannot be taken over: %s", self._remote.name(self._base), error)
             return
         finally:
-            shutil.rmtree(desk, ignore_errors=True)
-        log.info("goes on from the %s files of unfinished work that were pushed to %s", len(files), self._remote.url)
+            shutil.rmtree(draft, ignore_errors=True)
+        log.info("goes on from the %s files of unfinished work that were pushed to %s", len(hashes), self._remote.url)
 
     def objects(self) -> dict[str, str]:
         """The path of every object at the store, by the SHA-256 of its contents."""
@@ -153,27 +174,10 @@ class UnfinishedWork:
         objects = self._remote.sizes(self._base)
         self._remote.delete(f"{self._base}/{name}" for name in sorted(objects, key=lambda name: name != SNAPSHOT))
 
-    def _push_desk(self, desk: Path) -> None:
-        self._push_quietly(desk)
-        self._clear(desk)
-
-    def _clear(self, desk: Path) -> None:
-        shutil.rmtree(desk, ignore_errors=True)
-        self._gate.release()
-
-    def _push_quietly(self, folder: Path) -> None:
-        try:
-            if self._held is not None and not self._held():
-                log.warning("the unfinished work %s is another machine's by now and is not pushed", self._base)
-                return
-            self.push(folder)
-        except (ArtifactError, OSError) as error:
-            log.warning("unfinished work is not pushed: %s", error)
-
     def _ledger(self) -> dict[str, Any]:
         with suppress(ArtifactError):
-            told = read_json(self._folder / LEDGER)
-            return told if isinstance(told, dict) else {}
+            ledger = read_json(self._folder / LEDGER)
+            return ledger if isinstance(ledger, dict) else {}
         return {}
 
     def _object(self, sha: str) -> str:
@@ -181,33 +185,33 @@ class UnfinishedWork:
 
 
 def _push_seconds() -> float:
-    told = os.environ.get(PUSH_VARIABLE)
+    text = os.environ.get(PUSH_VARIABLE)
     try:
-        return float(told) if told else PUSH_SECONDS
+        return float(text) if text else PUSH_SECONDS
     except ValueError:
-        raise ConfigError(f"{PUSH_VARIABLE}={told!r} must be a number of seconds") from None
+        raise ConfigError(f"{PUSH_VARIABLE}={text!r} must be a number of seconds") from None
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Names below `folder` and paths of all but drafts, which may come and go meanwhile, as may a draft's folder."""
-    for part in PARTS:
+    for part in ("out", "scratch"):
         for path in sorted(files_below(folder / part, changing=True)):
             name = path.relative_to(folder)
             if path.is_file() and not is_temporary(name):
                 yield name.as_posix(), path
 
 
-def _state(path: Path, known: list[Any] | None) -> tuple[int, int, str]:
-    """Size, time of change and SHA-256; a file may grow while it is read, so only its size at the start counts."""
+def _state(path: Path, before: list[Any] | None) -> FileState:
+    """The state of a file, which may grow while it is read, so only its size at the start counts."""
     with path.open("rb") as file:
         stat = os.fstat(file.fileno())
-        if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return stat.st_size, stat.st_mtime_ns, known[2]
+        if before and before[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return FileState(*before)
         digest, left = hashlib.sha256(), stat.st_size
         while left and (block := file.read(min(BLOCK, left))):
             digest.update(block)
             left -= len(block)
-    return stat.st_size, stat.st_mtime_ns, digest.hexdigest()
+    return FileState(stat.st_size, stat.st_mtime_ns, digest.hexdigest())
 
 
 def _link(source: str, target: str) -> str:

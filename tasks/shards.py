@@ -143,7 +143,7 @@ def forget_reports(job: ShardJob) -> None:
 def _report(job: ShardJob, shard: int) -> Path | None:
     store = open_store(job.root)
     name = f"{job.draft['stage']}-{job.draft['fingerprint']}-{shard}-of-{job.shards}.progress"
-    return store.cache / "shards" / name if store.mirror is None else None
+    return store.cache / "shards" / name if store.remote is None else None
 
 
 def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

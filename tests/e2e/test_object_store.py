@@ -185,7 +185,6 @@ def test_a_killed_stage_goes_on_elsewhere(
 LOST = """
 import sys, time
 sys.path.insert(0, {fakes!r})
-from storage import remote_lock
 from storage.roots import open_store
 from tasks.stage import Stage, carry_out
 from storage.artifacts import Draft
@@ -207,7 +206,7 @@ def test_a_lost_machine_costs_no_more_than_the_time_between_two_pushes(
     url: str, machine: Callable[[str], ArtifactStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine vanishes with its disk: no process of it may say goodbye, and its lock is never given back."""
-    monkeypatch.setattr("storage.remote_lock.DEAD_SECONDS", 2.0)
+    monkeypatch.setattr("storage.locks.REMOTE_DEAD_SECONDS", 2.0)
     monkeypatch.setenv(PUSH_VARIABLE, "0.5")
     one = machine("one")
     repository = str(Path(__file__).parents[2])

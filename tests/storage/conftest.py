@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage import remote_lock
+from storage import locks
 from storage.artifacts import ArtifactStore
 from storage.generations import GenerationStore
 from storage.roots import LOCAL_VARIABLE, open_store
@@ -86,7 +86,6 @@ def objects(url: str) -> Objects:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks that beat and die in no time."""
-    monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(remote_lock, "DEAD_SECONDS", 1.0)
-    monkeypatch.setattr(remote_lock, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(remote_lock, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "REMOTE_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "REMOTE_DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "REMOTE_PAUSES", (0.01, 0.05))

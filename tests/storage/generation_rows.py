@@ -20,9 +20,8 @@ import os, random, signal, sys, time
 sys.path.insert(0, {here!r})
 import duckdb
 from generation_rows import *
-from storage import cache_file, cache_merge, parts
-from storage.cache_file import CacheFile
-from storage.generations import GenerationStore
+from storage import cache_merge, generations, parts
+from storage.generations import CacheFile, GenerationStore
 from storage.parts import PartFolder
 """
 

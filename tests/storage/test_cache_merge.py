@@ -10,10 +10,9 @@ from generation_rows import answers, flip, key, numbered, rows
 
 from paraclip_core.errors import ArtifactError
 from storage import cache_merge
-from storage.cache_file import GENERATIONS
 from storage.cache_merge import Merged, compact, merge
 from storage.cache_tools import cache_stats, paid_tokens
-from storage.generations import GenerationStore
+from storage.generations import GENERATIONS, GenerationStore
 from storage.parts import PartFolder
 
 

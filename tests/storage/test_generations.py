@@ -23,7 +23,7 @@ from patience import AT_ONCE
 
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError, LockedError
-from storage import cache_file, duckdb_file
+from storage import duckdb_file, generations
 from storage.cache_merge import compact
 from storage.cache_tools import cache_stats
 from storage.generations import GenerationStore
@@ -128,8 +128,8 @@ def test_verdicts_come_once_and_whole(store: GenerationStore) -> None:
 
 
 def test_the_schemas_are_those_of_the_tables() -> None:
-    assert cache_file.VERDICTS.schema == tables.VERDICTS
-    assert all(field == tables.GENERATIONS.field(field.name) for field in cache_file.GENERATIONS.schema)
+    assert generations.VERDICTS.schema == tables.VERDICTS
+    assert all(field == tables.GENERATIONS.field(field.name) for field in generations.GENERATIONS.schema)
 
 
 def test_tables_are_joined_with_those_of_a_caller(store: GenerationStore) -> None:
@@ -239,7 +239,7 @@ KILL_AT = """
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 point = sys.argv[2]
-insert = cache_file._insert
+insert = generations._insert
 def insert_then_die(*arguments):
     insert(*arguments)
     die()
@@ -248,10 +248,10 @@ if point == "before the part has its name":
 elif point == "before the file is open":
     CacheFile.catch_up = die
 elif point == "before the rows are inserted":
-    cache_file._insert = die
+    generations._insert = die
 elif point == "inside the transaction":
     # The rows are inserted, their part is not noted yet.
-    cache_file.NOTE = "SELECT die()"
+    generations.NOTE = "SELECT die()"
     connect = duckdb.connect
     def with_death(*arguments, **options):
         con = connect(*arguments, **options)
@@ -259,7 +259,7 @@ elif point == "inside the transaction":
         return con
     duckdb.connect = with_death
 elif point == "after the rows are inserted":
-    cache_file._insert = insert_then_die
+    generations._insert = insert_then_die
 store = GenerationStore(sys.argv[1])
 store.append_verdicts(verdicts(range(5, 10)))
 store.append(numbered(range(5, 10)))

@@ -155,7 +155,7 @@ def test_a_lock_that_is_judged_outlives_no_silent_owner(tmp_path: Path, monkeypa
     foreign(tmp_path / "x.lock")
     with pytest.raises(LockedError), lock(tmp_path / "x.lock", wait_seconds=0):
         pass
-    with lock(tmp_path / "x.lock", wait_seconds=0, judge=True):
+    with lock(tmp_path / "x.lock", wait_seconds=0, confirm=True):
         pass
 
 
@@ -163,11 +163,11 @@ def test_a_judged_owner_that_shows_a_sign_of_life_keeps_the_lock(tmp_path: Path)
     path = tmp_path / "x.lock"
     foreign(path)
     started = time.monotonic()
-    with pytest.raises(LockedError), lock(path, wait_seconds=0, poll=lambda: os.utime(path), judge=True):
+    with pytest.raises(LockedError), lock(path, wait_seconds=0, poll=lambda: os.utime(path), confirm=True):
         pass
     assert time.monotonic() - started < AT_ONCE
     path.unlink()
-    with lock(path), pytest.raises(LockedError), lock(path, wait_seconds=0, judge=True):
+    with lock(path), pytest.raises(LockedError), lock(path, wait_seconds=0, confirm=True):
         pass
     assert time.monotonic() - started < AT_ONCE, "a process of this machine is known to live"
 

@@ -16,7 +16,7 @@ from storage.roots import LOCAL_VARIABLE, open_store, working_folder
 def test_folders_stay_folders(tmp_path: Path) -> None:
     for root in (tmp_path / "x", str(tmp_path / "x"), f"file://{tmp_path}/x"):
         store = open_store(root)
-        assert (store.root, store.mirror, store.location) == (tmp_path / "x", None, str(tmp_path / "x"))
+        assert (store.root, store.remote, store.location) == (tmp_path / "x", None, str(tmp_path / "x"))
     assert [is_url(root) for root in ("runs", "/a/b", "file:///a", "s3://a/b", "memory://a")] == [False] * 3 + [
         True
     ] * 2

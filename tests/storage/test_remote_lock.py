@@ -10,13 +10,13 @@ import pytest
 from machines import Machine, Objects
 
 from paraclip_core.errors import LockedError
-from storage import remote_lock
+from storage import locks
 from storage.artifacts import ArtifactStore
 
 
 def lock_at(store: ArtifactStore, **options: Any) -> Any:
-    assert store.mirror is not None
-    return remote_lock.remote_lock(store.mirror.remote, "locks/x", **options)
+    assert store.remote is not None
+    return locks.remote_lock(store.remote, "locks/x", **options)
 
 
 def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
@@ -28,7 +28,7 @@ def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
 def test_a_living_owner_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     # Else a look at this process, which lives, would do without any heartbeat.
     elsewhere = {"pid": 7, "host": "elsewhere", "space": "", "started": "1"}
-    monkeypatch.setattr(remote_lock, "this_process", lambda: elsewhere)
+    monkeypatch.setattr(locks, "this_process", lambda: elsewhere)
     store, order = machine("one"), []
 
     def second() -> None:
@@ -70,7 +70,7 @@ def test_a_process_of_this_machine_that_is_gone_is_succeeded_at_once(
 ) -> None:
     from storage.locks import this_process
 
-    monkeypatch.setattr(remote_lock, "DEAD_SECONDS", 1000.0)
+    monkeypatch.setattr(locks, "REMOTE_DEAD_SECONDS", 1000.0)
     stranger(objects, **{**this_process(), "pid": 2**30})
     with lock_at(machine("one"), wait_seconds=0):
         pass
@@ -102,8 +102,8 @@ def test_a_store_that_lets_anyone_write_is_found_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = machine("one")
-    assert store.mirror is not None
-    remote = store.mirror.remote
+    assert store.remote is not None
+    remote = store.remote
     monkeypatch.setattr(remote, "create", lambda path, data: remote.write(path, data) is None)
     with lock_at(store):
         pass

@@ -56,9 +56,9 @@ def test_equal_and_unchanged_files_are_sent_once(
     interrupted(machine("one"), WORK)
     assert len(objects.names(f"work/ingest/{FP}/objects")) == 2
     store, sent = machine("one"), []
-    assert store.mirror is not None
-    upload = store.mirror.remote.upload
-    monkeypatch.setattr(store.mirror.remote, "upload", lambda files: (sent.extend(files.values()), upload(files)))
+    assert store.remote is not None
+    upload = store.remote.upload
+    monkeypatch.setattr(store.remote, "upload", lambda files: (sent.extend(files.values()), upload(files)))
     interrupted(store, {"scratch/state.json": b"8"})
     assert [path.name for path in sent] == ["state.json"]
     # The object of the old state is gone with it.
@@ -70,12 +70,12 @@ def test_a_push_that_is_cut_off_leaves_the_one_before(
 ) -> None:
     interrupted(machine("one"), WORK)
     store = machine("one")
-    assert store.mirror is not None
+    assert store.remote is not None
 
     def refuse(*_: Any) -> None:
         raise ArtifactError("the network is down")
 
-    monkeypatch.setattr(store.mirror.remote, "upload", refuse)
+    monkeypatch.setattr(store.remote, "upload", refuse)
     interrupted(store, {"scratch/state.json": b"8"})
     assert "network is down" in caplog.text
     other = machine("two")
@@ -132,9 +132,9 @@ def test_work_is_pushed_while_the_stage_runs(machine: Machine, monkeypatch: pyte
                 thread.join()
         # The machine is lost here: what it holds is copied as it was left.
         elsewhere = machine("two")
-        assert elsewhere.mirror is not None and store.mirror is not None
+        assert elsewhere.remote is not None
         copy = unfinished.UnfinishedWork(
-            elsewhere.mirror.remote, f"work/ingest/{FP}", elsewhere.work_path("ingest", FP), tmp_path / "desks"
+            elsewhere.remote, f"work/ingest/{FP}", elsewhere.work_path("ingest", FP), tmp_path / "desks"
         )
         copy.pull()
     found = work_files(elsewhere)
@@ -173,12 +173,12 @@ def test_an_artifact_is_finished_though_its_unfinished_work_cannot_be_deleted(
 ) -> None:
     interrupted(machine("one"), WORK)
     store = machine("two")
-    assert store.mirror is not None
+    assert store.remote is not None
 
     def refuse(*_: object) -> None:
         raise ArtifactError("the network is down")
 
-    monkeypatch.setattr(store.mirror.remote, "delete", refuse)
+    monkeypatch.setattr(store.remote, "delete", refuse)
     made = make(store)
     assert "left-over unfinished work" in caplog.text
     assert not store.work_path("ingest", FP).exists() and machine("three").find("ingest", FP) is not None
@@ -199,8 +199,8 @@ def test_discarded_work_is_gone_everywhere_without_a_download(
 ) -> None:
     interrupted(machine("one"), WORK)
     other = machine("two")
-    assert other.mirror is not None
-    monkeypatch.setattr(other.mirror.remote, "download", lambda files: pytest.fail(f"downloads {files}"))
+    assert other.remote is not None
+    monkeypatch.setattr(other.remote, "download", lambda files: pytest.fail(f"downloads {files}"))
     other.discard("ingest", FP)
     assert objects.names() == [] and not other.resumable("ingest", FP)
 
@@ -233,9 +233,9 @@ def test_a_stage_may_report_while_its_folder_is_being_made_anew(
 def test_what_was_pushed_as_work_is_not_sent_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(machine("one"), {"out/a.txt": b"alpha", "scratch/state.json": b"7"})
     store, sent = machine("one"), []
-    assert store.mirror is not None
-    upload = store.mirror.remote.upload
-    monkeypatch.setattr(store.mirror.remote, "upload", lambda files: (sent.extend(files), upload(files)))
+    assert store.remote is not None
+    upload = store.remote.upload
+    monkeypatch.setattr(store.remote, "upload", lambda files: (sent.extend(files), upload(files)))
     made = make(store)
     assert sent == [f"artifacts/ingest/{FP}/sub/b.bin"]
     assert contents(make(machine("two"))) == contents(made)
@@ -244,14 +244,14 @@ def test_what_was_pushed_as_work_is_not_sent_again(machine: Machine, monkeypatch
 def test_pushed_work_that_goes_away_is_sent_again(machine: Machine, objects: Objects) -> None:
     interrupted(machine("one"), {"out/a.txt": b"alpha"})
     store = machine("one")
-    assert store.mirror is not None
-    copy = store.mirror.remote.copy
+    assert store.remote is not None
+    copy = store.remote.copy
 
     def late(wanted: dict[str, str]) -> None:
         for path in wanted.values():
             objects.delete(path)
         copy(wanted)
 
-    store.mirror.remote.copy = late  # type: ignore[method-assign]
+    store.remote.copy = late  # type: ignore[method-assign]
     made = make(store)
     assert contents(make(machine("two"))) == contents(made)

@@ -193,10 +193,10 @@ def test_what_a_run_on_another_machine_needs_is_left(tmp_path: Path, monkeypatch
     with one.mark_run({"first": FIRST.fingerprint}):
         assert [kept.stage for kept in collect(two).left] == ["first"]
     assert names(collect(two)) == {"first"}
-    assert two.mirror is not None
+    assert two.remote is not None
     # A machine that was lost says nothing any more; how long ago its last heartbeat was is told by two clocks.
     owner = {"token": "t", "pid": 7, "host": "elsewhere", "reads": {"first": FIRST.fingerprint}}
     for ago, left in ((300, ["first"]), (3600, [])):
         told = owner | {"time": time.time() - ago}
-        two.mirror.remote.write("locks/run/x/00000001", json.dumps(told).encode())
+        two.remote.write("locks/run/x/00000001", json.dumps(told).encode())
         assert [kept.stage for kept in collect(two).left] == left

@@ -26,7 +26,7 @@ from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.verdicts import BlockJudge, JudgePool, JudgeSpec
 from paraclip_core.tables import ANSWERS, VERDICTS
-from storage.cache_file import VERDICTS as STORED
+from storage.generations import VERDICTS as STORED
 
 KEYS = ("generation", "parent")
 ROWS = 60

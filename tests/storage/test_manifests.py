@@ -13,7 +13,7 @@ from machines import FP, make
 
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import ArtifactStore
-from storage.soundness import file_names
+from storage.manifests import file_names
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ import pytest
 from generation_rows import judged, verdicts
 
 from paraclip_core.errors import ArtifactError
-from storage import segment_mirror
+from storage import parts
 from storage.artifacts import ArtifactStore
-from storage.cache_file import GENERATIONS
 from storage.cache_merge import compact
 from storage.cache_tools import cache_stats, verify_cache
-from storage.generations import GenerationStore
+from storage.generations import GENERATIONS, GenerationStore
 from storage.roots import LOCAL_VARIABLE, open_generations, open_store
 
 Machine = Callable[[str], GenerationStore]
@@ -50,7 +49,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Opens the cache as the machine of this name."""
-    monkeypatch.setattr(segment_mirror, "PULL_SECONDS", 0.0)
+    monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
 
     def opened(name: str) -> GenerationStore:
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
@@ -182,7 +181,7 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
     monkeypatch.undo()
     assert answers(one, 1) == {1: "a"}
     # Later it is a warning: what was asked meanwhile is safe here.
-    monkeypatch.setattr(segment_mirror, "PULL_SECONDS", 0.0)
+    monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
     assert answers(one, 1) == {1: "a"}
     assert "the generations of other machines are not seen: the network is down" in caplog.text

@@ -63,13 +63,13 @@ def test_an_upload_that_fails_is_made_up_for(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machine("one")
-    assert store.mirror is not None
+    assert store.remote is not None
 
     def refuse(*_: Any) -> None:
         raise ArtifactError("the network is down")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store.mirror.remote, "upload", refuse)
+        patched.setattr(store.remote, "upload", refuse)
         with pytest.raises(ArtifactError, match="network is down"):
             make(store)
     assert f"artifacts/ingest/{FP}/manifest.json" not in objects.names()
@@ -86,9 +86,9 @@ def test_the_first_to_finish_counts(machine: Machine) -> None:
     with one.writing("ingest", FP) as work:
         (work.out / "a.txt").write_bytes(b"mine")
         alone = machine("two")
-        assert alone.mirror is not None
+        assert alone.remote is not None
         base = f"locks/ingest/{FP}"
-        alone.mirror.remote.delete(f"{base}/{name}" for name in alone.mirror.remote.sizes(base))
+        alone.remote.delete(f"{base}/{name}" for name in alone.remote.sizes(base))
         make(alone)
         committed = one.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
     assert (committed.path / "a.txt").read_bytes() == b"alpha"
@@ -100,19 +100,19 @@ def test_what_was_made_days_ago_stays_where_its_replacement_cannot_be_fetched(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machine("one")
-    assert one.mirror is not None
+    assert one.remote is not None
 
     def refuse(*_: Any) -> None:
         raise ArtifactError("the network is down")
 
     with monkeypatch.context() as patched:
-        patched.setattr(one.mirror.remote, "upload", refuse)
+        patched.setattr(one.remote, "upload", refuse)
         with pytest.raises(ArtifactError, match="network is down"):
             make(one, content={"a.txt": b"mine"})
     make(machine("two"))
     os.utime(one.path("ingest", FP), (0, 0))
     with monkeypatch.context() as patched:
-        patched.setattr(one.mirror.remote, "download", refuse)
+        patched.setattr(one.remote, "download", refuse)
         with pytest.raises(ArtifactError, match="network is down"):
             one.find("ingest", FP)
     assert (one.path("ingest", FP) / "a.txt").read_bytes() == b"mine"

@@ -14,9 +14,8 @@ import pytest
 from generation_rows import answers, child, judged, keys, numbered, verdicts
 
 from paraclip_core.errors import ArtifactError
-from storage.cache_file import LAYOUT
 from storage.cache_tools import cache_stats, paid_tokens, verify_cache
-from storage.generations import GenerationStore
+from storage.generations import LAYOUT, GenerationStore
 
 FIRST = Path(__file__).parent / "data" / "layout-2"
 FIFTH = Path(__file__).parents[1] / "data" / "cache-layout-5" / "cache.tar.gz"
@@ -108,14 +107,14 @@ elif point == "a file of a folder deleted":
 elif point == "files deleted":
     pathlib.Path.unlink = after(pathlib.Path.unlink)
 elif point == "tables made":
-    cache_file._clear = after(cache_file._clear)
+    generations._clear = after(generations._clear)
 elif point == "layout noted":
     CacheFile._create = after(CacheFile._create)
 elif point == "group inserted":
-    cache_file.GROUP_ROWS = 10
-    cache_file._insert = after(cache_file._insert)
+    generations.GROUP_ROWS = 10
+    generations._insert = after(generations._insert)
 elif point == "table filled":
-    cache_file._follow = after(cache_file._follow)
+    generations._follow = after(generations._follow)
 GenerationStore(sys.argv[1]).refresh()
 """
 

@@ -1,0 +1,377 @@
+"""An artifact root on an object store: the same folders as objects, and a working folder on this machine.
+
+Stages work on local files. What is finished is uploaded, the manifest last, so that an artifact without one does not
+exist there either; what is asked for is downloaded, compared with its manifest and renamed into place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.errors import ArtifactError, LockedError
+from storage import locks
+from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder
+from storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
+from storage.locks import Owner, is_dead, lock, parse_owner, remote_lock
+from storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
+from storage.object_store import RemoteFolder
+from storage.unfinished import SNAPSHOT, UnfinishedWork
+
+__all__ = ["RemoteStore"]
+
+log = logging.getLogger(__name__)
+
+STALE_SECONDS = 24 * 3600
+
+
+class RemoteStore(ArtifactStore):
+    """An artifact store whose root other machines share through an object store."""
+
+    def __init__(self, root: Path | str, remote: RemoteFolder) -> None:
+        """`root` is the working folder here."""
+        super().__init__(root)
+        self._remote, self._incoming = remote, self.root / "incoming"
+
+    @property
+    def remote(self) -> RemoteFolder:
+        """The object store that the root is shared through."""
+        return self._remote
+
+    @property
+    def location(self) -> str:
+        """The URL of the root."""
+        return self.remote.url
+
+    # Looking
+
+    def find(self, stage: str, fingerprint: str) -> Artifact | None:
+        """As in a folder; what is not here is downloaded, and what an interrupted commit left is uploaded."""
+        artifact = super().find(stage, fingerprint)
+        if artifact is None:
+            return super().find(stage, fingerprint) if self._fetch(stage, fingerprint) else None
+        return artifact if self._upload(artifact) else super().find(stage, fingerprint)
+
+    def peek(self, stage: str, fingerprint: str) -> Artifact | None:
+        """As in a folder; what is not here is looked for at the store by names and sizes."""
+        if self._finished(stage, fingerprint):
+            return self.find(stage, fingerprint)
+        manifest = self._manifest(stage, fingerprint)
+        return None if manifest is None else Artifact(self.path(stage, fingerprint), manifest)
+
+    def uri(self, artifact: Artifact) -> str:
+        """Its folder, or its address where it has not been downloaded."""
+        return super().uri(artifact) if artifact.path.is_dir() else self.remote.name(_base(artifact))
+
+    def verify(self, artifact: Artifact) -> list[str]:
+        """Compare every file here and every object with the manifest."""
+        problems = super().verify(artifact) if artifact.path.is_dir() else []
+        manifest, base = artifact.manifest, _base(artifact)
+        if self.remote.read(f"{base}/{MANIFEST}") is None:
+            return problems
+        if differing := self._differences(manifest):
+            return problems + differing
+        hashes = ((name, entry.sha256, self.remote.sha256(f"{base}/{name}")) for name, entry in manifest.files.items())
+        return problems + [self._was_changed(base, name) for name, expected, actual in hashes if actual != expected]
+
+    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Callable[[], Manifest]]]:
+        here = set()
+        for name, fingerprint, read in super()._manifests(stage):
+            here.add((name, fingerprint))
+            yield name, fingerprint, read
+        keys = {
+            f"artifacts/{name}/{fingerprint}/{MANIFEST}": (name, fingerprint)
+            for name in self.remote.children("artifacts")
+            if stage in (None, name)
+            for fingerprint in self.remote.children(f"artifacts/{name}")
+        }
+        for path, data in sorted(self.remote.read_all(keys).items()):
+            if keys[path] not in here:
+                yield *keys[path], partial(parse_manifest, data, self.remote.name(path), *keys[path])
+
+    def _manifest(self, stage: str, fingerprint: str) -> Manifest | None:
+        """The manifest at the store of an artifact of which everything is there, by names and sizes.
+
+        Raises:
+            ArtifactError: an object is missing or of another size; the text names it.
+        """
+        path = f"artifacts/{stage}/{fingerprint}/{MANIFEST}"
+        data = self.remote.read(path)
+        if data is None:
+            return None
+        manifest = parse_manifest(data, self.remote.name(path), stage, fingerprint)
+        self._expect_none(self._differences(manifest), manifest)
+        return manifest
+
+    def _differences(self, manifest: Manifest) -> list[str]:
+        base = _base(manifest)
+        sizes, problems = self.remote.sizes(base), []
+        for name, entry in manifest.files.items():
+            address, size = self.remote.name(f"{base}/{name}"), sizes.get(name)
+            if size is None:
+                problems.append(f"{address} is missing")
+            elif size != entry.size:
+                problems.append(f"{address} has {size} bytes instead of {entry.size}")
+        return problems
+
+    def _was_changed(self, base: str, name: str) -> str:
+        return f"{self.remote.name(f'{base}/{name}')} was changed (its SHA-256 differs)"
+
+    def _expect_none(self, problems: Iterable[str], manifest: Manifest) -> None:
+        if texts := list(problems):
+            raise ArtifactError(
+                f"artifact {manifest.stage}/{manifest.fingerprint} is damaged: {'; '.join(texts[:3])}. Delete all that "
+                f"lies below {self.remote.name(_base(manifest))} to have it made again, or restore it from a machine "
+                "that has a copy"
+            )
+
+    # Downloading
+
+    def _fetch(self, stage: str, fingerprint: str) -> bool:
+        """Download an artifact, whole or not at all; False where there is none.
+
+        Raises:
+            ArtifactError: it is damaged, or cannot be downloaded.
+        """
+        manifest = self._manifest(stage, fingerprint)
+        if manifest is None:
+            return False
+        target, draft = self.path(stage, fingerprint), self._incoming / uuid.uuid4().hex
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        with lock(self._incoming / f"{stage}-{fingerprint}.lock"):
+            if (target / MANIFEST).exists():
+                return True
+            log.info("downloading %s (%s bytes)", self.remote.name(_base(manifest)), manifest.size())
+            self._sweep_incoming()
+            try:
+                with storage_errors(target):
+                    self._download_to(draft, manifest)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(target, ignore_errors=True)
+                    draft.rename(target)
+                    sync_folder(target.parent)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        return True
+
+    def _download_to(self, draft: Path, manifest: Manifest) -> None:
+        base = _base(manifest)
+        self.remote.download({f"{base}/{name}": draft / name for name in manifest.files})
+        changed = (name for name, entry in manifest.files.items() if file_sha256(draft / name) != entry.sha256)
+        self._expect_none((self._was_changed(base, name) for name in changed), manifest)
+        data = self.remote.read(f"{base}/{MANIFEST}")
+        if data is None:
+            raise ArtifactError(f"{self.remote.name(base)} was deleted while it was downloaded; run again")
+        # Last, because files younger than their manifest count as edited.
+        write_atomic(draft / MANIFEST, lambda file: file.write(data))
+
+    def _sweep_incoming(self) -> None:
+        """Delete what killed downloads left more than a day ago."""
+        for folder in self._incoming.iterdir():
+            # One whose download has just ended is gone.
+            with suppress(FileNotFoundError):
+                if folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    # Uploading
+
+    def commit(self, draft: Draft, metrics: dict[str, Any], wall_seconds: float) -> Artifact:
+        """Commit here and upload; where another machine was first, its artifact counts and is given."""
+        # First, so that whoever finds the artifact here after a kill uploads it.
+        write_atomic(self._pending(draft.stage, draft.fingerprint), lambda file: None)
+        artifact = super().commit(draft, metrics, wall_seconds)
+        return artifact if self._upload(artifact) else Artifact(artifact.path, read_manifest(artifact.path))
+
+    def _upload(self, artifact: Artifact) -> bool:
+        """Upload an artifact if that is pending. False where another machine was first: its artifact counts.
+
+        Raises:
+            ArtifactError: the store cannot be written; the next who looks for the artifact will try again.
+        """
+        stage, fingerprint = artifact.stage, artifact.fingerprint
+        pending = self._pending(stage, fingerprint)
+        if not pending.exists():
+            return True
+        with lock(pending.with_name(f"{fingerprint}.lock")):
+            if not pending.exists():
+                return True
+            ours = (artifact.path / MANIFEST).read_bytes()
+            theirs = self.remote.read(f"{_base(artifact)}/{MANIFEST}")
+            if theirs is None:
+                self._send(artifact)
+            elif theirs != ours:
+                log.warning("another machine finished %s/%s first; what it made is used", stage, fingerprint)
+                self._replace(artifact)
+            pending.unlink()
+        return theirs in (None, ours)
+
+    def _send(self, artifact: Artifact) -> None:
+        """Upload an artifact, its manifest last; what was pushed as unfinished work is copied within the store."""
+        base, files = _base(artifact), artifact.manifest.files
+        pushed = self._unfinished_work(artifact.stage, artifact.fingerprint).objects()
+        there = {name: pushed[entry.sha256] for name, entry in files.items() if entry.sha256 in pushed}
+        try:
+            self.remote.copy({f"{base}/{name}": path for name, path in there.items()})
+        except ArtifactError as error:
+            # A push that is still under way may delete what no longer counts as unfinished work.
+            log.info("what was pushed before is sent again: %s", error)
+            there = {}
+        self.remote.upload({f"{base}/{name}": artifact.path / name for name in files if name not in there})
+        self._expect_none(self._differences(artifact.manifest), artifact.manifest)
+        self.remote.write(f"{base}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
+
+    def _replace(self, artifact: Artifact) -> None:
+        """Let the store's artifact take the place of the one here, which stays if that fails."""
+        aside = self._incoming / uuid.uuid4().hex
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        artifact.path.rename(aside)
+        # It keeps its old time, by which the next download would take it for a left-over.
+        os.utime(aside)
+        try:
+            self._fetch(artifact.stage, artifact.fingerprint)
+        except BaseException:
+            aside.rename(artifact.path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _pending(self, stage: str, fingerprint: str) -> Path:
+        """A file that is there while an artifact, finished here or about to be, has to be uploaded."""
+        return self.root / "outbox" / stage / fingerprint
+
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact at the store, its manifest first, and here."""
+        base = _base(artifact)
+        self.remote.delete([f"{base}/{MANIFEST}"])
+        self.remote.delete(f"{base}/{name}" for name in self.remote.sizes(base))
+        self._pending(artifact.stage, artifact.fingerprint).unlink(missing_ok=True)
+        if artifact.path.is_dir():
+            super().remove(artifact)
+
+    # Unfinished work
+
+    def resumable(self, stage: str, fingerprint: str) -> bool:
+        """Whether unfinished work of this fingerprint is here, or was pushed."""
+        pushed = f"work/{stage}/{fingerprint}/{SNAPSHOT}"
+        return super().resumable(stage, fingerprint) or self.remote.read(pushed) is not None
+
+    def unfinished(self) -> list[tuple[str, str, Path]]:
+        """All unfinished work, with what a push or a removal that was killed left of it at the store."""
+        objects = (path.split("/") for path in self.remote.sizes("work"))
+        there = {(names[0], names[1], self.work_path(names[0], names[1])) for names in objects if len(names) > 2}
+        return sorted({*super().unfinished(), *there})
+
+    @contextmanager
+    def _shared_work(
+        self, stage: str, fingerprint: str, poll: Callable[[], None] | None, info: Owner
+    ) -> Iterator[Callable[[], None]]:
+        with self._working(stage, fingerprint, poll, info=info) as unfinished:
+            yield unfinished.push_if_due
+            if self._finished(stage, fingerprint):
+                unfinished.finish(push=False)
+                try:
+                    unfinished.delete()
+                except ArtifactError as error:
+                    # The artifact is finished all the same.
+                    log.warning("left-over unfinished work (`paraclip artifacts gc`): %s", error)
+
+    def push_unfinished(self, stage: str, fingerprint: str) -> None:
+        """Push what a process that died has left; another live process owns what is locked."""
+        work = self.work_path(stage, fingerprint)
+        if not work.is_dir():
+            return
+        with (
+            suppress(LockedError),
+            lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0),
+            self._working(stage, fingerprint, wait_seconds=0) as unfinished,
+        ):
+            unfinished.finish(push=True)
+
+    def _discard_shared(self, stage: str, fingerprint: str) -> None:
+        # A lost machine's lock is found dead after a while only, and its work must not stay for ever.
+        seconds = locks.REMOTE_DEAD_SECONDS + locks.REMOTE_BEAT_SECONDS
+        with self._working(stage, fingerprint, wait_seconds=seconds, pull=False) as unfinished:
+            unfinished.delete()
+
+    @contextmanager
+    def _working(
+        self,
+        stage: str,
+        fingerprint: str,
+        poll: Callable[[], None] | None = None,
+        wait_seconds: float | None = None,
+        pull: bool = True,
+        info: Owner | None = None,
+    ) -> Iterator[UnfinishedWork]:
+        """Hold the lock between machines, with the unfinished work of the last one here; what fails is pushed.
+
+        Without `pull`, for deleting it, nothing is downloaded.
+        """
+        with remote_lock(self.remote, f"locks/{stage}/{fingerprint}", wait_seconds, poll, info) as held:
+            work = self._unfinished_work(stage, fingerprint, held)
+            if pull:
+                work.pull()
+            try:
+                yield work
+            except BaseException:
+                work.finish(push=True)
+                raise
+            work.finish(push=False)
+
+    def _unfinished_work(self, stage: str, fingerprint: str, held: Callable[[], bool] | None = None) -> UnfinishedWork:
+        folder = self.work_path(stage, fingerprint)
+        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, held)
+
+    # Runs and channels
+
+    @contextmanager
+    def mark_run(self, needs: Mapping[str, str]) -> Iterator[None]:
+        """Mark the run here and at the store."""
+        info, name = {"reads": dict(needs)}, f"locks/{RUN}/{uuid.uuid4().hex}"
+        with super().mark_run(needs), remote_lock(self.remote, name, info=info):
+            yield
+
+    def holders(self) -> list[Holder]:
+        """Holders of locks here and at the store; one of a lost machine counts until it is silent for ten minutes."""
+        last: dict[tuple[str, str], str] = {}
+        for path in sorted(self.remote.sizes("locks")):
+            stage, _, rest = path.partition("/")
+            fingerprint, _, number = rest.partition("/")
+            if number.isdecimal():
+                last[stage, fingerprint] = f"locks/{path}"
+        holders, contents = super().holders(), self.remote.read_all(last.values())
+        for key, path in last.items():
+            owner = parse_owner(contents.get(path, b""))
+            beat = owner.get("time")
+            silent = time.time() - beat if isinstance(beat, int | float) else 0.0
+            if owner and not is_dead(owner, silent, locks.STALE_SECONDS):
+                holders.append(Holder.of(*key, owner))
+        return holders
+
+    @contextmanager
+    def channel_lock(self, name: str) -> Iterator[None]:
+        """Hold a channel on this machine and between machines."""
+        with super().channel_lock(name), remote_lock(self.remote, f"locks/channels/{name}"):
+            yield
+
+    def _write_channel(self, name: str, value: dict[str, Any]) -> None:
+        self.remote.write(f"channels/{name}.json", json_bytes(value))
+
+    def _read_channel(self, name: str) -> tuple[bytes | None, str]:
+        path = f"channels/{name}.json"
+        return self.remote.read(path), self.remote.name(path)
+
+    def _channel_names(self) -> list[str]:
+        return [name.removesuffix(".json") for name in self.remote.children("channels") if name.endswith(".json")]
+
+
+def _base(artifact: Artifact | Manifest) -> str:
+    """The folder of an artifact's objects."""
+    return f"artifacts/{artifact.stage}/{artifact.fingerprint}"
