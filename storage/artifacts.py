@@ -6,7 +6,8 @@ resumable; ``out/`` becomes the artifact, ``scratch/`` is thrown away), ``cache/
 A commit writes the manifest into ``out/`` and then renames the folder, a removal renames the folder and then deletes
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
-:class:`storage.remote.RemoteStore` is the same store, shared through an object store.
+:class:`storage.remote.RemoteStore` is the same store, shared through an object store. Every method raises ArtifactError
+where a disk or an object store fails, or what it reads is damaged.
 """
 
 from __future__ import annotations
@@ -26,22 +27,12 @@ from typing import TYPE_CHECKING, Any
 from paraclip_core.errors import ArtifactError, UnknownNameError
 from storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
 from storage.locks import Owner, living_owner, lock, owner_name
-from storage.manifests import (
-    MANIFEST,
-    Artifact,
-    Draft,
-    FileEntry,
-    Manifest,
-    differences,
-    file_names,
-    read_manifest,
-    seal,
-)
+from storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 
 if TYPE_CHECKING:
     from storage.object_store import RemoteFolder
 
-__all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "FileEntry", "Holder", "Manifest", "WorkFolder"]
+__all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "Holder", "Manifest", "WorkFolder"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +43,7 @@ RUN = "run"
 
 
 def _no_push() -> None:
-    """There is nowhere to push to."""
+    pass
 
 
 @dataclass(frozen=True)
@@ -144,19 +135,11 @@ class ArtifactStore:
         return artifact
 
     def peek(self, stage: str, fingerprint: str) -> Artifact | None:
-        """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here.
-
-        Raises:
-            ArtifactError: it was edited, cut short or written by another version.
-        """
+        """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here."""
         return self.find(stage, fingerprint)
 
     def download(self, artifact: Artifact) -> Artifact:
-        """An artifact that :meth:`peek` or :meth:`list` named, with its files here.
-
-        Raises:
-            ArtifactError: it was deleted meanwhile, or is damaged.
-        """
+        """An artifact that :meth:`peek` or :meth:`list` named, with its files here; an error if it is gone."""
         downloaded = self.find(artifact.stage, artifact.fingerprint)
         if downloaded is None:
             name = f"{artifact.stage}/{artifact.fingerprint}"
@@ -266,7 +249,7 @@ class ArtifactStore:
         Meanwhile :meth:`holders` tells of the artifacts that it `reads`, by stage and fingerprint.
         """
         work, info = self.work_path(stage, fingerprint), {"reads": dict(reads or {})}
-        with lock(_lock_of(work), poll=poll, info=info):
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info=info):
             with self._shared_work(stage, fingerprint, poll, info) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
@@ -331,11 +314,7 @@ class ArtifactStore:
     # Deleting
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact, at once for all who look.
-
-        Raises:
-            ArtifactError: the root is read-only.
-        """
+        """Delete an artifact, at once for all who look."""
         trash = self.root / "trash"
         with storage_errors(artifact.path):
             trash.mkdir(parents=True, exist_ok=True)
@@ -349,24 +328,19 @@ class ArtifactStore:
 
         Raises:
             LockedError: a living process writes it.
-            ArtifactError: it cannot be deleted.
         """
         work = self.work_path(stage, fingerprint)
-        with lock(_lock_of(work), wait_seconds=0, confirm=True):
-            self._discard_shared(stage, fingerprint)
-            with storage_errors(work):
-                if work.is_dir():
-                    shutil.rmtree(work)
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0, confirm=True):
+            self._delete_work(stage, fingerprint)
 
-    def _discard_shared(self, stage: str, fingerprint: str) -> None:
-        """Delete the unfinished work that was pushed."""
+    def _delete_work(self, stage: str, fingerprint: str) -> None:
+        work = self.work_path(stage, fingerprint)
+        with storage_errors(work):
+            if work.is_dir():
+                shutil.rmtree(work)
 
     def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
-        """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint.
-
-        Raises:
-            ArtifactError: the folder or the store cannot be written.
-        """
+        """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
         folder = self.root / "work" / RUN
         for path in folder.glob("*.lock*"):  # drafts of killed processes, too
             if living_owner(path) is None:
@@ -389,11 +363,7 @@ class ArtifactStore:
         self._write_channel(_safe_channel(name), value)
 
     def channel(self, name: str) -> dict[str, Any] | None:
-        """What a channel points at, None if there is no such channel.
-
-        Raises:
-            ArtifactError: it cannot be read, or is no object with `stages`.
-        """
+        """What a channel points at, None if there is no such channel."""
         return self._channel(_safe_channel(name))
 
     def channels(self) -> dict[str, dict[str, Any]]:
@@ -426,10 +396,6 @@ class ArtifactStore:
 
     def _channel_names(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "channels").glob("*.json"))
-
-
-def _lock_of(work: Path) -> Path:
-    return work.with_name(f"{work.name}.lock")
 
 
 def _safe_channel(name: str) -> str:

@@ -67,7 +67,6 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
 
     Raises:
         UnknownNameError: `other` is no cache folder.
-        ArtifactError: one of the two cannot be read or written.
     """
     theirs = _foreign_parts(store, Path(other).absolute())
     store.parts.sweep()
@@ -183,9 +182,6 @@ def compact(store: GenerationStore, target_rows: int = TARGET_ROWS) -> Compacted
     Args:
         store: the cache.
         target_rows: rows of a big part, at most.
-
-    Raises:
-        ArtifactError: the cache cannot be written.
     """
     if store.mirror is not None:
         raise ArtifactError(

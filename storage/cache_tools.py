@@ -1,4 +1,7 @@
-"""Looking at a whole generation cache: what it holds, which generation is nearest, what is damaged, what was paid."""
+"""Looking at a whole generation cache: what it holds, which generation is nearest, what is damaged, what was paid.
+
+Everything here raises ArtifactError where the cache cannot be read or written.
+"""
 
 from __future__ import annotations
 
@@ -79,11 +82,7 @@ class CacheStats:
 
 
 def cache_stats(store: GenerationStore) -> CacheStats:
-    """Count what is there.
-
-    Raises:
-        ArtifactError: the cache cannot be read.
-    """
+    """Count what is there."""
     with store.tables() as con:
         ((rows, keys, verdicts),) = con.execute(COUNTS).fetchall()
         groups = tuple(CacheGroup(*group.values()) for group in _query(con, store, GROUPS))
@@ -104,11 +103,7 @@ NEAREST = (
 
 
 def find_generation(store: GenerationStore, key: bytes) -> dict[str, Any] | None:
-    """The generation that counts for a request key, by column; None for what its writer did not keep.
-
-    Raises:
-        ArtifactError: the cache cannot be read.
-    """
+    """The generation that counts for a request key, by column; None for what its writer did not keep."""
     return _search(store, UNDER, {"key": key})
 
 
@@ -121,9 +116,6 @@ def nearest_generation(store: GenerationStore, request: Mapping[str, Any]) -> di
     Args:
         store: the cache.
         request: its parts: `step`, `model`, `prompt`, `prompt_hash`, `sampling`, `seed`, `attempt`, `input`.
-
-    Raises:
-        ArtifactError: the cache cannot be read.
     """
     return _search(store, NEAREST, {name: request[name] for name in ("step", "input", *OTHERS)})
 
@@ -185,11 +177,7 @@ class Verified:
 
 
 def verify_cache(store: GenerationStore) -> Verified:
-    """Read everything; torn parts are set aside, and where the tables differ from the parts they are made again.
-
-    Raises:
-        ArtifactError: the cache cannot be read or written.
-    """
+    """Read everything; torn parts are set aside, and where the tables differ from the parts they are made again."""
     if store.mirror is not None:
         store.mirror.pull()
     if not store.exists():
@@ -261,9 +249,6 @@ def paid_tokens(cache_folder: Path, engine: str, model: str) -> Tokens:
 
     What was imported from other caches was paid for elsewhere. A part that cannot be read is passed over. It needs no
     lock.
-
-    Raises:
-        ArtifactError: the folder cannot be read.
     """
     folder = PartFolder(cache_folder / "segments", GENERATIONS.schema)
     while True:
@@ -296,11 +281,7 @@ def _tokens(path: Path, engine: str, model: str) -> Tokens:
 
 
 def note_imported(cache_folder: Path, digest: str, rows: pa.Table) -> None:
-    """Note that the generations of a part came from another cache. Call it while holding the cache's lock.
-
-    Raises:
-        ArtifactError: the note cannot be written.
-    """
+    """Note that the generations of a part came from another cache. Call it while holding the cache's lock."""
     if not {"engine", "model", *TOKENS}.issubset(rows.column_names):
         # Nobody counts them as paid either.
         return
@@ -320,9 +301,6 @@ def note_joined(cache_folder: Path, present: Iterable[str], old: Iterable[str], 
         present: digests of all parts; what is noted of others is forgotten.
         old: digests of those that are joined.
         new: digest of the one that holds their rows.
-
-    Raises:
-        ArtifactError: the note cannot be written.
     """
     imported, remaining, joined = _imported(cache_folder), {ANY_PART, *present}, set(old)
     if not imported:

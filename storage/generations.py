@@ -5,6 +5,8 @@ Truth is the append-only Parquet parts in ``<cache>/segments/`` and ``<cache>/ve
 loses nothing and the file may be deleted.
 Where a key comes more than once, the row of the part with the lowest number counts (numbers are given under a lock, so
 that is the one that was written first), and in it the first row; building the file again does not change that.
+
+Everything here raises ArtifactError where a disk fails or is full, LockedError where another program keeps the file open.
 """
 
 from __future__ import annotations
@@ -146,7 +148,6 @@ class GenerationStore:
         there is no cache yet, both tables are empty.
 
         Raises:
-            ArtifactError: the cache cannot be read or written.
             LockedError: another program keeps its file open.
         """
         if self.mirror is not None:
@@ -179,9 +180,6 @@ class GenerationStore:
 
         Returns:
             Columns `key` binary(16) and `completions` list<string> of the keys that are there, each once, in any order.
-
-        Raises:
-            ArtifactError: the cache cannot be read or written.
         """
         schema = pa.schema([GENERATIONS.schema.field(name) for name in GENERATIONS.columns])
         if keys.type != schema.field("key").type or keys.null_count:
@@ -234,7 +232,6 @@ class CacheFile:
 
         Raises:
             LockedError: another program keeps the file open.
-            ArtifactError: the disk is full, the folder read-only, or the file of a later release.
         """
         try:
             try:

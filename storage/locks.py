@@ -213,23 +213,18 @@ def _release(path: Path, token: str) -> None:
 
 def _take_over(path: Path, owner: Owner) -> None:
     """Delete a dead owner's lock, unless somebody else has taken it over in between."""
-    with storage_errors(path), suppress(FileNotFoundError), _one_at_a_time(path.parent):
-        if _owner(path).get("token") == owner.get("token"):
-            path.unlink()
-            log.warning("took over the lock %s of dead %s", path, owner_name(owner))
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let the processes of this machine look and take over one after another; ends with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems cannot do this; what is left there is a race of microseconds.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with storage_errors(path), suppress(FileNotFoundError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            # The processes of this machine look and delete one after another. Some network file systems cannot do
+            # this; what is left there is a race of microseconds.
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            if _owner(path).get("token") == owner.get("token"):
+                path.unlink()
+                log.warning("took over the lock %s of dead %s", path, owner_name(owner))
+        finally:
+            os.close(folder)
 
 
 def _owner(path: Path) -> Owner:
@@ -367,31 +362,24 @@ def is_dead(owner: Owner, silent_seconds: float, limit: float) -> bool:
 
 def _here() -> dict[str, str]:
     """Where process numbers mean the same: the machine since it was started, and the container if it is one."""
-    space = ""
+    place = {"host": socket.gethostname(), "space": "", "machine": "", "boot": ""}
     with suppress(OSError):
-        space = str(Path("/proc/self/ns/pid").readlink())
+        place["space"] = str(Path("/proc/self/ns/pid").readlink())
     # Machines often have the same name, and outside of containers the same name space of processes, too.
-    machine, boot = _text(Path("/etc/machine-id")), _text(Path("/proc/sys/kernel/random/boot_id"))
-    return {"host": socket.gethostname(), "space": space, "machine": machine, "boot": boot}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    for name, path in (("machine", "/etc/machine-id"), ("boot", "/proc/sys/kernel/random/boot_id")):
+        with suppress(OSError):
+            place[name] = Path(path).read_text().strip()
+    return place
 
 
 def _started(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot, None where there is no such living process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None if Path("/proc/self").exists() else _alive_without_proc(pid)
-    return None if fields[0] in ("Z", "X") else fields[19]
-
-
-def _alive_without_proc(pid: int) -> str | None:
+    if Path("/proc/self").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in ("Z", "X") else fields[19]
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

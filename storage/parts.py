@@ -3,6 +3,8 @@
 A part's name is ``<number>-<digest>.parquet``. The number says in which order parts were published. The digest
 (blake2b-128 of the file's bytes) makes equal contents one part and shows a file that was cut short or changed. So
 bringing two machines together is a union of files.
+
+Everything here raises ArtifactError where a disk or an object store fails.
 """
 
 from __future__ import annotations
@@ -81,11 +83,7 @@ class PartFolder:
     # Writing
 
     def draft(self, table: pa.Table) -> PartDraft:
-        """Write `table` to disk without publishing it; needs no lock.
-
-        Raises:
-            ArtifactError: the folder is read-only or the disk is full.
-        """
+        """Write `table` to disk without publishing it; needs no lock."""
         sink = pa.BufferOutputStream()
         repeated: Any = [name for name in table.column_names if name not in DIFFERENT]
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
@@ -147,11 +145,7 @@ class PartFolder:
             self._unlink(old)
 
     def replacement(self) -> Replacement | None:
-        """The replacement that `settle` was not called for yet.
-
-        Raises:
-            ArtifactError: its note is damaged.
-        """
+        """The replacement that `settle` was not called for yet."""
         path = self.folder / REPLACED
         if not path.exists():
             return None
@@ -199,7 +193,6 @@ class PartFolder:
 
         Raises:
             TornPart: it was cut short or changed.
-            ArtifactError: it cannot be read at all.
         """
         try:
             data = (self.folder / name).read_bytes()
@@ -224,7 +217,6 @@ class PartFolder:
 
         Raises:
             TornPart: it was cut short or changed, or lacks a column.
-            ArtifactError: it cannot be read at all.
         """
         data = self.read_bytes(name)
         try:
@@ -264,11 +256,7 @@ class PartMirror:
         self._damaged: set[str] = set()
 
     def pull(self) -> None:
-        """Download the parts that are not here, unless that was done within the last minute.
-
-        Raises:
-            ArtifactError: the store cannot be read; later than the first time that is only a warning.
-        """
+        """Download the parts that are not here, unless that was done within the last minute."""
         now = time.monotonic()
         if self._pulled is not None and now - self._pulled < PULL_SECONDS:
             return
@@ -288,11 +276,7 @@ class PartMirror:
             log.warning("new generations are not uploaded yet: %s", error)
 
     def push_rest(self) -> None:
-        """Upload every part that the store lacks.
-
-        Raises:
-            ArtifactError: the store cannot be used.
-        """
+        """Upload every part that the store lacks."""
         local = self._local_parts()
         if local - self._uploaded:
             self._upload(sorted(local - self._remote_parts()))

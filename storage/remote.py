@@ -294,11 +294,12 @@ class RemoteStore(ArtifactStore):
         ):
             unfinished.finish(push=True)
 
-    def _discard_shared(self, stage: str, fingerprint: str) -> None:
+    def _delete_work(self, stage: str, fingerprint: str) -> None:
         # A lost machine's lock is found dead after a while only, and its work must not stay for ever.
         seconds = locks.REMOTE_DEAD_SECONDS + locks.REMOTE_BEAT_SECONDS
         with self._working(stage, fingerprint, wait_seconds=seconds, pull=False) as unfinished:
             unfinished.delete()
+        super()._delete_work(stage, fingerprint)
 
     @contextmanager
     def _working(

@@ -15,8 +15,8 @@ import fsspec
 import pytest
 
 from storage import locks
-from storage.artifacts import ArtifactStore
 from storage.generations import GenerationStore
+from storage.remote import RemoteStore
 from storage.roots import LOCAL_VARIABLE, open_store
 
 # `generation_rows`, `machines` and `patience` are importable by their neighbours, and by the children that they start.
@@ -70,9 +70,11 @@ def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machin
     (tmp_path / "fs").mkdir()
     fsspec.filesystem("memory").mkdir(url.removeprefix("memory:/"))
 
-    def opened(name: str) -> ArtifactStore:
+    def opened(name: str) -> RemoteStore:
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
-        return open_store(url)
+        store = open_store(url)
+        assert isinstance(store, RemoteStore)
+        return store
 
     return opened
 

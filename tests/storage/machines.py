@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import fsspec
 import pytest
 
+from paraclip_core.errors import ArtifactError
 from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.remote import RemoteStore
 
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256))}
-Machine = Callable[[str], ArtifactStore]
+Machine = Callable[[str], RemoteStore]
 
 
 def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] = CONTENT) -> Artifact:
@@ -27,6 +30,11 @@ def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] 
 
 def contents(artifact: Artifact) -> dict[str, bytes]:
     return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
+
+
+def refuse(*_: Any) -> None:
+    """What an operation on objects does while the network is down."""
+    raise ArtifactError("the network is down")
 
 
 def interrupted(store: ArtifactStore, files: dict[str, bytes]) -> None:

@@ -16,7 +16,8 @@ from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError, UnknownNameError
 from storage import locks
-from storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.manifests import FileEntry
 
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pytest
 from generation_rows import judged, verdicts
+from machines import Machine, Objects, refuse
 
 from paraclip_core.errors import ArtifactError
 from storage import parts
@@ -18,9 +17,9 @@ from storage.artifacts import ArtifactStore
 from storage.cache_merge import compact
 from storage.cache_tools import cache_stats, verify_cache
 from storage.generations import GENERATIONS, GenerationStore
-from storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from storage.roots import open_generations
 
-Machine = Callable[[str], GenerationStore]
+Cache = Callable[[str], GenerationStore]
 
 
 def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
@@ -39,31 +38,14 @@ def answers(store: GenerationStore, *numbers: int) -> dict[int, str]:
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    bucket = uuid.uuid4().hex
-    yield f"memory://{bucket}/root"
-    if fsspec.filesystem("memory").exists(f"/{bucket}"):
-        fsspec.filesystem("memory").rm(f"/{bucket}", recursive=True)
-
-
-@pytest.fixture
-def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cache:
     """Opens the cache as the machine of this name."""
     monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
-
-    def opened(name: str) -> GenerationStore:
-        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / name))
-        return open_generations(open_store(url))
-
-    return opened
+    return lambda name: open_generations(machine(name))
 
 
-def objects(url: str) -> list[str]:
-    return sorted(fsspec.filesystem("memory").find(f"{url.removeprefix('memory:/')}/cache"))
-
-
-def test_what_one_machine_asked_another_knows(machine: Machine) -> None:
-    one, two = machine("one"), machine("two")
+def test_what_one_machine_asked_another_knows(cache: Cache) -> None:
+    one, two = cache("one"), cache("two")
     assert answers(two, 1) == {}
     one.append(generations({1: "a", 2: "b"}))
     assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
@@ -72,20 +54,20 @@ def test_what_one_machine_asked_another_knows(machine: Machine) -> None:
     assert cache_stats(one) == cache_stats(two)
 
 
-def test_verdicts_are_shared_too(machine: Machine, url: str) -> None:
-    one, two = machine("one"), machine("two")
+def test_verdicts_are_shared_too(cache: Cache, objects: Objects) -> None:
+    one, two = cache("one"), cache("two")
     one.append_verdicts(verdicts(range(5)))
     assert judged(two) == judged(one) != []
     two.append_verdicts(verdicts(range(5, 9)))
     two.append(generations({1: "a"}))
     assert len(judged(one)) == 9
-    assert sorted({path.split("/")[-2] for path in objects(url)}) == ["segments", "verdicts"]
-    assert (verify_cache(machine("three")).rows, verify_cache(machine("three")).verdicts) == (1, 9)
+    assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "verdicts"]
+    assert (verify_cache(cache("three")).rows, verify_cache(cache("three")).verdicts) == (1, 9)
 
 
-def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both asked the same before they saw each other."""
-    one, two = machine("one"), machine("two")
+    one, two = cache("one"), cache("two")
     assert one.mirror is not None and two.mirror is not None
     for store, answer in ((one, "from one"), (two, "from two")):
         with monkeypatch.context() as alone:
@@ -93,7 +75,7 @@ def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: 
             store.append(generations({1: answer}))
     for store in (one, two):
         store.close()
-    three = machine("three")
+    three = cache("three")
     found = [answers(store, 1) for store in (one, two, three)]
     assert found[0] == found[1] == found[2]
     assert cache_stats(one).rows == 2
@@ -101,36 +83,32 @@ def test_the_same_answer_counts_on_every_machine(machine: Machine, monkeypatch: 
     assert answers(one, 1) == found[0]
 
 
-def test_an_index_is_made_again_from_the_store(machine: Machine) -> None:
-    machine("one").append(generations({1: "a"}))
-    two = machine("two")
+def test_an_index_is_made_again_from_the_store(cache: Cache) -> None:
+    cache("one").append(generations({1: "a"}))
+    two = cache("two")
     two.rebuild()
     assert (cache_stats(two).rows, cache_stats(two).segments) == (1, 1)
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(
-    machine: Machine, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Cache, objects: Objects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = machine("one")
+    one = cache("one")
     assert one.mirror is not None
-
-    def refuse(*_: Any) -> None:
-        raise ArtifactError("the network is down")
-
     with monkeypatch.context() as broken:
         broken.setattr(one.mirror._remote, "upload", refuse)
         one.append(generations({1: "a"}))
         assert "new generations are not uploaded yet: the network is down" in caplog.text
         with pytest.raises(ArtifactError, match="network is down"):
             one.close()
-    assert objects(url) == []
+    assert objects.names("cache") == []
     # Another process of the same machine makes up for it.
-    machine("one").close()
-    assert answers(machine("two"), 1) == {1: "a"}
+    cache("one").close()
+    assert answers(cache("two"), 1) == {1: "a"}
 
 
-def test_nothing_is_downloaded_or_sent_twice(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = machine("one"), machine("two")
+def test_nothing_is_downloaded_or_sent_twice(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = cache("one"), cache("two")
     one.append(generations({1: "a"}))
     assert answers(two, 1) == {1: "a"}
     assert two.mirror is not None
@@ -144,20 +122,22 @@ def test_nothing_is_downloaded_or_sent_twice(machine: Machine, monkeypatch: pyte
     two.close()
 
 
-def test_a_damaged_object_is_left_out_and_named(machine: Machine, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    one = machine("one")
+def test_a_damaged_object_is_left_out_and_named(
+    cache: Cache, objects: Objects, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = cache("one")
     one.append(generations({1: "a"}))
     one.append(generations({2: "b"}))
-    damaged = objects(url)[0]
-    fsspec.filesystem("memory").pipe_file(damaged, b"PAR1 and then nothing")
-    two = machine("two")
+    damaged = objects.names("cache")[0]
+    objects.write(damaged, b"PAR1 and then nothing")
+    two = cache("two")
     assert answers(two, 1, 2) == {2: "b"}
-    assert f"memory:/{damaged} is damaged and left out" in caplog.text
+    assert f"/{damaged} is damaged and left out" in caplog.text
     assert list(two.parts.folder.glob(".*.tmp")) == []
 
 
-def test_a_torn_segment_is_healed_from_the_store(machine: Machine) -> None:
-    one = machine("one")
+def test_a_torn_segment_is_healed_from_the_store(cache: Cache) -> None:
+    one = cache("one")
     one.append(generations({1: "a"}))
     name = one.parts.names()[0]
     (one.parts.folder / name).write_bytes(b"torn")
@@ -166,15 +146,11 @@ def test_a_torn_segment_is_healed_from_the_store(machine: Machine) -> None:
 
 
 def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = machine("one")
+    one = cache("one")
     assert one.mirror is not None
     one.append(generations({1: "a"}))
-
-    def refuse(*_: Any) -> None:
-        raise ArtifactError("the network is down")
-
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
     with pytest.raises(ArtifactError, match="network is down"):
         answers(one, 1)
@@ -187,17 +163,17 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
     assert "the generations of other machines are not seen: the network is down" in caplog.text
 
 
-def test_shared_segments_are_not_compacted(machine: Machine) -> None:
-    one = machine("one")
+def test_shared_segments_are_not_compacted(cache: Cache) -> None:
+    one = cache("one")
     one.append(generations({1: "a"}))
     one.append(generations({2: "b"}))
     with pytest.raises(ArtifactError, match="stay as they are"):
         compact(one)
 
 
-def test_verify_reads_what_other_machines_have_too(machine: Machine) -> None:
-    machine("one").append(generations({1: "a", 2: "b"}))
-    found = verify_cache(machine("two"))
+def test_verify_reads_what_other_machines_have_too(cache: Cache) -> None:
+    cache("one").append(generations({1: "a", 2: "b"}))
+    found = verify_cache(cache("two"))
     assert (found.sound, found.segments, found.rows) == (True, 1, 2)
 
 

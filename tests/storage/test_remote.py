@@ -6,10 +6,9 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
-from machines import FP, Machine, Objects, contents, make
+from machines import FP, Machine, Objects, contents, make, refuse
 
 from paraclip_core.errors import ArtifactError
 from storage.artifacts import ArtifactStore, Draft
@@ -63,11 +62,6 @@ def test_an_upload_that_fails_is_made_up_for(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = machine("one")
-    assert store.remote is not None
-
-    def refuse(*_: Any) -> None:
-        raise ArtifactError("the network is down")
-
     with monkeypatch.context() as patched:
         patched.setattr(store.remote, "upload", refuse)
         with pytest.raises(ArtifactError, match="network is down"):
@@ -86,7 +80,6 @@ def test_the_first_to_finish_counts(machine: Machine) -> None:
     with one.writing("ingest", FP) as work:
         (work.out / "a.txt").write_bytes(b"mine")
         alone = machine("two")
-        assert alone.remote is not None
         base = f"locks/ingest/{FP}"
         alone.remote.delete(f"{base}/{name}" for name in alone.remote.sizes(base))
         make(alone)
@@ -100,11 +93,6 @@ def test_what_was_made_days_ago_stays_where_its_replacement_cannot_be_fetched(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = machine("one")
-    assert one.remote is not None
-
-    def refuse(*_: Any) -> None:
-        raise ArtifactError("the network is down")
-
     with monkeypatch.context() as patched:
         patched.setattr(one.remote, "upload", refuse)
         with pytest.raises(ArtifactError, match="network is down"):

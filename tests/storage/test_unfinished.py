@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import FP, WORK, Machine, Objects, contents, interrupted, make, work_files
+from machines import FP, WORK, Machine, Objects, contents, interrupted, make, refuse, work_files
 
-from paraclip_core.errors import ArtifactError
 from storage import unfinished
 from storage.artifacts import Draft
 from tasks.cleaning import collect, remove
@@ -56,7 +55,6 @@ def test_equal_and_unchanged_files_are_sent_once(
     interrupted(machine("one"), WORK)
     assert len(objects.names(f"work/ingest/{FP}/objects")) == 2
     store, sent = machine("one"), []
-    assert store.remote is not None
     upload = store.remote.upload
     monkeypatch.setattr(store.remote, "upload", lambda files: (sent.extend(files.values()), upload(files)))
     interrupted(store, {"scratch/state.json": b"8"})
@@ -70,11 +68,6 @@ def test_a_push_that_is_cut_off_leaves_the_one_before(
 ) -> None:
     interrupted(machine("one"), WORK)
     store = machine("one")
-    assert store.remote is not None
-
-    def refuse(*_: Any) -> None:
-        raise ArtifactError("the network is down")
-
     monkeypatch.setattr(store.remote, "upload", refuse)
     interrupted(store, {"scratch/state.json": b"8"})
     assert "network is down" in caplog.text
@@ -132,7 +125,6 @@ def test_work_is_pushed_while_the_stage_runs(machine: Machine, monkeypatch: pyte
                 thread.join()
         # The machine is lost here: what it holds is copied as it was left.
         elsewhere = machine("two")
-        assert elsewhere.remote is not None
         copy = unfinished.UnfinishedWork(
             elsewhere.remote, f"work/ingest/{FP}", elsewhere.work_path("ingest", FP), tmp_path / "desks"
         )
@@ -173,11 +165,6 @@ def test_an_artifact_is_finished_though_its_unfinished_work_cannot_be_deleted(
 ) -> None:
     interrupted(machine("one"), WORK)
     store = machine("two")
-    assert store.remote is not None
-
-    def refuse(*_: object) -> None:
-        raise ArtifactError("the network is down")
-
     monkeypatch.setattr(store.remote, "delete", refuse)
     made = make(store)
     assert "left-over unfinished work" in caplog.text
@@ -199,7 +186,6 @@ def test_discarded_work_is_gone_everywhere_without_a_download(
 ) -> None:
     interrupted(machine("one"), WORK)
     other = machine("two")
-    assert other.remote is not None
     monkeypatch.setattr(other.remote, "download", lambda files: pytest.fail(f"downloads {files}"))
     other.discard("ingest", FP)
     assert objects.names() == [] and not other.resumable("ingest", FP)
@@ -233,7 +219,6 @@ def test_a_stage_may_report_while_its_folder_is_being_made_anew(
 def test_what_was_pushed_as_work_is_not_sent_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(machine("one"), {"out/a.txt": b"alpha", "scratch/state.json": b"7"})
     store, sent = machine("one"), []
-    assert store.remote is not None
     upload = store.remote.upload
     monkeypatch.setattr(store.remote, "upload", lambda files: (sent.extend(files), upload(files)))
     made = make(store)
@@ -244,7 +229,6 @@ def test_what_was_pushed_as_work_is_not_sent_again(machine: Machine, monkeypatch
 def test_pushed_work_that_goes_away_is_sent_again(machine: Machine, objects: Objects) -> None:
     interrupted(machine("one"), {"out/a.txt": b"alpha"})
     store = machine("one")
-    assert store.remote is not None
     copy = store.remote.copy
 
     def late(wanted: dict[str, str]) -> None:
