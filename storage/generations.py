@@ -6,7 +6,7 @@ loses nothing and the file may be deleted.
 Where a key comes more than once, the row of the part with the lowest number counts (numbers are given under a lock, so
 that is the one that was written first), and in it the first row; building the file again does not change that.
 
-Everything here raises ArtifactError where a disk fails or is full, LockedError where another program keeps the file open.
+Everything here raises ArtifactError where a disk fails, LockedError where another program keeps the file open.
 """
 
 from __future__ import annotations

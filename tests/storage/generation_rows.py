@@ -13,7 +13,7 @@ import pyarrow as pa
 from paraclip_core.tables import GENERATIONS, VERDICTS
 from storage.generations import GenerationStore
 
-__all__ = ["answers", "child", "flip", "judged", "key", "keys", "numbered", "rows", "verdicts"]
+__all__ = ["answers", "child", "cut", "flip", "judged", "key", "keys", "numbered", "rows", "verdicts"]
 
 CHILD = """
 import os, random, signal, sys, time
@@ -83,3 +83,8 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Tear a file's end off."""
+    path.write_bytes(path.read_bytes()[:-20])

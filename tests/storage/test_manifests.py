@@ -1,8 +1,9 @@
-"""Artifacts whose files are no longer those of the commit."""
+"""Artifacts whose files or manifests are no longer those of the commit."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -86,3 +87,53 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(OSError, match="Input/output error"):
         file_names(tmp_path)
+
+
+# Damaged manifests
+
+
+def change(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_manifest_of_another_version_is_refused(store: ArtifactStore) -> None:
+    made = make(store)
+    change(made.path / "manifest.json", schema_version=99)
+    with pytest.raises(ArtifactError, match=r"schema version 99, this release reads 1; use the paraclip that wrote it"):
+        store.find("ingest", FP)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "7", "{}", '{"schema_version": 1}', '{"schema_version": 1, "files": []}']
+)
+def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
+    store: ArtifactStore, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make(store)
+    other = make(store, "f" * 32)
+    (made.path / "manifest.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        store.find("ingest", FP)
+    assert store.list() == [other]
+    assert FP in caplog.text
+    ((stage, name, problem),) = store.unreadable()
+    assert (stage, name) == ("ingest", FP) and "manifest.json" in problem
+
+
+def test_unknown_and_missing_fields_are_named(store: ArtifactStore) -> None:
+    path = make(store).path / "manifest.json"
+    change(path, surprise=1)
+    with pytest.raises(ArtifactError, match="surprise"):
+        store.find("ingest", FP)
+    raw = json.loads(path.read_text())
+    del raw["surprise"], raw["metrics"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ArtifactError, match="metrics"):
+        store.find("ingest", FP)
+
+
+def test_an_artifact_under_a_wrong_name_is_refused(store: ArtifactStore) -> None:
+    made = make(store)
+    made.path.rename(made.path.with_name("f" * 32))
+    with pytest.raises(ArtifactError, match=f"belongs to ingest/{FP}"):
+        store.find("ingest", "f" * 32)

@@ -1,0 +1,144 @@
+"""The generation cache with damaged files and on bad disks."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from generation_rows import answers, cut, flip, key, numbered, rows
+
+from paraclip_core.errors import ArtifactError
+from storage.cache_tools import cache_stats
+from storage.generations import GenerationStore
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_a_torn_segment_is_set_aside(store: GenerationStore, damage, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN001
+    store.append(numbered(range(5)))
+    store.append(numbered(range(5, 10)))
+    name = store.parts.names()[0]
+    damage(store.parts.folder / name)
+    assert list(answers(store, range(10))) == list(range(5, 10))
+    assert f"{name}.torn" in caplog.text
+    stats = cache_stats(store)
+    assert (stats.segments, stats.torn, stats.rows) == (1, 1, 5)
+    store.append(numbered(range(5)))
+    store.rebuild()
+    assert len(answers(store, range(10))) == 10
+
+
+def test_a_parquet_file_that_is_no_segment_is_set_aside(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.parts.publish([store.parts.draft(pa.table({"other": [1]}))])
+    store.parts.publish([store.parts.draft_bytes(b"no Parquet at all")])
+    (store.parts.folder / "notes.txt").write_text("left alone")
+    assert len(answers(store, range(5))) == 5
+    assert (cache_stats(store).segments, cache_stats(store).torn) == (1, 2)
+
+
+def test_a_segment_that_is_gone_is_forgotten(store: GenerationStore) -> None:
+    store.append(numbered(range(5)))
+    store.append(numbered(range(5, 10)))
+    store.refresh()
+    (store.parts.folder / store.parts.names()[0]).unlink()
+    assert list(answers(store, range(10))) == list(range(5, 10))
+    assert cache_stats(store).rows == 5
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def scramble(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for position in range(8192, len(data), 512):
+        data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [garbage, empty, half, scramble, Path.unlink])
+def test_a_damaged_index_is_made_again(store: GenerationStore, damage) -> None:  # noqa: ANN001
+    store.append(numbered(range(3000)))
+    before = cache_stats(store)
+    damage(store.file.path)
+    assert len(answers(store, range(3000))) == 3000
+    assert cache_stats(store) == before
+
+
+def test_damage_that_shows_in_the_middle_of_a_join_is_mended_by_the_next_call(store: GenerationStore) -> None:
+    store.append(numbered(range(30_000)))
+    store.refresh()
+    data = bytearray(store.file.path.read_bytes())
+    # In the second block lie rows, so the file can be opened.
+    data[3 * 4096 + 262_144 + 1000] ^= 0xFF
+    store.file.path.write_bytes(data)
+    count = "SELECT count(*), bit_xor(hash(key, completions)) FROM cache.generations"
+    with duckdb.connect() as con:
+        with pytest.raises(ArtifactError, match=r"is damaged .*; run again"), store.attached(con):
+            con.execute(count)
+        with store.attached(con):
+            assert con.execute(count).fetchall()[0][0] == 30_000
+
+
+def test_rebuilding_changes_nothing(store: GenerationStore) -> None:
+    for start in range(0, 50, 10):
+        store.append(numbered(range(start, start + 20), f"text {start}"))
+    before = cache_stats(store), answers(store, range(100))
+    store.rebuild()
+    assert (cache_stats(store), answers(store, range(100))) == before
+
+
+# Disks
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "cache", Path("/proc/nothing/cache")):
+        with pytest.raises(ArtifactError, match="cannot write"):
+            GenerationStore(folder).append(numbered([1]))
+
+
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_read_only_cache_answers_and_refuses(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = GenerationStore(small_disk / "cache")
+    store.append(numbered(range(5)))
+    store.refresh()
+    store.append(numbered(range(5, 10)))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert len(answers(store, range(10))) == 5
+    assert "1 segments are not in its index" in caplog.text
+    assert not list(small_disk.glob("**/*.lock"))
+    with pytest.raises(ArtifactError, match=r"cannot write .*Read-only file system; choose a writable root"):
+        store.append(numbered([11]))
+
+
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path) -> None:
+    store = GenerationStore(small_disk / "cache")
+    chance, done = random.Random(0), 0
+    with pytest.raises(ArtifactError, match="no space left while writing"):
+        for done in range(100):
+            store.append(rows([(key(done * 100 + i), [chance.randbytes(500).hex()]) for i in range(100)]))
+            store.refresh()
+    assert done
+    store.file.delete()
+    names = store.parts.names()
+    assert len(names) in (done, done + 1)
+    shutil.copytree(store.folder, small_disk.parent / "saved")
+    saved = GenerationStore(small_disk.parent / "saved")
+    assert len(answers(saved, range(done * 100))) == done * 100
+    assert cache_stats(saved).torn == 0

@@ -1,0 +1,188 @@
+"""The generation cache under kills and under many at once: nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from generation_rows import answers, child, cut, judged, keys, numbered, verdicts
+from patience import AT_ONCE
+
+from paraclip_core.errors import LockedError
+from storage import duckdb_file
+from storage.cache_tools import cache_stats
+from storage.generations import GenerationStore
+
+
+def test_a_power_cut_takes_nothing_that_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:
+    store.append(numbered(range(10)))
+    segments = store.parts.folder
+    assert all(map(on_disk, (segments, *(segments / name for name in store.parts.names()))))
+    store.append_verdicts(verdicts(range(10)))
+    assert all(map(on_disk, (store.verdict_parts.folder, *store.verdict_parts.folder.iterdir())))
+
+
+APPEND_FOREVER = """
+store = GenerationStore(sys.argv[1])
+for chunk in range(10_000):
+    store.append(numbered(range(int(sys.argv[2]) + 10 * chunk, int(sys.argv[2]) + 10 * chunk + 10)))
+    if chunk % 3 == 2:
+        store.refresh()
+    print(chunk, flush=True)
+"""
+
+
+def test_what_was_appended_survives_kills_at_any_time(store: GenerationStore) -> None:
+    chance, kept = random.Random(0), 0
+    for turn in range(6):
+        base = 1_000_000 * turn
+        with child(APPEND_FOREVER, store.folder, base) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.3 * chance.random())
+            process.send_signal(signal.SIGKILL)
+            chunks = 1 + len(process.stdout.read().split())
+        found = answers(store, range(base, base + 10 * chunks + 10))
+        assert set(range(base, base + 10 * chunks)) <= set(found)
+        kept += len(found)
+    assert cache_stats(store).rows == cache_stats(store).keys == kept
+    assert cache_stats(store).torn == 0
+
+
+KILL_AT = """
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+point = sys.argv[2]
+insert = generations._insert
+def insert_then_die(*arguments):
+    insert(*arguments)
+    die()
+if point == "before the part has its name":
+    PartFolder.publish = die
+elif point == "before the file is open":
+    CacheFile.catch_up = die
+elif point == "before the rows are inserted":
+    generations._insert = die
+elif point == "inside the transaction":
+    # The rows are inserted, their part is not noted yet.
+    generations.NOTE = "SELECT die()"
+    connect = duckdb.connect
+    def with_death(*arguments, **options):
+        con = connect(*arguments, **options)
+        con.create_function("die", lambda: die(), [], "INTEGER")
+        return con
+    duckdb.connect = with_death
+elif point == "after the rows are inserted":
+    generations._insert = insert_then_die
+store = GenerationStore(sys.argv[1])
+store.append_verdicts(verdicts(range(5, 10)))
+store.append(numbered(range(5, 10)))
+store.refresh()
+"""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "before the part has its name",
+        "before the file is open",
+        "before the rows are inserted",
+        "inside the transaction",
+        "after the rows are inserted",
+    ],
+)
+def test_killed_between_part_and_table(store: GenerationStore, point: str) -> None:
+    store.append(numbered(range(5)))
+    store.append_verdicts(verdicts(range(5)))
+    store.refresh()
+    with child(KILL_AT, store.folder, point) as process:
+        assert process.wait(120) == -signal.SIGKILL
+    count = 5 if point == "before the part has its name" else 10
+    started = time.monotonic()
+    assert list(answers(store, range(10))) == list(range(count))
+    assert time.monotonic() - started < AT_ONCE
+    assert cache_stats(store).rows == count
+    assert len(judged(store)) == count
+
+
+def test_drafts_of_killed_writers_are_swept_after_a_day(store: GenerationStore) -> None:
+    store.append(numbered([1]))
+    old, new = (store.parts.folder / f".{name}.tmp" for name in ("old", "new"))
+    old.write_bytes(b"")
+    new.write_bytes(b"")
+    os.utime(old, (0, time.time() - 90_000))
+    store.close()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+# Many at once
+
+
+APPEND = """
+store = GenerationStore(sys.argv[1])
+base = int(sys.argv[2])
+for chunk in range(15):
+    numbers = range(base + 20 * chunk, base + 20 * chunk + 20)
+    store.append(numbered(numbers))
+    store.append_verdicts(verdicts(numbers))
+    assert list(answers(store, numbers)) == list(numbers)
+"""
+
+LOOK_UP = """
+store, seen = GenerationStore(sys.argv[1]), set()
+while len(seen) < 1050:
+    found = answers(store, range(3000))
+    assert all(text == [f"answer {n}"] for n, text in found.items())
+    assert seen <= set(found)
+    seen = set(found)
+"""
+
+
+def test_processes_append_and_look_up_at_once(store: GenerationStore) -> None:
+    store.append(numbered([5000]))
+    store.append(numbered([5001]))
+    cut(store.parts.folder / store.parts.names()[0])
+    writers = [child(APPEND, store.folder, base) for base in (0, 1000, 2000, 150)]
+    readers = [child(LOOK_UP, store.folder) for _ in range(2)]
+    for process in writers + readers:
+        with process:
+            assert process.wait(120) == 0
+    expected = {*range(450), *range(1000, 1300), *range(2000, 2300), 5001}
+    assert set(answers(store, range(6000))) == expected
+    stats = cache_stats(store)
+    assert (stats.rows, stats.keys, stats.segments, stats.torn) == (1201, 1051, 61, 1)
+    numbers = [int(name.partition("-")[0]) for name in store.parts.names()]
+    assert len(set(numbers)) == 61
+    assert stats.verdicts == len({*range(450), *range(1000, 1300), *range(2000, 2300)})
+
+
+def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
+    def work(base: int) -> bool:
+        for start in range(base, base + 100, 20):
+            store.append(numbered(range(start, start + 20)))
+            assert len(answers(store, range(start, start + 20))) == 20
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(0, 400, 100)))
+    assert cache_stats(store).rows == 400
+
+
+def test_a_program_that_keeps_the_index_open_is_named(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duckdb_file, "FOREIGN_WAIT_SECONDS", 0.2)
+    store.append(numbered([1]))
+    store.refresh()
+    code = "c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"
+    with child(code, store.file.path) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(LockedError, match="another program keeps"):
+            store.lookup(keys([1]))
+        process.kill()
+    assert answers(store, [1]) == {1: ["answer 1"]}
