@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -113,23 +113,8 @@ class FeatureStore:
         Raises:
             ArtifactError: the index lists an image twice.
         """
-        wanted = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
-        return self._ids.find(wanted)
-
-    def rows(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """int64 [n]: the matrix row of each image.
-
-        Raises:
-            ArtifactError: one has no features; the message names it.
-        """
-        found = self.find(image_ids)
-        if (found < 0).any():
-            missing: Any = image_ids[int(np.flatnonzero(found < 0)[0])]
-            name = missing.as_py() if isinstance(missing, pa.Scalar) else missing
-            raise ArtifactError(
-                f"image {name!r} has no features in {self.folder}; it may be corrupt (see the rejects there)"
-            )
-        return found
+        ids = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
+        return self._ids.find(ids)
 
     def _counts(self) -> list[int]:
         """Rows of each shard."""
@@ -190,13 +175,13 @@ class FeatureRows:
             ArtifactError: one of them cannot be read, or holds a value that is not finite.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        found = np.empty((len(rows), self._dimension), np.float16)
+        features = np.empty((len(rows), self._dimension), np.float16)
         places = np.searchsorted(self._starts, rows, "right") - 1
         order = np.argsort(places, kind="stable")
         for part in np.split(order, np.flatnonzero(np.diff(places[order])) + 1):
             if len(part):
-                self._read(int(places[part[0]]), rows, part, found)
-        bad = ((found.view(np.uint16) & INFINITE) == INFINITE).any(axis=1)
+                self._read(int(places[part[0]]), rows, part, features)
+        bad = ((features.view(np.uint16) & INFINITE) == INFINITE).any(axis=1)
         if bad.any():
             row = int(rows[bad][0])
             shard = int(np.searchsorted(self._starts, row, "right")) - 1
@@ -204,7 +189,7 @@ class FeatureRows:
                 f"row {row - self._starts[shard]} of {shard_path(self._folder, shard)} is not finite; "
                 "delete the artifact to have it made again"
             )
-        return found
+        return features
 
     def _read(self, shard: int, rows: np.ndarray, part: np.ndarray, out: np.ndarray) -> None:
         """Fill the rows `part` of `out`, all of which lie in one shard."""
@@ -259,8 +244,8 @@ class IdIndex:
 
     def _find(self, wanted: pa.Array) -> NDArray[np.int64]:
         if self._collides:
-            found = pc.call_function("index_in", [wanted], pc.SetLookupOptions(self._ids, skip_nulls=True))
-            return np.asarray(found.fill_null(-1), dtype=np.int64)
+            rows = pc.call_function("index_in", [wanted], pc.SetLookupOptions(self._ids, skip_nulls=True))
+            return np.asarray(rows.fill_null(-1), dtype=np.int64)
         if not len(self._ids):
             return np.full(len(wanted), -1, np.int64)
         hashes = string_hashes(wanted)

@@ -79,8 +79,8 @@ def lock(
                 _take_over(path, owner)
                 continue
             # How long it has been silent does not matter where the process can be looked for.
-            known = not confirm or watch.signs > 1 or not is_dead(owner, math.inf, DEAD_SECONDS)
-            return owner if known else {}
+            settled = not confirm or watch.signs > 1 or not is_dead(owner, math.inf, DEAD_SECONDS)
+            return owner if settled else {}
         return None
 
     def beat() -> bool:
@@ -130,13 +130,13 @@ def _wait(
     pauses: tuple[float, float],
 ) -> None:
     """Attempt until the lock is had (None) or the living owner is given up; no owner means another attempt."""
-    (pause, longest), started, told = pauses, time.monotonic(), False
+    (pause, longest), started, announced = pauses, time.monotonic(), False
     while (owner := attempt()) is not None:
         if owner and wait_seconds is not None and time.monotonic() - started >= wait_seconds:
             raise LockedError(f"{name} is held by {owner_name(owner)}; wait for it to end")
-        if owner and not told and pause >= longest:
+        if owner and not announced and pause >= longest:
             log.info("waiting for %s, which holds %s", owner_name(owner), name)
-            told = True
+            announced = True
         if poll is not None:
             poll()
         # Two who keep getting in each other's way must not do so in step.

@@ -34,8 +34,8 @@ QUERY = re.compile(r"\?[^\s\"']+")
 
 def is_url(root: str) -> bool:
     """Whether `root` names an object store and not a folder."""
-    scheme, found, _ = root.partition("://")
-    return bool(found) and scheme not in LOCAL
+    scheme, separator, _ = root.partition("://")
+    return bool(separator) and scheme not in LOCAL
 
 
 def open_remote(url: str) -> RemoteFolder:
@@ -68,9 +68,9 @@ def open_remote(url: str) -> RemoteFolder:
 def _is_plain(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        return not ("@" in parts.netloc or parts.query or parts.fragment or "::" in url)
     except ValueError:
         return False
-    return not ("@" in parts.netloc or parts.query or parts.fragment or "::" in url)
 
 
 class RemoteFolder:
@@ -86,7 +86,7 @@ class RemoteFolder:
 
     def read(self, path: str) -> bytes | None:
         """An object's bytes, None where there is no such object."""
-        with self._told("read", path):
+        with self._errors("read", path):
             try:
                 return self._fs.cat_file(self._at(path))
             except FileNotFoundError as error:
@@ -95,28 +95,28 @@ class RemoteFolder:
 
     def read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Small objects at once; those that are not there are left out."""
-        wanted = {self._at(path): path for path in paths}
-        if not wanted:
+        names = {self._at(path): path for path in paths}
+        if not names:
             return {}
-        with self._told("read", ""):
-            found = self._fs.cat(list(wanted), on_error="return")
-        for at, data in found.items():
+        with self._errors("read", ""):
+            contents = self._fs.cat(list(names), on_error="return")
+        for at, data in contents.items():
             if isinstance(data, FileNotFoundError):
                 self._expect_bucket(data)
-            if isinstance(data, BaseException) and not isinstance(data, FileNotFoundError):
+            elif isinstance(data, BaseException):
                 # What cannot be read just now must not be taken for gone.
-                with self._told("read", wanted[at]):
+                with self._errors("read", names[at]):
                     raise data
-        return {wanted[at]: data for at, data in found.items() if not isinstance(data, BaseException)}
+        return {names[at]: data for at, data in contents.items() if not isinstance(data, BaseException)}
 
     def write(self, path: str, data: bytes) -> None:
         """Write an object in one go."""
-        with self._told("write", path):
+        with self._errors("write", path):
             self._fs.pipe_file(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless it is there already, as far as the store can tell; False where it is."""
-        with self._told("write", path):
+        with self._errors("write", path):
             try:
                 self._fs.pipe_file(self._at(path), data, mode="create")
             except FileExistsError:
@@ -131,41 +131,41 @@ class RemoteFolder:
     def sizes(self, folder: str) -> dict[str, int]:
         """Size in bytes of every object below `folder`, by its path below it."""
         start = f"{self._at(folder)}/".lstrip("/")
-        with self._told("list", folder):
+        with self._errors("list", folder):
             try:
-                found = self._fs.find(self._at(folder), detail=True)
+                objects = self._fs.find(self._at(folder), detail=True)
             except FileNotFoundError as error:
                 self._expect_bucket(error)
                 return {}
-        inside = ((path.lstrip("/"), info) for path, info in found.items())
+        inside = ((path.lstrip("/"), info) for path, info in objects.items())
         return {path[len(start) :]: int(info["size"]) for path, info in inside if path.startswith(start)}
 
     def children(self, folder: str) -> list[str]:
         """Names right below `folder`."""
-        with self._told("list", folder):
+        with self._errors("list", folder):
             try:
-                found = self._fs.ls(self._at(folder), detail=False)
+                paths = self._fs.ls(self._at(folder), detail=False)
             except FileNotFoundError as error:
                 self._expect_bucket(error)
                 return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in found} - {"", folder.rpartition("/")[2]})
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {"", folder.rpartition("/")[2]})
 
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy local files to objects, many at once."""
         if files:
-            with self._told("write", next(iter(files))):
+            with self._errors("write", next(iter(files))):
                 self._fs.put([str(path) for path in files.values()], [self._at(path) for path in files])
 
     def upload_start(self, path: str, file: IO[bytes], size: int) -> None:
         """Copy the first `size` bytes of an open file, which may be growing, to an object."""
-        with self._told("write", path), self._fs.open(self._at(path), "wb") as target:
+        with self._errors("write", path), self._fs.open(self._at(path), "wb") as target:
             for start in range(0, size, BLOCK):
                 target.write(file.read(min(BLOCK, size - start)))
 
     def copy(self, objects: Mapping[str, str]) -> None:
         """Copy objects to others within the store; each target's source, by the target's path."""
         if objects:
-            with self._told("write", next(iter(objects))):
+            with self._errors("write", next(iter(objects))):
                 self._fs.copy([self._at(path) for path in objects.values()], [self._at(path) for path in objects])
 
     def download(self, files: Mapping[str, Path]) -> None:
@@ -177,18 +177,18 @@ class RemoteFolder:
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         if files:
-            with self._told("read", next(iter(files))):
+            with self._errors("read", next(iter(files))):
                 self._fs.get([self._at(path) for path in files], [str(path) for path in files.values()])
 
     def sha256(self, path: str) -> str:
         """SHA-256 of an object's bytes, as hex, read in blocks."""
-        with self._told("read", path), self._fs.open(self._at(path), "rb") as file:
+        with self._errors("read", path), self._fs.open(self._at(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects; what is not there is left so."""
         for path in paths:
-            with self._told("delete", path), suppress(FileNotFoundError):
+            with self._errors("delete", path), suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(path))
 
     def _expect_bucket(self, error: FileNotFoundError) -> None:
@@ -208,13 +208,13 @@ class RemoteFolder:
         return f"{self._base}/{safe_name(path)}" if path else self._base
 
     @contextmanager
-    def _told(self, what: str, path: str) -> Iterator[None]:
+    def _errors(self, what: str, path: str) -> Iterator[None]:
         """Turn whatever a file system raises, and each raises other things, into one error without secrets in it."""
         try:
             yield
-        except (ParaclipError, FileNotFoundError) as error:
-            if isinstance(error, ParaclipError):
-                raise
+        except ParaclipError:
+            raise
+        except FileNotFoundError as error:
             self._expect_bucket(error)
             raise ArtifactError(f"cannot {what} {self.name(path)}: there is no such object or bucket") from None
         except Exception as error:

@@ -66,10 +66,10 @@ def parquet_files(folder: Path) -> list[Path]:
     """
     if folder.is_file():
         return [folder]
-    found = sorted(folder.glob("*.parquet"))
-    if not found:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
         raise ArtifactError(f"no Parquet file in {folder}")
-    return found
+    return files
 
 
 def iter_batches(
@@ -84,8 +84,8 @@ def iter_batches(
         try:
             with pq.ParquetFile(path) as file:
                 # pyarrow passes over a column that is not there.
-                if lost := [name for name in columns or () if name not in file.schema_arrow.names]:
-                    raise ArtifactError(f"{path} lacks the column {lost[0]!r}")
+                if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
+                    raise ArtifactError(f"{path} lacks the column {missing[0]!r}")
                 yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ArtifactError(f"{path} cannot be read as Parquet: {error}") from error

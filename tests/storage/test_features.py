@@ -50,8 +50,8 @@ def test_rows_of_any_shards_come_back(sizes: list[int], tmp_path_factory: pytest
     assert matrix.dtype == np.float16 and matrix.shape == (n, 4)
     np.testing.assert_array_equal(matrix, features)
     wanted = [f"i{row}" for row in reversed(range(n))] * 2
-    assert store.rows(wanted).tolist() == [*reversed(range(n))] * 2
-    assert store.rows(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64
+    assert store.find(wanted).tolist() == [*reversed(range(n))] * 2
+    assert store.find(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64
 
 
 def test_a_shard_has_the_bytes_that_numpy_writes(tmp_path: Path) -> None:
@@ -70,15 +70,11 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         write_shard(tmp_path, 0, np.ones((10_000, 16), np.float16))
 
 
-def test_missing_images_are_named_or_marked(tmp_path: Path) -> None:
+def test_missing_images_are_marked(tmp_path: Path) -> None:
     _store(tmp_path, [2, 1])
     store = FeatureStore(tmp_path)
     assert store.find(["i2", None, "x", "i0"]).tolist() == [2, -1, -1, 0]
     assert store.find([]).tolist() == []
-    with pytest.raises(ArtifactError, match="'gone'"):
-        store.rows(["i0", "gone"])
-    with pytest.raises(ArtifactError, match="'gone'"):
-        store.rows(pa.array(["i0", "gone"]))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
