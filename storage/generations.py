@@ -78,9 +78,7 @@ CREATE = """
 MARK = "CREATE TABLE cache.schema_migrations AS SELECT ?::INTEGER AS version, 'tables over parts' AS name"
 RENAME = "UPDATE cache.{table}_parts SET name = $new, number = $number WHERE list_contains($old, name)"
 # A folder above the cache may be called `key=1` and is no column.
-PARTS = """
-    read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true)
-"""
+PARTS = "read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false, union_by_name = true)"
 ARRIVING = f"{PARTS} AS f JOIN arriving AS a ON a.path = f.filename"
 SUPERSEDE = """
     DELETE FROM cache.{table} AS t USING
@@ -115,11 +113,7 @@ class GenerationStore:
     def append(self, generations: pa.Table) -> None:
         """Keep generations; on return they are on disk and survive a kill. The DuckDB file follows later.
 
-        Args:
-            generations: any table with the columns of `GENERATIONS.schema`; the others are kept, too.
-
-        Raises:
-            ArtifactError: a column is missing or wrong, the disk is full, or the folder read-only.
+        The table has the columns of `GENERATIONS.schema`, or else ArtifactError names one; others are kept, too.
         """
         self._append(self.parts, generations)
 
@@ -173,13 +167,9 @@ class GenerationStore:
             yield con
 
     def lookup(self, keys: pa.FixedSizeBinaryArray | pa.ChunkedArray) -> pa.Table:
-        """Find the answers to a few keys; many are better joined with `attached`.
+        """Columns `key` binary(16) and `completions` list<string> of those `keys` that are there, each once, unordered.
 
-        Args:
-            keys: binary(16) without nulls; a key that comes twice is looked up once.
-
-        Returns:
-            Columns `key` binary(16) and `completions` list<string> of the keys that are there, each once, in any order.
+        The keys are binary(16) without nulls. Many are better joined with `attached`.
         """
         schema = pa.schema([GENERATIONS.schema.field(name) for name in GENERATIONS.columns])
         if keys.type != schema.field("key").type or keys.null_count:
@@ -243,8 +233,7 @@ class CacheFile:
                 self.delete()
                 self._follow_all()
         except duckdb.Error as error:
-            failure = environment_error(error, self.path)
-            raise failure or ArtifactError(f"{self.path} cannot be used: {error}") from error
+            raise environment_error(error, self.path) or ArtifactError(f"{self.path} is unusable: {error}") from error
 
     def check(self) -> None:
         """See that a file that cannot be written can be read.
@@ -282,8 +271,7 @@ class CacheFile:
                 raise
             with suppress(ArtifactError):
                 self.delete()
-            message = f"{self.path} is damaged ({error}); run again, it is made again from its parts"
-            raise ArtifactError(message) from error
+            raise ArtifactError(f"{self.path} is damaged ({error}); run again to rebuild it from its parts") from error
 
     @contextmanager
     def empty(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
