@@ -11,10 +11,10 @@ from machines import Machine, Objects
 
 from paraclip_core.errors import LockedError
 from storage import locks
-from storage.artifacts import ArtifactStore
+from storage.remote import RemoteStore
 
 
-def lock_at(store: ArtifactStore, **options: Any) -> Any:
+def lock_at(store: RemoteStore, **options: Any) -> Any:
     return locks.remote_lock(store.remote, "locks/x", **options)
 
 
