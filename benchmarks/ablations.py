@@ -20,7 +20,7 @@ from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
-from paraclip_core.training.validation import AO
+from paraclip_core.training.alpha import AO
 from storage.artifacts import Artifact
 from tasks.dag import stage_names
 from tasks.run import run_stage

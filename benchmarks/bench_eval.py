@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from PIL import Image
 from record import data_folder, record
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
-from paraclip_core.clip.models import ClipModel, embedded_clip, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import ModelOptions
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.candidate import Candidate

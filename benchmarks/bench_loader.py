@@ -73,7 +73,7 @@ def _tokens(noise: np.random.Generator, n: int) -> pa.ListArray:
 
 def spool(folder: Path) -> dict[str, float]:
     """Rows from Parquet to flat files."""
-    from paraclip_core.training.rows import spool_rows
+    from paraclip_core.training.data import spool_rows
     from tasks.training.data import Images, hold_out, paraphrase_rows
 
     began = time.perf_counter()
@@ -87,9 +87,8 @@ def spool(folder: Path) -> dict[str, float]:
 
 def first(folder: Path) -> dict[str, float]:
     """The first shuffled batch from the spooled rows, and a thousand after it."""
-    from paraclip_core.training.batches import DataOrder
-    from paraclip_core.training.forward import prepare
-    from paraclip_core.training.rows import spool_rows
+    from paraclip_core.training.batches import DataOrder, prepare
+    from paraclip_core.training.data import spool_rows
     from tasks.training.data import Images
 
     began, used = time.perf_counter(), time.process_time()
@@ -131,13 +130,12 @@ def wait(folder: Path) -> dict[str, float]:
     """Share of the steps' time that waits for data."""
     import torch
 
-    from paraclip_core.clip.models import embedded_clip, freeze_image_tower
+    from paraclip_core.clip.embedded import embedded_clip
+    from paraclip_core.clip.model import freeze_image_tower
     from paraclip_core.config import LossWeights, ModelOptions
-    from paraclip_core.training.batches import DataOrder
-    from paraclip_core.training.forward import batches_ahead
-    from paraclip_core.training.losses import named_pairs
-    from paraclip_core.training.objective import Objective
-    from paraclip_core.training.rows import spool_rows
+    from paraclip_core.training.batches import DataOrder, prefetch_batches
+    from paraclip_core.training.data import spool_rows
+    from paraclip_core.training.losses import Objective, named_pairs
     from tasks.training.data import Images
 
     clip = embedded_clip(ModelOptions())
@@ -147,7 +145,7 @@ def wait(folder: Path) -> dict[str, float]:
     objective = Objective(clip, named_pairs(LossWeights()), "bf16")
     waited, began, steps = 0.0, 0.0, 12
     order = DataOrder(len(rows), 512, 0)
-    with batches_ahead(rows, order, KINDS, images.matrix, images.keys, range(steps)) as batches:
+    with prefetch_batches(rows, order, KINDS, images.matrix, images.keys, range(steps)) as batches:
         for step in range(steps):
             asked = time.perf_counter()
             prepared = next(batches)

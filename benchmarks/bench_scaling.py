@@ -33,17 +33,15 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from record import record
 
-from paraclip_core.clip.models import ClipModel, freeze_image_tower
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.config import LossWeights
+from paraclip_core.training.batches import Prepared, prepare
+from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.distributed import ALONE, Processes, joined
-from paraclip_core.training.forward import Prepared, prepare
-from paraclip_core.training.guards import deterministic
-from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.memory import keep_freed_memory
-from paraclip_core.training.objective import Objective
-from paraclip_core.training.optimiser import build_optimiser, clamp_scale, trained_parameters
-from paraclip_core.training.rows import TrainingRows
+from paraclip_core.training.losses import Objective, named_pairs
+from paraclip_core.training.memory import deterministic, keep_freed_memory
+from paraclip_core.training.optimizer import build_optimizer, clamp_scale, trained_parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -70,23 +68,23 @@ class Case:
 
 
 class Bench:
-    """A model with its optimiser, and steps of it."""
+    """A model with its optimizer, and steps of it."""
 
     def __init__(self, clip: ClipModel) -> None:
-        """Prepare the optimiser."""
+        """Prepare the optimizer."""
         freeze_image_tower(clip)
         clip.model.train()
         self.clip = clip
         self.parameters = trained_parameters(clip.model)
-        self.optimiser = build_optimiser(self.parameters, 0.1)
+        self.optimizer = build_optimizer(self.parameters, 0.1)
 
     def step(self, prepared: Prepared, memory_gib: float, processes: Processes = ALONE) -> None:
         """Forward, backward, clipping, update."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         pairs = named_pairs(LossWeights())
         Objective(self.clip, pairs, "bf16", memory_gib, processes=processes).gradients(prepared)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         clamp_scale(self.clip.model.get_parameter("logit_scale"))
 
 
@@ -130,7 +128,7 @@ def peak_of(case: Case) -> dict[str, float]:
     keep_freed_memory()
     with deterministic():
         bench = Bench(whole_model())
-        bench.step(made_up(8, 512), EVERYTHING)  # so that the optimiser has its state
+        bench.step(made_up(8, 512), EVERYTHING)  # so that the optimizer has its state
         before = _peak_gib()
         prepared = made_up(case.batch, 512)
         began, used = time.perf_counter(), time.process_time()

@@ -39,18 +39,15 @@ from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.models import ClipModel, freeze_image_tower, pick_device
-from paraclip_core.clip.packed import weight_gradient
-from paraclip_core.clip.prefixes import alphabetical, forest_of
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
+from paraclip_core.clip.packed import Ragged, weight_gradient
+from paraclip_core.clip.packed.trie import alphabetical, forest_of
 from paraclip_core.config import LossWeights
-from paraclip_core.training.forward import image_features, prepare
-from paraclip_core.training.guards import deterministic
-from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.memory import bound_kernel_cache, keep_freed_memory
-from paraclip_core.training.objective import Objective
-from paraclip_core.training.optimiser import build_optimiser, clamp_scale, trained_parameters
-from paraclip_core.training.rows import TrainingRows
+from paraclip_core.training.batches import image_features, prepare
+from paraclip_core.training.data import TrainingRows
+from paraclip_core.training.losses import Objective, named_pairs
+from paraclip_core.training.memory import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.optimizer import build_optimizer, clamp_scale, trained_parameters
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 PAIRS = named_pairs(LossWeights())
@@ -78,13 +75,13 @@ class Bench:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
-        """Prepare optimiser, transform and tokenizer."""
+        """Prepare optimizer, transform and tokenizer."""
         freeze_image_tower(self.clip)
         self.model: Any = self.clip.model
         self.parameters = trained_parameters(self.clip.model)
-        self.optimiser = build_optimiser(self.parameters, 0.1)
+        self.optimizer = build_optimizer(self.parameters, 0.1)
         self.transform: Any = open_clip.image_transform(224, is_train=False)
-        self.tokenise = open_clip.SimpleTokenizer()
+        self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
 
@@ -140,7 +137,7 @@ class Bench:
         with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
             embeddings["image"] = self.model.encode_image(pixels.to(self.clip.device), normalize=True)
             for kind in KINDS:
-                tokens = self.tokenise([self.texts[kind][row] for row in rows]).to(self.clip.device)
+                tokens = self.tokenize([self.texts[kind][row] for row in rows]).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
         self._backward(embeddings)
 
@@ -152,10 +149,10 @@ class Bench:
     def seconds(self, side: Callable[[int, str], None], number: int, precision: str) -> float:
         """Time of a whole step: batch, forward, backward, clipping, update."""
         began = self.clock()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         side(number, precision)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         clamp_scale(self.clip.model.get_parameter("logit_scale"))
         if self.clip.device.type == "cuda":
             torch.cuda.synchronize()

@@ -19,10 +19,11 @@ import torch
 from flickr8k_pairs import read_pairs
 from numpy.typing import NDArray
 
-from paraclip_core.clip.models import ClipModel, load_clip
-from paraclip_core.clip.tokenizer import tokenise
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.tokenizer import tokenize
 from paraclip_core.paraphrase.meaning import SentenceEncoder
-from paraclip_core.training.image_gate import image_cosines
+from paraclip_core.training.alpha import image_cosines
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.training.data import Images
 
@@ -54,7 +55,7 @@ def tables(data: Path, clip: ClipModel, images: Images) -> Iterator[str]:
     pairs = read_pairs(data)
     rows = images.find(pa.array([pair["image"] for pair in pairs]))
     features = np.asarray(images.matrix[rows], np.float32)
-    told, found = (image_cosines(clip, tokenise(clip, [p[k] for p in pairs]), features) for k in ("caption", "answer"))
+    told, found = (image_cosines(clip, tokenize(clip, [p[k] for p in pairs]), features) for k in ("caption", "answer"))
     encoder = SentenceEncoder()
     one, two = (encoder.encode([pair[key] for pair in pairs]) for key in ("caption", "answer"))
     changed = np.array([pair["label"] == "changed" for pair in pairs])
@@ -69,7 +70,7 @@ def tables(data: Path, clip: ClipModel, images: Images) -> Iterator[str]:
     }
     # Another image's caption: what no reader would take for a paraphrase.
     shuffled = np.roll(np.arange(len(pairs)), 37)
-    other = image_cosines(clip, tokenise(clip, [pairs[at]["answer"] for at in shuffled]), features)
+    other = image_cosines(clip, tokenize(clip, [pairs[at]["answer"] for at in shuffled]), features)
     yield f"Mean cosine with the image: captions {told.mean():.3f}, answers {found.mean():.3f}.\n"
     yield "| pairs | faithful + changed | AUC | " + " | ".join(f"{margin:g}" for margin in MARGINS) + " |"
     yield "|---|---|---|" + "---|" * len(MARGINS)

@@ -26,7 +26,7 @@ from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
-from paraclip_core.training_options import OptimiserOptions as OptimiserOptions
+from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 

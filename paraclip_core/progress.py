@@ -1,10 +1,15 @@
-"""How a long computation says how far it is, without knowing who listens."""
+"""How a long computation reports its progress, without knowing who listens."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Progress", "Throughput", "silent"]
+
+REPORT_SECONDS = 1.0
 
 
 class Progress(Protocol):
@@ -16,4 +21,40 @@ class Progress(Protocol):
 
 
 def silent(done: int, total: int | None, **facts: float | int | str) -> None:
-    """The progress that nobody looks at."""
+    """A progress that reports nothing."""
+
+
+class Throughput:
+    """Reports rates since the last report to a progress, once a second."""
+
+    def __init__(self, progress: Progress, steps: int, start: int, batch_size: int, matmul_rate: float = 0.0) -> None:
+        """`steps` is the number of steps of the whole run, `start` the number that are done.
+
+        `matmul_rate` is the machine's, in floating-point operations a second; 0 if unknown.
+        """
+        self._progress, self._steps, self._batch_size, self._matmul_rate = progress, steps, batch_size, matmul_rate
+        self._done, self._reported, self._waited, self._flops = start, time.monotonic(), 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count time in this block as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def add_flops(self, flops: float) -> None:
+        """Count floating-point operations."""
+        self._flops += flops
+
+    def report(self, done: int, **facts: float) -> None:
+        """Report `done` steps, at most once a second; the last step is always reported."""
+        now = time.monotonic()
+        if now - self._reported < REPORT_SECONDS and done != self._steps:
+            return
+        seconds = max(now - self._reported, 1e-9)
+        rate = (done - self._done) * self._batch_size / seconds
+        share = 100 * self._waited / seconds
+        if self._matmul_rate and self._flops:
+            facts["matmul_percent"] = round(100 * self._flops / seconds / self._matmul_rate, 1)
+        self._progress(done, self._steps, **facts, samples_per_second=round(rate, 1), data_wait_percent=round(share, 1))
+        self._done, self._reported, self._waited, self._flops = done, now, 0.0, 0.0

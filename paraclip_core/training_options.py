@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from paraclip_core.options import LATER, OPERATIONAL, Options
 
-__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimiserOptions"]
+__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimizerOptions"]
 
 
-class OptimiserOptions(Options):
+class OptimizerOptions(Options):
     """Training of a text tower on stored image features."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
@@ -45,7 +45,7 @@ class OptimiserOptions(Options):
     """Steps between two checkpoints, 0: by time only."""
 
 
-class BootstrapOptions(OptimiserOptions):
+class BootstrapOptions(OptimizerOptions):
     """Training of the embedded base model with the caption-image loss alone (LiT)."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
@@ -91,7 +91,7 @@ class AlphaOptions(Options):
     of the held-out images in place of ten where there are fewer than twenty."""
 
 
-class FinetuneOptions(OptimiserOptions):
+class FinetuneOptions(OptimizerOptions):
     """Training of the text tower on captions, both paraphrases and image features."""
 
     weights: LossWeights = LossWeights()

@@ -61,9 +61,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
     # Here, because torch takes seconds to import and copying a folder does not need it.
-    from paraclip_core.clip.hf_export import save_hf, save_sentence_transformers
-    from paraclip_core.clip.models import load_clip, save_release
-    from paraclip_core.clip.onnx_export import save_onnx
+    from paraclip_core.clip.export import save_hf, save_release, save_sentence_transformers
+    from paraclip_core.clip.load import load_clip
+    from paraclip_core.clip.onnx import save_onnx
     from paraclip_core.tensor_file import as_other_files
 
     clip = load_clip(reference)
@@ -100,7 +100,7 @@ def _completed(card: str, release: Path | str, draft: Path, layout: Layout, stor
 
 
 def _has_own_tokens(draft: Path) -> bool:
-    from paraclip_core.clip.onnx_export import CLIP_TOKENS, ONNX_TEXTS
+    from paraclip_core.clip.onnx import CLIP_TOKENS, ONNX_TEXTS
 
     facts = json.loads((draft / ONNX_TEXTS).read_text("utf-8"))
     return facts["tokenizer"] != CLIP_TOKENS or facts["context_length"] != CLIP_CONTEXT

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from paraclip_core.clip.models import load_clip, pick_device
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.search import search as nearest_images
 from storage.features import FeatureStore
 from storage.parquet import iter_batches

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.models import load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.errors import InputError
 

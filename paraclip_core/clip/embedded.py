@@ -10,7 +10,7 @@ import timm
 import torch
 from open_clip.model import set_model_preprocess_cfg
 
-from paraclip_core.clip.base import ClipModel
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 

@@ -14,11 +14,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
-from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.prefixes import alphabetical, forest_of, runs
-from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.tokenizer import tokenise
-from paraclip_core.clip.towers import PackedTower, TextTower, text_tower
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged, alphabetical
+from paraclip_core.clip.tokenizer import tokenize
+from paraclip_core.clip.towers import TextTower, text_tower
 from paraclip_core.errors import InputError, ModelError
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "encode_texts",
     "image_transform",
     "shares",
-    "tokenise",
 ]
 
 Precision = Literal["fp32", "bf16"]
@@ -43,15 +41,14 @@ def encode_ragged(
 ) -> torch.Tensor:
     """Encode token lists, with gradients where grad mode is on.
 
-    The result is that of the model's own `encode_text` on texts padded to the whole context. Texts of a causal tower
-    are sorted by their tokens, and what neighbours begin with is computed once (see :mod:`paraclip_core.clip.packed`).
-    Those of other towers are sorted by length and cut into chunks that are padded to their own longest text, plus what
-    the tower needs to see of the padding (see :mod:`paraclip_core.clip.towers`).
+    Equal to the model's own `encode_text` on texts padded to the whole context. A causal tower computes the prefixes
+    that texts share once (see :mod:`paraclip_core.clip.packed`). For other towers texts are sorted by length and cut
+    into chunks, each padded to its longest text plus the padding that the tower sees.
 
     Args:
         clip: the model.
-        tokens: token lists by the model's own tokenizer; n of them.
-        chunk_tokens: tokens that are computed together, padding included. Affects speed only (and rounding).
+        tokens: n token lists by the model's own tokenizer.
+        chunk_tokens: tokens that are computed together, padding included; affects speed and rounding.
         precision: `bf16` runs the tower under autocast.
 
     Returns:
@@ -67,9 +64,8 @@ def encode_ragged(
     tower = text_tower(clip)
     with _autocast(clip.device, precision):
         if tower.packed is not None:
-            order, outputs = _packed(
-                tower.packed, tower.packed.cut(tokens, clip.context_length), chunk_tokens, precision
-            )
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            order, outputs = tower.packed.encode(tokens, clip.context_length, chunk_tokens, dtype)
         else:
             order, outputs = _by_length(clip, tower, tokens, chunk_tokens)
     features = torch.cat([output.float() for output in outputs])
@@ -78,7 +74,7 @@ def encode_ragged(
 
 
 def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
-    """Tokens that encoding these texts computes at most, padding included; beginnings that texts share count each."""
+    """Upper bound of the tokens that encoding these texts computes, padding and repeated prefixes included."""
     tower = text_tower(clip)
     if tower.packed is not None:
         return len(tokens.values)
@@ -90,9 +86,9 @@ def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
 
 
 def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
-    """Deal texts out so that each share costs about the same: `count` lists of their numbers, in the order of encoding.
+    """Divide texts into `count` shares of about equal cost: lists of their numbers, in the order of encoding.
 
-    Texts that begin alike stay together where the tower computes a common beginning once.
+    Texts with a common prefix stay together where the tower computes it once.
     """
     if not len(tokens):
         return [np.zeros(0, np.int64)] * count
@@ -102,16 +98,6 @@ def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
     order = alphabetical(tokens)
     until = np.cumsum(tokens.lengths[order])
     return np.split(order, np.searchsorted(until, until[-1] * np.arange(1, count) / count))
-
-
-def _packed(
-    tower: PackedTower, texts: Ragged, chunk_tokens: int, precision: Precision
-) -> tuple[np.ndarray, list[torch.Tensor]]:
-    order = alphabetical(texts)
-    texts = texts.take(order)
-    transformer = tower.transformer(torch.bfloat16 if precision == "bf16" else torch.float32)
-    forests = (forest_of(texts.take(np.arange(run.start, run.stop))) for run in runs(texts, chunk_tokens))
-    return order, [tower.forward(transformer, forest) for forest in forests]
 
 
 def _by_length(
@@ -129,7 +115,7 @@ def _by_length(
 def encode_texts(clip: ClipModel, texts: Sequence[str]) -> np.ndarray:
     """Tokenise and encode texts without gradients: float32 [n, embed_dim], rows of length 1."""
     with torch.inference_mode():
-        return encode_ragged(clip, tokenise(clip, texts)).cpu().numpy()
+        return encode_ragged(clip, tokenize(clip, texts)).cpu().numpy()
 
 
 def image_transform(clip: ClipModel) -> Any:
@@ -149,7 +135,7 @@ def encode_images(clip: ClipModel, images: Iterable[Image.Image], *, batch_size:
 def encode_pixels(clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | None = None) -> np.ndarray:
     """Encode preprocessed images float32 [n, 3, height, width] without gradients: float16 [n, embed_dim].
 
-    `tower` stands in for the model's image tower, see :func:`paraclip_core.clip.fold.folded`.
+    `tower` replaces the model's image tower, see :func:`paraclip_core.clip.featurize.folded`.
     """
     visual: Any = clip.visual if tower is None else tower
     with torch.inference_mode():
@@ -177,7 +163,7 @@ def _check(clip: ClipModel, tokens: Ragged) -> None:
     if size and highest >= size:
         raise ModelError(
             f"token {highest} is outside the vocabulary of {clip.reference} ({size} tokens); "
-            "the texts were tokenised for another model"
+            "the texts were tokenized for another model"
         )
 
 

@@ -7,20 +7,24 @@ import json
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from huggingface_hub import try_to_load_from_cache
+from open_clip.convert import convert_state_dict
 from open_clip.factory import get_model_config
 from open_clip.hf_model import HFTextEncoder
+from open_clip.model import convert_to_custom_text_state_dict, set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from PIL import Image
 
-from paraclip_core.clip.base import ClipModel, stay_in_eval
-from paraclip_core.clip.build import build_model, fit_weights, openai_model_cfg
 from paraclip_core.clip.encode import image_transform
+from paraclip_core.clip.formats import is_torchscript, openai_model_cfg, read_weights
 from paraclip_core.clip.hf_format import from_hf, hf_model_cfg, hf_preprocess_cfg
+from paraclip_core.clip.model import ClipModel, stay_in_eval
 from paraclip_core.clip.reference import (
     CONFIG,
     HF_CONFIG,
@@ -32,11 +36,9 @@ from paraclip_core.clip.reference import (
     local_folder,
     model_files,
 )
-from paraclip_core.clip.torchscript import is_torchscript
-from paraclip_core.clip.weights import read_weights
 from paraclip_core.errors import ModelError, UnknownModelError, one_line
 
-__all__ = ["load_clip"]
+__all__ = ["build_model", "fit_weights", "load_clip"]
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +51,16 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
 
             - a release folder of open_clip or Hugging Face's ``CLIPModel``, with or without ``local-dir:`` before it;
             - ``ARCHITECTURE:PATH``, weights for one of open_clip's architectures: open_clip's and LaCLIP's checkpoints,
-              safetensors, OpenAI's archives (the latter also without the architecture). Only an archive tells its
-              activation, QuickGELU. Other files get the architecture's: OpenAI's and LaCLIP's state dicts were trained
-              with QuickGELU and need its name, for example ``ViT-L-14-quickgelu:PATH``;
+              safetensors, OpenAI's archives (the latter also without the architecture). An archive's activation is
+              QuickGELU. Other files get the architecture's: OpenAI's and LaCLIP's state dicts need its name with
+              QuickGELU, for example ``ViT-L-14-quickgelu:PATH``;
             - ``hf-hub:ORG/NAME``;
             - ``ARCHITECTURE:TAG`` of open_clip.
         device: where the weights go.
 
     Raises:
         ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is
-            ever executed, see :func:`paraclip_core.clip.weights.read_weights`.
+            ever executed, see :func:`paraclip_core.clip.formats.read_weights`.
     """
     folder, file = local_folder(reference), local_file(reference)
     if file is not None:
@@ -89,13 +91,13 @@ def _need_finite(model: torch.nn.Module, reference: str) -> None:
 
 
 def _need_transform(clip: ClipModel, reference: str) -> None:
-    said = f"{reference} says of how it sees images (preprocess_cfg, preprocessor_config.json) what cannot be done"
+    problem = f"{reference} says of how it sees images (preprocess_cfg, preprocessor_config.json) what cannot be done"
     try:
         pixels = image_transform(clip)(Image.new("RGB", (8, 8)))
     except Exception as error:  # open_clip's and torchvision's own
-        raise ModelError(f"{said}: {one_line(error) or type(error).__name__}; fetch it again") from error
+        raise ModelError(f"{problem}: {one_line(error) or type(error).__name__}; fetch it again") from error
     if not pixels.isfinite().all():
-        raise ModelError(f"{said}: its mean and std give no numbers; fetch it again")
+        raise ModelError(f"{problem}: its mean and std give no numbers; fetch it again")
 
 
 def _load_local(place: Path, reference: str) -> ClipModel:
@@ -157,32 +159,32 @@ def _local(
     preprocess_cfg: Mapping[str, Any],
     tensors: dict[str, torch.Tensor],
     reference: str,
-    doing: str,
+    problem: str,
     text_config: Path | None = None,
 ) -> ClipModel:
     model = build_model(model_cfg, preprocess_cfg, reference, text_config)
-    fit_weights(model, tensors, f"{doing}, or is damaged; name the architecture that it is of, or fetch it again")
+    fit_weights(model, tensors, f"{problem}, or is damaged; name the architecture that it is of, or fetch it again")
     return _clip(model, dict(model_cfg), reference)
 
 
 def _load_hub(reference: str) -> ClipModel:
-    doing = f"cannot load {reference}; check the name and the connection, or download it and use {LOCAL}FOLDER"
+    problem = f"cannot load {reference}; check the name and the connection, or download it and use {LOCAL}FOLDER"
     try:
         config = get_model_config(reference)
     except Exception as error:  # whatever the hub client raises
-        raise ModelError(f"{doing}: {error}") from error
-    clip = _clip(_create(reference, None, doing), config, reference)
+        raise ModelError(f"{problem}: {error}") from error
+    clip = _clip(_create(reference, None, problem), config, reference)
     return _from_hub(clip, reference.removeprefix(HUB))
 
 
 def _from_hub(clip: ClipModel, name: str) -> ClipModel:
-    """Note where the model comes from; the hub's cache keeps each commit's files in a folder of its name."""
+    """Note the model's origin; the hub's cache keeps each commit's files in a folder of its name."""
     name = name.rstrip("/")
     clip.hub_name = name or None
     for file in (CONFIG, *WEIGHTS) if name else ():
-        found = try_to_load_from_cache(name, file)
-        if isinstance(found, str):
-            clip.revision = Path(found).parent.name
+        cached = try_to_load_from_cache(name, file)
+        if isinstance(cached, str):
+            clip.revision = Path(cached).parent.name
             break
     return clip
 
@@ -202,8 +204,8 @@ def _load_tag(reference: str) -> ClipModel:
         raise UnknownModelError(
             f"{architecture} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}"
         )
-    known = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    trained_quick, built_quick = bool(known.get("quick_gelu")), bool(config.get("quick_gelu"))
+    pretrained = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    trained_quick, built_quick = bool(pretrained.get("quick_gelu")), bool(config.get("quick_gelu"))
     if built_quick and not trained_quick:
         raise ModelError(
             f"{tag} was trained without QuickGELU, which {architecture} has; "
@@ -213,12 +215,12 @@ def _load_tag(reference: str) -> ClipModel:
         # open_clip only warns, and the model then loses points on every benchmark.
         log.info("%s was trained with QuickGELU; it is turned on for %s", tag, architecture)
         config["quick_gelu"] = True
-    doing = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
-    clip = _clip(_create(architecture, tag, doing, trained_quick), config, reference)
-    return _from_hub(clip, str(known.get("hf_hub") or ""))
+    problem = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
+    clip = _clip(_create(architecture, tag, problem, trained_quick), config, reference)
+    return _from_hub(clip, str(pretrained.get("hf_hub") or ""))
 
 
-def _create(name: str, pretrained: str | None, doing: str, quick_gelu: bool = False) -> torch.nn.Module:
+def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = False) -> torch.nn.Module:
     # Building a model draws random weights, which the loaded ones replace: the caller's random state stays as it was.
     with torch.random.fork_rng(devices=[]):
         try:
@@ -232,7 +234,7 @@ def _create(name: str, pretrained: str | None, doing: str, quick_gelu: bool = Fa
                 weights_only=True,
             )
         except Exception as error:  # open_clip, safetensors, torch and the hub each raise their own
-            raise ModelError(f"{doing}: {one_line(error)}") from error
+            raise ModelError(f"{problem}: {one_line(error)}") from error
 
 
 def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str) -> ClipModel:
@@ -246,13 +248,83 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; expected open_clip's JSON with model_cfg") from error
-    parts = config.get("model_cfg") if isinstance(config, dict) else None
-    towers = [parts.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(parts, dict) else [None]
-    if not isinstance(parts, dict) or "embed_dim" not in parts or not all(isinstance(tower, dict) for tower in towers):
+    model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
+    towers = [model_cfg.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
+    if not all(isinstance(tower, dict) for tower in towers) or "embed_dim" not in model_cfg:
         raise ModelError(f"{path} has no model_cfg with embed_dim, vision_cfg and text_cfg")
     return config
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else "; see open_clip.list_models()"
+
+
+def build_model(
+    model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], name: str, text_config: Path | None = None
+) -> torch.nn.Module:
+    """An open_clip model with random weights, of the class that open_clip chooses; the random state stays as it was.
+
+    Args:
+        model_cfg: open_clip's `model_cfg`.
+        preprocess_cfg: open_clip's `preprocess_cfg`, or a part of it.
+        name: for messages.
+        text_config: the Hugging Face configuration of the text tower in place of the hub's.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    config = deepcopy(dict(model_cfg))
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        vision["timm_model_pretrained"] = False
+    hf_name = text.get("hf_model_name")
+    if hf_name:
+        text["hf_model_pretrained"] = False
+        if text_config is not None:
+            text["hf_model_name"] = str(text_config)
+    custom = config.pop("custom_text", False) or bool(hf_name)
+    coca = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    kind: Any = coca if custom else open_clip.CLIP
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = kind(**config)
+        preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), dict(preprocess_cfg))
+    except Exception as error:  # whatever the parts raise
+        hint = (
+            f"; it needs the configuration of {hf_name}, which is not on this machine: connect, or use a release folder"
+            if isinstance(error, OSError) and hf_name
+            else ""
+        )
+        raise ModelError(
+            f"cannot build the model of {name} from its configuration (open_clip_config.json, or its "
+            f"architecture): {one_line(error)}{hint}"
+        ) from error
+    preprocess["size"] = getattr(model.visual, "image_size", preprocess.get("size"))
+    set_model_preprocess_cfg(model, preprocess)
+    return model
+
+
+def fit_weights(model: Any, tensors: dict[str, torch.Tensor], problem: str) -> None:
+    """Load all weights, under the names of any version or relative of open_clip.
+
+    Positional tables are not stretched, as open_clip's loader does: that would be another image tower.
+
+    Raises:
+        ModelError: a tensor is missing, has another shape, or belongs to no part of the model; begins with `problem`.
+    """
+    try:
+        weights = convert_state_dict(model, tensors)
+        if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+            weights = convert_to_custom_text_state_dict(weights)
+        own = model.state_dict()
+        for name in ("logit_scale", "logit_bias"):
+            if name in weights and name in own and weights[name].numel() == own[name].numel():
+                weights[name] = weights[name].reshape(own[name].shape)
+        if "logit_bias" in own and "logit_bias" not in weights:
+            weights["logit_bias"] = torch.zeros_like(own["logit_bias"])
+        # Hugging Face's older towers stored what only counts from 0.
+        weights = {name: tensor for name, tensor in weights.items() if name in own or not name.endswith("position_ids")}
+        model.load_state_dict(weights, strict=True)
+    except Exception as error:  # torch's and the converters' own
+        raise ModelError(f"{problem}: {one_line(error)}") from error

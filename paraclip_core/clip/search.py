@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import ModelError
 
 __all__ = ["search"]

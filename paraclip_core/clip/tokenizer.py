@@ -11,21 +11,21 @@ import numpy as np
 import open_clip
 from open_clip.tokenizer import HFTokenizer
 
-from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.reference import tokenizer_reference
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["model_tokenizer", "pad_token", "save_tokenizer", "shortened", "tokenise"]
+__all__ = ["model_tokenizer", "pad_token", "save_tokenizer", "shortened", "tokenize"]
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-"""A folder's configuration could ask for code of its own to be run, and a prompt would ask the user."""
+"""A folder's configuration could ask to run its own code, and a prompt would ask the user."""
 
 WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
-"""What transformers notes in a tokenizer's configuration about how it was loaded."""
+"""Keys of a tokenizer's configuration in which transformers notes where it was loaded from."""
 
 
-def tokenise(clip: ClipModel, texts: Sequence[str]) -> Ragged:
+def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
     """Token lists by the model's own tokenizer, cut to its context, padding removed; uint16, or int32 if need be.
 
     Raises:
@@ -38,11 +38,11 @@ def tokenise(clip: ClipModel, texts: Sequence[str]) -> Ragged:
         # The end token has the highest id of CLIP's vocabulary; padding comes after it.
         lengths = ids.argmax(axis=1) + 1
     else:
-        # Where the end token pads as well, as SigLIP's does, it goes with the padding and comes back with it.
+        # An end token that pads as well, as SigLIP's does, goes with the padding and comes back with it.
         text = ids[:, ::-1] != pad_token(clip)
         lengths = np.where(text.any(axis=1), ids.shape[1] - text.argmax(axis=1), 1)
-    kept = np.arange(ids.shape[1]) < lengths[:, None]
-    return Ragged(ids[kept].astype(clip.token_dtype), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+    inside = np.arange(ids.shape[1]) < lengths[:, None]
+    return Ragged(ids[inside].astype(clip.token_dtype), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 
 
 def shortened(tokens: Ragged, length: int) -> Ragged:

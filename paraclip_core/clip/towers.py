@@ -1,4 +1,4 @@
-"""What each kind of text tower needs to see of the padding, and its forward pass on texts without the rest.
+"""The padding that each kind of text tower needs to see, and its forward pass on texts without the rest.
 
 ============  ==========================================================  =======================================
 kind          examples                                                    padding
@@ -9,7 +9,7 @@ kind          examples                                                    paddin
 ``padded``    SigLIP, CLIPA, MobileCLIP-S: every token sees the padding   all of it, which is part of the model
 ============  ==========================================================  =======================================
 
-A causal tower of plain blocks computes a beginning that texts share once, see :mod:`paraclip_core.clip.packed`.
+A causal tower of plain blocks computes shared prefixes once, see :mod:`paraclip_core.clip.packed`.
 """
 
 from __future__ import annotations
@@ -26,51 +26,15 @@ from numpy.typing import NDArray
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
-from torch.nn import functional as F
 
-from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.packed import PackedTransformer, packs
-from paraclip_core.clip.prefixes import Forest
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import PackedTower, packed_tower
 from paraclip_core.clip.tokenizer import pad_token
 from paraclip_core.errors import ModelError
 
-__all__ = ["Kind", "PackedTower", "TextTower", "text_tower"]
+__all__ = ["Kind", "TextTower", "text_tower"]
 
 Kind = Literal["causal", "cls", "masked", "padded"]
-
-
-@dataclass(frozen=True)
-class PackedTower:
-    """A causal tower that computes shared beginnings of texts once."""
-
-    tower: Any
-    pool: str
-    end: int | None
-    pad: int
-    room: int
-
-    def cut(self, texts: Ragged, context: int) -> Ragged:
-        """The texts up to the token that is pooled."""
-        ids = texts.padded(min(int(texts.lengths.max()) + self.room, context), self.pad)
-        found = ids == self.end if self.pool == "eos" else ids
-        pooled = np.zeros(len(ids), np.int64) if self.pool == "first" else found.argmax(1)
-        kept = np.arange(ids.shape[1]) <= pooled[:, None]
-        return Ragged(ids[kept].astype(texts.values.dtype), np.concatenate([[0], np.cumsum(pooled + 1)]))
-
-    def transformer(self, dtype: torch.dtype) -> PackedTransformer:
-        """Its blocks, for one pass over any number of forests."""
-        return PackedTransformer(self.tower.transformer.resblocks, dtype)
-
-    def forward(self, transformer: PackedTransformer, forest: Forest) -> torch.Tensor:
-        """The texts of a forest to [n, embed_dim], not normalised."""
-        tower = self.tower
-        table: torch.Tensor = tower.positional_embedding
-        tokens, depths, texts = (
-            torch.from_numpy(part).to(table.device) for part in (forest.tokens, forest.depths, forest.texts)
-        )
-        x = tower.token_embedding(tokens) + F.embedding(depths, table)
-        return _project(tower, tower.ln_final(transformer(x, forest))).index_select(0, texts)
 
 
 @dataclass(frozen=True)
@@ -79,7 +43,7 @@ class TextTower:
 
     kind: Kind
     forward: Callable[[torch.Tensor], torch.Tensor]
-    """int64 [n, length] to [n, embed_dim], not normalised or normalised as the model pleases."""
+    """int64 [n, length] to [n, embed_dim], normalized or not."""
     pad: int
     """The id that fills shorter texts up."""
     room: int = 0
@@ -92,7 +56,7 @@ class TextTower:
         return context if self.kind == "padded" else min(longest + self.room, context)
 
     def widths(self, lengths: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-        """Tokens that each text of these lengths is to the tower, apart from what a longer neighbour adds."""
+        """Tokens that the tower computes for each text of these lengths, apart from a longer neighbor's padding."""
         if self.packed is not None:
             return lengths
         return np.full_like(lengths, context) if self.kind == "padded" else np.minimum(lengths + self.room, context)
@@ -125,18 +89,9 @@ def text_tower(clip: ClipModel) -> TextTower:
         end = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
         # An end token that pads as well was taken off with the padding.
         room = int(pool == "eos" and end == pad)
-        packed = PackedTower(tower, pool, end, pad, room) if _packs(tower) else None
+        packed = packed_tower(tower, pool, end, pad, room, partial(_project, tower))
         return TextTower("causal", partial(_causal, tower, pool, end), pad, room, packed)
     return _padded(model, pad)
-
-
-def _packs(tower: Any) -> bool:
-    weights = (tower.token_embedding.weight, tower.positional_embedding)
-    return (
-        packs(tower.transformer.resblocks)
-        and not tower.transformer.grad_checkpointing
-        and all(weight.dtype is torch.float32 for weight in weights)
-    )
 
 
 def _padded(model: Any, pad: int) -> TextTower:

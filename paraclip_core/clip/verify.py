@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.encode import encode_images, encode_pixels
-from paraclip_core.clip.identity import image_architecture, image_tower_hash, preprocess_hash
+from paraclip_core.clip.model import ClipModel, image_architecture, image_tower_hash, preprocess_hash
 from paraclip_core.errors import ModelError
 
 __all__ = ["FEATURE_TOLERANCE", "IndexCheck", "check_features", "check_images", "check_towers"]

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_images, encode_texts
-from paraclip_core.clip.identity import image_architecture
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, pick_device, preprocess_hash
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel, image_architecture, image_tower_hash, pick_device, preprocess_hash
 
 __all__ = ["Candidate"]
 
@@ -24,7 +24,7 @@ class Candidate:
     """One of the two models of a comparison."""
 
     def __init__(self, reference: str, device: str = "auto") -> None:
-        """`reference` as :func:`paraclip_core.clip.models.load_clip` takes it; nothing is loaded yet."""
+        """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it; nothing is loaded yet."""
         self.reference, self._device = reference, device
 
     @cached_property

@@ -56,7 +56,7 @@ def evaluate_models(
     Images are encoded on the fly by each model's own image tower, once where both have the same.
 
     Args:
-        base: reference of the base model, as :func:`paraclip_core.clip.models.load_clip` takes it.
+        base: reference of the base model, as :func:`paraclip_core.clip.load.load_clip` takes it.
         tuned: reference of the tuned model.
         benchmarks: each with a path, relative to `root`; see :func:`paraclip_core.evaluation.tasks.parse_benchmark`.
         options: resamples, confidence, seed and gate; the benchmarks in it are not looked at.

@@ -219,7 +219,7 @@ def _load(kind: Any, name: str, device: str, option: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from paraclip_core.clip.base import pick_device
+    from paraclip_core.clip.model import pick_device
 
     # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
     disable_progress_bar()

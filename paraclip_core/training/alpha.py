@@ -1,22 +1,128 @@
-"""Against forgetting: interpolate the tuned text tower with the base's and choose by a stated rule.
+"""Validation on images that training leaves out, and the interpolation with the base that it chooses.
 
-Weight-space interpolation of a fine-tuned model with its starting point (WiSE-FT, arXiv 2109.01903), here of the text
-tower alone: θ_α = (1 - α) · θ_base + α · θ_tuned.
+Against forgetting, the tuned text tower is interpolated with the base's (WiSE-FT, arXiv 2109.01903):
+θ_α = (1 - α) · θ_base + α · θ_tuned. Validation ranks stored features and takes a second or two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from paraclip_core.training.validation import AO, RECALL
+from paraclip_core.clip.encode import encode_ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.ranking import top_k
+from paraclip_core.training.checkpoint import rounded
 
-__all__ = ["BY_RULE", "best_so_far", "choose_alpha", "copy_weights", "interpolate", "sweep"]
+__all__ = [
+    "AO",
+    "BY_RULE",
+    "JS",
+    "PARAPHRASE_RECALL",
+    "RECALL",
+    "ValidationSet",
+    "best_so_far",
+    "choose_alpha",
+    "copy_weights",
+    "image_cosines",
+    "interpolate",
+    "measure",
+    "sweep",
+]
 
+K = 10
+AO, JS = f"ao@{K}", f"js@{K}"
+RECALL = f"text_to_image_recall@{K}"
+PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
 BY_RULE = "by_rule"
+# Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
+COSINE_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Images that training leaves out, and texts that search for them."""
+
+    gallery: NDArray[np.float16]
+    """Stored features of the images, each image once; [m, d]."""
+    captions: Ragged
+    """Queries."""
+    targets: NDArray[np.int64]
+    """Row in the gallery of each caption's image."""
+    first: Ragged | None = None
+    """Captions of rows with paraphrases, for the overlap of both rankings."""
+    second: Ragged | None = None
+    """Paraphrase 2 of the same rows."""
+    pair_targets: NDArray[np.int64] | None = None
+    """Row in the gallery of each of these rows' image."""
+
+
+def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
+    """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2.
+
+    Without pairs AO and JS are left out, since 0 would mean a bad tower, and so they are with a single image, on which
+    all rankings agree. Texts are encoded in fp32. With fewer than twenty images k is half their number, since among all
+    images every tower finds every one.
+
+    Returns:
+        Percentages.
+    """
+    images = len(held_out.gallery)
+    k = min(K, max(1, images // 2))
+    figures = {RECALL: _percent(recall_at_k(_rank(clip, held_out.captions, held_out.gallery, k), held_out.targets, k))}
+    if held_out.first is not None and held_out.second is not None and len(held_out.first) and images > 1:
+        first = _rank(clip, held_out.first, held_out.gallery, k)
+        second = _rank(clip, held_out.second, held_out.gallery, k)
+        figures |= {AO: _percent(average_overlap(first, second, k)), JS: _percent(jaccard(first, second, k))}
+        if held_out.pair_targets is not None:
+            figures[PARAPHRASE_RECALL] = _percent(recall_at_k(second, held_out.pair_targets, k))
+    return figures
+
+
+def image_cosines(clip: ClipModel, texts: Ragged, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosine of each text with its own image.
+
+    Args:
+        clip: the model; texts are encoded in fp32.
+        texts: n token lists.
+        features: stored features of the n images, [n, d], of any length.
+
+    Returns:
+        float64 [n], rounded to four decimals.
+
+    Raises:
+        InputError: a text is longer than the model's context.
+    """
+    embeddings = _encoded(clip, texts).astype(np.float64)
+    images = np.asarray(features, np.float64)
+    norms = np.maximum(np.linalg.norm(images, axis=1), np.finfo(np.float32).tiny)
+    return np.round((embeddings * images).sum(axis=1) / norms, COSINE_DECIMALS)
+
+
+def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    return top_k(_encoded(clip, texts), gallery, k)
+
+
+def _encoded(clip: ClipModel, texts: Ragged) -> NDArray[np.float32]:
+    """Embeddings in eval mode, float32 [n, d]; the model's mode stays as it was."""
+    training = clip.model.training
+    clip.model.eval()
+    with torch.no_grad():
+        embeddings = encode_ragged(clip, texts).float().cpu().numpy()
+    clip.model.train(training)
+    return embeddings
+
+
+def _percent(values: NDArray[np.float64]) -> float:
+    return rounded(100 * float(values.mean())) if len(values) else 0.0
 
 
 def copy_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -43,7 +149,7 @@ def sweep(
     grid: Sequence[float],
     measure: Callable[[], Mapping[str, float]],
 ) -> list[dict[str, float]]:
-    """Measure every α of the grid, and 0 because the rule compares with the base; in rising order."""
+    """Measure every α of the grid, and 0, which the rule compares with; in rising order."""
     points = []
     for alpha in sorted({0.0, *grid}):
         interpolate(parameters, base, tuned, alpha)
@@ -54,10 +160,10 @@ def sweep(
 def best_so_far(
     measure: Callable[[], Mapping[str, float]], base: Mapping[str, float], max_recall_drop: float
 ) -> Callable[[], dict[str, float]]:
-    """Measure weights while they are trained, with a figure `by_rule` that puts them in the order of α's rule.
+    """Add a figure `by_rule` to `measure` that orders weights in training by α's rule.
 
-    It is their AO@10 (their recall where there are no pairs), or, if they lose more recall against the base than α's
-    rule allows, what they lose, below zero.
+    It is AO@10 (recall without pairs), or, where more recall against the base is lost than α's rule allows, the loss
+    below zero.
     """
 
     def measured() -> dict[str, float]:
@@ -71,8 +177,8 @@ def best_so_far(
 def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) -> dict[str, Any]:
     """Choose among the points of a sweep, in percent.
 
-    Where no pairs were measured the overlap says nothing. Then the tower that is tuned most wins, within the same
-    limit: a tie at the base would undo the training because of what was not looked at.
+    Without pairs there is no overlap, and the largest α within the limit wins: a tie at the base would undo the
+    training because of what was not measured.
 
     Returns:
         ``alpha_sweep.json``: the points, the chosen α and the rule in words.

@@ -1,14 +1,43 @@
-"""Which rows a step trains on: a pure function of (captions and their rows, batch size, seed, step)."""
+"""Batches: which rows a step trains on, and these as arrays.
+
+A batch is a pure function of the rows, the batch size, the seed and the step.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.errors import TrainingError
+from paraclip_core.training.data import Batch, TrainingRows
 
-__all__ = ["DataOrder", "draw", "epoch_order"]
+__all__ = [
+    "IMAGE",
+    "DataOrder",
+    "ImageFeatures",
+    "Prepared",
+    "draw",
+    "epoch_order",
+    "image_features",
+    "prefetch_batches",
+    "prepare",
+    "save_batch",
+    "token_keys",
+]
 
+IMAGE = "image"
+"""The kind that is no text, beside caption, paraphrase_1 and paraphrase_2."""
 DRAWS = 2**128
 """Where Philox's numbers for the draws begin, far behind those for the order."""
 
@@ -16,8 +45,8 @@ DRAWS = 2**128
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Permutation of the rows for one epoch, int64 [rows].
 
-    Rows are sorted by the raw output of the counter-based Philox generator, which numpy keeps the same for ever
-    (its ready-made shuffles it does not).
+    Rows are sorted by the raw output of the counter-based Philox generator, which numpy keeps stable (unlike its
+    shuffles).
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
@@ -26,8 +55,8 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088).
 
-    A draw depends on the seed, the epoch and the caption's number alone, and no other caption's has to be made: it is
-    the output of that number of SplitMix64 (Steele et al., 2014), whose state Philox gives for the seed and the epoch.
+    A draw depends on seed, epoch and the caption's number alone: it is that output of SplitMix64 (Steele et al., 2014),
+    with a state that Philox gives for seed and epoch.
 
     Args:
         captions: numbers of n captions.
@@ -47,9 +76,9 @@ def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, ep
 
 
 class DataOrder:
-    """Batches of an endless run: every epoch is a new permutation, whose last incomplete batch is dropped.
+    """Batches of an endless run: every epoch is a new permutation without its last incomplete batch.
 
-    An epoch sees each caption once, in one of its rewrites.
+    An epoch has each caption once, in one of its rewrites.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, starts: NDArray[np.int64] | None = None) -> None:
@@ -70,11 +99,11 @@ class DataOrder:
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def steps(self, epochs: float) -> int:
-        """Steps after which `epochs` times as many rows as there are have been seen, at least one."""
+        """Number of steps of `epochs` passes over the rows, at least one."""
         return max(1, round(epochs * self.rows / self.batch_size))
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Rows of the batch at `step`, from 0; int64 [batch_size]. No earlier batch has to be looked at."""
+        """Rows of the batch at `step`, from 0; int64 [batch_size], whatever was asked for before."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, epoch_order(self.rows, self.seed, epoch))
@@ -83,3 +112,126 @@ class DataOrder:
             return captions
         first, after = (np.asarray(self.starts[captions + place]) for place in (0, 1))
         return first + draw(captions, after - first, self.seed, epoch)
+
+
+class ImageFeatures(Protocol):
+    """Stored image features: an array, or anything that gives rows of one."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch as arrays."""
+
+    batch: Batch
+    tokens: Ragged
+    """The texts of every kind in a row; those that kinds share come once."""
+    parts: Mapping[str, slice]
+    """Each kind's n texts among them."""
+    features: NDArray[np.float32]
+    """Stored features of the images, [n, d]."""
+    keys: Mapping[str, NDArray[np.int64]] | None
+    """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images. None: no masking."""
+
+    def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
+        """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
+        images = torch.from_numpy(self.features).to(texts.device)
+        # Normalised again, because fp16 rounded them.
+        return {IMAGE: functional.normalize(images, dim=-1)} | {kind: texts[part] for kind, part in self.parts.items()}
+
+    def key_tensors(self, device: torch.device) -> dict[str, Tensor] | None:
+        """The keys on a device."""
+        if self.keys is None:
+            return None
+        return {kind: torch.from_numpy(values).to(device) for kind, values in self.keys.items()}
+
+
+def prepare(batch: Batch, features: ImageFeatures, image_keys: NDArray[np.int64] | None) -> Prepared:
+    """Look up a batch's features, and with `image_keys` its keys.
+
+    Raises:
+        TrainingError: an image's features are not finite numbers.
+    """
+    unique = list({id(tokens): tokens for tokens in batch.texts.values()}.values())
+    n = len(batch.image_rows)
+    places = {id(tokens): slice(number * n, (number + 1) * n) for number, tokens in enumerate(unique)}
+    tokens = Ragged.concatenate(unique)
+    keys = None
+    if image_keys is not None:
+        by_text = token_keys(tokens)
+        keys = {kind: by_text[places[id(texts)]] for kind, texts in batch.texts.items()}
+        keys[IMAGE] = np.asarray(image_keys[batch.image_rows])
+    parts = {kind: places[id(texts)] for kind, texts in batch.texts.items()}
+    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys)
+
+
+def image_features(features: ImageFeatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Stored features of these rows as float32 [n, d].
+
+    Raises:
+        TrainingError: one of them is not a finite number.
+    """
+    vectors = np.asarray(features[rows], np.float32)
+    if not np.isfinite(vectors).all():
+        row = rows[~np.isfinite(vectors).all(axis=1)][0]
+        raise TrainingError(
+            f"row {row} of the image features is not finite; delete the features artifact and run again"
+        )
+    return vectors
+
+
+def token_keys(tokens: Ragged) -> NDArray[np.int64]:
+    """A 64-bit key for each list of tokens, int64 [n]: equal lists have equal keys.
+
+    A multilinear hash, Σ weight[position] · (token + 1) mod 2⁶⁴ with fixed random weights. Texts with equal tokens
+    (letter case, cut ends) have one key.
+    """
+    lengths = np.diff(tokens.offsets)
+    if not len(tokens.values):
+        return np.zeros(len(lengths), np.int64)
+    positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
+    weights = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(int(lengths.max()))
+    terms = (tokens.values.astype(np.uint64) + np.uint64(1)) * weights[positions]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
+
+
+@contextmanager
+def prefetch_batches(
+    rows: TrainingRows,
+    order: DataOrder,
+    kinds: tuple[str, ...],
+    features: ImageFeatures,
+    image_keys: NDArray[np.int64] | None,
+    steps: range,
+) -> Iterator[Iterator[Prepared]]:
+    """The batches of these steps; a thread makes the next one while the caller trains on one."""
+
+    def make(step: int) -> Prepared:
+        return prepare(rows.take(order.batch(step), kinds), features, image_keys)
+
+    def batches() -> Iterator[Prepared]:
+        futures = (pool.submit(make, step) for step in steps)
+        coming = next(futures, None)
+        while coming is not None:
+            batch, coming = coming.result(), next(futures, None)
+            yield batch
+
+    with ThreadPoolExecutor(1, "batches") as pool:
+        yield batches()
+
+
+def save_batch(path: Path, rows: TrainingRows, indices: NDArray[np.int64], batch: Batch) -> None:
+    """Write a batch for inspection, as a NumPy archive.
+
+    It holds ``caption_ids`` (lower-case hexadecimal, if they were collected), ``rows`` (numbers among the training
+    rows), ``image_rows`` (rows of the feature matrix) and the tokens of each kind, ``<kind>_values`` and
+    ``<kind>_offsets``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"caption_ids": np.array(rows.caption_ids(indices), str)}
+    arrays |= {"rows": indices, "image_rows": batch.image_rows}
+    for kind, tokens in batch.texts.items():
+        arrays |= {f"{kind}_values": tokens.values, f"{kind}_offsets": tokens.offsets}
+    np.savez(path, **arrays)

@@ -1,33 +1,46 @@
-"""Symmetric InfoNCE over named pairs of embeddings, with known false negatives left out.
+"""The loss of a step and its gradients: InfoNCE over named pairs, and terms that hold the tower near its base.
 
-The published method sums three of them with equal weights: image against paraphrase 2, caption against paraphrase 1,
-paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``: the mean of the
-cross-entropies of rows and columns of the scaled cosine matrix.
+The published method sums three InfoNCE terms with equal weights: image against paraphrase 2, caption against
+paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
+of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
+
+Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's, and ``l2_sp``
+is weight / 2 · ‖θ - θ_base‖² (L2-SP, arXiv 1802.01483).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from paraclip_core.clip.encode import Precision, computed_tokens
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import LossWeights
+from paraclip_core.training.batches import IMAGE, Prepared
+from paraclip_core.training.distributed import ALONE, Processes
+from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
+from paraclip_core.training.memory import GIB, anonymous_memory
+from paraclip_core.training.optimizer import trained_parameters
 
-__all__ = ["IMAGE", "Pair", "contrastive_loss", "false_negatives", "info_nce", "named_pairs"]
+__all__ = ["Anchor", "Objective", "Pair", "contrastive_loss", "false_negatives", "info_nce", "named_pairs"]
 
-IMAGE = "image"
 CHUNK_ROWS = 1024
+"""Rows of a cosine matrix that are in memory at a time."""
+DISTIL, L2_SP, CAPTION = "distil", "l2_sp", "caption"
 LeftOut = Callable[[int, int], Tensor]
+"""Mask of the entries that are no negatives, bool [stop - start, n], of the matrix's rows from start to stop."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two kinds of embeddings that a loss draws together."""
+    """Two kinds of embeddings whose equal rows a loss draws together."""
 
     first: str
     second: str
@@ -41,14 +54,14 @@ class Pair:
 
 def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
     """The pairs whose weight is above 0, in the order in which they are summed."""
-    known = (
+    pairs = (
         Pair(IMAGE, "paraphrase_2", weights.image_paraphrase_2),
         Pair("caption", "paraphrase_1", weights.caption_paraphrase_1),
         Pair("paraphrase_1", "paraphrase_2", weights.paraphrase_1_paraphrase_2),
         Pair(IMAGE, "caption", weights.image_caption),
         Pair(IMAGE, "paraphrase_1", weights.image_paraphrase_1),
     )
-    return tuple(pair for pair in known if pair.weight > 0)
+    return tuple(pair for pair in pairs if pair.weight > 0)
 
 
 def info_nce(
@@ -56,15 +69,15 @@ def info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE of two lists of embeddings whose equal rows belong together.
 
-    The cosine matrix is computed `chunk_rows` rows at a time and never held whole, nor is it kept for the backward
-    pass: gradients are computed along with the value. Memory is O(chunk_rows · n).
+    The cosine matrix is computed `chunk_rows` rows at a time, and gradients along with the value: nothing of the matrix
+    is kept for the backward pass. Memory is O(chunk_rows · n).
 
     Args:
         first: L2-normalised [n, d].
         second: L2-normalised [n, d].
         scale: factor of the cosines (``logit_scale.exp()``), a scalar.
-        left_out: gives bool [stop - start, n] for the rows from start to stop; where true, ``second[j]`` is no negative
-            of ``first[i]``, nor the other way round. It must be false on the diagonal.
+        left_out: where its mask is true, ``second[j]`` and ``first[i]`` are no negatives of each other. It must be
+            false on the diagonal.
         chunk_rows: rows of the matrix that are in memory at a time.
 
     Returns:
@@ -87,31 +100,31 @@ class _ChunkedInfoNce(torch.autograd.Function):
         chunks = [(start, min(start + chunk_rows, n)) for start in range(0, n, chunk_rows)]
 
         def logits(start: int, stop: int) -> Tensor:
-            found = scale * first[start:stop] @ second.T
-            return found if left_out is None else found.masked_fill_(left_out(start, stop), float("-inf"))
+            part = scale * first[start:stop] @ second.T
+            return part if left_out is None else part.masked_fill_(left_out(start, stop), float("-inf"))
 
-        by_row, right = first.new_empty(n), first.new_empty(n)
-        by_column = first.new_full((n,), float("-inf"))
+        row_sums, diagonal = first.new_empty(n), first.new_empty(n)
+        column_sums = first.new_full((n,), float("-inf"))
         part = first.new_empty(0)
         for start, stop in chunks:
             part = logits(start, stop)
-            right[start:stop] = part.diagonal(start)
-            by_row[start:stop] = part.logsumexp(1)
-            by_column = torch.logaddexp(by_column, part.logsumexp(0))
+            diagonal[start:stop] = part.diagonal(start)
+            row_sums[start:stop] = part.logsumexp(1)
+            column_sums = torch.logaddexp(column_sums, part.logsumexp(0))
         if any(ctx.needs_input_grad):
-            by_first, by_second = torch.empty_like(first), torch.zeros_like(second)
+            grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
             for start, stop in chunks:
-                # The last chunk of the first round is the first one that is needed here, if there is just one.
+                # A single chunk's logits are still there.
                 part = part if len(chunks) == 1 else logits(start, stop)
-                by_part = (part - by_row[start:stop, None]).exp_()
-                by_part += part.sub_(by_column).exp_()
-                by_part /= 2 * n
-                by_part.diagonal(start).sub_(1 / n)
-                torch.mm(by_part, second, out=by_first[start:stop])
-                by_second.addmm_(by_part.T, first[start:stop])
-            by_scale = (by_first * first).sum()
-            ctx.save_for_backward(by_first.mul_(scale), by_second.mul_(scale), by_scale)
-        return ((by_row - right) + (by_column - right)).mean() / 2
+                grad_part = (part - row_sums[start:stop, None]).exp_()
+                grad_part += part.sub_(column_sums).exp_()
+                grad_part /= 2 * n
+                grad_part.diagonal(start).sub_(1 / n)
+                torch.mm(grad_part, second, out=grad_first[start:stop])
+                grad_second.addmm_(grad_part.T, first[start:stop])
+            grad_scale = (grad_first * first).sum()
+            ctx.save_for_backward(grad_first.mul_(scale), grad_second.mul_(scale), grad_scale)
+        return ((row_sums - diagonal) + (column_sums - diagonal)).mean() / 2
 
     @staticmethod
     @once_differentiable
@@ -120,7 +133,7 @@ class _ChunkedInfoNce(torch.autograd.Function):
 
 
 def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:
-    """Which entries of a pair's matrix are not negatives although they are off the diagonal.
+    """Entries of a pair's matrix that are no negatives although they are off the diagonal.
 
     Rows i and j are no negatives of each other where they share their image, or one of the pair's texts; and
     ``first[i]`` is none of ``second[j]`` where both are the same text.
@@ -156,7 +169,7 @@ def contrastive_loss(
     Args:
         embeddings: L2-normalised [n, d] for each kind that a pair names.
         logit_scale: the model's logarithmic scale, one number; a scalar or, as some models have it, of shape [1].
-        pairs: what is drawn together.
+        pairs: the terms.
         keys: see :func:`false_negatives`; None keeps every negative.
 
     Returns:
@@ -172,3 +185,112 @@ def contrastive_loss(
             total = total + pair.weight * loss
             parts[pair.name] = loss.detach()
     return total, parts
+
+
+class Anchor:
+    """The base as it was when training began."""
+
+    def __init__(self, clip: ClipModel, distil: float, l2_sp: float) -> None:
+        """Copy what the terms need of the model as it is; a weight of 0 leaves a term out."""
+        self.distil, self.l2_sp = distil, l2_sp
+        trained = {name: p for name, p in clip.model.named_parameters() if p.requires_grad}
+        self._weights = {name: p.detach().clone() for name, p in trained.items()} if l2_sp else {}
+        self._tower: ClipModel | None = None
+        if distil:
+            # The image tower is large and stays the same, so it is shared.
+            self._tower = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
+            self._tower.model.requires_grad_(False)
+            self._tower.model.eval()
+
+    def distance(
+        self,
+        prepared: Prepared,
+        embeddings: Mapping[str, Tensor],
+        precision: Precision,
+        most_bytes: float,
+        processes: Processes,
+    ) -> Tensor:
+        """Mean of 1 - cosine between the captions' embeddings and the base's, a scalar with history.
+
+        `precision`, `most_bytes` and `processes` are as :class:`CachedTexts` takes them.
+        """
+        assert self._tower is not None
+        captions = prepared.batch.texts[CAPTION]
+        base = CachedTexts(
+            self._tower, captions, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
+        )
+        return (1 - (embeddings[CAPTION] * base.embed()).sum(1)).mean()
+
+    @torch.no_grad()
+    def pull_back(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+        """Add L2-SP's gradient to those of the parameters; its value without the weight, a scalar."""
+        value = torch.zeros(())
+        for name, base in self._weights.items():
+            parameter = parameters[name]
+            away = parameter - base
+            value = value + away.square().sum().cpu() / 2
+            parameter.grad = (
+                self.l2_sp * away if parameter.grad is None else parameter.grad.add_(away, alpha=self.l2_sp)
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a step and its gradients."""
+
+    clip: ClipModel
+    pairs: Sequence[Pair]
+    precision: Precision = "fp32"
+    memory_gib: float = 4.0
+    """Memory for what the backward pass needs of a batch; larger batches are embedded twice."""
+    anchor: Anchor | None = None
+    processes: Processes = ALONE
+    taken: int = field(default_factory=anonymous_memory)
+    """Bytes of this process before the first batch."""
+
+    def gradients(self, prepared: Prepared, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradients of a batch's loss to the parameters' ``grad``.
+
+        Args:
+            prepared: the batch.
+            seed: of the dropout, where the tower has any.
+
+        Returns:
+            The loss, and each term without its weight, by name; scalars without history, the same in every process.
+        """
+        clip, anchor = self.clip, self.anchor
+        scale, parameters = clip.model.get_parameter("logit_scale"), trained_parameters(clip.model)
+        # The scale's gradient comes from the whole batch.
+        tower = [parameter for parameter in parameters.values() if parameter is not scale]
+        most_bytes = self.taken + self.memory_gib * GIB
+        with touched_vocabulary(clip, prepared.tokens) as vocabulary:
+            texts = CachedTexts(
+                clip,
+                prepared.tokens,
+                precision=self.precision,
+                keep=self.fits(prepared),
+                most_bytes=most_bytes,
+                seed=seed,
+                processes=self.processes,
+            )
+            text_embeddings = texts.embed().requires_grad_()
+            embeddings = prepared.embeddings(text_embeddings)
+            loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
+            if anchor is not None and anchor.distil:
+                distance = anchor.distance(prepared, embeddings, self.precision, most_bytes, self.processes)
+                loss, terms = loss + anchor.distil * distance, terms | {DISTIL: distance.detach()}
+            loss.backward()
+            assert text_embeddings.grad is not None
+            texts.backward(text_embeddings.grad, [*vocabulary, *tower])
+        self.processes.sum_gradients(tower)
+        loss = loss.detach()
+        if anchor is not None and anchor.l2_sp:
+            distance = anchor.pull_back(parameters).to(loss.device)
+            loss, terms = loss + anchor.l2_sp * distance, terms | {L2_SP: distance}
+        return loss, terms
+
+    def fits(self, prepared: Prepared) -> bool:
+        """Whether this process's share of the batch can be kept for the backward pass."""
+        tokens = computed_tokens(self.clip, prepared.tokens) / self.processes.count
+        return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB

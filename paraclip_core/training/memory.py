@@ -1,14 +1,17 @@
-"""Memory that training may take, and when what it has freed goes back to the system."""
+"""Process settings of a training run: memory, reproducible kernels, notice of SIGTERM."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,19 +19,21 @@ __all__ = [
     "GIB",
     "anonymous_memory",
     "bound_kernel_cache",
+    "deterministic",
     "free_heap",
     "free_memory",
     "keep_freed_memory",
     "memory_for_batches",
+    "sigterm_noticed",
 ]
 
 GIB = 2**30
 
 SHARE = 1 / 3
-"""Of the memory that is free, what batches are given: the estimate of what they take may be 2.5 times too low."""
+"""Share of the free memory for batches: the estimate of what they take may be 2.5 times too low."""
 
 UNKNOWN_GIB = 4.0
-"""Given to batches where nothing says how much is free."""
+"""For batches where the free memory is unknown."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``, as ``malloc.h`` numbers them."""
@@ -50,9 +55,9 @@ def memory_for_batches(device: torch.device, processes: int = 1) -> float:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a device's memory that are free; None where that cannot be told.
+    """Free bytes of a device's memory; None where they are unknown.
 
-    Of a CPU's memory on Linux: what the system has available, at most what the container may still take (cgroup v2).
+    On a CPU with Linux: the system's available memory, at most what the container may still take (cgroup v2).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -66,12 +71,12 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process in memory that are no file's, 0 where that cannot be told."""
+    """Bytes of this process in memory that belong to no file, 0 where they are unknown."""
     return _kib(STATUS, "RssAnon") or 0
 
 
 def free_heap() -> None:
-    """Give the system back what the C library keeps of freed memory, where it has a call for that (glibc).
+    """Return freed memory that the C library keeps (glibc's) to the system.
 
     Tensors of ever new shapes leave holes in the heap that the next ones do not fit into.
     """
@@ -86,10 +91,10 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed up to 1 GiB, for as long as the process lives, where it is glibc.
+    """Let the C library (glibc) keep freed blocks up to 1 GiB, for the life of the process.
 
-    It gives large blocks back to the system at once otherwise, which clears every page again when the next tensor takes
-    it: writing a new tensor of 32 MB took three times as long. A step frees and takes thousands of these.
+    Otherwise it returns large blocks at once, and the system clears every page again for the next tensor: writing a new
+    tensor of 32 MB took three times as long, and a step takes thousands of these.
     """
     if sys.platform != "linux":
         return
@@ -100,13 +105,47 @@ def keep_freed_memory() -> None:
 
 
 def bound_kernel_cache() -> None:
-    """Bound what oneDNN keeps; to be called before the first computation, since it looks at the bound only once.
+    """Bound oneDNN's cache of kernels; call it before the first computation, since oneDNN reads the bound once.
 
-    Every chunk of texts has a shape of its own, and what is built for each is kept. In bf16 on a CPU, 600 shapes of one
-    layer of 512 by 2,048 took 1.5 GB; with a bound of 64 0.4 GB, and no more with 1,200 shapes. A step over shared
-    beginnings needs about 30 kernels, and its sizes are rounded to few, see ``packed_attention.padded_count``.
+    Every chunk of texts has a shape of its own, and its kernels are kept. In bf16 on a CPU, 600 shapes of one layer of
+    512 by 2,048 took 1.5 GB; with a bound of 64 0.4 GB, and no more with 1,200 shapes. A step over shared prefixes
+    needs about 30 kernels, and its sizes are rounded to few.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Only kernels that give the same bytes for the same input, inside the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    fillings: Any = torch.utils.deterministic  # its attributes are made at run time
+    filled = fillings.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    bound_kernel_cache()
+    torch.use_deterministic_algorithms(True)
+    fillings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        fillings.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def sigterm_noticed() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM came; the former handler gets it at the end of the block."""
+    received: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    except ValueError:  # only the main thread can install a handler
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if received:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _kib(path: Path, name: str) -> int | None:

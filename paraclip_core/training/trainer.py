@@ -1,7 +1,7 @@
 """The training loop: text tower and logit scale against stored image features.
 
-A step is a pure function of the state before it and of its number, and the state is all in a checkpoint: a run that was
-killed and goes on gives the same bytes as one that was not, on the same number of threads.
+A step is a pure function of its number and the state before it, and a checkpoint holds the whole state: a run that was
+killed and resumed gives the same bytes as one that was not, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paraclip_core.clip.models import ClipModel, freeze_image_tower
-from paraclip_core.config import OptimiserOptions, meaning
+from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.towers import text_tower
+from paraclip_core.config import OptimizerOptions, meaning
 from paraclip_core.errors import TrainingError
-from paraclip_core.progress import Progress, silent
-from paraclip_core.training.averaging import WeightAverage
-from paraclip_core.training.batches import DataOrder
-from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
+from paraclip_core.progress import Progress, Throughput, silent
+from paraclip_core.training.batches import IMAGE, DataOrder, ImageFeatures, Prepared, prefetch_batches, save_batch
+from paraclip_core.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    TrainingLog,
+    data_digest,
+    rounded,
+    weights_digest,
+)
+from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.effort import matmul_rate, step_flops
-from paraclip_core.training.forgetting import Anchor
-from paraclip_core.training.forward import ImageFeatures, Prepared, batches_ahead
-from paraclip_core.training.guards import deterministic, save_batch, sigterm_noticed
-from paraclip_core.training.identity import data_digest, weights_digest
-from paraclip_core.training.log import TrainingLog, rounded
-from paraclip_core.training.losses import IMAGE, Pair
-from paraclip_core.training.memory import keep_freed_memory, memory_for_batches
-from paraclip_core.training.objective import Objective
-from paraclip_core.training.optimiser import (
-    build_optimiser,
+from paraclip_core.training.losses import Anchor, Objective, Pair
+from paraclip_core.training.memory import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
+from paraclip_core.training.optimizer import (
+    WeightAverage,
+    build_optimizer,
     clamp_scale,
     embedding_tables,
-    optimiser_tensors,
-    restore_optimiser,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
     set_learning_rate,
     tower_layers,
     trained_parameters,
 )
-from paraclip_core.training.pace import Pace
-from paraclip_core.training.rows import TrainingRows
-from paraclip_core.training.schedule import learning_rate
 from paraclip_core.training.trackers import Trackers
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
@@ -60,17 +60,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that a training run is made of."""
+    """Everything that a training run needs."""
 
     clip: ClipModel
-    """The model, on its device; those of its text tower's parameters that take gradients are trained in place."""
+    """The model, on its device; parameters of its text tower that take gradients are trained in place."""
     rows: TrainingRows
     features: ImageFeatures
     """Stored features of the images, float16 [N, d]."""
     image_keys: NDArray[np.int64]
     """Equal for equal images, [N]."""
     pairs: tuple[Pair, ...]
-    options: OptimiserOptions
+    options: OptimizerOptions
     scratch: Path
     """Folder of the checkpoints."""
     log_path: Path
@@ -78,19 +78,19 @@ class TrainingJob:
     mask_duplicates: bool = True
     """Leave same-text and same-image pairs out of the negatives."""
     validate: Callable[[], Mapping[str, float]] | None = None
-    """Measures the model as it is; called `validations` times, the last time after the last step."""
+    """Measures the model as it is; called `validations` times, last after the last step."""
     validations: int = 0
-    """How often, at even distances; 0: once an epoch."""
+    """Number of validations, at even distances; 0: once an epoch."""
     keep_best: str | None = None
-    """The figure of `validate` whose best weights are kept; None keeps the last ones."""
+    """The figure of `validate` that chooses the weights; None: the last ones."""
     distil: float = 0.0
-    """Weight of the distance to the base tower's caption embeddings, see :mod:`paraclip_core.training.forgetting`."""
+    """Weight of the distance to the base's caption embeddings, see :mod:`paraclip_core.training.losses`."""
     l2_sp: float = 0.0
     """Weight of the distance to the base's weights."""
     trackers: Trackers = field(default_factory=Trackers)
-    """Told the figures of every step and validation; closed at the end."""
+    """They get the figures of every step and validation, and are closed at the end."""
     processes: Processes = ALONE
-    """Who trains together; all have the same job, and the first one writes."""
+    """The processes that train together, all with the same job; the first one writes."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ class TrainingResult:
     steps: int
     batch_size: int
     loss: float
-    """Loss of the last step that was taken here; NaN where there was nothing left to do."""
+    """Loss of this process's last step; NaN without one."""
     best_step: int
-    """Step after which the weights are as returned."""
+    """Step of the returned weights."""
     best: float | None
-    """The figure that chose them."""
+    """The figure that chose them, None for the last ones."""
     samples_per_second: float
 
 
@@ -118,7 +118,7 @@ def train(job: TrainingJob, progress: Progress = silent) -> TrainingResult:
     keep_freed_memory()
     try:
         with deterministic():
-            return _Run(job).carry_out(progress)
+            return _Run(job).run(progress)
     finally:
         job.trackers.close()
 
@@ -137,7 +137,7 @@ class _Run:
             self.kinds = tuple(dict.fromkeys((*self.kinds, "caption")))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
-        self.optimiser = build_optimiser(
+        self.optimizer = build_optimizer(
             self.parameters,
             job.options.weight_decay,
             job.options.layer_decay,
@@ -159,14 +159,14 @@ class _Run:
         self.saved_best = 0
         self.loss = math.nan
 
-    def carry_out(self, progress: Progress) -> TrainingResult:
-        start = self._resume()
-        self.job.trackers.begin(start)
-        began = time.monotonic()
+    def run(self, progress: Progress) -> TrainingResult:
+        first = self._resume()
+        self.job.trackers.begin(first)
+        start = time.monotonic()
         self.job.clip.model.train()
-        self._loop(start, progress)
-        seconds = time.monotonic() - began
-        self.average.take()
+        self._loop(first, progress)
+        seconds = time.monotonic() - start
+        self.average.apply()
         self._take_best()
         self.job.clip.model.eval()
         return TrainingResult(
@@ -175,25 +175,29 @@ class _Run:
             loss=self.loss,
             best_step=self.best_step or self.steps,
             best=self.best if math.isfinite(self.best) else None,
-            samples_per_second=round((self.steps - start) * self.order.batch_size / max(seconds, 1e-9), 1),
+            samples_per_second=round((self.steps - first) * self.order.batch_size / max(seconds, 1e-9), 1),
         )
 
-    def _loop(self, start: int, progress: Progress) -> None:
-        job, processes = self.job, self.job.processes
+    def _loop(self, first: int, progress: Progress) -> None:
+        job, processes, steps = self.job, self.job.processes, range(first, self.steps)
         keys = job.image_keys if job.mask_duplicates else None
-        told = progress if processes.first else silent
-        rate = matmul_rate(job.clip, self.options.precision) * processes.count
-        pace = Pace(told, self.steps, start, self.order.batch_size, rate)
+        # Only a packed tower's arithmetic is counted.
+        packed = text_tower(job.clip).packed
+        dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
+        rate = packed.matmul_rate(dtype) * processes.count if packed is not None else 0.0
+        listener = progress if processes.first else silent
+        throughput = Throughput(listener, self.steps, first, self.order.batch_size, rate)
         saved = time.monotonic()
         with (
             sigterm_noticed() as terminated,
-            batches_ahead(job.rows, self.order, self.kinds, job.features, keys, range(start, self.steps)) as batches,
+            prefetch_batches(job.rows, self.order, self.kinds, job.features, keys, steps) as batches,
         ):
-            for step in range(start, self.steps):
-                with pace.waiting():
+            for step in steps:
+                with throughput.waiting():
                     prepared = next(batches)
                 self._step(step, prepared)
-                pace.compute(step_flops(job.clip, prepared.tokens))
+                if packed is not None:
+                    throughput.add_flops(packed.step_flops(prepared.tokens))
                 done = step + 1
                 if done * self.checks // self.steps > step * self.checks // self.steps:
                     self._validate(done)
@@ -203,19 +207,19 @@ class _Run:
                     saved = time.monotonic()
                 if stopping:
                     raise TrainingError(f"stopped by SIGTERM after step {done} of {self.steps}; run again to go on")
-                pace.tell(done, loss=rounded(self.loss))
+                throughput.report(done, loss=rounded(self.loss))
 
     def _step(self, step: int, prepared: Prepared) -> None:
         options = self.options
         rate = learning_rate(step, self.steps, options.learning_rate, options.warmup)
-        set_learning_rate(self.optimiser, rate)
-        self.optimiser.zero_grad(set_to_none=True)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
         loss, parts = self.objective.gradients(prepared, options.seed * 1_000_003 + step)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), options.clip_norm)
         self.loss = float(loss)
         if not math.isfinite(self.loss) or not math.isfinite(float(norm)):
             raise self._diverged(step, prepared, float(norm))
-        self.optimiser.step()
+        self.optimizer.step()
         if self.logit_scale.requires_grad:
             clamp_scale(self.logit_scale)
         self.average.update(step + 1)
@@ -257,7 +261,7 @@ class _Run:
         if not self.job.processes.first:
             return
         tensors = {f"model.{name}": parameter for name, parameter in self.parameters.items()}
-        tensors |= {f"adam.{name}": value for name, value in optimiser_tensors(self.optimiser, self.parameters).items()}
+        tensors |= {f"adam.{name}": value for name, value in optimizer_tensors(self.optimizer, self.parameters).items()}
         tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
         best = self.best if math.isfinite(self.best) else None
         facts = {"log_bytes": self.log.sync(), "best_step": self.best_step, "best": best}
@@ -267,24 +271,27 @@ class _Run:
         self.saved_best = self.best_step
 
     def _resume(self) -> int:
-        """Restore the newest checkpoint whose log and best weights are still there; the number of steps it has."""
+        """Restore the newest checkpoint whose log and best weights are there; returns its number of steps."""
         processes = self.job.processes
-        found = self._newest() if processes.first else None
-        told = processes.send_facts({"step": found.step if found else 0, "state": found is not None})
-        if found is not None:
-            self._restore(found)
-            log.info("going on after step %d of %d", found.step, self.steps)
+        checkpoint = self._newest() if processes.first else None
+        shared = processes.send_facts({"step": checkpoint.step if checkpoint else 0, "state": checkpoint is not None})
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            log.info("going on after step %d of %d", checkpoint.step, self.steps)
         if processes.count > 1:
-            self._share(told["state"])
-        return int(told["step"])
+            self._share(shared["state"])
+        return int(shared["step"])
 
     def _newest(self) -> Checkpoint | None:
-        while (found := self.checkpoints.newest()) is not None:
-            best_step = int(found.facts["best_step"])
-            if self._has_best(best_step) and self.log.resume(int(found.facts["log_bytes"])):
-                return found
-            log.warning("the checkpoint of step %d has lost its log or its best weights; it is not used", found.step)
-            self.checkpoints.forget(found.step)
+        while (checkpoint := self.checkpoints.newest()) is not None:
+            best_step = int(checkpoint.facts["best_step"])
+            has_best = best_step == 0 or self.checkpoints.load_best(best_step) is not None
+            if has_best and self.log.resume(int(checkpoint.facts["log_bytes"])):
+                return checkpoint
+            log.warning(
+                "the checkpoint of step %d has lost its log or its best weights; it is not used", checkpoint.step
+            )
+            self.checkpoints.forget(checkpoint.step)
         self.log.resume(0)
         return None
 
@@ -296,31 +303,30 @@ class _Run:
             processes.send(list(self.average.tensors.values()))
         if not resumed:
             return
-        have = optimiser_tensors(self.optimiser, self.parameters)
-        shapes = processes.send_facts({name: list(value.shape) for name, value in have.items()})
+        tensors = optimizer_tensors(self.optimizer, self.parameters)
+        shapes = processes.send_facts({name: list(value.shape) for name, value in tensors.items()})
         if not processes.first:
             # AdamW's step counts are on the CPU unless it is fused on another device; restoring puts each in place.
-            have = {name: torch.zeros(shape, device=processes.device) for name, shape in shapes.items()}
-        processes.send([have[name] for name in shapes])
+            tensors = {name: torch.zeros(shape, device=processes.device) for name, shape in shapes.items()}
+        processes.send([tensors[name] for name in shapes])
         if not processes.first:
-            restore_optimiser(self.optimiser, self.parameters, have)
+            restore_optimizer(self.optimizer, self.parameters, tensors)
 
-    def _has_best(self, step: int) -> bool:
-        return step == 0 or self.checkpoints.load_best(step) is not None
-
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         def part(kind: str) -> dict[str, Tensor]:
-            return {k.removeprefix(kind): v for k, v in found.tensors.items() if k.startswith(kind)}
+            return {k.removeprefix(kind): v for k, v in checkpoint.tensors.items() if k.startswith(kind)}
 
-        weights = part("model.")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-        restore_optimiser(self.optimiser, self.parameters, part("adam."))
+        self._copy_in(part("model."))
+        restore_optimizer(self.optimizer, self.parameters, part("adam."))
         self.average.restore(part("average."))
-        best = found.facts["best"]
-        self.best_step = self.saved_best = int(found.facts["best_step"])
+        best = checkpoint.facts["best"]
+        self.best_step = self.saved_best = int(checkpoint.facts["best_step"])
         self.best = -math.inf if best is None else float(best)
+
+    @torch.no_grad()
+    def _copy_in(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
 
     def _take_best(self) -> None:
         if self.best_step in (0, self.steps):
@@ -330,9 +336,7 @@ class _Run:
             raise TrainingError(
                 f"the best weights (step {self.best_step}) are gone from {self.job.scratch}; delete it and run again"
             )
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+        self._copy_in(weights)
 
     def _diverged(self, step: int, prepared: Prepared, norm: float) -> TrainingError:
         path = self.job.scratch / f"diverged-step-{step + 1:08d}.npz"
@@ -344,7 +348,7 @@ class _Run:
         )
 
     def _identity(self) -> str:
-        """Of the run, while its weights are still those that it starts from."""
+        """Digest of the run, computed while the weights are those of the start."""
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
         anchor = [self.job.distil, self.job.l2_sp]
@@ -354,11 +358,11 @@ class _Run:
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """A log line as names such as ``losses/image~paraphrase_2`` with figures."""
-    found: dict[str, float] = {}
+    """A log line's figures under names such as ``losses/image~paraphrase_2``."""
+    figures: dict[str, float] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}/")
+            figures |= _flat(value, f"{prefix}{name}/")
         elif name != "step":
-            found[prefix + name] = float(value)
-    return found
+            figures[prefix + name] = float(value)
+    return figures

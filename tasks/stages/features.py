@@ -28,8 +28,8 @@ from tasks.models import base_sources
 from tasks.stage import Stage, StageContext, input_path
 
 if TYPE_CHECKING:
-    from paraclip_core.clip.base import ClipModel
-    from paraclip_core.clip.featurise import Featuriser, ImageFile
+    from paraclip_core.clip.featurize import Featurizer, ImageFile
+    from paraclip_core.clip.model import ClipModel
 
 __all__ = ["FEATURES"]
 
@@ -52,9 +52,9 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     # Imported here, because torch and open_clip take seconds and a plan needs neither.
     import torch
 
-    from paraclip_core.clip.featurise import Featuriser
+    from paraclip_core.clip.featurize import Featurizer
     from paraclip_core.clip.images import ImageArchive
-    from paraclip_core.clip.models import image_tower_hash, pick_device, preprocess_hash
+    from paraclip_core.clip.model import image_tower_hash, pick_device, preprocess_hash
 
     settings = ctx.settings
     if settings.run.threads:
@@ -63,8 +63,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     clip.model.to(pick_device(settings.run.device))
     images = ctx.work.scratch / "images.parquet"
     total = _list_images(ctx.inputs["ingest"].path / "captions", images)
-    with Featuriser(clip, lambda name: ImageArchive(_archive(ctx, name)), settings.features.batch_size) as featuriser:
-        shards = _encode_shards(ctx, featuriser, images, total)
+    with Featurizer(clip, lambda name: ImageArchive(_archive(ctx, name)), settings.features.batch_size) as featurizer:
+        shards = _encode_shards(ctx, featurizer, images, total)
     if not shards:
         write_shard(ctx.work.out, 0, torch.zeros(0, clip.embed_dim).half().numpy())
     rejected = _join(ctx, shards, total)
@@ -79,7 +79,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 
 def _base(settings: Settings) -> ClipModel:
-    from paraclip_core.clip.models import embedded_clip, load_clip
+    from paraclip_core.clip.embedded import embedded_clip
+    from paraclip_core.clip.load import load_clip
 
     if settings.model.base == "embedded":
         return embedded_clip(settings.model)
@@ -111,13 +112,13 @@ def _list_images(captions: Path, target: Path) -> int:
     return pq.read_metadata(target).num_rows
 
 
-def _encode_shards(ctx: StageContext, featuriser: Featuriser, images: Path, total: int) -> int:
+def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, total: int) -> int:
     """Encode what is not encoded yet; returns the number of shards."""
     size, shard = ctx.settings.features.shard_images, -1
     for shard, files in enumerate(_shards(images, size)):
         if not _part(ctx, "index", shard).exists():
             first = shard * size
-            result = featuriser.encode(files, lambda done, first=first: ctx.progress(first + done, total))
+            result = featurizer.encode(files, lambda done, first=first: ctx.progress(first + done, total))
             write_shard(ctx.work.out, shard, result.features)
             write_table(_part(ctx, "rejects", shard), _reject_rows(result.rejected))
             # Last, because it marks the shard as finished.
@@ -127,7 +128,7 @@ def _encode_shards(ctx: StageContext, featuriser: Featuriser, images: Path, tota
 
 
 def _shards(images: Path, size: int) -> Iterator[list[ImageFile]]:
-    from paraclip_core.clip.featurise import ImageFile
+    from paraclip_core.clip.featurize import ImageFile
 
     waiting: list[ImageFile] = []
     for batch in iter_batches(images):

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 
-from paraclip_core.clip.models import ClipModel, embedded_clip, freeze_image_tower, pick_device
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.config import meaning
-from paraclip_core.training.losses import IMAGE, Pair
-from paraclip_core.training.rows import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.alpha import RECALL, ValidationSet, measure
+from paraclip_core.training.batches import IMAGE
+from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.losses import Pair
 from paraclip_core.training.trainer import TrainingJob
-from paraclip_core.training.validation import RECALL, ValidationSet, measure
 from tasks.stage import StageContext
 from tasks.training.data import (
     HeldOut,

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from paraclip_core.clip.models import ClipModel, image_tower_hash
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.guards import bound_kernel_cache
-from paraclip_core.training.rows import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
-from paraclip_core.training.validation import ValidationSet
+from paraclip_core.training.alpha import ValidationSet
+from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
+from paraclip_core.training.memory import bound_kernel_cache
 from storage.artifacts import Artifact
 from storage.features import FeatureRows, FeatureStore
 from storage.parquet import iter_batches, read_table

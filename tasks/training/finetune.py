@@ -8,15 +8,25 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-from paraclip_core.clip.models import ClipModel, freeze_image_tower, load_clip, pick_device, weights_hash
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, weights_hash
 from paraclip_core.clip.reference import fixed_place, place_free_name
 from paraclip_core.config import meaning
-from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
+from paraclip_core.training.alpha import (
+    AO,
+    BY_RULE,
+    ValidationSet,
+    best_so_far,
+    choose_alpha,
+    copy_weights,
+    interpolate,
+    measure,
+    sweep,
+)
+from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.optimiser import select_parameters, trained_parameters
-from paraclip_core.training.rows import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.optimizer import select_parameters, trained_parameters
 from paraclip_core.training.trainer import TrainingJob
-from paraclip_core.training.validation import AO, ValidationSet, measure
 from storage.files import write_json
 from tasks.models import base_reference
 from tasks.stage import StageContext

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip_core.clip.models import ClipModel
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.tables import PARAPHRASE_REJECTS
-from paraclip_core.training.forward import image_features
-from paraclip_core.training.image_gate import image_cosines
+from paraclip_core.training.alpha import image_cosines
+from paraclip_core.training.batches import image_features
 from storage.parquet import PartWriter
 from tasks.training.data import Images, RowTexts
 

@@ -30,8 +30,8 @@ from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import die_with
 from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
-from paraclip_core.training.guards import bound_kernel_cache
-from paraclip_core.training.optimiser import trained_parameters
+from paraclip_core.training.memory import bound_kernel_cache
+from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.trackers import Run, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.tables import CAPTIONS
-from paraclip_core.training.rows import CAPTION_ID, TrainingRows, id_array
+from paraclip_core.training.data import CAPTION_ID, TrainingRows, id_array
 from storage.artifacts import Artifact
 from storage.duckdb_file import frequent_values
 from storage.parquet import PartWriter, iter_batches

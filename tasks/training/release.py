@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.clip.models import ClipModel, image_tower_hash, save_release
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ModelError
 from paraclip_core.training.card import model_card
 from storage.files import storage_error

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.clip.models import ClipModel
-from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.tokenizer import shortened, tokenise
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.tokenizer import shortened, tokenize
 
 __all__ = ["STORED", "TextTokens", "tokens_for"]
 
@@ -45,7 +45,7 @@ def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
         stored_length: how long stored texts are at most, see ``data.context_length``.
     """
     if not clip.reads_clip_tokens:
-        return TextTokens(True, lambda texts: _lists(tokenise(clip, texts.to_pylist()), clip), clip.token_dtype)
+        return TextTokens(True, lambda texts: _lists(tokenize(clip, texts.to_pylist()), clip), clip.token_dtype)
     if clip.context_length < stored_length:
         return TextTokens(convert=lambda lists: _lists(shortened(Ragged.from_arrow(lists), clip.context_length), clip))
     return STORED

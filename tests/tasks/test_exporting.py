@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from flows.cli import run_cli
-from paraclip_core.clip.build import build_model
 from paraclip_core.clip.encode import encode_images, encode_texts
-from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, save_release
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import model_card
 from storage.artifacts import Artifact, ArtifactStore, Draft

@@ -203,7 +203,7 @@ class TransformersEngine:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            from paraclip_core.clip.base import pick_device
+            from paraclip_core.clip.model import pick_device
 
             device = pick_device(self._device)
             log.info("loading %s", self._folder)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from open_clip.model import set_model_preprocess_cfg
 
-from paraclip_core.clip.models import ClipModel, embedded_clip
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import ModelOptions
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}

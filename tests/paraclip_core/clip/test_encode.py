@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from paraclip_core.clip import encode
-from paraclip_core.clip.encode import encode_images, encode_ragged, encode_texts, tokenise
+from paraclip_core.clip.encode import encode_images, encode_ragged, encode_texts
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.models import ClipModel
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.tokenizer import tokenize
 from paraclip_core.clip.towers import TextTower
 from paraclip_core.errors import InputError, ModelError
 
@@ -41,7 +42,7 @@ def _own(clip: ClipModel) -> torch.Tensor:
 @pytest.mark.parametrize("chunk_tokens", [1, 40, 100_000])
 def test_forward_equals_open_clip(any_clip: ClipModel, chunk_tokens: int) -> None:
     with torch.no_grad():
-        found = encode_ragged(any_clip, tokenise(any_clip, TEXTS), chunk_tokens=chunk_tokens)
+        found = encode_ragged(any_clip, tokenize(any_clip, TEXTS), chunk_tokens=chunk_tokens)
         expected = _own(any_clip)
     assert found.shape == (len(TEXTS), 32) and found.dtype == torch.float32
     assert (found - expected).abs().max() <= 1e-5
@@ -52,7 +53,7 @@ def test_forward_equals_open_clip(any_clip: ClipModel, chunk_tokens: int) -> Non
 def test_gradients_equal_open_clips(any_clip: ClipModel) -> None:
     target = torch.randn(len(TEXTS), 32, generator=torch.Generator().manual_seed(3))
     gradients = []
-    for features in (_own(any_clip), encode_ragged(any_clip, tokenise(any_clip, TEXTS), chunk_tokens=60)):
+    for features in (_own(any_clip), encode_ragged(any_clip, tokenize(any_clip, TEXTS), chunk_tokens=60)):
         any_clip.model.zero_grad(set_to_none=True)
         (features * target).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in any_clip.model.named_parameters() if p.grad is not None})
@@ -67,13 +68,13 @@ def test_gradients_equal_open_clips(any_clip: ClipModel) -> None:
 def test_a_bidirectional_tower_takes_its_own_padded_path(tiny: Tiny) -> None:
     clip = tiny({"no_causal_mask": True, "pool_type": "argmax"}, custom_text=True)
     with torch.no_grad():
-        found = encode_ragged(clip, tokenise(clip, TEXTS))
+        found = encode_ragged(clip, tokenize(clip, TEXTS))
         assert (found - _own(clip)).abs().max() <= 1e-5
 
 
 def test_bf16_is_near_fp32_and_still_float32(tiny: Tiny) -> None:
     clip = tiny()
-    tokens = tokenise(clip, TEXTS)
+    tokens = tokenize(clip, TEXTS)
     with torch.no_grad():
         exact, rough = encode_ragged(clip, tokens), encode_ragged(clip, tokens, precision="bf16")
     assert rough.dtype == torch.float32
@@ -83,7 +84,7 @@ def test_bf16_is_near_fp32_and_still_float32(tiny: Tiny) -> None:
 def test_short_contexts_and_empty_lists(tiny: Tiny) -> None:
     clip = tiny({"context_length": 16})
     with torch.no_grad():
-        assert (encode_ragged(clip, tokenise(clip, TEXTS)) - _own(clip)).abs().max() <= 1e-5
+        assert (encode_ragged(clip, tokenize(clip, TEXTS)) - _own(clip)).abs().max() <= 1e-5
     assert encode_texts(clip, []).shape == (0, 32)
     assert encode_ragged(clip, Ragged.from_lists([])).shape == (0, 32)
     assert encode_images(clip, []).shape == (0, 32)
@@ -95,7 +96,7 @@ def test_wrong_tokens_are_told(tiny: Tiny) -> None:
         encode_ragged(clip, Ragged.from_lists([list(range(17))]))
     with pytest.raises(InputError, match="0 or 2"):
         encode_ragged(clip, Ragged.from_lists([[], [1, 2]]))
-    with pytest.raises(ModelError, match="tokenised for another model"):
+    with pytest.raises(ModelError, match="tokenized for another model"):
         encode_ragged(clip, Ragged.from_lists([[60000]]))
 
 

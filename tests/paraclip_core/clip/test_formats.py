@@ -20,15 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.formats import is_torchscript, read_torchscript, read_weights
 from paraclip_core.clip.hf_format import from_hf, to_hf
-from paraclip_core.clip.identity import image_tower_hash
 from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.reference import local_file, model_files, place_free_name, tokenizer_reference
-from paraclip_core.clip.release import save_release
-from paraclip_core.clip.torchscript import is_torchscript, read_torchscript
-from paraclip_core.clip.weights import read_weights
 from paraclip_core.errors import ModelError
 
 Tiny = Callable[..., ClipModel]

@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.random import default_rng
 
-from paraclip_core.clip.featurise import Featuriser, ImageFile
-from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.models import ClipModel
-from paraclip_core.clip.parquet_pictures import ParquetPictures
+from paraclip_core.clip.featurize import Featurizer, ImageFile
+from paraclip_core.clip.images import ImageArchive, ParquetPictures
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURE_ROWS, holds_pictures, picture_column, picture_name, picture_place
 
@@ -52,8 +51,8 @@ def test_in_order_each_row_group_is_begun_once(
     monkeypatch.setattr(ParquetPictures, "_windows", lambda self, name, n: (begun.append(n), begin(self, name, n))[1])
     path = _written(tmp_path / "a.parquet", ROWS // 2)
     files = [ImageFile(str(row), picture_name("image", row, "0" * 32), path.name) for row in range(ROWS)]
-    with Featuriser(tiny(), lambda name: ImageArchive(tmp_path / name), batch_size=4, workers=4) as featuriser:
-        assert len(featuriser.encode(files).rejected) == ROWS
+    with Featurizer(tiny(), lambda name: ImageArchive(tmp_path / name), batch_size=4, workers=4) as featurizer:
+        assert len(featurizer.encode(files).rejected) == ROWS
     assert begun == [0, 1], "threads that ask out of order would read a row group again and again"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from paraclip_core.clip import search as module
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.models import ClipModel
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import search
 from paraclip_core.errors import ModelError
 

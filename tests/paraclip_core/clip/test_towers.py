@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.factory import get_model_config
 
-from paraclip_core.clip.base import ClipModel, freeze_image_tower
-from paraclip_core.clip.build import build_model
-from paraclip_core.clip.encode import encode_ragged, encode_texts, tokenise
-from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.release import save_release
-from paraclip_core.clip.tokenizer import model_tokenizer, pad_token
+from paraclip_core.clip.encode import encode_ragged, encode_texts
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.tokenizer import model_tokenizer, pad_token, tokenize
 from paraclip_core.clip.towers import text_tower
 from paraclip_core.errors import ModelError
 
@@ -56,7 +55,7 @@ def test_all_kinds_are_tested(towers: Any) -> None:
 @pytest.mark.parametrize("chunk_tokens", [1, 60, 100_000])
 def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, chunk_tokens: int) -> None:
     assert text_tower(clip).kind == towers.KINDS[kind][0]
-    tokens = tokenise(clip, towers.TEXTS)
+    tokens = tokenize(clip, towers.TEXTS)
     assert tokens.values.dtype == np.uint16 and int(tokens.lengths.min()) < clip.context_length
     with torch.no_grad():
         expected = _own(clip, towers.TEXTS)
@@ -70,7 +69,7 @@ def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, 
 def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any) -> None:
     target = torch.randn(TEXTS, 32, generator=torch.Generator().manual_seed(3))
     gradients = []
-    for encode in (_own, lambda clip, texts: encode_ragged(clip, tokenise(clip, texts), chunk_tokens=60)):
+    for encode in (_own, lambda clip, texts: encode_ragged(clip, tokenize(clip, texts), chunk_tokens=60)):
         clip.model.zero_grad(set_to_none=True)
         (encode(clip, towers.TEXTS) * target).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None})
@@ -103,7 +102,7 @@ def test_only_what_the_loss_sees_is_trained(clip: ClipModel, towers: Any) -> Non
     clip.model.zero_grad(set_to_none=True)
     clip.model.train()
     scale = clip.model.get_parameter("logit_scale").exp()
-    (scale * encode_ragged(clip, tokenise(clip, towers.TEXTS))).sum().backward()
+    (scale * encode_ragged(clip, tokenize(clip, towers.TEXTS))).sum().backward()
     clip.model.eval()
     reached = {name for name, parameter in clip.model.named_parameters() if parameter.grad is not None}
     assert reached == trained and "logit_scale" in trained
@@ -112,7 +111,7 @@ def test_only_what_the_loss_sees_is_trained(clip: ClipModel, towers: Any) -> Non
 def test_dropout_of_a_hugging_face_tower_stays_off(towers: Any, tmp_path: Path) -> None:
     save_release(towers.model_of("roberta", tmp_path), tmp_path / "release", "card")
     clip = load_clip(str(tmp_path / "release"))
-    tokens = tokenise(clip, towers.TEXTS)
+    tokens = tokenize(clip, towers.TEXTS)
     clip.model.train()
     with torch.no_grad():
         assert torch.equal(encode_ragged(clip, tokens), encode_ragged(clip, tokens))
@@ -127,7 +126,7 @@ def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
         assert pad_token(clip) == pad
         assert clip.reads_clip_tokens is (kind in ("clip", "coca"))
     clip.model.text.vocab_size = 250_002
-    assert tokenise(clip, ["a dog"]).values.dtype == np.int32
+    assert tokenize(clip, ["a dog"]).values.dtype == np.int32
 
 
 def test_a_tower_without_a_text_vector_is_refused(towers: Any, tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_tokenizer_that_is_not_there(towers: Any, tmp_path: Path) -> None:
     clip = towers.model_of("roberta", tmp_path)
     clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):
-        tokenise(clip, ["a"])
+        tokenize(clip, ["a"])
 
 
 def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +177,7 @@ def test_code_beside_a_tokenizer_is_not_run(towers: Any, tmp_path: Path) -> None
     mark = tmp_path / "mark"
     (tmp_path / "m/own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: ...\n")
     try:
-        tokenise(load_clip(str(tmp_path / "m")), ["a dog"])
+        tokenize(load_clip(str(tmp_path / "m")), ["a dog"])
     except ModelError as error:
         assert "cannot load the tokenizer" in str(error)
     assert not mark.exists()

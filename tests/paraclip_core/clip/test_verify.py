@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from paraclip_core.clip.base import ClipModel
 from paraclip_core.clip.encode import encode_images
-from paraclip_core.clip.identity import image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.verify import check_features, check_images, check_towers
 from paraclip_core.errors import ModelError
 

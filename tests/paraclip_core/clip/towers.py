@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from paraclip_core.clip.base import ClipModel
-from paraclip_core.clip.build import build_model
+from paraclip_core.clip.load import build_model
+from paraclip_core.clip.model import ClipModel
 
 TEXTS = [
     "a dog runs on a beach",

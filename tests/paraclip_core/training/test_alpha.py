@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from paraclip_core.training.alpha import BY_RULE, best_so_far, choose_alpha, copy_weights, interpolate, sweep
-from paraclip_core.training.validation import AO, JS, RECALL
+from paraclip_core.clip.encode import encode_ragged
+from paraclip_core.training.alpha import (
+    AO,
+    BY_RULE,
+    JS,
+    PARAPHRASE_RECALL,
+    RECALL,
+    ValidationSet,
+    best_so_far,
+    choose_alpha,
+    copy_weights,
+    image_cosines,
+    interpolate,
+    measure,
+    sweep,
+)
 
 
 def points(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
@@ -66,3 +83,57 @@ def test_rule(rows: list[tuple[float, float, float]], chosen: float) -> None:
     assert found["chosen"] == chosen
     assert "0.5 points" in found["rule"]
     assert [point["alpha"] for point in found["alphas"]] == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize(("images", "measured"), [(1, {RECALL}), (2, {RECALL, AO, JS, PARAPHRASE_RECALL})])
+def test_one_image_tells_nothing_of_rankings(tiny: ModuleType, images: int, measured: set[str]) -> None:
+    rows, features = tiny.tiny_rows(rows=4, images=images)
+    texts = rows.texts
+    held_out = ValidationSet(
+        features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
+    )
+    figures = measure(tiny.tiny_clip(), held_out)
+    assert set(figures) == measured
+    if images == 1:
+        # Every α finds the one image, and that must not undo the training.
+        assert choose_alpha([{"alpha": alpha, **figures} for alpha in np.linspace(0, 1, 3)], 0.5)["chosen"] == 1
+
+
+def test_some_images_can_be_missed_however_few_there_are(tiny: ModuleType) -> None:
+    for images in (2, 10, 19, 30):
+        rows, features = tiny.tiny_rows(images=images)
+        texts = rows.texts
+        held_out = ValidationSet(
+            features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
+        )
+        figures = measure(tiny.tiny_clip(), held_out)
+        assert set(figures) == {RECALL, AO, JS, PARAPHRASE_RECALL}
+        assert 0 < figures[RECALL] < 75 and figures[JS] < 100
+
+
+def test_cosines_are_those_of_the_towers_whatever_the_features_length(tiny: ModuleType) -> None:
+    clip, random_state = tiny.tiny_clip(), np.random.RandomState(1)
+    texts = tiny.tiny_texts(random_state.randint(0, 400, (20, 8)))
+    features = random_state.randn(20, clip.embed_dim)
+    found = image_cosines(clip, texts, features)
+    vectors = encode_ragged(clip, texts).detach().numpy().astype(np.float64)
+    for row in range(20):
+        whole = np.linalg.norm(vectors[row]) * np.linalg.norm(features[row])
+        assert abs(found[row] - vectors[row] @ features[row] / whole) <= 0.5e-4 + 1e-6
+    assert np.array_equal(found, image_cosines(clip, texts, (7.5 * features).astype(np.float32)))
+    assert np.array_equal(found[3:9], image_cosines(clip, texts.take(np.arange(3, 9)), features[3:9]))
+
+
+def test_the_model_is_left_as_it_was(tiny: ModuleType) -> None:
+    clip = tiny.tiny_clip()
+    texts = tiny.tiny_texts(np.ones((2, 8), int))
+    clip.model.train()
+    image_cosines(clip, texts, np.ones((2, clip.embed_dim)))
+    assert clip.model.training
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+def test_an_image_without_features_worth_the_name_has_no_cosine(tiny: ModuleType) -> None:
+    clip = tiny.tiny_clip()
+    assert image_cosines(clip, tiny.tiny_texts(np.ones((1, 8), int)), np.zeros((1, clip.embed_dim))).tolist() == [0.0]
+    assert len(image_cosines(clip, tiny.tiny_texts(np.ones((0, 8), int)), np.zeros((0, clip.embed_dim)))) == 0

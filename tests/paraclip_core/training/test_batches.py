@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.batches import DataOrder, draw, epoch_order
-from paraclip_core.training.schedule import learning_rate
+from paraclip_core.training.batches import DataOrder, draw, epoch_order, save_batch, token_keys
 
 
 @given(st.integers(1, 200), st.integers(-3, 2**40), st.integers(0, 5))
@@ -95,10 +98,17 @@ def test_one_row_is_too_few() -> None:
         DataOrder(1, 8, 0)
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert max(rates) == rates[9] == rates[10] == 1e-3
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 1e-6
-    assert learning_rate(0, 1, 1e-3, 0.5) == 1e-3
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=20))
+def test_equal_texts_have_equal_keys_and_others_have_others(texts: list[list[int]]) -> None:
+    keys = token_keys(Ragged.from_lists(texts))
+    assert len(set(keys.tolist())) == len({tuple(text) for text in texts})
+    alone = [int(token_keys(Ragged.from_lists([text]))[0]) for text in texts]
+    assert keys.tolist() == alone
+
+
+def test_a_batch_without_known_ids_is_saved_too(tmp_path: Path, tiny: ModuleType) -> None:
+    rows, _ = tiny.tiny_rows()
+    indices = np.array([3, 1])
+    save_batch(tmp_path / "new/batch.npz", rows, indices, rows.take(indices, ("caption",)))
+    saved = np.load(tmp_path / "new/batch.npz", allow_pickle=False)
+    assert saved["caption_ids"].tolist() == [] and saved["image_rows"].tolist() == [3, 1]

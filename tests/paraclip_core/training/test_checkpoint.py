@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
+from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder, TrainingLog
 
 
 def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
@@ -111,3 +111,23 @@ def test_best_weights(tmp_path: Path) -> None:
     assert checkpoints.load_best(4) is None
     found = checkpoints.load_best(9)
     assert found is not None and float(found["w"]) == 9.0
+
+
+def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "logs" / "log.jsonl", list[int]()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    log = TrainingLog(path)
+    assert log.resume(0)
+    log.write({"step": 1})
+    size = log.sync()
+    assert synced == [size] == [path.stat().st_size]
+    log.write({"step": 2})
+    assert log.resume(size)
+    assert path.read_text() == '{"step": 1}\n'
+    assert not log.resume(size + 1), "what is lost cannot be had back"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_said() -> None:
+    with pytest.raises(TrainingError, match=r"cannot write the training log /dev/full: .*No space left"):
+        TrainingLog(Path("/dev/full")).write({"step": 1})

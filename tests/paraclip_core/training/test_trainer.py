@@ -18,14 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from paraclip_core.clip.models import freeze_image_tower, image_tower_hash
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import freeze_image_tower, image_tower_hash
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.config import LossWeights
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
-from paraclip_core.training.guards import save_batch
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.optimiser import select_parameters
+from paraclip_core.training.optimizer import select_parameters
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
@@ -298,14 +297,6 @@ def test_a_gradient_without_bounds_stops_it_too(
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
     with pytest.raises(TrainingError, match=r"step 1 of 45: loss [0-9.]+, gradient norm inf"):
         train(tiny.tiny_job(tmp_path))
-
-
-def test_a_batch_without_known_ids_is_saved_too(tmp_path: Path, tiny: ModuleType) -> None:
-    rows, _ = tiny.tiny_rows()
-    indices = np.array([3, 1])
-    save_batch(tmp_path / "new/batch.npz", rows, indices, rows.take(indices, ("caption",)))
-    saved = np.load(tmp_path / "new/batch.npz", allow_pickle=False)
-    assert saved["caption_ids"].tolist() == [] and saved["image_rows"].tolist() == [3, 1]
 
 
 def test_features_that_are_not_finite_are_named(tiny: ModuleType, tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paraclip_core.clip.models import ClipModel
-from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
 from paraclip_core.config import FinetuneOptions, LossWeights
+from paraclip_core.training.alpha import RECALL, ValidationSet, measure
+from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.rows import TrainingRows
 from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import RECALL, ValidationSet, measure
 
 VOCABULARY = 500
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")

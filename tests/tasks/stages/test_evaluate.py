@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
 from paraclip_core.evaluation.candidate import Candidate

@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 
 from paraclip_core import tables
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.models import embedded_clip, image_tower_hash, save_release
+from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
 from paraclip_core.errors import ArtifactError, InputError, ModelError
 from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest

@@ -14,7 +14,8 @@ import torch
 
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.models import embedded_clip, image_tower_hash
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import write_shard

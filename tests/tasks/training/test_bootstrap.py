@@ -8,7 +8,8 @@ from collections.abc import Callable
 import open_clip
 import pytest
 
-from paraclip_core.clip.models import image_tower_hash, load_clip
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError
 from storage.artifacts import Artifact

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.training.rows import spool_rows
+from paraclip_core.training.data import spool_rows
 from storage.artifacts import Artifact
 from storage.features import INDEX, write_index
 from tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set

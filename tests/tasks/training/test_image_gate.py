@@ -13,7 +13,7 @@ import pytest
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.models import load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.config import FinetuneOptions, Settings, meaning
 from paraclip_core.errors import TrainingError
 from storage.artifacts import Artifact

@@ -17,10 +17,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.clip.encode import encode_texts, tokenise
-from paraclip_core.clip.models import ClipModel, image_tower_hash, load_clip, save_release
-from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.tokenizer import shortened
+from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.tokenizer import shortened, tokenize
 from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from tasks.stages.finetune import FINETUNE
@@ -109,7 +111,7 @@ def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
         own = tokens_for(clip, 77)
         assert own.columns(("caption_tokens", "paraphrase_1_tokens")) == ["caption", "paraphrase_1"]
         found = Ragged.from_arrow(own.convert(pa.chunked_array([TEXTS])))
-        expected = tokenise(clip, TEXTS)
+        expected = tokenize(clip, TEXTS)
         assert found.values.dtype == own.dtype == dtype
         np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.offsets, expected.offsets)

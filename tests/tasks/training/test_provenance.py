@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.training.rows import TrainingRows
+from paraclip_core.training.data import TrainingRows
 from storage.artifacts import Artifact
 from tasks.stage import Stage
 from tasks.stages.bootstrap import BOOTSTRAP

@@ -1,0 +1,216 @@
+"""Image files to features, in batches, while threads decode the next ones."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from paraclip_core.clip.encode import encode_pixels, image_transform
+from paraclip_core.clip.images import ImageArchive, decode_image
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.errors import InputError, ModelError
+
+__all__ = ["Featurized", "Featurizer", "ImageFile", "folded"]
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2
+"""Batches that are decoded ahead of the image tower; bounds the memory."""
+
+TOLERANCE = 1e-4
+"""Relative error of features up to which folded batch norms count as the same tower."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Where an image lies."""
+
+    image_id: str
+    name: str
+    """Its name in the archive."""
+    archive: str
+    """The archive, as the captions' table names it."""
+
+
+@dataclass
+class Featurized:
+    """Features of the images that could be read, and the reasons why others could not."""
+
+    features: np.ndarray
+    """float16 [kept, embed_dim]."""
+    image_ids: list[str] = field(default_factory=list)
+    pixels: list[bytes] = field(default_factory=list)
+    """16 bytes of blake2b over each image file."""
+    rejected: list[tuple[ImageFile, str, str]] = field(default_factory=list)
+    """Image, reason code and detail."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    file: ImageFile
+    tensor: torch.Tensor | None = None
+    digest: bytes = b""
+    reason: str = ""
+    detail: str = ""
+
+
+class Featurizer:
+    """Runs a model's image tower over image files, decoding in threads.
+
+    Batches are cut by position, so a resumed run computes the same batches. Another batch size may round differently
+    in fp32, which shows in the last bit of a few float16 values.
+    """
+
+    def __init__(
+        self, clip: ClipModel, archive: Callable[[str], ImageArchive], batch_size: int, workers: int | None = None
+    ) -> None:
+        """Encode with `clip`, which stays as it is; `archive` opens an archive by its name in the table."""
+        height, width = clip.preprocess_cfg["size"]
+        self._clip, self._archive, self._batch_size = clip, archive, batch_size
+        self._tower = folded(clip.visual, (height, width))
+        self._transform = image_transform(clip)
+        self._opened: dict[str, ImageArchive] = {}
+        self._pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+
+    def __enter__(self) -> Featurizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for archive in self._opened.values():
+            archive.close()
+
+    def encode(self, files: Sequence[ImageFile], on_batch: Callable[[int], None] = lambda done: None) -> Featurized:
+        """Features of `files` in their order.
+
+        Args:
+            files: the images.
+            on_batch: called after each batch with the number of images seen so far.
+
+        Raises:
+            InputError: an archive is missing or damaged. A damaged image is no error: it is among the rejected.
+            ModelError: the tower's output for an image is not finite; the message names it.
+        """
+        result = Featurized(np.empty((0, self._clip.embed_dim), np.float16))
+        parts, seen = [result.features], 0
+        for batch in self._decoded(files):
+            good = [item for item in batch if item.tensor is not None]
+            result.rejected += [(item.file, item.reason, item.detail) for item in batch if item.tensor is None]
+            if good:
+                parts.append(self._features(good))
+                result.image_ids += [item.file.image_id for item in good]
+                result.pixels += [item.digest for item in good]
+            seen += len(batch)
+            on_batch(seen)
+        result.features = np.concatenate(parts)
+        return result
+
+    def _decoded(self, files: Sequence[ImageFile]) -> Iterator[list[_Decoded]]:
+        waiting: deque[list[Future[_Decoded]]] = deque()
+        self._open(dict.fromkeys(file.archive for file in files))
+        for start in range(0, len(files), self._batch_size):
+            waiting.append([self._submit(file) for file in files[start : start + self._batch_size]])
+            if len(waiting) > AHEAD:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+
+    def _open(self, names: Collection[str]) -> None:
+        """Have these archives open and no others: a webdataset has more tars than a process may have files open."""
+        for name in self._opened.keys() - names:
+            self._opened.pop(name).close()
+        for name in names:
+            if name not in self._opened:
+                self._opened[name] = self._archive(name)
+
+    def _submit(self, file: ImageFile) -> Future[_Decoded]:
+        if self._opened[file.archive].in_order:
+            return self._pool.submit(self._decode, file, self._read(file))
+        return self._pool.submit(lambda: self._decode(file, self._read(file)))
+
+    def _read(self, file: ImageFile) -> bytes | None:
+        try:
+            return self._opened[file.archive].read(file.name)
+        except InputError:
+            return None
+
+    def _decode(self, file: ImageFile, data: bytes | None) -> _Decoded:
+        if data is None:
+            # Without the archive's full path, so that a moved data folder gives the same rejects.
+            return _Decoded(file, reason="missing_image", detail=f"no readable image {file.name!r} in {file.archive}")
+        try:
+            image = decode_image(data, f"{file.archive}/{file.name}")
+        except InputError as error:
+            return _Decoded(file, reason="corrupt_image", detail=str(error))
+        return _Decoded(file, self._transform(image), hashlib.blake2b(data, digest_size=16).digest())
+
+    def _features(self, items: list[_Decoded]) -> np.ndarray:
+        pixels = torch.stack([item.tensor for item in items if item.tensor is not None])
+        features = encode_pixels(self._clip, pixels, tower=self._tower)
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            file = items[int(bad[0])].file
+            raise ModelError(
+                f"the image tower of {self._clip.reference} gives values that are not finite for image "
+                f"{file.image_id!r} ({file.archive}/{file.name}); its weights are damaged, fetch them again"
+            )
+        return features
+
+
+def folded(visual: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    """A copy of an image tower in eval mode with batch norms folded into the convolutions before them.
+
+    A batch norm is folded if the child before it in its parent is a convolution. A random image tests that the tower
+    runs them in this order: one that answers otherwise, or has no batch norm, is returned as it is. Saves a third of
+    EfficientNet-Lite0's time on a CPU; rounding differs by about 1e-6.
+    """
+    candidate = copy.deepcopy(visual).eval()
+    count = sum(_fold_children(parent) for parent in list(candidate.modules()))
+    if not count:
+        return visual
+    device = next(visual.parameters()).device
+    probe = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        expected, folded_features = visual(probe), candidate(probe)
+    error = float((expected - folded_features).norm() / expected.norm().clamp_min(1e-12))
+    if not error < TOLERANCE:
+        log.info("batch norms are left as they are: folding them would change features by %.1e", error)
+        return visual
+    return candidate
+
+
+def _fold_children(parent: nn.Module) -> int:
+    count = 0
+    last: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(parent.named_children()):
+        if isinstance(child, nn.Conv2d):
+            last = (name, child)
+        elif isinstance(child, nn.BatchNorm2d):
+            if last is not None and last[1].out_channels == child.num_features:
+                setattr(parent, last[0], fuse_conv_bn_eval(last[1], child))
+                setattr(parent, name, _after_norm(child))
+                count += 1
+            last = None
+        elif not isinstance(child, nn.Identity):
+            last = None
+    return count
+
+
+def _after_norm(norm: Any) -> nn.Module:
+    """What is left of timm's joined norm and activation without the norm."""
+    return nn.Sequential(*(part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part))

@@ -1,0 +1,160 @@
+"""A CLIP model with the configuration that builds it: device, frozen image tower, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from paraclip_core.errors import ConfigError
+
+__all__ = [
+    "UNSEEN",
+    "ClipModel",
+    "freeze_image_tower",
+    "image_architecture",
+    "image_tower_hash",
+    "pick_device",
+    "preprocess_hash",
+    "stay_in_eval",
+    "weights_hash",
+]
+
+CLIP_VOCABULARY = 49408
+UNSEEN = ("text_decoder.", "logit_bias")
+"""Prefixes of parameters that a contrastive loss over softmaxes does not see: CoCa's decoder, SigLIP's logit bias."""
+
+
+@dataclass
+class ClipModel:
+    """An open_clip model with the configuration that builds it."""
+
+    model: nn.Module
+    """`open_clip.CLIP` or `open_clip.CustomTextCLIP`, in fp32."""
+    model_cfg: dict[str, Any]
+    """open_clip's `model_cfg`, with `quick_gelu` and `custom_text` where the weights need them."""
+    preprocess_cfg: dict[str, Any]
+    """open_clip's `preprocess_cfg`: size, mean, std, interpolation, resize_mode …"""
+    reference: str
+    """What it was loaded from."""
+    hub_name: str | None = None
+    """Its name on the Hugging Face hub, where it comes from there."""
+    revision: str | None = None
+    """The hub's commit, where it is known."""
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    """Set by :func:`paraclip_core.clip.tokenizer.model_tokenizer` once it is loaded."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the space that images and texts share."""
+        return int(self.model_cfg["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Longest text in tokens, start and end tokens included."""
+        return int(self.model_cfg["text_cfg"].get("context_length", 77))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower, projection included."""
+        return self.model.get_submodule("visual")
+
+    @property
+    def reads_clip_tokens(self) -> bool:
+        """Whether CLIP's own tokenizer makes its tokens, so that stored caption tokens fit."""
+        text = self.model_cfg["text_cfg"]
+        own = text.get("hf_tokenizer_name") or text.get("hf_model_name") or text.get("tokenizer_kwargs")
+        return not own and int(text.get("vocab_size", CLIP_VOCABULARY)) >= CLIP_VOCABULARY
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the text tower's vocabulary; 0 where the tower does not state it."""
+        size = getattr(self.model, "vocab_size", 0) or getattr(getattr(self.model, "text", None), "vocab_size", 0)
+        return int(size)
+
+    @property
+    def token_dtype(self) -> type[np.integer]:
+        """Type of its token ids: uint16, int32 for a larger vocabulary."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.int32
+
+
+def freeze_image_tower(clip: ClipModel) -> None:
+    """Take all but the text tower and the logit scale out of training.
+
+    The image tower stays in eval mode whatever `model.train()` says, so that neither batch norms nor dropout act.
+    Parameters named in :data:`UNSEEN` are frozen, too.
+    """
+    clip.visual.requires_grad_(False)
+    stay_in_eval(clip.visual)
+    for name, parameter in clip.model.named_parameters():
+        if name.startswith(UNSEEN):
+            parameter.requires_grad_(False)
+
+
+def stay_in_eval(module: nn.Module) -> None:
+    """Put a module in eval mode, and keep it there whatever `train()` says."""
+    module.eval()
+    module.train = MethodType(lambda same, mode=True: same, module)  # type: ignore[method-assign]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one, else the CPU; other names are torch's.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        count = torch.get_device_module(device).device_count()
+    except RuntimeError as error:
+        raise ConfigError(f"run.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+    if (device.index or 0) >= count:
+        raise ConfigError(f"run.device is {name!r}, but {count} {device.type.upper()} devices are here; use auto")
+    return device
+
+
+def image_tower_hash(clip: ClipModel) -> str:
+    """32 hex digits of blake2b over names, dtypes, shapes and bytes of the image tower's parameters and buffers.
+
+    Buffers count: batch-norm statistics change an image's features as much as weights do.
+    """
+    return _hash(clip.visual)
+
+
+def weights_hash(clip: ClipModel) -> str:
+    """The same digest of the whole model; it names a base that has no revision on the hub."""
+    return _hash(clip.model)
+
+
+def _hash(module: nn.Module) -> str:
+    tensors: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def preprocess_hash(clip: ClipModel) -> str:
+    """32 hex digits of blake2b over the image preprocessing's configuration."""
+    text = json.dumps(clip.preprocess_cfg, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def image_architecture(clip: ClipModel) -> dict[str, Any]:
+    """The options of `model_cfg` that say how an image tower computes with its weights."""
+    return {"quick_gelu": bool(clip.model_cfg.get("quick_gelu")), **clip.model_cfg["vision_cfg"]}

@@ -1,0 +1,104 @@
+"""Writing the text tower as ONNX: token ids in, unit vectors out."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.tokenizer import model_tokenizer, save_tokenizer
+from paraclip_core.clip.towers import TextTower, text_tower
+from paraclip_core.errors import ModelError, one_line
+
+__all__ = ["CLIP_TOKENS", "ONNX_FILE", "ONNX_TEXTS", "save_onnx"]
+
+ONNX_FILE = "text_model.onnx"
+ONNX_TEXTS = "text_model.json"
+CLIP_TOKENS = "CLIP's byte pairs"
+NEEDED = ("onnx", "onnxscript")
+PROTOBUF_BYTES = 1_900_000_000
+EXAMPLES = ("a photo of a dog", "two men on a boat")
+
+
+def save_onnx(clip: ClipModel, folder: Path) -> None:
+    """Write ``text_model.onnx``, and beside it what a caller must know of its input.
+
+    The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
+    1. Texts need padding only up to the longest of a batch, except for towers that see all padding, whose length is the
+    model's context.
+
+    Raises:
+        ModelError: the packages of the extra `export` are absent, or torch cannot export the tower.
+        OSError: the folder cannot be written.
+    """
+    absent = [name for name in NEEDED if find_spec(name) is None]
+    if absent:
+        raise ModelError(f"ONNX needs {' and '.join(absent)}; run: pip install 'paraclip[export]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = text_tower(clip)
+    shortest = clip.context_length if tower.kind == "padded" else 2 + tower.room
+    lengths = (shortest, clip.context_length)
+    ids = model_tokenizer(clip)(list(EXAMPLES))
+    _export(
+        _Embeds(clip.model, tower).eval(), ids if tower.kind == "padded" else _cut(ids, tower, clip), lengths, folder
+    )
+    facts = {
+        "input": "input_ids",
+        "output": "text_embeds",
+        "context_length": clip.context_length,
+        "shortest_length": lengths[0],
+        "pad_token_id": tower.pad,
+        "padding_after_the_longest": tower.room,
+        "tokenizer": CLIP_TOKENS if clip.reads_clip_tokens else "the tokenizer files in this folder",
+    }
+    (folder / ONNX_TEXTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        save_tokenizer(clip, folder)
+
+
+class _Embeds(nn.Module):
+    def __init__(self, model: nn.Module, tower: TextTower) -> None:
+        super().__init__()
+        self.model = model  # what the tower's forward reads, so that the exporter finds its weights
+        self._tower = tower
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self._tower.forward(input_ids).float(), dim=-1)
+
+
+def _cut(ids: Any, tower: TextTower, clip: ClipModel) -> torch.Tensor:
+    """Texts as a caller would give them: cut, because an example of the whole context would fix the length to it."""
+    longest = int((ids != tower.pad).sum(dim=1).max())
+    return ids[:, : tower.width(longest + 1, clip.context_length)].contiguous()
+
+
+def _export(module: nn.Module, ids: torch.Tensor, lengths: tuple[int, int], folder: Path) -> None:
+    shape: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if lengths[0] != lengths[1]:
+        shape[1] = torch.export.Dim("length", min=lengths[0], max=lengths[1])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            torch.onnx.export(
+                module,
+                (ids.to(next(module.parameters()).device),),
+                folder / ONNX_FILE,
+                input_names=["input_ids"],
+                output_names=["text_embeds"],
+                dynamic_shapes={"input_ids": shape},
+                dynamo=True,
+                # One file, unless it would be larger than protobuf can be.
+                external_data=sum(p.numel() * p.element_size() for p in module.parameters()) > PROTOBUF_BYTES,
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # the exporter's many own
+        raise ModelError(f"torch cannot export this text tower to ONNX: {one_line(error)}") from error

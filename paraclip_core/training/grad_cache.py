@@ -1,0 +1,290 @@
+"""Embeddings of any number of texts, with gradients, in fixed memory.
+
+Gradient caching (GradCache, arXiv 2101.06983): embed all texts without keeping anything for the backward pass, compute
+the loss's gradient by the embeddings, then embed each group again and run it backward. If all groups fit into memory,
+the first pass is kept instead. Either way every group runs backward on its own and gradients are added in the same
+order, so the bytes are equal.
+
+On a CPU two groups run side by side, each on half of the cores. A step is some ten thousand short operations; if all
+cores share each of them, they wait for one another ten thousand times.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.towers import text_tower
+from paraclip_core.training.distributed import ALONE, Processes
+from paraclip_core.training.memory import anonymous_memory, free_heap
+
+__all__ = [
+    "GROUP_TOKENS",
+    "CachedTexts",
+    "activation_bytes",
+    "in_turn",
+    "side_by_side",
+    "touched_vocabulary",
+]
+
+T = TypeVar("T")
+
+GROUP_TOKENS = 6144
+"""About the most tokens that run backward together. Weight gradients are summed in the group's precision, across groups
+in fp32."""
+
+FEW_TOKENS = 2048
+"""So few tokens are one group: a second one would cost more than it saves."""
+
+NOT_COMPUTED = ("visual.", "text_decoder.")
+"""Parts of a model that texts do not pass: the image tower, and CoCa's caption decoder."""
+
+STREAMS = 2
+"""Groups that run at once on a CPU. Each takes its own memory, and prefixes are not shared across groups."""
+
+
+class CachedTexts:
+    """The texts of one step."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        tokens: Ragged,
+        *,
+        precision: Precision,
+        keep: bool,
+        most_bytes: float = 0,
+        seed: int = 0,
+        processes: Processes = ALONE,
+    ) -> None:
+        """Take this process's share of the texts.
+
+        Args:
+            clip: the model.
+            tokens: all texts of the step, n of them.
+            precision: arithmetic of the tower.
+            keep: keep the first pass for the backward one: more memory, less time, the same result.
+            most_bytes: of this process's memory; until then freed memory is kept.
+            seed: of dropout, where the tower has any.
+            processes: those that embed the other shares.
+        """
+        self._clip, self._tokens, self._keep = clip, tokens, keep
+        self._precision: Precision = precision
+        self._most_bytes, self._seed, self._processes = most_bytes, seed, processes
+        mine = shares(clip, tokens, processes.count)[processes.rank]
+        tower = text_tower(clip)
+        # A packed tower sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save padding.
+        self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
+        self._groups = _groups(mine, tower.widths(tokens.lengths[mine], clip.context_length))
+        # Dropout's random state belongs to the process; a packed tower needs none.
+        self._packed = tower.packed is not None
+        self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
+        self._outputs: list[Tensor] = []
+
+    def embed(self) -> Tensor:
+        """Embeddings of all texts, float32 [n, d], L2-normalized, without history."""
+        embeddings = torch.zeros(len(self._tokens), self._clip.embed_dim, device=self._clip.device)
+        for rows, output in zip(self._groups, self._each(self._first_pass, len(self._groups)), strict=True):
+            if self._keep:
+                self._outputs.append(output)
+            embeddings[torch.from_numpy(rows).to(embeddings.device)] = output.detach()
+            self._trim()
+        return self._processes.sum(embeddings)
+
+    def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Add to the parameters' ``grad`` what follows from the gradient by the embeddings, [n, d]."""
+
+        def group_gradients(number: int) -> tuple[Tensor | None, ...]:
+            rows = torch.from_numpy(self._groups[number]).to(gradient.device)
+            output = self._outputs[number] if self._keep else self._encode(number)
+            gradients = torch.autograd.grad(output, parameters, gradient[rows], allow_unused=True)
+            if self._keep:
+                self._outputs[number] = gradient  # frees this group's memory
+            return gradients
+
+        for gradients in self._each(group_gradients, len(self._groups)):
+            _add(parameters, gradients)
+            del gradients
+            self._trim()
+
+    def _trim(self) -> None:
+        if not self._keep and anonymous_memory() >= self._most_bytes:
+            free_heap()
+
+    def _first_pass(self, number: int) -> Tensor:
+        with torch.set_grad_enabled(self._keep):
+            return self._encode(number)
+
+    def _encode(self, number: int) -> Tensor:
+        texts = self._tokens.take(self._groups[number])
+        with nullcontext() if self._packed else self._process_state(number):
+            return encode_ragged(self._clip, texts, chunk_tokens=self._chunk_tokens, precision=self._precision)
+
+    @contextmanager
+    def _process_state(self, number: int) -> Iterator[None]:
+        """Dropout's seed and the kind of attention, which torch keeps for the whole process."""
+        torch.manual_seed((self._seed * 1_000_003 + number * self._processes.count + self._processes.rank) % 2**63)
+        with _attention(self._clip.device):
+            yield
+
+
+def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to the parameters' ``grad``."""
+    taken: set[int] = set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.is_contiguous() and gradient.data_ptr() not in taken:
+            parameter.grad = gradient
+            taken.add(gradient.data_ptr())
+        else:
+            # autograd gives one tensor to parameters that are added to each other.
+            parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut rows into groups of about equal numbers of tokens, near GROUP_TOKENS at most; `lengths` include padding.
+
+    The number of groups does not depend on the cores, because it decides the last bits of the gradients.
+    """
+    ends = np.cumsum(lengths)
+    tokens = int(ends[-1]) if len(ends) else 0
+    count = STREAMS * -(-tokens // (STREAMS * GROUP_TOKENS)) if tokens > FEW_TOKENS else min(tokens, 1)
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count) if count else []
+    return [group for group in np.split(rows, cuts) if len(group)]
+
+
+def activation_bytes(clip: ClipModel, precision: Precision) -> int:
+    """Estimated bytes that the backward pass needs for each token: inputs and outputs of every matrix.
+
+    Within a factor of 2.5 for every kind of tower; attention's square of the text's length is left out.
+    """
+    embeddings = {id(module.weight) for module in clip.model.modules() if isinstance(module, nn.Embedding)}
+    numbers = sum(
+        sum(parameter.shape)
+        for name, parameter in clip.model.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in embeddings and not name.startswith(NOT_COMPUTED)
+    )
+    return numbers * (4 if precision == "fp32" else 3)
+
+
+@contextmanager
+def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]]:
+    """Let the token embedding take gradients in the rows of these tokens only; they join its own at the end.
+
+    Otherwise every chunk makes and adds a gradient of the whole vocabulary, which is most of the parameters. Yields
+    these rows as a parameter, or nothing where the embedding is not trained.
+    """
+    module = _vocabulary(clip)
+    if module is None:
+        yield []
+        return
+    weight, whole, device = module.weight, module.forward, module.weight.device
+    # Towers pad with 0 or 1; chunks with a token beyond these rows use the whole table.
+    padding = [0, 1] if module.padding_idx is None else [0, 1, module.padding_idx]
+    used = np.union1d(tokens.values.astype(np.int64), padding)
+    place = torch.full((len(weight),), -1, dtype=torch.int64)
+    place[torch.from_numpy(used)] = torch.arange(len(used))
+    place, rows = place.to(device), torch.from_numpy(used).to(device)
+    few = weight.detach()[rows].requires_grad_()
+    look_up = _with_table(module, few).forward  # hooks run when the module itself is called
+
+    def forward(ids: Tensor) -> Tensor:
+        places = place[ids]
+        return whole(ids) if bool((places < 0).any()) else look_up(places)
+
+    module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield [few]
+    finally:
+        del module.forward
+    if few.grad is not None:
+        if module.padding_idx is not None:
+            few.grad[place[module.padding_idx]] = 0.0
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad[rows] += few.grad
+
+
+def _with_table(module: nn.Embedding, table: Tensor) -> nn.Embedding:
+    """The same kind of module over another table: some scale what they look up, as NLLB's does."""
+    other = copy.copy(module)
+    other._parameters = {}
+    other.weight, other.padding_idx = table, None  # pyright: ignore[reportAttributeAccessIssue]
+    return other
+
+
+def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
+    """The token embedding, if it is trained: the largest table of the text tower."""
+    tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    plain = largest is not None and largest.max_norm is None and not largest.scale_grad_by_freq and not largest.sparse
+    return largest if plain and largest is not None and largest.weight.requires_grad else None
+
+
+def _attention(device: torch.device) -> AbstractContextManager[Any]:
+    # On a CPU, in bf16 and on texts this short, the fused kernel's backward pass takes three times as long.
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def in_turn(work: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results of `work` for 0 to `count` - 1, one after the other."""
+    return map(work, range(count))
+
+
+def side_by_side(work: Callable[[int], T], count: int) -> Iterator[T]:
+    """The same, in the same order; with two cores or more `STREAMS` at once, in threads.
+
+    Gradient mode and autocast belong to each thread, so `work` has to set them. If one fails, those that were begun
+    end before the error is raised.
+    """
+    cores = torch.get_num_threads()
+    if count < 2 or cores < STREAMS:
+        yield from in_turn(work, count)
+        return
+    pool, begun = _pool(cores), deque[Future[T]]()
+    try:
+        for number in range(count):
+            begun.append(pool.submit(work, number))
+            if len(begun) == STREAMS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        wait(begun)
+
+
+@cache
+def _pool(cores: int) -> ThreadPoolExecutor:
+    started = threading.Barrier(STREAMS + 1)
+
+    def start() -> None:
+        # A thread's first question for its number overwrites it with the process's, so it asks before it sets.
+        torch.get_num_threads()
+        torch.set_num_threads(cores // STREAMS)
+        started.wait()
+
+    pool = ThreadPoolExecutor(STREAMS, "streams", start)
+    for _ in range(STREAMS):
+        pool.submit(int)
+    started.wait()
+    # A thread's number also holds for threads that have not asked yet.
+    torch.set_num_threads(cores)
+    return pool

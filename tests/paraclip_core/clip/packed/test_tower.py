@@ -1,0 +1,169 @@
+"""Encoding over shared prefixes against encoding text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from paraclip_core.clip import encode
+from paraclip_core.clip.encode import encode_ragged, shares
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.packed import Ragged, weight_gradient
+from paraclip_core.clip.packed.attention import TrieLayout, attention, padded_count
+from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, prefix_trie
+from paraclip_core.clip.towers import TextTower, text_tower
+
+Tiny = Callable[..., ClipModel]
+START, END = 49406, 49407
+
+
+def texts(count: int = 60, words: int = 4, longest: int = 12) -> Ragged:
+    """Few words, so that many texts share a prefix or are the same."""
+    drawn = np.random.RandomState(0)
+    lists = [[START, *drawn.randint(1, words, drawn.randint(1, longest)), END] for _ in range(count)]
+    return Ragged.from_lists(lists)
+
+
+def unpacked(clip: ClipModel) -> TextTower:
+    return replace(text_tower(clip), packed=None)
+
+
+def gradients(clip: ClipModel, tokens: Ragged, precision: str = "fp32") -> dict[str, torch.Tensor]:
+    target = torch.randn(len(tokens), clip.embed_dim, generator=torch.Generator().manual_seed(3))
+    clip.model.zero_grad(set_to_none=True)
+    (encode_ragged(clip, tokens, precision=precision) * target).sum().backward()  # type: ignore[arg-type]
+    found = {n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None}
+    clip.model.zero_grad(set_to_none=True)
+    return found
+
+
+def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    apart = torch.cat([(found[name] - value).flatten() for name, value in expected.items()])
+    return float(apart.norm() / torch.cat([value.flatten() for value in expected.values()]).norm())
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_bf16_gradients_are_as_near_as_autocasts(tiny: Tiny, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, tokens = tiny(quick_gelu=quick), texts()
+    assert text_tower(clip).packed is not None
+    with torch.no_grad():
+        for name, parameter in clip.model.named_parameters():
+            # Weights as large as the other tests' make so much of a rounding that it is a matter of luck who has more.
+            if "resblocks" in name and parameter.ndim > 1:
+                parameter.div_(3)
+    packed, rough = gradients(clip, tokens), gradients(clip, tokens, "bf16")
+    monkeypatch.setattr(encode, "text_tower", unpacked)
+    exact, autocast = gradients(clip, tokens), gradients(clip, tokens, "bf16")
+    assert packed.keys() == rough.keys() == exact.keys()
+    assert distance(packed, exact) < 1e-5
+    assert 1e-4 < distance(rough, exact) < 1.2 * distance(autocast, exact)
+
+
+def test_frozen_parameters_take_no_gradients(tiny: Tiny) -> None:
+    clip, tokens = tiny(), texts()
+    whole = gradients(clip, tokens)
+    kept = [name for name in whole if ".1.mlp" in name or "ln_1.bias" in name or "in_proj_weight" in name]
+    for name, parameter in clip.model.named_parameters():
+        parameter.requires_grad_(name in kept)
+    some = gradients(clip, tokens)
+    assert sorted(some) == sorted(kept) and len(kept) >= 6
+    for name, value in some.items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_dropout_and_other_blocks_take_the_old_way(tiny: Tiny) -> None:
+    clip = tiny()
+    block = clip.model.get_submodule("transformer.resblocks.0")
+    block.attn.dropout = 0.3  # type: ignore[assignment]
+    assert text_tower(clip).packed is not None
+    clip.model.train()
+    assert text_tower(clip).packed is None
+    clip.model.eval()
+    clip.model.get_submodule("transformer").grad_checkpointing = True  # type: ignore[assignment]
+    assert text_tower(clip).packed is None
+    clip.model.get_submodule("transformer").grad_checkpointing = False  # type: ignore[assignment]
+    block.mlp.gelu = torch.nn.Sequential(torch.nn.GELU())  # type: ignore[union-attr, assignment]
+    assert text_tower(clip).packed is None
+
+
+def test_shares_hold_every_text_once_and_keep_beginnings_together(tiny: Tiny) -> None:
+    clip, tokens = tiny(), texts(200)
+    parts = shares(clip, tokens, 3)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
+    sizes = [int(tokens.lengths[part].sum()) for part in parts]
+    assert max(sizes) - min(sizes) <= 2 * tokens.lengths.max()
+    ordered = [tokens.take([number]).values.tolist() for number in np.concatenate(parts)]
+    assert ordered == sorted(ordered)
+    assert [len(part) for part in shares(clip, Ragged.from_lists([]), 2)] == [0, 0]
+
+
+@pytest.mark.parametrize(("into", "out"), [(32, 96), (96, 32), (64, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradient(into: int, out: int, dtype: torch.dtype) -> None:
+    x, gradient = torch.randn(50, into, dtype=dtype), torch.randn(50, out, dtype=dtype)
+    torch.testing.assert_close(weight_gradient(x, gradient).float(), (gradient.T @ x).float(), rtol=2e-2, atol=2e-2)
+
+
+def drawn_trie() -> PrefixTrie:
+    drawn = texts(150)
+    return prefix_trie(drawn.take(alphabetical(drawn)), 32)
+
+
+def attended(qkv: torch.Tensor, layout: TrieLayout, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention's output and its gradient, without padding."""
+    count = layout.end_count if last else layout.node_count
+    qkv = torch.nn.functional.pad(qkv, (0, 0, 0, len(layout.primary_slot) - len(qkv))).requires_grad_()
+    output = attention(qkv, layout, last)
+    weights = torch.zeros(output.shape)
+    weights[:count] = torch.randn(count, output.shape[1], generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((output.float() * weights).sum(), qkv)
+    assert not gradient[layout.node_count :].any()
+    return output[:count].detach().float(), gradient[: layout.node_count].float()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size", [1, 12])
+def test_attention_on_a_cpu_is_attention_elsewhere(last: bool, size: float) -> None:
+    trie = drawn_trie()
+    drawn = torch.randn(len(trie.tokens), 96, generator=torch.Generator().manual_seed(0)) * size
+    drawn = drawn.bfloat16().float()
+    exact = TrieLayout.of(trie, 2, torch.float32, torch.device("cpu"))
+    expected = attended(drawn, replace(exact, rows=None), last)
+    for found, value in zip(attended(drawn, exact, last), expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    # Scores of some hundreds, where the weights are sharp, are off by 1 when they are rounded to bf16.
+    rounded = attended(drawn.bfloat16(), TrieLayout.of(trie, 2, torch.bfloat16, torch.device("cpu")), last)
+    for found, value in zip(rounded, expected, strict=True):
+        assert float((found - value).norm() / value.norm()) < 0.01
+
+
+def test_sizes_are_rounded_to_few_in_bf16_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    counts = range(1, 9000)
+    rounded = [padded_count(count, torch.bfloat16, cpu) for count in counts]
+    assert all(count <= found <= count * 17 / 16 for count, found in zip(counts, rounded, strict=True))
+    assert len({found for found in rounded if 4096 < found <= 8192}) == 16
+    assert padded_count(4097, torch.float32, cpu) == padded_count(4097, torch.bfloat16, torch.device("cuda")) == 4097
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_flops_are_those_of_the_products(tiny: Tiny, layers: int) -> None:
+    clip = tiny({"layers": layers})
+    # No text twice, so that there are as many ends.
+    tokens = Ragged.from_lists([[START, *range(1, 3 + number % 7), 100 + number, END] for number in range(30)])
+    with FlopCounterMode(display=False) as counter:
+        encode_ragged(clip, tokens).sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(count for name, count in counted.items() if name in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    projection = 6 * 30 * 64 * 32
+    packed = text_tower(clip).packed
+    assert packed is not None
+    # The gradient of a bias is a product with a row of ones.
+    assert packed.step_flops(tokens) == pytest.approx(products - projection, rel=0.02)
+    assert packed.step_flops(Ragged.from_lists([])) == 0
+    assert packed.matmul_rate(torch.float32) > 0 and packed.matmul_rate(torch.bfloat16) > 0

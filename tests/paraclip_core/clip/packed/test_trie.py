@@ -1,0 +1,66 @@
+"""The prefix trie against sets of prefixes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, prefix_trie, trie_chunks
+
+Texts = list[list[int]]
+few_words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), min_size=1, max_size=30)
+
+
+def path(trie: PrefixTrie, slot: int) -> tuple[int, ...]:
+    """The tokens that a slot attends to, in the order of their positions."""
+    size = trie.mask.shape[1]
+    block, within = divmod(slot, size)
+    nodes = trie.slot_nodes[block * size + np.flatnonzero(trie.mask[block, within])]
+    nodes = nodes[np.argsort(trie.positions[nodes])]
+    assert trie.positions[nodes].tolist() == list(range(len(nodes)))
+    return tuple(trie.tokens[nodes].tolist())
+
+
+@given(texts=few_words, slots=st.integers(1, 40), ordered=st.booleans())
+def test_every_prefix_is_a_node_and_attends_to_itself(texts: Texts, slots: int, ordered: bool) -> None:
+    ragged = Ragged.from_lists(texts)
+    order = alphabetical(ragged) if ordered else np.arange(len(texts))
+    trie = prefix_trie(ragged.take(order), slots)
+    prefixes = {tuple(text[: end + 1]) for text in texts for end in range(len(text))}
+    paths = [path(trie, home) for home in trie.primary_slot]
+    assert set(paths) == prefixes and (len(paths) == len(prefixes) or not ordered)
+    assert trie.slot_nodes[trie.primary_slot].tolist() == list(range(len(trie.tokens)))
+    assert [path(trie, slot) for slot in trie.extra_slots] == [
+        paths[node] for node in trie.slot_nodes[trie.extra_slots]
+    ]
+    assert [paths[trie.ends[end]] for end in trie.text_ends] == [tuple(texts[number]) for number in order]
+    # Slots that stand for no token see nothing but themselves.
+    used = {*trie.primary_slot.tolist(), *trie.extra_slots.tolist()}
+    for slot in set(range(len(trie.slot_nodes))) - used:
+        block, within = divmod(slot, trie.mask.shape[1])
+        assert np.flatnonzero(trie.mask[block, within]).tolist() == [within]
+
+
+@given(texts=few_words, budget=st.integers(1, 60))
+def test_chunks_hold_as_many_nodes_as_they_may(texts: Texts, budget: int) -> None:
+    ragged = Ragged.from_lists(texts)
+    ragged = ragged.take(alphabetical(ragged))
+    cut = list(trie_chunks(ragged, budget))
+    assert [number for run in cut for number in range(run.start, run.stop)] == list(range(len(texts)))
+    for run in cut:
+        nodes = len(prefix_trie(ragged.take(np.arange(run.start, run.stop))).tokens)
+        assert nodes <= budget or run.stop - run.start == 1
+        if run.stop < len(texts):
+            assert len(prefix_trie(ragged.take(np.arange(run.start, run.stop + 1))).tokens) > budget
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_order_is_that_of_the_tokens(dtype: type[np.integer]) -> None:
+    texts = [[300, 2], [300], [2, 300], [255], [65_000, 1], [256, 0, 5]]
+    order = alphabetical(Ragged.from_lists(texts, dtype))
+    assert [texts[number] for number in order] == sorted(texts)
+    assert alphabetical(Ragged.from_lists([], dtype)).tolist() == []
+    assert list(trie_chunks(Ragged.from_lists([], dtype), 5)) == []

@@ -1,0 +1,191 @@
+"""Models written for other libraries, loaded back by those libraries themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.encode import encode_images, encode_texts, image_transform
+from paraclip_core.clip.export import hf_obstacle, save_hf, save_release, save_sentence_transformers
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
+from paraclip_core.clip.onnx import ONNX_FILE, ONNX_TEXTS, save_onnx
+from paraclip_core.clip.tokenizer import model_tokenizer
+from paraclip_core.config import ModelOptions
+from paraclip_core.errors import ModelError
+
+Tiny = Callable[..., ClipModel]
+TEXTS = ["a dog on a beach", "two men & a boat, 3 o'clock", "A", "word " * 100, "naïve café ❤ photo"]
+
+
+SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    values = np.linspace(0, 255, width * height * 3).reshape(height, width, 3)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def test_nothing_is_drawn_while_it_is_written(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils.logging import enable_progress_bar
+
+    enable_progress_bar()
+    save_hf(tiny(), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("extra", [{}, {"quick_gelu": True}, {"custom_text": True}])
+def test_transformers_loads_a_clip_model(extra: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    clip = tiny(**extra)
+    save_hf(clip, tmp_path)
+    model: Any = CLIPModel.from_pretrained(tmp_path)
+    processor: Any = CLIPProcessor.from_pretrained(tmp_path)
+    images = [_picture(50, 40), _picture(32, 90)]
+    inputs = processor(text=TEXTS, images=images, return_tensors="pt", padding=True, truncation=True)
+    assert torch.equal(inputs["input_ids"][0, :7], model_tokenizer(clip)(TEXTS)[0, :7])
+    # The processor's own scaling rounds grey levels.
+    own = torch.stack([image_transform(clip)(image) for image in images])
+    assert (inputs["pixel_values"] - own).abs().max() < 0.05
+    inputs["pixel_values"] = own
+    with torch.no_grad():
+        output = model(**inputs)
+        expected = F.normalize(clip.model.encode_image(own), dim=-1)  # type: ignore[operator]
+    np.testing.assert_allclose(output.text_embeds.numpy(), encode_texts(clip, TEXTS), atol=1e-5)
+    torch.testing.assert_close(output.image_embeds, expected, atol=1e-5, rtol=0)
+    assert model.logit_scale == clip.model.logit_scale
+
+    again = load_clip(str(tmp_path))
+    assert image_tower_hash(again) == image_tower_hash(clip) and again.preprocess_cfg == clip.preprocess_cfg
+    np.testing.assert_array_equal(encode_texts(again, TEXTS), encode_texts(clip, TEXTS))
+
+
+def test_sentence_transformers_loads_its_layout(tiny: Tiny, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    clip = tiny(quick_gelu=True)
+    save_sentence_transformers(clip, tmp_path)
+    model = library.SentenceTransformer(str(tmp_path), device="cpu")
+    texts = model.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(texts, encode_texts(clip, TEXTS), atol=1e-5)
+    picture = _picture(32, 32)
+    images = model.encode([picture], normalize_embeddings=True)
+    np.testing.assert_allclose(images, encode_images(clip, [picture]).astype(np.float32), atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["clip-quickgelu", "roberta", "siglip", pytest.param("coca", marks=pytest.mark.nightly)]
+)
+def test_onnxruntime_runs_the_text_tower(kind: str, towers: Any, tmp_path: Path) -> None:
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
+    import onnxruntime
+
+    clip = towers.model_of(kind, tmp_path)
+    save_onnx(clip, tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE)
+    facts = json.loads((tmp_path / "onnx" / ONNX_TEXTS).read_text())
+    expected = encode_texts(clip, towers.TEXTS)
+    ids = model_tokenizer(clip)(towers.TEXTS).numpy()
+    assert np.abs(session.run(None, {"input_ids": ids})[0] - expected).max() <= 1e-5
+    # One text alone, cut to what the facts say that it needs.
+    length = max(int((ids[1] != facts["pad_token_id"]).sum()) + facts["padding_after_the_longest"], 0)
+    if kind == "siglip":
+        length = facts["shortest_length"]
+    alone = session.run(None, {"input_ids": ids[1:2, :length]})[0]
+    assert np.abs(alone - expected[1:2]).max() <= 1e-5
+    assert (tmp_path / "onnx" / "tokenizer.json").is_file() == (kind in ("roberta", "siglip"))
+
+
+def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paraclip_core.clip.onnx.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"onnx and onnxscript; run: pip install 'paraclip\[export\]'"):
+        save_onnx(tiny(), tmp_path)
+
+
+def test_what_clip_model_does_not_have_is_named(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
+    small = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    cases = {
+        "tf_efficientnet_lite0": embedded_clip(small),
+        "no_causal_mask = True": tiny({"no_causal_mask": True}, custom_text=True),
+        "vision_cfg.no_ln_pre = True": tiny(vision_cfg={**vision, "no_ln_pre": True}),
+    }
+    for kind in ("roberta", "siglip", "coca"):
+        (tmp_path / kind).mkdir()
+        cases[{"roberta": "roberta", "siglip": "siglip", "coca": "attentional_pool"}[kind]] = towers.model_of(
+            kind, tmp_path / kind
+        )
+    for reason, clip in cases.items():
+        assert reason in str(hf_obstacle(clip))
+        with pytest.raises(ModelError, match="export it as open_clip"):
+            save_hf(clip, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    clip = tiny()
+    clip.preprocess_cfg["resize_mode"] = "longest"
+    assert "longest" in str(hf_obstacle(clip))
+
+
+@pytest.mark.parametrize("kind", ["embedded", "vit", "quick-gelu", "custom-text"])
+def test_stock_open_clip_loads_a_release(tiny: Tiny, kind: str, tmp_path: Path, data_root: Path) -> None:
+    clip = {
+        "embedded": lambda: embedded_clip(SMALL),
+        "vit": tiny,
+        "quick-gelu": lambda: tiny(quick_gelu=True),
+        "custom-text": lambda: tiny(custom_text=True),
+    }[kind]()
+    save_release(clip, tmp_path / "a", "# A card\n")
+    save_release(clip, tmp_path / "b", "# A card\n")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["README.md", "open_clip_config.json", WEIGHTS]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    with ImageArchive(data_root / "flickr8k/images_128.tar") as archive:
+        images = [archive.open(name) for name in archive.names()[:3]]
+
+    parts: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'a'}")
+    model, _, preprocess = parts
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'a'}")
+    model.eval()
+    with torch.no_grad():
+        texts = F.normalize(model.encode_text(tokenizer(TEXTS)), dim=-1).numpy()
+        pixels = F.normalize(model.encode_image(torch.stack([preprocess(i) for i in images])), dim=-1).numpy()
+    np.testing.assert_allclose(texts, encode_texts(clip, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(pixels, encode_images(clip, images).astype(np.float32), atol=1e-3)
+
+    for reference in (str(tmp_path / "a"), f"local-dir:{tmp_path / 'a'}"):
+        loaded = load_clip(reference)
+        assert image_tower_hash(loaded) == image_tower_hash(clip)
+        assert preprocess_hash(loaded) == preprocess_hash(clip)
+        assert loaded.model_cfg == clip.model_cfg and not loaded.model.training
+        np.testing.assert_array_equal(encode_texts(loaded, TEXTS), encode_texts(clip, TEXTS))
+    save_release(loaded, tmp_path / "c", "# A card\n")
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes() for name in names)
+
+
+def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path) -> None:
+    clip = tiny()
+    with torch.no_grad():
+        clip.model.get_parameter("ln_final.weight")[0] = float("inf")
+    with pytest.raises(ModelError, match=r"ln_final\.weight"):
+        save_release(clip, tmp_path / "m", "card")
+    assert not (tmp_path / "m" / WEIGHTS).exists()
+
+
+def test_weights_that_cannot_be_written_are_said(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS / "in the way").mkdir(parents=True)
+    with pytest.raises(ModelError, match=f"cannot write .*{WEIGHTS}: .*; free some space"):
+        save_release(tiny(), tmp_path, "card")
+    assert not list(tmp_path.glob(".*"))

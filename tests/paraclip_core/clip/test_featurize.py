@@ -1,0 +1,90 @@
+"""Image files to features, out of more archives than may be open at once."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.featurize import Featurizer, ImageFile, folded
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.config import ModelOptions
+
+SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+Tiny = Callable[..., ClipModel]
+
+
+def _tar(path: Path, colour: int) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 7), (colour, 0, 0)).save(file, "PNG")
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("one.png")
+        info.size = len(file.getvalue())
+        tar.addfile(info, io.BytesIO(file.getvalue()))
+
+
+def _is_open(archive: ImageArchive) -> bool:
+    try:
+        archive.read("one.png")
+    except ValueError:
+        return False
+    return True
+
+
+def test_only_the_archives_of_the_list_are_open(tmp_path: Path, tiny: Callable[..., ClipModel]) -> None:
+    for number in range(11):
+        _tar(tmp_path / f"{number}.tar", 20 * number)
+    opened: list[ImageArchive] = []
+
+    def archive(name: str) -> ImageArchive:
+        opened.append(ImageArchive(tmp_path / name))
+        return opened[-1]
+
+    def files(start: int, stop: int) -> list[ImageFile]:
+        return [ImageFile(str(n), "one.png", f"{n}.tar") for n in range(start, stop)]
+
+    with Featurizer(tiny(), archive, batch_size=2, workers=2) as featurizer:
+        pixels = []
+        for start in range(0, 10, 2):
+            # A list ends in the archive that the next one begins with.
+            found = featurizer.encode(files(start, start + 3))
+            assert found.image_ids == [file.image_id for file in files(start, start + 3)] and not found.rejected
+            assert [one.path.name for one in opened if _is_open(one)] == [f.archive for f in files(start, start + 3)]
+            pixels += found.pixels
+        assert len(opened) == 11, "none is opened twice"
+        assert featurizer.encode(files(0, 1)).pixels == pixels[:1], "one that was closed"
+    assert not any(map(_is_open, opened))
+
+
+def test_folding_changes_nothing_but_rounding(tiny: Tiny) -> None:
+    clip = embedded_clip(SMALL)
+    before = image_tower_hash(clip)
+    tower = folded(clip.visual, (224, 224))
+    assert tower is not clip.visual and image_tower_hash(clip) == before
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(pixels), clip.visual(pixels), atol=1e-4, rtol=1e-3)
+    assert folded(tiny().visual, (32, 32)) is not tower
+    plain = tiny().visual
+    assert folded(plain, (32, 32)) is plain
+
+
+def test_towers_that_run_their_children_in_another_order_are_left_alone() -> None:
+    class Crossed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+            torch.nn.init.uniform_(self.norm.running_var)  # type: ignore[arg-type]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.norm(x).relu()).flatten(1)
+
+    crossed = Crossed().eval()
+    assert folded(crossed, (8, 8)) is crossed

@@ -1,0 +1,66 @@
+"""Frozen towers, hashes and devices."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, image_tower_hash, pick_device
+from paraclip_core.config import ModelOptions
+from paraclip_core.errors import ConfigError
+
+SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+
+Tiny = Callable[..., ClipModel]
+
+
+def test_a_frozen_tower_stays_frozen(tiny: Tiny) -> None:
+    clip = embedded_clip(SMALL)
+    freeze_image_tower(clip)
+    before = image_tower_hash(clip)
+    clip.model.train()
+    assert not any(module.training for module in clip.visual.modules())
+    assert clip.model.get_submodule("transformer").training
+    assert not any(parameter.requires_grad for parameter in clip.visual.parameters())
+    clip.model.encode_image(torch.randn(2, 3, 224, 224))  # type: ignore[operator]
+    assert image_tower_hash(clip) == before
+    twin = copy.deepcopy(clip)
+    twin.model.train()
+    assert not twin.visual.training
+
+
+@pytest.mark.parametrize("change", ["weight", "buffer", "name"])
+def test_the_hash_sees_every_tensor(change: str) -> None:
+    clip = embedded_clip(SMALL)
+    before = image_tower_hash(clip)
+    visual: Any = clip.visual
+    with torch.no_grad():
+        if change == "weight":
+            visual.head.proj.weight[3, 5].nextafter_(torch.tensor(2.0))
+        elif change == "buffer":
+            visual.trunk.bn2.running_var[0] += 1e-3
+        else:
+            visual.register_buffer("more", torch.zeros(1))
+    assert image_tower_hash(clip) != before
+    assert len(before) == 32
+
+
+def test_the_hash_leaves_the_text_tower_out() -> None:
+    clip = embedded_clip(SMALL)
+    before = image_tower_hash(clip)
+    with torch.no_grad():
+        clip.model.get_parameter("text_projection").zero_()
+    assert image_tower_hash(clip) == before
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    for wrong in ("gpu", "cuda:99", "mps:99", "meta"):
+        with pytest.raises(ConfigError, match=wrong):
+            pick_device(wrong)

@@ -1,0 +1,343 @@
+"""Gradient caching against the plain gradient, and against itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from paraclip_core.clip.encode import computed_tokens, encode_ragged, shares
+from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.tokenizer import tokenize
+from paraclip_core.config import LossWeights
+from paraclip_core.training import grad_cache
+from paraclip_core.training.batches import Prepared, prepare
+from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
+from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, named_pairs
+from paraclip_core.training.memory import deterministic
+from paraclip_core.training.optimizer import trained_parameters
+
+KINDS = ("caption", "paraphrase_1", "paraphrase_2")
+TOWER_KINDS = (
+    "clip", "eva", "pe", "worldwide", "coca", "roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "clipa",
+    "mobileclip-s",
+)  # fmt: skip
+WORDS = "a dog runs on the beach with two men and small red car near old house under trees rain day photo"
+PAIRS = named_pairs(LossWeights())
+
+
+@pytest.fixture(autouse=True)
+def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 64)  # so that a small batch has many groups
+    monkeypatch.setattr(grad_cache, "FEW_TOKENS", 0)
+    with deterministic():
+        yield
+
+
+def batch(tiny: ModuleType, rows: int = 40) -> Prepared:
+    stored, features = tiny.tiny_rows()
+    return prepare(stored.take(np.arange(rows), KINDS), features, np.arange(len(features)))
+
+
+def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = {**tiny.CONFIG, "text_cfg": {**tiny.CONFIG["text_cfg"], **text}}
+        model = (open_clip.CustomTextCLIP if text else open_clip.CLIP)(**config)
+    clip = tiny.tiny_model(model, config)
+    freeze_image_tower(clip)
+    clip.model.train()
+    return clip
+
+
+def gradients(clip: ClipModel) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in trained_parameters(clip.model).items() if p.grad is not None}
+    clip.model.zero_grad()
+    return found
+
+
+def plain(clip: ClipModel, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+    embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
+    keys = prepared.key_tensors(clip.device)
+    loss, _ = contrastive_loss(embeddings, clip.model.get_parameter("logit_scale"), PAIRS, keys)
+    loss.backward()
+    return loss.detach(), gradients(clip)
+
+
+@pytest.mark.parametrize("memory", [4.0, 1e-9])
+@pytest.mark.parametrize(
+    ("text", "noise"),
+    # A tower that sees its padding sums many more terms.
+    [({}, 1e-6), ({"no_causal_mask": True, "pool_type": "last"}, 2e-6)],
+)
+def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[str, object], noise: float) -> None:
+    clip, prepared = clip_of(tiny, **text), batch(tiny)
+    expected, by_hand = plain(clip, prepared)
+    loss, terms = Objective(clip, PAIRS, memory_gib=memory).gradients(prepared)
+    ours = gradients(clip)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6) and set(terms) == {pair.name for pair in PAIRS}
+    assert set(ours) == set(by_hand)
+    whole = torch.cat([value.flatten() for value in by_hand.values()]).norm()
+    apart = {name: (ours[name] - value).norm() for name, value in by_hand.items()}
+    assert float(torch.stack(list(apart.values())).norm()) <= noise * float(whole)
+    for name, value in by_hand.items():
+        assert float(apart[name]) <= 2 * noise * float(max(value.norm(), 1e-2 * whole)), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("anchored", [False, True])
+def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor = Anchor(clip, 1.0, 0.1) if anchored else None
+    found = []
+    for memory, fits in ((4.0, True), (1e-9, False)):
+        objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
+        assert objective.fits(prepared) is fits
+        loss, _ = objective.gradients(prepared)
+        found.append({"loss": loss, **gradients(clip)})
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor = Anchor(clip, 1.0, 0.0)
+    trimmed: list[bool] = []
+    monkeypatch.setattr(grad_cache, "free_heap", lambda: trimmed.append(True))
+    monkeypatch.setattr(grad_cache, "anonymous_memory", lambda: 2 * 2**30)
+    # A batch that fits never gives any back; others do when the process has grown by what batches may take.
+    for memory, taken in ((4.0, 0), (1e-9, 2**31)):
+        Objective(clip, PAIRS, memory_gib=memory, taken=taken, anchor=anchor).gradients(prepared)
+        assert not trimmed
+    Objective(clip, PAIRS, memory_gib=1e-9, taken=2**30).gradients(prepared)
+    groups = len(grad_cache.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)._groups)
+    assert len(trimmed) == 2 * groups > 2
+
+
+def test_dropout_is_the_same_in_both_passes(tiny: ModuleType) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    block = clip.model.get_submodule("transformer.resblocks.0")
+    block.attn.dropout = 0.3  # type: ignore[assignment]
+    found = []
+    for memory, seed in ((4.0, 1), (1e-9, 1), (4.0, 2)):
+        Objective(clip, PAIRS, memory_gib=memory).gradients(prepared, seed)
+        found.append(gradients(clip)["text_projection"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", TOWER_KINDS)
+def test_the_estimate_is_near_what_is_kept(
+    kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
+    monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
+    clip = towers.model_of(kind, tmp_path)
+    freeze_image_tower(clip)
+    clip.model.train()
+    draw = np.random.RandomState(0)
+    tokens = tokenize(clip, [" ".join(draw.choice(WORDS.split(), draw.randint(3, 14))) for _ in range(48)])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in clip.model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with (
+        grad_cache.touched_vocabulary(clip, tokens),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        grad_cache.CachedTexts(clip, tokens, precision=precision, keep=True).embed()  # type: ignore[arg-type]
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    estimate = computed_tokens(clip, tokens) * grad_cache.activation_bytes(clip, precision)  # type: ignore[arg-type]
+    assert needed / 2.5 < estimate < needed * 2.5
+
+
+def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
+    tokens = batch(tiny).tokens
+    clip = clip_of(tiny)
+    texts = grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)
+    # Another cut would be other last bits.
+    mine = shares(clip, tokens, 1)[0]
+    until = np.cumsum(tokens.lengths[mine])
+    count = 2 * -(-int(until[-1]) // 128)
+    cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count)
+    assert [group.tolist() for group in texts._groups] == [group.tolist() for group in np.split(mine, cuts)]
+    padded = clip_of(tiny, no_causal_mask=True, pool_type="last")
+    texts = grad_cache.CachedTexts(padded, tokens, precision="fp32", keep=False)
+    sizes = [len(group) * padded.context_length for group in texts._groups]
+    assert sum(sizes) == computed_tokens(padded, tokens) and max(sizes) <= 64 + padded.context_length
+    assert computed_tokens(clip, tokens) == len(tokens.values)
+    assert computed_tokens(padded, tokens.take(np.zeros(0, np.int64))) == 0
+
+
+@pytest.mark.parametrize(("rows", "count"), [(10, 1), (40, 2)])
+def test_few_texts_are_one_group(tiny: ModuleType, rows: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
+    monkeypatch.setattr(grad_cache, "FEW_TOKENS", 300)
+    tokens = batch(tiny, rows).tokens
+    assert (len(tokens.values) > 300) == (count > 1)
+    assert len(grad_cache.CachedTexts(clip_of(tiny), tokens, precision="fp32", keep=False)._groups) == count
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("memory", [4.0, 1e-9])
+def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
+    tiny: ModuleType, precision: str, memory: float, cores: Callable[[int], None]
+) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor, found = Anchor(clip, 1.0, 0.0), []
+    for count in (1, 2):
+        cores(count)
+        loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]
+        found.append({"loss": loss, **gradients(clip)})
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+
+
+def test_only_our_transformer_runs_side_by_side(tiny: ModuleType) -> None:
+    clip, tokens = clip_of(tiny), batch(tiny).tokens
+    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is side_by_side
+    # Dropout draws from the process's random numbers.
+    clip.model.get_submodule("transformer.resblocks.0").attn.dropout = 0.3  # type: ignore[assignment]
+    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is in_turn
+
+
+def test_parameters_share_no_gradient() -> None:
+    first, second = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    for total in (1, 2):
+        given = torch.autograd.grad((first + second).sum(), [first, second])
+        grad_cache._add([first, second], given)
+        assert first.grad is not None and first.grad.tolist() == [total, total]
+        assert second.grad is not None and second.grad.tolist() == [total, total]
+
+
+def test_a_whole_batch_is_never_kept(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
+    clip = clip_of(tiny)
+    peaks = []
+    for rows in (20, 60):
+        live = peak = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal live, peak
+            live += tensor.numel()
+            peak = max(peak, live)
+            return tensor
+
+        prepared = batch(tiny, rows)
+        texts = grad_cache.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)
+        embeddings = texts.embed()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            before = live
+            texts.backward(torch.ones_like(embeddings), list(trained_parameters(clip.model).values()))
+        peaks.append((live - before) / len(texts._groups))
+    assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    table = clip.model.get_submodule("token_embedding")
+    with grad_cache.touched_vocabulary(clip, prepared.tokens):
+        encode_ragged(clip, prepared.tokens).sum().backward()
+        assert table.weight.grad is None
+    assert isinstance(table.weight.grad, Tensor)
+    used = np.unique(prepared.tokens.values)
+    assert set(np.flatnonzero(table.weight.grad.abs().sum(1).numpy())) <= set(used)
+    few = table.weight.grad.clone()
+    clip.model.zero_grad()
+    encode_ragged(clip, prepared.tokens).sum().backward()
+    torch.testing.assert_close(few, table.weight.grad)
+    # Tokens that were not foreseen are looked up in the whole table.
+    clip.model.zero_grad()
+    with grad_cache.touched_vocabulary(clip, prepared.tokens.take([0])):
+        encode_ragged(clip, prepared.tokens).sum().backward()
+    torch.testing.assert_close(few, table.weight.grad)
+
+
+def test_a_table_that_scales_what_it_gives_still_does(towers: ModuleType, tmp_path: Path) -> None:
+    clip = towers.model_of("nllb", tmp_path)
+    freeze_image_tower(clip)
+    table, tokens = clip.model.get_submodule("text.transformer.embed_tokens"), tokenize(clip, WORDS.split())
+    assert table.embed_scale != 1
+    expected = encode_ragged(clip, tokens)
+    expected[:, 0].sum().backward()
+    assert isinstance(table.weight.grad, Tensor)
+    whole = table.weight.grad.clone()
+    for _ in range(2):  # the first time leaves the module as it was
+        clip.model.zero_grad()
+        with grad_cache.touched_vocabulary(clip, tokens):
+            found = encode_ragged(clip, tokens)
+            found[:, 0].sum().backward()
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(table.weight.grad, whole)
+
+
+def test_results_come_in_order_whoever_ends_first(cores: Callable[[int], None]) -> None:
+    cores(2)
+
+    def work(number: int) -> int:
+        time.sleep(0.02 * (number % 2 == 0))
+        return number
+
+    assert list(side_by_side(work, 7)) == list(in_turn(work, 7)) == list(range(7))
+    assert list(side_by_side(work, 0)) == []
+
+
+def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) -> None:
+    cores(4)
+    met = threading.Barrier(STREAMS)
+
+    def work(_: int) -> tuple[str, int]:
+        met.wait(60)
+        return threading.current_thread().name, torch.get_num_threads()
+
+    found = list(side_by_side(work, STREAMS))
+    assert len({name for name, _ in found}) == STREAMS and {threads for _, threads in found} == {2}
+    assert torch.get_num_threads() == 4
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [4]
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 3), (2, 1)])
+def test_one_core_or_one_group_needs_no_thread(threads: int, count: int, cores: Callable[[int], None]) -> None:
+    cores(threads)
+    here = threading.current_thread()
+    assert list(side_by_side(lambda _: threading.current_thread() is here, count)) == [True] * count
+
+
+def test_no_more_are_begun_than_are_taken(cores: Callable[[int], None]) -> None:
+    cores(2)
+    begun: list[int] = []
+    results = side_by_side(lambda number: begun.append(number) or number, 9)
+    assert next(results) == 0
+    assert len(begun) <= STREAMS
+    assert list(results) == list(range(1, 9))
+
+
+def test_an_error_is_raised_when_the_others_have_ended(cores: Callable[[int], None]) -> None:
+    cores(2)
+    ended = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            raise ValueError("the first one")
+        time.sleep(0.1)
+        ended.set()
+        return number
+
+    with pytest.raises(ValueError, match="the first one"):
+        list(side_by_side(work, 2))
+    assert ended.is_set()
