@@ -1,23 +1,23 @@
 """Tokens of cleaned captions, equal to open_clip's ``SimpleTokenizer``, without torch and several times faster.
 
-CLIP's pattern never matches across a blank, so a text's tokens are those of its blank-separated pieces in a row, and a
-memo of pieces answers nearly all of them.
+CLIP's pattern never matches across a blank, so a text's tokens are those of its blank-separated pieces, and a memo of
+pieces answers nearly all of them. The library `tokenizers` merges byte pairs.
 """
 
 from __future__ import annotations
 
 import gzip
-import heapq
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import regex
 from numpy.typing import NDArray
+from tokenizers.models import BPE
 
 from paraclip_core.errors import ModelError
 
@@ -25,9 +25,6 @@ __all__ = ["BytePairs", "Tokenizer", "load_byte_pairs"]
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2
-NO_MERGE = 1 << 30
-SHORT = 48
-"""Symbols up to which searching a list is faster than keeping a heap."""
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 _PATTERN = regex.compile(
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
@@ -63,15 +60,14 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str]) -> pa.ListArray:
         """Ids of many cleaned texts as a list<uint16> array, ragged, one list a text.
 
-        Equal to :meth:`encode` of each. Python looks at every different piece of the batch once; where its tokens go is
-        worked out for all at once.
+        Equal to :meth:`encode` of each. Python sees every distinct piece of the batch once; NumPy places the tokens.
         """
-        given = list(texts)
-        if not given:
+        texts = list(texts)
+        if not texts:
             return pa.array([], pa.list_(pa.uint16()))
-        lines = "\n".join(given)
-        if lines.count("\n") >= len(given):  # not cleaned; no token reaches across either
-            lines = "\n".join([text.replace("\n", " ") for text in given])
+        lines = "\n".join(texts)
+        if lines.count("\n") >= len(texts):  # not cleaned; no token reaches across either
+            lines = "\n".join([text.replace("\n", " ") for text in texts])
         # No letter's lower case depends on what is beyond a line break.
         pieces, last = _pieces_of(lines.lower())
         ids = [self._ids_of(piece[:-1]) for piece in pieces.dictionary.cast(pa.large_string()).to_pylist()]
@@ -80,7 +76,7 @@ class Tokenizer:
     def _assembled(
         self, ids: list[tuple[int, ...]], pieces: NDArray[np.int32], last: NDArray[np.int64]
     ) -> pa.ListArray:
-        """Put texts together: number `i` consists of the pieces up to and with `last[i]`, whose ids are known."""
+        """Join pieces to texts: number `i` ends with the piece `last[i]`."""
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.uint16, int(counts.sum()))
         sizes = counts[pieces]
@@ -101,7 +97,7 @@ class Tokenizer:
 
 
 class _Memo(dict[str, tuple[int, ...]]):
-    """Ids of the texts seen lately: when it is full it becomes the old generation, from which hits are taken over."""
+    """Ids of recent texts; when it is full it becomes the old generation, from which hits are copied."""
 
     def __init__(self, compute: Callable[[str], tuple[int, ...]], size: int) -> None:
         super().__init__()
@@ -121,7 +117,7 @@ class _Memo(dict[str, tuple[int, ...]]):
 
 
 def _pieces(pairs: BytePairs, size: int) -> _Memo:
-    """Memo of blank-separated pieces over a memo of the pattern's words: a new piece mostly consists of known words."""
+    """Memo of blank-separated pieces over a memo of the pattern's words, of which new pieces mostly consist."""
     symbols = _byte_symbols()
 
     def of_word(word: str) -> tuple[int, ...]:
@@ -147,7 +143,7 @@ def _pieces_of(lines: str) -> tuple[pa.DictionaryArray, NDArray[np.int64]]:
 
 
 class BytePairs:
-    """Symbols, their ids, and the merges in the order in which they were learnt."""
+    """CLIP's symbols with their ids, and its merges in the order in which they were learned."""
 
     def __init__(self, merges: list[tuple[str, str]]) -> None:
         """Number the symbols as open_clip does: bytes, bytes that end a word, merges, start and end of text."""
@@ -156,73 +152,14 @@ class BytePairs:
         self.ids = {symbol: number for number, symbol in enumerate(symbols)}
         self.start, self.end = (self.ids[symbol] for symbol in SPECIAL)
         self.merges = merges
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        # Without a cache: the memo of words has it.
+        self._bpe = BPE(vocab=self.ids, merges=merges, end_of_word_suffix="</w>", cache_capacity=0)
 
     def encode(self, word: str) -> tuple[int, ...]:
         """Ids of one word, which is written in byte symbols (see :func:`_byte_symbols`)."""
         if word in SPECIAL:
             return (self.ids[word],)
-        symbols = [*word[:-1], word[-1] + "</w>"]
-        merged = self._merge_short(symbols) if len(symbols) <= SHORT else self._merge_long(symbols)
-        return tuple([self.ids[symbol] for symbol in merged])
-
-    def _merge_short(self, symbols: list[str]) -> list[str]:
-        """Apply the merges to a word's symbols: again and again the earliest-learnt pair, at all its places."""
-        rank_of = self._ranks.get
-        ranks = [rank_of(pair, NO_MERGE) for pair in pairwise(symbols)]
-        while ranks and (best := min(ranks)) != NO_MERGE:
-            joined = "".join(self.merges[best])
-            place = ranks.index(best)
-            while place >= 0:
-                symbols[place : place + 2] = [joined]
-                del ranks[place]
-                if place:
-                    ranks[place - 1] = rank_of((symbols[place - 1], joined), NO_MERGE)
-                if place < len(ranks):
-                    ranks[place] = rank_of((joined, symbols[place + 1]), NO_MERGE)
-                # The pair at `place` is a longer one now, so the next one is further right.
-                place = ranks.index(best, place + 1) if best in ranks[place + 1 :] else -1
-        return symbols
-
-    def _merge_long(self, symbols: list[str]) -> list[str]:
-        """The same for a long word: the places of each pair are kept in lists and the pairs in a heap.
-
-        So n symbols take O(n log n) instead of O(n²), which a caption of one 2,000-letter word would feel.
-        """
-        count = len(symbols)
-        after, before = list(range(1, count + 1)), list(range(-1, count - 1))
-        places: dict[int, list[int]] = {}
-        waiting: list[int] = []
-
-        def note(place: int) -> None:
-            if place < 0 or after[place] >= count:
-                return
-            rank = self._ranks.get((symbols[place], symbols[after[place]]))
-            if rank is not None:
-                if rank not in places:
-                    heapq.heappush(waiting, rank)
-                places.setdefault(rank, []).append(place)
-
-        for place in range(count):
-            note(place)
-        while waiting:
-            rank = heapq.heappop(waiting)
-            first, second = self.merges[rank]
-            merged = []
-            for place in sorted(set(places.pop(rank))):
-                following = after[place]
-                # Earlier merges may have eaten either half; an eaten place holds no symbol.
-                if symbols[place] != first or following >= count or symbols[following] != second:
-                    continue
-                symbols[place], symbols[following] = first + second, ""
-                after[place] = after[following]
-                if after[place] < count:
-                    before[after[place]] = place
-                merged.append(place)
-            for place in merged:
-                note(before[place])
-                note(place)
-        return [symbol for symbol in symbols if symbol]
+        return tuple([token.id for token in self._bpe.tokenize(word)])
 
 
 @lru_cache(maxsize=1)
