@@ -31,16 +31,16 @@ PREPROCESS: dict[str, Any] = {
 def embedded_clip(options: ModelOptions) -> ClipModel:
     """Build the embedded model: pretrained image trunk, fixed projection, text tower drawn from `options.seed`.
 
-    The image tower is frozen from the start, so its projection to the shared space is not trained either. It is an
-    orthonormal one, drawn from the seed, which distorts the trunk's angles least among maps that have not seen data.
-    In trials on photographs a Gaussian one, or centring by batch-norm statistics, gave the same retrieval. Image tower
-    and preprocessing depend on `embed_dim` and `seed` alone.
+    The image tower is frozen from the start, its projection to the shared space included. That is orthonormal and drawn
+    from the seed, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
+    a Gaussian one, or batch-norm statistics, gave the same retrieval. Image tower and preprocessing depend on
+    `embed_dim` and `seed` alone.
 
     Raises:
         ModelError: the package with the weights is not installed, or its file is damaged.
     """
     config = _model_cfg(options)
-    # The global random state is the caller's: model building must not move it.
+    # The caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = open_clip.CLIP(**config)

@@ -1,7 +1,7 @@
 """Hugging Face's ``CLIPModel`` in open_clip's names and back.
 
-Both describe the same network; they differ in names, in how the attention's input projections are stored (one matrix or
-three) and in the orientation of the two projections.
+Both describe the same network. They differ in names, in attention's input projections (one matrix or three) and in the
+orientation of the two projections into the shared space.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARTS = {
     ".mlp.fc2.": ".mlp.c_proj.",
 }
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}
-"""Hugging Face's names of the activations that open_clip has, and whether its option `quick_gelu` is on for them."""
+"""Hugging Face's names of open_clip's activations, and open_clip's option `quick_gelu` for each."""
 
 PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _ATTENTION = re.compile(r"(.*\.)self_attn\.([qkv])_proj\.(weight|bias)")
@@ -51,45 +51,43 @@ _JOINED = re.compile(r"(.*\.)attn\.in_proj_(weight|bias)")
 
 
 def from_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A ``CLIPModel`` state dict under open_clip's names; names that it does not know are kept."""
-    found: dict[str, torch.Tensor] = {}
+    """A ``CLIPModel`` state dict under open_clip's names; unknown names stay."""
+    renamed: dict[str, torch.Tensor] = {}
     attention: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.endswith("position_ids"):
-            continue  # older files keep what only counts from 0
+            continue  # older files store the numbers from 0
         part = _ATTENTION.fullmatch(name)
         if part is not None:
             joined = f"{_renamed(part[1], PREFIXES)}attn.in_proj_{part[3]}"
             attention.setdefault(joined, {})[part[2]] = tensor
         elif name in TRANSPOSED:
-            found[TRANSPOSED[name]] = tensor.T.contiguous()
+            renamed[TRANSPOSED[name]] = tensor.T.contiguous()
         else:
-            found[NAMES.get(name) or _renamed(_renamed(name, PREFIXES), PARTS)] = tensor
+            renamed[NAMES.get(name) or _renamed(_renamed(name, PREFIXES), PARTS)] = tensor
     for name, parts in attention.items():
-        found[name] = torch.cat([parts[key] for key in "qkv" if key in parts])
-    return found
+        renamed[name] = torch.cat([parts[key] for key in "qkv" if key in parts])
+    return renamed
 
 
 def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with CLIP's text tower) under ``CLIPModel``'s names."""
-    names = {ours: theirs for theirs, ours in NAMES.items()}
-    transposed = {ours: theirs for theirs, ours in TRANSPOSED.items()}
-    # The image tower's first: the text tower's prefixes are its ends.
-    prefixes = {ours: theirs for theirs, ours in reversed(PREFIXES.items())}
-    parts = {ours: theirs for theirs, ours in PARTS.items()}
-    found: dict[str, torch.Tensor] = {}
+    names, transposed, parts = ({new: old for old, new in table.items()} for table in (NAMES, TRANSPOSED, PARTS))
+    # The image tower's prefixes first: those of the text tower are their ends.
+    prefixes = {new: old for old, new in reversed(PREFIXES.items())}
+    renamed: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors.items():
         name = stored.removeprefix("text.")
         joined = _JOINED.fullmatch(name)
         if joined is not None:
             block = _renamed(joined[1], prefixes)
             for key, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{block}self_attn.{key}_proj.{joined[2]}"] = part.contiguous()
+                renamed[f"{block}self_attn.{key}_proj.{joined[2]}"] = part.contiguous()
         elif name in transposed:
-            found[transposed[name]] = tensor.T.contiguous()
+            renamed[transposed[name]] = tensor.T.contiguous()
         else:
-            found[names.get(name) or _renamed(_renamed(name, prefixes), parts)] = tensor
-    return found
+            renamed[names.get(name) or _renamed(_renamed(name, prefixes), parts)] = tensor
+    return renamed
 
 
 def hf_model_cfg(folder: Path) -> dict[str, Any]:
@@ -143,25 +141,23 @@ def hf_preprocess_cfg(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     stored = _json(path)
-    found: dict[str, Any] = {
-        ours: stored[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in stored
-    }
+    config: dict[str, Any] = {key: stored[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in stored}
     if "resample" in stored:
         resample = stored["resample"]
         if not isinstance(resample, int) or resample not in PILLOW_FILTERS:
             raise ModelError(f"{path} resamples by {resample!r}; expected one of {PILLOW_FILTERS}")
-        found["interpolation"] = PILLOW_FILTERS[resample]
-    found["resize_mode"] = "shortest" if stored.get("do_center_crop", True) else "squash"
-    return found
+        config["interpolation"] = PILLOW_FILTERS[resample]
+    config["resize_mode"] = "shortest" if stored.get("do_center_crop", True) else "squash"
+    return config
 
 
 def _tower(config: Any) -> dict[str, Any]:
-    found = {
+    return {
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
+        **({} if config.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": config.layer_norm_eps}}),
     }
-    return found if config.layer_norm_eps == 1e-5 else {**found, "norm_kwargs": {"eps": config.layer_norm_eps}}
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
@@ -176,9 +172,9 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object")
-    return found
+    return content

@@ -28,11 +28,10 @@ EXAMPLES = ("a photo of a dog", "two men on a boat")
 
 
 def save_onnx(clip: ClipModel, folder: Path) -> None:
-    """Write ``text_model.onnx``, and beside it what a caller must know of its input.
+    """Write ``text_model.onnx``, and beside it the facts of its input.
 
     The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
-    1. Texts need padding only up to the longest of a batch, except for towers that see all padding, whose length is the
-    model's context.
+    1. Texts are padded to the longest of a batch, for towers that see all padding to the model's context.
 
     Raises:
         ModelError: the packages of the extra `export` are absent, or torch cannot export the tower.
@@ -74,7 +73,7 @@ class _Embeds(nn.Module):
 
 
 def _cut(ids: Any, tower: TextTower, clip: ClipModel) -> torch.Tensor:
-    """Texts as a caller would give them: cut, because an example of the whole context would fix the length to it."""
+    """Texts cut to their length: an example of the whole context would fix the length in the graph."""
     longest = int((ids != tower.pad).sum(dim=1).max())
     return ids[:, : tower.width(longest + 1, clip.context_length)].contiguous()
 

@@ -1,4 +1,4 @@
-"""What a model reference means, told without importing torch: planning a run must stay quick."""
+"""The meaning of a model reference, without importing torch: planning a run stays quick."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def check_reference(reference: str) -> None:
     if folder is not None or reference.startswith(HUB) or spec is None or spec.origin is None:
         return
     name = reference.rpartition(":")[0] if local_file(reference) is None else reference.partition(":")[0]
-    known = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
-    if known and name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    names = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
+    if names and name not in names:
+        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
         raise UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
     tags = pretrained_tags(Path(spec.origin).with_name("pretrained.py"), name)
@@ -97,9 +97,9 @@ def check_reference(reference: str) -> None:
 
 
 def pretrained_tags(source: Path, architecture: str) -> set[str] | None:
-    """The weights that open_clip has of an architecture, read from its own table in `source`, which is not run.
+    """open_clip's weights of an architecture, read from its table in `source` without running it.
 
-    None where the table is written in another way than today.
+    None if the table's form is unknown.
     """
     values: dict[str, ast.expr] = {}
     try:
@@ -114,14 +114,15 @@ def pretrained_tags(source: Path, architecture: str) -> set[str] | None:
             return set(_keywords(named[architecture], values))
         # The table gets such an entry from every architecture with weights of that kind.
         base = named.get(architecture.removesuffix("-quickgelu"))
-        found = {} if base is None or not architecture.endswith("-quickgelu") else _keywords(base, values)
-        return {tag for tag, value in found.items() if "quick_gelu" in _keywords(value, values)}
+        if base is None or not architecture.endswith("-quickgelu"):
+            return set()
+        return {tag for tag, value in _keywords(base, values).items() if "quick_gelu" in _keywords(value, values)}
     except (OSError, SyntaxError, ValueError, KeyError):
         return None
 
 
 def _keywords(value: ast.expr, values: dict[str, ast.expr]) -> dict[str, ast.expr]:
-    """What a call like `dict(a=…, b=…)` gets by name; the call may have a name of its own."""
+    """Keyword arguments of a call like `dict(a=…, b=…)`, or of a variable that holds one."""
     call = values[value.id] if isinstance(value, ast.Name) else value
     if not isinstance(call, ast.Call) or not all(keyword.arg for keyword in call.keywords):
         raise ValueError(ast.dump(call))
@@ -134,10 +135,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def model_files(reference: str) -> list[Path]:
-    """The local files that say what the model is; none for a model from elsewhere.
-
-    Those that must be there are listed even where they are missing.
-    """
+    """The local files that define the model, required ones even if they are missing; none for a remote model."""
     file, place = local_file(reference), local_folder(reference)
     if file is not None:
         return [file[1]]
@@ -152,7 +150,7 @@ def model_files(reference: str) -> list[Path]:
 
 
 def place_free_name(reference: str) -> str:
-    """The reference without the place of local files, whose contents are told apart by their hashes."""
+    """The reference without the place of local files, which are identified by their hashes."""
     file = local_file(reference)
     if file is not None:
         return f"{file[0]}:local"
@@ -160,7 +158,7 @@ def place_free_name(reference: str) -> str:
 
 
 def fixed_place(reference: str) -> str:
-    """The reference with the whole path of local files, which means the same wherever it is read."""
+    """The reference with absolute paths of local files."""
     file, folder = local_file(reference), local_folder(reference)
     if file is not None:
         return f"{file[0]}:{file[1].absolute()}"
@@ -168,7 +166,7 @@ def fixed_place(reference: str) -> str:
 
 
 def tokenizer_reference(reference: str) -> str | None:
-    """What open_clip finds the model's tokenizer by, None where only the model's configuration names it."""
+    """The name that open_clip finds the model's tokenizer by, None where only the model's configuration has it."""
     folder = local_folder(reference)
     if folder is not None:
         return None if folder.is_file() or _is_hf(folder) else f"{LOCAL}{folder}"

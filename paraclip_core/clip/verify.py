@@ -1,4 +1,4 @@
-"""Whether image embeddings made with one model are those of another: by weights, by preprocessing, by trial."""
+"""Whether two models give the same image embeddings: by weights, by preprocessing, by trial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paraclip_core.errors import ModelError
 __all__ = ["FEATURE_TOLERANCE", "IndexCheck", "check_features", "check_images", "check_towers"]
 
 FEATURE_TOLERANCE = 2e-3
-"""How far a coordinate of a stored unit vector may be off: float16 and another batch size make up to about 1e-3."""
+"""Tolerance of a stored unit vector's coordinate: float16 and another batch size make up to about 1e-3."""
 SHOWN = 10
 
 
@@ -30,18 +30,17 @@ class IndexCheck:
     valid: bool
     detail: str
     differences: tuple[str, ...] = ()
-    """What differs, the first ten of them."""
+    """The first ten differences."""
 
     def as_json(self) -> dict[str, Any]:
-        """Itself as plain values."""
+        """Plain values."""
         return asdict(self) | {"differences": list(self.differences)}
 
 
 def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
-    """Compare the hashes of image towers and of preprocessing, and say which tensors and options differ.
+    """Compare the hashes of image towers and of preprocessing; the differences name tensors and options.
 
-    Equal weights may still be computed with otherwise, by another activation or number of heads, so that noise has to
-    come out the same, too.
+    Equal weights may be used with another activation or number of heads, so features of noise must be equal, too.
     """
     towers = image_tower_hash(base), image_tower_hash(tuned)
     processing = preprocess_hash(base), preprocess_hash(tuned)
@@ -52,7 +51,7 @@ def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
         if base.preprocess_cfg.get(name) != tuned.preprocess_cfg.get(name)
     ]
     tower, preprocessing = _compared("image tower", towers, tensors), _compared("preprocessing", processing, options)
-    if tower.valid and preprocessing.valid and not np.array_equal(_of_noise(base), _of_noise(tuned)):
+    if tower.valid and preprocessing.valid and not np.array_equal(_noise_features(base), _noise_features(tuned)):
         detail = f"{towers[0]} in both, but the models compute otherwise with these weights"
         tower = IndexCheck("image tower", False, detail, tuple(_architecture_differences(base, tuned)))
     return [tower, preprocessing]
@@ -91,13 +90,13 @@ def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str
     if stored.shape != computed.shape:
         raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")
     gap = np.abs(_units(stored) - _units(computed)).max(axis=1, initial=0.0)
-    wrong = ~(gap <= FEATURE_TOLERANCE)  # so that what is no number counts as wrong
+    wrong = ~(gap <= FEATURE_TOLERANCE)  # NaN is wrong, too
     differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(wrong)[:SHOWN])
     detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings are the model's within {FEATURE_TOLERANCE:g}"
     return IndexCheck("stored features", not wrong.any(), detail, differences)
 
 
-def _of_noise(clip: ClipModel) -> np.ndarray:
+def _noise_features(clip: ClipModel) -> np.ndarray:
     size = clip.preprocess_cfg["size"]
     shape = (size, size) if isinstance(size, int) else tuple(size)
     return encode_pixels(clip, torch.randn(4, 3, *shape, generator=torch.Generator().manual_seed(0)))
@@ -119,21 +118,21 @@ def _compared(what: str, hashes: tuple[str, str], differences: list[str]) -> Ind
 
 def _tensor_differences(base: ClipModel, tuned: ClipModel) -> list[str]:
     first, second = (_tensors(clip) for clip in (base, tuned))
-    found = []
+    differences = []
     for name in sorted({*first, *second}):
         if name not in first or name not in second:
-            found.append(f"{name}: only in the {'tuned model' if name not in first else 'base'}")
+            differences.append(f"{name}: only in the {'tuned model' if name not in first else 'base'}")
         elif first[name].shape != second[name].shape:
-            found.append(f"{name}: {tuple(first[name].shape)} and {tuple(second[name].shape)}")
+            differences.append(f"{name}: {tuple(first[name].shape)} and {tuple(second[name].shape)}")
         elif not _same(first[name], second[name]):
             gap = (first[name].double() - second[name].double()).abs().max()
-            found.append(f"{name}: by up to {float(gap):.2g}")
-    return found
+            differences.append(f"{name}: by up to {float(gap):.2g}")
+    return differences
 
 
 def _tensors(clip: ClipModel) -> dict[str, torch.Tensor]:
-    found = {**dict(clip.visual.named_parameters()), **dict(clip.visual.named_buffers())}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    tensors = {**dict(clip.visual.named_parameters()), **dict(clip.visual.named_buffers())}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -49,7 +49,7 @@ EARLIER = """import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
 """
-"""What cards of releases made before told, in place of the first of :data:`LOAD`."""
+"""In cards of earlier releases, in place of the first of :data:`LOAD`."""
 LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
 TASKS = {"sts": "sentence-similarity", "sick": "sentence-similarity", "sugarcrepe": "image-text-matching"}
 CURVE_POINTS = 12
@@ -70,7 +70,7 @@ def model_card(
     revision: str | None = None,
     weights: str | None = None,
 ) -> str:
-    """A README.md that says what the model is, where it came from and how to load it.
+    """The README.md of a release: what the model is, its origin, how to load it.
 
     Args:
         title: heading.
@@ -97,7 +97,7 @@ def model_card(
         head |= {"base_model": base_model, "base_model_relation": "finetune"}
     at = (f" at revision `{revision}`" if revision else "") + (f", weights `{weights}`" if weights else "")
     data = [f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []
-    # These names come from data files, and the card may be published.
+    # Names from data files: `table` makes them inert.
     data.append(table(("licence as stated", "rows"), sorted(licences.items())))
     if sources:
         data.append(table(("source", "rows"), sorted(sources.items())))
@@ -140,7 +140,7 @@ def completed_card(
     """
     head, body = _parted(card)
     load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
-    for other in (EARLIER, *LOAD.values()):  # the card may be of a release that was exported before
+    for other in (EARLIER, *LOAD.values()):  # the release may be an export
         body = body.replace(other, load)
     head["library_name"] = LIBRARIES.get(layout, "open_clip")
     curve = _curve(log)

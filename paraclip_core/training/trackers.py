@@ -1,7 +1,6 @@
-"""Training curves in other people's tools: one small interface, several of them, none by default.
+"""Training curves in other tools, none by default.
 
-A tracker only shows figures; the training log has them all. So a tracker that fails while training goes on is named in
-a warning and no longer used.
+The training log has all figures. So a tracker that fails during training gets a warning and is dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, Protocol, TextIO
 
 from paraclip_core.errors import ConfigError
 
-__all__ = ["Run", "Tracker", "Trackers", "check_trackers", "open_trackers"]
+__all__ = ["TrackedRun", "Tracker", "Trackers", "check_trackers", "open_trackers"]
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +25,22 @@ PROJECT = "paraclip"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a tracker is told of a run."""
+class TrackedRun:
+    """A run as trackers show it."""
 
     name: str
     """Stays the same when the run goes on after a kill."""
     folder: Path
-    """Where trackers that write files write them, each in a folder of its own."""
+    """Parent of the folders of trackers that write files."""
     options: Mapping[str, Any]
     """Hyper-parameters, JSON-ready."""
 
 
 class Tracker(Protocol):
-    """Something that draws curves."""
+    """A tool that draws curves."""
 
     def begin(self, step: int) -> None:
-        """Forget what came after `step` steps, which a killed run may have told: it comes again."""
+        """Drop figures after `step` steps, which a killed run may have logged: they come again."""
         ...
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -49,21 +48,21 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Bring everything to where it belongs."""
+        """Write what is buffered."""
         ...
 
 
 class FileTracker:
-    """JSON lines in ``<folder>/file/<run>.jsonl``: the interface in its plainest form."""
+    """JSON lines in ``<folder>/file/<run>.jsonl``."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrackedRun) -> None:
         """Append to the run's file."""
         self._path = run.folder / "file" / f"{run.name}.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._opened()
 
     def begin(self, step: int) -> None:
-        """Keep the lines of the first `step` steps; a line that a kill cut off is none of them."""
+        """Keep the complete lines of the first `step` steps."""
         self._file.close()
         with self._path.open("r+b") as file:
             lines = file.readlines()
@@ -86,7 +85,7 @@ class FileTracker:
 
 
 def _step(line: bytes) -> float:
-    """The step that a line belongs to, infinite where it tells none."""
+    """A line's step, infinite for a damaged line."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, TypeError, KeyError):
@@ -96,15 +95,15 @@ def _step(line: bytes) -> float:
 class TensorBoardTracker:
     """Event files in ``<folder>/tensorboard/<run>``."""
 
-    def __init__(self, run: Run) -> None:
-        """See that the run's folder can be had; its event file is opened by `begin`, for a writer cannot take back."""
+    def __init__(self, run: TrackedRun) -> None:
+        """Make the run's folder; `begin` opens the event file, because a writer cannot take back."""
         self._module = _imported("torch.utils.tensorboard", "tensorboard")
         self._run, self._folder = run, run.folder / "tensorboard" / run.name
         self._folder.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
 
     def begin(self, step: int) -> None:
-        """Open an event file that lets TensorBoard hide what earlier ones tell of later steps."""
+        """Open an event file that makes TensorBoard hide later steps of earlier files."""
         self._writer = self._module.SummaryWriter(str(self._folder), purge_step=step + 1)
         options = json.dumps(self._run.options, indent=2, sort_keys=True)
         self._writer.add_text("options", f"```json\n{options}\n```")
@@ -121,9 +120,9 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Weights & Biases, or Trackio, which has the same functions; both find their server and account by themselves."""
+    """Weights & Biases, or Trackio, which has the same functions; both find server and account by themselves."""
 
-    def __init__(self, run: Run, package: str) -> None:
+    def __init__(self, run: TrackedRun, package: str) -> None:
         """Begin a run, or go on with it."""
         self._module = _imported(package, package)
         own = {"dir": str(run.folder), "id": run.name} if package == "wandb" else {}
@@ -132,7 +131,7 @@ class WandbTracker:
         self._module.init(project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **own)
 
     def begin(self, step: int) -> None:
-        """What a service was told it keeps."""
+        """A service keeps what it has."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Send the figures."""
@@ -143,7 +142,7 @@ class WandbTracker:
         self._module.finish()
 
 
-OPENERS: Mapping[str, Callable[[Run], Tracker]] = {
+OPENERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
     "file": FileTracker,
     "tensorboard": TensorBoardTracker,
     "trackio": lambda run: WandbTracker(run, "trackio"),
@@ -152,18 +151,18 @@ OPENERS: Mapping[str, Callable[[Run], Tracker]] = {
 
 
 class Trackers:
-    """Several trackers as one, of which none can stop the training."""
+    """Several trackers as one; none of them can stop the training."""
 
     def __init__(self, trackers: Mapping[str, Tracker] | None = None) -> None:
-        """Tell these; none at all is fine."""
+        """Use `trackers`, by name."""
         self._trackers = dict(trackers or {})
 
     def begin(self, step: int) -> None:
-        """Let each tracker forget what came after `step` steps."""
+        """See :meth:`Tracker.begin`."""
         self._each(lambda tracker: tracker.begin(step))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Tell each tracker the figures after `step` steps."""
+        """See :meth:`Tracker.log`."""
         self._each(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
@@ -171,16 +170,16 @@ class Trackers:
         self._each(lambda tracker: tracker.close())
         self._trackers = {}
 
-    def _each(self, tell: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
-                tell(tracker)
+                call(tracker)
             except Exception as error:  # whatever a service's client raises
                 log.warning("tracker %s failed and is left alone from here: %s", name, error)
                 del self._trackers[name]
 
 
-def open_trackers(names: Sequence[str], run: Run) -> Trackers:
+def open_trackers(names: Sequence[str], run: TrackedRun) -> Trackers:
     """Open the named trackers.
 
     Raises:
@@ -198,7 +197,7 @@ def open_trackers(names: Sequence[str], run: Run) -> Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """See that the packages of trackers are installed, long before any of them is opened.
+    """Check that the packages of trackers are installed, long before any of them is opened.
 
     Raises:
         ConfigError: one is not.

@@ -32,7 +32,7 @@ from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
 from paraclip_core.training.memory import bound_kernel_cache
 from paraclip_core.training.optimizer import trained_parameters
-from paraclip_core.training.trackers import Run, Trackers, open_trackers
+from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
 from storage.files import convert_disk_errors
@@ -86,7 +86,7 @@ def _trackers(ctx: StageContext, stage: str, job: TrainingJob) -> Trackers:
     if not names:
         return Trackers()
     name = f"{ctx.settings.name}-{stage}-{ctx.work.out.parent.name[:12]}"
-    return open_trackers(names, Run(name, ctx.store.root / "logs/trackers", meaning(job.options)))
+    return open_trackers(names, TrackedRun(name, ctx.store.root / "logs/trackers", meaning(job.options)))
 
 
 def _request(ctx: StageContext, stage: str) -> dict[str, Any]:
