@@ -76,7 +76,7 @@ class Bench:
         clip.model.train()
         self.clip = clip
         self.parameters = trained_parameters(clip.model)
-        self.optimizer = build_optimizer(self.parameters, 0.1)
+        self.optimizer = build_optimizer(self.clip.model, 0.1)
 
     def step(self, prepared: Prepared, memory_gib: float, processes: Processes = ALONE) -> None:
         """Forward, backward, clipping, update."""

@@ -79,7 +79,7 @@ class Bench:
         freeze_image_tower(self.clip)
         self.model: Any = self.clip.model
         self.parameters = trained_parameters(self.clip.model)
-        self.optimizer = build_optimizer(self.parameters, 0.1)
+        self.optimizer = build_optimizer(self.clip.model, 0.1)
         self.transform: Any = open_clip.image_transform(224, is_train=False)
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()

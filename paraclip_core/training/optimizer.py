@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -19,13 +19,11 @@ __all__ = [
     "WeightAverage",
     "build_optimizer",
     "clamp_scale",
-    "embedding_tables",
     "learning_rate",
     "optimizer_tensors",
     "restore_optimizer",
     "select_parameters",
     "set_learning_rate",
-    "tower_layers",
     "trained_parameters",
 ]
 
@@ -77,40 +75,38 @@ def select_parameters(model: nn.Module, pattern: str, learn_scale: bool = True) 
     model.get_parameter(SCALE).requires_grad_(learn_scale)
 
 
-def build_optimizer(
-    parameters: Mapping[str, nn.Parameter],
-    weight_decay: float,
-    layer_decay: float = 1.0,
-    tables: Collection[str] = (),
-    layers: int = 0,
-) -> torch.optim.AdamW:
-    """Fused AdamW with open_clip's betas; matrices decay, gains, biases and the logit scale do not.
+def build_optimizer(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
+    """Fused AdamW with open_clip's betas over the trained parameters; only matrices decay.
 
-    A `layer_decay` below 1 makes lower layers learn more slowly: a parameter d layers below the top has
-    layer_decay^d times the rate. What follows the last layer is the top, the embeddings are one below the first layer:
-    parameters that are called embeddings, and `tables` (see :func:`embedding_tables`). The tower has `layers` (see
-    :func:`tower_layers`), or as many as the parameters tell of.
+    With a `layer_decay` below 1 a parameter d layers below the top has layer_decay^d times the rate. What follows the
+    last layer is the top, embeddings are one below the first layer.
     """
-    depths = _depths(parameters, tables, layers)
+    parameters = trained_parameters(model)
+    depths = _depths(model, parameters)
     groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         depth = 0 if layer_decay == 1.0 else depths[name]
         groups.setdefault((parameter.ndim < 2, depth), []).append(parameter)
-    listed = [
+    options = [
         {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "rate": layer_decay ** key[1]}
         for key in sorted(groups)
     ]
-    return torch.optim.AdamW(listed, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+    return torch.optim.AdamW(options, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
 
-def embedding_tables(model: nn.Module) -> set[str]:
-    """Names of the tables of a model's embedding modules, whatever the modules are called."""
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+def _depths(model: nn.Module, parameters: Iterable[str]) -> dict[str, int]:
+    """How many layers below the top each parameter is; layers that are not trained count."""
+    tower = [name for name, _ in model.named_parameters() if not name.startswith(("visual.", *UNSEEN))]
+    top = max(map(_layer, tower), default=0) + 1
+    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    lowest = {name for name in parameters if name in tables or "embedding" in name or "cls_emb" in name}
+    return {name: top - (_layer(name) or (0 if name in lowest else top)) for name in parameters}
 
 
-def tower_layers(model: nn.Module) -> int:
-    """How many layers a model's text tower has, trained or not."""
-    return _layers(name for name, _ in model.named_parameters() if not name.startswith(("visual.", *UNSEEN)))
+def _layer(name: str) -> int:
+    """The layer of a parameter, from 1; 0 outside of layers."""
+    match = LAYER.search(name)
+    return 0 if match is None else int(match[1]) + 1
 
 
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
@@ -157,23 +153,6 @@ def restore_optimizer(
         if f"step.{name}" in tensors:
             state = {key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in MOMENTS}
             optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device, copy=True), **state}
-
-
-def _depths(parameters: Mapping[str, nn.Parameter], tables: Collection[str], layers: int) -> dict[str, int]:
-    """How many layers below the top each parameter is."""
-    top = max(layers, _layers(parameters)) + 1
-    lowest = {name for name in parameters if name in tables or "embedding" in name or "cls_emb" in name}
-    return {name: top - (_layer(name) or (0 if name in lowest else top)) for name in parameters}
-
-
-def _layers(names: Iterable[str]) -> int:
-    return max(map(_layer, names), default=0)
-
-
-def _layer(name: str) -> int:
-    """The layer that a parameter belongs to, from 1 on; 0 where it is outside of them."""
-    match = LAYER.search(name)
-    return 0 if match is None else int(match[1]) + 1
 
 
 class WeightAverage:

@@ -43,12 +43,10 @@ from paraclip_core.training.optimizer import (
     WeightAverage,
     build_optimizer,
     clamp_scale,
-    embedding_tables,
     learning_rate,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rate,
-    tower_layers,
     trained_parameters,
 )
 from paraclip_core.training.trackers import Trackers
@@ -137,13 +135,7 @@ class _Run:
             self.kinds = tuple(dict.fromkeys((*self.kinds, "caption")))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
-        self.optimizer = build_optimizer(
-            self.parameters,
-            job.options.weight_decay,
-            job.options.layer_decay,
-            embedding_tables(job.clip.model),
-            tower_layers(job.clip.model),
-        )
+        self.optimizer = build_optimizer(job.clip.model, job.options.weight_decay, job.options.layer_decay)
         self.average = WeightAverage(self.parameters, job.options.ema)
         self.objective = Objective(
             job.clip,
@@ -274,13 +266,13 @@ class _Run:
         """Restore the newest checkpoint whose log and best weights are there; returns its number of steps."""
         processes = self.job.processes
         checkpoint = self._newest() if processes.first else None
-        shared = processes.send_facts({"step": checkpoint.step if checkpoint else 0, "state": checkpoint is not None})
+        step = processes.broadcast_facts({"step": checkpoint.step if checkpoint else 0})["step"]
         if checkpoint is not None:
             self._restore(checkpoint)
-            log.info("going on after step %d of %d", checkpoint.step, self.steps)
+            log.info("going on after step %d of %d", step, self.steps)
         if processes.count > 1:
-            self._share(shared["state"])
-        return int(shared["step"])
+            self._share(resumed=step > 0)
+        return step
 
     def _newest(self) -> Checkpoint | None:
         while (checkpoint := self.checkpoints.newest()) is not None:
@@ -299,16 +291,16 @@ class _Run:
         """Give the first process's state to the others."""
         processes = self.job.processes
         with torch.no_grad():
-            processes.send(list(self.parameters.values()))
-            processes.send(list(self.average.tensors.values()))
+            processes.broadcast(list(self.parameters.values()))
+            processes.broadcast(list(self.average.tensors.values()))
         if not resumed:
             return
         tensors = optimizer_tensors(self.optimizer, self.parameters)
-        shapes = processes.send_facts({name: list(value.shape) for name, value in tensors.items()})
+        shapes = processes.broadcast_facts({name: list(value.shape) for name, value in tensors.items()})
         if not processes.first:
             # AdamW's step counts are on the CPU unless it is fused on another device; restoring puts each in place.
             tensors = {name: torch.zeros(shape, device=processes.device) for name, shape in shapes.items()}
-        processes.send([tensors[name] for name in shapes])
+        processes.broadcast([tensors[name] for name in shapes])
         if not processes.first:
             restore_optimizer(self.optimizer, self.parameters, tensors)
 
