@@ -20,9 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows.server_database import ensure_database
-from paraclip_core.desks import Desk
 from paraclip_core.errors import StageError
-from paraclip_core.lifetime import die_with
+from paraclip_core.lifetime import TempDir, die_with
 
 __all__ = ["start_local_server"]
 
@@ -45,8 +44,8 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         StageError: it did not start; the message has the end of its log.
     """
-    desk = Desk.make("prefect-")
-    home = desk.path
+    temp_dir = TempDir("prefect-")
+    home = temp_dir.path
     port = _free_port()
     here = str(Path(__file__).resolve().parents[1])
     mine = {
@@ -63,7 +62,7 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
             stderr=log,
             start_new_session=True,
         )
-    atexit.register(_end, server, desk)
+    atexit.register(_end, server, temp_dir)
     _wait(server, f"http://{HOST}:{port}/api/health", home / LOG)
     return {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
 
@@ -93,14 +92,14 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise StageError(f"Prefect's temporary server {why}. End of its log:\n" + ("\n".join(lines) or nothing))
 
 
-def _end(server: subprocess.Popen[bytes], desk: Desk) -> None:
+def _end(server: subprocess.Popen[bytes], temp_dir: TempDir) -> None:
     server.terminate()
     try:
         server.wait(5)
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    desk.remove()
+    temp_dir.remove()
 
 
 def _main() -> None:

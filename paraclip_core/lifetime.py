@@ -1,17 +1,36 @@
-"""Processes that end with the one that started them, however that ends."""
+"""Child processes and temporary folders that do not outlive the process that made them, however it ends.
+
+A temporary folder's owner holds a lock on a file in it, which the kernel releases however the owner ends. Whoever makes
+the next folder deletes those whose lock nobody holds.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
 
-__all__ = ["die_with"]
+from paraclip_core.errors import StageError
+
+__all__ = ["TempDir", "die_with", "sweep"]
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+PREFIX = "paraclip-"
+OWNER = ".owner"
+SETTLED_SECONDS = 60.0
+"""Age from which a folder without an owner is abandoned; a younger one may be in the making."""
 
 
 def die_with(parent: int) -> None:
@@ -19,13 +38,77 @@ def die_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        threading.Thread(target=_look_for_parent, args=(parent,), daemon=True).start()
+        threading.Thread(target=_poll_parent, args=(parent,), daemon=True).start()
     # It may have ended before the line above.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _look_for_parent(parent: int) -> None:
+def _poll_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TempDir:
+    """A temporary folder for the life of this process; as a context, until its end."""
+
+    def __init__(self, kind: str = "") -> None:
+        """Make the folder, named after `kind`, once abandoned ones are deleted.
+
+        Raises:
+            StageError: there is no room for it, or no folder for temporary ones.
+        """
+        try:
+            sweep()
+            self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
+            try:
+                self._owner = os.open(self.path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
+            except OSError:
+                # Without its file nobody would sweep it.
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise StageError(
+                f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
+            ) from error
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        """Delete the folder and release the lock; the next sweep deletes what is left."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._owner)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def sweep() -> list[Path]:
+    """Delete this user's folders whose owners are dead; returns them."""
+    abandoned = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _abandoned(path)]
+    for path in abandoned:
+        log.info("%s was left by a killed process and is deleted", path)
+        shutil.rmtree(path, ignore_errors=True)
+    return abandoned
+
+
+def _abandoned(path: Path) -> bool:
+    with suppress(OSError):
+        stat = path.lstat()
+        # Anybody may put a link or a folder of this name there.
+        if path.is_symlink() or not path.is_dir() or stat.st_uid != os.getuid():
+            return False
+        if time.time() - (path / OWNER).lstat().st_mtime < SETTLED_SECONDS:
+            return False
+        owner = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(owner)
+        return True
+    return False

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paraclip_core.config import Settings
-from paraclip_core.desks import Desk
 from paraclip_core.errors import ArtifactError, ParaclipError, StageError
-from paraclip_core.lifetime import die_with
+from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.files import convert_disk_errors, storage_error
@@ -111,7 +110,7 @@ def call_in_child(
         ParaclipError: what the function raised, of the same class.
         StageError: the child crashed, was killed or stopped; the message has the signal and the end of its log.
     """
-    with Desk.make() as desk, _open_log(path) as output:
+    with TempDir() as desk, _open_log(path) as output:
         told = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
         with convert_disk_errors(desk):
             (desk / "request.json").write_text(told)

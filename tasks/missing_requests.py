@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions, Settings
-from paraclip_core.desks import Desk
 from paraclip_core.errors import ConfigError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.generate import attempt_seed
@@ -77,7 +77,7 @@ def looking_for_requests(
     names = ("scenes", "ingest", "paraphrase_1")
     nodes = resolve(settings, store, {name: STAGES[name] for name in names})
     artifacts = finished_artifacts(nodes, store)
-    with Desk.make("requests-") as scratch, ExitStack() as stack:
+    with TempDir("requests-") as scratch, ExitStack() as stack:
         cache = stack.enter_context(closing(open_generations(store)))
         stack.enter_context(closing(engine))
         yield MissingRequests(settings, store, artifacts, engine, cache, scratch, progress, stack)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import Settings
-from paraclip_core.desks import Desk
 from paraclip_core.errors import ArtifactError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import engine_facts, relevant_options
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore
@@ -167,7 +167,7 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     samples = samples_path(store, request["draft"]["stage"], request["draft"]["fingerprint"])
     share = (shard, request["shards"])
     with (
-        Desk.make() as scratch,
+        TempDir() as scratch,
         paraphrasing(settings, store, step, upstream, scratch, progress, samples, share) as rounds,
     ):
         rounds.run()

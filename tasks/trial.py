@@ -12,7 +12,7 @@ import pyarrow as pa
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions, Settings
-from paraclip_core.desks import Desk
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.engines.local_model import read_hashes
 from paraclip_core.paraphrase.gates import gates_of
@@ -156,7 +156,7 @@ def _opened(settings: Settings, store: ArtifactStore, keep: bool, say: Say) -> I
     with ExitStack() as stack:
         stack.enter_context(closing(engine))
         own = stack.enter_context(closing(open_generations(store)))
-        target = own if keep else GenerationStore(stack.enter_context(Desk.make("trial-")) / "cache")
+        target = own if keep else GenerationStore(stack.enter_context(TempDir("trial-")) / "cache")
         if isinstance(engine, PaidEngine) and engine.max_spend:
             engine.charge(*paid_tokens(own.folder, engine.name, engine.model))
         yield _Trial(settings, engine, own, target, say)

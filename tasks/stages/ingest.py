@@ -21,8 +21,8 @@ from paraclip_core.captions.readers.registry import named_format, need_file, own
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
 from paraclip_core.config import Settings, SourceOptions, meaning
-from paraclip_core.desks import Desk
 from paraclip_core.errors import InputError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 from paraclip_core.scenes.texts import write_texts
 from storage.artifacts import ArtifactStore
@@ -185,7 +185,7 @@ def _source_root(settings: Settings, store: ArtifactStore) -> Iterator[Path]:
     if artifact is not None:
         yield artifact.path
         return
-    with Desk.make("scenes-") as folder:
+    with TempDir("scenes-") as folder:
         write_texts(scenes, folder)
         yield folder
 

@@ -25,9 +25,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from paraclip_core.config import Settings, meaning
-from paraclip_core.desks import Desk
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
-from paraclip_core.lifetime import die_with
+from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
 from paraclip_core.training.memory import bound_kernel_cache
@@ -71,7 +70,7 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
     shutil.rmtree(desk, ignore_errors=True)  # what an earlier try left
     desk.mkdir(parents=True)
     # Why a process ended must find room where the disk of the root is full.
-    with Desk.make() as answers, looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
+    with TempDir() as answers, looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
         (desk / "request.json").write_text(json.dumps({**_request(ctx, stage), "answers": str(answers)}))
         _launch(desk, answers, count)
     weights = load_file(desk / WEIGHTS)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
-from paraclip_core.desks import Desk
 from paraclip_core.errors import EngineError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
 __all__ = ["SmolLM2Engine", "chatml", "gguf_file"]
@@ -157,7 +157,7 @@ def _writable(path: Path) -> Iterator[Path]:
         yield path
         return
     # Not a plain temporary folder: a process that is killed while it loads would leave it for ever.
-    with Desk.make("smollm2-") as folder:
+    with TempDir("smollm2-") as folder:
         try:
             copy = shutil.copyfile(path, folder / path.name)
         except OSError as error:

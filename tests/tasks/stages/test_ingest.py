@@ -20,8 +20,8 @@ import pytest
 
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
-from paraclip_core.desks import OWNER
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.lifetime import OWNER
 from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import FileHashes

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
-from paraclip_core.desks import OWNER
 from paraclip_core.errors import EngineError
+from paraclip_core.lifetime import OWNER
 from paraclip_core.paraphrase.engines import smollm2
 from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine, chatml, gguf_file
 from paraclip_core.paraphrase.gates import first_failure

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from paraclip_core import desks
-from paraclip_core.desks import OWNER, Desk, sweep
+from paraclip_core import lifetime
 from paraclip_core.errors import StageError
+from paraclip_core.lifetime import OWNER, TempDir, sweep
 
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder of this test's own, in which nothing is too young to be swept."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(desks, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 0.0)
     return tmp_path
 
 
 def left_by_a_killed_process(place: Path) -> Path:
-    code = "from paraclip_core.desks import Desk; import time; print(Desk.make().path, flush=True); time.sleep(60)"
+    code = "from paraclip_core.lifetime import TempDir; import time; print(TempDir().path, flush=True); time.sleep(60)"
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)}
     )
@@ -44,17 +44,17 @@ def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device", str(place))
 
     # A file that cannot be made, a folder that cannot, and no place at all.
-    broken = ((desks, "OWNER", "no/such"), (tempfile, "mkdtemp", full), (tempfile, "gettempdir", full))
+    broken = ((lifetime, "OWNER", "no/such"), (tempfile, "mkdtemp", full), (tempfile, "gettempdir", full))
     for module, name, value in broken:
         with monkeypatch.context() as patched:
             patched.setattr(module, name, value)
             with pytest.raises(StageError, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
-                Desk.make()
+                TempDir()
         assert list(place.iterdir()) == [], name
 
 
 def test_it_is_gone_at_its_end(place: Path) -> None:
-    with Desk.make("kind-") as folder:
+    with TempDir("kind-") as folder:
         assert folder.is_dir() and folder.name.startswith("paraclip-kind-")
         (folder / "request.json").write_text("{}")
     assert list(place.iterdir()) == []
@@ -62,13 +62,13 @@ def test_it_is_gone_at_its_end(place: Path) -> None:
 
 def test_the_next_one_deletes_what_a_killed_process_left(place: Path) -> None:
     path = left_by_a_killed_process(place)
-    with Desk.make():
+    with TempDir():
         assert not path.exists()
 
 
 def test_a_young_one_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = left_by_a_killed_process(place)
-    monkeypatch.setattr(desks, "SETTLED_SECONDS", 60.0)
+    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 60.0)
     assert sweep() == [] and path.is_dir()
 
 
