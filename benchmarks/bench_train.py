@@ -1,7 +1,7 @@
 """A training step of ViT-B-32's text tower against the loops it replaces, in one run, all sides in turn.
 
 * `train_vs_open_clip_fp32`, `train_vs_open_clip_bf16`: open_clip's own locked loop. Every step decodes, preprocesses
-  and encodes its images, tokenises its texts and pads them to 77, and has the same three losses.
+  and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
 * `train_vs_padded_text`: the text-only loop over the same stored features, texts padded to 77 (bf16).
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
