@@ -153,10 +153,14 @@ def _delete(path: Path) -> None:
 def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
+        _add_tensor(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def _add_tensor(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
+    value = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+    digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -164,9 +168,7 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         if not name.startswith("visual."):
-            value = parameter.detach().cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+            _add_tensor(digest, name, parameter)
     return digest.hexdigest()
 
 
