@@ -20,9 +20,9 @@ SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
 Tiny = Callable[..., ClipModel]
 
 
-def _tar(path: Path, colour: int) -> None:
+def _tar(path: Path, color: int) -> None:
     file = io.BytesIO()
-    Image.new("RGB", (9, 7), (colour, 0, 0)).save(file, "PNG")
+    Image.new("RGB", (9, 7), (color, 0, 0)).save(file, "PNG")
     with tarfile.open(path, "w") as tar:
         info = tarfile.TarInfo("one.png")
         info.size = len(file.getvalue())

@@ -28,9 +28,9 @@ ROWS = 5 * PICTURE_ROWS
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def _png(colour: str = "red", mode: str = "RGB") -> bytes:
+def _png(color: str = "red", mode: str = "RGB") -> bytes:
     file = io.BytesIO()
-    Image.new(mode, (9, 7), colour if mode == "RGB" else 3).save(file, "PNG")
+    Image.new(mode, (9, 7), color if mode == "RGB" else 3).save(file, "PNG")
     return file.getvalue()
 
 
