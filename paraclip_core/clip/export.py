@@ -39,7 +39,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     Args:
         clip: the model; it is written in fp32.
         folder: made if need be.
-        card: the README.md, see :func:`paraclip_core.training.card.model_card`.
+        card: the README.md, see :func:`paraclip_core.training.card.ReleaseCard`.
 
     Raises:
         ModelError: a weight is not finite, or the weights cannot be written.
@@ -149,37 +149,24 @@ def _hf_model(clip: ClipModel) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     vision, text = (clip.model_cfg[part] for part in ("vision_cfg", "text_cfg"))
-    activation = next(name for name, quick in ACTIVATIONS.items() if quick == bool(clip.model_cfg.get("quick_gelu")))
-    vision_width, text_width = vision.get("width", 768), text.get("width", 512)
-    config = CLIPConfig(
-        text_config={
-            "hidden_size": text_width,
-            "intermediate_size": round(text_width * text.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": text.get("layers", 12),
-            "num_attention_heads": text.get("heads", 8),
-            "max_position_embeddings": clip.context_length,
-            "vocab_size": text.get("vocab_size", 49408),
-            "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
-            "hidden_act": activation,
-            "projection_dim": clip.embed_dim,
-            "bos_token_id": load_byte_pairs().start,
-            "eos_token_id": load_byte_pairs().end,
-            "pad_token_id": load_byte_pairs().end,
-        },
-        vision_config={
-            "hidden_size": vision_width,
-            "intermediate_size": round(vision_width * vision.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": vision.get("layers", 12),
-            "num_attention_heads": vision_width // vision.get("head_width", 64),
-            "image_size": _square(vision.get("image_size", 224)),
-            "patch_size": _square(vision.get("patch_size", 16)),
-            "layer_norm_eps": (vision.get("norm_kwargs") or {}).get("eps", 1e-5),
-            "hidden_act": activation,
-            "projection_dim": clip.embed_dim,
-        },
-        projection_dim=clip.embed_dim,
-    )
+    pairs, vision_width = load_byte_pairs(), vision.get("width", 768)
+    text_config = {
+        **_hf_tower(clip, text, text.get("width", 512)),
+        "num_attention_heads": text.get("heads", 8),
+        "max_position_embeddings": clip.context_length,
+        "vocab_size": text.get("vocab_size", 49408),
+        "bos_token_id": pairs.start,
+        "eos_token_id": pairs.end,
+        "pad_token_id": pairs.end,
+    }
+    vision_config = {
+        **_hf_tower(clip, vision, vision_width),
+        "num_attention_heads": vision_width // vision.get("head_width", 64),
+        "image_size": _square(vision.get("image_size", 224)),
+        "patch_size": _square(vision.get("patch_size", 16)),
+    }
     with torch.random.fork_rng(devices=[]):
+        config = CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=clip.embed_dim)
         model: Any = CLIPModel(config)
     stored = {name: tensor.detach().cpu().float() for name, tensor in clip.model.state_dict().items()}
     stored["logit_scale"] = stored["logit_scale"].reshape(())
@@ -189,6 +176,18 @@ def _hf_model(clip: ClipModel) -> Any:
     except RuntimeError as error:
         raise ModelError(f"the weights of {clip.reference} do not fit CLIPModel: {error}") from error
     return model.eval()
+
+
+def _hf_tower(clip: ClipModel, tower: dict[str, Any], width: int) -> dict[str, Any]:
+    """What the configurations of both towers have."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": round(width * tower.get("mlp_ratio", 4.0)),
+        "num_hidden_layers": tower.get("layers", 12),
+        "layer_norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "hidden_act": next(name for name, q in ACTIVATIONS.items() if q == bool(clip.model_cfg.get("quick_gelu"))),
+        "projection_dim": clip.embed_dim,
+    }
 
 
 def _hf_tokenizer(clip: ClipModel) -> Any:

@@ -280,11 +280,10 @@ def build_model(
             model = kind(**config)
         preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), dict(preprocess_cfg))
     except Exception as error:  # whatever the parts raise
-        hint = (
-            f"; it needs the configuration of {hf_name}, which is not on this machine: connect, or use a release folder"
-            if isinstance(error, OSError) and hf_name
-            else ""
+        offline = (
+            f"; it needs {hf_name}'s configuration, which is not on this machine: connect, or use a release folder"
         )
+        hint = offline if isinstance(error, OSError) and hf_name else ""
         raise ModelError(
             f"cannot build the model of {name} from its configuration (open_clip_config.json, or its "
             f"architecture): {one_line(error)}{hint}"

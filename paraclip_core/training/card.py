@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from paraclip_core.markdown import table
 from paraclip_core.metric_names import lower_is_better
 
-__all__ = ["completed_card", "model_card"]
+__all__ = ["ReleaseCard", "completed_card"]
 
 LOAD = {
     "open_clip": """import open_clip
@@ -55,66 +56,72 @@ TASKS = {"sts": "sentence-similarity", "sick": "sentence-similarity", "sugarcrep
 CURVE_POINTS = 12
 
 
-def model_card(
-    *,
-    title: str,
-    summary: str,
-    base: str,
-    image_tower_hash: str,
-    licences: Mapping[str, int],
-    options: Mapping[str, Any],
-    sources: Mapping[str, int] | None = None,
-    paraphraser: str | None = None,
-    figures: Sequence[Mapping[str, float]] = (),
-    base_model: str | None = None,
-    revision: str | None = None,
-    weights: str | None = None,
-) -> str:
-    """The README.md of a release: what the model is, its origin, how to load it.
+@dataclass(frozen=True, kw_only=True)
+class ReleaseCard:
+    """The README.md of a release: what the model is, its origin, how to load it."""
 
-    Args:
-        title: heading.
-        summary: what was done, in a sentence or two.
-        base: the model that it started from.
-        image_tower_hash: hash of the image tower, equal before and after training.
-        licences: training rows under each stated licence.
-        sources: training rows from each source.
-        paraphraser: who wrote the paraphrases, where there are any.
-        options: hyper-parameters.
-        figures: rows of the table of validation figures, all with the same columns.
-        base_model: the base's name on the Hugging Face hub, where it has one.
-        revision: the base's commit there, where it is known.
-        weights: hash of the base's weights.
-    """
-    head: dict[str, Any] = {
-        "library_name": "open_clip",
-        "pipeline_tag": "zero-shot-image-classification",
-        "license": "other",
-        "license_name": " ".join(", ".join(sorted(licences)).split()) or "unknown",
-        "tags": ["clip", "open_clip", "paraclip"],
-    }
-    if base_model is not None:
-        head |= {"base_model": base_model, "base_model_relation": "finetune"}
-    at = (f" at revision `{revision}`" if revision else "") + (f", weights `{weights}`" if weights else "")
-    data = [f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []
-    # Names from data files: `table` makes them inert.
-    data.append(table(("licence as stated", "rows"), sorted(licences.items())))
-    if sources:
-        data.append(table(("source", "rows"), sorted(sources.items())))
-    parts = [
-        _front_matter(head),
-        f"# {title}\n\n{summary}\n\n- Base: `{base}`{at}\n"
-        f"- Image tower: `{image_tower_hash}` before and after training, so image embeddings made with the base stay "
-        "valid.",
-        f"## Load\n\n```python\n{LOAD['open_clip']}```",
-        "## Data\n\n" + "\n\n".join(data),
-        "## Options\n\n"
-        + _table(("option", "value"), [(k, json.dumps(v, sort_keys=True)) for k, v in options.items()]),
-    ]
-    if figures:
-        rows = [tuple(f"{value:g}" for value in row.values()) for row in figures]
-        parts.append("## Validation, percent\n\n" + _table(tuple(figures[0]), rows))
-    return "\n\n".join(parts) + "\n"
+    title: str
+    summary: str
+    """What was done, in a sentence or two."""
+    base: str
+    """The model that it started from."""
+    image_tower_hash: str
+    """Equal before and after training."""
+    licences: Mapping[str, int]
+    """Training rows under each stated licence."""
+    options: Mapping[str, Any]
+    """Hyper-parameters."""
+    sources: Mapping[str, int] | None = None
+    """Training rows from each source."""
+    paraphraser: str | None = None
+    """Who wrote the paraphrases, where there are any."""
+    figures: Sequence[Mapping[str, float]] = ()
+    """Rows of the table of validation figures, all with the same columns."""
+    base_model: str | None = None
+    """The base's name on the Hugging Face hub, where it has one."""
+    revision: str | None = None
+    """The base's commit there, where it is known."""
+    weights: str | None = None
+    """Hash of the base's weights."""
+
+    def __str__(self) -> str:
+        """The card as Markdown."""
+        revision = f" at revision `{self.revision}`" if self.revision else ""
+        weights = f", weights `{self.weights}`" if self.weights else ""
+        options = [(name, json.dumps(value, sort_keys=True)) for name, value in self.options.items()]
+        parts = [
+            self._front_matter(),
+            f"# {self.title}\n\n{self.summary}\n\n- Base: `{self.base}`{revision}{weights}\n"
+            f"- Image tower: `{self.image_tower_hash}` before and after training, so image embeddings made with the base "
+            "stay valid.",
+            f"## Load\n\n```python\n{LOAD['open_clip']}```",
+            self._data(),
+            "## Options\n\n" + _table(("option", "value"), options),
+        ]
+        if self.figures:
+            rows = [tuple(f"{value:g}" for value in row.values()) for row in self.figures]
+            parts.append("## Validation, percent\n\n" + _table(tuple(self.figures[0]), rows))
+        return "\n\n".join(parts) + "\n"
+
+    def _front_matter(self) -> str:
+        head: dict[str, Any] = {
+            "library_name": "open_clip",
+            "pipeline_tag": "zero-shot-image-classification",
+            "license": "other",
+            "license_name": " ".join(", ".join(sorted(self.licences)).split()) or "unknown",
+            "tags": ["clip", "open_clip", "paraclip"],
+        }
+        if self.base_model is not None:
+            head |= {"base_model": self.base_model, "base_model_relation": "finetune"}
+        return _front_matter(head)
+
+    def _data(self) -> str:
+        parts = ["## Data", *([f"Paraphrases: {_cell(self.paraphraser)}."] if self.paraphraser else [])]
+        # Names from data files: `table` makes them inert.
+        parts.append(table(("licence as stated", "rows"), sorted(self.licences.items())))
+        if self.sources:
+            parts.append(table(("source", "rows"), sorted(self.sources.items())))
+        return "\n\n".join(parts)
 
 
 def completed_card(
@@ -131,7 +138,7 @@ def completed_card(
     The figures also go into the front matter as the hub's `model-index`.
 
     Args:
-        card: what :func:`model_card` gave.
+        card: the text of a :class:`ReleaseCard`.
         layout: open_clip, hf, onnx or sentence-transformers; decides how to load the model.
         own_tokens: whether its tokens are others than CLIP's, or its context is shorter.
         name: the model's name in the index.

@@ -9,7 +9,7 @@ from typing import Any
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ModelError
-from paraclip_core.training.card import model_card
+from paraclip_core.training.card import ReleaseCard
 from storage.files import storage_error
 from tasks.training.provenance import Provenance
 
@@ -58,7 +58,7 @@ def release(
             f"training changed the image tower ({before} before, {after} after), so image indexes of the base would be "
             "invalid; nothing is released. Please report this with the model's name"
         )
-    card = model_card(
+    card = ReleaseCard(
         title=title,
         summary=summary,
         base=base,
@@ -73,7 +73,7 @@ def release(
         figures=figures,
     )
     try:
-        save_release(clip, folder, card)
+        save_release(clip, folder, str(card))
     except OSError as error:
         raise storage_error(error, folder) from error
     return after

@@ -19,7 +19,7 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import build_model, load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.training.card import model_card
+from paraclip_core.training.card import ReleaseCard
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from tasks.exporting import _has_own_tokens, export_model
 from tasks.verifying import verify_index
@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 def tuned(store: ArtifactStore) -> Artifact:
     """A tuned model as the stage leaves it, evaluated twice."""
     clip = _model()
-    card = model_card(
+    card = ReleaseCard(
         title="Tuned",
         summary="",
         base="x",
@@ -65,7 +65,7 @@ def tuned(store: ArtifactStore) -> Artifact:
     )
 
     def write(out: Path) -> None:
-        save_release(clip, out / "release", card)
+        save_release(clip, out / "release", str(card))
         lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2)]
         (out / "training_log.jsonl").write_text("\n".join(lines) + "\n")
 

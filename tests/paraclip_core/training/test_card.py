@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from paraclip_core.training.card import completed_card, model_card
+from paraclip_core.training.card import ReleaseCard, completed_card
 
 ROW = {
     "benchmark": "rewordings",
@@ -41,7 +41,7 @@ def card(**changes: Any) -> str:
         "options": {"epochs": 2.0},
         "figures": [{"alpha": 0.0, "ao@10": 29.0}, {"alpha": 1.0, "ao@10": 31.5}],
     }
-    return model_card(**{**settings, **changes})
+    return str(ReleaseCard(**{**settings, **changes}))
 
 
 def test_the_hubs_library_reads_it() -> None:
