@@ -92,8 +92,8 @@ class ReleaseCard:
         parts = [
             self._front_matter(),
             f"# {self.title}\n\n{self.summary}\n\n- Base: `{self.base}`{revision}{weights}\n"
-            f"- Image tower: `{self.image_tower_hash}` before and after training, so image embeddings made with the base "
-            "stay valid.",
+            f"- Image tower: `{self.image_tower_hash}` before and after training, so image embeddings made with the "
+            "base stay valid.",
             f"## Load\n\n```python\n{LOAD['open_clip']}```",
             self._data(),
             "## Options\n\n" + _table(("option", "value"), options),
