@@ -41,7 +41,7 @@ from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.clip.packed import Ragged, weight_gradient
-from paraclip_core.clip.packed.trie import alphabetical, forest_of
+from paraclip_core.clip.packed.trie import alphabetical, prefix_trie
 from paraclip_core.config import LossWeights
 from paraclip_core.training.batches import image_features, prepare
 from paraclip_core.training.data import TrainingRows
@@ -93,8 +93,8 @@ class Bench:
         """The matrix products of our step's linear layers, and nothing else."""
         batch = self.rows.take(self.indices(number), KINDS)
         texts = Ragged.concatenate([batch.texts[kind] for kind in KINDS])
-        forest = forest_of(texts.take(alphabetical(texts)))
-        nodes, ends = len(forest.tokens), len(forest.ends)
+        trie = prefix_trie(texts.take(alphabetical(texts)))
+        nodes, ends = len(trie.tokens), len(trie.ends)
         width = int(self.model.token_embedding.weight.shape[1])
         layers = len(self.model.transformer.resblocks)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -243,8 +243,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read {path}: {error}; expected open_clip's JSON with model_cfg") from error
     model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
-    towers = [model_cfg.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(model_cfg, dict) else [None]
-    if not all(isinstance(tower, dict) for tower in towers) or "embed_dim" not in model_cfg:
+    parts = model_cfg if isinstance(model_cfg, dict) else {}
+    if "embed_dim" not in parts or not all(isinstance(parts.get(name), dict) for name in ("vision_cfg", "text_cfg")):
         raise ModelError(f"{path} has no model_cfg with embed_dim, vision_cfg and text_cfg")
     return config
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from paraclip_core.clip import base
+from paraclip_core.clip import model as clip_model
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine, shared_prefix
@@ -213,7 +213,7 @@ def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
 
 def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A device that every machine has, and that no user can name.
-    monkeypatch.setattr(base, "pick_device", torch.device)
+    monkeypatch.setattr(clip_model, "pick_device", torch.device)
     own = TransformersOptions(dtype="bfloat16")
     options = ParaphraseOptions(engine="transformers", model=str(folder), transformers=own)
     engine = make_engine(options, device="meta")
