@@ -40,8 +40,7 @@ from torch.nn import functional
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
-from paraclip_core.clip.packed import Ragged, weight_gradient
-from paraclip_core.clip.packed.trie import alphabetical, prefix_trie
+from paraclip_core.clip.packed import Ragged, alphabetical, prefix_trie, weight_gradient
 from paraclip_core.config import LossWeights
 from paraclip_core.training.batches import image_features, prepare
 from paraclip_core.training.data import TrainingRows
