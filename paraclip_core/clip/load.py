@@ -62,8 +62,9 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is
             ever executed, see :func:`paraclip_core.clip.formats.read_weights`.
     """
-    check_reference(reference)
     folder, file = local_folder(reference), local_file(reference)
+    if file is None:
+        check_reference(reference)
     if file is not None:
         clip = _load_file(*file, reference)
     elif folder is not None:
