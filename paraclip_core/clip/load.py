@@ -35,6 +35,7 @@ from paraclip_core.clip.reference import (
     local_file,
     local_folder,
     model_files,
+    unknown_architecture,
 )
 from paraclip_core.errors import ModelError, one_line
 
@@ -192,7 +193,7 @@ def _from_hub(clip: ClipModel, name: str) -> ClipModel:
 def _architecture(name: str) -> dict[str, Any]:
     config = get_model_config(name)
     if config is None:
-        raise ModelError(f"open_clip has no architecture {name!r}; see open_clip.list_models()")
+        raise unknown_architecture(name, open_clip.list_models())
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,7 @@ __all__ = [
     "place_free_name",
     "pretrained_tags",
     "tokenizer_reference",
+    "unknown_architecture",
 ]
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -88,12 +90,17 @@ def check_reference(reference: str) -> None:
     name = reference.rpartition(":")[0] if local_file(reference) is None else reference.partition(":")[0]
     names = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
     if names and name not in names:
-        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
-        raise UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
+        raise unknown_architecture(name, names)
     tags = pretrained_tags(Path(spec.origin).with_name("pretrained.py"), name)
     if tags is not None and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
         raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
+
+
+def unknown_architecture(name: str, names: Iterable[str]) -> UnknownModelError:
+    """The error of a name that is none of open_clip's architectures."""
+    near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+    return UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
 
 
 def pretrained_tags(source: Path, architecture: str) -> set[str] | None:
