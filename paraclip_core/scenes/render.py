@@ -1,24 +1,27 @@
-"""Scenes as pixels, drawn with Pillow at twice the size and then reduced, which smooths the edges."""
+"""Scenes as pixels, drawn with Pillow at twice the size and then reduced, which smooths the edges; and as files."""
 
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from paraclip_core.scenes import animals, things, vehicles
-from paraclip_core.scenes.pen import RGB, Pen, mix
-from paraclip_core.scenes.places import BACKGROUNDS
-from paraclip_core.scenes.plan import Scene, SceneImage, Thing, generator
-from paraclip_core.scenes.vocabulary import COLOURS, KINDS, PLACES
+from paraclip_core.config import ScenesOptions
+from paraclip_core.progress import Progress, silent
+from paraclip_core.scenes import living, objects
+from paraclip_core.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
+from paraclip_core.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
+from paraclip_core.scenes.texts import image_name, write_texts
 
-__all__ = ["DRAWINGS", "jpeg", "render"]
+__all__ = ["DRAWINGS", "render", "write_scenes"]
 
 DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {
-    name: getattr(module, name) for module in (animals, vehicles, things) for name in module.__all__
+    name: getattr(module, name) for module in (living, objects) for name in module.__all__
 }
 """How each kind of thing is drawn."""
 
@@ -52,11 +55,31 @@ def render(image: SceneImage, side: int, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels + noise + light, 0, 255).astype(np.uint8))
 
 
-def jpeg(image: Image.Image) -> bytes:
-    """The image as a JPEG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return buffer.getvalue()
+def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = silent) -> dict[str, int]:
+    """Render the data set into a folder; the same options give the same bytes.
+
+    Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split,
+    licence; two captions an image, split ``train`` or ``val``) and ``rewordings.jsonl`` (image_id, caption, rewording;
+    held-out images only). Files that are there are written over. One image is in memory at a time.
+
+    Returns:
+        Counts of images, captions, rewordings and distinct training captions.
+    """
+    with tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as images:
+
+        def add(image: SceneImage) -> None:
+            buffer = io.BytesIO()
+            drawn = render(image, options.image_size, options.seed)
+            drawn.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+            # TarInfo's own defaults are mtime 0, uid 0, gid 0 and no names: nothing of this machine or moment gets in.
+            member = tarfile.TarInfo(image_name(image))
+            member.size = buffer.tell()
+            buffer.seek(0)
+            images.addfile(member, buffer)
+            if (count := image.index + 1) % 100 == 0:
+                progress(count, options.images)
+
+        return write_texts(options, folder, add)
 
 
 def _draw(canvas: Image.Image, spot: Spot, place: str, rng: np.random.Generator) -> None:
@@ -64,7 +87,7 @@ def _draw(canvas: Image.Image, spot: Spot, place: str, rng: np.random.Generator)
     left, top, size = spot.left * pixels, spot.top * pixels, spot.side * pixels
     if spot.grounded:
         _contact(canvas, draw, left, top + size, size, place)
-    base = COLOURS[spot.thing.colour].rgb
+    base = COLORS[spot.thing.color].rgb
     jitter = [int((rng.random() - 0.5) * 24) for _ in range(3)]
     red, green, blue = (min(max(c + j, 0), 255) for c, j in zip(base, jitter, strict=True))
     mirrored = rng.random() < 0.5

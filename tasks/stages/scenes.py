@@ -7,7 +7,7 @@ from typing import Any
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.scenes.dataset import write_scenes
+from paraclip_core.scenes.render import write_scenes
 from storage.files import storage_error
 from tasks.stage import Stage, StageContext
 

@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings
-from paraclip_core.scenes.dataset import write_scenes
+from paraclip_core.scenes.render import write_scenes
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.files import write_json
 from storage.parquet import write_table

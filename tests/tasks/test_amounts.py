@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.scenes.captions import captions
 from paraclip_core.scenes.plan import plan
+from paraclip_core.scenes.texts import captions
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
 from tasks.amounts import ASSUMED, Amount, amounts

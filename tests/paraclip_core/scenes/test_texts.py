@@ -1,21 +1,106 @@
-"""The texts without the images."""
+"""What the demo's texts promise: a limited base vocabulary, few distinct captions, rewordings in words of their own."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.scenes.dataset import write_scenes
-from paraclip_core.scenes.texts import write_texts
+from paraclip_core.scenes.plan import COLORS, INVERSES, KINDS, PLACES, RELATIONS, SIZES, Concept, SceneImage, plan
+from paraclip_core.scenes.texts import MAX_WORDS, MIN_WORDS, captions, plain_caption, reword, with_article
+
+OPTIONS = ScenesOptions()
+CONCEPTS: list[Concept] = [
+    *KINDS.values(), *COLORS.values(), *SIZES.values(), *PLACES.values(), *RELATIONS.values(), *INVERSES.values()
+]  # fmt: skip
 
 
-def test_texts_alone_are_those_of_the_data_set(tmp_path: Path) -> None:
-    options = ScenesOptions(images=60, image_size=64, seed=3)
-    whole, alone = tmp_path / "whole", tmp_path / "alone"
-    for folder in (whole, alone):
-        folder.mkdir()
-    write_scenes(options, whole)
-    write_texts(options, alone)
-    assert {path.name for path in whole.iterdir()} - {path.name for path in alone.iterdir()} == {"images.tar"}
-    for path in alone.iterdir():
-        assert path.read_bytes() == (whole / path.name).read_bytes()
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+@pytest.fixture(scope="module")
+def images() -> list[SceneImage]:
+    return list(plan(OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def training_captions(images: list[SceneImage]) -> set[str]:
+    return {text for image in images if image.split == "train" for text in captions(image, OPTIONS.seed)}
+
+
+@pytest.fixture(scope="module")
+def training_words(training_captions: set[str]) -> set[str]:
+    return set().union(*(words(text) for text in training_captions))
+
+
+def test_a_quarter_is_held_out_and_no_training_image_shows_those_scenes(images: list[SceneImage]) -> None:
+    train = [image for image in images if image.split == "train"]
+    val = [image for image in images if image.split == "val"]
+    assert (len(train), len(val)) == (2250, 750)
+    assert len({image.scene for image in val}) == len(val)
+    assert not {image.scene for image in val} & {image.scene for image in train}
+    assert len({image.image_id for image in images}) == len(images)
+
+
+def test_distinct_training_captions_stay_few(training_captions: set[str]) -> None:
+    assert 1000 <= len(training_captions) <= 1500
+
+
+def test_every_image_has_two_different_captions_of_4_to_13_words(images: list[SceneImage]) -> None:
+    for image in images:
+        pair = captions(image, OPTIONS.seed)
+        assert len(set(pair)) == 2
+        longest = MAX_WORDS if image.split == "train" else MAX_WORDS + 1
+        assert all(MIN_WORDS <= len(text.split()) <= longest for text in pair)
+
+
+def test_training_says_each_concept_with_its_base_word_only(training_words: set[str]) -> None:
+    for concept in CONCEPTS:
+        assert concept.word == "behind" or words(concept.word) <= training_words
+        for other in concept.others:
+            assert words(other) - training_words, f"{other!r} says {concept.word!r} in words that training has"
+
+
+def test_a_rewording_renames_a_thing_and_is_no_training_caption(
+    images: list[SceneImage], training_captions: set[str], training_words: set[str]
+) -> None:
+    renamed = {word for kind in KINDS.values() for other in kind.others for word in words(other)}
+    said = set()
+    for image in images:
+        if image.split == "val":
+            text = reword(image, OPTIONS.seed)
+            assert words(text) & renamed - training_words
+            assert text not in training_captions
+            assert text.lower().rstrip(".") not in {caption.lower().rstrip(".") for caption in training_captions}
+            assert words(text) != words(plain_caption(image.scene))
+            said.add(text)
+    assert len(said) > 740
+
+
+def test_the_first_caption_of_a_held_out_image_is_its_plain_one(images: list[SceneImage]) -> None:
+    assert captions(images[-1], OPTIONS.seed)[0] == plain_caption(images[-1].scene)
+
+
+@given(seed=st.integers(-(2**63), 2**63 - 1), count=st.integers(20, 60), held_out=st.floats(0.01, 0.89))
+@settings(max_examples=40, deadline=None)
+def test_any_seed_gives_a_plan_of_both_splits_that_depends_on_options_alone(
+    seed: int, count: int, held_out: float
+) -> None:
+    options = ScenesOptions(images=count, held_out=held_out, seed=seed)
+    images = list(plan(options))
+    assert images == list(plan(options))
+    assert len(images) == count
+    assert {image.split for image in images} == {"train", "val"}
+    for image in images:
+        assert captions(image, seed) == captions(image, seed)
+        assert reword(image, seed) == reword(image, seed)
+
+
+def test_articles() -> None:
+    assert with_article("orange cup") == "an orange cup"
+    assert with_article("umbrella") == "an umbrella"
+    assert with_article("blue cup") == "a blue cup"

@@ -1,15 +1,102 @@
-"""Backgrounds. Each fills a square image of `side` pixels; `rng` moves what may move."""
+"""What a scene is drawn on and with: the background of each place, and a pen for a unit square of it.
+
+In the square (0, 0) is the top left and (1, 1) the bottom right, whatever its size in pixels. A background fills a
+square image of `side` pixels; `rng` moves what may move.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from paraclip_core.scenes.pen import RGB, mix
+__all__ = ["BACKGROUNDS", "RGB", "Pen", "mix", "shade", "tint"]
 
-__all__ = ["BACKGROUNDS"]
+RGB = tuple[int, int, int]
+Point = tuple[float, float]
+OUTLINE = 0.016
+
+
+def mix(a: RGB, b: RGB, share: float) -> RGB:
+    """The color between `a` and `b`; `share` of it is `b`."""
+    return (
+        round(a[0] + (b[0] - a[0]) * share),
+        round(a[1] + (b[1] - a[1]) * share),
+        round(a[2] + (b[2] - a[2]) * share),
+    )
+
+
+def shade(color: RGB, share: float = 0.35) -> RGB:
+    """The color, darker. What is nearly black gets lighter instead, so that shapes on it stay visible."""
+    return mix(color, (150, 150, 158), share) if sum(color) < 200 else mix(color, (0, 0, 0), share)
+
+
+def tint(color: RGB, share: float = 0.4) -> RGB:
+    """The color, lighter."""
+    return mix(color, (255, 255, 255), share)
+
+
+class Pen:
+    """Draws filled, outlined shapes into a square of an image, mirrored if asked to."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, left: float, top: float, side: float, mirrored: bool = False) -> None:
+        """`left`, `top` and `side` are in pixels."""
+        self._draw, self._left, self._top, self._side, self._mirrored = draw, left, top, side, mirrored
+
+    def _at(self, x: float, y: float) -> Point:
+        return self._left + (1 - x if self._mirrored else x) * self._side, self._top + y * self._side
+
+    def _box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+        (ax, ay), (bx, by) = self._at(x0, y0), self._at(x1, y1)
+        return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
+
+    def _width(self, width: float) -> int:
+        return max(1, round(width * self._side))
+
+    def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: RGB, outline: bool = True) -> None:
+        """Fill the ellipse inside a box."""
+        edge = shade(fill, 0.55) if outline else None
+        self._draw.ellipse(self._box(x0, y0, x1, y1), fill=fill, outline=edge, width=self._width(OUTLINE))
+
+    def rect(
+        self, x0: float, y0: float, x1: float, y1: float, fill: RGB, radius: float = 0.0, outline: bool = True
+    ) -> None:
+        """Fill a box, with round corners if `radius` says so."""
+        self._draw.rounded_rectangle(
+            self._box(x0, y0, x1, y1),
+            radius=radius * self._side,
+            fill=fill,
+            outline=shade(fill, 0.55) if outline else None,
+            width=self._width(OUTLINE),
+        )
+
+    def polygon(self, points: Sequence[Point], fill: RGB, outline: bool = True) -> None:
+        """Fill a polygon."""
+        corners = [self._at(*point) for point in points]
+        edge = shade(fill, 0.55) if outline else None
+        self._draw.polygon(corners, fill=fill, outline=edge, width=self._width(OUTLINE))
+
+    def line(self, points: Sequence[Point], color: RGB, width: float = 0.03) -> None:
+        """Draw a line through points."""
+        self._draw.line([self._at(*point) for point in points], fill=color, width=self._width(width), joint="curve")
+
+    def arc(
+        self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, color: RGB, width: float = 0.03
+    ) -> None:
+        """Draw a part of an ellipse's edge, from `start` to `end` in degrees, clockwise from three o'clock."""
+        if self._mirrored:
+            start, end = 180 - end, 180 - start
+        self._draw.arc(self._box(x0, y0, x1, y1), start, end, fill=color, width=self._width(width))
+
+    def chord(self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, fill: RGB) -> None:
+        """Fill a part of an ellipse that a straight line cuts off."""
+        if self._mirrored:
+            start, end = 180 - end, 180 - start
+        self._draw.chord(
+            self._box(x0, y0, x1, y1), start, end, fill=fill, outline=shade(fill, 0.55), width=self._width(OUTLINE)
+        )
+
 
 Background = Callable[[int, np.random.Generator], Image.Image]
 SKY: tuple[RGB, RGB] = ((120, 186, 242), (206, 232, 250))
@@ -17,7 +104,7 @@ WHITE: RGB = (255, 255, 255)
 
 
 def _canvas(side: int, rng: np.random.Generator, *bands: tuple[float, RGB, RGB]) -> Image.Image:
-    """Bands from top to bottom, each (lower end as a share of the height, upper colour, lower colour)."""
+    """Bands from top to bottom, each (lower end as a share of the height, upper color, lower color)."""
     rows = np.zeros((side, 1, 3), np.float32)
     top = 0
     for end, above, below in bands:
@@ -31,8 +118,8 @@ def _canvas(side: int, rng: np.random.Generator, *bands: tuple[float, RGB, RGB])
     return image.resize((side, side), Image.Resampling.NEAREST)
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, colour: RGB) -> None:
-    draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, color: RGB) -> None:
+    draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
 
 
 def _waves(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator, top: float, end: float, count: int) -> None:
@@ -79,8 +166,8 @@ def _street(side: int, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(image)
     x = -rng.random() * 0.15
     while x < 1:
-        w, h, grey = 0.16 + rng.random() * 0.12, 0.30 + rng.random() * 0.25, 120 + int(rng.random() * 60)
-        draw.rectangle((x * side, (0.60 - h) * side, (x + w) * side, 0.60 * side), fill=(grey, grey - 6, grey - 12))
+        w, h, gray = 0.16 + rng.random() * 0.12, 0.30 + rng.random() * 0.25, 120 + int(rng.random() * 60)
+        draw.rectangle((x * side, (0.60 - h) * side, (x + w) * side, 0.60 * side), fill=(gray, gray - 6, gray - 12))
         for wx in np.arange(x + 0.025, x + w - 0.04, 0.055):
             for wy in np.arange(0.63 - h, 0.55, 0.075):
                 box = (wx * side, wy * side, (wx + 0.028) * side, (wy + 0.04) * side)

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.scenes.dataset import write_scenes
-from paraclip_core.scenes.plan import Scene, SceneImage, Thing
-from paraclip_core.scenes.render import DRAWINGS, render
-from paraclip_core.scenes.vocabulary import COLOURS, KINDS, PLACES, RELATIONS
+from paraclip_core.scenes.plan import COLORS, KINDS, PLACES, RELATIONS, Scene, SceneImage, Thing
+from paraclip_core.scenes.render import DRAWINGS, render, write_scenes
+from paraclip_core.scenes.texts import write_texts
 
 OPTIONS = ScenesOptions(images=40, image_size=96)
 
@@ -29,17 +28,17 @@ def pixels(scene: Scene, index: int = 0) -> np.ndarray:
     return np.asarray(render(SceneImage(index, 0, "val", scene), 96, 7), np.int16)
 
 
-def test_every_kind_has_a_drawing_and_known_colours() -> None:
+def test_every_kind_has_a_drawing_and_known_colors() -> None:
     assert set(DRAWINGS) == set(KINDS)
-    assert all(set(kind.colours) <= set(COLOURS) for kind in KINDS.values())
+    assert all(set(kind.colors) <= set(COLORS) for kind in KINDS.values())
 
 
-def test_every_kind_shows_its_colour() -> None:
+def test_every_kind_shows_its_color() -> None:
     for kind in KINDS.values():
-        for colour in kind.colours:
-            image = pixels(Scene(Thing(kind.word, colour), "in the snow"))
-            near = np.abs(image - np.array(COLOURS[colour].rgb)).max(axis=2) < 48
-            assert near.mean() > 0.02, f"{colour} {kind.word}"
+        for color in kind.colors:
+            image = pixels(Scene(Thing(kind.word, color), "in the snow"))
+            near = np.abs(image - np.array(COLORS[color].rgb)).max(axis=2) < 48
+            assert near.mean() > 0.02, f"{color} {kind.word}"
 
 
 def test_a_large_thing_covers_more_than_a_small_one() -> None:
@@ -57,14 +56,14 @@ def test_places_and_relations_all_render_at_full_size() -> None:
 
 
 def test_what_is_above_is_drawn_higher_and_what_is_left_further_left() -> None:
-    def centre(scene: Scene) -> tuple[float, float]:
+    def center(scene: Scene) -> tuple[float, float]:
         image = pixels(scene)
         rows, columns = np.nonzero((image[..., 0] > 150) & (image[..., 1] < 110) & (image[..., 2] < 110))
         return float(columns.mean()), float(rows.mean())
 
     red, blue = Thing("ball", "red"), Thing("ball", "blue")
-    assert centre(Scene(red, "in a field", "above", blue))[1] < 48 < centre(Scene(red, "in a field", "under", blue))[1]
-    left, right = (centre(Scene(red, "in a field", side, blue))[0] for side in ("left of", "right of"))
+    assert center(Scene(red, "in a field", "above", blue))[1] < 48 < center(Scene(red, "in a field", "under", blue))[1]
+    left, right = (center(Scene(red, "in a field", side, blue))[0] for side in ("left of", "right of"))
     assert left < 48 < right
 
 
@@ -101,6 +100,18 @@ def test_a_second_try_over_half_written_files_gives_the_same_bytes(tmp_path: Pat
         write_scenes(ScenesOptions(images=200, image_size=96), again, progress=lambda *_, **__: _raise(Killed()))
     write_scenes(OPTIONS, again)
     assert digests(whole) == digests(again)
+
+
+def test_texts_alone_are_those_of_the_data_set(tmp_path: Path) -> None:
+    options = ScenesOptions(images=60, image_size=64, seed=3)
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    for folder in (whole, alone):
+        folder.mkdir()
+    write_scenes(options, whole)
+    write_texts(options, alone)
+    assert {path.name for path in whole.iterdir()} - {path.name for path in alone.iterdir()} == {"images.tar"}
+    for path in alone.iterdir():
+        assert path.read_bytes() == (whole / path.name).read_bytes()
 
 
 def test_another_seed_gives_other_scenes(tmp_path: Path) -> None:
