@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from paraclip_core.engine_options import ENGINES, check_engine
+from paraclip_core.engine_options import ENGINES
 from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
 from paraclip_core.metric_names import check_metric
-from paraclip_core.options import LATER, is_dotted_path, json_fields
+from paraclip_core.options import LATER, json_fields, renamed
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
+from paraclip_core.plugins import NameOrPath
 from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
@@ -29,31 +30,8 @@ from paraclip_core.training_options import LossWeights as LossWeights
 from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
-
-
-def check_format(name: str) -> str:
-    """The name, if it can be a source's format.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if name not in FORMATS and not is_dotted_path(name):
-        raise ValueError(
-            f"{name!r} is no format; expected {', '.join(FORMATS)}, or a reader of your own as package.module:function"
-        )
-    return name
-
-
-SourceFormat = Annotated[
-    str,
-    AfterValidator(check_format),
-    WithJsonSchema({"anyOf": [{"enum": list(FORMATS), "type": "string"}, {"pattern": ":", "type": "string"}]}),
-]
-EngineName = Annotated[
-    str,
-    AfterValidator(check_engine),
-    WithJsonSchema({"anyOf": [{"enum": list(ENGINES), "type": "string"}, {"pattern": ":", "type": "string"}]}),
-]
+SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
+EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
 GateName = Literal["auto", "off", "capable", "small-model", "paper"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
@@ -72,8 +50,8 @@ class ColumnNames(Options):
     In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
     struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
     or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
-    licence: str | None = None
-    """Column with the row's licence. Default: the first of licence, license, LICENCE, LICENSE."""
+    license: str | None = renamed("license", "licence", None)
+    """Column with the row's license. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
     """Column with the row's split. Default: split, if there is one."""
 
@@ -92,7 +70,7 @@ class ColumnNames(Options):
 
     def named(self) -> list[tuple[str, str]]:
         """Every column that is named, behind its option."""
-        others = (("image", self.image), ("licence", self.licence), ("split", self.split))
+        others = (("image", self.image), ("license", self.license), ("split", self.split))
         captions = [("caption", name) for name in self.captions]
         return captions + [(option, name) for option, name in others if name is not None]
 
@@ -116,8 +94,8 @@ class SourceOptions(Options):
     split: str | None = None
     """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
     `validation-00000-of-00002.parquet` is of that split."""
-    licence: str = "unknown"
-    """Licence of rows that do not say their own; report and model card name all that were used."""
+    license: str = renamed("license", "licence", "unknown")
+    """License of rows that do not say their own; report and model card name all that were used."""
 
 
 class ScenesOptions(Options):
@@ -511,7 +489,7 @@ def meaning(options: BaseModel) -> dict[str, Any]:
         marks, value = field.json_schema_extra, getattr(options, name)
         if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
             continue
-        kept[name] = _plain(value)
+        kept[marks.get("fingerprinted_as", name) if isinstance(marks, dict) else name] = _plain(value)
     return kept
 
 

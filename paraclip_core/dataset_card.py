@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from paraclip_core.dataset_facts import DatasetFacts
-from paraclip_core.licences import CLASSES, licence_class, roll_up
+from paraclip_core.licenses import CLASSES, license_class, roll_up
 from paraclip_core.markdown import fenced, inert, table
 from paraclip_core.paraphrase.prompts import PromptTemplate
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING
 
-__all__ = ["dataset_card"]
+__all__ = ["DatasetFacts", "OptOutFacts", "StepFacts", "WordStatistics", "dataset_card", "word_statistics"]
 
 SIZES = (
     "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
@@ -28,13 +31,13 @@ COLUMNS = {
     "paraphrase_2": "paraphrase 1 in other words",
     "image_id": "key of the image in its source, null where the source has captions only",
     "source": "file that the caption was read from",
-    "licence": "licence of the row as its source states it",
+    "license": "license of the row as its source states it",
     "similarity_1": "cosine of the sentence encoder between caption and paraphrase 1",
     "similarity_2": "cosine between caption and paraphrase 2",
 }
-LICENCE_NAME = 100
-"""Characters of a licence's name in the front matter."""
-LICENCES_SHOWN = 50
+LICENSE_NAME = 100
+"""Characters of a license's name in the front matter."""
+LICENSES_SHOWN = 50
 DRAWING = ("temperature", "top_p", "max_tokens", "n")
 ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms", "regenerate")
 SUMMARY = (
@@ -49,6 +52,75 @@ LIMITS = (
 )
 
 
+@dataclass(frozen=True)
+class StepFacts:
+    """A paraphrase step: what its manifest says, and what the model was shown."""
+
+    options: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    prompt: PromptTemplate | None
+    """None where no model was asked."""
+
+
+@dataclass(frozen=True)
+class WordStatistics:
+    """Words of the texts of a column."""
+
+    least: int
+    median: int
+    mean: float
+    p95: int
+    most: int
+
+
+@dataclass(frozen=True)
+class OptOutFacts:
+    """What an opt-out list did."""
+
+    entries: int
+    rows: int
+    """Rows that were left out."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """All that the card tells."""
+
+    name: str
+    rows: Mapping[str, int]
+    """Rows by split."""
+    columns: Sequence[str]
+    ingest_options: Mapping[str, Any]
+    ingest_metrics: Mapping[str, Any]
+    steps: tuple[StepFacts, StepFacts]
+    words: Mapping[str, WordStatistics]
+    samples: Sequence[Mapping[str, Any]]
+    licenses: Mapping[str, int]
+    """Rows by license as stated."""
+    opt_outs: OptOutFacts | None
+    fingerprints: Mapping[str, str]
+    versions: Mapping[str, str]
+    languages: Sequence[str] = ("en",)
+    contact: str = ""
+    """Where to ask for removal, in the publisher's words."""
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a language model wrote the paraphrases; otherwise they were given in a file."""
+        return self.steps[0].prompt is not None
+
+
+def word_statistics(histogram: Mapping[int, int]) -> WordStatistics:
+    """Statistics of texts, counted by their words; median and 95th percentile are nearest ranks, so whole words."""
+    lengths = sorted(histogram)
+    ranks = list(accumulate(histogram[length] for length in lengths))
+    if not lengths:
+        return WordStatistics(0, 0, 0.0, 0, 0)
+    median, p95 = (lengths[bisect_left(ranks, -(-ranks[-1] * percent // 100))] for percent in (50, 95))
+    mean = sum(length * count for length, count in histogram.items()) / ranks[-1]
+    return WordStatistics(lengths[0], median, mean, p95, lengths[-1])
+
+
 def dataset_card(facts: DatasetFacts) -> str:
     """A README.md in which no text of the data comes alive; equal facts give equal bytes."""
     sections = {
@@ -57,7 +129,7 @@ def dataset_card(facts: DatasetFacts) -> str:
         "Samples": _samples(facts),
         "Counts": _counts(facts),
         "Length in words": _lengths(facts),
-        "Licences": _licences(facts),
+        "Licenses": _licenses(facts),
         "How the paraphrases were made": _making(facts),
         "Prompts": _prompts(facts),
         "Gates": _gates(facts),
@@ -70,14 +142,13 @@ def dataset_card(facts: DatasetFacts) -> str:
 
 
 def _front_matter(facts: DatasetFacts) -> str:
-    found = roll_up(facts.licences)
-    one = len(found.hub) == 1
+    whole = roll_up(facts.licenses)
     files = [{"split": split, "path": f"data/{split}-*"} for split in facts.rows]
-    name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(found.strictest).lower()).strip("-")[:LICENCE_NAME]
-    other: dict[str, Any] = {"license_name": name or "unknown"} if found.hub == ("other",) else {}
+    name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(whole.strictest).lower()).strip("-")[:LICENSE_NAME]
+    other: dict[str, Any] = {"license_name": name or "unknown"} if whole.hub == ("other",) else {}
     data = DatasetCardData(
         language=list(facts.languages),
-        license=found.hub[0] if one else list(found.hub),
+        license=whole.hub[0] if len(whole.hub) == 1 else list(whole.hub),
         **other,
         pretty_name=facts.name,
         task_categories=["sentence-similarity", "text-generation"],
@@ -136,31 +207,25 @@ def _counts(facts: DatasetFacts) -> str:
 
 
 def _lengths(facts: DatasetFacts) -> str:
-    rows = [
-        (column, of.least, of.median, f"{of.mean:.2f}", of.p95, of.most)
-        for column, of in ((name, facts.words[name]) for name in facts.words)
-    ]
+    rows = [(name, of.least, of.median, f"{of.mean:.2f}", of.p95, of.most) for name, of in facts.words.items()]
     return table(("column", "min", "median", "mean", "p95", "max"), rows)
 
 
-def _licences(facts: DatasetFacts) -> str:
-    found = roll_up(facts.licences)
-    ranked = sorted(facts.licences.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(name, count, CLASSES[licence_class(name)]) for name, count in ranked[:LICENCES_SHOWN]]
+def _licenses(facts: DatasetFacts) -> str:
+    whole = roll_up(facts.licenses)
+    ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(name, count, CLASSES[license_class(name)]) for name, count in ranked[:LICENSES_SHOWN]]
     more = f"\n\nAnd {len(ranked) - len(rows)} more." if len(ranked) > len(rows) else ""
-    strictest = ", ".join(inert(name) for name in found.strictest[:LICENCES_SHOWN])
-    notes = "".join(f"\n- {note}" for note in found.notes)
+    strictest = ", ".join(inert(name) for name in whole.strictest[:LICENSES_SHOWN])
+    notes = "".join(f"\n- {note}" for note in whole.notes)
+    terms = "The terms of the language model that wrote the paraphrases"
+    if not facts.by_model:
+        terms = "Those of the file of paraphrases"
     return (
-        f"{table(('licence as stated', 'rows', 'class'), rows)}{more}\n\nThe whole is under the strictest of them: "
-        f"**{strictest}** ({found.kind}). Each row names its own in the column `licence`.{_terms(facts)}"
+        f"{table(('license as stated', 'rows', 'class'), rows)}{more}\n\nThe whole is under the strictest of them: "
+        f"**{strictest}** ({whole.kind}). Each row names its own in the column `license`. {terms} may apply besides."
         f"{chr(10) + notes if notes else ''}"
     )
-
-
-def _terms(facts: DatasetFacts) -> str:
-    if not facts.by_model:
-        return " Those of the file of paraphrases may apply besides."
-    return " The terms of the language model that wrote the paraphrases may apply besides."
 
 
 def _making(facts: DatasetFacts) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from paraclip_core.options import OPERATIONAL, Options, is_dotted_path, json_fields
+from paraclip_core.options import OPERATIONAL, Options, json_fields
 
 __all__ = [
     "ENGINES",
@@ -18,7 +18,6 @@ __all__ = [
     "SmolLM2Options",
     "TransformersOptions",
     "VllmOptions",
-    "check_engine",
 ]
 
 MILLION = 1_000_000
@@ -53,19 +52,6 @@ ENGINES = {
     "file": EngineEntry(f"{_IN}.file:FileEngine.from_options", ("file",), _FILE),
 }
 """The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
-
-
-def check_engine(name: str) -> str:
-    """The name, if it can be an engine's.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    if name not in ENGINES and not is_dotted_path(name):
-        raise ValueError(
-            f"{name!r} is no engine; expected {', '.join(ENGINES)}, or a class of your own as package.module:Class"
-        )
-    return name
 
 
 class OpenAIOptions(Options):

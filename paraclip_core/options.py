@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options", "is_dotted_path", "json_fields"]
+__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "renamed"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -18,10 +18,11 @@ LATER: dict[str, JsonValue] = {"later": True}
 LARGEST = 2**63
 
 
-def is_dotted_path(name: str) -> bool:
-    """Whether a text can name something of a module, as `package.module:name`."""
-    module, _, attribute = name.partition(":")
-    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+def renamed(name: str, former: str, default: Any) -> Any:
+    """A field `name` that is read by its former name, too, and goes by that in fingerprints."""
+    return Field(
+        default=default, validation_alias=AliasChoices(name, former), json_schema_extra={"fingerprinted_as": former}
+    )
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:

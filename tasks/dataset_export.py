@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
-from paraclip_core.dataset_card import dataset_card
-from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts
+from paraclip_core.dataset_card import DatasetFacts, OptOutFacts, StepFacts, dataset_card
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
-from paraclip_core.licences import RolledUp, roll_up
+from paraclip_core.licenses import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 from storage.artifacts import Artifact, ArtifactStore
@@ -33,7 +32,7 @@ class ExportedDataset:
     files: list[str]
     rows: dict[str, int]
     """Rows by split."""
-    licence: RolledUp
+    license: RolledUp
     left_out: int
     """Rows that the opt-outs named."""
     unmatched: list[str]
@@ -116,7 +115,7 @@ def export_dataset(
         rows = shards.close()
         if not rows:
             raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
-        licences = frequent_values(draft / "data", "licence", MANY_LICENCES)
+        licenses = frequent_values(draft / "data", "license", MANY_LICENCES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
             rows=rows,
@@ -126,7 +125,7 @@ def export_dataset(
             steps=steps,
             words=tally.words(),
             samples=tally.samples,
-            licences=licences,
+            licenses=licenses,
             opt_outs=None if opt_outs is None else OptOutFacts(len(outs.entries), outs.rows),
             fingerprints={made.stage: made.fingerprint for made in (captions, first, artifact)},
             versions=artifact.manifest.versions,
@@ -136,7 +135,7 @@ def export_dataset(
         card = dataset_card(facts).encode()
         write_atomic(draft / "README.md", lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportedDataset(files, rows, roll_up(licences), outs.rows, outs.unmatched)
+    return ExportedDataset(files, rows, roll_up(licenses), outs.rows, outs.unmatched)
 
 
 def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.dataset_facts import WordStatistics, word_statistics
+from paraclip_core.dataset_card import WordStatistics, word_statistics
 from paraclip_core.errors import ArtifactError, InputError
 from storage.parquet import PartWriter, iter_batches
 
@@ -34,7 +34,7 @@ def output_schema(paraphrases: Path) -> pa.Schema:
     about = [
         pa.field("image_id", pa.string()),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("licence", pa.string(), nullable=False),
+        pa.field("license", pa.string(), nullable=False),
     ]
     return pa.schema([*texts, *about, *(pa.field(name, pa.float32()) for name in present)])
 
@@ -53,6 +53,8 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
         ArtifactError: a row's caption is not among the captions from there on.
     """
     columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
+    # Artifacts keep the column's former spelling: another schema would make every one of them anew.
+    names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
     known = iter_batches(captions, ("caption_id", "split", "source"))
     here = next(known, None)
     for batch in iter_batches(paraphrases, columns):
@@ -68,7 +70,7 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
             about = here.select(["split", "source"]).take(places.slice(0, count))
             if count:
                 arrays = [*batch.slice(0, count).columns, *about.columns]
-                yield pa.RecordBatch.from_arrays(arrays, names=[*columns, "split", "source"])
+                yield pa.RecordBatch.from_arrays(arrays, names=names)
             batch = batch.slice(count)
             if batch.num_rows:
                 here = next(known, None)

@@ -77,27 +77,27 @@ def export_dataset(
 
 
 def _facts(found: Artifact, written: ExportedDataset, folder: Path, opt_outs: int) -> dict[str, Any]:
-    licence = {"strictest": written.licence.strictest, "class": written.licence.kind, "hub": written.licence.hub}
+    license = {"strictest": written.license.strictest, "class": written.license.kind, "hub": written.license.hub}
     return {
         "folder": str(folder),
         "files": written.files,
         "artifact": f"{found.stage}/{found.fingerprint}",
         "rows": written.rows,
-        "licence": licence,
+        "license": license,
         "opt_outs": {"entries": opt_outs, "rows": written.left_out, "unmatched": written.unmatched},
-        "notes": written.licence.notes,
+        "notes": written.license.notes,
     }
 
 
 def _print(written: ExportedDataset, folder: Path, opt_outs: int | None) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
-    say(f"{counts} rows in {folder}, under {', '.join(written.licence.strictest)} ({written.licence.kind})")
+    say(f"{counts} rows in {folder}, under {', '.join(written.license.strictest)} ({written.license.kind})")
     if opt_outs is not None:
         say(f"{written.left_out} rows left out by {opt_outs} opt-outs")
     for entry in written.unmatched[:SHOWN]:
         say(f"this opt-out names no row: {entry}")
     if len(written.unmatched) > SHOWN:
         say(f"and {len(written.unmatched) - SHOWN} more; --json names all")
-    for note in written.licence.notes:
+    for note in written.license.notes:
         say(f"before you publish: {note}")
     say(f'Load it with\n  datasets.load_dataset("{folder.absolute()}")')

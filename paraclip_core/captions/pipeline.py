@@ -160,7 +160,7 @@ class CaptionPipeline:
         return "" if group in self._pictures else group
 
     def _accepted(self, batch: RowBatch, file: SourceFile, ids: list[bytes], texts: list[str]) -> pa.RecordBatch:
-        count, default = len(batch), file.options.licence
+        count, default = len(batch), file.options.license
         columns = [
             pa.array(ids, pa.binary(16)),
             pa.array(batch.image_ids, pa.string()),

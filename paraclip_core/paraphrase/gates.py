@@ -7,22 +7,21 @@ behind it by dotted path (`paraphrase.gates.extra`).
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import GateOptions
-from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import capable
 from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.small_model import details
 from paraclip_core.paraphrase.small_model import gates as small
+from paraclip_core.plugins import import_path, module_source
 
 __all__ = ["PRESETS", "REASONS", "Gate", "Gates", "MeaningGate", "extra_gates_source", "first_failure", "gates_of"]
 
@@ -226,26 +225,14 @@ def extra_gates_source(options: GateOptions) -> dict[str, bytes]:
     Raises:
         ConfigError: a gate cannot be imported.
     """
-    sources = {}
-    for path in options.extra:
-        file = inspect.getsourcefile(_imported(path))
-        sources[path] = Path(file).read_bytes() if file else b""
-    return sources
+    return {path: module_source(_imported(path)) for path in options.extra}
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        gate = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"paraphrase.gates.extra: {path!r} cannot be imported ({one_line(error)}); expected module:function, with "
-            "the module's folder on PYTHONPATH"
-        ) from error
+    expected = "package.module:function of (Pair, GateOptions), or of (Pair, GateOptions, Compare)"
+    gate = import_path(path, f"paraphrase.gates.extra={path}", expected)
     if not inspect.isfunction(gate) or _parameters(gate) not in (2, 3):
-        raise ConfigError(
-            f"paraphrase.gates.extra: {path} is no function of (Pair, GateOptions), or of (Pair, GateOptions, Compare)"
-        )
+        raise ConfigError(f"paraphrase.gates.extra={path} is no such function; expected {expected}")
     return gate
 
 

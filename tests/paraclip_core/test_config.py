@@ -7,7 +7,7 @@ import json
 import pytest
 
 from paraclip_core.captions.readers.columns import CAPTION, IMAGE, LICENCE, PATH
-from paraclip_core.config import ColumnNames, Settings, meaning
+from paraclip_core.config import ColumnNames, DataOptions, Settings, meaning
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings
 
@@ -100,7 +100,7 @@ def test_usual_names_of_runs() -> None:
 
 
 def test_the_usual_columns_are_told_as_they_are_tried() -> None:
-    for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "licence": (LICENCE,)}.items():
+    for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "license": (LICENCE,)}.items():
         told = " ".join((ColumnNames.model_fields[option].description or "").split())
         assert all(", ".join(names) in told for names in tried)
 
@@ -110,3 +110,16 @@ def test_a_form_calls_every_option_by_its_name() -> None:
     for group in (schema, *schema["$defs"].values()):
         for name, option in group.get("properties", {}).items():
             assert option["title"] == name.replace("_", " ").title()
+
+
+def test_a_license_may_be_spelled_as_before_and_fingerprints_keep_that_spelling() -> None:
+    former, now = (
+        DataOptions.model_validate({"sources": [{"path": "a", name: "MIT", "columns": {name: "terms"}}]})
+        for name in ("licence", "license")
+    )
+    assert former == now and now.sources[0].license == "MIT" and now.sources[0].columns.license == "terms"
+    assert meaning(former)["sources"][0]["licence"] == "MIT" and "license" not in meaning(now)["sources"][0]
+    assert DataOptions.model_validate_json(now.model_dump_json()) == now
+    assert load_settings(None, ["data.sources.0.path=a", "data.sources.0.licence=MIT"]).data.sources[0].license == "MIT"
+    with pytest.raises(ConfigError, match=r"sources\.0\.licence is no option"):
+        load_settings(None, ["data.sources.0.path=a", "data.sources.0.license=a", "data.sources.0.licence=b"])

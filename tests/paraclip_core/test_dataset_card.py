@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from paraclip_core.dataset_card import dataset_card
-from paraclip_core.dataset_facts import DatasetFacts, OptOutFacts, StepFacts, word_statistics
+from paraclip_core.dataset_card import DatasetFacts, OptOutFacts, StepFacts, dataset_card, word_statistics
 from paraclip_core.paraphrase.prompts import PAPER
 
 
@@ -29,7 +28,7 @@ def facts(**changes: Any) -> DatasetFacts:
         "steps": (step, step),
         "words": {"caption": word_statistics({3: 1})},
         "samples": [{"caption_id": "0", "caption": "a dog"}],
-        "licences": {"MIT": 6},
+        "licenses": {"MIT": 6},
         "opt_outs": None,
         "fingerprints": {"ingest": "0"},
         "versions": {"paraclip": "1"},
@@ -47,14 +46,14 @@ def test_word_statistics_are_those_of_the_sorted_lengths(lengths: list[int]) -> 
 
 
 @given(st.text(), st.text(), st.dictionaries(st.text(), st.integers(1, 9), max_size=5))
-def test_no_text_changes_the_card_around_it(name: str, caption: str, licences: dict[str, int]) -> None:
+def test_no_text_changes_the_card_around_it(name: str, caption: str, licenses: dict[str, int]) -> None:
     samples = [{"caption_id": "0", "caption": caption}]
-    card = DatasetCard(dataset_card(facts(name=name, samples=samples, licences=licences)))
+    card = DatasetCard(dataset_card(facts(name=name, samples=samples, licenses=licenses)))
     front: dict[str, Any] = card.data.to_dict()
     assert [entry["split"] for entry in front["configs"][0]["data_files"]] == ["train", "validation"]
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
     shape = [(token.type, token.tag) for token in tokens if token.level == 0]
-    plain = DatasetCard(dataset_card(facts(licences={str(n): 1 for n in range(len(licences))})))
+    plain = DatasetCard(dataset_card(facts(licenses={str(n): 1 for n in range(len(licenses))})))
     expected = MarkdownIt("commonmark", {"html": True}).enable("table").parse(plain.text)
     # Nothing but the list of notes depends on the data.
     assert [kind for kind in shape if "list" not in kind[0]] == [
@@ -78,8 +77,8 @@ def test_sizes_are_those_of_the_hub(rows: int) -> None:
     assert size == SIZES[rows] and size in known
 
 
-def test_a_column_of_licences_that_is_none_does_not_fill_the_card() -> None:
-    text = dataset_card(facts(licences={f"caption number {n}": 2 + n % 3 for n in range(900)}))
+def test_a_column_of_licenses_that_is_none_does_not_fill_the_card() -> None:
+    text = dataset_card(facts(licenses={f"caption number {n}": 2 + n % 3 for n in range(900)}))
     assert "And 850 more." in text and len(text) < 20_000
     assert len(DatasetCard(text).data.to_dict()["license_name"]) <= 100
 

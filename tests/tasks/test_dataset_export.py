@@ -35,7 +35,7 @@ HOSTILE = (
     "--- # heading | cell | [click](javascript:alert(1))",
     "<img src=x onerror=alert(1)> {{ card_data }} ';DROP TABLE x",
 )
-LICENCES = ("CC-BY-4.0", "CC-BY-NC-4.0", "<b>bad</b> | ![x](http://evil.example)")
+LICENSES = ("CC-BY-4.0", "CC-BY-NC-4.0", "<b>bad</b> | ![x](http://evil.example)")
 ROWS = 60
 LIST = "names.txt"
 
@@ -45,8 +45,8 @@ def source_rows() -> list[dict[str, str]]:
     for number in range(ROWS):
         caption = HOSTILE[number] if number < len(HOSTILE) else f"a dog number {number} on the beach"
         split = "val" if number % 10 == 9 else "train"
-        licence = LICENCES[2] if number == 5 else LICENCES[number % 2]
-        rows.append({"caption": caption, "image": f"image {number // 2}", "split": split, "licence": licence})
+        license = LICENSES[2] if number == 5 else LICENSES[number % 2]
+        rows.append({"caption": caption, "image": f"image {number // 2}", "split": split, "license": license})
     return rows
 
 
@@ -124,12 +124,13 @@ def test_other_libraries_read_the_same_rows(
     assert found.files == ["README.md", *(f"data/train-{n:05d}-of-00003.parquet" for n in range(3))]
     loaded = load(tmp_path / "out")
     assert set(loaded) == {"train"}
-    columns = ["caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "licence"]
+    columns = ["caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "license"]
     assert loaded["train"].column_names == columns  # the file engine judged no similarity
     rows = list(loaded["train"])
     for row, of in zip(rows, source, strict=True):
         assert row["caption_id"] == of["caption_id"].hex() and row["source"] == "captions.jsonl"
-        assert all(row[name] == of[name] for name in columns if name not in ("caption_id", "source"))
+        assert all(row[name] == of[name] for name in columns if name not in ("caption_id", "source", "license"))
+        assert row["license"] == of["licence"]
     query = f"SELECT * FROM read_parquet('{tmp_path}/out/data/train-*.parquet')"
     with duckdb.connect() as connection:
         assert connection.sql(query).to_arrow_table().to_pylist() == rows
@@ -243,7 +244,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
         words[0], words[-(-len(words) // 2) - 1], words[-(-len(words) * 95 // 100) - 1], words[-1],
     ]  # fmt: skip
     assert float(line[3]) == pytest.approx(sum(words) / len(words), abs=0.005)
-    assert found.licence.kind == "unknown" and "no licence that is known" in text
+    assert found.license.kind == "unknown" and "no license that is known" in text
     assert "synthetic" not in data["tags"] and "language model that wrote" not in text
 
 
@@ -282,7 +283,7 @@ def test_hostile_texts_stay_text(made: Artifact, store: ArtifactStore, tmp_path:
     )
     assert not re.findall(r"<(?:script|img|a|b)\b", page)
     assert "alert(1)" in page and page.count("<h1>") == 1
-    assert LICENCES[2].replace("<", "&lt;").replace(">", "&gt;") in page
+    assert LICENSES[2].replace("<", "&lt;").replace(">", "&gt;") in page
 
 
 def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
@@ -398,7 +399,7 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
     two = told(capsys, "export-dataset", str(tmp_path / "two"), "--artifact", made.fingerprint[:20], *root)
     assert one["artifact"] == two["artifact"] == f"paraphrase_2/{made.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
-    assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["licence"]["class"] == "unknown"
+    assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"]["class"] == "unknown"
     assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
     assert run_cli(["export-dataset", str(tmp_path / "one"), "-c", str(config)]) == 2

@@ -164,7 +164,7 @@ def find_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> C
         captions=captions,
         image=image,
         path=one("image", PATH) or image,
-        licence=one("licence", LICENCE),
+        licence=one("license", LICENCE),
         split=one("split", SPLIT),
     )
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from inspect import getsourcefile, signature
-from operator import attrgetter
 from pathlib import Path
 
 from paraclip_core.captions.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
@@ -20,7 +17,8 @@ from paraclip_core.captions.readers.text import open_bytes, read_text, without_m
 from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import InputError
+from paraclip_core.plugins import import_path, module_source
 
 __all__ = ["READERS", "Reader", "detect", "named_format", "need_file", "own_reader_source", "read"]
 
@@ -124,18 +122,9 @@ def own_reader_source(form: str) -> bytes:
     Raises:
         ConfigError: it cannot be used.
     """
-    file = getsourcefile(_own_reader(form))
-    return Path(file).read_bytes() if file else b""
+    return module_source(_own_reader(form))
 
 
 def _own_reader(form: str) -> Read:
-    module, _, name = form.partition(":")
-    try:
-        function = attrgetter(name)(import_module(module))
-        signature(function).bind(Path(), SourceOptions(path="."))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"data.sources[].format={form} cannot be used: {error}; expected package.module:function of a package that "
-            "is installed beside paraclip or lies on PYTHONPATH, called as function(path, options)"
-        ) from error
-    return function
+    expected = "package.module:function, called as function(path, options)"
+    return import_path(form, f"data.sources[].format={form}", expected, Path(), SourceOptions(path="."))

@@ -130,7 +130,7 @@ def _add(batcher: Batcher, number: int, sample: _Sample, caption: Any, options: 
         batcher.reject(number, "missing_field", f"{sample.key}: neither .txt nor a caption in .json")
     else:
         split = _first(record, (columns.split,) if columns.split else SPLIT)
-        licence = _first(record, (columns.licence,) if columns.licence else LICENCE)
+        licence = _first(record, (columns.license,) if columns.license else LICENCE)
         batcher.add(number, caption, sample.key, sample.image, split, licence)
 
 

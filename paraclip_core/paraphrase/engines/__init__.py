@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from inspect import signature
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines.local_model import read_hashes
 from paraclip_core.paraphrase.protocol import Engine, EngineContext, EngineFacts, HashFiles
 from paraclip_core.paths import user_path
+from paraclip_core.plugins import import_path
 
 __all__ = ["engine_facts", "make_engine", "relevant_options", "unguarded"]
 
@@ -97,15 +96,8 @@ def _entry(options: ParaphraseOptions) -> EngineEntry:
 
 
 def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
-    module, _, name = _entry(options).path.partition(":")
-    try:
-        make = attrgetter(name)(import_module(module))
-        signature(make).bind(options, context)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} cannot be used: {error}; expected package.module:Class of a package "
-            "that is installed beside paraclip or lies on PYTHONPATH, made by Class(options, context)"
-        ) from error
+    expected = "package.module:Class, made by Class(options, context)"
+    make = import_path(_entry(options).path, f"paraphrase.engine={options.engine}", expected, options, context)
     engine = make(options, context)
     # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
     missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]

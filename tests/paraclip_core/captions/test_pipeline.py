@@ -48,7 +48,7 @@ def reasons(rejects: pa.Table) -> list[tuple[int | None, str]]:
 
 def test_an_accepted_row(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", {"image_id": "i", "image": "p/i.jpg", "caption": " A  caf\u00c3\u00a9 &amp; bar\n"})
-    source = SourceOptions(path="a.jsonl", images="images.tar", split="validation", licence="CC-BY-4.0")
+    source = SourceOptions(path="a.jsonl", images="images.tar", split="validation", license="CC-BY-4.0")
     accepted, _, pipeline = run(tmp_path, source)
     assert accepted.to_pylist() == [
         {
@@ -209,7 +209,7 @@ def test_splits_and_licences(tmp_path: Path) -> None:
         {"caption": "a cow", "split": ""},
     ]
     jsonl(tmp_path / "a.jsonl", *rows)
-    accepted, rejects, _ = run(tmp_path, SourceOptions(path="a.jsonl", split="test", licence="MIT"))
+    accepted, rejects, _ = run(tmp_path, SourceOptions(path="a.jsonl", split="test", license="MIT"))
     assert accepted["split"].to_pylist() == ["train", "val", "test"]
     assert accepted["licence"].to_pylist() == ["MIT", "CC0", "MIT"]
     assert reasons(rejects) == [(3, "unknown_split")]

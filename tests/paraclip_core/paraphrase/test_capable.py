@@ -202,9 +202,9 @@ def test_its_source_decides_a_verdict(own_gates: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("own_gates:missing", "cannot be imported"),
-        ("no_such_module_at_all:gate", "cannot be imported"),
-        ("own_gates", "cannot be imported"),
+        ("own_gates:missing", "cannot be used"),
+        ("no_such_module_at_all:gate", "cannot be used"),
+        ("own_gates", "cannot be used"),
         ("own_gates:nothing", "no function of"),
         ("own_gates:echo", "rename it"),
     ],

@@ -267,7 +267,7 @@ def test_texts_of_scenes_that_a_killed_plan_left_can_be_told(tmp_path: Path, mon
 
 def test_real_captions(data_root: Path, tmp_path: Path) -> None:
     sources = (
-        SourceOptions(path="flickr8k", images="flickr8k/images_128.tar", licence="research only"),
+        SourceOptions(path="flickr8k", images="flickr8k/images_128.tar", license="research only"),
         SourceOptions(path="cc3m"),
         SourceOptions(path="laion_sample/test_10000.parquet"),
     )

@@ -47,7 +47,7 @@ def test_img2dataset_columns(tmp_path: Path) -> None:
 
 def test_columns_of_the_user(tmp_path: Path) -> None:
     path = write(tmp_path, words=["a dog"], pic=[7], of=["val"], terms=pa.array(["CC0"]).dictionary_encode())
-    names = ColumnNames(caption="words", image="pic", split="of", licence="terms")
+    names = ColumnNames(caption="words", image="pic", split="of", license="terms")
     batch = one(path, SourceOptions(path="x", columns=names))
     assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog"], ["7"], ["7"])
     assert (batch.splits, batch.licences) == (["val"], ["CC0"])

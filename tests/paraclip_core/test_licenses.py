@@ -1,4 +1,4 @@
-"""How strict licences are, however their sources spell them."""
+"""How strict licenses are, however their sources spell them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.licences import CLASSES, licence_class, roll_up
+from paraclip_core.licenses import CLASSES, license_class, roll_up
 
 STATED = {
     "CC0-1.0": "public domain",
@@ -39,16 +39,16 @@ STATED = {
 
 
 @pytest.mark.parametrize("stated", STATED)
-def test_the_class_of_a_licence(stated: str) -> None:
-    assert CLASSES[licence_class(stated)] == STATED[stated]
+def test_the_class_of_a_license(stated: str) -> None:
+    assert CLASSES[license_class(stated)] == STATED[stated]
 
 
 @given(st.dictionaries(st.sampled_from(sorted(STATED)), st.integers(1, 9), min_size=1))
-def test_the_whole_is_as_strict_as_its_strictest_part(licences: dict[str, int]) -> None:
-    found = roll_up(licences)
-    assert CLASSES.index(found.kind) >= max(map(licence_class, licences))
-    worst = CLASSES[max(map(licence_class, licences))]
-    assert set(found.strictest) >= {name for name in licences if STATED[name] == worst}
+def test_the_whole_is_as_strict_as_its_strictest_part(licenses: dict[str, int]) -> None:
+    found = roll_up(licenses)
+    assert CLASSES.index(found.kind) >= max(map(license_class, licenses))
+    worst = CLASSES[max(map(license_class, licenses))]
+    assert set(found.strictest) >= {name for name in licenses if STATED[name] == worst}
     assert found.kind == worst or worst == "no derivatives"
 
 
@@ -62,7 +62,7 @@ def test_no_derivatives_and_non_commercial_hold_together() -> None:
 
 @given(st.text())
 def test_any_text_has_a_class(stated: str) -> None:
-    assert 0 <= licence_class(stated) < len(CLASSES)
+    assert 0 <= license_class(stated) < len(CLASSES)
     assert roll_up({stated: 1}).hub
 
 
@@ -77,6 +77,6 @@ def test_names_on_the_hub() -> None:
 
 def test_what_must_be_heeded_is_said() -> None:
     assert not roll_up({"CC0-1.0": 1, "CC-BY-SA-4.0": 1}).notes
-    assert "no licence that is known" in roll_up({"MIT": 1, "?": 1}).notes[0]
+    assert "no license that is known" in roll_up({"MIT": 1, "?": 1}).notes[0]
     assert "no derivatives" in roll_up({"CC-BY-ND-4.0": 1}).notes[0]
     assert "must not be merged" in roll_up({"CC-BY-SA-4.0": 1, "CC-BY-NC-4.0": 1}).notes[0]

@@ -1,7 +1,7 @@
-"""Licences as data sources state them: how strict each is, its name on the Hugging Face hub, and the strictest of many.
+"""Licenses as data sources state them: how strict each is, its name on the Hugging Face hub, and the strictest of many.
 
 The order is by what somebody who publishes paraphrases has to heed; it is a help for reading, not legal advice. What
-is not recognised counts as strictest, because nothing is allowed by a licence that nobody knows.
+is not recognised counts as strictest, because nothing is allowed by a license that nobody knows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["CLASSES", "RolledUp", "licence_class", "roll_up"]
+__all__ = ["CLASSES", "RolledUp", "license_class", "roll_up"]
 
 CLASSES = (
     "public domain", "attribution", "share-alike", "non-commercial", "non-commercial, share-alike", "no derivatives",
     "non-commercial, no derivatives", "unknown",
 )  # fmt: skip
-"""Classes of licences, the freest first."""
+"""Classes of licenses, the freest first."""
 
 _SPELLINGS = (
     (re.compile(r"non[\s_-]*commercial"), "nc"),
@@ -26,7 +26,7 @@ _SPELLINGS = (
     (re.compile(r"united states government work|u\.?s\.? government works?"), "publicdomain"),
 )
 _DOUBT = frozenset({"not", "without", "except", "reserved", "proprietary", "copyrighted"})
-"""Words that turn a licence's name round: `not public domain`."""
+"""Words that turn a license's name round: `not public domain`."""
 _FREE = frozenset({"publicdomain", "cc0", "pddl", "pdm", "unlicense"})
 _ATTRIBUTION = re.compile(r"(?:mit|isc|zlib|apache-\S+|bsd(?:-\S+)?|odc-by(?:-\S+)?|cdla-permissive-\S+)")
 _SHARE_ALIKE = re.compile(r"(?:odbl(?:-\S+)?|cdla-sharing-\S+|[al]?gpl(?:-\S+)?|gfdl(?:-\S+)?)")
@@ -44,10 +44,10 @@ _ON_THE_HUB = frozenset(
 
 @dataclass(frozen=True)
 class RolledUp:
-    """What holds for a whole data set whose rows have several licences."""
+    """What holds for a whole data set whose rows have several licenses."""
 
     strictest: tuple[str, ...]
-    """The licences of the strictest class, as stated, sorted; where one forbids what another allows, of both."""
+    """The licenses of the strictest class, as stated, sorted; where one forbids what another allows, of both."""
     kind: str
     """What they are together, one of :data:`CLASSES`."""
     hub: tuple[str, ...]
@@ -56,44 +56,44 @@ class RolledUp:
     """What to heed before the whole is published."""
 
 
-def licence_class(stated: str) -> int:
-    """Place in :data:`CLASSES` of a licence as stated: an SPDX-like id, Creative Commons' name, or its address."""
-    return _known(stated)[0]
+def license_class(stated: str) -> int:
+    """Place in :data:`CLASSES` of a license as stated: an SPDX-like id, Creative Commons' name, or its address."""
+    return _parsed(stated)[0]
 
 
-def roll_up(licences: Mapping[str, int]) -> RolledUp:
-    """The strictest of the licences (rows by licence as stated); none at all count as unknown."""
-    places = {stated: licence_class(stated) for stated in licences} or {"unknown": len(CLASSES) - 1}
+def roll_up(licenses: Mapping[str, int]) -> RolledUp:
+    """The strictest of the licenses (rows by license as stated); none at all count as unknown."""
+    places = {stated: license_class(stated) for stated in licenses} or {"unknown": len(CLASSES) - 1}
     place = max(places.values())
-    kept = {place}
+    classes = {place}
     if place == _NO_DERIVATIVES and _NON_COMMERCIAL & set(places.values()):
         # Neither is stricter: one allows to sell, the other to change.
-        kept, place = kept | _NON_COMMERCIAL, _NEITHER
-    strictest = tuple(sorted(stated for stated, of in places.items() if of in kept))
+        classes, place = classes | _NON_COMMERCIAL, _NEITHER
+    strictest = tuple(sorted(stated for stated, of in places.items() if of in classes))
     return RolledUp(strictest, CLASSES[place], _hub_names(strictest, place), tuple(_notes(set(places.values()))))
 
 
 def _hub_names(strictest: Iterable[str], place: int) -> tuple[str, ...]:
     if place == len(CLASSES) - 1:
         return ("unknown",) if set(strictest) == {"unknown"} else ("other",)
-    names = {_known(stated)[1] for stated in strictest}
+    names = {_parsed(stated)[1] for stated in strictest}
     return tuple(sorted(names)) if names <= _ON_THE_HUB else ("other",)
 
 
 def _notes(places: set[int]) -> Iterable[str]:
     if len(CLASSES) - 1 in places:
-        yield "Some rows state no licence that is known: find out whether they may be published, or leave them out."
+        yield "Some rows state no license that is known: find out whether they may be published, or leave them out."
     if places & {5, 6}:
         yield "Some rows allow no derivatives, and a paraphrase may be one: ask their authors, or leave them out."
     if places & {2} and places & {3, 4, 6}:
         yield (
             "Share-alike rows that allow commercial use stand beside non-commercial ones: each row keeps its own "
-            "licence, and the two must not be merged into one work."
+            "license, and the two must not be merged into one work."
         )
 
 
-def _known(stated: str) -> tuple[int, str]:
-    """Class and identifier; the identifier is empty where the licence's version is not stated or it is not known."""
+def _parsed(stated: str) -> tuple[int, str]:
+    """Class and identifier; the identifier is empty where the license's version is not stated or it is not known."""
     text = stated.strip().casefold()
     for pattern, word in _SPELLINGS:
         text = pattern.sub(word, text)
