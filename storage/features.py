@@ -1,4 +1,7 @@
-"""Image features on disk: float16 shards, memory-mappable, with an index of image ids."""
+"""Image features on disk: float16 shards, memory-mappable, with an index of image ids.
+
+What is missing, damaged or contradicts the index raises ArtifactError.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +68,7 @@ class FeatureStore:
     """Reads what the features stage wrote. Row `i` of the matrix belongs to `image_ids[i]`."""
 
     def __init__(self, artifact_folder: Path) -> None:
-        """Read where the rows are; the images' ids are read when they are first asked for.
-
-        Raises:
-            ArtifactError: the index is missing or damaged.
-        """
+        """Read where the rows are; the images' ids are read when they are first asked for."""
         self.folder = Path(artifact_folder)
         index = self._read(["shard", "row"])
         self._shards = np.asarray(index["shard"], dtype=np.int64)
@@ -101,19 +100,11 @@ class FeatureStore:
         return self._ids.ids.to_pylist()
 
     def view(self) -> FeatureRows:
-        """The matrix without reading it: rows come from the shards when they are asked for.
-
-        Raises:
-            ArtifactError: a shard is missing, or of another shape than the index says.
-        """
+        """The matrix without reading it: rows come from the shards when they are asked for."""
         return FeatureRows([self._map(number, rows) for number, rows in enumerate(self._counts())], self.folder)
 
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one).
-
-        Raises:
-            ArtifactError: the index lists an image twice.
-        """
+        """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one)."""
         ids = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
         return self._ids.find(ids)
 
@@ -148,11 +139,7 @@ class FeatureRows:
     """
 
     def __init__(self, shards: Sequence[np.ndarray], folder: Path) -> None:
-        """Rows of all shards, one shard after the other, memory-mapped; `folder` is for messages.
-
-        Raises:
-            ArtifactError: the shards differ in their dimension.
-        """
+        """Rows of all shards, one shard after the other, memory-mapped; `folder` is for messages."""
         if len({shard.shape[1] for shard in shards}) != 1:
             raise ArtifactError(f"the shards in {folder / 'features'} differ in their dimension")
         self._dimension = shards[0].shape[1]

@@ -1,4 +1,7 @@
-"""Names that say what a thing is: hashes over canonical JSON, over files and over folders of files."""
+"""Names that say what a thing is: hashes over canonical JSON, over files and over folders of files.
+
+A source file that is missing or unreadable raises InputError.
+"""
 
 from __future__ import annotations
 
@@ -67,11 +70,7 @@ class FileHashes:
                 log.warning("%s is damaged, source files are hashed again", path)
 
     def of(self, files: Iterable[Path]) -> dict[str, str]:
-        """SHA-256 of each file, by its path as given.
-
-        Raises:
-            InputError: a file is missing or unreadable.
-        """
+        """SHA-256 of each file, by its path as given."""
         hashes, changed = {}, False
         for path in files:
             try:
@@ -94,11 +93,7 @@ class FileHashes:
         return hashes
 
     def of_folder(self, folder: Path) -> str:
-        """Hash of the names and contents of all files below a folder, wherever it lies; those of the root aside.
-
-        Raises:
-            InputError: a file is unreadable.
-        """
+        """Hash of the names and contents of all files below a folder, wherever it lies; those of the root aside."""
         cache = self._path.parent
         # A root may lie among the images, and changes whenever something is made.
         return folder_hash(folder, cache / "source_folders", without=cache.parent)
@@ -123,9 +118,6 @@ def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
         folder: any number of files, at any depth; links to folders are not followed, broken ones are passed over.
         memory: folder for the listings, one Parquet file for each folder.
         without: a folder that does not count, should it lie below.
-
-    Raises:
-        InputError: a file cannot be read.
     """
     listing = memory / f"{_digest(str(folder.resolve())).hex()}.parquet"
     skipped = _below(folder, without)

@@ -136,11 +136,7 @@ class RemoteStore(ArtifactStore):
     # Downloading
 
     def _fetch(self, stage: str, fingerprint: str) -> bool:
-        """Download an artifact, whole or not at all; False where there is none.
-
-        Raises:
-            ArtifactError: it is damaged, or cannot be downloaded.
-        """
+        """Download an artifact, whole or not at all; False where there is none."""
         manifest = self._manifest(stage, fingerprint)
         if manifest is None:
             return False
