@@ -17,8 +17,7 @@ from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
-from paraclip_core.metric_names import BenchmarkKind as BenchmarkKind
-from paraclip_core.metric_names import check_metric
+from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric
 from paraclip_core.options import LATER, json_fields, renamed
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
@@ -32,6 +31,7 @@ from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
+BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
 GateName = Literal["auto", "off", "capable", "small-model", "paper"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
@@ -371,13 +371,23 @@ class BenchmarkOptions(Options):
     name: str
     """Name in tables and results."""
     kind: BenchmarkKind
-    """What is measured."""
+    """What is measured: a kind, or a benchmark of your own by its dotted path, such as `my_package.module:MINE`
+    (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
     path: str | None = None
     """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
     scenes); absent: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
     with pictures, a file or a folder of shards, does for both kinds of retrieval."""
     optional: bool = False
     """Leave the benchmark out, and say so, where its path is absent."""
+    options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
+    """Options of a benchmark of your own, as it documents them."""
+
+    @model_validator(mode="after")
+    def _options_of_own(self) -> BenchmarkOptions:
+        json_fields(self.options)
+        if self.options and self.kind in BENCHMARKS:
+            raise ValueError(f"{self.kind} has no options; they are for a benchmark of your own")
+        return self
 
 
 class GateRule(Options):

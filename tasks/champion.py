@@ -14,8 +14,8 @@ from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
-from paraclip_core.evaluation.comparison import Comparison, Outcome, Verdict, compare, judge_challenger
-from paraclip_core.evaluation.samples import Measured, from_table
+from paraclip_core.evaluation.compare import Comparison, Outcome, Verdict, compare, judge_challenger
+from paraclip_core.evaluation.results import Measured, from_table
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.files import read_json

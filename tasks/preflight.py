@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from paraclip_core.clip.images import holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
+from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.pool import ImagePool
 from paraclip_core.evaluation.published import Captions
-from paraclip_core.evaluation.tasks import Stored
 from storage.artifacts import Artifact, ArtifactStore
 from storage.parquet import iter_batches
 from tasks.stage import input_path
@@ -32,8 +32,6 @@ __all__ = ["PAID", "Census", "check_before_paying"]
 
 PAID = ("paraphrase_1", "paraphrase_2")
 """Stages that ask a language model."""
-OF_IMAGES = ("retrieval", "paraphrased_retrieval")
-"""Benchmarks that search images: those of the evaluation split where they have no path."""
 COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
 USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
 """Captions that name an image."""
@@ -58,7 +56,7 @@ class Census:
         self.first_images: dict[str, dict[str, str]] = {}
         """For each tar or folder some of the images that captions name in it, with the source that does."""
         self._split = evaluate.split
-        self._others = any(b.kind == "paraphrased_retrieval" and b.path is not None for b in evaluate.benchmarks)
+        self._others = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
         self._ids: list[str] = []
         self._captions: list[str] = []
         self._images: list[pa.Array] = []
@@ -196,7 +194,8 @@ def _check_training(census: Census) -> list[str]:
 
 def _check_split(settings: Settings, census: Census) -> None:
     split, splits = settings.evaluate.split, census.splits
-    names = [b.name for b in settings.evaluate.benchmarks if b.kind in OF_IMAGES and b.path is None]
+    without_path = [benchmark for benchmark in settings.evaluate.benchmarks if benchmark.path is None]
+    names = [benchmark.name for benchmark in without_path if find_benchmark(benchmark.kind).searches_images]
     if not names:
         return
     what = f"benchmark {names[0]!r} searches the images of split {split} (evaluate.split)"

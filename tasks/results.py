@@ -10,6 +10,7 @@ from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.totals import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
@@ -140,7 +141,7 @@ def channel_value(stages: Mapping[str, str], verdict: str | None, moved_by: str,
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row for each benchmark and metric of both models: base, tuned, delta and its interval."""
+    """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first."""
     rows = []
     base, tuned = summary["models"]["base"], summary["models"]["tuned"]
     for benchmark, metrics in base.items():
@@ -158,18 +159,16 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "high": None if interval is None else interval[1],
                 }
             )
-    return sorted(rows, key=_headline_first)
+    headlines = headline_metrics()
 
+    def headline_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        metric = row["metric"]
+        place = headlines.index(metric) if metric in headlines else len(headlines)
+        # So that recall@5 comes before recall@10.
+        numbers = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", metric)]
+        return place, row["benchmark"], numbers
 
-HEADLINES = ("ao@10", "js@10", "text_to_image_recall@10", "image_to_text_recall@10", "spearman")
-
-
-def _headline_first(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Paraphrased retrieval's own measures, then the others; recall@5 before recall@10."""
-    metric = row["metric"]
-    place = HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES)
-    numbers = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", metric)]
-    return place, row["benchmark"], numbers
+    return sorted(rows, key=headline_first)
 
 
 def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:

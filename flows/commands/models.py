@@ -44,7 +44,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 def evaluate(
     base: Annotated[str, typer.Option(help=MODEL)],
     tuned: Annotated[str, typer.Option(help=MODEL)],
-    benchmark: Annotated[list[str], typer.Option(help="NAME=PATH or LABEL:KIND=PATH; may be repeated.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND also package.module:NAME of your own; may be repeated."),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; default: one of its own under the root.")
     ] = None,
@@ -55,8 +58,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two models on benchmarks in their published formats, outside any run."""
-    from paraclip_core.evaluation.evaluate import evaluate_models
-    from paraclip_core.evaluation.tasks import parse_benchmark
+    from paraclip_core.evaluation.run import evaluate_models, parse_benchmark
     from storage.files import storage_error
     from storage.roots import open_store
     from tasks.lookup import find_release, name_in
@@ -99,7 +101,7 @@ def _results_folder(
     """A folder for each comparison, by what its files hold: none writes over other results than its own."""
     from paraclip_core.clip.reference import model_files
     from storage.fingerprint import FileHashes, fingerprint
-    from tasks.stages.evaluate import benchmark_hash
+    from tasks.stages.evaluate import benchmark_hash, own_benchmarks
 
     hashes = FileHashes(store.cache / "source_hashes.json")
     asked = {
@@ -110,6 +112,8 @@ def _results_folder(
         "split": split,
         "weights": {which: list(hashes.of(model_files(str(release))).values()) for which, release in releases.items()},
     }
+    if own := own_benchmarks(benchmarks):
+        asked["own"] = own
     return store.root / "results" / "evaluate" / fingerprint("evaluate", 2, asked, models)[:12]
 
 

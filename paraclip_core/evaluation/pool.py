@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = ["Encoder", "ImagePool", "TextEncoder", "folder_pool", "shards_pool", "stored_pool", "unique_features"]
+__all__ = ["Encoder", "ImagePool", "TextEncoder", "archive_pool", "stored_pool", "unique_features"]
 
 TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """n texts to float32 [n, d], rows of length 1."""
@@ -64,10 +64,10 @@ class ImagePool:
         Raises:
             BenchmarkError: the others are all of one image.
         """
-        known = self.rows.keys() & set(image_ids)
-        if len(known) == 1:
+        images = self.rows.keys() & set(image_ids)
+        if len(images) == 1:
             raise BenchmarkError(
-                f"all its queries are of one image, {known.pop()!r}; an interval needs two at least: use a split or a "
+                f"all its queries are of one image, {images.pop()!r}; an interval needs two at least: use a split or a "
                 "file with more, or leave it out"
             )
 
@@ -86,24 +86,19 @@ def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]]
     return ImagePool(ids, checked)
 
 
-def folder_pool(ids: Sequence[str], archive: Path, names: Sequence[str]) -> ImagePool:
-    """A pool of images in a tar or folder, encoded once for each image tower."""
-    return shards_pool(ids, [(archive, name) for name in names])
-
-
-def shards_pool(ids: Sequence[str], places: Sequence[tuple[Path, str]]) -> ImagePool:
+def archive_pool(ids: Sequence[str], places: Sequence[tuple[Path, str]]) -> ImagePool:
     """A pool of images each in an archive under a name, encoded once for each image tower.
 
     Neighbours of one archive are encoded together, so images should be in the order of their archives.
     """
-    known: dict[str, NDArray[np.float16]] = {}
+    features: dict[str, NDArray[np.float16]] = {}
 
     def encoded(encoder: Encoder) -> NDArray[np.float16]:
-        if encoder.tower not in known:
-            known[encoder.tower] = np.concatenate(
+        if encoder.tower not in features:
+            features[encoder.tower] = np.concatenate(
                 [encoder.images(file, [name for _, name in part]) for file, part in groupby(places, itemgetter(0))]
             )
-        return known[encoder.tower]
+        return features[encoder.tower]
 
     return ImagePool(ids, encoded)
 

@@ -1,4 +1,8 @@
-"""Captioned images in their published formats, with the images in a tar or folder beside the captions."""
+"""Captioned images in their published formats: JSON with a tar or folder of images beside it, or Parquet with both.
+
+The test split of Parquet is told by a column `split` or by names such as ``test-00000-of-00002.parquet``; shards of
+another split are not read. Its images are told apart by their contents, so rows that repeat a picture are one image.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,36 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paraclip_core.captions.clean import split_name
+from paraclip_core.captions.readers.columns import CAPTION, SPLIT, choose_columns
+from paraclip_core.captions.readers.parquet import read_parquet
+from paraclip_core.captions.rows import RowBatch, decodable
+from paraclip_core.captions.sources import shard_split
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.pool import ImagePool, folder_pool
+from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.benchmarks import Source
+from paraclip_core.evaluation.pool import ImagePool, archive_pool
 from paraclip_core.evaluation.rows import field, read_json_file, records
+from paraclip_core.pictures import damaged_parquet, listed_types, picture_column
 
 __all__ = [
-    "EVALUATION_SPLITS",
-    "Captions",
-    "beside",
-    "captions_file",
-    "image_names",
-    "images_beside",
-    "load_captions",
-    "of_split",
-    "pool_of",
-]
+    "Captions", "beside", "captioned_files", "captioned_images", "captions_file", "image_names", "images_beside",
+    "load_captions", "load_pictures", "picture_files", "pool_of",
+]  # fmt: skip
 
 EVALUATION_SPLITS = ("test", "val")
 TABLES = (".csv", ".tsv", ".parquet", ".txt")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+REWORDINGS = ("rewording", "caption2", "paraphrase")
+NO_CAPTIONS = "dataset_infos.json"
+"""What the hub puts beside the shards."""
+
+Row = tuple[str, str, str | None]
+"""Image, caption and split; None belongs to every split."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,34 @@ class Captions:
     """Split that they are, or a word on where they come from."""
 
 
+def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
+    """Captions at the source's path with their images, or those of the stored split.
+
+    Raises:
+        BenchmarkError: they are in no published format, images are missing, or there are no captions.
+    """
+    path, stored, split = source.path, source.stored, source.split
+    if path is not None:
+        if files := picture_files(path, split):
+            return load_pictures(path, files, split)
+        file = captions_file(path)
+        captions = load_captions(file, split)
+        return captions, pool_of(file, captions.image_ids)
+    if stored is None:
+        raise BenchmarkError("it needs a path: there is no ingested split outside a run")
+    if not stored.captions.captions:
+        raise BenchmarkError(
+            f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split, "
+            "name the images in data.sources[].images, or see in ingest's log and rejects why"
+        )
+    return stored.captions, stored.pool(stored.captions.image_ids)
+
+
+def captioned_files(path: Path, split: str | None, pairs: bool = False) -> list[Path]:
+    """Every file that :func:`captioned_images` reads; `pairs` as in :func:`picture_files`."""
+    return picture_files(path, split, pairs) or beside(path)
+
+
 def captions_file(path: Path) -> Path:
     """The captions file itself, or the one in a folder.
 
@@ -47,16 +89,15 @@ def captions_file(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl") and not p.name.startswith("."))
-    named = [p for p in found if p.name.startswith(("dataset_", "captions"))]
-    found = named or found
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found) or "none"
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl") and not p.name.startswith("."))
+    files = [p for p in files if p.name.startswith(("dataset_", "captions"))] or files
+    if len(files) != 1:
+        names = ", ".join(p.name for p in files) or "none"
         raise BenchmarkError(
             f"{path}: expected one captions file (.json or .jsonl) or Parquet with pictures, found {names}; name the "
             "file itself"
         )
-    return found[0]
+    return files[0]
 
 
 def load_captions(path: Path, split: str | None = None) -> Captions:
@@ -70,7 +111,7 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
         BenchmarkError: another format, or no captions of that split; names file, entry and expectation.
     """
     if path.suffix == ".jsonl":
-        return of_split(path, [*_jsonl_rows(path)], split)
+        return _of_split(path, [*_jsonl_rows(path)], split)
     if path.suffix.lower() in TABLES:
         raise BenchmarkError(
             f"{path}: expected captions as a Karpathy or COCO annotation .json, as .jsonl with image and caption, or "
@@ -80,22 +121,17 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
     if not isinstance(value, dict) or not isinstance(value.get("images"), list):
         raise BenchmarkError(f"{path}: no list `images`; expected a Karpathy or COCO annotation JSON")
     if isinstance(value.get("annotations"), list):
-        return of_split(path, [*_coco_rows(path, value["images"], value["annotations"])], split)
-    return of_split(path, [*_karpathy_rows(path, value["images"])], split)
+        return _of_split(path, [*_coco_rows(path, value["images"], value["annotations"])], split)
+    return _of_split(path, [*_karpathy_rows(path, value["images"])], split)
 
 
-def of_split(path: Path, rows: list[tuple[str, str, str | None]], split: str | None) -> Captions:
-    """The rows (image, caption, split) of one split; rows without a split belong to every split.
-
-    Raises:
-        BenchmarkError: there is none; the text lists the splits.
-    """
-    splits = {row_split for _, _, row_split in rows if row_split is not None}
+def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
+    splits = {of for _, _, of in rows if of is not None}
     chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
-    kept = [(image, caption) for image, caption, row_split in rows if row_split is None or row_split == chosen]
-    if not kept:
+    pairs = [(image, caption) for image, caption, of in rows if of is None or of == chosen]
+    if not pairs:
         raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
-    return Captions([image for image, _ in kept], [caption for _, caption in kept], chosen if splits else "all")
+    return Captions([image for image, _ in pairs], [caption for _, caption in pairs], chosen if splits else "all")
 
 
 def images_beside(path: Path) -> Path | None:
@@ -134,7 +170,7 @@ def pool_of(path: Path, image_ids: Sequence[str]) -> ImagePool:
     missing = [image_id for image_id in ids if image_id not in names]
     if missing:
         raise BenchmarkError(f"{images} lacks {len(missing)} of {len(ids)} images of {path.name}, first {missing[0]!r}")
-    return folder_pool(ids, images, [names[image_id] for image_id in ids])
+    return archive_pool(ids, [(images, names[image_id]) for image_id in ids])
 
 
 def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
@@ -151,8 +187,8 @@ def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
     whole = {name: [name] for name in names}
     by_file, by_stem = _grouped(names, lambda path: path.name), _grouped(pictures, lambda path: path.stem)
-    found = {image_id: whole.get(image_id) or by_file.get(image_id) or by_stem.get(image_id) for image_id in ids}
-    return {image_id: _least_deep(images, image_id, meant) for image_id, meant in found.items() if meant}
+    meant = {image_id: whole.get(image_id) or by_file.get(image_id) or by_stem.get(image_id) for image_id in ids}
+    return {image_id: _least_deep(images, image_id, some) for image_id, some in meant.items() if some}
 
 
 def _grouped(names: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
@@ -173,7 +209,7 @@ def _least_deep(images: Path, image_id: str, names: Sequence[str]) -> str:
     return meant[0]
 
 
-def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, str | None]]:
+def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[Row]:
     for number, image in enumerate(images, 1):
         entry = _object(path, "images", number, image)
         name, sentences = field(path, number, entry, "filename"), entry.get("sentences")
@@ -185,7 +221,7 @@ def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[tuple[str, str, st
                 yield name, field(path, number, {"raw": text}, "raw"), str(entry.get("split", "test"))
 
 
-def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[tuple[str, str, str | None]]:
+def _coco_rows(path: Path, images: list[Any], annotations: list[Any]) -> Iterator[Row]:
     names: dict[float | str, str] = {}
     for number, image in enumerate(images, 1):
         entry = _object(path, "images", number, image)
@@ -205,7 +241,7 @@ def _coco_id(path: Path, where: str, number: int, entry: dict[str, Any], name: s
     return value
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, row in records(path):
         image = field(path, number, row, "image", "filename", "file_name", "image_id")
         split = row.get("split")
@@ -218,3 +254,116 @@ def _object(path: Path, where: str, number: int, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BenchmarkError(f"{path}, {where} entry {number}: a {type(value).__name__}, expected an object")
     return value
+
+
+def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> list[Path]:
+    """The Parquet files with pictures that a benchmark reads, sorted; none where its captions are in another format.
+
+    Args:
+        path: a file, or a folder that is searched with its subfolders, unless it holds captions as JSON.
+        split: the split to take; None takes the test split, or val where there is no test split.
+        pairs: leave files with pairs of captions to whoever reads pairs.
+
+    Raises:
+        BenchmarkError: a file is damaged, several of its columns may hold the pictures, or no file is of that split.
+    """
+    schemas = {file: _schema(file) for file in _candidates(path, pairs)}
+    schemas = {file: schema for file, schema in schemas.items() if _pictures(file, schema) is not None}
+    if pairs and any(name in schema.names for schema in schemas.values() for name in REWORDINGS):
+        return []
+    splits = {file: None if SPLIT[0] in schema.names else shard_split(file) for file, schema in schemas.items()}
+    chosen = _wanted(split) or next((name for name in EVALUATION_SPLITS if name in splits.values()), "test")
+    files = [file for file, of in splits.items() if of in (None, chosen)]
+    if splits and not files:
+        names = sorted({of for of in splits.values() if of is not None})
+        raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits by the files' names: {names}")
+    return files
+
+
+def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -> tuple[Captions, ImagePool]:
+    """Read captions and tell their pictures apart; nulls and blanks beside other captions of a row are left out.
+
+    Args:
+        path: what the benchmark names, for messages.
+        files: see :func:`picture_files`.
+        split: as there.
+
+    Raises:
+        BenchmarkError: a file has no caption column, a row no picture or no caption, or nothing is of that split.
+    """
+    rows: list[Row] = []
+    places: dict[str, tuple[Path, str]] = {}
+    for file in files:
+        for batch in _batches(file):
+            for image, name, text, stated in zip(
+                batch.image_ids, batch.image_paths, batch.captions, batch.splits, strict=True
+            ):
+                assert image is not None and name is not None
+                places.setdefault(image, (file, name))
+                if text.strip():
+                    of = shard_split(file) if stated is None else split_name(stated) or stated
+                    rows.append((image, text.strip(), of))
+    captions = _of_split(path, rows, _wanted(split))
+    ids = list(dict.fromkeys(captions.image_ids))
+    return captions, archive_pool(ids, [places[image] for image in ids])
+
+
+def _wanted(split: str | None) -> str | None:
+    return split and (split_name(split) or split)
+
+
+def _candidates(path: Path, pairs: bool) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.suffix.lower() == ".parquet" else []
+    inside = [file for file in path.iterdir() if not file.name.startswith(".")]
+    if any(file.suffix in (".json", ".jsonl") and file.name != NO_CAPTIONS for file in inside):
+        return []
+    if pairs and any(file.stem in ("rewordings", "pairs") for file in inside):
+        return []
+    files = [file for file in path.rglob("*.parquet") if file.is_file()]
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise BenchmarkError(str(damaged_parquet(file, error))) from error
+
+
+def _pictures(file: Path, schema: pa.Schema) -> str | None:
+    try:
+        return picture_column(schema)
+    except InputError as error:
+        raise BenchmarkError(
+            f"{file}: several columns may hold the pictures; call one of them 'image', among {listed_types(schema)}"
+        ) from error
+
+
+def _batches(file: Path) -> Iterator[RowBatch]:
+    schema = _schema(file)
+    try:
+        choose_columns(schema.names, ColumnNames(), str(file))
+    except InputError as error:
+        raise BenchmarkError(
+            f"{file} has none of the columns {', '.join(CAPTION)}, nor caption_0, caption_1, …; "
+            f"call the one with the captions so, among {listed_types(schema)}"
+        ) from error
+    by_content = SourceOptions(path=file.name, columns=ColumnNames(image=_pictures(file, schema)))
+    try:
+        for batch in read_parquet(file, by_content):
+            _check(file, batch)
+            yield batch
+    except InputError as error:
+        raise BenchmarkError(str(error)) from error
+
+
+def _check(file: Path, batch: RowBatch) -> None:
+    # A row left out would make the pool smaller, and retrieval in it easier, unsaid.
+    texts = list(zip(batch.rows, batch.captions, strict=True))
+    captioned = {row for row, text in texts if text.strip()}
+    problems = [(reject.row, reject.detail) for reject in batch.rejects if reject.row not in captioned]
+    problems += [(row, "a blank caption, expected text") for row in batch.rows if row not in captioned]
+    problems += [(row, f"caption {text[:60]!r} is not valid UTF-8") for row, text in texts if not decodable([text])]
+    for row, problem in problems[:1]:
+        raise BenchmarkError(f"{file}, row {row} (from 0): {problem}")

@@ -1,71 +1,158 @@
-"""One model's result on one benchmark, in the shapes that CLIP_benchmark and mteb write.
+"""What a benchmark gives for one model: the values behind each figure, so that a delta can be given an interval.
 
-Both shapes hold fractions, not percent. `protocol` is ours: it says what was counted over what.
+They are kept as arrays while a stage works, as a table (:data:`paraclip_core.tables.SAMPLES`) and as a result in the
+shapes that CLIP_benchmark and mteb write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from paraclip_core.evaluation.samples import Measured
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-__all__ = ["result_json"]
+from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
+from paraclip_core.evaluation.metrics import spearman
+from paraclip_core.tables import SAMPLES
 
-CLIP_BENCHMARK_NAMES = {
-    "text_to_image_recall": "image_retrieval_recall",
-    "image_to_text_recall": "text_retrieval_recall",
-    "accuracy": "acc",
-}
-TASKS = {
-    "retrieval": "zeroshot_retrieval",
-    "paraphrased_retrieval": "paraphrased_retrieval",
-    "sugarcrepe": "image_caption_selection",
-}
+__all__ = ["Measured", "Sample", "from_arrays", "from_table", "result_json", "to_arrays", "to_table"]
+
 DIGITS = 8
+"""Decimals of a fraction that results hold."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The values behind one figure: their mean, or, with `gold`, their rank correlation with it."""
+
+    values: NDArray[np.float64]
+    """One value for each query, shape [n]."""
+    clusters: NDArray[np.int64]
+    """Which queries belong together (one image's captions, say) and are not independent, shape [n]."""
+    gold: NDArray[np.float64] | None = None
+    """Human scores of the same items, shape [n], where the figure is Spearman's correlation."""
+
+    def statistic(self) -> float:
+        """The figure, as a fraction. A model that gives every pair the same score has no correlation, so 0."""
+        if self.gold is None:
+            return float(self.values.mean())
+        value = spearman(self.values, self.gold)
+        return 0.0 if np.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One benchmark's outcome for one model."""
+
+    samples: Mapping[str, Sample]
+    """By metric."""
+    notes: Mapping[str, Any]
+    """The protocol: split, number of images and captions, what was left out."""
+    ranked: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Ranked lists worth showing, by name: rows of the image pool, shape [n, k]."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures of fractions, in percent."""
+        return {name: 100.0 * sample.statistic() for name, sample in self.samples.items()}
+
+
+def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
+    """Values and ranked lists as named arrays (for an .npz file); notes are not part of it."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, sample in measured.samples.items():
+        arrays[f"values:{name}"] = sample.values
+        arrays[f"clusters:{name}"] = sample.clusters
+        if sample.gold is not None:
+            arrays[f"gold:{name}"] = sample.gold
+    for name, ranked in measured.ranked.items():
+        arrays[f"ranked:{name}"] = ranked
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> Measured:
+    """The reverse of :func:`to_arrays`; the metrics keep their order."""
+    samples = {
+        name.removeprefix("values:"): Sample(
+            values,
+            arrays["clusters:" + name.removeprefix("values:")],
+            arrays.get("gold:" + name.removeprefix("values:")),
+        )
+        for name, values in arrays.items()
+        if name.startswith("values:")
+    }
+    ranked = {name.removeprefix("ranked:"): rows for name, rows in arrays.items() if name.startswith("ranked:")}
+    return Measured(samples, notes, ranked)
+
+
+def to_table(base: Measured, tuned: Measured) -> pa.Table:
+    """The values behind both models' figures, one row for each metric and query (:data:`SAMPLES`)."""
+    columns: dict[str, list[Any]] = {name: [] for name in SAMPLES.names}
+    for metric, sample in base.samples.items():
+        count = len(sample.values)
+        gold = pa.nulls(count, pa.float64()) if sample.gold is None else pa.array(sample.gold)
+        parts = (pa.repeat(metric, count), pa.array(sample.clusters), gold, pa.array(sample.values))
+        for column, part in zip(columns.values(), (*parts, pa.array(tuned.samples[metric].values)), strict=True):
+            column.append(part)
+    # Strings become dictionaries here, once for all metrics.
+    chunks = [pa.chunked_array(parts, pa.string() if name == "metric" else None) for name, parts in columns.items()]
+    return pa.Table.from_arrays(chunks, SAMPLES.names).cast(SAMPLES)
+
+
+def from_table(table: pa.Table) -> tuple[Measured, Measured]:
+    """The base's and the tuned model's samples from :func:`to_table`; notes and ranked lists are not part of it."""
+    base: dict[str, Sample] = {}
+    tuned: dict[str, Sample] = {}
+    plain = table.set_column(0, "metric", table["metric"].cast(pa.string()))
+    for metric in plain["metric"].unique().to_pylist():
+        rows = plain.filter(pc.field("metric") == metric)
+        gold = None if rows["gold"].null_count else rows["gold"].to_numpy()
+        for samples, column in ((base, "base"), (tuned, "tuned")):
+            samples[metric] = Sample(rows[column].to_numpy(), rows["cluster"].to_numpy(), gold)
+    return Measured(base, {}), Measured(tuned, {})
 
 
 def result_json(kind: str, benchmark: str, model: str, pretrained: str, measured: Measured) -> dict[str, Any]:
-    """The result as plain values.
+    """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
+
+    `protocol` is ours: it says what was counted over what.
 
     Args:
-        kind: the benchmark's kind; sts and sick give mteb's shape, others CLIP_benchmark's.
+        kind: the benchmark's kind, whose row says which shape.
         benchmark: the benchmark's name.
         model: which model, base or tuned.
         pretrained: its weights: an artifact's fingerprint or a reference.
         measured: what was measured.
     """
+    row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}
-    if kind in ("sts", "sick"):
-        return _mteb(benchmark, model, pretrained, values["spearman"], measured)
-    return {
-        "dataset": benchmark,
-        "model": model,
-        "pretrained": pretrained,
-        "task": TASKS[kind],
-        "metrics": {_clip_benchmark_name(name): value for name, value in values.items()},
-        "language": "en",
-        "protocol": dict(measured.notes),
-    }
-
-
-def _mteb(benchmark: str, model: str, pretrained: str, spearman: float, measured: Measured) -> dict[str, Any]:
-    scores = {"main_score": spearman, "cosine_spearman": spearman, "hf_subset": "default", "languages": ["eng-Latn"]}
+    about = {"model": model, "pretrained": pretrained}
+    protocol = {"protocol": dict(measured.notes)}
+    if not row.mteb:
+        metrics = {_published(row.metric(name), name): value for name, value in values.items()}
+        head = {"dataset": benchmark, **about, "task": row.task or row.title}
+        return {**head, "metrics": metrics, "language": "en", **protocol}
+    main = values[row.metrics[0].name]
+    score = {"main_score": main, "cosine_spearman": main, "hf_subset": "default", "languages": ["eng-Latn"]}
     return {
         "task_name": benchmark,
         "dataset_revision": None,
         "mteb_version": None,
-        "scores": {"test": [scores]},
+        "scores": {"test": [score]},
         # Times differ from run to run, and a result's bytes must not.
         "evaluation_time": None,
         "kg_co2_emissions": None,
-        "model": model,
-        "pretrained": pretrained,
-        "protocol": dict(measured.notes),
+        **about,
+        **protocol,
     }
 
 
-def _clip_benchmark_name(metric: str) -> str:
-    for ours, theirs in CLIP_BENCHMARK_NAMES.items():
-        if metric.startswith(f"{ours}@") or metric == ours:
-            return theirs + metric.removeprefix(ours)
-    return metric
+def _published(metric: Metric | None, name: str) -> str:
+    if metric is None or not metric.published:
+        return name
+    _, at, part = name.partition("@")
+    return metric.published + at + part if metric.by_part else metric.published

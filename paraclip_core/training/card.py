@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
 from paraclip_core.markdown import table
-from paraclip_core.metric_names import lower_is_better
 
 __all__ = ["ReleaseCard", "completed_card"]
 
@@ -52,7 +52,6 @@ tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
 """
 """In cards of earlier releases, in place of the first of :data:`LOAD`."""
 LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
-TASKS = {"sts": "sentence-similarity", "sick": "sentence-similarity", "sugarcrepe": "image-text-matching"}
 CURVE_POINTS = 12
 
 
@@ -162,17 +161,18 @@ def completed_card(
 def _results(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for row in rows:
-        kind, benchmark = str(row["kind"]), str(row["benchmark"])
+        facts, benchmark = describe_benchmark(row["kind"]), str(row["benchmark"])
         result = results.setdefault(
             benchmark,
             {
-                "task": {"type": TASKS.get(kind, "image-text-retrieval"), "name": kind.replace("_", " ")},
+                "task": {"type": facts.hub_task, "name": facts.title},
                 "dataset": {"type": benchmark, "name": benchmark},
                 "metrics": [],
             },
         )
-        metric = {"type": str(row["metric"]), "name": f"{row['metric']}, percent", "value": round(row["tuned"], 2)}
-        result["metrics"].append(metric)
+        name, unit = str(row["metric"]), metric_of(row["kind"], row["metric"]).unit
+        label = f"{name}, {'percent' if unit == '%' else unit}"
+        result["metrics"].append({"type": name, "name": label, "value": round(row["tuned"], 2)})
     return list(results.values())
 
 
@@ -181,7 +181,7 @@ def _evaluation(comparison: Mapping[str, Any]) -> str:
     rows = [
         (
             row["benchmark"],
-            f"{row['metric']}, lower is better" if lower_is_better(row["metric"]) else row["metric"],
+            ", ".join([row["metric"], *metric_of(row["kind"], row["metric"]).notes]),
             row["n"],
             f"{row['base']:.2f}",
             f"{row['tuned']:.2f}",

@@ -15,18 +15,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import BenchmarkKind, BenchmarkOptions, Settings, meaning
+from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
-from paraclip_core.evaluation.benchmarks.paraphrased_retrieval import DEPTH
-from paraclip_core.evaluation.evaluate import Evaluation, check_names, measure_all
+from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.published import Captions
-from paraclip_core.evaluation.results import result_json
-from paraclip_core.evaluation.samples import Measured, from_arrays, to_arrays, to_table
-from paraclip_core.evaluation.summary import summary
-from paraclip_core.evaluation.tasks import Stored, Task, prepare, source_files
+from paraclip_core.evaluation.results import Measured, from_arrays, result_json, to_arrays, to_table
+from paraclip_core.evaluation.run import (
+    Candidate,
+    Evaluation,
+    Prepared,
+    check_names,
+    measure_all,
+    prepare,
+    source_files,
+)
 from paraclip_core.paths import user_path
+from paraclip_core.plugins import module_source
 from paraclip_core.scenes.plan import held_out_images
+from paraclip_core.tables import text_hash
 from storage.artifacts import Artifact, ArtifactStore
 from storage.features import FeatureStore
 from storage.files import write_atomic, write_json
@@ -35,11 +42,10 @@ from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "write_evaluation"]
+__all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "own_benchmarks", "write_evaluation"]
 
 log = logging.getLogger(__name__)
 
-IN_SCENES = ("paraphrased_retrieval", "retrieval")
 ABSENT = "absent"
 BASE_KEPT = (
     "α = 0 was chosen: no interpolation with the trained weights passed the rule of alpha_sweep.json, so the tuned "
@@ -73,7 +79,7 @@ def write_evaluation(
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)
     notes = {outcome.benchmark: dict(outcome.base.notes) for outcome in evaluation.outcomes}
     write_json(folder / "comparison.json", evaluation.comparison.as_json() | {"protocols": notes})
-    totals = summary(evaluation.comparison, fingerprints)
+    totals = evaluation.comparison.summary(fingerprints)
     write_json(folder / "summary.json", totals)
     return totals
 
@@ -95,19 +101,32 @@ def _options(settings: Settings) -> dict[str, Any]:
 def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
     check_names(settings.evaluate.benchmarks)
     _check_scenes(settings)
-    found = {}
+    contents = own_benchmarks(settings.evaluate.benchmarks)
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
         path = input_path(settings, benchmark.path)
         if benchmark.optional and not path.exists():
-            found[benchmark.name] = ABSENT
-            continue
-        found[benchmark.name] = benchmark_hash(benchmark.kind, path, hashes)
-    return found
+            contents[benchmark.name] = ABSENT
+        else:
+            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, hashes)
+    return contents
 
 
-def benchmark_hash(kind: BenchmarkKind, path: Path, hashes: FileHashes, split: str | None = None) -> str:
+def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
+    """Hash of the module of each benchmark of the user's own, which says what it makes of its files.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+    own = {benchmark.kind for benchmark in benchmarks} - BENCHMARKS.keys()
+    for kind in own:
+        find_benchmark(kind)
+    modules = {kind: module_source(kind.partition(":")[0]) for kind in own}
+    return {f"benchmark {kind}": text_hash(code.hex()).hex() for kind, code in sorted(modules.items())}
+
+
+def benchmark_hash(kind: str, path: Path, hashes: FileHashes, split: str | None = None) -> str:
     """Hash of all that a benchmark reads at `path`, of `split` where it has several, wherever that lies.
 
     Raises:
@@ -122,14 +141,15 @@ def benchmark_hash(kind: BenchmarkKind, path: Path, hashes: FileHashes, split: s
 
 def _check_scenes(settings: Settings) -> None:
     scenes = settings.data.scenes
-    if scenes is None or settings.evaluate.split != "val" or (images := held_out_images(scenes)) >= DEPTH:
+    if scenes is None or settings.evaluate.split != "val":
         return
+    images = held_out_images(scenes)
     for benchmark in settings.evaluate.benchmarks:
         here = benchmark.path is None or _from_scenes(settings, benchmark)
-        if benchmark.kind == "paraphrased_retrieval" and here:
+        if here and images < (fewest := find_benchmark(benchmark.kind).fewest_images):
             raise ConfigError(
                 f"benchmark {benchmark.name!r} searches the {images} held-out images of data.scenes; expected at least "
-                f"{DEPTH}: raise data.scenes.images or data.scenes.held_out"
+                f"{fewest}: raise data.scenes.images or data.scenes.held_out"
             )
 
 
@@ -153,7 +173,6 @@ def check_benchmarks(settings: Settings, store: ArtifactStore, inputs: Mapping[s
 
 def _body(ctx: StageContext) -> dict[str, Any]:
     # Here, because torch takes seconds to import and a plan needs none of it.
-    from paraclip_core.evaluation.candidate import Candidate
     from tasks.training.data import use_threads
 
     settings = ctx.settings
@@ -181,7 +200,9 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def benchmark_tasks(settings: Settings, scenes: Artifact | None, stored: Stored) -> tuple[list[Task], dict[str, str]]:
+def benchmark_tasks(
+    settings: Settings, scenes: Artifact | None, stored: Stored
+) -> tuple[list[Prepared], dict[str, str]]:
     """Read every benchmark of a run.
 
     Args:
@@ -208,9 +229,9 @@ def benchmark_tasks(settings: Settings, scenes: Artifact | None, stored: Stored)
 
 def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
     """Whether the path lies in the rendered scenes: that of a benchmark about images does, where scenes are set."""
-    if settings.data.scenes is None or benchmark.path is None or benchmark.kind not in IN_SCENES:
+    if settings.data.scenes is None or benchmark.path is None:
         return False
-    return not user_path(benchmark.path).is_absolute()
+    return find_benchmark(benchmark.kind).searches_images and not user_path(benchmark.path).is_absolute()
 
 
 def _path(settings: Settings, scenes: Artifact | None, benchmark: BenchmarkOptions) -> Path | None:
@@ -246,9 +267,9 @@ def _split(folder: Path, split: str) -> Captions:
     captions: list[str] = []
     for batch in iter_batches(folder, ["image_id", "caption", "split"]):
         table = pa.Table.from_batches([batch])
-        kept = table.filter((pc.field("split") == split) & pc.field("image_id").is_valid())
-        ids += kept["image_id"].to_pylist()
-        captions += kept["caption"].to_pylist()
+        chosen = table.filter((pc.field("split") == split) & pc.field("image_id").is_valid())
+        ids += chosen["image_id"].to_pylist()
+        captions += chosen["caption"].to_pylist()
     return Captions(ids, captions, split)
 
 
@@ -260,9 +281,8 @@ class _Kept:
 
     def __call__(self, model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
         path = self._folder / model / f"{benchmark}.npz"
-        found = _read(path)
-        if found is not None:
-            return found
+        if (earlier := _read(path)) is not None:
+            return earlier
         measured = compute()
         arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
         write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]

@@ -26,7 +26,7 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path
         assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
         return written[-1]
 
-    monkeypatch.setattr("paraclip_core.evaluation.evaluate.evaluate_models", lambda *_, **__: None)
+    monkeypatch.setattr("paraclip_core.evaluation.run.evaluate_models", lambda *_, **__: None)
     monkeypatch.setattr("tasks.stages.evaluate.write_evaluation", write_evaluation)
     return evaluated
 
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     def measured(*_: object, **__: object) -> None:
         pytest.fail("it was measured")
 
-    monkeypatch.setattr("paraclip_core.evaluation.evaluate.evaluate_models", measured)
+    monkeypatch.setattr("paraclip_core.evaluation.run.evaluate_models", measured)
     monkeypatch.chdir(_write(tmp_path / "here"))
     (tmp_path / "file").touch()
     models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]

@@ -1,9 +1,10 @@
-"""A reader, an engine and a gate that the package does not know, named in one YAML file: from captions to a report."""
+"""A reader, an engine, a gate and a benchmark that the package does not know, named in one YAML file alone."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,11 @@ MODULE = '''
 """Everything that a user would write."""
 import json
 
+import numpy as np
+
 from paraclip_core.captions.rows import Batcher
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
+from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.paraphrase.protocol import Completion, EngineFacts
 
 
@@ -60,12 +65,33 @@ class Numbering:
 def no_red(pair, options):
     """Who made this dislikes red."""
     return "it is red" if " red " in pair.answer else None
+
+
+def load(source):
+    """Which of three texts is unlike the first?"""
+    rows = [line.split("|") for line in source.path.read_text().splitlines()]
+
+    def measure(encoder):
+        first, like, odd = (encoder.texts([row[column] for row in rows]) for column in range(3))
+        right = (first * like).sum(1) > (first * odd).sum(1) + source.options["margin"]
+        each = np.arange(len(rows))
+        samples = {"odd_accuracy": Sample(right.astype(float), each), "odd_rank": Sample(2.0 - right, each)}
+        return Measured(samples, {"protocol": "cosines", "rows": len(rows)})
+
+    return Task(measure)
+
+
+ODD = Benchmark(
+    "Odd one out",
+    (Metric("odd_accuracy", "odd one found", headline=True), Metric("odd_rank", unit="places", lower_is_better=True)),
+    load,
+)
 '''
 
 
 @pytest.fixture
 def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A YAML file that names all three, whose module lies in a folder of its own on the path."""
+    """A YAML file that names all four, whose module lies in a folder of its own on the path."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "my_parts.py").write_text(MODULE)
@@ -81,6 +107,10 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     tree = tiny_run(tmp_path / "root", paraphrase)
     tree["data"]["sources"][0]["format"] = "my_parts:backwards"
+    odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
+    tree["evaluate"]["benchmarks"].append(odd)
+    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
+    (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -105,10 +135,20 @@ def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, capsys: pytest
     assert [each["model"] for each in metrics] == ["numbering-look"] * 2
     assert metrics[0]["kept"] == metrics[1]["captions"] >= metrics[1]["kept"] == len(second)
     assert metrics[1]["accepted"] == len(captions_kept)
-    assert (made["report"].path / "report.html").is_file()
+    rows = json.loads((made["evaluate"].path / "comparison.json").read_text())["rows"]
+    figures = {row["metric"]: row["base"] for row in rows if row["benchmark"] == "odd"}
+    assert figures["odd_accuracy"] in (0, 50, 100) and figures["odd_rank"] == 2 - figures["odd_accuracy"] / 100
+    result = json.loads((made["evaluate"].path / "results/tuned/odd.json").read_text())
+    assert (result["task"], set(result["metrics"])) == ("Odd one out", {"odd_accuracy", "odd_rank"})
+    page = (made["report"].path / "report.html").read_text("utf-8")
+    for shown in ("odd one found · odd", "Odd one out", "odd rank, places, lower is better"):
+        assert shown in page
     assert run_cli(["plan", "-c", str(own_parts), "--json"]) == 0
     states = {stage["stage"]: stage["state"] for stage in json.loads(capsys.readouterr().out)["stages"]}
     assert set(states.values()) == {"cached"}
+    assert run_cli(["run", "-c", str(own_parts)]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"odd +(│ )?odd_accuracy", table) and re.search(r"odd +(│ )?odd_rank", table)
 
 
 def planned(config: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -139,6 +179,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, capsys: pytest.Capt
         ("data.sources.0.format", "my_parts:forwards"),
         ("paraphrase.engine", "my_parts:Counting"),
         ("paraphrase.gates.extra", "[my_parts:no_green]"),
+        ("evaluate.benchmarks.2.kind", "my_parts:EVEN"),
     ],
 )
 def test_a_part_that_is_not_there_is_told_before_anything_runs(
@@ -147,6 +188,6 @@ def test_a_part_that_is_not_there_is_told_before_anything_runs(
     for command in ("plan", "run"):
         assert run_cli([command, "-c", str(own_parts), "--set", f"{option}={value}"]) == 2
         message = capsys.readouterr().err
-        assert option.replace(".0.", "[].") in message and value.strip("[]") in message and "PYTHONPATH" in message
+        assert re.sub(r"\.\d\.", "[].", option) in message and value.strip("[]") in message and "PYTHONPATH" in message
         assert "Traceback" not in message
     assert not (own_parts.parent / "root" / "artifacts").exists()

@@ -12,9 +12,9 @@ import pytest
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.evaluation.comparison import Outcome, compare
-from paraclip_core.evaluation.evaluate import Evaluation
-from paraclip_core.evaluation.samples import Measured, Sample
+from paraclip_core.evaluation.compare import Outcome, compare
+from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.run import Evaluation
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
 from storage.roots import LOCAL_VARIABLE, open_store

@@ -1,1 +1,215 @@
-"""The benchmark families, one file each: reading the published format, and measuring one model on it."""
+"""The benchmarks, one row each: what it measures, and how its published files become something to measure.
+
+A benchmark is one file with a :class:`Benchmark` and a line of :data:`BENCHMARKS`; a user's own is a module with a
+:class:`Benchmark`, named in `evaluate.benchmarks[].kind` by its dotted path. Everything else reads the row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.plugins import import_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from paraclip_core.evaluation.pool import Encoder, ImagePool
+    from paraclip_core.evaluation.published import Captions
+    from paraclip_core.evaluation.results import Measured
+
+__all__ = [
+    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "check_metric",
+    "describe_benchmark", "find_benchmark", "headline_metrics", "metric_of", "recalls",
+]  # fmt: skip
+
+_IN = "paraclip_core.evaluation.benchmarks"
+BENCHMARKS = {
+    "paraphrased_retrieval": f"{_IN}.paraphrased:PARAPHRASED_RETRIEVAL",
+    "retrieval": f"{_IN}.retrieval:RETRIEVAL",
+    "sts": f"{_IN}.sts:STS",
+    "sick": f"{_IN}.sts:SICK",
+    "sugarcrepe": f"{_IN}.sugarcrepe:SUGARCREPE",
+}
+"""The row of each kind of `evaluate.benchmarks[].kind`, imported when it is used."""
+
+RECALL_DEPTHS = (1, 5, 10)
+"""The k of recall@k."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a benchmark gives."""
+
+    name: str
+    """In tables, gates and results."""
+    title: str = ""
+    """For people; empty: the name with blanks."""
+    unit: str = "%"
+    """`%`: samples are fractions and figures 100 times as much; any other: figures are as the samples."""
+    lower_is_better: bool = False
+    decimals: int = 1
+    """Decimals that the report page shows of the figure; of a difference one more."""
+    headline: bool = False
+    """Shown at the top of the page, and first in tables."""
+    by_part: bool = False
+    """Measured of parts, too: `accuracy@add_obj`."""
+    published: str = ""
+    """Its name in CLIP_benchmark's results; empty: the same."""
+
+    @property
+    def scale(self) -> float:
+        """What a sample's statistic is multiplied with."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know beside the name: a unit that is no percentage, and where lower is better."""
+        return ([] if self.unit == "%" else [self.unit]) + (["lower is better"] if self.lower_is_better else [])
+
+    @property
+    def label(self) -> str:
+        """Title and notes."""
+        return ", ".join([self.title or self.name.replace("_", " "), *self.notes])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Captions of a run's evaluation split, and its image features."""
+
+    captions: Captions
+    pool: Callable[[Sequence[str]], ImagePool]
+    """The pool of those of the given images that have features."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a benchmark is read from."""
+
+    path: Path | None
+    """File or folder; None: the stored split's captions."""
+    stored: Stored | None = None
+    """What a run has ingested; None outside a run."""
+    split: str | None = None
+    """Split of published files with several; None: the test split, or val where there is none."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """`evaluate.benchmarks[].options`, for a benchmark of a user's own."""
+
+    def need_path(self) -> Path:
+        """The path of a benchmark that has no other source.
+
+        Raises:
+            BenchmarkError: there is none.
+        """
+        if self.path is None:
+            raise BenchmarkError("it needs a path to its published files")
+        return self.path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark that has been read."""
+
+    measure: Callable[[Encoder], Measured]
+    per_query: Callable[[Measured, Measured], pa.Table] | None = None
+    """Table of all query pairs from base and tuned outcome (:data:`paraclip_core.tables.PER_QUERY`)."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A kind of benchmark."""
+
+    title: str
+    metrics: tuple[Metric, ...]
+    load: Callable[[Source], Task]
+    """Reads it; raises `BenchmarkError` where it cannot be measured, so that this shows before a model is trained."""
+    files: Callable[[Path, str | None], list[Path]] | None = None
+    """Every file that it reads at a path, of a split; None: the file itself and the images beside it, or all files in
+    the folder."""
+    aliases: tuple[str, ...] = ()
+    """Other names of its kind on the command line."""
+    searches_images: bool = False
+    """Whether it searches images: the stored split's without a path; `notes["images"]` says how many."""
+    searches_stored: bool = False
+    """Whether it searches, with a path, any images that a run has ingested."""
+    fewest_images: int = 1
+    """In smaller pools it cannot be measured."""
+    task: str = ""
+    """CLIP_benchmark's name of the task; empty: the title."""
+    mteb: bool = False
+    """Whether results take mteb's shape; the first metric is the main score."""
+    hub_task: str = "image-text-retrieval"
+    """The Hugging Face hub's name of the task, for model cards."""
+
+    def metric(self, name: str) -> Metric | None:
+        """The row's metric of this name, or of this name with a part; None where it has none."""
+        head, at, part = name.partition("@")
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+            if metric.by_part and at and metric.name == head:
+                return replace(metric, name=name, title=metric.title and f"{metric.title}@{part}", headline=False)
+        return None
+
+
+def find_benchmark(kind: str) -> Benchmark:
+    """The row of a kind, ours or a user's own.
+
+    Raises:
+        ConfigError: the user's own cannot be used.
+    """
+    where, expected = f"evaluate.benchmarks[].kind={kind}", "package.module:NAME, a Benchmark"
+    benchmark = import_path(BENCHMARKS.get(kind, kind), where, expected)
+    if not isinstance(benchmark, Benchmark):
+        raise ConfigError(f"{where} is no Benchmark (paraclip_core/evaluation/benchmarks); expected {expected}")
+    return benchmark
+
+
+def describe_benchmark(kind: str) -> Benchmark:
+    """The row of a kind that was measured once; a bare one where a user's own is not at hand any more."""
+    try:
+        return find_benchmark(kind)
+    except ConfigError:
+        return Benchmark(kind, (), lambda source: find_benchmark(kind).load(source))
+
+
+def metric_of(kind: str, name: str) -> Metric:
+    """What is known of a metric that was measured once."""
+    return describe_benchmark(kind).metric(name) or Metric(name)
+
+
+def headline_metrics() -> list[str]:
+    """Names of our benchmarks' headline metrics, each once, the most important first."""
+    metrics = (metric for kind in BENCHMARKS for metric in find_benchmark(kind).metrics if metric.headline)
+    return list(dict.fromkeys(metric.name for metric in metrics))
+
+
+def check_metric(name: str) -> str:
+    """``kind/metric`` as it is.
+
+    Raises:
+        ValueError: no benchmark has such a metric.
+        ConfigError: a benchmark of the user's own cannot be used.
+    """
+    kind, _, metric = name.partition("/")
+    if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
+        return name
+    kinds = dict.fromkeys((*BENCHMARKS, *([kind] if ":" in kind else [])))
+    known = sorted(f"{kind}/{metric.name}" for kind in kinds for metric in find_benchmark(kind).metrics)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")
+
+
+def recalls(name: str, title: str, published: str = "", headline: int = 0) -> tuple[Metric, ...]:
+    """A recall at each of :data:`RECALL_DEPTHS`; the one at `headline` is a headline."""
+    return tuple(
+        Metric(f"{name}@{k}", f"{title}@{k}", published=published and f"{published}@{k}", headline=k == headline)
+        for k in RECALL_DEPTHS
+    )

@@ -8,14 +8,24 @@ from __future__ import annotations
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.metrics import recall_at_k
+from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
+from paraclip_core.evaluation.metrics import recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import Captions
-from paraclip_core.evaluation.ranking import top_k
-from paraclip_core.evaluation.samples import Measured, Sample
-from paraclip_core.metric_names import RECALL_DEPTHS
+from paraclip_core.evaluation.published import Captions, captioned_files, captioned_images
+from paraclip_core.evaluation.results import Measured, Sample
 
-__all__ = ["measure"]
+__all__ = ["RETRIEVAL", "load", "measure"]
+
+
+def load(source: Source) -> Task:
+    """Captions and their images.
+
+    Raises:
+        BenchmarkError: they are in no published format, or all queries are of one image.
+    """
+    captions, pool = captioned_images(source)
+    pool.check_queries(captions.image_ids)
+    return Task(lambda encoder: measure(captions, pool, encoder))
 
 
 def measure(captions: Captions, pool: ImagePool, encoder: Encoder) -> Measured:
@@ -36,17 +46,33 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder) -> Measured:
     owner = rows[kept]
     texts, index = unique_features(encoder.texts, [captions.captions[i] for i in kept.tolist()])
     images = pool.features(encoder)
-    found = top_k(texts, images, max(RECALL_DEPTHS))[index]
-    samples = {f"text_to_image_recall@{k}": Sample(recall_at_k(found, owner, k), owner) for k in RECALL_DEPTHS}
-    asked = np.unique(owner)
-    best = owner[top_k(images[asked], texts[index], max(RECALL_DEPTHS))]
-    samples |= {f"image_to_text_recall@{k}": Sample(recall_at_k(best, asked, k), asked) for k in RECALL_DEPTHS}
+    ranked = top_k(texts, images, max(RECALL_DEPTHS))[index]
+    samples = {f"text_to_image_recall@{k}": Sample(recall_at_k(ranked, owner, k), owner) for k in RECALL_DEPTHS}
+    captioned = np.unique(owner)
+    owners = owner[top_k(images[captioned], texts[index], max(RECALL_DEPTHS))]
+    samples |= {
+        f"image_to_text_recall@{k}": Sample(recall_at_k(owners, captioned, k), captioned) for k in RECALL_DEPTHS
+    }
     notes = {
         "protocol": "a caption is found by its image, an image by any of its captions",
         "split": captions.split,
         "images": len(pool.ids),
-        "images_with_captions": len(asked),
+        "images_with_captions": len(captioned),
         "captions": len(owner),
         "captions_without_image": len(rows) - len(owner),
     }
     return Measured(samples, notes)
+
+
+RETRIEVAL = Benchmark(
+    title="Retrieval",
+    metrics=(
+        *recalls("text_to_image_recall", "text → image recall", "image_retrieval_recall", headline=10),
+        *recalls("image_to_text_recall", "image → text recall", "text_retrieval_recall"),
+    ),
+    load=load,
+    files=captioned_files,
+    aliases=("flickr8k", "flickr30k", "coco", "karpathy"),
+    searches_images=True,
+    task="zeroshot_retrieval",
+)

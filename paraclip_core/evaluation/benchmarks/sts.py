@@ -1,13 +1,15 @@
-"""Semantic textual similarity: how well cosines between sentences order pairs as people do.
+"""Semantic textual similarity and SICK relatedness: how well cosines between sentences order pairs as people do.
 
 Spearman's correlation of cosine and human score over all pairs of the test files together ("all"), as SentEval, SimCSE
 and mteb report it. Formats: one TSV with a header and the columns score, sentence1, sentence2 (STS-B, STS13); the
 header-less ``sts-test.csv`` of the STS-Benchmark; or a folder of SemEval's ``STS.input.*.txt`` and ``STS.gs.*.txt``.
+SICK (Marelli et al., LREC 2014): ``SICK_test_annotated.txt``, or the TEST rows of the single ``SICK.txt``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.pool import TextEncoder, unique_features
+from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import lines, plain_tsv
-from paraclip_core.evaluation.samples import Measured, Sample
 
-__all__ = ["ScoredPairs", "gold_score", "load", "measure"]
+__all__ = ["SICK", "STS", "ScoredPairs", "measure", "read_sick", "read_sts"]
+
+SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")
 
 
 @dataclass
@@ -55,8 +60,8 @@ class ScoredPairs:
         return self
 
 
-def load(path: Path) -> ScoredPairs:
-    """Read the pairs.
+def read_sts(path: Path) -> ScoredPairs:
+    """Read the pairs of STS.
 
     Raises:
         BenchmarkError: the file or folder is in none of the formats; names file, line and expectation.
@@ -66,7 +71,7 @@ def load(path: Path) -> ScoredPairs:
         _load_semeval(path, pairs)
     elif _has_header(path):
         for number, row in plain_tsv(path, ("score", "sentence1", "sentence2")):
-            pairs.add(row["sentence1"], row["sentence2"], gold_score(path, number, row["score"]))
+            pairs.add(row["sentence1"], row["sentence2"], _gold_score(path, number, row["score"]))
     else:
         for number, line in lines(path):
             cells = line.split("\t")
@@ -74,8 +79,34 @@ def load(path: Path) -> ScoredPairs:
                 raise BenchmarkError(
                     f"{path}, line {number}: {len(cells)} fields, expected 7: genre … score, sentences"
                 )
-            pairs.add(cells[5], cells[6], gold_score(path, number, cells[4]))
+            pairs.add(cells[5], cells[6], _gold_score(path, number, cells[4]))
     return pairs.checked(path)
+
+
+def read_sick(path: Path) -> ScoredPairs:
+    """Read the test pairs of SICK with their relatedness, 1 to 5.
+
+    Raises:
+        BenchmarkError: the file is missing or in another format; names file, line and expectation.
+    """
+    path, pairs = _sick_file(path), ScoredPairs([], [], [])
+    for number, row in plain_tsv(path, ("sentence_A", "sentence_B")):
+        if row.get("SemEval_set", "TEST") != "TEST":
+            continue
+        score = row.get("relatedness_score", row.get("relatedness"))
+        if score is None:
+            raise BenchmarkError(f"{path}, line 1: no column relatedness_score; is this the unannotated test file?")
+        pairs.add(row["sentence_A"], row["sentence_B"], _gold_score(path, number, score))
+    return pairs.checked(path)
+
+
+def _sick_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in SICK_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise BenchmarkError(f"{path} has no {' or '.join(SICK_FILES)}")
 
 
 def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
@@ -92,12 +123,8 @@ def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
     return Measured({"spearman": sample}, notes)
 
 
-def gold_score(path: Path, number: int, text: str) -> float | None:
-    """A human score, None where the cell is blank.
-
-    Raises:
-        BenchmarkError: it is not a finite number.
-    """
+def _gold_score(path: Path, number: int, text: str) -> float | None:
+    """None where the cell is blank."""
     if not text.strip():
         return None
     try:
@@ -138,7 +165,7 @@ def _load_semeval(folder: Path, pairs: ScoredPairs) -> None:
         raise BenchmarkError(f"{folder} has no STS.input.*.txt; expected SemEval's files, or the path of one TSV file")
     for source in inputs:
         answers = source.with_name(source.name.replace("STS.input.", "STS.gs.", 1))
-        scores = [gold_score(answers, number, line) for number, line in lines(answers)]
+        scores = [_gold_score(answers, number, line) for number, line in lines(answers)]
         sentences = list(lines(source))
         if len(scores) != len(sentences):
             raise BenchmarkError(f"{answers} has {len(scores)} lines, expected {len(sentences)} as in {source.name}")
@@ -147,3 +174,20 @@ def _load_semeval(folder: Path, pairs: ScoredPairs) -> None:
             if len(cells) < 2:
                 raise BenchmarkError(f"{source}, line {number}: one field, expected two sentences with a tab between")
             pairs.add(cells[0], cells[1], score)
+
+
+def _sts_files(path: Path, split: str | None) -> list[Path]:
+    return sorted(path.glob("STS.*.txt")) if path.is_dir() else [path]
+
+
+def _row(title: str, read: Callable[[Path], ScoredPairs], files: Callable[..., list[Path]], *aliases: str) -> Benchmark:
+    def load(source: Source) -> Task:
+        pairs = read(source.need_path())
+        return Task(lambda encoder: measure(pairs, encoder.texts))
+
+    spearman = Metric("spearman", "Spearman", headline=True)
+    return Benchmark(title, (spearman,), load, files, aliases, mteb=True, hub_task="sentence-similarity")
+
+
+STS = _row("STS", read_sts, _sts_files, "stsb", "sts-b", "sts12", "sts13", "sts14", "sts15", "sts16")
+SICK = _row("SICK-R", read_sick, lambda path, split: [_sick_file(path)], "sick-r")

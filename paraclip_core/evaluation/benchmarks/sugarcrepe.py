@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.pool import Encoder, ImagePool, folder_pool, unique_features
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
 from paraclip_core.evaluation.published import image_names, images_beside
+from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
-from paraclip_core.evaluation.samples import Measured, Sample
 
-__all__ = ["Rows", "check_categories", "load", "measure"]
+__all__ = ["SUGARCREPE", "Rows", "measure", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,26 @@ class Rows:
     """Rows that an earlier category has too; the published counts hold them, so they are measured."""
 
 
-def load(path: Path) -> Rows:
+def load(source: Source) -> Task:
+    """Read the folder, and find categories that no interval can be given for.
+
+    Raises:
+        BenchmarkError: it is in another format, or all rows of a category are of one image.
+    """
+    rows = read_rows(source.need_path())
+    categories: dict[str, set[str]] = {}
+    for category, image in zip(rows.categories, rows.images, strict=True):
+        categories.setdefault(category, set()).add(image)
+    for category, images in categories.items():
+        if len(images) == 1:
+            raise BenchmarkError(
+                f"all rows of category {category!r} are of one image, {images.pop()!r}; an interval needs two at "
+                "least: add rows of another, or leave the file out"
+            )
+    return Task(lambda encoder: measure(rows, encoder))
+
+
+def read_rows(path: Path) -> Rows:
     """Read the folder.
 
     Raises:
@@ -60,25 +80,13 @@ def load(path: Path) -> Rows:
     if not rows:
         raise BenchmarkError(f"{path} has no SugarCrepe rows; expected a folder with add_obj.json and its six siblings")
     categories, images, captions, negatives = zip(*rows, strict=True)
-    pool, found = _pool(path, list(dict.fromkeys(images)))
-    return Rows(categories, images, captions, negatives, pool, found, len(rows) - len({row[1:] for row in rows}))
-
-
-def check_categories(rows: Rows) -> None:
-    """Find categories that no interval can be given for.
-
-    Raises:
-        BenchmarkError: all rows of one are of one image.
-    """
-    images: dict[str, set[str]] = {}
-    for category, image in zip(rows.categories, rows.images, strict=True):
-        images.setdefault(category, set()).add(image)
-    for category, found in images.items():
-        if len(found) == 1:
-            raise BenchmarkError(
-                f"all rows of category {category!r} are of one image, {found.pop()!r}; an interval needs two at least: "
-                "add rows of another, or leave the file out"
-            )
+    archive, ids = images_beside(path), list(dict.fromkeys(images))
+    names = {} if archive is None else image_names(archive, ids)
+    pool = None
+    if archive is not None and len(names) == len(ids):
+        pool = archive_pool(ids, [(archive, names[image]) for image in ids])
+    duplicates = len(rows) - len({row[1:] for row in rows})
+    return Rows(categories, images, captions, negatives, pool, len(names), duplicates)
 
 
 def measure(rows: Rows, encoder: Encoder) -> Measured:
@@ -109,14 +117,6 @@ def _by_category(
     return samples
 
 
-def _pool(path: Path, ids: list[str]) -> tuple[ImagePool | None, int]:
-    images = images_beside(path)
-    names = image_names(images, ids) if images is not None else {}
-    if images is None or len(names) < len(ids):
-        return None, len(names)
-    return folder_pool(ids, images, [names[image] for image in ids]), len(names)
-
-
 def _notes(rows: Rows) -> dict[str, Any]:
     with_images = "accuracy: cosine of image and caption above that of image and negative, mean over categories"
     text_only = "text only, images are not all there: mean cosine of caption and negative, lower is further apart"
@@ -127,3 +127,15 @@ def _notes(rows: Rows) -> dict[str, Any]:
         "images": len(set(rows.images)),
         "images_found": rows.images_found,
     }
+
+
+SUGARCREPE = Benchmark(
+    title="SugarCrepe",
+    metrics=(
+        Metric("accuracy", by_part=True, published="acc"),
+        Metric("text_only_closeness", lower_is_better=True, by_part=True),
+    ),
+    load=load,
+    task="image_caption_selection",
+    hub_task="image-text-matching",
+)

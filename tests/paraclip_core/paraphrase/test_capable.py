@@ -205,7 +205,7 @@ def test_its_source_decides_a_verdict(own_gates: Path) -> None:
         ("own_gates:missing", "cannot be used"),
         ("no_such_module_at_all:gate", "cannot be used"),
         ("own_gates", "cannot be used"),
-        ("own_gates:nothing", "no function of"),
+        ("own_gates:nothing", "no such function"),
         ("own_gates:echo", "rename it"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
-from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.samples import Measured, Sample, from_table
+from paraclip_core.evaluation.results import Measured, Sample, from_table
+from paraclip_core.evaluation.run import Candidate
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import FeatureStore, write_shard
@@ -382,3 +383,29 @@ def test_a_folders_name_counts_because_results_show_it(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "pairs.jsonl").write_text('{"image_id": "1", "caption": "a dog", "rewording": "a hound"}')
     assert seen("here/pairs") == seen("there/pairs") != seen("there/others")
+
+
+OWN = """
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric
+
+MINE = Benchmark("Mine", (Metric("share"),), lambda source: None)
+"""
+
+
+def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_benchmark.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_benchmark", raising=False)
+    (tmp_path / "pairs.txt").write_text("a dog")
+    hashes = FileHashes(tmp_path / "hashes.json")
+
+    def seen(**options: Any) -> tuple[Any, Any]:
+        benchmark = {"name": "mine", "kind": "my_benchmark:MINE", "path": "pairs.txt", "options": options}
+        settings = settings_with(tmp_path, [benchmark])
+        return EVALUATE.options(settings), EVALUATE.sources(settings, hashes)
+
+    before = seen()
+    assert set(before[1]) == {"benchmark my_benchmark:MINE", "mine"} and "options" not in before[0]["benchmarks"][0]
+    assert seen(margin=1)[0] != before[0] and seen(margin=1)[1] == before[1]
+    (tmp_path / "my_benchmark.py").write_text(OWN + "# other\n")
+    assert seen()[0] == before[0] and seen()[1] != before[1]

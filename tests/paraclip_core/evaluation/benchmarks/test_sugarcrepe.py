@@ -11,11 +11,10 @@ from fake_encoder import WordEncoder
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import sugarcrepe
-from paraclip_core.metric_names import METRICS
 
 
 def test_real_files_without_images(data_root: Path) -> None:
-    rows = sugarcrepe.load(data_root / "sugarcrepe")
+    rows = sugarcrepe.read_rows(data_root / "sugarcrepe")
     assert (len(rows.captions), rows.duplicates, rows.pool) == (7511, 6, None)
     assert all(text == text.strip() for text in rows.captions)
     encoder = WordEncoder()
@@ -41,20 +40,22 @@ def test_accuracy_with_images(tmp_path: Path) -> None:
     images = tmp_path / "val2017"
     images.mkdir()
     (images / "red_dog.jpg").touch()
-    assert sugarcrepe.load(tmp_path).pool is None
+    assert sugarcrepe.read_rows(tmp_path).pool is None
     (images / "old_cat.jpg").touch()
     encoder = WordEncoder()
-    measured = sugarcrepe.measure(sugarcrepe.load(tmp_path), encoder)
+    measured = sugarcrepe.measure(sugarcrepe.read_rows(tmp_path), encoder)
     assert measured.metrics == pytest.approx(
         {"accuracy": 200 / 3, "accuracy@add_obj": 100.0, "accuracy@swap_att": 100 / 3}
     )
     assert encoder.encoded_images == 2
-    assert set(name.partition("@")[0] for name in measured.metrics) <= set(METRICS["sugarcrepe"])
+    assert set(name.partition("@")[0] for name in measured.metrics) <= {
+        metric.name for metric in sugarcrepe.SUGARCREPE.metrics
+    }
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="no SugarCrepe rows"):
-        sugarcrepe.load(tmp_path)
+        sugarcrepe.read_rows(tmp_path)
     (tmp_path / "add_att.json").write_text('{"0": {"filename": "x.jpg", "caption": "c"}}')
     with pytest.raises(BenchmarkError, match=r"add_att\.json, row 1: no field negative_caption"):
-        sugarcrepe.load(tmp_path)
+        sugarcrepe.read_rows(tmp_path)

@@ -16,16 +16,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import Captions
-from paraclip_core.evaluation.ranking import top_k
-from paraclip_core.evaluation.rows import field, records
-from paraclip_core.evaluation.samples import Measured, Sample
-from paraclip_core.metric_names import RECALL_DEPTHS
+from paraclip_core.evaluation.published import (
+    Captions,
+    captioned_files,
+    captioned_images,
+    images_beside,
+    picture_files,
+    pool_of,
+)
+from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.tables import PER_QUERY
 
-__all__ = ["DEPTH", "Pairs", "load", "measure", "pairs_files", "pairs_of_captions", "per_query", "within"]
+__all__ = [
+    "DEPTH", "PARAPHRASED_RETRIEVAL", "Pairs", "load", "measure", "pairs_of_captions", "per_query", "read_pairs",
+    "within",
+]  # fmt: skip
 
 DEPTH = 10
 
@@ -44,27 +53,57 @@ class Pairs:
     """Pairs left out because their image is not in the pool."""
 
 
-def pairs_files(path: Path) -> list[Path]:
-    """The file itself; of a folder ``rewordings.*`` or ``pairs.*``, else its only pairs file, else all its JSON files.
+def load(source: Source) -> Task:
+    """Pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions.
 
     Raises:
-        BenchmarkError: the folder has none, or several of different formats.
+        BenchmarkError: they are in no published format, or too few to compare two rankings.
     """
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"))
-    found = [p for p in found if p.stem in ("rewordings", "pairs")] or found
-    if len(found) != 1 and {p.suffix for p in found} != {".json"}:
-        names = ", ".join(p.name for p in found) or "none"
-        raise BenchmarkError(f"{path}: expected one file with pairs (rewordings.jsonl), found {names}; name the file")
-    return found
+    pairs, pool = _pairs_and_pool(source)
+    pairs = within(pairs, pool)
+    pool.check_queries(pairs.image_ids)
+    return Task(lambda encoder: measure(pairs, pool, encoder), lambda base, tuned: per_query(pairs, pool, base, tuned))
 
 
-def load(path: Path) -> Pairs:
-    """Read pairs from JSONL, JSON, CSV, TSV or Parquet, or a folder (see :func:`pairs_files`).
+def _pairs_and_pool(source: Source) -> tuple[Pairs, ImagePool]:
+    path, stored = source.path, source.stored
+    if path is None or _is_captions_json(path) or picture_files(path, source.split, pairs=True):
+        captions, pool = captioned_images(source)
+        return pairs_of_captions(captions), pool
+    pairs = read_pairs(path)
+    if stored is not None:
+        beside = images_beside(path)
+        try:
+            pool = stored.pool([*stored.captions.image_ids, *pairs.image_ids])
+        except BenchmarkError:
+            # None of them was ingested, as where a run's captions have no held-out split.
+            if beside is None:
+                raise
+        else:
+            if beside is None or (pool.find(pairs.image_ids) >= 0).any():
+                return pairs, pool
+    return pairs, pool_of(path, pairs.image_ids)
+
+
+def _is_captions_json(path: Path) -> bool:
+    if path.is_dir():
+        named = [*path.glob("rewordings.*"), *path.glob("pairs.*")]
+        return any(path.glob("dataset_*.json")) or (
+            not named and any(_is_captions_json(file) for file in path.glob("captions*.json"))
+        )
+    if path.suffix != ".json":
+        return False
+    value = read_json_file(path)
+    return isinstance(value, dict) and isinstance(value.get("images"), list)
+
+
+def read_pairs(path: Path) -> Pairs:
+    """Read pairs from JSONL, JSON, CSV, TSV or Parquet.
+
+    Of a folder ``rewordings.*`` or ``pairs.*`` is read, else its only such file, else all its JSON files.
 
     Raises:
-        BenchmarkError: a row lacks a field, or there is no row; names file, row and expectation.
+        BenchmarkError: a row lacks a field, or there is none, or several files; names file, row and expectation.
     """
     rows = [
         (
@@ -72,12 +111,23 @@ def load(path: Path) -> Pairs:
             field(file, number, row, "caption"),
             field(file, number, row, "rewording", "caption2", "paraphrase"),
         )
-        for file in pairs_files(path)
+        for file in _pairs_files(path)
         for number, row in records(file)
     ]
     if not rows:
         raise BenchmarkError(f"{path} has no rows; expected image_id, caption and rewording")
     return _pairs(rows, path.name)
+
+
+def _pairs_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"))
+    files = [p for p in files if p.stem in ("rewordings", "pairs")] or files
+    if len(files) != 1 and {p.suffix for p in files} != {".json"}:
+        names = ", ".join(p.name for p in files) or "none"
+        raise BenchmarkError(f"{path}: expected one file with pairs (rewordings.jsonl), found {names}; name the file")
+    return files
 
 
 def pairs_of_captions(captions: Captions) -> Pairs:
@@ -104,8 +154,8 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
         raise BenchmarkError(
             f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"
         )
-    kept = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
-    if not kept:
+    places = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
+    if not places:
         first = next(iter(pairs.image_ids), None)
         raise BenchmarkError(
             f"none of {len(pairs.image_ids)} pairs ({pairs.split}) has its image in the pool; first missing: {first!r}"
@@ -115,9 +165,9 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
             f"its pool has {len(pool.ids)} images; expected at least {DEPTH}: use a split with more, or leave it out"
         )
     ids, captions, rewordings = (
-        [column[i] for i in kept] for column in (pairs.image_ids, pairs.captions, pairs.rewordings)
+        [column[i] for i in places] for column in (pairs.image_ids, pairs.captions, pairs.rewordings)
     )
-    return Pairs(ids, captions, rewordings, pairs.split, pairs.equal, len(pairs.image_ids) - len(kept))
+    return Pairs(ids, captions, rewordings, pairs.split, pairs.equal, len(pairs.image_ids) - len(places))
 
 
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
@@ -169,10 +219,25 @@ def _lists(ids: pa.Array, ranked: NDArray[np.int64]) -> pa.Array:
 
 
 def _pairs(rows: list[tuple[str, str, str]], split: str) -> Pairs:
-    # The tokeniser folds case and blanks, so such a pair is one text twice and overlaps fully by definition.
-    kept = [row for row in rows if _words(row[1]) != _words(row[2])]
-    return Pairs([r[0] for r in kept], [r[1] for r in kept], [r[2] for r in kept], split, len(rows) - len(kept))
+    # The tokenizer folds case and blanks, so such a pair is one text twice and overlaps fully by definition.
+    distinct = [row for row in rows if row[1].casefold().split() != row[2].casefold().split()]
+    ids, captions, rewordings = ([row[column] for row in distinct] for column in range(3))
+    return Pairs(ids, captions, rewordings, split, len(rows) - len(distinct))
 
 
-def _words(text: str) -> list[str]:
-    return text.casefold().split()
+PARAPHRASED_RETRIEVAL = Benchmark(
+    title="Paraphrased retrieval",
+    metrics=(
+        Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True),
+        Metric(f"js@{DEPTH}", f"JS@{DEPTH}", headline=True),
+        *recalls("caption_text_to_image_recall", "caption → image recall"),
+        *recalls("rewording_text_to_image_recall", "rewording → image recall"),
+    ),
+    load=load,
+    files=lambda path, split: captioned_files(path, split, pairs=True),
+    aliases=("rewordings", "pairs", "sugarcrepe++"),
+    searches_images=True,
+    searches_stored=True,
+    fewest_images=DEPTH,
+    task="paraphrased_retrieval",
+)

@@ -1,0 +1,353 @@
+"""Base against tuned: every figure with its difference and interval, and the verdict.
+
+Intervals are percentile bootstrap intervals of a difference between two models that answered the same queries. Whole
+clusters are drawn with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 8 and 13): the ten
+caption pairs of one image stand or fall together, so counting them as ten queries would make intervals too narrow. Both
+models are measured on the same draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.config import EvaluateOptions, GateRule
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.benchmarks import Metric, find_benchmark, metric_of
+from paraclip_core.evaluation.results import Measured, Sample
+
+__all__ = [
+    "Comparison", "Interval", "Judge", "Outcome", "Row", "compare", "delta_interval", "judge", "judge_challenger"
+]  # fmt: skip
+
+Verdict = Literal["promote", "hold"]
+
+FEWEST_IMAGES = 20
+"""In a smaller pool most answers of chance are among the first ten, so that overlaps and recall@10 prove nothing."""
+DIGITS = 6
+"""Decimals of a figure that are written: far below what any interval tells apart."""
+CELLS = 1 << 21
+"""Drawn items that are held at once."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One benchmark, measured for both models."""
+
+    benchmark: str
+    kind: str
+    base: Measured
+    tuned: Measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one benchmark, in its metric's unit: percentages, and points for `delta`, `low` and `high`."""
+
+    benchmark: str
+    kind: str
+    metric: str
+    base: float
+    tuned: float
+    delta: float
+    low: float
+    high: float
+    n: int
+    """Queries."""
+    clusters: int
+    """Independent groups of queries, which the interval is drawn over."""
+
+    @property
+    def facts(self) -> Metric:
+        """What is known of the metric."""
+        return metric_of(self.kind, self.metric)
+
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """`delta`, `low` and `high` with their signs turned where lower is better."""
+        turned = self.facts.lower_is_better
+        return (-self.delta, -self.high, -self.low) if turned else (self.delta, self.low, self.high)
+
+    @property
+    def side(self) -> int:
+        """1 where the interval shows a gain, -1 where it shows a loss, 0 where it holds zero."""
+        _, low, high = self.gain
+        return 1 if low > 0 else -1 if high < 0 else 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows and what follows from them."""
+
+    rows: tuple[Row, ...]
+    verdict: Verdict
+    reason: str
+    notes: tuple[str, ...]
+    """Rules that could not be applied, benchmarks that were left out."""
+    confidence: float
+    resamples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Itself as plain values."""
+        return asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+
+    def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+        """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
+
+        Args:
+            fingerprints: names of the artifacts that took part, or references of the models.
+        """
+        models: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
+        deltas: dict[str, dict[str, float]] = {}
+        intervals: dict[str, dict[str, list[float]]] = {}
+        for row in self.rows:
+            models["base"].setdefault(row.benchmark, {})[row.metric] = row.base
+            models["tuned"].setdefault(row.benchmark, {})[row.metric] = row.tuned
+            deltas.setdefault(row.benchmark, {})[row.metric] = row.delta
+            intervals.setdefault(row.benchmark, {})[row.metric] = [row.low, row.high]
+        return {
+            "models": models,
+            "deltas": deltas,
+            "intervals": intervals,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "notes": list(self.notes),
+            "fingerprints": dict(fingerprints),
+        }
+
+
+Judge = Callable[[Sequence[Row], GateRule], tuple[Verdict, str, list[str]]]
+"""Gives the verdict, its reason, and notes on rules that could not be applied."""
+
+
+def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+    """Whether a tuned model is better than its base.
+
+    `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
+    `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A drop rule whose kind was not
+    measured is noted; one whose kind was measured without that metric is most likely misspelt, so the model is held. A
+    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval.
+    """
+    return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
+
+
+def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+    """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
+
+    As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their mean
+    difference not to be a loss.
+    """
+    verdict, why, notes = _judge(
+        rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
+    )
+    gains = _matching(rows, gate.metric)
+    if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
+        # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
+        return "hold", f"{'; '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
+    return verdict, why, notes
+
+
+def compare(
+    outcomes: Sequence[Outcome],
+    options: EvaluateOptions,
+    skipped: Mapping[str, str] | None = None,
+    rule: Judge = judge,
+) -> Comparison:
+    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`, never `promote` on a tiny pool.
+
+    Args:
+        outcomes: what was measured.
+        options: resamples, confidence, seed and gate.
+        skipped: benchmarks that were left out, with the reason; they become notes.
+        rule: how the gate is read.
+
+    Raises:
+        BenchmarkError: a benchmark has too few queries for an interval; the message names it.
+    """
+    rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
+    verdict, reason, notes = rule(rows, options.gate)
+    if verdict == "promote" and (small := _small_pools(outcomes)):
+        verdict, reason = "hold", f"{'; '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
+    notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
+    return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
+
+
+def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
+    searches = [outcome for outcome in outcomes if find_benchmark(outcome.kind).searches_images]
+    pools = {outcome.benchmark: outcome.base.notes.get("images", FEWEST_IMAGES) for outcome in searches}
+    return [f"the {images} images of {name}" for name, images in pools.items() if images < FEWEST_IMAGES]
+
+
+def _judge(
+    rows: Sequence[Row], gate: GateRule, passes: Callable[[Row], bool], failed: str, passed: str
+) -> tuple[Verdict, str, list[str]]:
+    notes: list[str] = []
+    gains = _matching(rows, gate.metric)
+    if not gains:
+        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
+    worse = "above" if gains[0].facts.lower_is_better else "below"
+    problems = [f"{_shown(row)} {failed.format(worse=worse)}" for row in gains if not passes(row)]
+    for rule, points in sorted(gate.max_drop.items()):
+        ruled = _matching(rows, rule)
+        if not ruled and any(row.kind == rule.partition("/")[0] for row in rows):
+            problems.append(f"the rule on {rule} names no measured metric; {_measured(rows)}")
+        elif not ruled and (other := _stand_in(rule)) not in gate.max_drop and (ruled := _matching(rows, other)):
+            notes.append(f"the rule on {rule} was applied to {other}: no such benchmark was measured")
+        elif not ruled:
+            notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
+        problems += [
+            f"{_name(row)} {'rose' if row.facts.lower_is_better else 'fell'} by {-row.gain[0]:.2f}, "
+            f"at most {points:g} is allowed"
+            for row in ruled
+            if -row.gain[0] > points
+        ]
+    if problems:
+        return "hold", "; ".join(problems), notes
+    return "promote", f"{'; '.join(map(_shown, gains))} {passed.format(worse=worse)} and no other rule is broken", notes
+
+
+def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:
+    rows = []
+    for metric, base in outcome.base.samples.items():
+        tuned, scale = outcome.tuned.samples[metric], metric_of(outcome.kind, metric).scale
+        try:
+            interval = delta_interval(
+                base, tuned, resamples=options.resamples, confidence=options.confidence, seed=options.seed
+            )
+        except BenchmarkError as error:
+            raise BenchmarkError(f"benchmark {outcome.benchmark!r}, {metric}: {error}") from error
+        values = (base.statistic(), tuned.statistic(), interval.delta, interval.low, interval.high)
+        rounded = [round(scale * value, DIGITS) + 0.0 for value in values]  # adding 0 turns -0 into 0
+        rows.append(
+            Row(outcome.benchmark, outcome.kind, metric, *rounded, n=len(base.values), clusters=interval.clusters)
+        )
+    return rows
+
+
+def _matching(rows: Sequence[Row], rule: str) -> list[Row]:
+    kind, _, metric = rule.partition("/")
+    return [row for row in rows if row.kind == kind and row.metric == metric]
+
+
+def _stand_in(rule: str) -> str:
+    """What is measured beside overlaps and tells the same as a rule on retrieval.
+
+    Overlaps alone are no proof: they are full for a model that answers every text with the same images.
+    """
+    return rule.replace("retrieval/text_to_image", "paraphrased_retrieval/caption_text_to_image", 1)
+
+
+def _shown(row: Row) -> str:
+    return f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+
+
+def _name(row: Row) -> str:
+    return f"{row.benchmark} {row.metric}"
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    names = sorted({f"{row.kind}/{row.metric}" for row in rows})
+    return f"measured were {', '.join(names)}" if names else "nothing was measured"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference and its interval, as fractions."""
+
+    delta: float
+    low: float
+    high: float
+    clusters: int
+    """Independent groups of queries."""
+
+
+def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: float, seed: int) -> Interval:
+    """Interval of ``tuned.statistic() - base.statistic()``.
+
+    Args:
+        base: the base model's values.
+        tuned: the tuned model's values of the same queries in the same order.
+        resamples: draws.
+        confidence: coverage, in (0, 1).
+        seed: seed of the draws.
+
+    Raises:
+        BenchmarkError: the queries differ, or there are fewer than two clusters to draw from.
+    """
+    if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
+        raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")
+    _, cluster = np.unique(base.clusters, return_inverse=True)
+    count = int(cluster.max()) + 1 if len(cluster) else 0
+    if count < 2:
+        raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
+    draws = _draws(count, max(count, len(cluster)), resamples, np.random.default_rng(seed % 2**64))
+    if base.gold is None:
+        deltas = _mean_deltas(tuned.values - base.values, cluster, draws)
+    else:
+        deltas = _rank_deltas(base, tuned, cluster, draws)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(deltas, [tail, 1.0 - tail])
+    return Interval(tuned.statistic() - base.statistic(), float(low), float(high), count)
+
+
+def _draws(count: int, width: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    step = max(1, CELLS // width)
+    for start in range(0, resamples, step):
+        yield rng.integers(0, count, (min(step, resamples - start), count))
+
+
+def _mean_deltas(
+    difference: NDArray[np.float64], cluster: NDArray[np.intp], draws: Iterator[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    total = np.bincount(cluster, difference)
+    size = np.bincount(cluster).astype(np.float64)
+    return np.concatenate([total[drawn].sum(axis=1) / size[drawn].sum(axis=1) for drawn in draws])
+
+
+def _rank_deltas(
+    base: Sample, tuned: Sample, cluster: NDArray[np.intp], draws: Iterator[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    assert base.gold is not None
+    gold, before, after = _Levels(base.gold), _Levels(base.values), _Levels(tuned.values)
+    deltas = []
+    for drawn in draws:
+        times = _times(drawn, int(cluster.max()) + 1)[:, cluster]
+        target = gold.ranks(times)
+        deltas.append(
+            _correlation(after.ranks(times), target, times) - _correlation(before.ranks(times), target, times)
+        )
+    return np.concatenate(deltas)
+
+
+def _times(drawn: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """How often each cluster is in each draw, [draws, count]."""
+    rows = np.arange(len(drawn))[:, None] * count
+    return np.bincount((drawn + rows).reshape(-1), minlength=len(drawn) * count).reshape(-1, count).astype(np.float64)
+
+
+class _Levels:
+    """A list's distinct values, so that the mid-ranks of any draw follow from counts alone, without sorting again."""
+
+    def __init__(self, x: NDArray[np.float64]) -> None:
+        self._order = np.argsort(x, kind="stable")
+        _, self._level, count = np.unique(x, return_inverse=True, return_counts=True)
+        self._starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+
+    def ranks(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mid-rank of every item in each draw, [draws, n]; `times` says how often the draw holds the item."""
+        count = np.add.reduceat(times[:, self._order], self._starts, axis=1)
+        return (np.cumsum(count, axis=1) - (count - 1.0) / 2.0)[:, self._level]
+
+
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted Pearson correlation of each row, 0 where one side is constant."""
+    total = weight.sum(axis=1, keepdims=True)
+    x = x - (weight * x).sum(axis=1, keepdims=True) / total
+    y = y - (weight * y).sum(axis=1, keepdims=True) / total
+    size = np.sqrt((weight * x * x).sum(axis=1) * (weight * y * y).sum(axis=1))
+    shared = (weight * x * y).sum(axis=1)
+    return np.divide(shared, size, out=np.zeros_like(shared), where=size > 0)

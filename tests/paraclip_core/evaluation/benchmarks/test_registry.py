@@ -1,0 +1,94 @@
+"""The rows of the benchmarks: every metric has one, and a gate's metric is one that is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from paraclip_core.config import BenchmarkOptions
+from paraclip_core.errors import ConfigError
+from paraclip_core.evaluation.benchmarks import (
+    BENCHMARKS,
+    Metric,
+    check_metric,
+    describe_benchmark,
+    find_benchmark,
+    headline_metrics,
+    metric_of,
+)
+from paraclip_core.settings import parse_settings
+
+
+@pytest.mark.parametrize("kind", BENCHMARKS)
+def test_every_metric_of_a_kind_can_rule_a_gate(kind: str) -> None:
+    for metric in find_benchmark(kind).metrics:
+        assert check_metric(f"{kind}/{metric.name}") == f"{kind}/{metric.name}"
+
+
+def test_a_category_has_its_metrics_facts() -> None:
+    assert check_metric("sugarcrepe/accuracy@add_obj") == "sugarcrepe/accuracy@add_obj"
+    assert metric_of("sugarcrepe", "text_only_closeness@add_obj").label == (
+        "text only closeness@add_obj, lower is better"
+    )
+    assert metric_of("retrieval", "text_to_image_recall@5").label == "text → image recall@5"
+    assert find_benchmark("retrieval").metric("text_to_image_recall@7") is None
+
+
+def test_which_metrics_are_better_when_lower() -> None:
+    rows = [(kind, metric) for kind in BENCHMARKS for metric in find_benchmark(kind).metrics]
+    assert [(kind, metric.name) for kind, metric in rows if metric.lower_is_better] == [
+        ("sugarcrepe", "text_only_closeness")
+    ]
+
+
+def test_the_most_important_metrics_come_first() -> None:
+    assert headline_metrics() == ["ao@10", "js@10", "text_to_image_recall@10", "spearman"]
+
+
+def test_what_is_not_at_hand_any_more_has_a_name_at_least() -> None:
+    assert describe_benchmark("no_such_module:MINE").title == "no_such_module:MINE"
+    assert metric_of("no_such_module:MINE", "score_a") == Metric("score_a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("excel", r"'excel' is no benchmark; expected paraphrased_retrieval, retrieval, .* package\.module:NAME"),
+        ("sts", r"sts has no options; they are for a benchmark of your own"),
+    ],
+)
+def test_kinds_and_options_are_checked(kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BenchmarkOptions(name="x", kind=kind, options={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no_such_module:MINE", r"kind=no_such_module:MINE cannot be used: .*no_such_module.*PYTHONPATH"),
+        ("json:nothing", r"kind=json:nothing cannot be used: .*expected package\.module:NAME, a Benchmark"),
+        ("json:dumps", r"kind=json:dumps is no Benchmark"),
+    ],
+)
+def test_a_path_that_is_no_benchmark_is_told(kind: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_benchmark(kind)
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ({"metric": "paraphrased_retrieval/foo@10"}, r"did you mean paraphrased_retrieval/ao@10\?"),
+        ({"metric": "ao@10"}, r"'ao@10', written kind/metric"),
+        ({"max_drop": {"sts/spaerman": 1}}, r"did you mean sts/spearman\?"),
+        ({"metric": "no_such_module:MINE/score"}, r"no_such_module:MINE cannot be used"),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_refused(gate: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_settings({"evaluate": {"gate": gate}})
+
+
+@pytest.mark.parametrize("options", [{"run": {"device": "gpu"}}, {"evaluate": {"split": "tset"}}])
+def test_devices_and_splits_are_checked_at_once(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"'gpu'|'tset'"):
+        parse_settings(options)
