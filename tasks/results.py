@@ -11,7 +11,7 @@ from typing import Any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
-from paraclip_core.report.totals import fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
 
@@ -43,7 +43,7 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
     """What `summary.json` holds; empty where nothing was evaluated."""
     rows: dict[str, int] = field(default_factory=dict)
-    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.totals.row_totals`."""
+    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.data.row_totals`."""
     warning: str | None = None
     """What a reader must know before any figure; None where there is nothing."""
     report: str | None = None

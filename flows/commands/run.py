@@ -20,7 +20,7 @@ from flows.commands.common import (
     settings_from,
 )
 from paraclip_core.config import Settings
-from paraclip_core.report.totals import shares_of_asked
+from paraclip_core.report.data import shares_of_asked
 
 __all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
 

@@ -1,42 +1,23 @@
-"""What the report page shows, as plain values: it can be built from artifacts or by hand."""
+"""What the report page shows, as plain values: it can be built from artifacts or by hand.
+
+Also how many captions were asked about, kept and trained on: the counts that a run's table, page and verdict state.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paraclip_core.licences import RolledUp, roll_up
-from paraclip_core.metric_names import lower_is_better
+from paraclip_core.licenses import RolledUp, roll_up
+
+if TYPE_CHECKING:
+    from paraclip_core.evaluation.compare import Row
 
 __all__ = [
-    "Comparison", "Licence", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow",
-    "Training",
+    "License", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow", "Training",
+    "fewer_than_a_batch", "row_totals", "shares_of_asked", "trained_on",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of both models. Figures are percentages, differences are points."""
-
-    benchmark: str
-    metric: str
-    base: float
-    tuned: float
-    delta: float
-    low: float | None
-    """Lower end of the delta's interval; None where there is none."""
-    high: float | None
-    n: int | None
-    """Number of queries."""
-
-    @property
-    def clear(self) -> int:
-        """1 where the interval shows a gain, -1 where it shows a loss, 0 where it holds zero or is unknown."""
-        if self.low is None or self.high is None:
-            return 0
-        side = 1 if self.low > 0 else -1 if self.high < 0 else 0
-        return -side if lower_is_better(self.metric) else side
 
 
 @dataclass(frozen=True)
@@ -110,8 +91,8 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class Licence:
-    """How much of the data has a licence."""
+class License:
+    """How much of the data has a license."""
 
     name: str
     captions: int
@@ -127,7 +108,7 @@ class ReportData:
     verdict: str
     """``promote`` or ``hold``."""
     reasons: Sequence[str]
-    comparison: Sequence[Comparison]
+    comparison: Sequence[Row]
     finetune: str
     """Fingerprint of the tuned model."""
     image_tower_before: str = ""
@@ -146,11 +127,65 @@ class ReportData:
     rejects: Sequence[RejectGroup] = ()
     stages: Sequence[StageRow] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    licences: Sequence[Licence] = ()
+    licenses: Sequence[License] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     """Small JPEG of each image that is shown, by its id."""
 
     @property
     def strictest(self) -> RolledUp:
-        """The strictest of the licences that rows with paraphrases are under."""
-        return roll_up({licence.name: licence.paraphrased for licence in self.licences if licence.paraphrased})
+        """The strictest of the licenses that rows with paraphrases are under."""
+        return roll_up({license.name: license.paraphrased for license in self.licenses if license.paraphrased})
+
+
+def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Count a run's rows on their way into training.
+
+    Args:
+        metrics: what the manifest of each stage measured, by the stage's name.
+
+    Returns:
+        `asked`: captions that step 1 looked at. `kept`: those of them with an accepted pair after step 2.
+        `rewrites`: rows of these captions, only where some have several. `trained_on`: captions in an epoch of
+        fine-tuning. What no manifest states is left out.
+    """
+    first, second, tuned = (metrics.get(stage, {}) for stage in ("paraphrase_1", "paraphrase_2", "finetune"))
+    totals = {"asked": first.get("captions"), "kept": second.get("accepted"), "trained_on": tuned.get("rows")}
+    # Manifests of earlier releases count captions alone: each had one row.
+    if second.get("kept", 0) > second.get("accepted", 0):
+        totals["rewrites"] = second["kept"]
+    return {name: int(count) for name, count in totals.items() if count is not None}
+
+
+def shares_of_asked(totals: Mapping[str, int]) -> dict[str, str]:
+    """The counts of :func:`row_totals` for people: with their share of the captions that were asked about."""
+    cells = {name: f"{totals[name]:,}" for name in ("asked", "kept", "trained_on") if name in totals}
+    if asked := totals.get("asked"):
+        for name in cells.keys() - {"asked"}:
+            cells[name] += f" ({100 * totals[name] / asked:.1f} %)"
+    if "rewrites" in totals:
+        cells["kept"] += f", {totals['rewrites']:,} rewrites"
+    return {name.replace("_", " "): cell for name, cell in cells.items()}
+
+
+def trained_on(totals: Mapping[str, int]) -> str | None:
+    """The part of a verdict's sentence that says what was trained on; None where none is stated."""
+    if "trained_on" not in totals:
+        return None
+    of = f" of {totals['asked']:,}" if "asked" in totals else ""
+    return f"trained on {totals['trained_on']:,}{of} captions"
+
+
+def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None:
+    """What to know and do where training had less than one batch; None where it had enough.
+
+    Args:
+        totals: the counts of :func:`row_totals`.
+        batch_size: ``finetune.batch_size``.
+    """
+    if totals.get("trained_on", batch_size) >= batch_size:
+        return None
+    return (
+        f"{trained_on(totals)}, fewer than one batch (finetune.batch_size is {batch_size:,}), so its figures say "
+        "little; add captions, loosen what rejected them (the table of stages and the report say what), or "
+        "lower finetune.batch_size"
+    )

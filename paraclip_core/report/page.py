@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +12,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from PIL import Image, ImageOps
 
-from paraclip_core.metric_names import lower_is_better
-from paraclip_core.report.data import Comparison, QueryPair, RejectGroup, ReportData
+from paraclip_core.evaluation.benchmarks import describe_benchmark
+from paraclip_core.evaluation.compare import Row
+from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.plots import alpha_plot, loss_plot, validation_plot
 
-__all__ = ["render_report"]
+__all__ = ["render_report", "thumbnail"]
 
-HEADLINES = ("ao@10", "js@10", "text_to_image_recall@10", "spearman")
-"""Metrics of the figures at the top of the page, first benchmark each."""
-
-NAMES = {
-    "ao@10": "AO@10",
-    "js@10": "JS@10",
-    "spearman": "Spearman",
-    "text_to_image_recall": "text → image recall",
-    "image_to_text_recall": "image → text recall",
-    "caption_text_to_image_recall": "caption → image recall",
-    "rewording_text_to_image_recall": "rewording → image recall",
-}
+SIDE, QUALITY = 112, 74
+"""Of a thumbnail, in pixels, and of its JPEG."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +58,15 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        metric=_metric, percent=_percent, points=_points, share=_share, size=_size, compact=_compact
-    )
+    environment.filters.update(figure=_figure, difference=_difference, share=_share, size=_size, compact=_compact)
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
         data=data,
         headlines=_headlines(data.comparison),
-        benchmarks=[(name, list(rows)) for name, rows in groupby(data.comparison, key=lambda row: row.benchmark)],
+        benchmarks=[
+            (name, describe_benchmark(kind).title, list(rows))
+            for (name, kind), rows in groupby(data.comparison, key=lambda row: (row.benchmark, row.kind))
+        ],
         reach=_reach(data.comparison),
         plots=_plots(data),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
@@ -84,15 +78,19 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def _headlines(comparison: Sequence[Comparison]) -> list[Comparison]:
-    found = (next((row for row in comparison if row.metric == metric), None) for metric in HEADLINES)
-    return [row for row in found if row is not None]
+def _headlines(comparison: Sequence[Row]) -> list[Row]:
+    """The rows at the top of the page: of each headline metric its first benchmark's."""
+    first = {row.metric: row for row in reversed(comparison) if row.facts.headline}
+    return [row for row in comparison if first.get(row.metric) is row]
 
 
-def _reach(comparison: Iterable[Comparison]) -> float:
-    """Half the width of the interval bars' common scale, in points."""
-    ends = [abs(end) for row in comparison for end in (row.low, row.high, row.delta) if end is not None]
-    return max(ends, default=1.0) or 1.0
+def _reach(comparison: Iterable[Row]) -> dict[str, float]:
+    """Half the width of the interval bars' common scale, for each unit."""
+    reach: dict[str, float] = {}
+    for row in comparison:
+        widest = max(abs(end) for end in (row.low, row.high, row.delta))
+        reach[row.facts.unit] = max(reach.get(row.facts.unit, 0.0), widest)
+    return {unit: widest or 1.0 for unit, widest in reach.items()}
 
 
 def _plots(data: ReportData) -> list[Plot]:
@@ -140,21 +138,13 @@ def _style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) ->
     return Markup("\n".join(rules))
 
 
-def _metric(name: str) -> str:
-    head, at, depth = name.partition("@")
-    told = NAMES.get(name) or NAMES.get(head, head.replace("_", " ")) + at + depth
-    return f"{told}, lower is better" if lower_is_better(name) else told
+def _figure(value: float, decimals: int = 1) -> str:
+    return f"{value:.{decimals}f}"
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _points(value: float | None) -> str:
-    if value is None:
-        return "–"
-    text = f"{value:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
+def _difference(value: float, decimals: int = 1) -> str:
+    text = f"{value:+.{decimals + 1}f}"
+    return text.removeprefix("-").removeprefix("+") if float(text) == 0 else text.replace("-", "−")
 
 
 def _share(value: float, reach: float) -> str:
@@ -172,3 +162,11 @@ def _size(count: float) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """The middle square of an image as a JPEG file of 112 by 112 pixels, without metadata."""
+    small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return buffer.getvalue()

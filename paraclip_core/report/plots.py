@@ -1,44 +1,24 @@
-"""Line charts as inline SVG that takes its colours from the page, so that it follows the light or dark theme."""
+"""Line charts as inline SVG that takes its colors from the page, so that it follows the light or dark theme."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from paraclip_core.report.data import Training
 
 __all__ = ["Line", "alpha_plot", "line_chart", "loss_plot", "validation_plot"]
 
-# Matplotlib knows no CSS variables, so it draws with colours that nothing else has, which are then replaced.
-INK, ACCENT, MUTED, RULE = "#010203", "#010204", "#010205", "#010206"
-THEME = {INK: "var(--ink)", ACCENT: "var(--accent)", MUTED: "var(--muted)", RULE: "var(--rule)"}
-STYLES = ((ACCENT, "-"), (INK, "--"), (MUTED, ":"), (MUTED, "-."), (INK, "-"))
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "path.simplify": True,
-}
+WIDTH, HEIGHT, FONT = 460, 270, 12
+LETTER = 6.5
+"""Width of a usual letter: a page's font is not known when it is written."""
+STYLES = (("accent", ""), ("ink", "6 4"), ("muted", "1.5 3"), ("muted", "7 3 1.5 3"), ("ink", ""))
+"""Color and dashes of the first line, the second, …"""
 MAX_POINTS = 300
 
 
@@ -52,41 +32,67 @@ class Line:
     points: bool = False
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A range of values along a range of the drawing."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: Sequence[float]
+    decimals: int
+
+    @classmethod
+    def over(cls, values: Sequence[float], start: float, end: float, count: int, whole: bool = False) -> Axis:
+        """An axis over all values and a bit more, with about `count` ticks at round values, whole ones if asked to."""
+        low, high = min(values), max(values)
+        margin = 0.04 * (high - low) or 0.5
+        low, high = low - margin, high + margin
+        size = 10 ** math.floor(math.log10((high - low) / count))
+        step = next(step for step in (size * part for part in (1, 2, 5, 10)) if (high - low) / step <= count)
+        step = max(step, 1) if whole else step
+        ticks = [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        return cls(low, high, start, end, ticks, max(0, -math.floor(math.log10(step) + 1e-9)))
+
+    def at(self, value: float) -> str:
+        """Where a value lies."""
+        return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}"
+
+
 def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mark: float | None = None) -> str:
     """Draw lines as an SVG element; equal arguments give equal bytes.
 
     Args:
-        name: read out by screen readers, and the salt of the SVG's ids, so that two charts on a page need two names.
+        name: read out by screen readers.
         lines: what to draw, the most important first.
         x_label: name of the x axis.
         y_label: name and unit of the y axis.
         mark: an x value to mark with an upright line.
     """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        if mark is not None:
-            axes.axvline(mark, color=RULE, linewidth=5, zorder=0)
-        for line, (colour, dashes) in zip(lines, STYLES * (len(lines) // len(STYLES) + 1), strict=False):
-            x, y = _thinned(line.x, line.y)
-            # A line of one point has no length.
-            marker = "o" if line.points or len(x) == 1 else ""
-            axes.plot(x, y, dashes, color=colour, linewidth=1.6, label=line.label, marker=marker, ms=3.5)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        whole = all(float(x).is_integer() for line in lines for x in line.x)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.tick_params(length=0)
-        if len(lines) > 1:
-            figure.legend(
-                loc="outside upper left", ncols=2 if len(lines) > 3 else len(lines), handlelength=2.2, columnspacing=1.2
-            )
-        buffer = io.StringIO()
-        metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return _inline(buffer.getvalue(), name)
+    drawn = [Line(line.label, *_thinned(line.x, line.y), line.points) for line in lines]
+    legend, top = _legend(drawn) if len(drawn) > 1 else ([], 10.0)
+    y = Axis.over([value for line in drawn for value in line.y], HEIGHT - 44, top, 5)
+    left = 28 + LETTER * max(len(_number(tick, y)) for tick in y.ticks)
+    whole = all(float(value).is_integer() for line in lines for value in line.x)
+    x = Axis.over([value for line in drawn for value in line.x], left, WIDTH - 10, 6, whole)
+    grid = '<path d="{}" style="stroke:var(--rule);stroke-width:{}"/>'
+    parts = [grid.format(f"M{x.at(mark)} {top}V{y.start}", 7)] if mark is not None else []
+    parts += [grid.format(f"M{x.at(tick)} {top}V{y.start}", 0.8) for tick in x.ticks]
+    parts += [grid.format(f"M{left:.1f} {y.at(tick)}H{x.end}", 0.8) for tick in y.ticks]
+    parts += [grid.format(f"M{left:.1f} {top}V{y.start}H{x.end}", 1)]
+    parts += [_text(x.at(tick), y.start + 16, _number(tick, x), "middle") for tick in x.ticks]
+    parts += [_text(f"{left - 6:.1f}", float(y.at(tick)) + 4, _number(tick, y), "end") for tick in y.ticks]
+    parts += [_text(f"{(left + x.end) / 2:.1f}", HEIGHT - 8, x_label, "middle")]
+    turned = f'transform="rotate(-90)" x="{-(top + y.start) / 2:.1f}" y="12" '
+    parts += [f'<text {turned}style="text-anchor:middle;fill:var(--muted)">{escape(y_label)}</text>']
+    for number, line in reversed([*enumerate(drawn)]):
+        parts += _drawn(line, x, y, number)
+    body = "\n".join([*parts, *legend])
+    return (
+        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="{FONT}" '
+        f'xmlns="http://www.w3.org/2000/svg">\n{body}\n</svg>'
+    )
 
 
 def loss_plot(training: Training) -> str | None:
@@ -121,7 +127,7 @@ def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
     if not points:
         return None
     names = [name for name in points[0] if name != "alpha"]
-    # The figure that α is chosen by comes first, in the accent colour.
+    # The figure that α is chosen by comes first, in the accent color.
     names.sort(key=lambda name: (not name.startswith("ao@"), not name.startswith("js@"), name))
     alphas = [point["alpha"] for point in points]
     lines = [Line(_words(name), alphas, [p[name] - points[0][name] for p in points], True) for name in names]
@@ -133,34 +139,52 @@ def _parts(lines: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _words(name: str) -> str:
-    known = {"ao": "AO", "js": "JS"}
     head, at, depth = name.partition("@")
-    return known.get(head, head.replace("text_to_image", "text→image").replace("_", " ")) + at + depth
+    shown = {"ao": "AO", "js": "JS"}.get(head) or head.replace("text_to_image", "text→image").replace("_", " ")
+    return shown + at + depth
+
+
+def _drawn(line: Line, x: Axis, y: Axis, number: int) -> Iterator[str]:
+    places = [(x.at(a), y.at(b)) for a, b in zip(line.x, line.y, strict=True)]
+    yield f'<polyline points="{" ".join(map(",".join, places))}" style="{_stroke(number)}"/>'
+    # A line of one point has no length.
+    if line.points or len(places) == 1:
+        color = STYLES[number % len(STYLES)][0]
+        yield from (f'<circle cx="{a}" cy="{b}" r="3.2" style="fill:var(--{color})"/>' for a, b in places)
+
+
+def _legend(lines: Sequence[Line]) -> tuple[list[str], float]:
+    """Samples and labels from left to right in as many rows as they need, and where these end."""
+    parts: list[str] = []
+    left, baseline = 8.0, 14.0
+    for number, line in enumerate(lines):
+        width = 44 + LETTER * len(line.label)
+        if left > 8 and left + width > WIDTH:
+            left, baseline = 8.0, baseline + 18
+        parts.append(f'<path d="M{left:.1f} {baseline - 4}h26" style="{_stroke(number)}"/>')
+        parts.append(_text(f"{left + 32:.1f}", baseline, line.label, "start", "ink"))
+        left += width
+    return parts, baseline + 12
+
+
+def _stroke(number: int) -> str:
+    color, dashes = STYLES[number % len(STYLES)]
+    return f"fill:none;stroke:var(--{color});stroke-width:2" + (f";stroke-dasharray:{dashes}" if dashes else "")
+
+
+def _text(x: str, y: float, text: str, anchor: str, color: str = "muted") -> str:
+    return f'<text x="{x}" y="{y:.1f}" style="text-anchor:{anchor};fill:var(--{color})">{escape(text)}</text>'
+
+
+def _number(value: float, axis: Axis) -> str:
+    return f"{value:.{axis.decimals}f}"
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """Means of equal runs of neighbours, where there are more points than a screen shows."""
+    """Means of equal runs of neighbors, where there are more points than a screen shows."""
     if len(x) <= MAX_POINTS:
         return x, y
     cuts = np.linspace(0, len(x), MAX_POINTS + 1).astype(int)[:-1]
     sizes = np.diff([*cuts, len(x)])
-    return (np.add.reduceat(np.asarray(x, float), cuts) / sizes).tolist(), (
-        np.add.reduceat(np.asarray(y, float), cuts) / sizes
-    ).tolist()
-
-
-def _inline(svg: str, name: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    # Names of groups repeat from chart to chart, and an id must be unique on the page; nothing refers to these.
-    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    for colour, variable in THEME.items():
-        svg = svg.replace(colour, variable)
-    label = name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    # A style element's "*" would reach the whole page.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    means = (np.add.reduceat(np.asarray(side, float), cuts) / sizes for side in (x, y))
+    return next(means).tolist(), next(means).tolist()

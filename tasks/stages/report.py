@@ -27,7 +27,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Here, because Matplotlib takes a second to import and a plan needs none of it.
+    # Here, because a plan needs none of it.
     from paraclip_core.report.page import render_report
 
     data = gather(ctx.settings, ctx.inputs)
@@ -36,4 +36,4 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return {"bytes": len(page), "verdict": data.verdict, "thumbnails": len(data.thumbnails)}
 
 
-REPORT = Stage(name="report", version=6, inputs=_inputs, options=_options, body=_body)
+REPORT = Stage(name="report", version=7, inputs=_inputs, options=_options, body=_body)

@@ -13,9 +13,9 @@ from typing import Any
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import (
-    Comparison,
-    Licence,
+    License,
     ParaphraseSample,
     QueryPair,
     RejectGroup,
@@ -23,8 +23,9 @@ from paraclip_core.report.data import (
     ReportData,
     StageRow,
     Training,
+    fewer_than_a_batch,
+    row_totals,
 )
-from paraclip_core.report.totals import fewer_than_a_batch, row_totals
 from storage.artifacts import Artifact
 from storage.duckdb_file import frequent_values
 from storage.files import read_json
@@ -91,7 +92,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         name=settings.name,
         verdict=comparison["verdict"],
         reasons=[why(comparison | {"rows": totals})],
-        comparison=[_comparison(row) for row in comparison["rows"]],
+        comparison=[Row(**row) for row in comparison["rows"]],
         confidence=comparison["confidence"],
         notes=[*comparison["notes"], *([warning] if warning else [])],
         finetune=inputs["finetune"].fingerprint,
@@ -110,14 +111,9 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         ],
         stages=[_stage(artifact) for artifact in inputs.values()],
         versions=_versions(inputs.values()),
-        licences=_licences(inputs),
+        licenses=_licenses(inputs),
         thumbnails=_thumbnails(settings, inputs, set(shown)),
     )
-
-
-def _comparison(row: Mapping[str, Any]) -> Comparison:
-    figures = {name: row[name] for name in ("base", "tuned", "delta", "low", "high")}
-    return Comparison(row["benchmark"], row["metric"], **figures, n=row["n"])
 
 
 def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -240,11 +236,11 @@ def _training(name: str, artifact: Artifact) -> Training:
         raise ArtifactError(f"{path} cannot be read as JSON lines ({error}); delete {artifact.path}") from error
 
 
-def _licences(inputs: Inputs) -> list[Licence]:
+def _licenses(inputs: Inputs) -> list[License]:
     # So many that both tables name the same ones, and the strictest is among them.
     captions = frequent_values(inputs["ingest"].path / "captions", "licence", MANY_LICENCES)
     paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence", MANY_LICENCES)
-    return [Licence(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
+    return [License(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
 
 
 def _stage(artifact: Artifact) -> StageRow:
@@ -292,7 +288,7 @@ def _members(inputs: Inputs, wanted: set[str]) -> dict[str, dict[str, str]]:
 
 def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
     from paraclip_core.clip.images import ImageArchive
-    from paraclip_core.report.thumbnails import thumbnail
+    from paraclip_core.report.page import thumbnail
 
     with ImageArchive(images) as archive:
         # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.

@@ -295,3 +295,17 @@ def test_what_cannot_be_compared_is_refused() -> None:
         delta_interval(one, other, resamples=100, confidence=0.9, seed=0)
     with pytest.raises(BenchmarkError, match="at least two"):
         delta_interval(*paired(np.zeros(3), np.ones(3), np.zeros(3, int)), resamples=100, confidence=0.9, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "low", "high", "side"),
+    [
+        ("paraphrased_retrieval", "ao@10", 0.1, 0.3, 1),
+        ("paraphrased_retrieval", "ao@10", -0.3, -0.1, -1),
+        ("paraphrased_retrieval", "ao@10", -0.1, 0.1, 0),
+        ("sugarcrepe", "text_only_closeness", 0.1, 0.3, -1),
+        ("sugarcrepe", "text_only_closeness@swap_att", -0.3, -0.1, 1),
+    ],
+)
+def test_a_gain_is_told_from_a_loss(kind: str, metric: str, low: float, high: float, side: int) -> None:
+    assert Row("b", kind, metric, 1.0, 1.0, 0.0, low, high, 10, 10).side == side

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from paraclip_core.captions.clean import clean
+from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import (
-    Comparison,
-    Licence,
+    License,
     ParaphraseSample,
     QueryPair,
     RejectGroup,
@@ -51,7 +51,7 @@ def page(text: str, answer: str) -> str:
             name=text,
             verdict="promote",
             reasons=[text],
-            comparison=[Comparison("pairs", "ao@10", 1.0, 2.0, 1.0, 0.5, 1.5, 10)],
+            comparison=[Row(text, "paraphrased_retrieval", "ao@10", 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)],
             finetune="f",
             notes=[answer],
             better=[pair],
@@ -60,7 +60,7 @@ def page(text: str, answer: str) -> str:
             rejects=[RejectGroup("paraphrase_1", "echo", 1, [RejectSample(text, answer, answer)])],
             stages=[StageRow(text, "f", 1, 1, {text: text}, {text: answer}, {text: [answer]})],
             versions={text: answer},
-            licences=[Licence(text, 1, 1)],
+            licenses=[License(text, 1, 1)],
             thumbnails={text: b"\xff\xd8"},
         )
     )

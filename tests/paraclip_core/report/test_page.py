@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import (
-    Comparison,
-    Licence,
+    License,
     ParaphraseSample,
     QueryPair,
     RejectGroup,
@@ -20,14 +20,13 @@ from paraclip_core.report.data import (
     StageRow,
     Training,
 )
-from paraclip_core.report.page import render_report
-from paraclip_core.report.thumbnails import thumbnail
+from paraclip_core.report.page import render_report, thumbnail
 
 ROWS = (
-    Comparison("pairs", "ao@10", 29.04, 31.0, 1.96, 1.2, 2.7, 900),
-    Comparison("pairs", "text_to_image_recall@10", 54.0, 53.8, -0.2, -0.6, 0.2, 900),
-    Comparison("sts-b", "spearman", 60.0, 59.0, -1.0, -1.5, -0.5, 1379),
-    Comparison("other", "made_up@3", 1.0, 1.0, -0.001, None, None, None),
+    Row("pairs", "paraphrased_retrieval", "ao@10", 29.04, 31.0, 1.96, 1.2, 2.7, 900, 900),
+    Row("recall", "retrieval", "text_to_image_recall@10", 54.0, 53.8, -0.2, -0.6, 0.2, 900, 900),
+    Row("sts-b", "sts", "spearman", 60.0, 59.0, -1.0, -1.5, -0.5, 1379, 1379),
+    Row("other", "no_such_module:MINE", "made_up@3", 1.0, 1.0, -0.001, -0.004, 0.003, 77, 77),
 )
 
 
@@ -57,7 +56,7 @@ def full(text: str) -> ReportData:
         name=text,
         verdict="promote",
         reasons=[text],
-        comparison=[Comparison(text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10)],
+        comparison=[Row(text, text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)],
         finetune=text,
         notes=[text],
         trainings=[Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])],
@@ -66,7 +65,7 @@ def full(text: str) -> ReportData:
         rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])],
         stages=[StageRow(text, text, 1, 1, {text: text}, {text: text}, {text: [text]})],
         versions={text: text},
-        licences=[Licence(text, 1, 1)],
+        licenses=[License(text, 1, 1)],
         thumbnails={text: b"\xff\xd8"},
     )
 
@@ -76,14 +75,25 @@ def test_figures_are_shown_as_percentages_and_points() -> None:
     text = " ".join(Reader(page).text)
     assert "Hold: keep the base model" in text
     assert "AO@10 · pairs" in text
-    for shown in ("29.0", "31.0", "+1.96", "+1.20 to +2.70", "−0.20", "−1.50 to −0.50", "made up@3", "0.00", "1379"):
+    for shown in (
+        "29.0",
+        "31.0",
+        "+1.96",
+        "+1.20 to +2.70",
+        "−0.20",
+        "−1.50 to −0.50",
+        "made up@3",
+        "0.00",
+        "1379",
+        "Paraphrased retrieval",
+    ):
         assert shown in text
     assert page.count('<tr class="up">') == 1
     assert page.count('<tr class="down">') == 1
 
 
 def test_it_says_which_figures_are_better_when_lower() -> None:
-    rows = (*ROWS, Comparison("crepe", "text_only_closeness@add_att", 86.4, 89.9, 3.5, 3.2, 3.8, 692))
+    rows = (*ROWS, Row("crepe", "sugarcrepe", "text_only_closeness@add_att", 86.4, 89.9, 3.5, 3.2, 3.8, 692, 692))
     text = " ".join(Reader(render_report(ReportData("demo", "hold", [], rows, "f" * 64))).text)
     assert "text only closeness@add_att, lower is better" in text
     assert text.count("lower is better") == 1
@@ -108,9 +118,9 @@ def test_figures_are_explained_where_there_are_some() -> None:
     assert ["cosines of a sentence encoder" in page for page in pages] == [False, True]
 
 
-def test_the_strictest_licence_of_what_was_paraphrased_is_named() -> None:
-    licences = [Licence("CC0-1.0", 10, 5), Licence("CC-BY-NC-4.0", 3, 2), Licence("CC-BY-ND-4.0", 2, 0)]
-    page = render_report(ReportData("demo", "hold", [], [], "f" * 64, licences=licences))
+def test_the_strictest_license_of_what_was_paraphrased_is_named() -> None:
+    licenses = [License("CC0-1.0", 10, 5), License("CC-BY-NC-4.0", 3, 2), License("CC-BY-ND-4.0", 2, 0)]
+    page = render_report(ReportData("demo", "hold", [], [], "f" * 64, licenses=licenses))
     assert "should respect the strictest: CC-BY-NC-4.0 (non-commercial)" in page
 
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core import tables
-from paraclip_core.report.totals import row_totals
+from paraclip_core.report.data import row_totals
 from storage.artifacts import Artifact, Manifest
 from storage.parquet import write_table
-from tasks.stages.report_inputs import _funnel, _licences, _source_rejects, _stage, _step_rejects
+from tasks.stages.report_inputs import _funnel, _licenses, _source_rejects, _stage, _step_rejects
 
 
 def artifact(metrics: dict[str, Any]) -> Artifact:
@@ -108,8 +108,8 @@ def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: i
     assert groups[1:] == ([("finetune", "far_from_image", 2)] if rejected else [])
 
 
-def test_many_licences_are_counted_in_both_tables(tmp_path: Path) -> None:
-    names = [f"licence {number:02d}" for number in range(40)]
+def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
+    names = [f"license {number:02d}" for number in range(40)]
     tables_of = {
         # The last ones are the rarest captions, and of those with paraphrases the most frequent.
         ("ingest", "captions"): [name for number, name in enumerate(names) for _ in range(50 - number)],
@@ -118,5 +118,5 @@ def test_many_licences_are_counted_in_both_tables(tmp_path: Path) -> None:
     for (stage, folder), values in tables_of.items():
         write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"licence": values}))
     inputs = {stage: Artifact(tmp_path / stage, artifact({}).manifest) for stage, _ in tables_of}
-    found = [(licence.name, licence.captions, licence.paraphrased) for licence in _licences(inputs)]
+    found = [(license.name, license.captions, license.paraphrased) for license in _licenses(inputs)]
     assert found == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]
