@@ -5,7 +5,8 @@
 
 `memory`: ViT-B-32 whole (image tower included) with random weights, AdamW with its state, bf16, three texts of about
 15 tokens a row; every batch in a process of its own, whose peak resident memory is what the operating system says.
-`steps`: text towers alone. Both print a table and draw it into `docs/`. Texts are made up: token ids as frequent as
+`steps`: text towers alone. Both print a table and draw it into `docs/` with
+matplotlib (`pip install matplotlib`). Texts are made up: token ids as frequent as
 words are, lengths as captions have them.
 """
 
@@ -25,12 +26,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib as mpl  # pyright: ignore[reportMissingImports]
 import numpy as np
 import open_clip
 import torch
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # pyright: ignore[reportMissingImports]
+from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 from record import record
 
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
