@@ -5,9 +5,8 @@
 
 `memory`: ViT-B-32 whole (image tower included) with random weights, AdamW with its state, bf16, three texts of about
 15 tokens a row; every batch in a process of its own, whose peak resident memory is what the operating system says.
-`steps`: text towers alone. Both print a table and draw it into `docs/` with
-matplotlib (`pip install matplotlib`). Texts are made up: token ids as frequent as
-words are, lengths as captions have them.
+`steps`: text towers alone. Both print a table and draw it into `docs/` with matplotlib (`pip install matplotlib`).
+Texts are made up: token ids as frequent as words are, lengths as captions have them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _LIVE = re.compile(r"(?<![a-z0-9])_|_(?![a-z0-9])|(?<=www)\.|[^\w\s.,;()/=+%'\"?
 def inert(text: str) -> str:
     """Text for a table's cell or the middle of a line; line breaks become blanks, what is invisible is escaped."""
     line = _visible(" ".join(text.split()))
-    return _LIVE.sub(lambda found: f"&#{ord(found.group())};" if found.group().isascii() else found.group(), line)
+    return _LIVE.sub(lambda mark: f"&#{ord(mark.group())};" if mark.group().isascii() else mark.group(), line)
 
 
 def fenced(text: str, language: str = "text") -> str:

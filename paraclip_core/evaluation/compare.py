@@ -63,7 +63,7 @@ class Row:
 
     @property
     def facts(self) -> Metric:
-        """What is known of the metric."""
+        """The metric: its unit, and whether lower is better."""
         return metric_of(self.kind, self.metric)
 
     @property

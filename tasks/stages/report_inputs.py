@@ -143,16 +143,15 @@ def _images(pair: QueryPair) -> list[str]:
 def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     """Accepted paraphrases of different captions, drawn by the captions' hashes."""
     columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
-    kept: dict[str, dict[str, Any]] = {}
+    samples: dict[str, dict[str, Any]] = {}
     for row in _rows(folder, columns):
-        other = kept.get(row["caption"])
+        other = samples.get(row["caption"])
         if row["paraphrase_2"] is None or (other is not None and other["caption_id"] <= row["caption_id"]):
             continue
-        kept[row["caption"]] = row
-        if len(kept) > 4 * SAMPLES:
-            first = heapq.nsmallest(SAMPLES, kept.items(), key=lambda item: item[1]["caption_id"])
-            kept = dict(first)
-    rows = sorted(kept.values(), key=lambda row: row["caption_id"])[:SAMPLES]
+        samples[row["caption"]] = row
+        if len(samples) > 4 * SAMPLES:
+            samples = dict(heapq.nsmallest(SAMPLES, samples.items(), key=lambda item: item[1]["caption_id"]))
+    rows = sorted(samples.values(), key=lambda row: row["caption_id"])[:SAMPLES]
     return [
         ParaphraseSample(
             row["image_id"],
@@ -201,9 +200,9 @@ def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[Reject
     samples: dict[str, list[RejectSample]] = {}
     for reason, sample in rows:
         counts[reason] += 1
-        kept = samples.setdefault(reason, [])
-        if len(kept) < REJECT_SAMPLES and sample not in kept:
-            kept.append(sample)
+        shown = samples.setdefault(reason, [])
+        if len(shown) < REJECT_SAMPLES and sample not in shown:
+            shown.append(sample)
     return [RejectGroup(stage, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
 
 
@@ -258,23 +257,23 @@ def _stage(artifact: Artifact) -> StageRow:
 
 def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
     """Every version that took part; mostly one for each package."""
-    found: dict[str, set[str]] = {}
+    packages: dict[str, set[str]] = {}
     for artifact in artifacts:
         for package, version in artifact.manifest.versions.items():
-            found.setdefault(package, set()).add(version)
-    return {package: ", ".join(sorted(versions)) for package, versions in found.items()}
+            packages.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(versions)) for package, versions in packages.items()}
 
 
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
     """Thumbnails of the images that are still there; a page without one of them is better than none."""
     scenes = inputs.get("scenes")
-    found: dict[str, bytes] = {}
+    thumbnails: dict[str, bytes] = {}
     for images, names in sorted(_members(inputs, wanted).items()):
         try:
-            found.update(_thumbnails_from(scenes.path / images if scenes else input_path(settings, images), names))
+            thumbnails.update(_thumbnails_from(scenes.path / images if scenes else input_path(settings, images), names))
         except InputError as error:
             log.warning("no thumbnails from %s: %s", images, error)
-    return found
+    return thumbnails
 
 
 def _members(inputs: Inputs, wanted: set[str]) -> dict[str, dict[str, str]]:

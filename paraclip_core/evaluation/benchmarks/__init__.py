@@ -180,7 +180,7 @@ def describe_benchmark(kind: str) -> Benchmark:
 
 
 def metric_of(kind: str, name: str) -> Metric:
-    """What is known of a metric that was measured once."""
+    """The metric of this name; a bare one where its row does not list it, or is not at hand any more."""
     return describe_benchmark(kind).metric(name) or Metric(name)
 
 
@@ -201,9 +201,9 @@ def check_metric(name: str) -> str:
     if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
         return name
     kinds = dict.fromkeys((*BENCHMARKS, *([kind] if ":" in kind else [])))
-    known = sorted(f"{kind}/{metric.name}" for kind in kinds for metric in find_benchmark(kind).metrics)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    names = sorted(f"{kind}/{metric.name}" for kind in kinds for metric in find_benchmark(kind).metrics)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
     raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")
 
 

@@ -40,11 +40,11 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder) -> Measured:
         BenchmarkError: no caption's image is in the pool.
     """
     rows = pool.find(captions.image_ids)
-    kept = np.flatnonzero(rows >= 0)
-    if not len(kept):
+    pooled = np.flatnonzero(rows >= 0)
+    if not len(pooled):
         raise BenchmarkError(f"none of the {len(rows)} captions ({captions.split}) has its image in the pool")
-    owner = rows[kept]
-    texts, index = unique_features(encoder.texts, [captions.captions[i] for i in kept.tolist()])
+    owner = rows[pooled]
+    texts, index = unique_features(encoder.texts, [captions.captions[i] for i in pooled.tolist()])
     images = pool.features(encoder)
     ranked = top_k(texts, images, max(RECALL_DEPTHS))[index]
     samples = {f"text_to_image_recall@{k}": Sample(recall_at_k(ranked, owner, k), owner) for k in RECALL_DEPTHS}
