@@ -1,7 +1,7 @@
 """Captioned images in their published formats: JSON with a tar or folder of images beside it, or Parquet with both.
 
-The test split of Parquet is told by a column `split` or by names such as ``test-00000-of-00002.parquet``; shards of
-another split are not read. Its images are told apart by their contents, so rows that repeat a picture are one image.
+A column `split` or a name such as ``test-00000-of-00002.parquet`` says the split of Parquet; shards of another split
+are not read. An image in it is its contents, so rows that repeat a picture are one image.
 """
 
 from __future__ import annotations
