@@ -77,13 +77,13 @@ def export_dataset(
 
 
 def _facts(found: Artifact, written: ExportedDataset, folder: Path, opt_outs: int) -> dict[str, Any]:
-    license = {"strictest": written.license.strictest, "class": written.license.kind, "hub": written.license.hub}
+    whole = {"strictest": written.license.strictest, "class": written.license.kind, "hub": written.license.hub}
     return {
         "folder": str(folder),
         "files": written.files,
         "artifact": f"{found.stage}/{found.fingerprint}",
         "rows": written.rows,
-        "license": license,
+        "license": whole,
         "opt_outs": {"entries": opt_outs, "rows": written.left_out, "unmatched": written.unmatched},
         "notes": written.license.notes,
     }

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
+import yaml
+from fake_encoder import WordEncoder
 
 from paraclip_core.config import BenchmarkOptions
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import (
     BENCHMARKS,
     Metric,
@@ -15,7 +21,10 @@ from paraclip_core.evaluation.benchmarks import (
     headline_metrics,
     metric_of,
 )
+from paraclip_core.evaluation.run import parse_benchmark, prepare
 from paraclip_core.settings import parse_settings
+
+GUIDE = Path(__file__).parents[4] / "docs" / "benchmarks.md"
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
@@ -92,3 +101,33 @@ def test_a_metric_that_nothing_measures_is_refused(gate: dict[str, object], mess
 def test_devices_and_splits_are_checked_at_once(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"'gpu'|'tset'"):
         parse_settings(options)
+
+
+def example(language: str) -> str:
+    """The guide's last block of code."""
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.S)[-1]
+
+
+def test_the_guides_benchmark_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_benchmark.py").write_text(example("python"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_benchmark", raising=False)
+    evaluate = parse_settings(yaml.safe_load(example("yaml"))).evaluate
+    assert evaluate.gate.max_drop == {"my_benchmark:NEARER/accuracy": 2}
+    path = tmp_path / "nearer.tsv"
+    path.write_text("a red dog\ta red hound\ttwo cats\na blue car\tthree dogs\ta blue bus\n")
+    measured = prepare(evaluate.benchmarks[0], path).measure(WordEncoder())
+    assert measured.metrics == {"accuracy": 50.0}
+    assert parse_benchmark(f"mine:my_benchmark:NEARER={path}").kind == "my_benchmark:NEARER"
+    path.write_text("a red dog\n")
+    with pytest.raises(BenchmarkError, match=r"benchmark 'nearer': .*nearer\.tsv: expected lines of text"):
+        prepare(evaluate.benchmarks[0], path)
+
+
+def test_a_metric_that_the_row_does_not_list_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other_benchmark.py").write_text(example("python").replace('Metric("accuracy"', 'Metric("share"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a.tsv").write_text("a\tb\tc\nd\te\tf\n")
+    benchmark = prepare(BenchmarkOptions(name="mine", kind="other_benchmark:NEARER"), tmp_path / "a.tsv")
+    with pytest.raises(BenchmarkError, match=r"'mine' measured 'accuracy'; expected .* Benchmark, share"):
+        benchmark.measure(WordEncoder())
