@@ -12,8 +12,7 @@ from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import compare as module
 from paraclip_core.evaluation.compare import Outcome, Row, compare, delta_interval, judge, judge_challenger
-from paraclip_core.evaluation.results import Measured, Sample, from_arrays, from_table, result_json, to_arrays, to_table
-from paraclip_core.tables import SAMPLES
+from paraclip_core.evaluation.results import Measured, Sample
 
 
 def row(kind: str, metric: str, delta: float, low: float, name: str | None = None) -> Row:
@@ -160,42 +159,6 @@ def test_summary_has_the_agreed_shape() -> None:
     assert found["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
     assert found["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
     assert found["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
-
-
-def test_arrays_there_and_back() -> None:
-    gold = Sample(np.arange(4.0), np.arange(4), np.arange(4.0)[::-1])
-    before = Measured(
-        {"spearman": gold, "ao@10": Sample(np.ones(2), np.arange(2))}, {"a": 1}, {"x": np.eye(2, dtype=int)}
-    )
-    after = from_arrays(to_arrays(before), {"a": 1})
-    assert after.metrics == before.metrics == {"spearman": -100.0, "ao@10": 100.0}
-    assert list(after.samples) == list(before.samples)
-    np.testing.assert_array_equal(after.ranked["x"], before.ranked["x"])
-
-
-def test_tables_there_and_back() -> None:
-    gold = Sample(np.array([0.1, 0.2, 0.4]), np.arange(3), np.array([3.0, 1.0, 2.0]))
-    base = Measured({"spearman": gold, "ao@10": Sample(np.ones(2), np.array([7, 7]))}, {"a": 1})
-    other = Sample(np.array([0.3, 0.1, 0.2]), np.arange(3), gold.gold)
-    tuned = Measured({"spearman": other, "ao@10": Sample(np.zeros(2), np.array([7, 7]))}, {})
-    table = to_table(base, tuned)
-    assert table.schema.equals(SAMPLES) and table.num_rows == 5
-    for before, after in zip((base, tuned), from_table(table), strict=True):
-        assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
-        for metric, sample in before.samples.items():
-            np.testing.assert_array_equal(after.samples[metric].clusters, sample.clusters)
-            assert (after.samples[metric].gold is None) == (sample.gold is None)
-
-
-def test_published_result_shapes() -> None:
-    hits = Sample(np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4))
-    found = result_json(
-        "retrieval", "karpathy", "base", "abc", Measured({f"text_to_image_{'recall@5'}": hits}, {"split": "test"})
-    )
-    assert found["metrics"] == {"image_retrieval_recall@5": 0.75}
-    assert (found["task"], found["dataset"], found["language"]) == ("zeroshot_retrieval", "karpathy", "en")
-    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
-    assert found["scores"]["test"][0]["main_score"] == found["scores"]["test"][0]["cosine_spearman"] == 0.75
 
 
 def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201
