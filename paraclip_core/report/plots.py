@@ -59,6 +59,10 @@ class Axis:
         """Where a value lies."""
         return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}"
 
+    def labels(self) -> list[tuple[str, str]]:
+        """Where each tick lies, and its number."""
+        return [(self.at(tick), f"{tick:.{self.decimals}f}") for tick in self.ticks]
+
 
 def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mark: float | None = None) -> str:
     """Draw lines as an SVG element; equal arguments give equal bytes.
@@ -73,19 +77,18 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
     drawn = [Line(line.label, *_thinned(line.x, line.y), line.points) for line in lines]
     legend, top = _legend(drawn) if len(drawn) > 1 else ([], 10.0)
     y = Axis.over([value for line in drawn for value in line.y], HEIGHT - 44, top, 5)
-    left = 28 + LETTER * max(len(_number(tick, y)) for tick in y.ticks)
+    left, right = 28 + LETTER * max(len(label) for _, label in y.labels()), WIDTH - 10
     whole = all(float(value).is_integer() for line in lines for value in line.x)
-    x = Axis.over([value for line in drawn for value in line.x], left, WIDTH - 10, 6, whole)
-    grid = '<path d="{}" style="stroke:var(--rule);stroke-width:{}"/>'
-    parts = [grid.format(f"M{x.at(mark)} {top}V{y.start}", 7)] if mark is not None else []
-    parts += [grid.format(f"M{x.at(tick)} {top}V{y.start}", 0.8) for tick in x.ticks]
-    parts += [grid.format(f"M{left:.1f} {y.at(tick)}H{x.end}", 0.8) for tick in y.ticks]
-    parts += [grid.format(f"M{left:.1f} {top}V{y.start}H{x.end}", 1)]
-    parts += [_text(x.at(tick), y.start + 16, _number(tick, x), "middle") for tick in x.ticks]
-    parts += [_text(f"{left - 6:.1f}", float(y.at(tick)) + 4, _number(tick, y), "end") for tick in y.ticks]
-    parts += [_text(f"{(left + x.end) / 2:.1f}", HEIGHT - 8, x_label, "middle")]
-    turned = f'transform="rotate(-90)" x="{-(top + y.start) / 2:.1f}" y="12" '
-    parts += [f'<text {turned}style="text-anchor:middle;fill:var(--muted)">{escape(y_label)}</text>']
+    x = Axis.over([value for line in drawn for value in line.x], left, right, 6, whole)
+    grid = [f"M{x.at(tick)} {top}V{y.start}" for tick in x.ticks] + [
+        f"M{left} {y.at(tick)}H{right}" for tick in y.ticks
+    ]
+    parts = [] if mark is None else [_rule(f"M{x.at(mark)} {top}V{y.start}", 7)]
+    parts += [_rule("".join(grid), 0.8), _rule(f"M{left} {top}V{y.start}H{right}", 1.2)]
+    parts += [_text(place, y.start + 16, label) for place, label in x.labels()]
+    parts += [_text(left - 6, float(place) + 4, label, "end") for place, label in y.labels()]
+    parts += [_text((left + right) / 2, HEIGHT - 8, x_label)]
+    parts += [f'<g transform="rotate(-90)">{_text(-(top + y.start) / 2, 12, y_label)}</g>']
     for number, line in reversed([*enumerate(drawn)]):
         parts += _drawn(line, x, y, number)
     body = "\n".join([*parts, *legend])
@@ -161,8 +164,8 @@ def _legend(lines: Sequence[Line]) -> tuple[list[str], float]:
         width = 44 + LETTER * len(line.label)
         if left > 8 and left + width > WIDTH:
             left, baseline = 8.0, baseline + 18
-        parts.append(f'<path d="M{left:.1f} {baseline - 4}h26" style="{_stroke(number)}"/>')
-        parts.append(_text(f"{left + 32:.1f}", baseline, line.label, "start", "ink"))
+        parts.append(f'<path d="M{left} {baseline - 4}h26" style="{_stroke(number)}"/>')
+        parts.append(_text(left + 32, baseline, line.label, "start", "ink"))
         left += width
     return parts, baseline + 12
 
@@ -172,12 +175,13 @@ def _stroke(number: int) -> str:
     return f"fill:none;stroke:var(--{color});stroke-width:2" + (f";stroke-dasharray:{dashes}" if dashes else "")
 
 
-def _text(x: str, y: float, text: str, anchor: str, color: str = "muted") -> str:
-    return f'<text x="{x}" y="{y:.1f}" style="text-anchor:{anchor};fill:var(--{color})">{escape(text)}</text>'
+def _rule(path: str, width: float) -> str:
+    return f'<path d="{path}" style="fill:none;stroke:var(--rule);stroke-width:{width}"/>'
 
 
-def _number(value: float, axis: Axis) -> str:
-    return f"{value:.{axis.decimals}f}"
+def _text(x: float | str, y: float, text: str, anchor: str = "middle", color: str = "muted") -> str:
+    style = f"text-anchor:{anchor};fill:var(--{color})"
+    return f'<text x="{float(x):.1f}" y="{y:.1f}" style="{style}">{escape(text)}</text>'
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
