@@ -80,9 +80,8 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
     left, right = 28 + LETTER * max(len(label) for _, label in y.labels()), WIDTH - 10
     whole = all(float(value).is_integer() for line in lines for value in line.x)
     x = Axis.over([value for line in drawn for value in line.x], left, right, 6, whole)
-    grid = [f"M{x.at(tick)} {top}V{y.start}" for tick in x.ticks] + [
-        f"M{left} {y.at(tick)}H{right}" for tick in y.ticks
-    ]
+    grid = [f"M{place} {top}V{y.start}" for place, _ in x.labels()]
+    grid += [f"M{left} {place}H{right}" for place, _ in y.labels()]
     parts = [] if mark is None else [_rule(f"M{x.at(mark)} {top}V{y.start}", 7)]
     parts += [_rule("".join(grid), 0.8), _rule(f"M{left} {top}V{y.start}H{right}", 1.2)]
     parts += [_text(place, y.start + 16, label) for place, label in x.labels()]
