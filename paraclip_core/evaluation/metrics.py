@@ -25,8 +25,8 @@ def top_k(queries: NDArray[np.floating], gallery: NDArray[np.floating], k: int) 
     may be memory-mapped and is converted block by block.
 
     Args:
-        queries: L2-normalised features, shape [n, d].
-        gallery: L2-normalised features, shape [m, d].
+        queries: L2-normalized features, shape [n, d].
+        gallery: L2-normalized features, shape [m, d].
         k: number of rows wanted; with fewer than k rows all of them are ranked.
 
     Returns:
