@@ -85,8 +85,8 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
     parts = [] if mark is None else [_rule(f"M{x.at(mark)} {top}V{y.start}", 7)]
     parts += [_rule("".join(grid), 0.8), _rule(f"M{left} {top}V{y.start}H{right}", 1.2)]
     parts += [_text(place, y.start + 16, label) for place, label in x.labels()]
-    parts += [_text(left - 6, float(place) + 4, label, "end") for place, label in y.labels()]
     parts += [_text((left + right) / 2, HEIGHT - 8, x_label)]
+    parts += [_text(left - 6, float(place) + 4, label, "end") for place, label in y.labels()]
     parts += [f'<g transform="rotate(-90)">{_text(-(top + y.start) / 2, 12, y_label)}</g>']
     for number, line in reversed([*enumerate(drawn)]):
         parts += _drawn(line, x, y, number)

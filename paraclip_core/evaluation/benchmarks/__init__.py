@@ -76,7 +76,8 @@ class Metric:
     @property
     def label(self) -> str:
         """Title and notes."""
-        return ", ".join([self.title or self.name.replace("_", " "), *self.notes])
+        head, at, part = self.name.partition("@")
+        return ", ".join([self.title or head.replace("_", " ") + at + part, *self.notes])
 
 
 @dataclass(frozen=True)
