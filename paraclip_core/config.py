@@ -499,7 +499,7 @@ def meaning(options: BaseModel) -> dict[str, Any]:
         marks, value = field.json_schema_extra, getattr(options, name)
         if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
             continue
-        kept[marks.get("fingerprinted_as", name) if isinstance(marks, dict) else name] = _plain(value)
+        kept[str(marks.get("fingerprinted_as", name)) if isinstance(marks, dict) else name] = _plain(value)
     return kept
 
 

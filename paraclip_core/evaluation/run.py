@@ -96,9 +96,13 @@ class Candidate:
 
         return load_clip(self.reference, pick_device(self._device))
 
-    @cached_property
+    @property
     def tower(self) -> str:
         """Hash of image tower and preprocessing, and how the tower computes."""
+        return self._tower
+
+    @cached_property
+    def _tower(self) -> str:
         from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
 
         architecture = json.dumps(image_architecture(self.clip), sort_keys=True)

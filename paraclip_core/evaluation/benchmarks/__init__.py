@@ -201,7 +201,7 @@ def check_metric(name: str) -> str:
     kind, _, metric = name.partition("/")
     if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
         return name
-    kinds = dict.fromkeys((*BENCHMARKS, *([kind] if ":" in kind else [])))
+    kinds = [*BENCHMARKS, *([kind] if ":" in kind else [])]
     names = sorted(f"{kind}/{metric.name}" for kind in kinds for metric in find_benchmark(kind).metrics)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
