@@ -61,7 +61,7 @@ class Axis:
 
     def labels(self) -> list[tuple[str, str]]:
         """Where each tick lies, and its number."""
-        return [(self.at(tick), f"{tick:.{self.decimals}f}") for tick in self.ticks]
+        return [(self.at(tick), f"{tick:.{self.decimals}f}".replace("-", "−")) for tick in self.ticks]
 
 
 def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mark: float | None = None) -> str:
@@ -160,7 +160,7 @@ def _legend(lines: Sequence[Line]) -> tuple[list[str], float]:
     parts: list[str] = []
     left, baseline = 8.0, 14.0
     for number, line in enumerate(lines):
-        width = 44 + LETTER * len(line.label)
+        width = 54 + LETTER * len(line.label)
         if left > 8 and left + width > WIDTH:
             left, baseline = 8.0, baseline + 18
         parts.append(f'<path d="M{left} {baseline - 4}h26" style="{_stroke(number)}"/>')
