@@ -239,4 +239,4 @@ def _hashes(strings: pa.Array) -> NDArray[np.uint64]:
     """A 64-bit hash of each string or null, uint64 [n]."""
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.register("strings", pa.table({"text": strings}))
-        return con.execute("SELECT hash(text) AS hash FROM strings").fetchnumpy()["hash"]
+        return np.asarray(con.execute("SELECT hash(text) AS hash FROM strings").fetchnumpy()["hash"], np.uint64)
