@@ -32,7 +32,7 @@ from storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, 
 if TYPE_CHECKING:
     from storage.object_store import RemoteFolder
 
-__all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "Holder", "Manifest", "WorkFolder"]
+__all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "Holder", "Manifest", "WorkFolder", "safe_channel"]
 
 log = logging.getLogger(__name__)
 
@@ -356,15 +356,15 @@ class ArtifactStore:
 
     def channel_lock(self, name: str) -> AbstractContextManager[None]:
         """Hold a channel, so that what is read of it stays true until it is set."""
-        return lock(self.root / "channels" / f"{_safe_channel(name)}.lock")
+        return lock(self.root / "channels" / f"{safe_channel(name)}.lock")
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel, such as ``production``, at something."""
-        self._write_channel(_safe_channel(name), value)
+        write_json(self.root / "channels" / f"{safe_channel(name)}.json", value)
 
     def channel(self, name: str) -> dict[str, Any] | None:
         """What a channel points at, None if there is no such channel."""
-        return self._channel(_safe_channel(name))
+        return self._channel(safe_channel(name))
 
     def channels(self) -> dict[str, dict[str, Any]]:
         """Every channel by its name."""
@@ -381,9 +381,6 @@ class ArtifactStore:
             raise ArtifactError(f"{where} is no channel: expected an object with a fingerprint; restore or delete it")
         return value
 
-    def _write_channel(self, name: str, value: dict[str, Any]) -> None:
-        write_json(self.root / "channels" / f"{name}.json", value)
-
     def _read_channel(self, name: str) -> tuple[bytes | None, str]:
         """The bytes of a channel's file, and where it lies."""
         path = self.root / "channels" / f"{name}.json"
@@ -398,7 +395,8 @@ class ArtifactStore:
         return sorted(path.stem for path in (self.root / "channels").glob("*.json"))
 
 
-def _safe_channel(name: str) -> str:
+def safe_channel(name: str) -> str:
+    """A channel's name as it is; UnknownNameError where it cannot be one."""
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UnknownNameError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:

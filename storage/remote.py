@@ -19,7 +19,7 @@ from typing import Any
 
 from paraclip_core.errors import ArtifactError, LockedError
 from storage import locks
-from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder
+from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
 from storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
 from storage.locks import Owner, is_dead, lock, parse_owner, remote_lock
 from storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
@@ -358,8 +358,9 @@ class RemoteStore(ArtifactStore):
         with super().channel_lock(name), remote_lock(self.remote, f"locks/channels/{name}"):
             yield
 
-    def _write_channel(self, name: str, value: dict[str, Any]) -> None:
-        self.remote.write(f"channels/{name}.json", json_bytes(value))
+    def set_channel(self, name: str, value: dict[str, Any]) -> None:
+        """Point a channel at something; the object is the truth."""
+        self.remote.write(f"channels/{safe_channel(name)}.json", json_bytes(value))
 
     def _read_channel(self, name: str) -> tuple[bytes | None, str]:
         path = f"channels/{name}.json"
