@@ -42,10 +42,6 @@ RUN = "run"
 """Stands for a stage in the marks of runs under way: each is a lock that nobody else asks for."""
 
 
-def _no_push() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class WorkFolder:
     """The unfinished work of one fingerprint."""
@@ -54,7 +50,7 @@ class WorkFolder:
     """What will be the artifact."""
     scratch: Path
     """State for resuming; not part of the artifact."""
-    push: Callable[[], None] = _no_push
+    push: Callable[[], None] = lambda: None
     """To be called now and then, between two writes: keeps what is there where a lost machine does not matter."""
 
 
@@ -261,7 +257,7 @@ class ArtifactStore:
         self, stage: str, fingerprint: str, poll: Callable[[], None] | None, info: Owner
     ) -> Iterator[Callable[[], None]]:
         """Share the unfinished work with other machines; gives what pushes it."""
-        yield _no_push
+        yield lambda: None
 
     def _work_folder(self, stage: str, fingerprint: str, push: Callable[[], None]) -> WorkFolder:
         work, target = self.work_path(stage, fingerprint), self.path(stage, fingerprint)

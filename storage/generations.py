@@ -52,18 +52,16 @@ class CacheTable:
 
 
 def _schema(required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Schema:
-    fields = [pa.field(name, type_, nullable=False) for name, type_ in required.items()]
-    return pa.schema(fields + [pa.field(name, type_) for name, type_ in optional.items()])
+    return pa.schema([pa.field(name, kind, name in optional) for name, kind in {**required, **optional}.items()])
 
 
 KEY, TEXT = pa.binary(16), pa.string()
 ACCEPTED = pa.struct([("answer", TEXT), ("tokens", pa.list_(pa.uint16())), ("similarity", pa.float32())])
 REQUEST = {"key": KEY, "step": pa.int8(), "attempt": pa.int16(), "model": TEXT, "prompt": TEXT}
+ANSWERED = REQUEST | {"completions": pa.list_(TEXT)}
 VERDICT_KEY = {"generation": KEY, "parent": KEY, "gates": KEY}
 REASONS = {"answer": TEXT, "reason": TEXT, "detail": TEXT, "similarity": pa.float32()}
-GENERATIONS = CacheTable(
-    "generations", ("key", "completions"), ("key",), _schema(REQUEST | {"completions": pa.list_(TEXT)}, {})
-)
+GENERATIONS = CacheTable("generations", ("key", "completions"), ("key",), _schema(ANSWERED, {}))
 VERDICTS = CacheTable(
     "verdicts",
     (*VERDICT_KEY, "accepted", *REASONS),
