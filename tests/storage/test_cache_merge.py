@@ -1,19 +1,25 @@
-"""Two caches become one, and a part of one another."""
+"""Two caches become one; many small segments become few big ones, whatever is killed."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from generation_rows import answers, flip, key, numbered, rows
+from generation_rows import answers, child, flip, judged, key, numbered, rows, verdicts
 
 from paraclip_core.errors import ArtifactError
 from storage import cache_merge
-from storage.cache_merge import Merged, compact, merge
+from storage.cache_merge import Compacted, Merged, compact, merge
 from storage.cache_tools import cache_stats, paid_tokens
 from storage.generations import GENERATIONS, GenerationStore
-from storage.parts import PartFolder
+from storage.parts import REPLACED, PartFolder
+
+# Merging
 
 
 @pytest.fixture
@@ -149,3 +155,237 @@ def test_segments_that_are_joined_meanwhile_are_all_taken_over_once(
     found = merge(ours, theirs.folder)
     assert (found.new, found.known, found.damaged) == (50, 0, 0)
     assert (cache_stats(ours).rows, cache_stats(ours).keys) == (50, 50)
+
+
+# Compacting
+
+
+def fill(store: GenerationStore, segments: int, size: int = 10, base: int = 0) -> None:
+    for start in range(base, base + segments * size, size):
+        store.append(numbered(range(start, start + size), f"text {start}"))
+
+
+def test_small_segments_become_one(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
+    fill(store, 20)
+    before = answers(store, range(300)), cache_stats(store)
+    assert compact(store) == Compacted(before=20, after=1, rows=200, torn=0)
+    after = cache_stats(store)
+    assert answers(store, range(300)) == before[0]
+    assert (after.rows, after.keys, after.segments, after.groups) == (200, 200, 1, before[1].groups)
+    assert "gone" not in caplog.text
+    assert [p.name for p in store.parts.folder.iterdir()] == store.parts.names()
+    assert compact(store) == Compacted(before=1, after=1, rows=0, torn=0)
+    store.rebuild()
+    assert answers(store, range(300)) == before[0]
+
+
+def test_each_move_is_on_the_disk_before_the_next(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, 2)
+    store.refresh()
+    folder, told = store.parts.folder, []
+
+    def note(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == folder.stat().st_ino:
+            told.append((len(list(folder.glob("*.parquet"))), (folder / REPLACED).exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    compact(store)
+    # The note, the big segment under its name, the small ones gone; only then the note may go.
+    assert told == [(2, True), (3, True), (1, True)]
+
+
+def test_the_first_answer_stays_the_first(store: GenerationStore) -> None:
+    fill(store, 1, base=0)
+    store.append(numbered(range(5, 15), "second"))
+    store.append(rows([]))
+    store.append(numbered(range(12, 20), "third"))
+    before = answers(store, range(30))
+    compact(store)
+    store.append(numbered(range(25), "fourth"))
+    for _ in range(2):
+        assert answers(store, range(20)) == before
+        store.rebuild()
+    # Repeated rows are kept, too: they were paid for.
+    assert cache_stats(store).rows == 10 + 10 + 8 + 25
+
+
+def test_big_segments_are_left_alone_and_order_holds(store: GenerationStore) -> None:
+    fill(store, 3)
+    store.append(numbered(range(60), "big"))
+    fill(store, 4, base=60)
+    before, names = answers(store, range(200)), store.parts.names()
+    assert compact(store, target_rows=100) == Compacted(before=8, after=3, rows=70, torn=0)
+    assert names[3] in store.parts.names()
+    assert answers(store, range(200)) == before
+    assert compact(store, target_rows=100).rows == 0
+
+
+def test_groups_stay_below_the_target(store: GenerationStore) -> None:
+    fill(store, 11)
+    assert compact(store, target_rows=35).after == 4
+    assert [store.parts.read(name).num_rows for name in store.parts.names()] == [30, 30, 30, 20]
+
+
+def test_other_columns_stay_and_are_not_mixed(store: GenerationStore) -> None:
+    noted = [numbered([n]).append_column("note", pa.array([f"note {n}"])) for n in range(4)]
+    for table in (*noted[:2], numbered([10]), numbered([11]), *noted[2:]):
+        store.append(table)
+    assert compact(store).after == 3
+    import pyarrow.parquet as pq
+
+    first = pq.read_table(store.parts.folder / store.parts.names()[0])
+    assert first.column("note").to_pylist() == ["note 0", "note 1"]
+
+
+def test_a_torn_segment_is_set_aside_and_the_rest_joined(store: GenerationStore) -> None:
+    fill(store, 5)
+    store.refresh()
+    flip(store.parts.folder / store.parts.names()[2])
+    assert compact(store) == Compacted(before=5, after=1, rows=40, torn=1)
+    assert cache_stats(store).torn == 1
+    assert len(answers(store, range(50))) == 40
+
+
+def test_verdicts_are_compacted_too(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
+    for start in range(0, 50, 10):
+        store.append_verdicts(verdicts(range(start, start + 12), f"text {start}"))
+    before = judged(store)
+    assert compact(store) == Compacted(before=5, after=1, rows=60, torn=0)
+    assert judged(store) == before
+    assert "gone" not in caplog.text
+    store.rebuild()
+    assert judged(store) == before
+
+
+def test_parts_that_came_since_the_table_last_followed_are_in_it_afterwards(store: GenerationStore) -> None:
+    fill(store, 2)
+    store.refresh()
+    fill(store, 2, base=20)
+    names = store.parts.names()
+    store.parts.replace(names, store.parts.draft(pa.concat_tables([store.parts.read(name) for name in names])))
+    assert len(answers(store, range(40))) == 40
+    assert (cache_stats(store).rows, cache_stats(store).segments) == (40, 1)
+
+
+def test_an_absent_cache_has_nothing_to_compact(store: GenerationStore) -> None:
+    assert compact(store) == Compacted(0, 0, 0, 0)
+    assert not store.folder.exists()
+
+
+KILL_AT = """
+import pathlib
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+point, deaths = sys.argv[2], int(sys.argv[3])
+def after(original):
+    def call(*arguments, **named):
+        global deaths
+        value = original(*arguments, **named)
+        deaths -= 1
+        if deaths < 0:
+            die()
+        return value
+    return call
+if point == "the draft is written":
+    PartFolder.draft = after(PartFolder.draft)
+elif point == "the note is written":
+    parts.write_json = after(parts.write_json)
+elif point == "the new name is there":
+    parts.sync_folder = after(parts.sync_folder)
+elif point == "some of the old are deleted":
+    pathlib.Path.unlink = after(pathlib.Path.unlink)
+elif point == "the parts have moved":
+    PartFolder.replace = after(PartFolder.replace)
+elif point == "the table has followed":
+    CacheFile.catch_up = after(CacheFile.catch_up)
+elif point == "the table has followed, the note is there":
+    PartFolder.settle = die
+cache_merge.compact(GenerationStore(sys.argv[1]), 60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "deaths"),
+    [
+        ("the draft is written", 0),
+        ("the note is written", 0),
+        ("the new name is there", 0),
+        *(("some of the old are deleted", n) for n in range(0, 24, 3)),
+        ("the parts have moved", 0),
+        ("the parts have moved", 1),
+        ("the table has followed", 1),
+        ("the table has followed, the note is there", 0),
+    ],
+)
+def test_killed_at_every_step(
+    store: GenerationStore, point: str, deaths: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(store, 11)
+    store.refresh()
+    before = answers(store, range(200))
+    with child(KILL_AT, store.folder, point, deaths) as process:
+        assert process.wait(120) == -signal.SIGKILL
+    # First as an appender finds it, before any index is opened.
+    store.append(numbered(range(500, 510)))
+    read = sum(store.parts.read(name).num_rows for name in store.parts.names())
+    assert read == 120
+    assert answers(store, range(200)) == before
+    assert (cache_stats(store).rows, cache_stats(store).keys, cache_stats(store).torn) == (120, 120, 0)
+    assert "gone" not in caplog.text
+    compact(store, 60)
+    assert (cache_stats(store).rows, cache_stats(store).keys, cache_stats(store).segments) in (
+        (120, 120, 2),
+        (120, 120, 3),
+    )
+    assert answers(store, range(200)) == before
+    assert not (store.parts.folder / REPLACED).exists()
+
+
+COMPACT_FOREVER = """
+from storage.cache_merge import compact
+store = GenerationStore(sys.argv[1])
+print("started", flush=True)
+while True:
+    compact(store, 400)
+"""
+
+APPEND_FOREVER = """
+store, base = GenerationStore(sys.argv[1]), int(sys.argv[2])
+for chunk in range(10_000):
+    store.append(numbered(range(base + 10 * chunk, base + 10 * chunk + 10)))
+    print(chunk, flush=True)
+"""
+
+
+def test_random_kills_while_others_append(store: GenerationStore) -> None:
+    chance = random.Random(0)
+    fill(store, 60)
+    appenders = [child(APPEND_FOREVER, store.folder, base) for base in (100_000, 200_000)]
+    for _ in range(8):
+        with child(COMPACT_FOREVER, store.folder) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.5 * chance.random())
+            process.kill()
+    expected = set(range(600))
+    for process, base in zip(appenders, (100_000, 200_000), strict=True):
+        with process:
+            process.kill()
+            assert process.stdout is not None
+            expected |= set(range(base, base + 10 * len(process.stdout.read().split())))
+    wanted = [*range(600), *(base + n for base in (100_000, 200_000) for n in range(10_000))]
+    found = set(answers(store, wanted))
+    # The chunk that was in flight may or may not be there.
+    assert expected <= found and len(found - expected) <= 20
+    compact(store)
+    stats = cache_stats(store)
+    assert (stats.rows, stats.keys, stats.torn, stats.segments) == (len(found), len(found), 0, 1)
+    assert set(answers(store, wanted)) == found
+
+
+def test_a_damaged_note_is_told(store: GenerationStore, tmp_path: Path) -> None:
+    fill(store, 2)
+    for text, message in (("{", "not valid JSON"), ("[]", "is not as .* writes it"), ('{"old": 1}', "; delete it")):
+        (store.parts.folder / REPLACED).write_text(text)
+        with pytest.raises(ArtifactError, match=message):
+            store.parts.names()
