@@ -103,8 +103,8 @@ def picture_name(column: str, row: int, digest: str | None = None) -> str:
 
 def picture_place(name: str) -> tuple[str, int] | None:
     """Column and row behind a picture's name, None behind any other name."""
-    found = _NAME.fullmatch(name)
-    return (found[1], int(found[2])) if found else None
+    match = _NAME.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
 
 
 def damaged_parquet(path: Path, error: Exception) -> InputError:

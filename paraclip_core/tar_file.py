@@ -1,4 +1,4 @@
-"""Tars that anybody may have made: a header that cannot be true is an error, which Python's own reader would follow."""
+"""Untrusted tars: an impossible header is an error, which Python's own reader would follow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Self
 
 __all__ = ["TarFile"]
 
-SPOKEN = frozenset(
+NAME_TYPES = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
-"""Types of members that tell of the next one, and are read whole."""
-MOST_SPOKEN = 1 << 20
+"""Types of members that describe the next one, and are read whole."""
+MOST_NAME_BYTES = 1 << 20
 """Bytes of such a member, mostly a long name. A packed tar of some megabytes can hold one of gigabytes."""
 
 
@@ -19,7 +19,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in SPOKEN and header.size > MOST_SPOKEN):
+        if header.size < 0 or (header.type in NAME_TYPES and header.size > MOST_NAME_BYTES):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
@@ -39,7 +39,7 @@ class TarFile(tarfile.TarFile):
             member = super().next()
         except (ValueError, LookupError, OverflowError, RecursionError) as error:
             raise tarfile.ReadError(f"a header that makes no sense ({error})") from error
-        # Such a member would lead back to what was read already, for ever.
+        # Such a member would lead back to bytes that were read already, for ever.
         if member is not None and member.size < 0:
             raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
         return member

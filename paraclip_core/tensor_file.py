@@ -13,19 +13,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["as_other_files", "remove_draft", "write_tensors"]
+__all__ = ["remove_draft", "set_default_mode", "write_tensors"]
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `tensors` to `path` and flush them to disk; the same tensors give the same bytes.
 
-    The draft has a folder of its own, ``.NAME.tmp`` beside `path`, because safetensors writes beside the name it is
-    given under one that nobody knows, which a kill leaves there. Two processes must not write the same `path` at once.
+    The draft has a folder of its own, ``.NAME.tmp`` beside `path`: safetensors writes beside its target, under a random
+    name that a kill leaves there. Two processes must not write the same `path` at once.
 
     Args:
         tensors: contiguous ones on the CPU that share no memory.
         path: replaced if it is there; its folder must exist.
-        metadata: what the header holds besides.
+        metadata: further entries of the header.
 
     Raises:
         OSError: it cannot be written; `path` is then as it was.
@@ -36,21 +36,21 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         draft.mkdir()
         written = draft / path.name
         save_file(dict(tensors), written, dict(metadata) if metadata else None)
-        as_other_files(written)
+        set_default_mode(written)
         _flush(written)
         written.replace(path)
-        # Or a power cut could undo the renaming, but not what was removed after it.
+        # Otherwise a power cut could undo the renaming, but not what is removed after it.
         _flush(path.parent)
     except SafetensorError as error:  # which hides the OSError
         raise OSError(str(error)) from error
     finally:
-        # On a disk at fault even this fails, which must not hide the reason.
+        # On a failing disk even this fails, which must not hide the reason.
         with suppress(OSError):
             remove_draft(draft)
 
 
-def as_other_files(path: Path) -> None:
-    """Let those read `path` who may read any new file in its folder; safetensors lets its owner alone."""
+def set_default_mode(path: Path) -> None:
+    """Give `path` the mode of any new file in its folder; safetensors' files are their owner's alone."""
     usual = path.with_name(f".{path.name}.mode.tmp")
     try:
         usual.touch()

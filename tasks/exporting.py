@@ -64,7 +64,7 @@ def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
     from paraclip_core.clip.export import save_hf, save_release, save_sentence_transformers
     from paraclip_core.clip.load import load_clip
     from paraclip_core.clip.onnx import save_onnx
-    from paraclip_core.tensor_file import as_other_files
+    from paraclip_core.tensor_file import set_default_mode
 
     clip = load_clip(reference)
     if layout == "open_clip":
@@ -72,7 +72,7 @@ def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
         return
     {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}[layout](clip, draft)
     for weights in draft.rglob("*.safetensors"):
-        as_other_files(weights)
+        set_default_mode(weights)
     (draft / CARD).write_text(card, "utf-8")
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from paraclip_core.tensor_file import as_other_files, write_tensors
+from paraclip_core.tensor_file import set_default_mode, write_tensors
 from storage.files import remove_temporary
 
 REWRITE = """
@@ -90,7 +90,7 @@ def test_who_may_read_other_files_may_read_weights(tmp_path: Path, mask: int) ->
         write_tensors({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
         (tmp_path / "other").touch()
         (tmp_path / "private").touch(0o600)
-        as_other_files(tmp_path / "private")
+        set_default_mode(tmp_path / "private")
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~mask}
