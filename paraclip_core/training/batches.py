@@ -137,7 +137,7 @@ class Prepared:
     def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
         """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
         images = torch.from_numpy(self.features).to(texts.device)
-        # Normalised again, because fp16 rounded them.
+        # Normalized again, because fp16 rounded them.
         return {IMAGE: functional.normalize(images, dim=-1)} | {kind: texts[part] for kind, part in self.parts.items()}
 
     def key_tensors(self, device: torch.device) -> dict[str, Tensor] | None:

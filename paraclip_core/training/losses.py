@@ -73,8 +73,8 @@ def info_nce(
     is kept for the backward pass. Memory is O(chunk_rows · n).
 
     Args:
-        first: L2-normalised [n, d].
-        second: L2-normalised [n, d].
+        first: L2-normalized [n, d].
+        second: L2-normalized [n, d].
         scale: factor of the cosines (``logit_scale.exp()``), a scalar.
         left_out: where its mask is true, ``second[j]`` and ``first[i]`` are no negatives of each other. It must be
             false on the diagonal.
@@ -167,7 +167,7 @@ def contrastive_loss(
     """Weighted sum of the pairs' losses, in float32 whatever the embeddings come in.
 
     Args:
-        embeddings: L2-normalised [n, d] for each kind that a pair names.
+        embeddings: L2-normalized [n, d] for each kind that a pair names.
         logit_scale: the model's logarithmic scale, one number; a scalar or, as some models have it, of shape [1].
         pairs: the terms.
         keys: see :func:`false_negatives`; None keeps every negative.

@@ -150,8 +150,8 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 def _kib(path: Path, name: str) -> int | None:
     """A line ``name: … kB`` of a file of the kernel's, in bytes."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", _text(path), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"^{name}:\s+(\d+) kB", _text(path), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
 
 
 def _text(path: Path) -> str:
