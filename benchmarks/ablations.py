@@ -22,8 +22,7 @@ from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
 from paraclip_core.training.alpha import AO
 from storage.artifacts import Artifact
-from tasks.dag import stage_names
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 STANDARD = {
     "all three losses": [],
@@ -85,9 +84,10 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
 def measure(settings: Settings) -> dict[str, Any]:
     """Deltas, intervals, the sweep of α and verdict of one variant."""
     made: dict[str, Artifact] = {}
-    for name in stage_names(settings):
+    run = Run(settings)
+    for name in run.stages:
         if name != "report":
-            made[name] = run_stage(name, settings)
+            made[name] = run_stage(name, run)
     comparison = json.loads((made["evaluate"].path / "comparison.json").read_text())
     sweep = json.loads((made["finetune"].path / "alpha_sweep.json").read_text())
     return {"comparison": comparison, "sweep": sweep}

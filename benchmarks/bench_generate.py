@@ -46,7 +46,7 @@ from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
 from paraclip_core.paraphrase.protocol import Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
-from storage.artifacts import ArtifactStore
+from tasks.context import Run
 from tasks.stages.paraphrase import paraphrasing
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
@@ -115,9 +115,8 @@ def answer_all(engine: Engine, calls: Sequence[Call]) -> None:
 
 def run_stage_once(settings: Settings, times: Times) -> list[Call]:
     """Time the rounds of step 1 with a warm engine; the calls that it got."""
-    ingested, store = stage_here("ingest", settings), ArtifactStore(settings.run.root)
-    scratch, samples = store.root / "scratch", store.root / "samples.json"
-    with paraphrasing(settings, store, 1, ingested, scratch, silent, samples) as rounds:
+    ingested, run = stage_here("ingest", settings), Run(settings)
+    with paraphrasing(run, 1, ingested, run.store.root / "scratch", silent) as rounds:
         engine = rounds.engine
         answer_all(engine, warm_calls(rounds.options))
         name = "stream" if isinstance(engine, StreamingEngine) else "generate"

@@ -28,6 +28,7 @@ from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions, Settings, SourceOptions
 from storage.artifacts import ArtifactStore, Draft
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST
 
@@ -80,8 +81,9 @@ def write_source(path: Path, rows: int) -> None:
 def ours(source: Path, folder: Path) -> int:
     """Ingest with the stage; returns the accepted rows."""
     settings = Settings(data=DataOptions(root=str(source.parent), sources=(SourceOptions(path=source.name),)))
-    draft = Draft("ingest", "b" * 32, INGEST.version, {}, dict(INGEST.options(settings)))
-    artifact = carry_out(INGEST, draft, settings, ArtifactStore(folder), {})
+    run = Run(settings, ArtifactStore(folder))
+    draft = Draft("ingest", "b" * 32, INGEST.version, {}, dict(INGEST.options(run)))
+    artifact = carry_out(INGEST, draft, run, {})
     return artifact.manifest.metrics["accepted"]
 
 

@@ -31,13 +31,12 @@ from instant import Instant, answer, caption, instant_run, stage_here, write_cap
 from record import record, wait_as_stages_do
 
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.requests import step_requests
 from paraclip_core.paraphrase.step_tables import NO_PARENT
 from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
-from storage.artifacts import ArtifactStore
+from tasks.context import Run
 from tasks.stages.paraphrase import judge_spec, paraphrasing
 
 SCALE, BUSY = 1.8, 0.98
@@ -97,7 +96,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
         one, two = map(artifact_files, runs)
         if one != two:
             raise SystemExit(f"{preset}: the artifact depends on the number of processes")
-    spec = judge_spec(runs[0], 1, make_engine(runs[0].paraphrase))
+    spec = judge_spec(Run(runs[0]), 1)
     warm, blocks = blocks_of(runs[0], captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(runs[0], 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()
@@ -118,9 +117,9 @@ def ask_all(captions: int, **options: float | bool | str) -> tuple[Instant, floa
         folder = Path(temporary)
         write_captions(folder / "captions.txt", range(captions))
         settings = instant_run(folder, options=options, chunk=CHUNK)
-        ingested, store = stage_here("ingest", settings), ArtifactStore(settings.run.root)
+        ingested = stage_here("ingest", settings)
         began = time.perf_counter()
-        with paraphrasing(settings, store, 1, ingested, folder / "scratch", silent, folder / "samples.json") as rounds:
+        with paraphrasing(Run(settings), 1, ingested, folder / "scratch", silent) as rounds:
             rounds.run()
             assert isinstance(rounds.engine, Instant) and rounds.counts.judged == captions
         return rounds.engine, time.perf_counter() - began

@@ -35,7 +35,8 @@ from instant import instant_run, stage_here, write_captions
 from record import record
 
 from storage.artifacts import ArtifactStore
-from tasks.planning import plan_run
+from tasks.context import Run
+from tasks.plan import plan_run
 
 PHASES = ("ingest", "half", "plan", "paraphrase_1", "cached", "ingest again", "inserted", "paraphrase_2", "planned")
 INSERTED = 100
@@ -51,7 +52,11 @@ def carry_out(phase: str, folder: Path) -> dict[str, Any]:
     settings = instant_run(folder, fraction=0.5 if phase == "half" else 1.0)
     store = ArtifactStore(settings.run.root)
     if phase in ("plan", "planned"):
-        return {stage.stage: stage.requests for stage in plan_run(settings, store) if "paraphrase" in stage.stage}
+        return {
+            stage.stage: stage.requests
+            for stage in plan_run(Run(settings, store)).stages
+            if "paraphrase" in stage.stage
+        }
     names = {"half": "paraphrase_1", "cached": "paraphrase_1", "inserted": "paraphrase_1", "ingest again": "ingest"}
     metrics = stage_here(names.get(phase, phase), settings).manifest.metrics
     return {name: metrics[name] for name in ("read", "captions", "generated", "judged", "accepted") if name in metrics}

@@ -31,8 +31,7 @@ from paraclip_core.progress import silent
 from paraclip_core.settings import load_settings
 from storage.artifacts import Artifact
 from storage.roots import open_store
-from tasks.dag import stage_names
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 from tasks.stages.paraphrase import paraphrasing
 
 WARM = 8
@@ -57,8 +56,9 @@ def combinations(tries: Sequence[str]) -> list[tuple[str, ...]]:
 
 def ingested(settings: Settings) -> Artifact:
     """The run's captions, ingested where they are not yet."""
-    for name in stage_names(settings):
-        artifact = run_stage(name, settings)
+    run = Run(settings)
+    for name in run.stages:
+        artifact = run_stage(name, run)
         if name == "ingest":
             return artifact
     raise ConfigError("a run with these settings has no stage ingest")
@@ -91,8 +91,8 @@ def measure(settings: Settings, captions: int) -> str:
     store, artifact = open_store(settings.run.root), ingested(settings)
     counts = Counts()
     with TemporaryDirectory() as temporary:
-        scratch, samples = Path(temporary) / "tables", Path(temporary) / "samples.json"
-        with paraphrasing(settings, store, 1, artifact, scratch, silent, samples) as rounds:
+        scratch = Path(temporary) / "tables"
+        with paraphrasing(Run(settings, store), 1, artifact, scratch, silent) as rounds:
             options, todo = rounds.options, unanswered(rounds, WARM + captions)
             sender = RequestSender(rounds.engine, rounds.cache, counts, options.seed, options.chunk)
             for part in (todo[:WARM], todo[WARM:]):

@@ -16,8 +16,8 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
-from tasks.dag import STAGES
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
+from tasks.registry import STAGES
 
 __all__ = ["Instant", "answer", "caption", "instant_run", "stage_here", "write_captions"]
 
@@ -109,6 +109,10 @@ def instant_run(folder: Path, root: str = "root", judges: int = 0, **paraphrase:
     )
 
 
+HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
+"""Every stage, in the process that asks for it."""
+
+
 def stage_here(name: str, settings: Settings) -> Artifact:
     """The artifact of a stage, made in this process, so that memory and processor time are its own."""
-    return run_stage(name, settings, stages={name: replace(stage, isolated=False) for name, stage in STAGES.items()})
+    return run_stage(name, Run(settings, stages=HERE))

@@ -45,7 +45,8 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
-from tasks.dag import input_artifacts, resolve, stage_names
+from tasks.context import Run
+from tasks.registry import stages_of
 from tasks.stage import carry_out
 
 SOURCE = Path(__file__).with_name("kill_at_write.c")
@@ -118,7 +119,7 @@ class Killer:
         self.figures = Figures()
         for name in IMPORTED:
             importlib.import_module(name)
-        self.stages = stage_names(parse_settings(self._run("undisturbed")))
+        self.stages = tuple(stages_of(parse_settings(self._run("undisturbed"))))
         self.all = [*self.stages, FORMER]
         """What can be killed: the stages, and step 1 over a former cache."""
 
@@ -160,12 +161,11 @@ class Killer:
         return tiny_run(self._folder / root, served(self._url))
 
     def _carry_out(self, root: str, stage: str, fatal: int, told: Path | None = None) -> None:
-        settings = parse_settings(self._run(root))
-        store = ArtifactStore(self._folder / root)
-        node = resolve(settings, store)[_stage_of(stage)]
-        inputs = input_artifacts(node, store)
-        self._library.arm(str(store.root).encode(), fatal, self._fault)
-        carry_out(node.stage, node.draft, settings, store, inputs)
+        run = Run(parse_settings(self._run(root)), ArtifactStore(self._folder / root))
+        node = run.node(_stage_of(stage))
+        inputs = run.inputs(node)
+        self._library.arm(str(run.store.root).encode(), fatal, self._fault)
+        carry_out(node.stage, node.draft, run, inputs)
         if told is not None:
             told.write_text(str(self._library.counted()))
 

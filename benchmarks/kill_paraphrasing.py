@@ -48,7 +48,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import ArtifactStore
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]
@@ -142,7 +142,7 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
 
 def run_stages(settings: Settings) -> list[dict[str, Any]]:
     """The names, sizes and hashes of every artifact's files."""
-    made = [run_stage(name, settings) for name in STAGES]
+    made = [run_stage(name, Run(settings)) for name in STAGES]
     return [{"stage": a.stage, "fingerprint": a.fingerprint, "files": a.manifest.files} for a in made]
 
 

@@ -20,9 +20,9 @@ from prefect.states import Cancelling, Scheduled
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
-from storage.roots import open_store
-from tasks.dag import Node
+from tasks.context import Run
 from tasks.results import stage_row
+from tasks.stage import Node
 
 __all__ = ["run_child"]
 
@@ -37,7 +37,7 @@ CONFLICT = 409
 """Prefect's answer where parameters do not fit the deployment's schema."""
 
 
-def run_child(node: Node, settings: Settings) -> dict[str, Any]:
+def run_child(node: Node, run: Run) -> dict[str, Any]:
     """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
 
     The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
@@ -49,7 +49,7 @@ def run_child(node: Node, settings: Settings) -> dict[str, Any]:
         ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
-    store, name = open_store(settings.run.root), node.name
+    settings, store, name = run.settings, run.store, node.name
     found = store.peek(name, node.fingerprint)
     if found is not None:
         # A process that only finds this out would take ten seconds to start.

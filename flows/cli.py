@@ -14,16 +14,16 @@ from pathlib import Path
 
 import typer
 
-from flows.commands import artifacts, cache, config, requests
-from flows.commands.common import printable
+from flows.commands import artifacts, cache
+from flows.commands.common import ConfigOption, JsonOption, SetOption, print_json, printable, settings_from
 from flows.commands.dataset import export_dataset
-from flows.commands.household import serve, stop
 from flows.commands.models import evaluate, export, search, verify_index
-from flows.commands.paraphrase import paraphrase
-from flows.commands.plan import plan
-from flows.commands.promote import promote
-from flows.commands.run import run
+from flows.commands.paraphrase import paraphrase, requests
+from flows.commands.run import plan, promote, run
+from flows.commands.serve import serve, stop
+from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
+from paraclip_core.settings import describe_options
 from storage.files import DISK_ERRORS, storage_error
 
 __all__ = ["app", "main", "run_cli"]
@@ -56,8 +56,34 @@ for command in (
     app.command()(command)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(cache.app, name="cache")
-app.add_typer(requests.app, name="requests")
-app.add_typer(config.app, name="config")
+app.add_typer(requests, name="requests")
+
+config = typer.Typer(no_args_is_help=True, help="Show the settings and every option.")
+
+
+@config.command()
+def show(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """The whole settings, defaults included, as a file that `-c` takes."""
+    tree = settings_from(config, set_).model_dump(mode="json")
+    if as_json:
+        print_json(tree)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config.command()
+def schema(as_json: JsonOption = False) -> None:
+    """Every option with its type, bounds, default and description; a JSON schema with --json."""
+    if as_json:
+        print_json(Settings.model_json_schema())
+        return
+    for path, kind, default, text in describe_options():
+        typer.echo(f"{path}  ({kind}, {default})\n    {text}")
+
+
+app.add_typer(config, name="config")
 
 
 def run_cli(arguments: Sequence[str]) -> int:

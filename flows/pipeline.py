@@ -13,12 +13,12 @@ from flows.logs import let_own_logs_through
 from flows.work import carry_stage, publish_result
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
-from storage.roots import open_store
-from tasks.dag import resolve
-from tasks.preflight import PAID, check_before_paying
+from tasks.context import Run
+from tasks.preflight import check_before_paying
 from tasks.publish import artifact_key, publish_table
+from tasks.registry import STAGES
 from tasks.results import Result, check_run_name, record_result
-from tasks.run import check_run, finished_artifacts
+from tasks.stages.paraphrase import STEPS
 
 __all__ = ["pipeline", "run_stages"]
 
@@ -34,10 +34,10 @@ def pipeline(settings: Settings) -> dict[str, Any]:
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
     so it goes on with the one that failed.
     """
-    return run_stages(at_environment_root(settings, os.environ)).as_json()
+    return run_stages(Run(at_environment_root(settings, os.environ))).as_json()
 
 
-def run_stages(settings: Settings) -> Result:
+def run_stages(run: Run) -> Result:
     """Run every stage in order, here or in its own deployment; for use inside a flow.
 
     Raises:
@@ -46,24 +46,24 @@ def run_stages(settings: Settings) -> Result:
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
-    store = open_store(settings.run.root)
-    check_run_name(settings.name, store)
+    settings = run.settings
+    check_run_name(settings.name, run.store)
     rows: list[dict[str, Any]] = []
-    # Once: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
-    nodes = resolve(settings, store)
-    check_run(settings, nodes, store)
-    with store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
+    # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
+    nodes = run.nodes
+    run.check_trackers()
+    with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
         for name, node in nodes.items():
-            if name == PAID[0]:
-                for notice in check_before_paying(settings, store, nodes):
+            if name in STEPS and STEPS[name] == 1:
+                for notice in check_before_paying(run):
                     log.warning("%s", notice)
-            if settings.run.placement == "deployments":
-                row = run_child(node, settings)
+            # A stage of the user's own has no deployment.
+            if settings.run.placement == "deployments" and node.stage is STAGES.get(name):
+                row = run_child(node, run)
             else:
-                row = carry.with_options(name=name, task_run_name=name)(name, settings, node)
+                row = carry.with_options(name=name, task_run_name=name)(name, run)
             rows.append(row)
             publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
-        artifacts = finished_artifacts(nodes, store)
-        result = record_result(settings, store, rows, artifacts)
+        result = record_result(run, rows, run.artifacts())
     publish_result(settings, result)
     return result

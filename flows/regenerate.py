@@ -11,10 +11,10 @@ from prefect import flow
 from flows.pipeline import run_stages
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
-from storage.roots import open_store
-from tasks.display import shown_progress
-from tasks.promotion import check_channel, decide
+from tasks.channels import check_channel, decide
+from tasks.context import Run
 from tasks.publish import artifact_key, publish_markdown, publish_table
+from tasks.status import shown_progress
 
 __all__ = ["regenerate"]
 
@@ -37,12 +37,11 @@ def regenerate(settings: Settings, channel: str = "production") -> dict[str, Any
         ConfigError: the channel is a run's own, or the run has the name of a promoted channel.
         ParaclipError: what a stage raised.
     """
-    settings = at_environment_root(settings, os.environ)
-    store = open_store(settings.run.root)
-    check_channel(settings.name, channel, store)
-    result = run_stages(settings)
+    run = Run(at_environment_root(settings, os.environ))
+    check_channel(run.settings.name, channel, run.store)
+    result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
-        decision = decide(settings, store, channel, result, progress)
+        decision = decide(run, channel, result, progress)
     log.info("%s: %s", channel, decision["reason"])
     publish_markdown(artifact_key(settings.name, "promotion"), f"**{channel}**: {decision['reason']}\n", "Promotion")
     if decision["against_champion"]:

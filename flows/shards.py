@@ -17,13 +17,12 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, StageError, with_notes
-from paraclip_core.progress import Progress, silent
-from storage.artifacts import ArtifactStore
-from tasks.answers import looking
-from tasks.dag import Node, input_artifacts
-from tasks.display import both
-from tasks.events import EventLog, events_path
-from tasks.shards import STEPS, ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
+from paraclip_core.progress import Fact, Progress, silent
+from tasks.context import Run
+from tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
+from tasks.stage import Node
+from tasks.stages.paraphrase import STEPS
+from tasks.status import EventLog, both, events_path, polling
 
 __all__ = ["ask_in_shards"]
 
@@ -53,7 +52,7 @@ class Board:
     def told(self, shard: int) -> Progress:
         """The progress of one shard, shown as part of all."""
 
-        def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+        def progress(done: int, total: int | None, **facts: Fact) -> None:
             with self._lock:
                 self.heard = True
                 self._told[shard] = done, total, facts
@@ -113,7 +112,7 @@ def _ask(job: ShardJob, shard: int, board: Board | None) -> dict[str, Any]:
 ask = task(name="shard", task_run_name="shard-{shard}", persist_result=False, cache_policy=NO_CACHE)(_ask)
 
 
-def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress: Progress = silent) -> None:
+def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
     """Fill the generation cache with what a paraphrase stage will ask for, if the settings want shards.
 
     The stage afterwards finds the answers and writes the same artifact as without shards. A shard that fails does not
@@ -121,14 +120,14 @@ def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress
 
     Args:
         node: the stage.
-        settings: the run's settings.
-        store: its artifact store.
+        run: the run.
         progress: told how far all shards are together; with Ray only when one is done where no folder is shared.
 
     Raises:
         StageError: shards failed; the message lists them, and the next run asks for what is missing.
         ConfigError: `run.runner=ray` without the package prefect-ray.
     """
+    store, settings = run.store, run.settings
     if node.name not in STEPS or settings.run.shards < 2 or store.peek(node.name, node.fingerprint) is not None:
         return
 
@@ -139,7 +138,7 @@ def ask_in_shards(node: Node, settings: Settings, store: ArtifactStore, progress
     with store.writing(node.name, node.fingerprint, waiting, node.draft.inputs):
         if store.peek(node.name, node.fingerprint) is not None:
             return
-        job = plan_shards(node, settings, store, input_artifacts(node, store))
+        job = plan_shards(node, run, run.inputs(node))
         if job is not None:
             path = events_path(store, node.name, node.fingerprint)
             with EventLog(path, node.name, node.fingerprint, "shards") as events:
@@ -198,7 +197,7 @@ def _following(job: ShardJob, board: Board) -> Iterator[None]:
     """Read, while it lasts, what shards on other machines say."""
     looks = [followed(job, shard, board.told(shard)) for shard in range(job.shards)]
     try:
-        with looking(lambda: [look() for look in looks], LOOK_SECONDS):
+        with polling(lambda: [look() for look in looks], LOOK_SECONDS):
             yield
     finally:
         forget_reports(job)

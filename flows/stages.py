@@ -10,41 +10,23 @@ from prefect import Flow, flow
 from flows.work import carry_stage
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
+from tasks.context import Run
+from tasks.registry import STAGES
+from tasks.stage import Stage
 
-__all__ = [
-    "STAGE_FLOWS",
-    "bootstrap",
-    "evaluate",
-    "features",
-    "finetune",
-    "ingest",
-    "paraphrase_1",
-    "paraphrase_2",
-    "report",
-    "scenes",
-]
+__all__ = ["STAGE_FLOWS"]
 
 
-def _stage_flow(name: str, description: str) -> Flow[..., dict[str, Any]]:
+def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
     def run(settings: Settings) -> dict[str, Any]:
-        return carry_stage(name, at_environment_root(settings, os.environ))
+        return carry_stage(stage.name, Run(at_environment_root(settings, os.environ)))
 
-    run.__name__ = name
-    return flow(name=name, description=description, flow_run_name=f"{name}-{{settings.name}}")(run)
+    run.__name__ = stage.name
+    return flow(name=stage.name, description=stage.about, flow_run_name=f"{stage.name}-{{settings.name}}")(run)
 
 
-scenes = _stage_flow("scenes", "Render the demo's images with captions and held-out rewordings.")
-ingest = _stage_flow("ingest", "Read, clean, filter and tokenise captions from files of many formats.")
-paraphrase_1 = _stage_flow("paraphrase_1", "Ask an LLM for each training caption in plain language.")
-paraphrase_2 = _stage_flow("paraphrase_2", "Ask an LLM for each plain caption in other words.")
-features = _stage_flow("features", "Run every image through the frozen image tower once.")
-bootstrap = _stage_flow("bootstrap", "Train the embedded base model on image-caption pairs.")
-finetune = _stage_flow("finetune", "Tune the text tower on captions, paraphrases and image features.")
-evaluate = _stage_flow("evaluate", "Measure base and tuned model and decide between them.")
-report = _stage_flow("report", "Write the page that shows a run.")
-
-STAGE_FLOWS = {
-    stage.name: stage
-    for stage in (scenes, ingest, paraphrase_1, paraphrase_2, features, bootstrap, finetune, evaluate, report)
-}
+STAGE_FLOWS = {name: _stage_flow(stage) for name, stage in STAGES.items()}
 """Every stage's flow by the stage's name."""
+
+# Deployments name them `flows.stages.<stage>`.
+globals().update(STAGE_FLOWS)

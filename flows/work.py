@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,8 @@ from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
-from storage.artifacts import Artifact, ArtifactStore
-from storage.roots import open_store
-from tasks.dag import Node
-from tasks.display import both, shown_progress
+from storage.artifacts import Artifact
+from tasks.context import Run, run_node
 from tasks.publish import (
     artifact_key,
     as_text,
@@ -28,11 +24,10 @@ from tasks.publish import (
     published_samples,
     report_note,
 )
-from tasks.results import Result, comparison_rows, stage_row, why
-from tasks.run import run_node, stage_node
-from tasks.samples import final_samples, latest_samples, samples_path
-from tasks.shards import STEPS
-from tasks.worst import worst_pairs
+from tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
+from tasks.stage import Node
+from tasks.stages.paraphrase import STEPS, finished_samples
+from tasks.status import both, shown_progress
 
 __all__ = ["carry_stage", "publish_result"]
 
@@ -42,42 +37,36 @@ log = logging.getLogger(__name__)
 outlive_worker()
 
 
-def carry_stage(name: str, settings: Settings, node: Node | None = None) -> dict[str, Any]:
-    """Run one stage and return its row of the stage table; `node` is the stage as a run has resolved it before.
+def carry_stage(name: str, run: Run) -> dict[str, Any]:
+    """Run one stage and return its row of the stage table.
 
     Raises:
         ParaclipError: what the stage raised.
     """
     let_own_logs_through()
-    store = open_store(settings.run.root)
     started = time.monotonic()
-    node = node or stage_node(name, settings, store)
-    cached = store.peek(name, node.fingerprint) is not None
+    node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
-        seen = published_progress(artifact_key(settings.name, name, "progress"), f"Progress of {name}")
-        told = both(progress, seen)
+        seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
+        shown = both(progress, seen)
         carry_out = _paraphrase if name in STEPS else run_node
-        artifact = carry_out(node, settings, store, told)
+        artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)
     log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
     return row
 
 
-def _paraphrase(node: Node, settings: Settings, store: ArtifactStore, progress: Progress) -> Artifact:
+def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
     """A paraphrase stage, in shards where the settings want them, with samples of what the model says."""
-    name, fingerprint = node.name, node.fingerprint
-    path, key = samples_path(store, name, fingerprint), artifact_key(settings.name, name, "samples")
+    name, key = node.name, artifact_key(run.settings.name, node.name, "samples")
     # Once a run: step 1 says it for both.
-    if STEPS[name] == 1 and store.peek(name, fingerprint) is None and (warning := unguarded(settings.paraphrase)):
+    if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
         log.warning("%s", warning)
-    told = both(progress, published_samples(key, f"Latest answers of {name}", partial(latest_samples, path)))
-    ask_in_shards(node, settings, store, told)
-    artifact = run_node(node, settings, store, told)
-    if rows := final_samples(artifact, STEPS[name]):
+    shown = both(progress, published_samples(key, f"Latest answers of {name}"))
+    ask_in_shards(node, run, shown)
+    artifact = run_node(node, run, shown)
+    if rows := finished_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
-    # On a read-only disk even deleting what is not there fails.
-    with suppress(OSError):
-        path.unlink()
     return artifact
 
 

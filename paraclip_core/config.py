@@ -456,6 +456,9 @@ class RunOptions(Options):
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""
+    stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
+    """Stages of your own, as `package.module:STAGE`. They run after the built-in ones; one with a built-in stage's name
+    takes its place."""
 
 
 class Settings(Options):

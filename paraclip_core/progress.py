@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-__all__ = ["Progress", "Throughput", "silent"]
+__all__ = ["Fact", "Progress", "Throughput", "silent"]
 
 REPORT_SECONDS = 1.0
+Fact: TypeAlias = float | int | str | Sequence[Mapping[str, str]]
+"""A short figure worth showing; rows of a table as the fact `samples`."""
 
 
 class Progress(Protocol):
     """Called now and then by a long computation."""
 
-    def __call__(self, done: int, total: int | None, **facts: float | int | str) -> None:
+    def __call__(self, done: int, total: int | None, **facts: Fact) -> None:
         """`done` of `total` units are ready (None: unknown); `facts` are short figures worth showing."""
         ...
 
 
-def silent(done: int, total: int | None, **facts: float | int | str) -> None:
+def silent(done: int, total: int | None, **facts: Fact) -> None:
     """A progress that reports nothing."""
 
 

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paraclip_core.captions.dedup import KeySet, text_keys
-from paraclip_core.captions.rows import Counts
-from paraclip_core.config import Settings
-from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.protocol import PaidEngine
-from storage.artifacts import Artifact, ArtifactStore
+from storage.artifacts import Artifact
 from storage.cache_tools import paid_tokens
-from tasks.models import model_hashes
+from tasks.context import Run
 from tasks.requests import StepLeft, steps_left
-from tasks.stages.ingest import scan_outcomes
-from tasks.stages.paraphrase import chosen_gates
+from tasks.stage import Stage
+from tasks.stages.ingest import IngestedCaptions, ingested_captions
+from tasks.stages.paraphrase import STEPS
 
 __all__ = ["Amount", "amounts", "units_of"]
 
@@ -26,8 +24,6 @@ ENOUGH = 50
 """Judged rows of the run itself that say more than another run's."""
 WORD_TOKENS = 60, 24
 """Of a request for one word: its prompt, and all its answers together; measured."""
-
-STEPS = ("paraphrase_1", "paraphrase_2")
 
 
 @dataclass(frozen=True)
@@ -46,44 +42,22 @@ class Amount:
     """What is assumed in it."""
 
 
-def units_of(stage: str, metrics: Mapping[str, Any]) -> float | None:
+def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
     """What a finished stage's time grew with: requests, samples seen in training, images or rows."""
-    if stage in ("bootstrap", "finetune") and "steps" in metrics and "batch_size" in metrics:
+    if stage.trains and "steps" in metrics and "batch_size" in metrics:
         return float(metrics["steps"] * metrics["batch_size"])
-    for name in UNITS.get(stage, ("rows",)):
-        if isinstance(metrics.get(name), int | float):
-            return float(metrics[name])
-    return None
+    return next((float(metrics[name]) for name in stage.units if isinstance(metrics.get(name), int | float)), None)
 
 
-UNITS = {
-    "scenes": ("images",),
-    "ingest": ("read", "rows"),
-    "paraphrase_1": ("generated",),
-    "paraphrase_2": ("generated",),
-    "features": ("images",),
-}
+def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None) -> dict[str, Amount]:
+    """The amount of work of every built-in stage; what nobody can know yet stays None.
 
-
-@dataclass
-class _Captions:
-    """Ingested captions, counted; None where nobody can know."""
-
-    read: int | None = None
-    accepted: int | None = None
-    train: int | None = None
-    images: int | None = None
-
-
-def amounts(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> dict[str, Amount]:
-    """The amount of work of every stage of a run; what nobody can know yet stays None.
-
-    Where captions are not ingested yet, the sources are read to count them.
-
-    Raises:
-        InputError: a source file is missing or bad as a whole.
+    Without `captions` the sources are read to count them, where they are not ingested yet.
     """
-    captions = _count_captions(settings, store, artifacts)
+    if captions is None:
+        with TempDir("amounts-") as scratch:
+            return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
+    settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
         "features": Amount(captions.images, units=captions.images),
@@ -92,24 +66,12 @@ def amounts(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Ar
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    result |= _paraphrase_amounts(settings, store, artifacts, captions)
+    result |= _paraphrase_amounts(run, artifacts, captions)
     result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
-    if captions.accepted is not None and captions.train is not None:
+    if captions.accepted is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
     return result
-
-
-def _count_captions(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact]) -> _Captions:
-    if "ingest" in artifacts:
-        metrics = artifacts["ingest"].manifest.metrics
-        train = metrics.get("splits", {}).get("train", 0)
-        return _Captions(metrics.get("read"), metrics.get("accepted"), train, metrics.get("images"))
-    counts, images = Counts(), KeySet()
-    for outcome in scan_outcomes(settings, store):
-        counts.note(outcome)
-        images.add(text_keys([i for i in outcome.accepted.column("image_id").to_pylist() if i is not None]))
-    return _Captions(counts.read, counts.accepted, counts.splits["train"], len(images))
 
 
 @dataclass(frozen=True)
@@ -124,13 +86,12 @@ class _Rates:
     completion_tokens: float = 0.0
 
 
-def _rates(settings: Settings, store: ArtifactStore, step: int, left: StepLeft) -> _Rates:
-    options = relevant_options(settings.paraphrase)
-    preset, stage = chosen_gates(options).preset, f"paraphrase_{step}"
+def _rates(run: Run, step: int, left: StepLeft) -> _Rates:
+    options, preset, stage = run.paraphrase, run.gates.preset, f"paraphrase_{step}"
     judged = left.accepted + left.rejected
     alike = [
         artifact.manifest
-        for artifact in store.list(stage)
+        for artifact in run.store.list(stage)
         if artifact.manifest.options.get("engine") == options.engine
         and artifact.manifest.options.get("gates", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
@@ -152,22 +113,20 @@ def _rates(settings: Settings, store: ArtifactStore, step: int, left: StepLeft) 
     return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
 
 
-def _paraphrase_amounts(
-    settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], captions: _Captions
-) -> dict[str, Amount]:
+def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
     """Both steps, and the `pairs` that they hand on."""
     done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
     finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
     if len(done) == len(STEPS):
         return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
-    options = relevant_options(settings.paraphrase)
-    if not engine_facts(options).asks:
-        return _looked_up(done, round((captions.train or 0) * options.fraction))
-    left = steps_left(settings, store, dict(artifacts))
+    options = run.paraphrase
+    if not run.engine_facts.asks:
+        return _looked_up(done, round(captions.train * options.fraction))
+    left = steps_left(run, artifacts, captions)
     # A finished step 1 hands its rows on.
     handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
     first = left.get(1, StepLeft(handed_on, accepted=handed_on))
-    rates = _rates(settings, store, 1, first), _rates(settings, store, 2, left[2])
+    rates = _rates(run, 1, first), _rates(run, 2, left[2])
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
     # Of a caption that is accepted, as many rewrites as there may be.
     rewrites = min(options.keep, options.sampling.n)
@@ -178,11 +137,11 @@ def _paraphrase_amounts(
     if not second.prompt_tokens and coming:
         second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
     amounts = {
-        "paraphrase_1": _asked(settings, first.rows, first, rates[0], ""),
-        "paraphrase_2": _asked(settings, rows_2, second, rates[1], rates[0].basis if coming else ""),
+        "paraphrase_1": _asked(run, first.rows, first, rates[0], ""),
+        "paraphrase_2": _asked(run, rows_2, second, rates[1], rates[0].basis if coming else ""),
     } | finished
     pairs = min(left[2].accepted + round(open_2 * rates[1].share), first.accepted + coming)
-    return _under_cap(settings, store, amounts) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
+    return _under_cap(run, amounts) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
 
 
 def _looked_up(done: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, Amount]:
@@ -191,30 +150,28 @@ def _looked_up(done: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, Am
     return {name: Amount(rows, 0, 0, rows / 30) for name in STEPS} | {"pairs": Amount(rows)}
 
 
-def _asked(settings: Settings, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amount:
+def _asked(run: Run, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amount:
     prompt = left.missing * (rates.prompt_tokens or left.prompt_tokens) + left.words * WORD_TOKENS[0]
     answers = left.missing * (rates.completion_tokens or left.completion_tokens) + left.words * WORD_TOKENS[1]
-    options = relevant_options(settings.paraphrase)
-    engine = make_engine(options, settings.data.root, hash_files=model_hashes(settings))
+    options, engine = run.paraphrase, run.engine()
     priced = isinstance(engine, PaidEngine) and engine.priced
     spend = round(engine.cost(prompt, answers), 4) if isinstance(engine, PaidEngine) and priced else None
     words = f"about {left.words} requests for single words among them (half to twice as many)" if left.words else ""
     # Nobody knows how often an answer that is not there yet leads to another request.
     further = f"requests after a rejected answer (attempts={options.attempts}) come on top"
-    again = further if options.attempts > 1 and left.missing and chosen_gates(options).preset != "off" else ""
+    again = further if options.attempts > 1 and left.missing and run.gates.preset != "off" else ""
     requests = left.missing + left.words
     return Amount(
         rows, requests, round(prompt + answers), float(requests), spend, "; ".join(filter(None, (note, words, again)))
     )
 
 
-def _under_cap(settings: Settings, store: ArtifactStore, asked: Mapping[str, Amount]) -> dict[str, Amount]:
+def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
     """The same, with a note on the steps that the spending cap stops."""
-    options = relevant_options(settings.paraphrase)
-    engine = make_engine(options, settings.data.root, hash_files=model_hashes(settings))
+    engine = run.engine()
     if not isinstance(engine, PaidEngine) or not engine.max_spend:
         return dict(asked)
-    left = engine.max_spend - engine.cost(*paid_tokens(store.cache, engine.name, engine.model))
+    left = engine.max_spend - engine.cost(*paid_tokens(run.store.cache, engine.name, engine.model))
     noted = dict(asked)
     for name, amount in asked.items():
         if (amount.spend or 0) > left:

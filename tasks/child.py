@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ParaclipError, StageError
@@ -28,19 +28,18 @@ from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.files import convert_disk_errors, storage_error
 from storage.roots import open_store
-from tasks.answers import read_failure, relay_from, report_to, write_failure
-from tasks.stage import Stage, carry_out
+from tasks.stage import carry_out
+from tasks.status import StatusFile, read_answer, read_failure, relay_from
 
-__all__ = ["STAGES_REFERENCE", "call_in_child", "log_path", "make_artifact", "run_in_child"]
+if TYPE_CHECKING:
+    from tasks.context import Run
+
+__all__ = ["call_in_child", "log_path", "make_artifact", "run_in_child"]
 
 log = logging.getLogger(__name__)
 
-STAGES_REFERENCE = "tasks.dag:STAGES"
-"""Where the child finds the stages, as ``module:name``."""
-
 MAKE = "tasks.child:make_artifact"
-ANSWER, FAILURE = "answer.json", "failure.json"
-"""Two files, because a child can still crash once it has answered: libraries do when they are unloaded."""
+STATUS = "status.json"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long a child that was asked to end may take."""
@@ -52,14 +51,7 @@ def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
     return store.root / "logs" / f"{stage}-{fingerprint}.log"
 
 
-def run_in_child(
-    draft: Draft,
-    settings: Settings,
-    store: ArtifactStore,
-    inputs: Mapping[str, Artifact],
-    progress: Progress = silent,
-    stages: str = STAGES_REFERENCE,
-) -> Artifact:
+def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent) -> Artifact:
     """Carry out a stage in a child process and return its artifact.
 
     The calling thread starts the child and waits for it, so it lasts as long as the child: the kernel ends the child
@@ -69,16 +61,16 @@ def run_in_child(
         ParaclipError: what the stage raised, of the same class.
         StageError: the child crashed or was killed; the message has the signal and the end of its log.
     """
+    store = run.store
     path = log_path(store, draft.stage, draft.fingerprint)
     request = {
-        "stages": stages,
         "draft": asdict(draft),
-        "settings": settings.model_dump(mode="json"),
+        "settings": run.settings.model_dump(mode="json"),
         "root": store.location,
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
     }
     try:
-        call_in_child(MAKE, request, settings, path, progress)
+        call_in_child(MAKE, request, run.settings, path, progress)
     except BaseException:
         store.push_unfinished(draft.stage, draft.fingerprint)
         raise
@@ -103,34 +95,35 @@ def call_in_child(
         request: what it gets.
         settings: the run's settings; `run.threads` bounds the child's threads.
         path: the child's log file, which is appended to.
-        progress: told what the child tells.
+        progress: told what the child reports.
         stop: ends the child when it is set.
 
     Raises:
         ParaclipError: what the function raised, of the same class.
         StageError: the child crashed, was killed or stopped; the message has the signal and the end of its log.
     """
-    with TempDir() as desk, _open_log(path) as output:
-        told = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
-        with convert_disk_errors(desk):
-            (desk / "request.json").write_text(told)
-        began = output.tell()
+    with TempDir() as folder, _open_log(path) as output:
+        text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
+        with convert_disk_errors(folder):
+            (folder / "request.json").write_text(text)
+        began, status = output.tell(), folder / STATUS
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tasks.child", str(desk / "request.json")],
+            [sys.executable, "-P", "-m", "tasks.child", str(folder / "request.json")],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=_environment(settings),
         )
         try:
-            _watch(child, desk / "progress.json", progress, stop)
+            _watch(child, status, progress, stop)
         except BaseException:
             # A cancelled flow raises a BaseException here; the child must not go on without it.
             _end(child)
             raise
-        _raise_failure(child.returncode, desk / FAILURE, path, began)
-        answer = desk / ANSWER
-        return json.loads(answer.read_text()) if answer.exists() else None
+        if child.returncode:
+            # A child that has answered can still crash: libraries do when they are unloaded.
+            raise read_failure(status, StageError) or _crash(child.returncode, path, began)
+        return read_answer(status)
 
 
 def _open_log(path: Path) -> TextIO:
@@ -155,8 +148,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _watch(child: subprocess.Popen[bytes], path: Path, progress: Progress, stop: threading.Event | None) -> None:
-    look = relay_from(path, progress)
+def _watch(child: subprocess.Popen[bytes], status: Path, progress: Progress, stop: threading.Event | None) -> None:
+    look = relay_from(status, progress)
     while child.returncode is None:
         if stop is not None and stop.is_set():
             raise StageError("its process was stopped")
@@ -176,18 +169,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _raise_failure(code: int, failure: Path, path: Path, began: int) -> None:
-    if code == 0:
-        return
-    if failure.exists():
-        raise read_failure(failure, StageError)
+def _crash(code: int, path: Path, began: int) -> StageError:
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
     with path.open("rb") as file:
         file.seek(began)
         lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
     end = "".join(f"\n  {line}" for line in lines) or " (it wrote nothing)"
     hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-    raise StageError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
+    return StageError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
 
 
 def _signal_name(number: int) -> str:
@@ -197,11 +186,6 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _named(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(import_module(module), name)
-
-
 def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
     """Carry out a stage, in the process made for it.
 
@@ -209,44 +193,43 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
         StageError: the stage has another version here than in the run's own process.
         ParaclipError: what the stage raised.
     """
+    from tasks.context import Run
+
     draft = Draft(**request["draft"])
-    store = open_store(request["root"])
+    run = Run(Settings.model_validate(request["settings"]), open_store(request["root"]))
     inputs = {}
     for name, value in request["inputs"].items():
-        found = store.find(name, value)
-        if found is None:
+        artifact = run.store.find(name, value)
+        if artifact is None:
             raise ArtifactError(f"{draft.stage} needs the artifact {name}/{value}, which is gone; run {name} again")
-        inputs[name] = found
-    settings = Settings.model_validate(request["settings"])
-    stages: Mapping[str, Stage] = _named(request["stages"])
-    stage = stages[draft.stage]
+        inputs[name] = artifact
+    stage = run.stages[draft.stage]
     if stage.version != draft.stage_version:
         # This process has read the code anew, and its output must not get the name of the earlier code's.
         raise StageError(
             f"{draft.stage} is version {stage.version} by now and was {draft.stage_version} when this run began: "
             f"the code was changed; run again to go on with it"
         )
-    carry_out(stage, draft, settings, store, inputs, progress)
+    carry_out(stage, draft, run, inputs, progress)
 
 
 def _main(request_path: Path) -> int:
-    told: dict[str, Any] = json.loads(request_path.read_text())
-    die_with(told["parent"])
+    call: dict[str, Any] = json.loads(request_path.read_text())
+    die_with(call["parent"])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("botocore", "aiobotocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    request = told["request"]
+    request, status = call["request"], StatusFile(request_path.with_name(STATUS))
     name = f"{request['draft']['stage']} {request['draft']['fingerprint']}"
     log.info("%s starts in process %s", name, os.getpid())
+    module, _, function = call["work"].partition(":")
     try:
-        work: Callable[[Mapping[str, Any], Progress], Any] = _named(told["work"])
+        work: Callable[[Mapping[str, Any], Progress], Any] = getattr(import_module(module), function)
         with convert_disk_errors(request_path.parent):
-            result = work(request, report_to(request_path.with_name("progress.json")))
-            if result is not None:
-                request_path.with_name(ANSWER).write_text(json.dumps(result))
+            status.answer(work(request, status.progress))
     except ParaclipError as error:
         log.exception("%s failed", name)
-        write_failure(request_path.with_name(FAILURE), error)
+        status.fail(error)
         return error.exit_code
     log.info("%s is done", name)
     return 0

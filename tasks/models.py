@@ -1,18 +1,35 @@
-"""Which base model a run repairs, and how the weights of local models are told apart."""
+"""From what a user calls a model to its release folder, its base and the image index that stays valid for both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paraclip_core.clip.reference import check_reference, model_files
+from paraclip_core.clip.reference import check_reference, is_model_folder, local_file, model_files, place_free_name
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.protocol import HashFiles
-from storage.artifacts import Artifact
+from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
+from paraclip_core.paths import user_path
+from storage.artifacts import Artifact, ArtifactStore
 from storage.fingerprint import FileHashes
-from storage.roots import open_store
+from storage.manifests import sources_of
 
-__all__ = ["EMBEDDED", "base_inputs", "base_reference", "base_sources", "model_hashes", "reference_sources"]
+if TYPE_CHECKING:
+    from tasks.context import Run
+
+__all__ = [
+    "EMBEDDED",
+    "FoundModel",
+    "base_inputs",
+    "base_reference",
+    "base_sources",
+    "find_model",
+    "find_release",
+    "name_in",
+    "reference_sources",
+]
 
 EMBEDDED = "embedded"
 
@@ -27,16 +44,17 @@ def base_inputs(settings: Settings) -> tuple[str, ...]:
     return ("bootstrap",) if settings.model.base == EMBEDDED else ()
 
 
-def base_sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+def base_sources(run: Run) -> Mapping[str, str]:
     """Contents of a base that lies in local files, so that an edited one is another input.
 
     Raises:
         ModelError: the folder is not there, or open_clip has no such architecture.
     """
-    if settings.model.base == EMBEDDED:
+    base = run.settings.model.base
+    if base == EMBEDDED:
         return {}
-    check_reference(settings.model.base)
-    return reference_sources(settings.model.base, hashes)
+    check_reference(base)
+    return reference_sources(base, run.hashes)
 
 
 def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
@@ -47,11 +65,123 @@ def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
 
 
-def model_hashes(settings: Settings) -> HashFiles:
-    """Hashes of a language model's weights, which are read once for each root and change."""
+MODEL_STAGES = ("finetune", "bootstrap")
+RELEASE = "release"
 
-    def of(files: Iterable[Path]) -> dict[str, str]:
-        wanted = list(files)
-        return FileHashes(open_store(settings.run.root).cache / "model_hashes.json").of(wanted) if wanted else {}
 
-    return of
+@dataclass(frozen=True)
+class FoundModel:
+    """A tuned model with what belongs to it."""
+
+    tuned: str
+    """Reference of the tuned model."""
+    base: str
+    """Reference of the model that it was tuned from."""
+    features: Artifact
+    """Features of the images that it can be asked about."""
+    captions: Artifact | None
+    """The ingested captions, None where they were deleted."""
+
+
+def find_model(name: str, store: ArtifactStore, base: str | None = None) -> FoundModel:
+    """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
+
+    `base` says where the base lies, if it is no longer where the model was tuned.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        UnknownModelError: its base is not where it was.
+        ArtifactError: what it was made from was deleted.
+    """
+    artifact = _artifact(name, store, ("finetune",))
+    if artifact.stage != "finetune":
+        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected a tuned model (finetune)")
+    inputs = artifact.manifest.inputs
+    features = store.find("features", inputs["features"])
+    if features is None:
+        raise ArtifactError(
+            f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
+        )
+    found = _bootstrapped(name, artifact, store) if "bootstrap" in inputs else _base(name, artifact, store, base)
+    captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
+    return FoundModel(str(artifact.path / RELEASE), found, features, captions)
+
+
+def find_release(name: str, store: ArtifactStore) -> Path | str:
+    """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is.
+
+    Raises:
+        UnknownNameError: an artifact's name fits none or several, or the artifact holds no model.
+        UnknownModelError: the folder holds no model, or open_clip has none of that name.
+    """
+    if (file := local_file(name)) is not None and not file[1].exists():
+        raise UnknownModelError(f"model {name!r}: {file[1]} does not exist")
+    if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
+        check_reference(name)
+        return name
+    folder = user_path(name.removeprefix("local-dir:"))
+    if folder.is_dir():
+        folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
+        if not is_model_folder(folder):
+            raise UnknownModelError(
+                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model, or one of "
+                "Hugging Face's CLIPModel"
+            )
+        return folder
+    if folder.is_file():
+        return name
+    artifact = _artifact(name, store, MODEL_STAGES)
+    if artifact.stage not in MODEL_STAGES:
+        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
+    return artifact.path / RELEASE
+
+
+def name_in(store: ArtifactStore, release: Path | str) -> str:
+    """``STAGE/FINGERPRINT`` of an artifact's release folder; other references are given back as they are."""
+    folder = Path(release).parent
+    if Path(release).name == RELEASE and folder.parent.parent == store.root / "artifacts":
+        return f"{folder.parent.name}/{folder.name}"
+    return str(release)
+
+
+def _bootstrapped(name: str, artifact: Artifact, store: ArtifactStore) -> str:
+    fingerprint = artifact.manifest.inputs["bootstrap"]
+    bootstrap = store.find("bootstrap", fingerprint)
+    if bootstrap is None:
+        raise ArtifactError(f"the base model {fingerprint} of {name!r} was deleted; run the same settings again")
+    return str(bootstrap.path / RELEASE)
+
+
+def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
+    """Reference of a base that no stage made, with the same contents as when the model was tuned."""
+    manifest = artifact.manifest
+    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    then = sources_of(manifest.inputs)
+    if not then:
+        return base
+    # Tunings of earlier releases do not say where their base lies.
+    if given is None and base == place_free_name(base):
+        raise UnknownModelError(f"the base of {name!r} is in local files; say with --base where they lie")
+    missing = next((path for path in model_files(base) if not path.exists()), None)
+    if missing is not None:
+        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
+        raise UnknownModelError(
+            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+        )
+    return base
+
+
+def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
+    folder = user_path(name)
+    if folder.is_dir():
+        folder = folder.resolve()
+        folder = folder.parent if folder.name == RELEASE else folder
+        found = store.find(folder.parent.name, folder.name)
+        if found is None or found.path.resolve() != folder:
+            raise UnknownNameError(
+                f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
+                f"give --root, or the model's channel or fingerprint"
+            )
+        return found
+    return store.download(store.named(name, stages))

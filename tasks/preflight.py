@@ -7,8 +7,9 @@ So what they need is checked when the captions are ingested, and when a run is p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,19 +20,17 @@ from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.pool import ImagePool
 from paraclip_core.evaluation.published import Captions
-from storage.artifacts import Artifact, ArtifactStore
+from paraclip_core.lifetime import TempDir
+from storage.artifacts import Artifact
 from storage.parquet import iter_batches
+from tasks.context import Run
 from tasks.stage import input_path
 from tasks.stages.evaluate import benchmark_tasks
-from tasks.stages.ingest import scan
+from tasks.stages.ingest import IngestedCaptions, ingested_captions
+from tasks.stages.paraphrase import STEPS
 
-if TYPE_CHECKING:
-    from tasks.dag import Node
+__all__ = ["Census", "check_before_paying"]
 
-__all__ = ["PAID", "Census", "check_before_paying"]
-
-PAID = ("paraphrase_1", "paraphrase_2")
-"""Stages that ask a language model."""
 COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
 USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
 """Captions that name an image."""
@@ -62,10 +61,10 @@ class Census:
         self._images: list[pa.Array] = []
 
     @classmethod
-    def of(cls, settings: Settings, ingested: Artifact) -> Census:
-        """The captions of a finished ingest."""
+    def of(cls, settings: Settings, folder: Path) -> Census:
+        """The ingested captions in a folder."""
         census = cls(settings)
-        for batch in iter_batches(ingested.path / "captions", COLUMNS):
+        for batch in iter_batches(folder / "captions", COLUMNS):
             census.note(batch)
         return census
 
@@ -115,17 +114,12 @@ class Census:
         return ImagePool(ids, _no_features)
 
 
-def check_before_paying(
-    settings: Settings, store: ArtifactStore, nodes: Mapping[str, Node], census: Census | None = None
-) -> list[str]:
+def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> list[str]:
     """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
 
     Args:
-        settings: the run's settings.
-        store: its artifact store.
-        nodes: its stages.
-        census: its captions, where they are counted already. Otherwise those of the finished ingest; before it those
-            that it will accept, which takes as long as it does (scenes that are not rendered are not looked at).
+        run: the run.
+        captions: its captions, where ingest is not finished. Scenes that are not rendered are not looked at.
 
     Returns:
         What the user should hear before the run goes on.
@@ -135,10 +129,10 @@ def check_before_paying(
             evaluated, or none of the images that they name is where they should be.
         BenchmarkError: a benchmark cannot be measured, or has too few images.
     """
-    if all(_finished(nodes, store, name) is not None for name in PAID if name in nodes):
+    if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
-    scenes = _finished(nodes, store, "scenes")
-    census = census or _census(settings, store, nodes)
+    settings, scenes = run.settings, _finished(run, "scenes")
+    census = _census(run, captions)
     # Where nothing is accepted, ingest says why.
     if census is None or not census.rows:
         return []
@@ -150,24 +144,23 @@ def check_before_paying(
     return notices
 
 
-def _finished(nodes: Mapping[str, Node], store: ArtifactStore, name: str) -> Artifact | None:
+def _finished(run: Run, name: str) -> Artifact | None:
     """A finished stage; a damaged one is about to be told, or made again."""
     try:
-        return store.peek(name, nodes[name].fingerprint) if name in nodes else None
+        return run.artifact(name) if name in run.stages else None
     except ArtifactError:
         return None
 
 
-def _census(settings: Settings, store: ArtifactStore, nodes: Mapping[str, Node]) -> Census | None:
-    ingested = _finished(nodes, store, "ingest")
+def _census(run: Run, captions: IngestedCaptions | None) -> Census | None:
+    ingested = _finished(run, "ingest")
     if ingested is not None:
-        return Census.of(settings, store.download(ingested))
-    if settings.data.scenes is not None:
+        return Census.of(run.settings, run.store.download(ingested).path)
+    if run.settings.data.scenes is not None:
         return None
-    census = Census(settings)
-    for batch in scan(settings, store):
-        census.note(batch)
-    return census
+    with TempDir("captions-") as scratch:
+        captions = captions or ingested_captions(run, {}, scratch)
+        return Census.of(run.settings, captions.folder)
 
 
 def _check_training(census: Census) -> list[str]:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paraclip_core.progress import Progress, silent
-from tasks.display import shown_facts
+from paraclip_core.progress import Fact, Progress, silent
+from tasks.status import shown_facts
 
 __all__ = [
     "artifact_key",
@@ -96,7 +96,7 @@ def published_progress(key: str, description: str) -> Progress:
         return silent
     state: dict[str, Any] = {"id": None, "last": 0.0}
 
-    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+    def progress(done: int, total: int | None, **facts: Fact) -> None:
         now = time.monotonic()
         if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
             return
@@ -117,18 +117,18 @@ def published_progress(key: str, description: str) -> Progress:
     return progress
 
 
-def published_samples(key: str, description: str, read: Callable[[], Sequence[Mapping[str, Any]]]) -> Progress:
-    """A progress with which a table of the latest samples is shown in the UI, as plain text, every 15 seconds."""
+def published_samples(key: str, description: str) -> Progress:
+    """A progress whose latest samples are shown as a table in the UI, as plain text, every 15 seconds."""
     if not in_flow_run():
         return silent
     state: dict[str, Any] = {"rows": [], "last": 0.0}
 
-    def progress(done: int, total: int | None, **facts: float | int | str) -> None:
+    def progress(done: int, total: int | None, **facts: Fact) -> None:
         now = time.monotonic()
         if now - state["last"] < SAMPLE_SECONDS:
             return
-        state["last"], rows = now, list(read())
-        if rows and rows != state["rows"]:
+        state["last"], rows = now, facts.get("samples")
+        if isinstance(rows, Sequence) and not isinstance(rows, str) and rows != state["rows"]:
             state["rows"] = rows
             publish_table(key, [as_text(row) for row in rows], description)
 

@@ -1,37 +1,40 @@
-"""What a paraphrase step has left to ask: its requests, less what the generation cache holds."""
+"""Requests of a paraphrase step without an answer: counted for `plan` and shards, with their texts for batch files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.paraphrase.generate import attempt_seed
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
-from paraclip_core.paraphrase.protocol import GenerationCache
+from paraclip_core.paraphrase.protocol import GenerationCache, Prompt
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
 from paraclip_core.paraphrase.rounds import rows_named, word_requests
 from paraclip_core.paraphrase.select import select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.paraphrase.step_tables import StepTables
-from paraclip_core.tables import CAPTIONS
-from storage.artifacts import Artifact, ArtifactStore
-from storage.parquet import PartWriter
+from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
+from paraclip_core.progress import Progress, silent
+from storage.artifacts import Artifact
+from storage.generations import GenerationStore
 from storage.roots import open_generations
-from tasks.models import model_hashes
-from tasks.stages.ingest import scan
+from tasks.context import Run
+from tasks.stages.ingest import IngestedCaptions, ingested_captions
 from tasks.stages.paraphrase import judge_spec, step_batches
 
-__all__ = ["StepLeft", "captions_folder", "step_left", "steps_left"]
+__all__ = ["MissingRequests", "RequestBlock", "StepLeft", "looking_for_requests", "step_left", "steps_left"]
 
+BLOCK_REQUESTS = 16_384
+VERDICTS_A_PART = 4096
 SAMPLE = 1024
 """Missing texts that are looked at to tell their length."""
 CHARS_PER_TOKEN, MESSAGE_CHARS = 3.9, 20
@@ -63,88 +66,103 @@ class StepLeft:
     sample says that they are new, and answers that are missing."""
 
 
-def steps_left(settings: Settings, store: ArtifactStore, artifacts: dict[str, Artifact]) -> dict[int, StepLeft]:
-    """What each step has left that is not finished, from finished artifacts or else from the sources.
+def steps_left(
+    run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
+) -> dict[int, StepLeft]:
+    """What each step has left that is not finished.
 
     Step 2 of rows that have no accepted answer yet is not in it: what it asks is not known.
-
-    Raises:
-        InputError: a source file is missing or bad as a whole.
     """
-    left: dict[int, StepLeft] = {}
-    with _looking(settings, store) as look:
+    with _opened(run) as look:
         if "paraphrase_1" in artifacts:
-            return {2: look.step(2, step_batches(store.download(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
-        folder = captions_folder(settings, store, artifacts, look.scratch)
-        captions = step_batches(folder, 1, settings.paraphrase.fraction)
-        left[1], tables = look.step(1, captions)
-        left[1] = replace(left[1], new_inputs=look.new_inputs(tables))
-        left[2] = look.step(2, look.selected(tables))[0]
-    return left
+            return {2: look.step_left(2, step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
+        captions = captions or ingested_captions(run, artifacts, look.scratch)
+        first, tables = look.step_left(1, step_batches(captions.folder, 1, run.paraphrase.fraction))
+        first = replace(first, new_inputs=look.new_inputs(tables))
+        return {1: first, 2: look.step_left(2, look.selected(tables))[0]}
 
 
-def step_left(settings: Settings, store: ArtifactStore, step: int, upstream: Artifact) -> StepLeft:
+def step_left(run: Run, step: int, upstream: Artifact) -> StepLeft:
     """What a step has left whose input is finished."""
-    with _looking(settings, store) as look:
-        return look.step(step, step_batches(upstream.path, step, settings.paraphrase.fraction))[0]
+    with _opened(run) as look:
+        return look.step_left(step, step_batches(upstream.path, step, run.paraphrase.fraction))[0]
 
 
 @contextmanager
-def _looking(settings: Settings, store: ArtifactStore) -> Iterator[_Look]:
-    cache = open_generations(store)
-    with TemporaryDirectory(prefix="paraclip-plan-") as scratch:
-        look = _Look(settings, cache, Path(scratch))
-        try:
-            yield look
-        finally:
-            look.close()
-            cache.close()
+def looking_for_requests(run: Run, progress: Progress = silent) -> Iterator[MissingRequests]:
+    """What a run would ask; its temporary files last as long as the block.
+
+    Raises:
+        ConfigError: the engine asks nothing, or it is not known which model would be asked.
+        InputError: a source file is missing or bad as a whole.
+    """
+    options = run.paraphrase
+    if not run.engine_facts.asks:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
+            "shall answer them"
+        )
+    if not options.model:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
+            "answer; take engine openai, vllm or transformers"
+        )
+    with _opened(run, progress) as missing:
+        yield missing
 
 
-class _Look:
-    """Counts what steps have left."""
+@contextmanager
+def _opened(run: Run, progress: Progress = silent) -> Iterator[MissingRequests]:
+    with TempDir("requests-") as scratch, ExitStack() as stack:
+        cache = stack.enter_context(closing(open_generations(run.store)))
+        yield MissingRequests(run, cache, scratch, progress, stack)
 
-    def __init__(self, settings: Settings, cache: GenerationCache, scratch: Path) -> None:
-        self.scratch = scratch
-        self._settings, self._cache = settings, cache
-        self._options = relevant_options(settings.paraphrase)
-        self._engine = make_engine(self._options, settings.data.root, hash_files=model_hashes(settings))
-        self._tables: list[StepTables] = []
 
-    def close(self) -> None:
-        """Close engine and tables."""
-        for tables in self._tables:
-            tables.close()
-        self._engine.close()
+@dataclass(frozen=True)
+class RequestBlock:
+    """Some requests of one step and attempt that have no answer."""
 
-    def step(self, step: int, batches: Batches) -> tuple[StepLeft, StepTables]:
+    request: RequestKeys
+    texts: list[str]
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The key of each text's request."""
+        return self.request.keys(self.texts).to_pylist()
+
+
+class MissingRequests:
+    """Finds requests without an answer, as far as earlier answers say which there are.
+
+    Step 2 asks about the accepted answers of step 1, and a further attempt about what was rejected. So :meth:`blocks`
+    judges answers without a verdict first, and :meth:`step_left`, which only counts, leaves them out. The single words
+    that some configurations ask for are not among the requests.
+    """
+
+    def __init__(
+        self, run: Run, cache: GenerationStore, scratch: Path, progress: Progress, resources: ExitStack
+    ) -> None:
+        """Look with an open cache; `resources` are closed at the end."""
+        self.run, self.cache, self.scratch = run, cache, scratch
+        self.words = False
+        """Whether the run also asks for single words, without which nothing can be judged."""
+        self.unjudged = 0
+        """Answers that could not be judged for that reason."""
+        self.unanswered = 0
+        """Requests of step 1 without an answer."""
+        self._progress, self._resources = progress, resources
+
+    def step_left(self, step: int, batches: Batches) -> tuple[StepLeft, StepTables]:
         """What a step over these rows has left, and its tables."""
-        options, spec = self._options, judge_spec(self._settings, step, self._engine)
-        tables = StepTables(step, self._cache, batches, spec.digest, self.scratch / f"step-{step}")
-        self._tables.append(tables)
-        rows: np.ndarray | None = None
-        missing: list[np.ndarray] = []
-        for attempt in range(options.attempts):
-            tables.ask(step_requests(options, step, self._engine.model, attempt), rows)
-            missing.append(tables.missing(attempt))
-            rows = tables.rejected()
-            if not len(rows):
-                break
-        assert rows is not None
-        first = len(missing[0])
-        missing += self._named(tables)
-        accepted = tables.accepted()
-        texts = _sample(batches, step, np.unique(np.concatenate(missing)))
+        tables, spec = self._tables(step, batches)
+        rounds = [missing for _, missing in self._rounds(tables, spec)]
+        rejected, accepted = len(tables.rejected()), tables.accepted()
+        texts = _sample(batches, step, np.unique(np.concatenate(rounds)))
+        options = self.run.paraphrase
         prompt, answers = _tokens(prompt_for(options, step), texts, options.sampling.n)
-        words = _words(texts, first, word_requests(options, self._engine.model), self._cache) if spec.words else 0
-        left = StepLeft(tables.rows, sum(map(len, missing)), accepted, len(rows), prompt, answers, words)
-        return left, tables
-
-    def selected(self, tables: StepTables) -> Batches:
-        """Step 2's rows, as far as step 1's answers are known."""
-        max_repeats = judge_spec(self._settings, 1, self._engine).max_repeats
-        selection = select(tables, self._options.keep, max_repeats)
-        return lambda columns: (kept.select(list(columns)) for kept, _ in selection.batches())
+        request = word_requests(options, self.run.model)
+        words = _words(texts, len(rounds[0]), request, self.cache) if spec.words else 0
+        return StepLeft(tables.rows, sum(map(len, rounds)), accepted, rejected, prompt, answers, words), tables
 
     def new_inputs(self, tables: StepTables) -> int:
         """What step 2 was not asked about yet and will be if it passes, see :class:`StepLeft`."""
@@ -154,40 +172,93 @@ class _Look:
             block = next(blocks, None)
         if block is None:
             return count
-        request = step_requests(self._options, 2, self._engine.model)
+        request = step_requests(self.run.paraphrase, 2, self.run.model)
         completions = block.column("completions").to_pylist()
         keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
-        known = self._cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
-        asked = set(known.column("key").to_pylist())
+        cached = self.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
+        asked = set(cached.column("key").to_pylist())
         # Which of its answers comes first is for the gates to say.
         new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
         return count + round(unjudged * new / block.num_rows)
 
-    def _named(self, tables: StepTables) -> list[np.ndarray]:
-        """Rows that `paraphrase.regenerate` asks for, as far as their answers are known."""
-        max_repeats = judge_spec(self._settings, tables.step, self._engine).max_repeats
-        missing: list[np.ndarray] = []
-        for condition in conditions_of(self._options.regenerate):
-            for attempt, rows in rows_named(tables, condition, max_repeats).items():
-                before = tables.missing(attempt)
-                tables.ask(step_requests(self._options, tables.step, self._engine.model, attempt), rows)
-                missing.append(np.setdiff1d(tables.missing(attempt), before))
-        return missing
+    def prompts(self, block: RequestBlock) -> list[Prompt]:
+        """What is asked in each request of a block."""
+        request = block.request
+        template, seed = prompt_for(self.run.paraphrase, request.step), attempt_seed(request.seed, request.attempt)
+        return [Prompt(template.messages(text), text, request.step, seed) for text in block.texts]
 
+    def blocks(self) -> Iterator[RequestBlock]:
+        """The requests block by block, those of step 1 first; call it once."""
+        artifacts = self.run.artifacts()
+        if "paraphrase_1" in artifacts:
+            rows = step_batches(self.run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
+        else:
+            captions = ingested_captions(self.run, artifacts, self.scratch)
+            tables, spec = self._tables(1, step_batches(captions.folder, 1, self.run.paraphrase.fraction))
+            for block in self._blocks(tables, spec):
+                self.unanswered += len(block.texts)
+                yield block
+            rows = self.selected(tables)
+        yield from self._blocks(*self._tables(2, rows))
 
-def captions_folder(settings: Settings, store: ArtifactStore, artifacts: Mapping[str, Artifact], scratch: Path) -> Path:
-    """The folder of the finished ingest, or else one below `scratch` with the captions that it will accept.
+    def selected(self, tables: StepTables) -> Batches:
+        """Step 2's rows, as far as step 1's answers are known."""
+        selection = select(tables, self.run.paraphrase.keep, judge_spec(self.run, tables.step).max_repeats)
+        return lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())
 
-    Raises:
-        InputError: a source file is missing or bad as a whole.
-    """
-    if "ingest" in artifacts:
-        return store.download(artifacts["ingest"]).path
-    writer = PartWriter(scratch / "ingest" / "captions", CAPTIONS)
-    for batch in scan(settings, store):
-        writer.write(batch)
-    writer.close()
-    return scratch / "ingest"
+    def _tables(self, step: int, rows: Batches) -> tuple[StepTables, JudgeSpec]:
+        spec = judge_spec(self.run, step)
+        self.words = self.words or bool(spec.words)
+        tables = StepTables(step, self.cache, rows, spec.digest, self.scratch / f"step-{step}")
+        return self._resources.enter_context(closing(tables)), spec
+
+    def _blocks(self, tables: StepTables, spec: JudgeSpec) -> Iterator[RequestBlock]:
+        source = source_column(tables.step)
+        for request, missing in self._rounds(tables, spec, lambda attempt: self._judge(tables, spec, attempt)):
+            cursor = RowCursor(tables.batches([source]))
+            for start in range(0, len(missing), BLOCK_REQUESTS):
+                texts = cursor.take(missing[start : start + BLOCK_REQUESTS]).column(source).to_pylist()
+                yield RequestBlock(request, texts)
+
+    def _rounds(
+        self, tables: StepTables, spec: JudgeSpec, judge: Callable[[int], None] = lambda attempt: None
+    ) -> Iterator[tuple[RequestKeys, np.ndarray]]:
+        """Each round's request, and the numbers of the rows that it adds to those without an answer."""
+
+        def ask(attempt: int, rows: np.ndarray | None) -> tuple[RequestKeys, np.ndarray]:
+            request = step_requests(self.run.paraphrase, tables.step, self.run.model, attempt)
+            before = tables.missing(attempt)
+            tables.ask(request, rows)
+            judge(attempt)
+            return request, np.setdiff1d(tables.missing(attempt), before)
+
+        rows: np.ndarray | None = None
+        for attempt in range(self.run.paraphrase.attempts):
+            yield ask(attempt, rows)
+            rows = tables.rejected()
+            if not len(rows):
+                break
+        for condition in conditions_of(self.run.paraphrase.regenerate):
+            for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
+                yield ask(attempt, named)
+
+    def _judge(self, tables: StepTables, spec: JudgeSpec, attempt: int) -> None:
+        count = tables.find_unjudged(attempt)
+        if not count:
+            return
+        if spec.words:
+            self.unjudged += count
+            return
+        waiting: list[pa.RecordBatch] = []
+        judged = 0
+        with closing(JudgePool(spec, self.run.judges, self.scratch)) as pool:
+            for _, verdicts in pool.judge(tables.unjudged(BLOCK_ROWS), count):
+                waiting.append(verdicts)
+                judged += verdicts.num_rows
+                self._progress(judged, count, phase=f"judging answers of step {tables.step}")
+                if sum(batch.num_rows for batch in waiting) >= VERDICTS_A_PART or judged == count:
+                    self.cache.append_verdicts(pa.Table.from_batches(waiting))
+                    waiting.clear()
 
 
 def _sample(batches: Batches, step: int, rows: np.ndarray) -> list[str]:

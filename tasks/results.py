@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
+from storage.parquet import iter_batches
+
+if TYPE_CHECKING:
+    from tasks.context import Run
 
 __all__ = [
     "BY_PROMOTION",
@@ -27,6 +31,7 @@ __all__ = [
     "stage_row",
     "untuned",
     "why",
+    "worst_pairs",
 ]
 
 BY_RUN, BY_PROMOTION = "run", "promotion"
@@ -68,14 +73,13 @@ class Result:
         }
 
 
-def gather_result(
-    settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
-) -> Result:
+def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
     """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root.
 
     Raises:
         ArtifactError: a file is missing, or the root cannot be written.
     """
+    settings, store = run.settings, run.store
     folder = store.root / "results" / settings.name
     metrics = {name: artifact.manifest.metrics for name, artifact in artifacts.items()}
     totals = row_totals(metrics)
@@ -110,20 +114,18 @@ def check_run_name(name: str, store: ArtifactStore) -> None:
         )
 
 
-def record_result(
-    settings: Settings, store: ArtifactStore, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]
-) -> Result:
+def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
     """Gather the outcome and point the run's own channel at its model.
 
     Raises:
         ConfigError: a promotion has taken the run's name for its channel in the meantime.
         ArtifactError: a file is missing, or the root cannot be written.
     """
-    check_run_name(settings.name, store)
-    result = gather_result(settings, store, rows, artifacts)
+    check_run_name(run.settings.name, run.store)
+    result = gather_result(run, rows, artifacts)
     if "finetune" in artifacts:
         stages = {name: artifact.fingerprint for name, artifact in artifacts.items()}
-        store.set_channel(settings.name, channel_value(stages, result.verdict, BY_RUN))
+        run.store.set_channel(run.settings.name, channel_value(stages, result.verdict, BY_RUN))
     return result
 
 
@@ -227,3 +229,41 @@ def _copy(source: Path, target: Path) -> None:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
+
+
+def worst_pairs(evaluation: Path, count: int = 20) -> list[dict[str, Any]]:
+    """Rows of a table, the lowest average overlap (percent) first, with both ranked lists of image ids.
+
+    Args:
+        evaluation: folder of the evaluate artifact.
+        count: how many pairs; memory holds no more than these.
+
+    Raises:
+        ArtifactError: a file cannot be read.
+    """
+    files = sorted((evaluation / "per_query").glob("*.parquet"))
+    worst = heapq.nsmallest(count, _pairs(files), key=lambda found: found[:3])
+    return [
+        {
+            "benchmark": name,
+            "caption": row["caption"],
+            "rewording": row["rewording"],
+            "base ao@10": round(100 * row["base_ao"], 1),
+            "tuned ao@10": round(100 * row["tuned_ao"], 1),
+            "images for the caption": ", ".join(row["tuned_caption_top"]),
+            "images for the rewording": ", ".join(row["tuned_rewording_top"]),
+        }
+        for _, name, _, row in worst
+    ]
+
+
+def _pairs(files: list[Path]) -> Iterator[tuple[float, str, int, dict[str, Any]]]:
+    for path in files:
+        number = 0
+        for batch in iter_batches(path, COLUMNS, batch_rows=4096):
+            for row in batch.to_pylist():
+                yield row["tuned_ao"], path.stem, number, row
+                number += 1

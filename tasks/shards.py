@@ -18,23 +18,19 @@ from typing import Any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import engine_facts, relevant_options
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import Artifact, ArtifactStore
+from storage.artifacts import Artifact
 from storage.roots import open_store
-from tasks.answers import relay_from, report_to
 from tasks.child import call_in_child, log_path
-from tasks.dag import Node
+from tasks.context import Run
 from tasks.requests import step_left
-from tasks.samples import samples_path
-from tasks.stages.paraphrase import UPSTREAM, paraphrasing
+from tasks.stage import Node
+from tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing
+from tasks.status import StatusFile, relay_from
 
-__all__ = ["STEPS", "ShardJob", "ask_shard", "followed", "forget_reports", "plan_shards", "reporting", "run_shard"]
+__all__ = ["ShardJob", "ask_shard", "followed", "forget_reports", "plan_shards", "reporting", "run_shard"]
 
 log = logging.getLogger(__name__)
-
-STEPS = {f"paraphrase_{step}": step for step in UPSTREAM}
-"""The stages that have shards."""
 
 SHARD_REQUESTS = 64
 """Requests that are worth a process of their own."""
@@ -55,34 +51,33 @@ class ShardJob:
     root: str
 
 
-def plan_shards(
-    node: Node, settings: Settings, store: ArtifactStore, inputs: Mapping[str, Artifact]
-) -> ShardJob | None:
+def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJob | None:
     """The shards among which a stage's missing requests are divided; None where one process does them.
 
     Raises:
         ParaclipError: the cache or the rows cannot be read.
     """
+    settings = run.settings
     step, wanted = STEPS.get(node.name), settings.run.shards
     if step is None or wanted < 2:
         return None
-    options, one_machine = relevant_options(settings.paraphrase), settings.run.runner == "threads"
-    if reason := engine_facts(options).unshardable(one_machine):
+    options, one_machine = run.paraphrase, settings.run.runner == "threads"
+    if reason := run.engine_facts.unshardable(one_machine):
         log.info("%s is not cut into shards: %s", node.name, reason)
         return None
     upstream = inputs[UPSTREAM[step]]
-    left = step_left(settings, store, step, upstream)
+    left = step_left(run, step, upstream)
     # Where rejected rows are asked for again, more may be missing than can be counted now.
     further = options.attempts > 1 or bool(options.regenerate)
     shards = min(wanted, (left.rows if further else left.missing) // SHARD_REQUESTS)
     if shards < 2:
         return None
-    run = settings.run
+    place = settings.run
     if one_machine:
-        threads = run.threads or max(1, (os.cpu_count() or 1) // shards)
-        run = run.model_copy(update={"threads": threads, "judges": run.judges or 1})
-    job_settings = settings.model_copy(update={"run": run}).model_dump(mode="json")
-    return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, store.location)
+        threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
+        place = place.model_copy(update={"threads": threads, "judges": place.judges or 1})
+    job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
+    return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
 
 
 def ask_shard(
@@ -109,7 +104,7 @@ def reporting(job: ShardJob, shard: int) -> Progress:
     # What cannot be told is no reason to stop.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return report_to(path, REPORT_SECONDS)
+    return StatusFile(path, REPORT_SECONDS).progress
 
 
 def followed(job: ShardJob, shard: int, progress: Progress) -> Callable[[], None]:
@@ -162,22 +157,20 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             f"the artifact {name} is not under {store.location}: run.root must be the same shared folder or object "
             f"store for every worker"
         )
-    run = settings.run.model_copy(update={"device": _device(settings, shard)})
-    settings = settings.model_copy(update={"run": run})
-    samples = samples_path(store, request["draft"]["stage"], request["draft"]["fingerprint"])
-    share = (shard, request["shards"])
+    place = settings.run.model_copy(update={"device": _device(Run(settings, store), shard)})
+    run = Run(settings.model_copy(update={"run": place}), store)
     with (
         TempDir() as scratch,
-        paraphrasing(settings, store, step, upstream, scratch, progress, samples, share) as rounds,
+        paraphrasing(run, step, upstream, scratch, progress, (shard, request["shards"])) as rounds,
     ):
         rounds.run()
     return rounds.counts.metrics()
 
 
-def _device(settings: Settings, shard: int) -> str:
+def _device(run: Run, shard: int) -> str:
     """On one machine with several GPUs each shard takes another one; Ray shows a shard its own GPUs only."""
-    device = settings.run.device
-    if device != "auto" or settings.run.runner != "threads" or not engine_facts(settings.paraphrase).local:
+    device = run.settings.run.device
+    if device != "auto" or run.settings.run.runner != "threads" or not run.engine_facts.local:
         return device
     import torch
 

@@ -11,10 +11,8 @@ import pyarrow as pa
 
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import SamplingOptions, Settings
+from paraclip_core.config import SamplingOptions
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import make_engine, relevant_options
-from paraclip_core.paraphrase.engines.local_model import read_hashes
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.judge import Candidate, Judge, Request, Verdict
@@ -26,11 +24,10 @@ from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, Synonyms, bases
 from paraclip_core.paraphrase.verdicts import JudgeSpec
-from storage.artifacts import ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.generations import GenerationStore
 from storage.roots import open_generations
-from tasks.models import model_hashes
+from tasks.context import Run
 from tasks.stages.paraphrase import judge_spec
 
 __all__ = ["Attempt", "CaptionTrial", "Rewrite", "Trial", "try_captions"]
@@ -127,14 +124,13 @@ class Trial:
         return {**asdict(self), "captions": [caption.as_json() for caption in self.captions]}
 
 
-def try_captions(settings: Settings, store: ArtifactStore, captions: Sequence[str], keep: bool, say: Say) -> Trial:
-    """Ask and judge as a run with these settings would, whatever it takes of `paraphrase.fraction`.
+def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
+    """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
     Floods and `paraphrase.regenerate` are about many rows, and not tried.
 
     Args:
-        settings: the run's settings.
-        store: its artifact store; the answers in its generation cache are used.
+        run: the run; the answers in its generation cache are used.
         captions: raw.
         keep: put the answers into that cache, too. Otherwise nothing of them stays.
         say: told what takes a while.
@@ -143,38 +139,33 @@ def try_captions(settings: Settings, store: ArtifactStore, captions: Sequence[st
         ConfigError: an option is wrong.
         EngineError: the engine cannot be asked.
     """
-    with _opened(settings, store, keep, say) as trial:
+    with _opened(run, keep, say) as trial:
         return trial.run(captions)
 
 
 @contextmanager
-def _opened(settings: Settings, store: ArtifactStore, keep: bool, say: Say) -> Iterator[_Trial]:
-    options = relevant_options(settings.paraphrase)
-    # No root is made for the hashes of a model's weights.
-    hashes = model_hashes(settings) if keep or store.root.exists() else read_hashes
-    engine = make_engine(options, settings.data.root, settings.run.device, hashes)
+def _opened(run: Run, keep: bool, say: Say) -> Iterator[_Trial]:
+    engine = run.engine()
     with ExitStack() as stack:
         stack.enter_context(closing(engine))
-        own = stack.enter_context(closing(open_generations(store)))
+        own = stack.enter_context(closing(open_generations(run.store)))
         target = own if keep else GenerationStore(stack.enter_context(TempDir("trial-")) / "cache")
         if isinstance(engine, PaidEngine) and engine.max_spend:
             engine.charge(*paid_tokens(own.folder, engine.name, engine.model))
-        yield _Trial(settings, engine, own, target, say)
+        yield _Trial(run, engine, own, target, say)
 
 
 class _Trial:
     """Both steps over a few captions."""
 
-    def __init__(
-        self, settings: Settings, engine: Engine, cache: GenerationStore, target: GenerationStore, say: Say
-    ) -> None:
+    def __init__(self, run: Run, engine: Engine, cache: GenerationStore, target: GenerationStore, say: Say) -> None:
         """Answers are looked for in `cache` and `target`, and kept in `target`."""
-        self._settings, self._engine, self._say = settings, engine, say
-        self._options = relevant_options(settings.paraphrase)
+        self._run, self._engine, self._say = run, engine, say
+        self._options = run.paraphrase
         self._cache, self._target = cache, target
         self._counts = Counts()
         self._sender = RequestSender(engine, target, self._counts, self._options.seed, self._options.chunk)
-        gates = judge_spec(settings, 2, engine).gates
+        gates = judge_spec(run, 2).gates
         self._gates = gates_of(gates)
         place = "cpu" if gates.device == "auto" else gates.device
         self._encoder = SentenceEncoder(gates.encoder, place) if self._gates.meaning else None
@@ -197,7 +188,7 @@ class _Trial:
         return Trial(
             engine.name,
             engine.model,
-            self._options.chosen_gates().preset,
+            self._run.gates.preset,
             (*self._gates.text, *self._gates.meaning),
             tuple(_caption(text, why, first, second) for text, why in zip(texts, left_out, strict=True)),
             counts.generated,
@@ -210,11 +201,11 @@ class _Trial:
 
     def _left_out(self, captions: Sequence[str]) -> list[str]:
         """Why ingest would leave out each caption, so that no run would ask about it; empty where it would not."""
-        return [": ".join(cleaned(caption, self._settings.data)[1] or ()) for caption in captions]
+        return [": ".join(cleaned(caption, self._run.settings.data)[1] or ()) for caption in captions]
 
     def _step(self, step: int, rows: Sequence[Texts]) -> list[list[Attempt]]:
         """The attempts of each row, until one has an accepted answer or none is left."""
-        spec, options = judge_spec(self._settings, step, self._engine), self._options
+        spec, options = judge_spec(self._run, step), self._options
         attempts: list[list[Attempt]] = [[] for _ in rows]
         pending = list(range(len(rows)))
         for attempt in range(options.attempts if rows else 0):

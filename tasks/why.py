@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, UnknownNameError
-from paraclip_core.paraphrase.engines import make_engine, relevant_options
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json, step_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from storage.cache_tools import find_generation, nearest_generation
 from storage.generations import GenerationStore
-from tasks.models import model_hashes
+from tasks.context import Run
 
 __all__ = ["Difference", "Explanation", "explain"]
 
@@ -55,11 +53,11 @@ class Explanation:
         return asdict(self)
 
 
-def explain(settings: Settings, store: GenerationStore, what: str, step: int = 1, attempt: int = 0) -> Explanation:
-    """Compare what the settings ask for with what is kept.
+def explain(run: Run, store: GenerationStore, what: str, step: int = 1, attempt: int = 0) -> Explanation:
+    """Compare what a run asks for with what is kept.
 
     Args:
-        settings: the run's settings.
+        run: the run.
         store: the generation cache.
         what: a generation's key as 32 hex digits, or a text: the caption at step 1, paraphrase 1 at step 2.
         step: step of the text; a key has its own.
@@ -77,10 +75,10 @@ def explain(settings: Settings, store: GenerationStore, what: str, step: int = 1
         if generation is None:
             raise UnknownNameError(f"no generation has the key {what.strip()}; give the caption to see the nearest one")
         step, attempt, text = generation["step"], generation["attempt"], generation["input"] or ""
-        attempt = attempt if attempt <= _last_attempt(settings) else 0
+        attempt = attempt if attempt <= _last_attempt(run) else 0
     elif not text:
         raise ConfigError("the caption is empty; give the text that would be paraphrased, or a key")
-    request = _request(settings, step, attempt)
+    request = _request(run, step, attempt)
     asked = {"step": step, "model": request.model, "prompt": request.prompt_id, "prompt_hash": request.prompt_hash}
     asked |= {"sampling": request.sampling, "seed": request.seed, "attempt": attempt, "input": text}
     key = request.key(text)
@@ -93,18 +91,16 @@ def explain(settings: Settings, store: GenerationStore, what: str, step: int = 1
     return Explanation(key.hex(), generation["key"] == key, _parts(asked), nearest, differences)
 
 
-def _request(settings: Settings, step: int, attempt: int) -> RequestKeys:
-    options = relevant_options(settings.paraphrase)
-    model = make_engine(options, settings.data.root, hash_files=model_hashes(settings)).model
+def _request(run: Run, step: int, attempt: int) -> RequestKeys:
+    options, model = run.paraphrase, run.model
     if step != WORD_STEP:
         return step_requests(options, step, model, attempt)
     sampling = sampling_json(WORD_SAMPLING)
     return RequestKeys(step, model, THESAURUS.id, THESAURUS.hash, sampling, options.seed, attempt)
 
 
-def _last_attempt(settings: Settings) -> int:
-    options = relevant_options(settings.paraphrase)
-    return options.attempts - 1 + len(options.regenerate)
+def _last_attempt(run: Run) -> int:
+    return run.paraphrase.attempts - 1 + len(run.paraphrase.regenerate)
 
 
 def _parts(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,11 +77,12 @@ def why(
     as_json: JsonOption = False,
 ) -> None:
     """Which part of the request's key differs between the configuration and the nearest generation kept."""
+    from tasks.context import Run
     from tasks.why import explain
 
-    settings = settings_from(config, set_)
-    with _opened(settings.run.root, must_exist=False) as store:
-        explanation = explain(settings, store, what, step, attempt).as_json()
+    run = Run(settings_from(config, set_))
+    with _opened(run.settings.run.root, must_exist=False) as store:
+        explanation = explain(run, store, what, step, attempt).as_json()
     if as_json:
         print_json(explanation)
     else:

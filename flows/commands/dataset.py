@@ -11,7 +11,7 @@ from flows.commands.common import DEFAULT_ROOT, ConfigOption, JsonOption, SetOpt
 
 if TYPE_CHECKING:
     from storage.artifacts import Artifact
-    from tasks.dataset_export import ExportedDataset
+    from tasks.dataset import ExportedDataset
 
 __all__ = ["export_dataset"]
 
@@ -49,9 +49,8 @@ def export_dataset(
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
     from storage.roots import check_root, open_store
-    from tasks.dataset_export import export_dataset as write
-    from tasks.dataset_export import find_paraphrases
-    from tasks.dataset_rows import read_opt_outs
+    from tasks.dataset import export_dataset as write
+    from tasks.dataset import find_paraphrases, read_opt_outs
 
     settings = settings_from(config, set_)
     store = open_store(settings.run.root if root is None else root)

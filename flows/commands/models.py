@@ -61,7 +61,7 @@ def evaluate(
     from paraclip_core.evaluation.run import evaluate_models, parse_benchmark
     from storage.files import storage_error
     from storage.roots import open_store
-    from tasks.lookup import find_release, name_in
+    from tasks.models import find_release, name_in
     from tasks.stages.evaluate import write_evaluation
 
     store = open_store(root)
@@ -128,8 +128,8 @@ def search(
 ) -> None:
     """Rank a run's images for a query, the base model's order beside the tuned one's."""
     from storage.roots import open_store
-    from tasks.lookup import find_model
-    from tasks.searching import search as find_images
+    from tasks.image_index import search as find_images
+    from tasks.models import find_model
 
     if not query.strip():
         raise ConfigError("the query is empty; say in words what to look for")
@@ -157,8 +157,8 @@ def export(
 ) -> None:
     """Write a model for open_clip, transformers, sentence-transformers or ONNX, with its evaluation in the card."""
     from storage.roots import open_store
-    from tasks.exporting import export_model
-    from tasks.lookup import find_release
+    from tasks.export import export_model
+    from tasks.models import find_release
 
     store = open_store(root)
     files = export_model(find_release(model, store), folder, layout, store)
@@ -187,8 +187,8 @@ def verify_index(
 ) -> None:
     """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
     from storage.roots import open_store
-    from tasks.lookup import find_release
-    from tasks.verifying import verify_index as verify
+    from tasks.image_index import verify_index as verify
+    from tasks.models import find_release
 
     store = open_store(root)
     proof = verify(str(find_release(base, store)), str(find_release(tuned, store)), images, features, sample)

@@ -1,17 +1,19 @@
-"""`paraclip run`: the whole DAG."""
+"""`paraclip run`, `plan` and `promote`: what a configuration makes, what it would cost, and which model serves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
-from flows.commands.again import ReasonOption, WhereOption, asking_again, how_to_keep
 from flows.commands.common import (
     ConfigOption,
     JsonOption,
     SetOption,
+    human_bytes,
     human_seconds,
     leave_in_order,
     print_json,
@@ -19,10 +21,74 @@ from flows.commands.common import (
     say,
     settings_from,
 )
-from paraclip_core.config import Settings
+from paraclip_core.config import RegenerateOptions, Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import engine_facts
 from paraclip_core.report.data import shares_of_asked
 
-__all__ = ["HELD", "NOTHING_TO_DO", "print_comparison", "run"]
+if TYPE_CHECKING:
+    from tasks.plan import StagePlan
+
+__all__ = [
+    "HELD",
+    "NOTHING_TO_DO",
+    "ReasonOption",
+    "WhereOption",
+    "asking_again",
+    "how_to_keep",
+    "plan",
+    "print_comparison",
+    "promote",
+    "run",
+]
+
+ReasonOption = Annotated[
+    list[str] | None,
+    typer.Option("--regenerate", metavar="reason=CODE", help="Ask again for rows rejected with this reason."),
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--regenerate-where", metavar="SQL", help="Ask again for rows that fit, e.g. 'similarity < 0.8'."),
+]
+
+
+def asking_again(settings: Settings, reasons: Sequence[str] | None, wheres: Sequence[str] | None) -> Settings:
+    """The settings with one more entry of `paraphrase.regenerate` for each option.
+
+    Raises:
+        ConfigError: an option is not of its form, or the engine would only give the same answers again.
+    """
+    entries = [RegenerateOptions(reason=_code(text)) for text in reasons or ()]
+    for text in wheres or ():
+        if not text.strip():
+            raise ConfigError("--regenerate-where is empty; expected a condition, for example 'similarity < 0.8'")
+        entries.append(RegenerateOptions(where=text))
+    if not entries:
+        return settings
+    chosen = settings.paraphrase
+    if not engine_facts(chosen).asks:
+        raise ConfigError(
+            f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
+        )
+    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *entries)})
+    return settings.model_copy(update={"paraphrase": changed})
+
+
+def how_to_keep(settings: Settings) -> str:
+    """What to write into the configuration, so that later runs find the same answers."""
+    entries = [entry.model_dump(exclude_defaults=True) for entry in settings.paraphrase.regenerate]
+    return (
+        "a run without these options finds the answers from before; to keep the new ones, write under `paraphrase:`\n"
+        f"  regenerate: {json.dumps(entries, ensure_ascii=False)}"
+    )
+
+
+def _code(text: str) -> str:
+    name, separator, code = text.partition("=")
+    if name.strip() != "reason" or not separator or not code.strip():
+        raise ConfigError(f"--regenerate {text!r} must look like reason=echo; for anything else use --regenerate-where")
+    return code.strip()
+
 
 NOTHING_TO_DO = 3
 HELD = 4
@@ -57,19 +123,16 @@ def run(
 
 def _finished(settings: Settings) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from storage.roots import open_store
-    from tasks.dag import resolve
+    from tasks.context import Run
     from tasks.results import check_run_name, record_result, stage_row
-    from tasks.run import finished_artifacts
 
-    store = open_store(settings.run.root)
-    check_run_name(settings.name, store)
-    nodes = resolve(settings, store)
-    artifacts = finished_artifacts(nodes, store)
-    if len(artifacts) < len(nodes):
+    run = Run(settings)
+    check_run_name(settings.name, run.store)
+    artifacts = run.artifacts()
+    if len(artifacts) < len(run.stages):
         return None
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
-    return record_result(settings, store, rows, artifacts).as_json()
+    return record_result(run, rows, artifacts).as_json()
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
@@ -134,3 +197,114 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
 
 def _figure(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
+
+
+SHOWN = 4
+"""Reasons in the table; all of them are in the JSON."""
+
+
+def plan(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    regenerate: ReasonOption = None,
+    regenerate_where: WhereOption = None,
+) -> None:
+    """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
+    from tasks.context import Run
+    from tasks.plan import plan_run
+
+    settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
+    with Console(stderr=True).status("counting captions and answers"):
+        planned = plan_run(Run(settings))
+    stages, notes = planned.stages, planned.notes
+    totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
+    to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
+    # A total of which a part is unknown is a lower bound.
+    complete = all(stage.seconds is not None for stage in stages)
+    total: dict[str, Any] = {**totals, "bytes": to_write, "complete": complete}
+    prices = [stage.spend for stage in stages if stage.spend is not None]
+    if prices:
+        total["spend"] = round(sum(prices), 4)
+    if as_json:
+        print_json(
+            {"notes": notes, "root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total}
+        )
+        return
+    rows = [_row(stage, bool(prices)) for stage in stages]
+    print_table("", list(rows[0]), rows)
+    bound = "" if complete else "at least "
+    typer.echo(
+        f"total: {bound}{human_seconds(totals['seconds'])}, {human_bytes(to_write)} to write, "
+        f"{totals['requests']} requests, {totals['tokens']} tokens"
+        + (f", about {total['spend']:.4g} to spend" if prices else "")
+    )
+    for note in notes:
+        say(note)
+
+
+def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "state": stage.state,
+        "why": _some(stage.why),
+        "rows": stage.rows,
+        "requests": stage.requests,
+        "tokens": stage.tokens,
+        **({"spend": stage.spend} if priced else {}),
+        "time": human_seconds(stage.seconds),
+        "disk": human_bytes(stage.bytes),
+        "estimated from": "" if stage.state == "cached" else stage.basis,
+    }
+
+
+def _some(why: Sequence[str]) -> str:
+    left = len(why) - SHOWN
+    return "\n".join([*why[:SHOWN], f"and {left} more, see --json"] if left > 1 else why)
+
+
+ChannelOption = Annotated[str, typer.Option(help="The channel to move.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")]
+
+
+def promote(
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    channel: ChannelOption = "production",
+    force: ForceOption = False,
+    gate: GateOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
+    from tasks.status import shown_progress
+
+    settings = settings_from(config, set_)
+    with shown_progress("evaluate champion") as progress:
+        decision = _decide(settings, channel, force, progress)
+    if as_json:
+        print_json(decision)
+    else:
+        if decision["against_champion"]:
+            columns = ["benchmark", "metric", "champion", "challenger", "delta", "low", "high"]
+            print_table("", columns, decision["against_champion"])
+        say(f"{channel}: {decision['reason']}")
+    if gate and not decision["moved"]:
+        raise typer.Exit(HELD)
+
+
+def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dict[str, Any]:
+    from tasks.channels import check_channel, decide
+    from tasks.context import Run
+    from tasks.results import gather_result, stage_row
+
+    run = Run(settings)
+    check_channel(settings.name, channel, run.store)
+    artifacts = run.artifacts()
+    missing = [name for name in run.stages if name not in artifacts]
+    if missing:
+        raise ConfigError(
+            f"the run {settings.name!r} is not finished ({', '.join(missing)}); "
+            "call `paraclip run` with the same settings first"
+        )
+    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
+    return decide(run, channel, gather_result(run, rows, artifacts), progress, force)

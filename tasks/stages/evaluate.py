@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +34,16 @@ from paraclip_core.paths import user_path
 from paraclip_core.plugins import module_source
 from paraclip_core.scenes.plan import held_out_images
 from paraclip_core.tables import text_hash
-from storage.artifacts import Artifact, ArtifactStore
+from storage.artifacts import Artifact
 from storage.features import FeatureStore
 from storage.files import write_atomic, write_json
 from storage.fingerprint import FileHashes, canonical_json
 from storage.parquet import iter_batches, write_table
 from tasks.models import base_inputs, base_reference
 from tasks.stage import Stage, StageContext, input_path
+
+if TYPE_CHECKING:
+    from tasks.context import Run
 
 __all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "own_benchmarks", "write_evaluation"]
 
@@ -89,7 +92,8 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
     return (*scenes, "ingest", "features", *base_inputs(settings), "finetune")
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _options(run: Run) -> dict[str, Any]:
+    settings = run.settings
     options = meaning(settings.evaluate)
     for benchmark, plain in zip(settings.evaluate.benchmarks, options["benchmarks"], strict=True):
         # What a file holds is in the sources; where it lies has no meaning, except inside the scenes.
@@ -98,7 +102,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
+def _sources(run: Run) -> dict[str, str]:
+    settings = run.settings
     check_names(settings.evaluate.benchmarks)
     _check_scenes(settings)
     contents = own_benchmarks(settings.evaluate.benchmarks)
@@ -109,7 +114,7 @@ def _sources(settings: Settings, hashes: FileHashes) -> dict[str, str]:
         if benchmark.optional and not path.exists():
             contents[benchmark.name] = ABSENT
         else:
-            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, hashes)
+            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes)
     return contents
 
 
@@ -153,21 +158,21 @@ def _check_scenes(settings: Settings) -> None:
             )
 
 
-def check_benchmarks(settings: Settings, store: ArtifactStore, inputs: Mapping[str, Artifact]) -> None:
+def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
     """Find benchmarks that evaluation could not use while no model is trained; images are known then.
 
     Args:
-        settings: the run's settings.
-        store: where the scenes are that the captions came from.
+        run: the run.
         inputs: the finished `ingest` and `features`.
 
     Raises:
         BenchmarkError: a benchmark is not in its format, or has too few images.
     """
+    settings = run.settings
     if not settings.evaluate.benchmarks:
         return
     scenes = inputs["ingest"].manifest.inputs.get("scenes")
-    rendered = None if scenes is None else store.find("scenes", scenes)
+    rendered = None if scenes is None else run.store.find("scenes", scenes)
     benchmark_tasks(settings, rendered, _stored(settings, inputs))
 
 
@@ -301,4 +306,13 @@ def _read(path: Path) -> Measured | None:
         return None
 
 
-EVALUATE = Stage("evaluate", 4, _inputs, _options, _body, _sources)
+EVALUATE = Stage(
+    name="evaluate",
+    version=4,
+    inputs=_inputs,
+    options=_options,
+    body=_body,
+    sources=_sources,
+    about="Measure base and tuned model and decide between them.",
+    pool="gpu",
+)

@@ -22,7 +22,6 @@ from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.pictures import picture_place
 from storage.duckdb_file import CONFIG, environment_error
 from storage.features import write_index, write_shard
-from storage.fingerprint import FileHashes
 from storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
 from tasks.models import base_sources
 from tasks.stage import Stage, StageContext, input_path
@@ -30,6 +29,7 @@ from tasks.stage import Stage, StageContext, input_path
 if TYPE_CHECKING:
     from paraclip_core.clip.featurize import Featurizer, ImageFile
     from paraclip_core.clip.model import ClipModel
+    from tasks.context import Run
 
 __all__ = ["FEATURES"]
 
@@ -186,36 +186,46 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
 
 
-def _options(settings: Settings) -> Mapping[str, Any]:
+def _options(run: Run) -> Mapping[str, Any]:
     """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
-    model = settings.model
+    model = run.settings.model
     if model.base == "embedded":
         tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim, "seed": model.seed}
     else:
         tower = {"base": place_free_name(model.base)}
-    return {"image_tower": tower, "shard_images": settings.features.shard_images}
+    return {"image_tower": tower, "shard_images": run.settings.features.shard_images}
 
 
-def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+def _sources(run: Run) -> Mapping[str, str]:
     """Contents of the image archives and of a base in a local folder."""
-    found = dict(base_sources(settings, hashes))
+    settings, contents = run.settings, dict(base_sources(run))
     if settings.data.scenes is not None:
-        return found
+        return contents
     for number, source in enumerate(settings.data.sources):
-        if source.images is not None and f"images/{source.images}" not in found:
-            found[f"images/{source.images}"] = _content(settings, source.images, number, hashes)
-    return found
+        if source.images is not None and f"images/{source.images}" not in contents:
+            contents[f"images/{source.images}"] = _content(run, source.images, number)
+    return contents
 
 
-def _content(settings: Settings, images: str, number: int, hashes: FileHashes) -> str:
-    path = input_path(settings, images)
+def _content(run: Run, images: str, number: int) -> str:
+    path = input_path(run.settings, images)
     if path.is_file():
-        return hashes.of([path])[str(path)]
+        return run.hashes.of([path])[str(path)]
     if not path.is_dir():
         raise InputError(
             f"{path.absolute()} does not exist; data.sources[{number}].images names a tar or folder under data.root"
         )
-    return f"folder:{hashes.of_folder(path)}"
+    return f"folder:{run.hashes.of_folder(path)}"
 
 
-FEATURES = Stage(name="features", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)
+FEATURES = Stage(
+    name="features",
+    version=1,
+    inputs=_inputs,
+    options=_options,
+    body=_body,
+    sources=_sources,
+    about="Run every image through the frozen image tower once.",
+    pool="gpu",
+    units=("images",),
+)

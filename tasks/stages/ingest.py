@@ -7,15 +7,17 @@ counts in scratch. A file that was cut off is read again; the duplicate filter i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from paraclip_core import tables
+from paraclip_core.captions.dedup import KeySet, text_keys
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.readers.registry import named_format, need_file, own_reader_source
 from paraclip_core.captions.rows import Counts, Outcome
@@ -25,32 +27,64 @@ from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 from paraclip_core.scenes.texts import write_texts
-from storage.artifacts import ArtifactStore
+from storage.artifacts import Artifact
 from storage.files import read_json, write_json
-from storage.fingerprint import FileHashes, fingerprint
+from storage.fingerprint import FileHashes
 from storage.parquet import PartWriter, iter_batches, write_table
 from tasks.stage import Stage, StageContext, input_path
-from tasks.stages.scenes import SCENES
 
-__all__ = ["INGEST", "scan", "scan_outcomes"]
+if TYPE_CHECKING:
+    from tasks.context import Run
+
+__all__ = ["INGEST", "IngestedCaptions", "ingested_captions", "scan_outcomes"]
 
 log = logging.getLogger(__name__)
 
 RESTORED = ("caption_id", "image_id", "image_path", "images")
 
 
-def scan(settings: Settings, store: ArtifactStore) -> Iterator[pa.RecordBatch]:
-    """The captions that ingest will accept (schema `tables.CAPTIONS`), batch by batch, as `scan_outcomes` finds them.
+@dataclass(frozen=True)
+class IngestedCaptions:
+    """Captions as ingest accepts them."""
+
+    get_folder: Callable[[], Path]
+    """Gets the folder; files that were made on another machine may have to be fetched."""
+    read: int | None
+    accepted: int | None
+    train: int
+    """Those of the training split."""
+    images: int | None
+    """Different images."""
+
+    @property
+    def folder(self) -> Path:
+        """Its folder `captions` has them as Parquet (schema `tables.CAPTIONS`)."""
+        return self.get_folder()
+
+
+def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path) -> IngestedCaptions:
+    """The captions of the finished ingest among `artifacts`, or else those that it will accept, written to `scratch`.
 
     Raises:
         InputError: a source file is missing or bad as a whole.
     """
-    for outcome in scan_outcomes(settings, store):
-        if outcome.accepted.num_rows:
-            yield outcome.accepted
+    if "ingest" in artifacts:
+        artifact = artifacts["ingest"]
+        metrics = artifact.manifest.metrics
+        counts = metrics.get("read"), metrics.get("accepted"), metrics.get("splits", {}).get("train", 0)
+        return IngestedCaptions(lambda: run.store.download(artifact).path, *counts, metrics.get("images"))
+    counts, images = Counts(), KeySet()
+    writer = PartWriter(scratch / "ingest" / "captions", tables.CAPTIONS)
+    for outcome in scan_outcomes(run):
+        counts.note(outcome)
+        images.add(text_keys([name for name in outcome.accepted.column("image_id").to_pylist() if name is not None]))
+        writer.write(outcome.accepted)
+    writer.close()
+    folder = scratch / "ingest"
+    return IngestedCaptions(lambda: folder, counts.read, counts.accepted, counts.splits["train"], len(images))
 
 
-def scan_outcomes(settings: Settings, store: ArtifactStore) -> Iterator[Outcome]:
+def scan_outcomes(run: Run) -> Iterator[Outcome]:
     """What ingest will make of the sources, without keeping anything.
 
     Texts of scenes that are not rendered yet are made on the way, in a temporary folder.
@@ -58,7 +92,8 @@ def scan_outcomes(settings: Settings, store: ArtifactStore) -> Iterator[Outcome]
     Raises:
         InputError: a source file is missing or bad as a whole.
     """
-    with _source_root(settings, store) as root:
+    settings = run.settings
+    with _source_root(run) as root:
         files = expand(root, settings.data.sources, _own(settings))
         pipeline = CaptionPipeline(settings.data, files)
         for file in files:
@@ -175,13 +210,12 @@ def _root(settings: Settings, scenes: Path | None) -> Path:
 
 
 @contextmanager
-def _source_root(settings: Settings, store: ArtifactStore) -> Iterator[Path]:
-    scenes = settings.data.scenes
+def _source_root(run: Run) -> Iterator[Path]:
+    scenes = run.settings.data.scenes
     if scenes is None:
-        yield _root(settings, None)
+        yield _root(run.settings, None)
         return
-    name = fingerprint(SCENES.name, SCENES.version, dict(SCENES.options(settings)), {})
-    artifact = store.find(SCENES.name, name)
+    artifact = run.store.find("scenes", run.node("scenes").fingerprint)
     if artifact is not None:
         yield artifact.path
         return
@@ -194,8 +228,9 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
     return () if settings.data.scenes is None else ("scenes",)
 
 
-def _options(settings: Settings) -> Mapping[str, Any]:
+def _options(run: Run) -> Mapping[str, Any]:
     """Everything of `data` but the scenes, which the input's fingerprint stands for."""
+    settings = run.settings
     data = meaning(settings.data)
     del data["scenes"]
     if own := {source.format for source in settings.data.sources if ":" in source.format}:
@@ -211,19 +246,20 @@ def _numbers_images(source: SourceOptions) -> bool:
     return source.format == "coco" or (source.format == "auto" and named_format(Path(source.path)) == "json")
 
 
-def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
+def _sources(run: Run) -> Mapping[str, str]:
     """The content of every caption file by its name; a missing one is an error unless bad files are skipped."""
+    settings = run.settings
     if settings.data.scenes is not None:
         return {}
-    found = {}
+    contents = {}
     for file in expand(input_path(settings, "."), settings.data.sources, _own(settings)):
         try:
-            found[file.name] = _content(file, hashes)
+            contents[file.name] = _content(file, run.hashes)
         except InputError:
             if settings.data.on_error == "stop":
                 raise
-            found[file.name] = "unreadable"
-    return found
+            contents[file.name] = "unreadable"
+    return contents
 
 
 def _content(file: SourceFile, hashes: FileHashes) -> str:
@@ -235,4 +271,13 @@ def _content(file: SourceFile, hashes: FileHashes) -> str:
     return f"pictures:{content}" if file.pictures else content
 
 
-INGEST = Stage(name="ingest", version=1, inputs=_inputs, options=_options, body=_body, sources=_sources)
+INGEST = Stage(
+    name="ingest",
+    version=1,
+    inputs=_inputs,
+    options=_options,
+    body=_body,
+    sources=_sources,
+    about="Read, clean, filter and tokenize captions from files of many formats.",
+    units=("read", "rows"),
+)

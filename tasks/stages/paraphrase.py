@@ -8,53 +8,61 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.rows import reject_batch
-from paraclip_core.config import GateOptions, ParaphraseOptions, Settings, meaning
+from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
 from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
 from paraclip_core.paraphrase.gates import extra_gates_source
 from paraclip_core.paraphrase.generate import Counts
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
-from paraclip_core.paraphrase.protocol import Engine, PaidEngine
+from paraclip_core.paraphrase.protocol import PaidEngine
 from paraclip_core.paraphrase.requests import Batches, in_fraction, own_share, step_requests
 from paraclip_core.paraphrase.rounds import Rounds, word_requests
 from paraclip_core.paraphrase.step_tables import StepTables
 from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
-from storage.artifacts import Artifact, ArtifactStore
+from storage.artifacts import Artifact
 from storage.cache_tools import paid_tokens
 from storage.duckdb_file import environment_error
-from storage.fingerprint import FileHashes
 from storage.locks import lock
 from storage.parquet import PartWriter, iter_batches
 from storage.roots import open_generations
-from tasks.models import model_hashes
-from tasks.samples import keeping_samples, samples_path
 from tasks.stage import Stage, StageContext, input_path
+from tasks.status import with_samples
+
+if TYPE_CHECKING:
+    from tasks.context import Run
 
 __all__ = [
     "PARAPHRASE_1",
     "PARAPHRASE_2",
+    "STEPS",
     "UPSTREAM",
-    "chosen_gates",
+    "finished_samples",
     "judge_spec",
     "paraphrasing",
     "step_batches",
 ]
 
 VERSION = 5
+STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
+"""The stages that ask a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
+ABOUT = {
+    1: "Ask an LLM for each training caption in plain language.",
+    2: "Ask an LLM for each plain caption in other words.",
+}
 FOLDER = {1: "captions", 2: "paraphrases"}
 WAITING = "for another run that asks the same"
+SHOWN = 20
 
 
 def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
@@ -70,9 +78,8 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
     scratch = ctx.work.out.parent / "tables"
     for folder in (ctx.work.out, scratch):
         shutil.rmtree(folder, ignore_errors=True)
-    options, upstream = relevant_options(ctx.settings.paraphrase), ctx.inputs[UPSTREAM[step]]
-    samples = samples_path(ctx.store, f"paraphrase_{step}", ctx.work.out.parent.name)
-    with paraphrasing(ctx.settings, ctx.store, step, upstream, scratch, ctx.progress, samples) as rounds:
+    options, upstream = ctx.run.paraphrase, ctx.inputs[UPSTREAM[step]]
+    with paraphrasing(ctx.run, step, upstream, scratch, ctx.progress) as rounds:
         rounds.run()
         selection = rounds.select()
         rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
@@ -89,7 +96,7 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         rows.close()
         rejects.close()
         if counts.captions and not counts.accepted:
-            raise _nothing(options, step, counts, ctx.work.out / "rejects")
+            raise _nothing(ctx.run, step, counts, ctx.work.out / "rejects")
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
         about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
         if engine.facts.asks:
@@ -102,13 +109,11 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
 
 @contextmanager
 def paraphrasing(
-    settings: Settings,
-    store: ArtifactStore,
+    run: Run,
     step: int,
     upstream: Artifact,
     scratch: Path,
     progress: Progress,
-    samples: Path,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Rounds]:
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
@@ -117,36 +122,32 @@ def paraphrasing(
     same requests. Side by side each would find them missing and both would pay, so one of them waits.
 
     Args:
-        settings: the run's settings.
-        store: its artifact store.
+        run: the run.
         step: 1 or 2.
         upstream: what the step reads.
         scratch: folder for intermediate files.
-        progress: told how far it is.
-        samples: file that shows the latest answers.
+        progress: told how far it is, with the latest answers as samples.
         share: number of a shard and of all shards, where this is one of several processes.
 
     Raises:
         ArtifactError: the disk is full or at fault, or there is too little memory for the step's tables.
     """
-    options = relevant_options(settings.paraphrase)
-    engine = make_engine(options, settings.data.root, settings.run.device, model_hashes(settings))
-    spec = judge_spec(settings, step, engine)
+    options, engine, spec = run.paraphrase, run.engine(), judge_spec(run, step)
     batches = step_batches(upstream.path, step, options.fraction)
     if share[1] > 1:
         batches = own_share(batches, step, step_requests(options, step, engine.model), *share)
     with ExitStack() as stack:
-        stack.enter_context(_generation_lock(store, options, step, engine, upstream, progress, share))
-        cache = stack.enter_context(closing(open_generations(store)))
+        stack.enter_context(_generation_lock(run, step, upstream, progress, share))
+        cache = stack.enter_context(closing(open_generations(run.store)))
         stack.enter_context(closing(engine))
         tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, scratch)))
-        pool = stack.enter_context(closing(JudgePool(spec, settings.run.judges or settings.run.threads, scratch)))
+        pool = stack.enter_context(closing(JudgePool(spec, run.judges, scratch)))
         if isinstance(engine, PaidEngine) and engine.max_spend:
             # What other machines have paid for may not be here yet.
             cache.refresh()
             engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
         rounds = Rounds(options, engine, cache, tables, pool, max_repeats=spec.max_repeats, with_words=bool(spec.words))
-        rounds.progress = keeping_samples(progress, lambda: [one._asdict() for one in rounds.samples], samples)
+        rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -179,45 +180,31 @@ def _training_rows(
         yield rows.select(list(columns))
 
 
-def chosen_gates(options: ParaphraseOptions) -> GateOptions:
-    """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
-    return options.gates.resolved(engine_facts(options).gates)
-
-
-def judge_spec(settings: Settings, step: int, engine: Engine) -> JudgeSpec:
+def judge_spec(run: Run, step: int) -> JudgeSpec:
     """What a process needs to judge a step's answers."""
-    options = relevant_options(settings.paraphrase)
-    prompt, gates = prompt_for(options, step), chosen_gates(options)
+    prompt, gates = prompt_for(run.paraphrase, step), run.gates
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
         gates = gates.model_copy(update={"min_caption_similarity": -1.0})
     words = ""
-    if _asks_words(options, step):
-        request = word_requests(options, engine.model)
+    if _asks_words(run, step):
+        request = word_requests(run.paraphrase, run.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    return JudgeSpec(gates, step, prompt.examples, settings.data.context_length, words)
+    return JudgeSpec(gates, step, prompt.examples, run.settings.data.context_length, words)
 
 
-def _asks_words(options: ParaphraseOptions, step: int) -> bool:
+def _asks_words(run: Run, step: int) -> bool:
     """Whether other words for single words are asked for: a capable model needs none, and they would be paid for."""
-    small = engine_facts(options).asks and chosen_gates(options).preset == "small-model"
-    return small and swaps_words(options, prompt_for(options, step))
+    small = run.engine_facts.asks and run.gates.preset == "small-model"
+    return small and swaps_words(run.paraphrase, prompt_for(run.paraphrase, step))
 
 
-def _generation_lock(
-    store: ArtifactStore,
-    options: ParaphraseOptions,
-    step: int,
-    engine: Engine,
-    upstream: Artifact,
-    progress: Progress,
-    share: tuple[int, int],
-) -> Any:
+def _generation_lock(run: Run, step: int, upstream: Artifact, progress: Progress, share: tuple[int, int]) -> Any:
     """Held by one of the runs that ask the same, on machines that share a cache folder."""
     captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
     part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
-    name = step_requests(options, step, engine.model).key(f"{captions} {part}").hex()
-    return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
+    name = step_requests(run.paraphrase, step, run.model).key(f"{captions} {part}").hex()
+    return lock(run.store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
 def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
@@ -232,12 +219,13 @@ def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
     return {"file_rejected": counts}
 
 
-def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Path) -> ParaclipError:
+def _nothing(run: Run, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
-    if not engine_facts(options).asks:
+    options = run.paraphrase
+    if not run.engine_facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
             f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
@@ -248,10 +236,9 @@ def _nothing(options: ParaphraseOptions, step: int, counts: Counts, rejects: Pat
     )
 
 
-def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
-    def options(settings: Settings) -> Mapping[str, Any]:
-        chosen = relevant_options(settings.paraphrase)
-        gates = meaning(chosen_gates(chosen))
+def _options(step: int) -> Callable[[Run], Mapping[str, Any]]:
+    def options(run: Run) -> Mapping[str, Any]:
+        chosen, gates = run.paraphrase, meaning(run.gates)
         if step == 1:
             del gates["min_caption_similarity"]
         if gates["preset"] == "off" and not chosen.gates.extra:
@@ -260,38 +247,38 @@ def _options(step: int) -> Callable[[Settings], Mapping[str, Any]]:
             "engine": chosen.engine,
             "fraction": chosen.fraction if step == 1 else 1.0,
             "gates": gates,
-            "context_length": settings.data.context_length,
+            "context_length": run.settings.data.context_length,
             **({"keep": chosen.keep} if chosen.keep > 1 and step == 1 else {}),
         }
-        asks = engine_facts(chosen).asks
-        return common | (_asking(chosen, step, settings) if asks else {"look_up": LOOK_UP})
+        return common | (_asking(run, step) if run.engine_facts.asks else {"look_up": LOOK_UP})
 
     return options
 
 
-def _asking(chosen: ParaphraseOptions, step: int, settings: Settings) -> dict[str, Any]:
+def _asking(run: Run, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
+    chosen = run.paraphrase
     prompt = prompt_for(chosen, step)
     conditions = [condition.text for condition in conditions_of(chosen.regenerate)]
     return ({"regenerate": conditions} if conditions else {}) | {
-        "model": make_engine(chosen, settings.data.root, hash_files=model_hashes(settings)).model,
+        "model": run.model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": _asks_words(chosen, step),
+        "synonyms": _asks_words(run, step),
         "sampling": meaning(chosen.sampling),
         "attempts": chosen.attempts,
         "seed": chosen.seed,
     }
 
 
-def _sources(settings: Settings, hashes: FileHashes) -> Mapping[str, str]:
-    chosen = settings.paraphrase
+def _sources(run: Run) -> Mapping[str, str]:
+    chosen = run.settings.paraphrase
     gates = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(chosen.gates).items()}
-    if engine_facts(chosen).asks:
+    if run.engine_facts.asks:
         return gates
-    make_engine(chosen, settings.data.root)
-    path = input_path(settings, chosen.file.path)
+    run.engine()
+    path = input_path(run.settings, chosen.file.path)
     columns = f"{chosen.file.caption}|{chosen.file.paraphrase_1}|{chosen.file.paraphrase_2}"
-    return gates | {"paraphrases": f"{hashes.of([path])[str(path)]}|{columns}"}
+    return gates | {"paraphrases": f"{run.hashes.of([path])[str(path)]}|{columns}"}
 
 
 def _stage(step: int) -> Stage:
@@ -302,6 +289,9 @@ def _stage(step: int) -> Stage:
         options=_options(step),
         sources=_sources,
         body=_body(step),
+        about=ABOUT[step],
+        pool="gpu",
+        units=("generated",),
     )
 
 
@@ -310,3 +300,25 @@ PARAPHRASE_1 = _stage(1)
 
 PARAPHRASE_2 = _stage(2)
 """Step 2: paraphrase 1 in other words."""
+
+
+def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
+    """A few rows and rejects of a finished stage; nothing where its files are not here.
+
+    Raises:
+        ArtifactError: they cannot be read.
+    """
+    text = "caption" if step == 1 else "paraphrase_1"
+    kept = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
+    refused = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))
+    rows = [{"input": row[text], "answer": row[f"paraphrase_{step}"], "outcome": "kept"} for row in kept]
+    return rows + [
+        {"input": row["input"], "answer": row["answer"] or "", "outcome": row["reason"] or ""} for row in refused
+    ]
+
+
+def _first_rows(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    if not folder.is_dir():
+        return []
+    batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None)
+    return [] if batch is None else batch.to_pylist()

@@ -1,39 +1,336 @@
-"""Stage ``report``: one self-contained HTML page about the whole run."""
+"""Stage ``report``: one self-contained HTML page about the whole run.
+
+Tables are streamed; only what is shown is kept in memory.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import heapq
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
-from storage.files import write_atomic
+from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.evaluation.compare import Row
+from paraclip_core.report.data import (
+    License,
+    ParaphraseSample,
+    QueryPair,
+    RejectGroup,
+    RejectSample,
+    ReportData,
+    StageRow,
+    Training,
+    fewer_than_a_batch,
+    row_totals,
+)
+from storage.artifacts import Artifact
+from storage.duckdb_file import frequent_values
+from storage.files import read_json, write_atomic
+from storage.parquet import count_rows, iter_batches
 from tasks.models import base_inputs
-from tasks.stage import Stage, StageContext
-from tasks.stages.report_inputs import gather
+from tasks.results import why
+from tasks.stage import Stage, StageContext, input_path
 
-__all__ = ["REPORT"]
+if TYPE_CHECKING:
+    from tasks.context import Run
 
-FILE = "report.html"
+__all__ = ["REPORT", "gather"]
+
+log = logging.getLogger(__name__)
+
+Inputs = Mapping[str, Artifact]
+
+PAIRS = 4
+SAMPLES = 12
+REJECT_SAMPLES = 5
+OF_THE_TRY = frozenset(
+    {
+        "cached",
+        "generated",
+        "requested",
+        "prompt_tokens",
+        "completion_tokens",
+        "spend",
+        "engine_seconds",
+        "judged",
+        "judge_seconds",
+        "samples_per_second",
+        "loss",
+        "base",
+    }
+)
+"""Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not. Nor does
+it tell where a local base lies."""
+SHOWN = 300
+"""Characters of an untrusted text that the page shows."""
+PAIR_COLUMNS = {
+    "group": "image_id",
+    "caption": "caption",
+    "rewording": "rewording",
+    "base_ao": "base_overlap",
+    "tuned_ao": "tuned_overlap",
+    "base_caption_top": "base_caption",
+    "base_rewording_top": "base_rewording",
+    "tuned_caption_top": "tuned_caption",
+    "tuned_rewording_top": "tuned_rewording",
+}
 
 
-def _inputs(settings: Settings) -> tuple[str, ...]:
+def gather(settings: Settings, inputs: Inputs) -> ReportData:
+    """Read everything that the page shows.
+
+    Raises:
+        ArtifactError: an artifact lacks a file, or one cannot be read.
+    """
+    comparison = read_json(inputs["evaluate"].path / "comparison.json")
+    better, worse = _pairs(inputs["evaluate"].path / "per_query")
+    samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
+    shown = [image for pair in (*better, *worse) for image in _images(pair)]
+    shown += [sample.image_id for sample in samples if sample.image_id is not None]
+    totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
+    warning = fewer_than_a_batch(totals, settings.finetune.batch_size)
+    return ReportData(
+        name=settings.name,
+        verdict=comparison["verdict"],
+        reasons=[why(comparison | {"rows": totals})],
+        comparison=[Row(**row) for row in comparison["rows"]],
+        confidence=comparison["confidence"],
+        notes=[*comparison["notes"], *([warning] if warning else [])],
+        finetune=inputs["finetune"].fingerprint,
+        image_tower_before=inputs["finetune"].manifest.metrics.get("image_tower_hash_before", ""),
+        image_tower_after=inputs["finetune"].manifest.metrics.get("image_tower_hash_after", ""),
+        funnel=_funnel(inputs, totals),
+        trainings=[_training(name, inputs[name]) for name in ("bootstrap", "finetune") if name in inputs],
+        alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
+        better=better,
+        worse=worse,
+        paraphrases=samples,
+        rejects=[
+            *_source_rejects("ingest", inputs["ingest"]),
+            *_step_rejects(inputs),
+            *_source_rejects("features", inputs["features"]),
+        ],
+        stages=[_stage(artifact) for artifact in inputs.values()],
+        versions=_versions(inputs.values()),
+        licenses=_licenses(inputs),
+        thumbnails=_thumbnails(settings, inputs, set(shown)),
+    )
+
+
+def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in iter_batches(folder, columns, batch_rows=4096):
+        yield from batch.to_pylist()
+
+
+def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
+    """The pairs whose overlap rose most and fell most, of all benchmarks with pairs; ties go by the table's order."""
+
+    def changed(sign: int) -> Iterator[tuple[float, int, int, QueryPair]]:
+        for number, path in enumerate(sorted(folder.glob("*.parquet"))):
+            for index, row in enumerate(_rows(path, list(PAIR_COLUMNS))):
+                change = sign * (row["tuned_ao"] - row["base_ao"])
+                if change > 0:
+                    yield -change, number, index, QueryPair(**{PAIR_COLUMNS[k]: v for k, v in row.items()})
+
+    better, worse = (heapq.nsmallest(PAIRS, changed(sign), key=lambda entry: entry[:3]) for sign in (1, -1))
+    return [entry[3] for entry in better], [entry[3] for entry in worse]
+
+
+def _images(pair: QueryPair) -> list[str]:
+    lists = (pair.base_caption, pair.base_rewording, pair.tuned_caption, pair.tuned_rewording)
+    return [image for ranked in lists for image in ranked]
+
+
+def _paraphrases(folder: Path) -> list[ParaphraseSample]:
+    """Accepted paraphrases of different captions, drawn by the captions' hashes."""
+    columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
+    samples: dict[str, dict[str, Any]] = {}
+    for row in _rows(folder, columns):
+        other = samples.get(row["caption"])
+        if row["paraphrase_2"] is None or (other is not None and other["caption_id"] <= row["caption_id"]):
+            continue
+        samples[row["caption"]] = row
+        if len(samples) > 4 * SAMPLES:
+            samples = dict(heapq.nsmallest(SAMPLES, samples.items(), key=lambda item: item[1]["caption_id"]))
+    rows = sorted(samples.values(), key=lambda row: row["caption_id"])[:SAMPLES]
+    return [
+        ParaphraseSample(
+            row["image_id"],
+            _cut(row["caption"]),
+            _cut(row["paraphrase_1"]),
+            _cut(row["paraphrase_2"]),
+            row["similarity_1"],
+            row["similarity_2"],
+        )
+        for row in rows
+    ]
+
+
+def _source_rejects(stage: str, artifact: Artifact, folder: str = "rejects") -> list[RejectGroup]:
+    rows = _rows(artifact.path / folder, ["source", "source_row", "reason", "detail", "caption_raw"])
+    samples = (
+        (row["reason"], RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(_place(row) + row["detail"])))
+        for row in rows
+    )
+    return _groups(stage, samples)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['source']}: " if row["source_row"] is None else f"{row['source']}, row {row['source_row']}: "
+
+
+def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
+    if inputs["paraphrase_1"].manifest.metrics.get("file_rejected"):
+        yield from _source_rejects("file of paraphrases", inputs["paraphrase_1"], "file_rejects")
+    for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
+        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects", (step,)))
+    # Only a fine-tuning with an image gate has rejects.
+    if inputs["finetune"].manifest.metrics.get("rejected"):
+        yield from _groups("finetune", _answers(inputs["finetune"].path / "rejects", (1, 2)))
+
+
+def _answers(folder: Path, steps: Sequence[int]) -> Iterator[tuple[str, RejectSample]]:
+    for row in _rows(folder, ["step", "reason", "detail", "input", "answer"]):
+        if row["step"] in steps:
+            answer = row["answer"] and _cut(row["answer"])
+            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
+
+
+def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:
+    counts: Counter[str] = Counter()
+    samples: dict[str, list[RejectSample]] = {}
+    for reason, sample in rows:
+        counts[reason] += 1
+        shown = samples.setdefault(reason, [])
+        if len(shown) < REJECT_SAMPLES and sample not in shown:
+            shown.append(sample)
+    return [RejectGroup(stage, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Captions on their way from source files to training; a caption counts once, however many rewrites it has."""
+    train = sum(row["split"] == "train" for row in _rows(inputs["ingest"].path / "captions", ["split"]))
+    accepted = count_rows(inputs["ingest"].path / "captions")
+    rewrites = f", in {totals['rewrites']:,} rewrites" if "rewrites" in totals else ""
+    steps = [
+        ("rows read", accepted + count_rows(inputs["ingest"].path / "rejects")),
+        ("captions", accepted),
+        ("for training", train),
+        ("asked", totals.get("asked")),
+        ("with paraphrase 1", inputs["paraphrase_1"].manifest.metrics.get("accepted")),
+        (f"kept{rewrites}", totals.get("kept")),
+        ("trained on", totals.get("trained_on")),
+    ]
+    return [(name, count) for name, count in steps if count is not None]
+
+
+def _training(name: str, artifact: Artifact) -> Training:
+    path = artifact.path / "training_log.jsonl"
+    try:
+        return Training(name, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON lines ({error}); delete {artifact.path}") from error
+
+
+def _licenses(inputs: Inputs) -> list[License]:
+    # So many that both tables name the same ones, and the strictest is among them.
+    captions = frequent_values(inputs["ingest"].path / "captions", "licence", MANY_LICENCES)
+    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence", MANY_LICENCES)
+    return [License(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
+
+
+def _stage(artifact: Artifact) -> StageRow:
+    manifest = artifact.manifest
+    return StageRow(
+        manifest.stage,
+        manifest.fingerprint,
+        len(manifest.files),
+        manifest.size(),
+        manifest.inputs,
+        manifest.options,
+        {name: value for name, value in manifest.metrics.items() if name not in OF_THE_TRY},
+    )
+
+
+def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
+    """Every version that took part; mostly one for each package."""
+    packages: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        for package, version in artifact.manifest.versions.items():
+            packages.setdefault(package, set()).add(version)
+    return {package: ", ".join(sorted(versions)) for package, versions in packages.items()}
+
+
+def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
+    """Thumbnails of the images that are still there; a page without one of them is better than none."""
+    scenes = inputs.get("scenes")
+    thumbnails: dict[str, bytes] = {}
+    for images, names in sorted(_members(inputs, wanted).items()):
+        try:
+            thumbnails.update(_thumbnails_from(scenes.path / images if scenes else input_path(settings, images), names))
+        except InputError as error:
+            log.warning("no thumbnails from %s: %s", images, error)
+    return thumbnails
+
+
+def _members(inputs: Inputs, wanted: set[str]) -> dict[str, dict[str, str]]:
+    """Archive or folder → id of a wanted image → its name there."""
+    members: dict[str, dict[str, str]] = {}
+    for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
+        if row["image_id"] in wanted and row["images"] and row["image_path"]:
+            members.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
+    return members
+
+
+def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.report.page import thumbnail
+
+    with ImageArchive(images) as archive:
+        # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.
+        for image_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
+            try:
+                yield image_id, thumbnail(archive.open(name))
+            except InputError as error:
+                log.warning("no thumbnail of %s: %s", image_id, error)
+
+
+def _stages(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if settings.data.scenes is not None else ()
     steps = ("ingest", "paraphrase_1", "paraphrase_2", "features", *base_inputs(settings), "finetune", "evaluate")
     return (*scenes, *steps)
 
 
-def _options(settings: Settings) -> dict[str, Any]:
+def _options(run: Run) -> dict[str, Any]:
     # The name changes nothing but this page, so only here it has a meaning.
-    return {"name": settings.name}
+    return {"name": run.settings.name}
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Here, because a plan needs none of it.
+    # Imported here, because plots take a second to import and a plan needs none.
     from paraclip_core.report.page import render_report
 
     data = gather(ctx.settings, ctx.inputs)
     page = render_report(data).encode("utf-8", "replace")
-    write_atomic(ctx.work.out / FILE, lambda file: file.write(page))
+    write_atomic(ctx.work.out / "report.html", lambda file: file.write(page))
     return {"bytes": len(page), "verdict": data.verdict, "thumbnails": len(data.thumbnails)}
 
 
-REPORT = Stage(name="report", version=7, inputs=_inputs, options=_options, body=_body)
+REPORT = Stage(
+    name="report",
+    version=7,
+    inputs=_stages,
+    options=_options,
+    body=_body,
+    about="Write the page that shows a run.",
+)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError
 from paraclip_core.scenes.render import write_scenes
 from storage.files import storage_error
 from tasks.stage import Stage, StageContext
 
+if TYPE_CHECKING:
+    from tasks.context import Run
+
 __all__ = ["SCENES"]
 
 
-def _options(settings: Settings) -> Mapping[str, Any]:
-    return meaning(settings.data.scenes) if settings.data.scenes else {}
+def _options(run: Run) -> Mapping[str, Any]:
+    return meaning(run.settings.data.scenes) if run.settings.data.scenes else {}
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -29,4 +32,13 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         raise storage_error(error, ctx.work.out) from error
 
 
-SCENES = Stage(name="scenes", version=1, inputs=lambda settings: (), options=_options, body=_body)
+SCENES = Stage(
+    name="scenes",
+    version=1,
+    inputs=lambda settings: (),
+    options=_options,
+    body=_body,
+    applies=lambda settings: settings.data.scenes is not None,
+    about="Render the demo's images with captions and held-out rewordings.",
+    units=("images",),
+)

@@ -36,8 +36,7 @@ from tasks.training.data import (
     validation_set,
 )
 from tasks.training.processes import train_together
-from tasks.training.provenance import provenance_of
-from tasks.training.release import release
+from tasks.training.release import provenance_of, release
 
 __all__ = ["Preparation", "run"]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.tokenizer import shortened, tokenize
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
 from paraclip_core.training.alpha import ValidationSet
@@ -24,22 +25,65 @@ from paraclip_core.training.memory import bound_kernel_cache
 from storage.artifacts import Artifact
 from storage.features import FeatureRows, FeatureStore
 from storage.parquet import iter_batches, read_table
-from tasks.training.tokens import STORED, TextTokens
 
 __all__ = [
+    "STORED",
     "HeldOut",
     "Images",
     "RowCounts",
     "RowGate",
     "RowTexts",
+    "TextTokens",
     "caption_rows",
     "enough",
     "hold_out",
     "paraphrase_rows",
     "same_image_tower",
+    "tokens_for",
     "use_threads",
     "validation_set",
 ]
+
+SUFFIX = "_tokens"
+Texts: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """How to get the tokens of a kind of text out of a table."""
+
+    own: bool = False
+    """Whether they are made from the texts, instead of being read."""
+    convert: Callable[[Texts], Texts] = lambda column: column
+    dtype: type[np.integer] = np.uint16
+
+    def columns(self, stored: Sequence[str]) -> list[str]:
+        """The columns to read for those that hold CLIP's tokens."""
+        return [column.removesuffix(SUFFIX) for column in stored] if self.own else list(stored)
+
+
+STORED = TextTokens()
+"""CLIP's tokens as they are stored."""
+
+
+def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
+    """The stored tokens where they are the model's, cut if its context is shorter; else those of its own tokenizer.
+
+    Args:
+        clip: the model.
+        stored_length: how long stored texts are at most, see ``data.context_length``.
+    """
+    if not clip.reads_clip_tokens:
+        return TextTokens(True, lambda texts: _lists(tokenize(clip, texts.to_pylist()), clip), clip.token_dtype)
+    if clip.context_length < stored_length:
+        return TextTokens(convert=lambda lists: _lists(shortened(Ragged.from_arrow(lists), clip.context_length), clip))
+    return STORED
+
+
+def _lists(tokens: Ragged, clip: ClipModel) -> pa.ListArray:
+    values = pa.array(np.asarray(tokens.values, clip.token_dtype))
+    return pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), values)
+
 
 MAX_IMAGES = 2000
 MAX_QUERIES = 10_000

@@ -34,18 +34,18 @@ from tasks.training.data import (
     HeldOut,
     Images,
     RowCounts,
+    TextTokens,
     enough,
     hold_out,
     paraphrase_rows,
     same_image_tower,
+    tokens_for,
     use_threads,
     validation_set,
 )
 from tasks.training.image_gate import ImageGate
 from tasks.training.processes import train_together
-from tasks.training.provenance import paraphraser_of, provenance_of
-from tasks.training.release import release
-from tasks.training.tokens import TextTokens, tokens_for
+from tasks.training.release import paraphraser_of, provenance_of, release
 
 __all__ = ["Preparation", "run"]
 

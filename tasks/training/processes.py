@@ -35,15 +35,16 @@ from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
 from storage.files import convert_disk_errors
-from tasks.answers import looking, read_failure, relay_from, report_to, write_failure
+from tasks.context import Run
 from tasks.stage import StageContext
+from tasks.status import StatusFile, polling, read_failure, relay_from
 
 __all__ = ["train_together"]
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-WEIGHTS, RESULT, PROGRESS = "weights.safetensors", "result.json", "progress.json"
+WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
 def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingResult:
@@ -70,7 +71,7 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
     shutil.rmtree(desk, ignore_errors=True)  # what an earlier try left
     desk.mkdir(parents=True)
     # Why a process ended must find room where the disk of the root is full.
-    with TempDir() as answers, looking(relay_from(desk / PROGRESS, ctx.progress), POLL_SECONDS):
+    with TempDir() as answers, polling(relay_from(answers / "rank-0.json", ctx.progress), POLL_SECONDS):
         (desk / "request.json").write_text(json.dumps({**_request(ctx, stage), "answers": str(answers)}))
         _launch(desk, answers, count)
     weights = load_file(desk / WEIGHTS)
@@ -116,8 +117,9 @@ def _launch(desk: Path, answers: Path, count: int) -> None:
     except SignalException as error:
         raise TrainingError(f"stopped by {error.sigval.name}; run again to go on") from error
     except ChildFailedError as error:
-        for answer in sorted(answers.glob("answer-*.json")):
-            raise read_failure(answer, TrainingError) from error
+        for status in sorted(answers.glob("rank-*.json")):
+            if (failure := read_failure(status, TrainingError)) is not None:
+                raise failure from error
         failed = ", ".join(
             f"{rank} ({failure.signal_name() if failure.exitcode < 0 else f'code {failure.exitcode}'})"
             for rank, failure in sorted(error.failures.items())
@@ -130,18 +132,18 @@ def _main(request_path: Path) -> int:
     die_with(request["parent"])
     rank = int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s {rank}: %(message)s")
-    desk = request_path.parent
+    desk, status = request_path.parent, StatusFile(Path(request["answers"], f"rank-{rank}.json"))
     try:
         with convert_disk_errors(desk):
-            _take_part(request, rank, desk)
+            _take_part(request, rank, desk, status)
     except ParaclipError as error:
         log.exception("training failed in process %d", rank)
-        write_failure(Path(request["answers"], f"answer-{rank}.json"), error)
+        status.fail(error)
         return error.exit_code
     return 0
 
 
-def _take_part(request: dict[str, Any], rank: int, desk: Path) -> None:
+def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFile) -> None:
     settings = Settings.model_validate(request["settings"])
     device = torch.device(settings.run.device if settings.run.device != "auto" else "cpu")
     if torch.cuda.is_available() and settings.run.device != "cpu":
@@ -155,12 +157,12 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path) -> None:
     inputs = {name: artifact for name, value in request["inputs"].items() if (artifact := store.find(name, value))}
     work = WorkFolder(Path(request["out"]), Path(request["scratch"]))
     module = import_module(f"tasks.training.{request['stage']}")
-    ctx = StageContext(settings, store, inputs, work)
+    ctx = StageContext(Run(settings, store), inputs, work)
     job: TrainingJob = module.Preparation(ctx).job(validates=rank == 0)
     if rank == 0:
         job = replace(job, trackers=_trackers(ctx, request["stage"], job))
     with joined(device) as processes:
-        result = train(replace(job, processes=processes), report_to(desk / PROGRESS))
+        result = train(replace(job, processes=processes), status.progress)
     if rank == 0:
         weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
         try:

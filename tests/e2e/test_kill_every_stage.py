@@ -23,18 +23,18 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
 from tasks.cleaning import collect, remove
-from tasks.dag import resolve
+from tasks.context import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DRIVER = """
 import json, sys
 from paraclip_core.settings import parse_settings
-from tasks.dag import stage_names
-from tasks.run import run_stage
+from tasks.context import Run
+from tasks.context import Run, run_stage
 settings = parse_settings(json.loads(sys.argv[1]))
 for name in stage_names(settings):
-    run_stage(name, settings)
+    run_stage(name, Run(settings))
 """
 
 POINTS = (0.35, 0.8)
@@ -74,7 +74,7 @@ def killed_at(run: dict[str, object], work: Path, finished: Path, seconds: float
 def finished(root: Path, run: dict[str, object]) -> dict[str, Artifact]:
     """Every stage's artifact."""
     store, found = ArtifactStore(root), {}
-    for name, node in resolve(parse_settings(run), store).items():
+    for name, node in Run(parse_settings(run), store).nodes.items():
         artifact = store.find(name, node.fingerprint)
         assert artifact is not None
         found[name] = artifact

@@ -23,7 +23,7 @@ from storage.artifacts import Artifact, ArtifactStore
 from storage.cache_tools import cache_stats
 from storage.roots import LOCAL_VARIABLE, open_generations, open_store
 from storage.unfinished import PUSH_VARIABLE
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
 s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
@@ -114,13 +114,13 @@ def test_a_second_machine_reuses_everything(
 ) -> None:
     settings = load_settings(None, options)
     one = machine("one")
-    made = {name: run_stage(name, settings) for name in STAGES}
+    made = {name: run_stage(name, Run(settings)) for name in STAGES}
     assert made["paraphrase_2"].manifest.metrics["accepted"] == len(CAPTIONS)
     asked = cache_stats(open_generations(one))
 
     two = machine("two")
     for name in STAGES:
-        assert run_stage(name, settings).manifest == made[name].manifest
+        assert run_stage(name, Run(settings)).manifest == made[name].manifest
     assert not (two.root / "artifacts").exists(), "a finished stage is found, not downloaded"
     assert {name: contents(two.download(artifact)) for name, artifact in made.items()} == {
         name: contents(artifact) for name, artifact in made.items()
@@ -129,8 +129,8 @@ def test_a_second_machine_reuses_everything(
 
     # A new caption is all that has to be asked for, and its answer comes back to the first machine.
     write_captions(tmp_path, [*CAPTIONS, NEW])
-    run_stage("ingest", settings)
-    assert run_stage("paraphrase_1", settings).manifest.metrics["generated"] == 1
+    run_stage("ingest", Run(settings))
+    assert run_stage("paraphrase_1", Run(settings)).manifest.metrics["generated"] == 1
     machine("one")
     again = cache_stats(open_generations(one))
     assert (again.keys, again.rows) == (asked.keys + 1, asked.rows + 1)
@@ -175,10 +175,10 @@ def test_a_killed_stage_goes_on_elsewhere(
     stages = {"resume": fakes["resume"]}
     machine("one")
     with pytest.raises(StageError, match="SIGKILL"):
-        run_stage("resume", settings, stages=stages, reference=REFERENCE)
+        run_stage("resume", Run(settings, stages=stages))
     two = machine("two")
     assert [entry[0] for entry in two.unfinished()] == ["resume"]
-    assert run_stage("resume", settings, stages=stages, reference=REFERENCE).manifest.metrics["resumed"] is True
+    assert run_stage("resume", Run(settings, stages=stages)).manifest.metrics["resumed"] is True
     assert two.unfinished() == []
 
 
@@ -198,7 +198,7 @@ def body(context):
         time.sleep(0.05)
 
 stage = Stage("long", 1, lambda s: (), lambda s: {{}}, body)
-carry_out(stage, Draft("long", "0" * 32, 1, {{}}, {{}}), Settings(), open_store(sys.argv[1]), {{}})
+carry_out(stage, Draft("long", "0" * 32, 1, {{}}, {{}}), Run(Settings(), open_store(sys.argv[1])), {{}})
 """
 
 

@@ -21,8 +21,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 from paraclip_core.settings import parse_settings
 from storage.artifacts import ArtifactStore
 from tasks.child import log_path
-from tasks.dag import resolve
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -106,12 +105,12 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
 
     # What comes before fine-tuning is made while the server starts.
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(lambda: [run_stage(name, settings) for name in BEFORE])
+        ahead = pool.submit(lambda: [run_stage(name, Run(settings)) for name in BEFORE])
         api: Api = request.getfixturevalue("household")
         made = {artifact.stage: (artifact.path / "manifest.json").stat().st_mtime_ns for artifact in ahead.result()}
 
     pipeline = api.run_deployment("pipeline", plain)
-    fingerprint = resolve(settings, store)["finetune"].fingerprint
+    fingerprint = Run(settings, store).nodes["finetune"].fingerprint
     work = store.work_path("finetune", fingerprint) / "scratch" / "checkpoints"
     # Not any file: one that is being written does not count, and the killed run could not go on from it.
     eventually(lambda: any(work.glob("step-*.safetensors")), "fine-tuning left no checkpoint")

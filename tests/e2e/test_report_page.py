@@ -17,6 +17,7 @@ from paraclip_core.scenes.render import write_scenes
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.files import write_json
 from storage.parquet import write_table
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.report import REPORT
 
@@ -182,14 +183,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, found = finished_run(tmp_path_factory.mktemp("run"))
     assert set(REPORT.inputs(SETTINGS)) == set(found)
     draft = Draft("report", "0" * 64, 1, {}, {})
-    artifact = carry_out(REPORT, draft, SETTINGS, store, found)
+    artifact = carry_out(REPORT, draft, Run(SETTINGS, store), found)
     assert artifact.manifest.metrics["thumbnails"] > 20
     return artifact.path / "report.html"
 
 
 def test_the_same_artifacts_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
     store, found = finished_run(tmp_path)
-    again = carry_out(REPORT, Draft("report", "0" * 64, 1, {}, {}), SETTINGS, store, found)
+    again = carry_out(REPORT, Draft("report", "0" * 64, 1, {}, {}), Run(SETTINGS, store), found)
     assert (again.path / "report.html").read_bytes() == report.read_bytes()
 
 

@@ -15,7 +15,7 @@ from paraclip_core.settings import load_settings
 from storage.artifacts import Artifact, ArtifactStore
 from storage.parquet import write_table
 from storage.roots import open_store
-from tasks.dag import resolve
+from tasks.context import Run
 
 MEASURED = {
     "paraphrase_1": {"captions": 4512, "accepted": 300},
@@ -62,7 +62,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         settings = load_settings(config, overrides)
         store = open_store(settings.run.root)
         artifacts = {}
-        for name, node in resolve(settings, store).items():
+        for name, node in Run(settings, store).nodes.items():
             artifacts[name] = store.find(name, node.fingerprint)
             if artifacts[name] is not None:
                 continue

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows.cli import run_cli
-from flows.commands.again import asking_again
+from flows.commands.run import asking_again
 from paraclip_core.config import ParaphraseOptions, RegenerateOptions, Settings
 from paraclip_core.settings import load_settings
 

@@ -14,7 +14,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
-from tasks.dag import resolve
+from tasks.context import Run
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
 
     def key(settings: Settings) -> str:
         with pytest.raises(Asked) as asked:
-            children.run_child(resolve(settings, ArtifactStore(settings.run.root))["ingest"], settings)
+            children.run_child(Run(settings, ArtifactStore(settings.run.root)).nodes["ingest"], Run(settings))
         return str(asked.value)
 
     captions.write_text("caption\na dog on a beach\n")
@@ -58,7 +58,7 @@ def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(children, "run_deployment", unknown)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
     with pytest.raises(StageError, match=r"no deployment scenes/scenes.*paraclip serve"):
-        children.run_child(resolve(settings, ArtifactStore(tmp_path))["scenes"], settings)
+        children.run_child(Run(settings, ArtifactStore(tmp_path)).nodes["scenes"], Run(settings))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def deployed() -> Iterator[None]:
     """A Prefect server with a deployment of `scenes`."""
     from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    from flows.stages import scenes
+    from flows.stages import STAGE_FLOWS
 
     with prefect_server():
-        scenes.to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
+        STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
         yield
 
 
@@ -111,7 +111,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     options = [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = resolve(settings, store)["scenes"]
+    node = Run(settings, store).nodes["scenes"]
 
     def make(_: int) -> str:
         with store.writing("scenes", node.fingerprint):
@@ -119,17 +119,17 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
         return "COMPLETED"
 
     with worker(make) as taken:
-        assert children.run_child(node, settings)["state"] == "made"
-        assert children.run_child(node, settings)["state"] == "cached" and taken == [1]
+        assert children.run_child(node, Run(settings))["state"] == "made"
+        assert children.run_child(node, Run(settings))["state"] == "cached" and taken == [1]
         found = store.find("scenes", node.fingerprint)
         assert found is not None
         store.remove(found)
-        assert children.run_child(node, settings)["state"] == "made"
+        assert children.run_child(node, Run(settings))["state"] == "made"
     assert taken == [1, 2] and "is Completed, but its artifact is not there: it runs again" in caplog.text
     store.remove(found)
 
     with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match=r"completed, but .*Retry this run"):
-        children.run_child(node, settings)
+        children.run_child(node, Run(settings))
     assert taken == [3], "it runs again once and no more"
 
     def begin_and_crash(_: int) -> str:
@@ -139,7 +139,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
         return "CRASHED"
 
     with worker(begin_and_crash) as taken, pytest.raises(StageError, match="run scenes-mine of scenes ended as Crash"):
-        children.run_child(node, settings)
+        children.run_child(node, Run(settings))
     assert taken == [4]
 
 
@@ -187,7 +187,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     options = [f"run.root={tmp_path}", "data.scenes.seed=8", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = resolve(settings, store)["scenes"]
+    node = Run(settings, store).nodes["scenes"]
     child = children._start("scenes", settings, node.fingerprint)
 
     def become(kind: str) -> None:
@@ -205,7 +205,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     ends = threading.Timer(1.0, become, ["CANCELLED"])
     ends.start()
     with worker(make) as taken:
-        assert children.run_child(node, settings)["state"] == "made"
+        assert children.run_child(node, Run(settings))["state"] == "made"
     ends.join()
     assert taken == [2]
 
@@ -232,7 +232,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
 
     options = [f"run.root={tmp_path}", "data.scenes.seed=9", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = resolve(settings, store)["scenes"]
+    node = Run(settings, store).nodes["scenes"]
     with get_client(sync_client=True) as client:
         parent = children._start("scenes", settings, f"parent that is {parent_is}, {ended_by}")
         client.set_flow_run_state(parent.id, State(type=StateType.RUNNING), force=True)
@@ -240,7 +240,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
         monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(parent.id))
         monkeypatch.setattr(children.time, "sleep", terminated)
         with pytest.raises(ended_by):
-            children.run_child(node, settings)
+            children.run_child(node, Run(settings))
         # A run that no worker has taken needs no one to end it.
         child = client.read_flow_run(children._start("scenes", settings, node.fingerprint).id)
     assert child.id != parent.id and child.state and child.state.type == StateType(child_becomes)
@@ -258,4 +258,4 @@ def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(children, "run_deployment", with_a_new_option)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
     with pytest.raises(StageError, match=r"refuses the settings.*'novel' was unexpected.*paraclip serve"):
-        children.run_child(resolve(settings, ArtifactStore(tmp_path))["scenes"], settings)
+        children.run_child(Run(settings, ArtifactStore(tmp_path)).nodes["scenes"], Run(settings))

@@ -242,7 +242,7 @@ def test_export(finished_run: Callable[..., Any], tmp_path: Path, capsys: Captur
 def test_a_base_is_found_by_its_fingerprint_and_a_near_channel_is_named(
     finished_run: Callable[..., Any], capsys: Capture
 ) -> None:
-    from tasks.lookup import find_release, name_in
+    from tasks.models import find_release, name_in
 
     run = finished_run()
     for stage in ("bootstrap", "finetune"):

@@ -24,7 +24,7 @@ from flows.setup import PARENTS
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
 from storage.files import write_json
-from tasks.dag import STAGES
+from tasks.registry import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""A reader, an engine, a gate and a benchmark that the package does not know, named in one YAML file alone."""
+"""A reader, an engine, a gate, a benchmark and a stage that the package does not know, named in one YAML file alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
 from flows.cli import run_cli
 from paraclip_core.settings import load_settings
 from storage.parquet import read_table
-from storage.roots import open_store
-from tasks.dag import STAGES, resolve
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
+from tasks.registry import stages_of
 
-HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
-"""The real stages, in this process, which saves starting one for each."""
 MODULE = '''
 """Everything that a user would write."""
 import json
@@ -33,6 +30,8 @@ from paraclip_core.captions.rows import Batcher
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.paraphrase.protocol import Completion, EngineFacts
+from storage.parquet import count_rows
+from tasks.stage import Stage
 
 
 def backwards(path, options):
@@ -67,6 +66,22 @@ def no_red(pair, options):
     return "it is red" if " red " in pair.answer else None
 
 
+def count(context):
+    """How many rewrites there are."""
+    rows = count_rows(context.inputs["paraphrase_2"].path / "paraphrases")
+    (context.work.out / "rows.txt").write_text(f"{context.settings.name} {rows}")
+    return {"rows": rows}
+
+
+COUNT = Stage(
+    name="count",
+    version=1,
+    inputs=lambda settings: ("paraphrase_2",),
+    options=lambda run: {"name": run.settings.name},
+    body=count,
+)
+
+
 def load(source):
     """Which of three texts is unlike the first?"""
     rows = [line.split("|") for line in source.path.read_text().splitlines()]
@@ -89,9 +104,13 @@ ODD = Benchmark(
 '''
 
 
+    odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
+    tree["evaluate"]["benchmarks"].append(odd)
+    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
+    (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
 @pytest.fixture
 def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A YAML file that names all four, whose module lies in a folder of its own on the path."""
+    """A YAML file that names all five, whose module lies in a folder of its own on the path."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "my_parts.py").write_text(MODULE)
@@ -107,10 +126,7 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     tree = tiny_run(tmp_path / "root", paraphrase)
     tree["data"]["sources"][0]["format"] = "my_parts:backwards"
-    odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
-    tree["evaluate"]["benchmarks"].append(odd)
-    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
-    (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
+    tree["run"]["stages"] = ["my_parts:COUNT"]
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -119,8 +135,11 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = load_settings(own_parts)
-    store = open_store(settings.run.root)
-    made = {name: run_stage(name, settings, stages=HERE) for name in resolve(settings, store)}
+    # In this process, which saves starting one for each stage, but for the user's own.
+    stages = {name: replace(stage, isolated=name == "count") for name, stage in stages_of(settings).items()}
+    whole = Run(settings, stages=stages)
+    made = {name: run_stage(name, whole) for name in stages}
+    assert list(made)[-1] == "count"
     captions = read_table(made["ingest"].path / "captions").to_pylist()
     rows = [row["source_row"] for row in captions]
     assert rows == sorted(rows, reverse=True) and len(rows) > 50
@@ -135,6 +154,7 @@ def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, capsys: pytest
     assert [each["model"] for each in metrics] == ["numbering-look"] * 2
     assert metrics[0]["kept"] == metrics[1]["captions"] >= metrics[1]["kept"] == len(second)
     assert metrics[1]["accepted"] == len(captions_kept)
+    assert (made["count"].path / "rows.txt").read_text() == f"{settings.name} {len(second)}"
     rows = json.loads((made["evaluate"].path / "comparison.json").read_text())["rows"]
     figures = {row["metric"]: row["base"] for row in rows if row["benchmark"] == "odd"}
     assert figures["odd_accuracy"] in (0, 50, 100) and figures["odd_rank"] == 2 - figures["odd_accuracy"] / 100
@@ -180,6 +200,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, capsys: pytest.Capt
         ("paraphrase.engine", "my_parts:Counting"),
         ("paraphrase.gates.extra", "[my_parts:no_green]"),
         ("evaluate.benchmarks.2.kind", "my_parts:EVEN"),
+        ("run.stages", "[my_parts:OTHER]"),
     ],
 )
 def test_a_part_that_is_not_there_is_told_before_anything_runs(

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import ConfigError, InputError
-from tasks.dag import Node
+from tasks.context import Run
+from tasks.stage import Node
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +123,7 @@ def test_a_finished_stage_is_found_on_a_read_only_disk(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    assert carry_stage("paraphrase_1", run.settings)["state"] == "cached"
+    assert carry_stage("paraphrase_1", Run(run.settings))["state"] == "cached"
 
 
 def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:

@@ -25,9 +25,8 @@ from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
 from storage.cache_tools import cache_stats
 from storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from tasks.dag import resolve
-from tasks.events import events_path
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
+from tasks.status import events_path
 
 pytestmark = pytest.mark.slow
 
@@ -65,13 +64,13 @@ def carry(settings: Settings, *names: str) -> list[Artifact]:
     from flows.work import carry_stage
 
     for name in names:
-        carry_stage(name, settings)
+        carry_stage(name, Run(settings))
     return [found(settings, name) for name in names]
 
 
 def found(settings: Settings, name: str) -> Artifact:
     store = open_store(settings.run.root)
-    artifact = store.find(name, resolve(settings, store)[name].fingerprint)
+    artifact = store.find(name, Run(settings, store).nodes[name].fingerprint)
     assert artifact is not None
     return artifact
 
@@ -110,10 +109,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     with OpenAIServer() as server:
         server.answer = same_for_two
-        run_stage("ingest", settings_of(folder, server.url, "ingested"))
+        run_stage("ingest", Run(settings_of(folder, server.url, "ingested")))
         shutil.copytree(folder / "ingested", folder / "root")
         settings = settings_of(folder, server.url, "root")
-        artifacts = [run_stage(name, settings) for name in ("paraphrase_1", "paraphrase_2")]
+        artifacts = [run_stage(name, Run(settings)) for name in ("paraphrase_1", "paraphrase_2")]
         assert set(server.answered.values()) == {1}
     return Whole(folder, contents(artifacts))
 
@@ -179,13 +178,13 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     from flows.shards import ask_in_shards
 
     settings = whole.settings(model.url, f"ray-{then}", shards=2, runner="ray")
-    store = open_store(settings.run.root)
-    node = resolve(settings, store)["paraphrase_1"]
+    run = Run(settings)
+    node = run.node("paraphrase_1")
     told: list[tuple[int, int | None, dict[str, Any]]] = []
     # The first, so that enough is left for a worker at the second try.
     model.answer = lambda asked: status(401, "not this one") if "number 0 " in words_of(asked) else same_for_two(asked)
     with pytest.raises(StageError, match=r"^1 of 2 shards of paraphrase_1 failed; [^-]*\n- shard [01]: .*not this one"):
-        ask_in_shards(node, settings, store, lambda done, total, **facts: told.append((done, total, facts)))
+        ask_in_shards(node, run, lambda done, total, **facts: told.append((done, total, facts)))
     asked = len(model.answered)
     assert CAPTIONS // 3 < asked < CAPTIONS
     # The one that went on to its end said so from its own process; the other may not have come to that.

@@ -15,6 +15,7 @@ from paraclip_core.scenes.texts import captions
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
 from tasks.amounts import ASSUMED, Amount, amounts
+from tasks.context import Run
 from tasks.requests import StepLeft
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
@@ -38,7 +39,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     scenes = settings.data.scenes
     assert scenes is not None
     texts = {text.strip() for image in plan(scenes) if image.split == "train" for text in captions(image, scenes.seed)}
-    found = amounts(settings, ArtifactStore(tmp_path), {})
+    found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
     assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
     first, second = found["paraphrase_1"], found["paraphrase_2"]
     assert first.rows == found["bootstrap"].rows == 120
@@ -48,7 +49,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
     assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
     plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.synonyms=false"])
-    found = amounts(plain, ArtifactStore(tmp_path), {})
+    found = amounts(Run(plain, ArtifactStore(tmp_path)), {})
     assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
     assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
@@ -56,7 +57,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
 
 def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
     settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
-    found = amounts(settings, ArtifactStore(tmp_path), {})
+    found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
     assert found["paraphrase_2"].rows == found["finetune"].rows == 120
 
 
@@ -66,7 +67,7 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
 
     def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
         monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
-        return rows_of(amounts(settings, store, {"ingest": INGEST, **found}))
+        return rows_of(amounts(Run(settings, store), {"ingest": INGEST, **found}))
 
     assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
@@ -81,11 +82,11 @@ def test_many_answers_of_the_run_say_how_many_pass(tmp_path: Path, monkeypatch: 
     settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
     left = {1: StepLeft(162, 62, accepted=45, rejected=55, new_inputs=62), 2: StepLeft(rows=45, missing=45)}
     monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
-    found = amounts(settings, store, {"ingest": INGEST})
+    found = amounts(Run(settings, store), {"ingest": INGEST})
     assert found["paraphrase_2"].rows == 45 + round(0.45 * 62)
     assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in found["paraphrase_2"].note
     left[1] = replace(left[1], accepted=40, rejected=9)
-    assert "assumed" in amounts(settings, store, {"ingest": INGEST})["paraphrase_2"].note
+    assert "assumed" in amounts(Run(settings, store), {"ingest": INGEST})["paraphrase_2"].note
 
 
 def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
@@ -111,7 +112,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         ],
     )
     monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
-    found = amounts(settings, store, {"ingest": INGEST})
+    found = amounts(Run(settings, store), {"ingest": INGEST})
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
     assert found["paraphrase_1"].tokens == 10 * (45 + 2)
@@ -125,7 +126,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
         options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
         settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
         monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
-        return amounts(settings, ArtifactStore(tmp_path), {"ingest": INGEST})
+        return amounts(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
 
     for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
         counted = found(keep, n)
@@ -142,7 +143,7 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
     def notes(cap: float) -> list[bool]:
         options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
         settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
-        found = amounts(settings, ArtifactStore(tmp_path), {"ingest": ingest})
+        found = amounts(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
         return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
 
     # Each step is to cost 0.06, after the 1 that was spent before.
@@ -154,7 +155,7 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
     def notes(*options: str) -> list[bool]:
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
-        found = amounts(settings, ArtifactStore(tmp_path), {})
+        found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
         return ["come on top" in found[name].note for name in STEPS]
 
     assert notes("paraphrase.attempts=3") == [True, True]

@@ -20,9 +20,8 @@ from storage.cache_tools import cache_stats, paid_tokens
 from storage.generations import GenerationStore
 from storage.parquet import read_table
 from storage.roots import open_store
-from tasks.batch_export import Exported, export_requests
-from tasks.batch_import import Imported, import_answers
-from tasks.dag import input_artifacts, resolve
+from tasks.batch_files import Exported, Imported, export_requests, import_answers
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST
 from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
@@ -52,7 +51,7 @@ OFF: dict[str, Any] = {"gates": {"preset": "off"}}
 
 def export(settings: Settings, path: Path, steps: tuple[int, ...] = (1, 2)) -> tuple[Exported, dict[str, Body]]:
     """The counts, and key → body of what the file asks."""
-    exported = export_requests(settings, open_store(settings.run.root), path, steps)
+    exported = export_requests(Run(settings, open_store(settings.run.root)), path, steps)
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert all(line["method"] == "POST" and line["url"] == "/v1/chat/completions" for line in lines)
     bodies = {line["custom_id"]: line["body"] for line in lines}
@@ -76,7 +75,7 @@ def answered(
 
 
 def take_back(settings: Settings, *paths: Path) -> Imported:
-    return import_answers(settings, open_store(settings.run.root), paths)
+    return import_answers(Run(settings, open_store(settings.run.root)), paths)
 
 
 def says(*texts: str) -> Callable[[Body], Body]:
@@ -90,11 +89,8 @@ def contents(artifact: Artifact) -> dict[str, str]:
 
 def both_steps(settings: Settings) -> list[Artifact]:
     """The paraphrase stages, carried out in this process."""
-    store, stages = open_store(settings.run.root), {stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)}
-    return [
-        carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store))
-        for node in resolve(settings, store, stages).values()
-    ][1:]
+    run = Run(settings, stages={stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)})
+    return [carry_out(node.stage, node.draft, run, run.inputs(node)) for node in run.nodes.values()][1:]
 
 
 def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] = well) -> list[dict[str, Body]]:
@@ -184,7 +180,7 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("tasks.batch_import.PART_ROWS", 5)
+    monkeypatch.setattr("tasks.batch_files.PART_ROWS", 5)
     append, left = GenerationStore.append, [1]
 
     def dying(self: GenerationStore, generations: Any) -> None:

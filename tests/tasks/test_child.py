@@ -18,20 +18,19 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from storage.artifacts import ArtifactStore, Draft
 from tasks.child import call_in_child, log_path, run_in_child
+from tasks.context import Run
 
 FAKES = Path(__file__).parent / "fakes"
-OK, TROUBLE = "fake_stages:STAGES", "fake_stages:TROUBLE"
 
 
 def draft(stage: str) -> Draft:
     return Draft(stage, "0123abcd", 1, {}, {})
 
 
-def run(root: Path, stage: str, reference: str = TROUBLE, **kwargs: object) -> object:
+def run(root: Path, stage: str, **kwargs: object) -> object:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    store = ArtifactStore(root)
-    return run_in_child(draft(stage), settings_at(root), store, {}, stages=reference, **kwargs)  # type: ignore[arg-type]
+    return run_in_child(draft(stage), Run(settings_at(root)), {}, **kwargs)  # type: ignore[arg-type]
 
 
 def alive(pid: int) -> bool:
@@ -43,7 +42,7 @@ def alive(pid: int) -> bool:
 
 def test_it_runs_elsewhere_without_prefect_and_tells_progress(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
-    artifact = run(tmp_path, "first", OK, progress=lambda done, total, **facts: told.append((done, total)))
+    artifact = run(tmp_path, "first", progress=lambda done, total, **facts: told.append((done, total)))
     metrics = artifact.manifest.metrics  # type: ignore[attr-defined]
     assert metrics["pid"] != os.getpid()
     assert metrics["prefect"] is False
@@ -56,7 +55,7 @@ def test_a_working_directory_with_equal_names_does_not_shadow_ours(
     (tmp_path / "storage").mkdir()
     (tmp_path / "storage" / "__init__.py").write_text("raise RuntimeError('not ours')")
     monkeypatch.chdir(tmp_path)
-    assert run(tmp_path / "root", "first", OK)
+    assert run(tmp_path / "root", "first")
 
 
 def test_errors_keep_class_and_text(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_full_temporary_folder_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ArtifactError, match=r"^no space left while writing .*paraclip-.*; free some"):
-        run(tmp_path, "first", OK)
+        run(tmp_path, "first")
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -
     with ThreadPoolExecutor(1) as pool:
         with store.writing("first", "0123abcd"):
             second = pool.submit(
-                run, tmp_path, "first", OK, progress=lambda done, total, **facts: told.append(str(facts.get("waiting")))
+                run, tmp_path, "first", progress=lambda done, total, **facts: told.append(str(facts.get("waiting")))
             )
             eventually(lambda: told)
             assert not second.done()
@@ -153,7 +152,7 @@ def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> 
 
     store, earlier = ArtifactStore(tmp_path), replace(draft("first"), stage_version=0)
     with pytest.raises(StageError, match=r"first is version 1 by now and was 0 when this run began.*run again"):
-        run_in_child(earlier, settings_at(tmp_path), store, {}, stages=OK)
+        run_in_child(earlier, Run(settings_at(tmp_path)), {})
     assert store.find("first", earlier.fingerprint) is None
 
 
@@ -165,7 +164,6 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     request = {
         "draft": asdict(draft("hang")),
         "settings": settings.model_dump(mode="json"),
-        "stages": TROUBLE,
         "root": str(tmp_path),
         "inputs": {},
     }
@@ -181,10 +179,9 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "from fake_stages import settings_at; from storage.artifacts import ArtifactStore, Draft;"
-        "from tasks.child import run_in_child;"
-        f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), settings_at({str(tmp_path)!r}),"
-        f"ArtifactStore({str(tmp_path)!r}), {{}}, stages={TROUBLE!r})"
+        "from fake_stages import settings_at; from storage.artifacts import Draft;"
+        "from tasks.child import run_in_child; from tasks.context import Run;"
+        f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
     paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[2])])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})

@@ -18,6 +18,7 @@ from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.roots import LOCAL_VARIABLE, open_store
 from tasks.cleaning import Collected, collect, remove
+from tasks.context import Run
 from tasks.stage import Stage, StageContext, carry_out
 
 FIRST = Draft("first", "a" * 32, 1, {}, {})
@@ -50,7 +51,7 @@ def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
         return {"read": (context.inputs["second"].path / "made.txt").read_text()}
 
     stage = Stage("third", 1, lambda settings: ("second",), lambda settings: {}, body)
-    done = carry_out(stage, THIRD, Settings(), store, {"second": second})
+    done = carry_out(stage, THIRD, Run(Settings(), store), {"second": second})
     assert done.manifest.metrics == {"read": "second"}
     assert [item.fingerprint for item in seen[0].rubbish] == ["e" * 32] and not idle.path.exists()
     # What the input was made from stays with it, or its lineage would end there.

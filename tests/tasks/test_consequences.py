@@ -20,9 +20,9 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore
-from tasks.dag import STAGES
-from tasks.planning import StagePlan, plan_run
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
+from tasks.plan import StagePlan, plan_run
+from tasks.registry import STAGES
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
 """The real stages, in this process, which saves starting one for each."""
@@ -97,14 +97,14 @@ class Bench:
 
     def plan(self, settings: Settings) -> dict[str, StagePlan]:
         """What `paraclip plan` shows."""
-        return {stage.stage: stage for stage in plan_run(settings, ArtifactStore(settings.run.root), HERE)}
+        return {stage.stage: stage for stage in plan_run(Run(settings, ArtifactStore(settings.run.root), HERE)).stages}
 
     def run(self, settings: Settings, *names: str) -> tuple[tuple[int, ...], list[Artifact]]:
         """Requests that came in each of the stages, and their artifacts."""
         counts, made = [], []
         for name in names or ("ingest", *ASKING):
             before = len(self.server.asked)
-            made.append(run_stage(name, settings, stages=HERE))
+            made.append(run_stage(name, Run(settings, stages=HERE)))
             counts.append(len(self.server.asked) - before)
         return tuple(counts), made
 

@@ -20,9 +20,8 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.settings import parse_settings
 from storage.roots import open_store
-from tasks.dag import resolve
+from tasks.context import Run, run_stage
 from tasks.preflight import Census, check_before_paying
-from tasks.run import run_stage
 
 Row = tuple[str, str, str]
 """Image, caption and split."""
@@ -67,9 +66,9 @@ def told(settings: Settings) -> str:
     store, messages = open_store(settings.run.root), []
     for ingested in (False, True):
         if ingested:
-            run_stage("ingest", settings)
+            run_stage("ingest", Run(settings))
         try:
-            messages.append("\n".join(check_before_paying(settings, store, resolve(settings, store))))
+            messages.append("\n".join(check_before_paying(Run(settings, store))))
         except ParaclipError as error:
             messages.append(f"{type(error).__name__}: {error}")
     assert messages[0] == messages[1]
@@ -192,15 +191,15 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
     write(tmp_path / "captions.csv", rows("val", 20))
     settings = settings_of()
     store = open_store(settings.run.root)
-    nodes = resolve(settings, store)
+    nodes = Run(settings, store).nodes
     for name in ("paraphrase_1", "paraphrase_2"):
         with pytest.raises(InputError, match="of split train"):
-            check_before_paying(settings, store, nodes)
+            check_before_paying(Run(settings, store))
         with store.writing(name, nodes[name].fingerprint) as work:
             (work.out / "made.txt").touch()
             store.commit(nodes[name].draft, {}, 0.0)
     monkeypatch.setattr("tasks.preflight._census", lambda *_: pytest.fail("captions were counted"))
-    assert check_before_paying(settings, store, nodes) == []
+    assert check_before_paying(Run(settings, store)) == []
 
 
 def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> None:
@@ -208,10 +207,10 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     source = {"path": "captions.jsonl", "images": "images.tar"}
     settings = parse_settings({"data": {"scenes": scenes, "sources": [source]}, "run": {"root": str(tmp_path)}})
     store = open_store(settings.run.root)
-    assert check_before_paying(settings, store, resolve(settings, store)) == []
+    assert check_before_paying(Run(settings, store)) == []
     for name in ("scenes", "ingest"):
-        run_stage(name, settings)
-    assert check_before_paying(settings, store, resolve(settings, store)) == []
+        run_stage(name, Run(settings))
+    assert check_before_paying(Run(settings, store)) == []
 
 
 def test_few_of_many_images_are_looked_up(settings_of: Make) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from paraclip_core.config import Settings
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import FileHashes, fingerprint
+from storage.fingerprint import fingerprint
+from tasks.context import Run
 from tasks.requests import step_left, steps_left
 from tasks.stage import Stage, carry_out
 from tasks.stages.ingest import INGEST
@@ -40,12 +41,12 @@ class Bench:
         inputs = {}
         if stage.name in INPUT:
             inputs = {name: self.run(BEFORE[name], chosen) for name in (INPUT[stage.name],)}
-        options = dict(stage.options(chosen))
+        options = dict(stage.options(Run(chosen, self.store)))
         names = {name: artifact.fingerprint for name, artifact in inputs.items()}
-        names |= stage.sources(chosen, FileHashes(self.store.cache / "hashes.json"))
+        names |= stage.sources(Run(chosen, self.store))
         name = fingerprint(stage.name, stage.version, options, names)
         draft = Draft(stage.name, name, stage.version, names, options)
-        return self.store.find(stage.name, name) or carry_out(stage, draft, chosen, self.store, inputs)
+        return self.store.find(stage.name, name) or carry_out(stage, draft, Run(chosen, self.store), inputs)
 
     def generated(self, stage: Stage, chosen: Settings) -> int:
         return self.run(stage, chosen).manifest.metrics["generated"]
@@ -72,18 +73,18 @@ def test_what_is_counted_is_what_is_asked(
     bench = Bench(tmp_path_factory.mktemp("bench"))
     bench.run(PARAPHRASE_2, bench.settings([*before, "the car 2 is fast"]))
     chosen = bench.settings([*after, "the car 2 is fast"])
-    left = steps_left(chosen, bench.store, {})
-    assert left == steps_left(chosen, bench.store, {"ingest": bench.run(INGEST, chosen)})
+    left = steps_left(Run(chosen, bench.store), {})
+    assert left == steps_left(Run(chosen, bench.store), {"ingest": bench.run(INGEST, chosen)})
     first = bench.run(PARAPHRASE_1, chosen)
     assert left[1].missing == len(set(after) - set(before) - {"the car 2 is fast"})
     assert first.manifest.metrics["generated"] == left[1].missing
     assert left[1].rows == first.manifest.metrics["captions"] == len(after) + 1
     # Step 2 of what is missing is not known before.
-    then = steps_left(chosen, bench.store, {"paraphrase_1": first})
-    assert then[2] == step_left(chosen, bench.store, 2, first)
+    then = steps_left(Run(chosen, bench.store), {"paraphrase_1": first})
+    assert then[2] == step_left(Run(chosen, bench.store), 2, first)
     assert left[2].missing <= then[2].missing <= left[2].missing + left[1].new_inputs
     assert bench.generated(PARAPHRASE_2, chosen) == then[2].missing
-    done = steps_left(chosen, bench.store, {})
+    done = steps_left(Run(chosen, bench.store), {})
     assert [(done[step].missing, done[step].accepted + done[step].rejected) for step in (1, 2)] == [
         (0, len(after) + 1), (0, first.manifest.metrics["kept"])
     ]  # fmt: skip
@@ -97,23 +98,23 @@ def test_what_is_counted_is_what_is_asked(
 def test_rows_that_are_to_be_asked_again_are_counted(entry: dict[str, str], expected: int, bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS))
     chosen = bench.settings(CARS, regenerate=[entry])
-    left = steps_left(chosen, bench.store, {})
+    left = steps_left(Run(chosen, bench.store), {})
     assert left[1].missing == bench.generated(PARAPHRASE_1, chosen) == expected
 
 
 def test_rules_that_name_the_same_rows_are_counted_once_as_long_as_their_answers_are_not_known(bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS))
     chosen = bench.settings(CARS, regenerate=[{"reason": "empty"}, {"reason": "empty"}])
-    assert steps_left(chosen, bench.store, {})[1].missing == 11
+    assert steps_left(Run(chosen, bench.store), {})[1].missing == 11
     generated = bench.generated(PARAPHRASE_1, chosen)
     assert 11 <= generated <= 22
-    assert steps_left(chosen, bench.store, {})[1].missing == 0
+    assert steps_left(Run(chosen, bench.store), {})[1].missing == 0
 
 
 def test_further_attempts_are_counted_for_the_rows_that_are_known_to_be_rejected(bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS))
     chosen = bench.settings(CARS, attempts=2)
-    left = steps_left(chosen, bench.store, {})[1]
+    left = steps_left(Run(chosen, bench.store), {})[1]
     assert left.completion_tokens > 10
     assert (left.missing, left.rejected, left.accepted) == (11, 11, 19)
     assert bench.generated(PARAPHRASE_1, chosen) == 11
@@ -123,37 +124,37 @@ def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(bench
     bench.run(PARAPHRASE_2, bench.settings(CARS[:10], engine="Well"))
     # Ten answers are judged anew, and known to step 2; the others are missing.
     other = {"preset": "off", "extra": ["scripted_gates:short"]}
-    left = steps_left(bench.settings(CARS[:14], engine="Well", gates=other), bench.store, {})
+    left = steps_left(Run(bench.settings(CARS[:14], engine="Well", gates=other), bench.store), {})
     assert (left[1].missing, left[1].new_inputs, left[1].accepted, left[2].rows) == (4, 4, 0, 0)
     # With another prompt step 2 knows none of them.
     chosen = bench.settings(CARS[:14], engine="Well", gates=other, prompt_2="Say {}!")
-    assert steps_left(chosen, bench.store, {})[1].new_inputs == 14
+    assert steps_left(Run(chosen, bench.store), {})[1].new_inputs == 14
     assert bench.generated(PARAPHRASE_2, chosen) == 14
 
 
 def test_each_rewrite_is_a_row_of_step_2(bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS, engine="Several"))
     chosen = bench.settings(CARS, engine="Several", keep=2)
-    left = steps_left(chosen, bench.store, {})
+    left = steps_left(Run(chosen, bench.store), {})
     assert (left[1].missing, left[2].rows, left[2].missing) == (0, 60, 60)
     assert bench.generated(PARAPHRASE_2, chosen) == 60
 
 
 def test_a_look_asks_judges_and_keeps_nothing(bench: Bench) -> None:
     chosen = bench.settings(CARS[:10], engine="Refusing")
-    left = steps_left(chosen, bench.store, {})
+    left = steps_left(Run(chosen, bench.store), {})
     assert left[1].missing == 10 and not bench.store.root.exists()
     bench.run(PARAPHRASE_1, bench.settings(CARS[:10], engine="Well"))
     before = files(bench.store)
     looked = bench.settings(CARS, engine="Refusing", gates={"preset": "off", "extra": ["scripted_gates:short"]})
-    left = steps_left(looked, bench.store, {})
+    left = steps_left(Run(looked, bench.store), {})
     assert (left[1].rows, left[1].missing, left[1].accepted) == (30, 20, 0)
     assert files(bench.store) == before
 
 
 def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
     def tokens(captions: Sequence[str] = CARS, **changed: Any) -> tuple[float, float]:
-        left = steps_left(bench.settings(captions, **changed), bench.store, {})[1]
+        left = steps_left(Run(bench.settings(captions, **changed), bench.store), {})[1]
         return left.prompt_tokens, left.completion_tokens
 
     few_shot, paper = tokens(), tokens(prompts="paper")
@@ -168,7 +169,7 @@ def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
 def test_words_are_estimated_where_they_are_asked_for(bench: Bench) -> None:
     def words(**changed: Any) -> int:
         chosen = bench.settings(CARS, **({"synonyms": True, "gates": {"preset": "small-model"}} | changed))
-        return steps_left(chosen, bench.store, {})[1].words
+        return steps_left(Run(chosen, bench.store), {})[1].words
 
     # Beside car, near, beach, slow and fast, whose synonyms are asked for in turn.
     assert 4 <= words() <= 20

@@ -11,6 +11,7 @@ import pytest
 
 from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
+from tasks.context import Run
 from tasks.results import gather_result, stage_row, untuned, why
 
 
@@ -78,7 +79,7 @@ def test_the_summary_counts_the_rows(
     artifacts = _artifacts(store, metrics)
     for batch_size, few in ((137, False), (138, True)):
         settings = Settings.model_validate({"finetune": {"batch_size": batch_size}})
-        result = gather_result(settings, store, [], artifacts)
+        result = gather_result(Run(settings, store), [], artifacts)
         summary = json.loads((tmp_path / "results" / settings.name / "summary.json").read_text())
         assert result.rows == rows == summary["rows"] and result.summary == summary
         assert why(summary) == f"it fell; trained on {verdict} captions"
@@ -90,5 +91,5 @@ def test_the_summary_counts_the_rows(
 
 def test_without_training_nothing_is_said_of_rows(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    result = gather_result(Settings(), store, [], _artifacts(store, {}))
+    result = gather_result(Run(Settings(), store), [], _artifacts(store, {}))
     assert (result.rows, result.warning, why(result.summary)) == ({}, None, "it fell")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from storage.artifacts import Artifact, ArtifactStore
 from storage.cache_tools import cache_stats
 from storage.parquet import read_table
 from storage.roots import open_generations, open_store
-from tasks.dag import STAGES, resolve
-from tasks.run import run_stage, stage_node
+from tasks.context import Run, run_stage
+from tasks.registry import STAGES
 from tasks.shards import ShardJob, plan_shards, run_shard
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
@@ -34,18 +33,12 @@ def settings_of(folder: Path, root: str = "root", captions: int = 200, **changed
 
 
 def job_of(settings: Settings, step: int = 1) -> ShardJob | None:
-    store = open_store(settings.run.root)
-    run_stage("ingest", settings, stages=HERE)
+    run_stage("ingest", Run(settings, stages=HERE))
     if step == 2:
-        run_stage("paraphrase_1", settings, stages=HERE)
-    node = stage_node(f"paraphrase_{step}", settings, store, HERE)
-    upstream = "ingest" if step == 1 else "paraphrase_1"
-    inputs: Mapping[str, Artifact | None] = {
-        upstream: store.find(upstream, resolve(settings, store)[upstream].fingerprint)
-    }
-    artifact = inputs[upstream]
-    assert artifact is not None
-    return plan_shards(node, settings, store, {upstream: artifact})
+        run_stage("paraphrase_1", Run(settings, stages=HERE))
+    run = Run(settings, stages=HERE)
+    node = run.node(f"paraphrase_{step}")
+    return plan_shards(node, run, run.inputs(node))
 
 
 def run_all(job: ShardJob) -> list[dict[str, Any]]:
@@ -61,14 +54,14 @@ def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Pa
     again = {"attempts": 2, "regenerate": [{"where": "caption like '%7%'"}], "chunk": 16}
     calm = settings_of(tmp_path, "calm", **again)
     for name in ("ingest", "paraphrase_1", "paraphrase_2"):
-        expected = run_stage(name, calm, stages=HERE)
+        expected = run_stage(name, Run(calm, stages=HERE))
         if name == f"paraphrase_{step}":
             break
     settings = settings_of(tmp_path, **again)
     job = job_of(settings, step)
     assert job is not None and job.shards == (3 if step == 1 else 2)
     counts = run_all(job)
-    found = run_stage(f"paraphrase_{step}", settings, stages=HERE)
+    found = run_stage(f"paraphrase_{step}", Run(settings, stages=HERE))
     metrics, alone = found.manifest.metrics, expected.manifest.metrics
     assert contents(found) == contents(expected)
     assert (metrics["generated"], metrics["judged"]) == (0, 0)
@@ -110,8 +103,8 @@ def test_how_many_shards_there_are(
 
 
 def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:
-    run_stage("ingest", settings_of(tmp_path, captions=150), stages=HERE)
-    run_stage("paraphrase_1", settings_of(tmp_path, captions=150), stages=HERE)
+    run_stage("ingest", Run(settings_of(tmp_path, captions=150), stages=HERE))
+    run_stage("paraphrase_1", Run(settings_of(tmp_path, captions=150), stages=HERE))
     # Fifty requests are missing, which one process asks; with further attempts more may be.
     assert job_of(settings_of(tmp_path)) is None
     more = job_of(settings_of(tmp_path, attempts=2))
@@ -135,7 +128,7 @@ def test_shards_write_what_they_kept_to_one_cache(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "root")
     assert store.list("paraphrase_1") == []
     run_all(job)
-    found = run_stage("paraphrase_1", settings, stages=HERE)
+    found = run_stage("paraphrase_1", Run(settings, stages=HERE))
     assert read_table(found.path / "paraphrases").column("caption").to_pylist() == [
         text for text in CARS if text in set(read_table(found.path / "paraphrases").column("caption").to_pylist())
     ]

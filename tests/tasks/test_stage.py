@@ -15,8 +15,8 @@ from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.settings import load_settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.parquet import read_table
-from tasks.dag import Node, resolve
-from tasks.stage import Stage, StageContext, carry_out, software_versions
+from tasks.context import Run
+from tasks.stage import Node, Stage, StageContext, carry_out, software_versions
 
 OLD, NEW = "a dog on a beach", "a red car in a street"
 
@@ -32,14 +32,14 @@ def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_k
     settings, store = load_settings(None, [f"data.root={tmp_path}", *paths]), ArtifactStore(tmp_path / "root")
 
     def resolved() -> Node:
-        return resolve(settings, store)["ingest"]
+        return Run(settings, store).nodes["ingest"]
 
     def ingest(node: Node, second: str | None = None) -> Artifact:
         def progress(done: int, *_: object, **__: object) -> None:
             if second and done == 1:
                 write(tmp_path, "second", second)
 
-        return carry_out(node.stage, node.draft, settings, store, {}, progress)
+        return carry_out(node.stage, node.draft, Run(settings, store), {}, progress)
 
     before = resolved()
     with pytest.raises(InputError, match=r"^second\.jsonl changed while ingest read it; run again"):
@@ -58,7 +58,7 @@ def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
     stage = Stage("first", 1, lambda settings: (), lambda settings: {}, body)
     draft = Draft("first", "0123abcd", 1, {}, {})
     with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
-        carry_out(stage, draft, load_settings(None, []), ArtifactStore(tmp_path), {})
+        carry_out(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
 
 
 def test_the_packages_behind_texts_images_and_gates_are_named() -> None:

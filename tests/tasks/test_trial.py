@@ -19,7 +19,7 @@ from storage.artifacts import Artifact
 from storage.cache_tools import cache_stats
 from storage.parquet import read_table
 from storage.roots import open_generations, open_store
-from tasks.dag import input_artifacts, resolve
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST
 from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
@@ -60,14 +60,12 @@ def uneven(prompt: Prompt) -> Sequence[str]:
 
 def tried(settings: Settings, captions: Sequence[str] = CAPTIONS, keep: bool = False) -> tuple[Trial, list[str]]:
     messages: list[str] = []
-    return try_captions(settings, open_store(settings.run.root), captions, keep, messages.append), messages
+    return try_captions(Run(settings, open_store(settings.run.root)), captions, keep, messages.append), messages
 
 
 def run(settings: Settings) -> list[Artifact]:
-    store = open_store(settings.run.root)
-    stages = {stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)}
-    nodes = resolve(settings, store, stages).values()
-    return [carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store)) for node in nodes]
+    whole = Run(settings, stages={stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)})
+    return [carry_out(node.stage, node.draft, whole, whole.inputs(node)) for node in whole.nodes.values()]
 
 
 def rows_of(artifact: Artifact) -> list[tuple[str, str, str]]:

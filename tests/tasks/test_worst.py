@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage.parquet import write_table
-from tasks.worst import worst_pairs
+from tasks.results import worst_pairs
 
 
 def table(values: list[float]) -> pa.Table:

@@ -19,7 +19,7 @@ from paraclip_core.errors import EngineError, StageError
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
 from storage.parquet import read_table
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 CHUNK = 4
 
@@ -63,8 +63,8 @@ def check(root: Path, fresh: Path, captions: list[str], artifact: Artifact, **en
     assert all(row["paraphrase_1"] for row in rows)
     settings = settings_of(fresh, captions, **engine)
     shutil.copytree(root / "runs" / "cache" / "segments", fresh / "runs" / "cache" / "segments")
-    run_stage("ingest", settings)
-    again = run_stage("paraphrase_1", settings)
+    run_stage("ingest", Run(settings))
+    again = run_stage("paraphrase_1", Run(settings))
     assert again.manifest.metrics["generated"] == 0
     assert again.manifest.files == artifact.manifest.files
 
@@ -85,7 +85,7 @@ def test_our_own_server(
 ) -> None:
     root, chosen = tmp_path / "one", {"engine": "vllm", "model": smollm2, "vllm": vllm_options}
     settings = settings_of(root, cleaned, **chosen)
-    run_stage("ingest", settings)
+    run_stage("ingest", Run(settings))
     with ThreadPoolExecutor(1) as pool:
         # The stage is killed: its engine must not stay behind.
         run = started(pool, settings)
@@ -124,7 +124,7 @@ def test_a_server_of_someone_elses(
     server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1, "backoff_seconds": 0.1}
     root, chosen = tmp_path / "one", {"engine": "openai", "model": "smol", "openai": server}
     settings = settings_of(root, cleaned, **chosen)
-    run_stage("ingest", settings)
+    run_stage("ingest", Run(settings))
     with ThreadPoolExecutor(1) as pool:
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)

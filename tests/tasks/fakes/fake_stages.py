@@ -86,7 +86,7 @@ def _stage(name: str, body: Any, inputs: tuple[str, ...] = (), isolated: bool = 
         name=name,
         version=1,
         inputs=lambda settings: inputs,
-        options=lambda settings: {"finetune": meaning(settings.finetune)} if name == "second" else {},
+        options=lambda run: {"finetune": meaning(run.settings.finetune)} if name == "second" else {},
         body=body,
         isolated=isolated,
     )
@@ -111,6 +111,10 @@ TROUBLE = {
 }
 
 
+globals().update({name.upper(): stage for name, stage in (STAGES | TROUBLE).items()})
+OWN = [f"fake_stages:{name.upper()}" for name in STAGES | TROUBLE]
+
+
 def settings_at(root: object, **changes: Any) -> Settings:
-    """Default settings with this root."""
-    return Settings.model_validate({"run": {"root": str(root)}, **changes})
+    """Default settings with this root, which name the stages of this module as the user's own."""
+    return Settings.model_validate({"run": {"root": str(root), "stages": OWN}, **changes})

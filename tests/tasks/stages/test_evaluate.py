@@ -23,18 +23,16 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
 from paraclip_core.evaluation.results import Measured, Sample, from_table
 from paraclip_core.evaluation.run import Candidate
+from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import FeatureStore, write_shard
-from storage.fingerprint import FileHashes
 from storage.parquet import write_table
-from tasks.dag import Node
-from tasks.run import run_node
-from tasks.stage import carry_out
+from tasks.context import Run, run_node
+from tasks.stage import Node, carry_out
 from tasks.stages import evaluate
-from tasks.stages.bootstrap import BOOTSTRAP
 from tasks.stages.evaluate import EVALUATE, check_benchmarks
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.training import BOOTSTRAP, FINETUNE
 
 IMAGES = 30
 MODEL = {"text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32}
@@ -138,7 +136,7 @@ def run(
     store, artifacts = world
     draft = Draft("evaluate", name, EVALUATE.version, {}, {})
     inputs = {**artifacts, **other}
-    return carry_out(EVALUATE, draft, settings, store, inputs, *([progress] if progress else []))
+    return carry_out(EVALUATE, draft, Run(settings, store), inputs, *([progress] if progress else []))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +181,7 @@ def test_an_interrupted_stage_goes_on(
     encode = Candidate.texts
     monkeypatch.setattr(Candidate, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
 
-    def stop(done: int, total: int | None, **facts: float | int | str) -> None:
+    def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == calls:
             raise KeyboardInterrupt
 
@@ -231,7 +229,7 @@ def test_a_file_of_rewordings(
     scenes = Artifact(tmp_path, artifact.manifest)
     settings = settings_with(tmp_path / "elsewhere", [benchmark], scenes={})
     assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "bootstrap", "finetune")
-    assert dict(EVALUATE.sources(settings, FileHashes(tmp_path / "hashes.json"))) == {}
+    assert dict(EVALUATE.sources(Run(settings, ArtifactStore(tmp_path / "root")))) == {}
     again = run(world, settings, "scenes", scenes=scenes)
     assert files_of(again)["per_query/rewordings.parquet"] == files_of(artifact)["per_query/rewordings.parquet"]
 
@@ -286,12 +284,12 @@ def test_a_small_pool_is_found_before_a_model_is_trained(
     store, artifacts = world
     settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
-    monkeypatch.setattr("tasks.run.run_in_child", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr("tasks.context.run_in_child", lambda *_: pytest.fail("it was trained"))
     for stage in (BOOTSTRAP, FINETUNE):
-        monkeypatch.setattr("tasks.run.input_artifacts", lambda *_: artifacts)
+        monkeypatch.setattr(Run, "inputs", lambda *_: artifacts)
         node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))
         with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
-            run_node(node, settings, store)
+            run_node(node, Run(settings, store))
 
 
 def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
@@ -317,12 +315,12 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
 
 def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:
     benchmark = {"name": "few", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
     with pytest.raises(
         ConfigError, match=r"'few' searches the 8 held-out images of data\.scenes; expected at least 10"
     ):
-        EVALUATE.sources(settings_with(tmp_path, [benchmark], scenes={"images": 30}), hashes)
-    assert EVALUATE.sources(settings_with(tmp_path, [benchmark], scenes={"images": 40}), hashes) == {}
+        EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 30}), store))
+    assert EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 40}), store)) == {}
 
 
 def test_an_interpolation_of_nothing_is_explained(
@@ -339,11 +337,11 @@ def test_an_interpolation_of_nothing_is_explained(
 
 
 def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path) -> None:
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
 
     def seen(folder: Path, path: str) -> tuple[Any, Any]:
         settings = settings_with(folder, [{"name": "s", "kind": "sts", "path": path, "optional": True}])
-        return EVALUATE.options(settings), EVALUATE.sources(settings, hashes)
+        return EVALUATE.options(Run(settings)), EVALUATE.sources(Run(settings, store))
 
     original = seen(data_root, "sts/raw/STSB-test.tsv")
     (tmp_path / "copy").mkdir()
@@ -356,7 +354,7 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
     assert seen(tmp_path, "gone.tsv")[1] == {"s": "absent"}
     settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}])
     with pytest.raises((BenchmarkError, InputError), match=r"gone\.tsv does not exist"):
-        EVALUATE.sources(settings, hashes)
+        EVALUATE.sources(Run(settings, store))
 
 
 def test_results_do_not_tell_where_a_local_base_lies(
@@ -367,17 +365,17 @@ def test_results_do_not_tell_where_a_local_base_lies(
     settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
-    found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), settings, store, inputs)
+    found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
     assert json.loads((found.path / "results/base/sts.json").read_text())["pretrained"] == "local"
     assert not any(str(base) in path.read_text() for path in found.path.rglob("*.json"))
 
 
 def test_a_folders_name_counts_because_results_show_it(tmp_path: Path) -> None:
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
 
     def seen(path: str) -> Any:
         benchmark = {"name": "p", "kind": "paraphrased_retrieval", "path": path}
-        return EVALUATE.sources(settings_with(tmp_path, [benchmark]), hashes)
+        return EVALUATE.sources(Run(settings_with(tmp_path, [benchmark]), store))
 
     for folder in ("here/pairs", "there/pairs", "there/others"):
         (tmp_path / folder).mkdir(parents=True)
@@ -397,12 +395,13 @@ def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_benchmark", raising=False)
     (tmp_path / "pairs.txt").write_text("a dog")
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
 
     def seen(**options: Any) -> tuple[Any, Any]:
         benchmark = {"name": "mine", "kind": "my_benchmark:MINE", "path": "pairs.txt", "options": options}
         settings = settings_with(tmp_path, [benchmark])
-        return EVALUATE.options(settings), EVALUATE.sources(settings, hashes)
+        run = Run(settings, store)
+        return EVALUATE.options(run), EVALUATE.sources(run)
 
     before = seen()
     assert set(before[1]) == {"benchmark my_benchmark:MINE", "mine"} and "options" not in before[0]["benchmarks"][0]

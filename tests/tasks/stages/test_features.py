@@ -29,8 +29,8 @@ from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunO
 from paraclip_core.errors import ArtifactError, InputError, ModelError
 from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from storage.features import FeatureStore
-from storage.fingerprint import FileHashes
 from storage.parquet import read_table, write_table
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.features import FEATURES
 
@@ -108,7 +108,7 @@ def _rows(root: Path) -> list[tuple[str | None, str | None, str | None]]:
 
 def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f" * 32) -> Artifact:
     draft = Draft("features", fingerprint, FEATURES.version, {}, {})
-    return carry_out(FEATURES, draft, settings, ArtifactStore(root), {"ingest": ingest})
+    return carry_out(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
 
 
 def _all(store: FeatureStore) -> np.ndarray:
@@ -229,27 +229,28 @@ def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -
 
 
 def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path: Path) -> None:
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
     settings = _settings(photos)
-    sources = FEATURES.sources(settings, hashes)
+    sources = FEATURES.sources(Run(settings, store))
     assert list(sources) == ["images/photos.tar"]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     shutil.copy(photos / "photos.tar", moved / "photos.tar")
-    assert FEATURES.sources(_settings(moved), hashes) == sources
+    assert FEATURES.sources(Run(_settings(moved), store)) == sources
     folder = moved / "folder"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    one = FEATURES.sources(_settings(moved, images="folder"), hashes)
+    one = FEATURES.sources(Run(_settings(moved, images="folder"), store))
     Image.new("RGB", (8, 8), "red").save(folder / "b.png")
-    assert FEATURES.sources(_settings(moved, images="folder"), hashes) != one
+    assert FEATURES.sources(Run(_settings(moved, images="folder"), store)) != one
     with pytest.raises(InputError, match=r"data\.sources\[0\]\.images"):
-        FEATURES.sources(_settings(moved, images="absent.tar"), hashes)
-    same = FEATURES.options(settings)
-    assert FEATURES.options(_settings(photos, batch=64, text_layers=2)) == same
-    assert FEATURES.options(_settings(photos, seed=1)) != same
-    assert FEATURES.options(_settings(photos, embed_dim=32)) != same
-    assert FEATURES.options(_settings(photos, base="local-dir:/a")) == FEATURES.options(_settings(photos, base="/b"))
+        FEATURES.sources(Run(_settings(moved, images="absent.tar"), store))
+    same = FEATURES.options(Run(settings))
+    assert FEATURES.options(Run(_settings(photos, batch=64, text_layers=2))) == same
+    assert FEATURES.options(Run(_settings(photos, seed=1))) != same
+    assert FEATURES.options(Run(_settings(photos, embed_dim=32))) != same
+    here, there = (Run(_settings(photos, base=base)) for base in ("local-dir:/a", "/b"))
+    assert FEATURES.options(here) == FEATURES.options(there)
 
 
 def test_batch_size_moves_no_value_by_more_than_a_last_bit(photos: Path, tmp_path: Path) -> None:

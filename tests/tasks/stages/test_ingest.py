@@ -24,8 +24,8 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import OWNER
 from paraclip_core.scenes.plan import held_out_images
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import FileHashes
 from storage.parquet import read_table
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.ingest import INGEST, scan
 
@@ -39,8 +39,8 @@ def settings_of(root: Path, *paths: str, **options: Any) -> Settings:
 
 
 def ingest(settings: Settings, store: ArtifactStore, **inputs: Artifact) -> Artifact:
-    draft = Draft("ingest", "f" * 32, INGEST.version, {}, dict(INGEST.options(settings)))
-    return carry_out(INGEST, draft, settings, store, inputs)
+    draft = Draft("ingest", "f" * 32, INGEST.version, {}, dict(INGEST.options(Run(settings))))
+    return carry_out(INGEST, draft, Run(settings, store), inputs)
 
 
 def contents(artifact: Artifact) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_the_artifact(folder: Path, tmp_path: Path) -> None:
 
 def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
     settings, store = settings_of(folder.parent, "data", "data/d.txt"), ArtifactStore(tmp_path / "runs")
-    scanned = pa.Table.from_batches(scan(settings, store), tables.CAPTIONS)
+    scanned = pa.Table.from_batches(scan(Run(settings, store)), tables.CAPTIONS)
     assert not store.root.exists()
     artifact = ingest(settings, store)
     assert scanned.equals(read_table(artifact.path / "captions"))
@@ -157,53 +157,53 @@ def test_nothing_read_or_accepted_stops_before_anything_is_paid_for(tmp_path: Pa
 
 
 def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> None:
-    hashes = FileHashes(tmp_path / "hashes.json")
-    before = INGEST.sources(settings_of(folder.parent, "data", "data/d.txt"), hashes)
+    store = ArtifactStore(tmp_path / "hashes")
+    before = INGEST.sources(Run(settings_of(folder.parent, "data", "data/d.txt"), store))
     assert list(before) == ["data/a.parquet", "data/b.jsonl", "data/c.tsv", "data/d.txt"]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     folder.rename(moved / "data")
-    assert INGEST.sources(settings_of(moved, "data", "data/d.txt"), hashes) == before
+    assert INGEST.sources(Run(settings_of(moved, "data", "data/d.txt"), store)) == before
     (moved / "data" / "d.txt").write_text("a dog\n")
-    after = INGEST.sources(settings_of(moved, "data", "data/d.txt"), hashes)
+    after = INGEST.sources(Run(settings_of(moved, "data", "data/d.txt"), store))
     assert [name for name in before if before[name] != after[name]] == ["data/d.txt"]
 
 
 def test_a_missing_source(tmp_path: Path) -> None:
-    hashes, store = FileHashes(tmp_path / "hashes.json"), ArtifactStore(tmp_path / "runs")
+    store = ArtifactStore(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
     wrong = ("nope.csv", "does not exist"), ("empty", "holds no caption file"), ("pipe.csv", "is a pipe or a device")
     for path, message in wrong:
         with pytest.raises(InputError, match=f"{path} {message}"):
-            INGEST.sources(settings_of(tmp_path, path), hashes)
-        assert INGEST.sources(settings_of(tmp_path, path, on_error="skip"), hashes) == {path: "unreadable"}
+            INGEST.sources(Run(settings_of(tmp_path, path), store))
+        assert INGEST.sources(Run(settings_of(tmp_path, path, on_error="skip"), store)) == {path: "unreadable"}
     (tmp_path / "good.txt").write_text("a dog\n")
     rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", "good.txt", on_error="skip"), store).path / "rejects")
     assert rejects.select(["source", "source_row", "reason"]).to_pylist() == [
         {"source": "nope.csv", "source_row": None, "reason": "unreadable"}
     ]
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
-        INGEST.sources(Settings(), hashes)
+        INGEST.sources(Run(Settings(), store))
 
 
 def test_options_are_those_that_matter() -> None:
-    assert set(INGEST.options(Settings())) == {
+    assert set(INGEST.options(Run(Settings()))) == {
         "sources", "min_words", "max_words", "max_chars", "context_length", "on_error"
     }  # fmt: skip
 
 
 def test_new_options_change_a_fingerprint_only_where_they_are_used(tmp_path: Path) -> None:
-    plain = INGEST.options(settings_of(tmp_path, "a.txt"))
+    plain = INGEST.options(Run(settings_of(tmp_path, "a.txt")))
     assert "image_prefix" not in plain["sources"][0] and "unspaced_scripts" not in plain
     told = settings_of(tmp_path, unspaced_scripts=True)
     data = told.data.model_copy(update={"sources": (SourceOptions(path="a.txt", image_prefix="a/"),)})
-    used = INGEST.options(told.model_copy(update={"data": data}))
+    used = INGEST.options(Run(told.model_copy(update={"data": data})))
     assert used["sources"][0]["image_prefix"] == "a/" and used["unspaced_scripts"] is True
     sources = tuple(SourceOptions(path=f"{name}.json", images="pics") for name in ("train", "val"))
     for given, told in ((sources[:1], False), (sources, True)):
         data = DataOptions(sources=given)
-        assert ("numbers" in INGEST.options(Settings(data=data))) is told
+        assert ("numbers" in INGEST.options(Run(Settings(data=data)))) is told
 
 
 def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: py
     settings, readers = Settings(data=DataOptions(sources=(source,))), []
     for rows in ("()", "[]"):
         code.write_text(f"def read(path, options):\n    return iter({rows})\n")
-        readers.append(INGEST.options(settings)["readers"])
+        readers.append(INGEST.options(Run(settings))["readers"])
     assert list(readers[0]) == ["my_reader_of_nothing:read"] and readers[0] != readers[1]
 
 
@@ -231,7 +231,7 @@ def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     sources = (SourceOptions(path="captions.jsonl", images="images.tar"),)
     settings = Settings(data=DataOptions(root="/nowhere", scenes=ScenesOptions(), sources=sources))
     assert INGEST.inputs(settings) == ("scenes",)
-    assert INGEST.sources(settings, FileHashes(tmp_path / "hashes.json")) == {}
+    assert INGEST.sources(Run(settings, store)) == {}
     with store.writing("scenes", "s" * 32) as work:
         row = {
             "image_id": "s1",
@@ -246,7 +246,7 @@ def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
     assert (row["split"], row["licence"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
     # Nothing is rendered for these settings, so the texts are made on the way, and not kept.
-    planned = pa.Table.from_batches(scan(settings, store))
+    planned = pa.Table.from_batches(scan(Run(settings, store)))
     scenes_here = settings.data.scenes
     assert scenes_here is not None and planned.num_rows == 2 * scenes_here.images
     assert planned.column("split").to_pylist().count("train") == planned.num_rows - 2 * held_out_images(scenes_here)
@@ -256,7 +256,7 @@ def test_texts_of_scenes_that_a_killed_plan_left_can_be_told(tmp_path: Path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     scenes = ScenesOptions(images=20)
     settings = Settings(data=DataOptions(scenes=scenes, sources=(SourceOptions(path="captions.jsonl"),)))
-    batches = scan(settings, ArtifactStore(tmp_path / "root"))
+    batches = scan(Run(settings, ArtifactStore(tmp_path / "root")))
     next(batches)
     (folder,) = tmp_path.glob("paraclip-*")
     with (folder / OWNER).open() as owner, pytest.raises(BlockingIOError):

@@ -11,7 +11,7 @@ import yaml
 
 from paraclip_core.settings import parse_settings
 from storage.parquet import read_table
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
 
@@ -42,9 +42,9 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     tree["paraphrase"]["gates"] = {"preset": "off"}
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     settings = parse_settings({**tree, "data": data, "run": {"root": str(folder / "root")}})
-    run_stage("ingest", settings)
-    first = run_stage("paraphrase_1", settings)
-    second = run_stage("paraphrase_2", settings)
+    run_stage("ingest", Run(settings))
+    first = run_stage("paraphrase_1", Run(settings))
+    second = run_stage("paraphrase_2", Run(settings))
     rows = read_table(second.path / "paraphrases").to_pylist()
     assert [row["caption"] for row in rows] == ["a dog on a beach", "two kids on a swing"]
     assert len({row[name] for row in rows for name in ("paraphrase_1", "paraphrase_2")}) == 4
@@ -55,4 +55,4 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     # Another artifact from the same requests asks for nothing.
     again = {**tree["paraphrase"], "fraction": 0.999999}
     settings = parse_settings({"paraphrase": again, "data": data, "run": {"root": str(folder / "root")}})
-    assert run_stage("paraphrase_1", settings).manifest.metrics["generated"] == 0
+    assert run_stage("paraphrase_1", Run(settings)).manifest.metrics["generated"] == 0

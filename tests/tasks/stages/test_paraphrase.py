@@ -10,8 +10,10 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
@@ -31,13 +33,14 @@ from paraclip_core.paraphrase.requests import in_fraction
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.cache_tools import cache_stats
-from storage.fingerprint import FileHashes, fingerprint
+from storage.fingerprint import fingerprint
 from storage.generations import GenerationStore
 from storage.parquet import PartWriter, read_table
+from tasks.context import Run
 from tasks.requests import steps_left
 from tasks.stage import Stage, carry_out
 from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, judge_spec
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
 
 FEW = 40
 """Images of the small data set; each has five captions."""
@@ -83,11 +86,11 @@ def asking(folder: Path, captions: Sequence[str], engine: str = "Well", **option
 
 
 def run_stage(stage: Stage, settings: Settings, store: ArtifactStore, **inputs: Artifact) -> Artifact:
-    hashes = FileHashes(store.cache / "source_hashes.json")
-    options = dict(stage.options(settings))
-    names = {name: artifact.fingerprint for name, artifact in inputs.items()} | dict(stage.sources(settings, hashes))
+    run = Run(settings, store)
+    options = dict(stage.options(run))
+    names = {name: artifact.fingerprint for name, artifact in inputs.items()} | dict(stage.sources(run))
     draft = Draft(stage.name, fingerprint(stage.name, stage.version, options, names), stage.version, names, options)
-    return carry_out(stage, draft, settings, store, inputs)
+    return carry_out(stage, draft, run, inputs)
 
 
 def run_all(settings: Settings, store: ArtifactStore) -> tuple[Artifact, Artifact]:
@@ -217,12 +220,12 @@ def test_a_new_caption_costs_its_own_answers_and_verdicts(place: int, tmp_path: 
     run_all(asking(tmp_path / "data", CARS), store)
     settings = asking(tmp_path / "data", [*CARS[:place], "a new cat on a mat", *CARS[place:]])
     ingested = run_stage(INGEST, settings, store)
-    left = steps_left(settings, store, {"ingest": ingested})
+    left = steps_left(Run(settings, store), {"ingest": ingested})
     assert (left[1].missing, left[2].missing, left[2].rows) == (1, 0, 72)
     more = run_all(settings, store)
     assert figures(more) == [(1, 1), (1, 1)]
     assert contents(more) == contents(run_all(settings, ArtifactStore(tmp_path / "calm")))
-    left = steps_left(settings, store, {"ingest": ingested})
+    left = steps_left(Run(settings, store), {"ingest": ingested})
     assert [(left[step].rows, left[step].missing, left[step].accepted) for step in (1, 2)] == [(73, 0, 73)] * 2
 
 
@@ -231,12 +234,12 @@ def test_another_prompt_costs_exactly_its_step(tmp_path: Path) -> None:
     before, _ = run_all(asking(tmp_path / "data", CARS), store)
     ingested = store.list("ingest")[0]
     other = asking(tmp_path / "data", CARS, prompt_2="Say {} differently.")
-    planned = steps_left(other, store, {"ingest": ingested})
+    planned = steps_left(Run(other, store), {"ingest": ingested})
     same, changed = run_all(other, store)
     assert same.fingerprint == before.fingerprint
     assert (planned[1].missing, planned[2].missing) == (0, changed.manifest.metrics["generated"])
     assert changed.manifest.metrics["generated"] == 72
-    assert steps_left(other, store, {"ingest": ingested, "paraphrase_1": same})[2].missing == 0
+    assert steps_left(Run(other, store), {"ingest": ingested, "paraphrase_1": same})[2].missing == 0
 
 
 def test_a_fraction_is_stable_when_captions_are_added(tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_rewrites_of_a_caption_are_neighbours_and_count_as_one(tmp_path: Path) -
 
 def test_fingerprints_follow_meaning_only(flickr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def options(stage: Stage, **changed: Any) -> dict[str, Any]:
-        return dict(stage.options(asking(tmp_path / "data", CARS, **changed)))
+        return dict(stage.options(Run(asking(tmp_path / "data", CARS, **changed))))
 
     for stage in (PARAPHRASE_1, PARAPHRASE_2):
         assert options(stage) == options(stage, chunk=7) == options(stage, stop_below=0.5)
@@ -295,19 +298,18 @@ def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatc
     module = tmp_path / "changing_gates.py"
     module.write_text("def choosy(pair, options):\n    return None\n")
     settings = asking(tmp_path / "data", CARS, gates=GateOptions(preset="off", extra=("changing_gates:choosy",)))
-    hashes = FileHashes(tmp_path / "hashes.json")
-    before = dict(PARAPHRASE_1.sources(settings, hashes))
+    store = ArtifactStore(tmp_path / "hashes")
+    before = dict(PARAPHRASE_1.sources(Run(settings, store)))
     module.write_text("def choosy(pair, options):\n    return 'no'\n")
-    after = dict(PARAPHRASE_1.sources(settings, hashes))
+    after = dict(PARAPHRASE_1.sources(Run(settings, store)))
     assert list(before) == list(after) == ["gate changing_gates:choosy"] and before != after
-    assert PARAPHRASE_1.sources(asking(tmp_path / "data", CARS), hashes) == {}
+    assert PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS), store)) == {}
 
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-    from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
     def spec(step: int, **gates: Any) -> Any:
-        return judge_spec(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step, Scripted())
+        return judge_spec(Run(asking(tmp_path / "data", CARS, gates=GateOptions(**gates))), step)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
@@ -315,10 +317,10 @@ def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path
     # Words are asked for where a small model's gates judge what is made of them.
     with_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="small-model"))
     capable_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="capable"))
-    assert not judge_spec(capable_words, 1, Scripted()).words
-    assert judge_spec(with_words, 1, Scripted()).words and not spec(1).words
+    assert not judge_spec(Run(capable_words), 1).words
+    assert judge_spec(Run(with_words), 1).words and not spec(1).words
     unguarded = asking(tmp_path / "data", CARS, synonyms=True)
-    assert not judge_spec(unguarded, 1, Scripted()).words
+    assert not judge_spec(Run(unguarded), 1).words
 
 
 UNUSED: dict[str, Any] = {
@@ -338,7 +340,7 @@ def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Pa
     plain = settings_of(flickr)
     for name, value in UNUSED.items():
         for stage in (PARAPHRASE_1, PARAPHRASE_2):
-            assert stage.options(plain) == stage.options(settings_of(flickr, **{name: value})), name
+            assert stage.options(Run(plain)) == stage.options(Run(settings_of(flickr, **{name: value}))), name
     # Not even the keys in the artifact, which are made of the requests.
     expected = run_all(plain, ArtifactStore(tmp_path / "plain"))
     assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path / "other"))) == contents(expected)
@@ -348,7 +350,7 @@ def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_pat
     (tmp_path / "config.json").write_text("{}")
 
     def options(**chosen: Any) -> Any:
-        return PARAPHRASE_1.options(settings_of(flickr, **chosen))
+        return PARAPHRASE_1.options(Run(settings_of(flickr, **chosen)))
 
     assert options(engine="smollm2") != options(engine="smollm2", precision="bf16")
     folder = {"engine": "transformers", "model": str(tmp_path)}
@@ -430,3 +432,22 @@ def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
     store.remove(first)
     again = run_all(settings, store)
     assert contents(again[1:]) == expected and figures(again) == [(0, 0), (0, 0)]
+
+
+def test_a_finished_stage_has_some_of_its_rows_and_rejects(tmp_path: Path) -> None:
+    artifact: Any = SimpleNamespace(path=tmp_path)
+    assert finished_samples(artifact, 1) == []
+    rows = [
+        {"caption": f"a dog {n}", "paraphrase_1": f"one dog {n}", "paraphrase_2": f"a hound {n}"} for n in range(50)
+    ]
+    rejects = [{"input": "one cat", "answer": None, "reason": "empty"}]
+    for name, schema, content in (("paraphrases", PARAPHRASES, rows), ("rejects", PARAPHRASE_REJECTS, rejects)):
+        writer = PartWriter(tmp_path / name, pa.schema([field.with_nullable(True) for field in schema]))
+        filled = [dict.fromkeys(schema.names) | row for row in content]
+        writer.write(pa.RecordBatch.from_pylist(filled, pa.schema([field.with_nullable(True) for field in schema])))
+        writer.close()
+    first, second = finished_samples(artifact, 1), finished_samples(artifact, 2)
+    assert len(first) == len(second) == 21
+    assert first[0] == {"input": "a dog 0", "answer": "one dog 0", "outcome": "kept"}
+    assert second[0] == {"input": "one dog 0", "answer": "a hound 0", "outcome": "kept"}
+    assert first[-1] == {"input": "one cat", "answer": "", "outcome": "empty"}

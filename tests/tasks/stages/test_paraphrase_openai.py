@@ -17,7 +17,7 @@ from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
 from paraclip_core.settings import parse_settings
 from storage.parquet import read_table
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150
@@ -45,7 +45,7 @@ def begun(server: OpenAIServer, folder: Path, monkeypatch: pytest.MonkeyPatch, s
     """A run whose captions are there, before a server without keys that takes so long for an answer."""
     monkeypatch.delenv("STAGE_KEY", raising=False)
     settings = settings_of(folder, server.url)
-    run_stage("ingest", settings)
+    run_stage("ingest", Run(settings))
     well = server.answer
     server.answer = lambda asked: time.sleep(seconds) or well(asked)
     return settings
@@ -57,7 +57,7 @@ def test_a_server_that_dies_costs_nothing_twice(
 ) -> None:
     monkeypatch.setenv("STAGE_KEY", KEY)
     settings = settings_of(tmp_path, openai_server.url)
-    run_stage("ingest", settings)
+    run_stage("ingest", Run(settings))
 
     def answered() -> int:
         return sum(openai_server.answered.values())
@@ -67,20 +67,20 @@ def test_a_server_that_dies_costs_nothing_twice(
 
     well, openai_server.answer = openai_server.answer, die_after
     with pytest.raises(EngineError, match="3 requests in a row failed with all their retries"):
-        run_stage("paraphrase_1", settings)
+        run_stage("paraphrase_1", Run(settings))
     # The server is back, and the cap counts what was spent before it went: 2 an answer.
     openai_server.answer = well
     before = answered()
     assert 60 <= before < 64
     capped = settings_of(tmp_path, openai_server.url, max_spend=200)
     with pytest.raises(BudgetError, match=r"max_spend=200 is spent \(earlier runs included\)"):
-        run_stage("paraphrase_1", capped)
+        run_stage("paraphrase_1", Run(capped))
     assert before < answered() <= 100
-    first = run_stage("paraphrase_1", settings)
+    first = run_stage("paraphrase_1", Run(settings))
     assert answered() == CAPTIONS
     assert set(openai_server.answered.values()) == {1}
     assert first.manifest.metrics["spend"] == pytest.approx(2 * first.manifest.metrics["generated"])
-    second = run_stage("paraphrase_2", settings)
+    second = run_stage("paraphrase_2", Run(settings))
     assert answered() == 2 * CAPTIONS
     assert set(openai_server.answered.values()) == {1}
     rows = read_table(second.path / "paraphrases").to_pylist()
@@ -106,7 +106,7 @@ def test_runs_at_once_that_ask_the_same_pay_once(
 
     for step in (1, 2):
         with ThreadPoolExecutor(2) as pool:
-            made = [pool.submit(run_stage, f"paraphrase_{step}", each, note) for each in (settings, other)]
+            made = [pool.submit(run_stage, f"paraphrase_{step}", Run(each), note) for each in (settings, other)]
         first, second = (future.result() for future in made)
         assert first.fingerprint != second.fingerprint
         assert sorted(each.manifest.metrics["generated"] for each in (first, second)) == [0, CAPTIONS]
@@ -129,13 +129,13 @@ def test_kills_cost_a_chunk_each_at_most(
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join(300)
         assert child.exitcode == -signal.SIGKILL
-    finished = run_stage("paraphrase_1", settings)
+    finished = run_stage("paraphrase_1", Run(settings))
     assert len(openai_server.answered) == CAPTIONS
     twice = len(openai_server.asked) - CAPTIONS
     assert 0 <= twice <= len(kills) * settings.paraphrase.chunk
     calm = settings_of(tmp_path, openai_server.url, root="calm")
-    run_stage("ingest", calm)
-    undisturbed = run_stage("paraphrase_1", calm)
+    run_stage("ingest", Run(calm))
+    undisturbed = run_stage("paraphrase_1", Run(calm))
     assert read_table(finished.path / "paraphrases").equals(read_table(undisturbed.path / "paraphrases"))
 
 
@@ -146,7 +146,7 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
     settings = settings_of(tmp_path, openai_server.url)
     choosy = settings.paraphrase.model_copy(update={"gates": GateOptions()})
     settings = settings.model_copy(update={"paraphrase": choosy})
-    run_stage("ingest", settings)
+    run_stage("ingest", Run(settings))
     well = openai_server.answer
 
     def refuse(asked: dict[str, Any]) -> Any:
@@ -158,6 +158,6 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
     with pytest.raises(
         EngineError, match=rf"paraphrase 1 for none of {CAPTIONS} texts \(refusal_or_preamble"
     ) as caught:
-        run_stage("paraphrase_1", settings)
+        run_stage("paraphrase_1", Run(settings))
     rejects = Path(str(caught.value).partition("what it gave is in ")[2].partition(". Take")[0])
     assert read_table(rejects).num_rows == CAPTIONS

@@ -19,8 +19,8 @@ import tasks.stages.features as stage
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import FeatureStore
-from storage.fingerprint import FileHashes
 from storage.parquet import read_table
+from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.features import FEATURES
 from tasks.stages.ingest import INGEST
@@ -56,9 +56,9 @@ def _settings(root: Path, **source: Any) -> Settings:
 
 def _both(settings: Settings, root: Path) -> tuple[Artifact, Artifact]:
     store = ArtifactStore(root)
-    ingest = carry_out(INGEST, Draft("ingest", "e" * 32, INGEST.version, {}, {}), settings, store, {})
+    ingest = carry_out(INGEST, Draft("ingest", "e" * 32, INGEST.version, {}, {}), Run(settings, store), {})
     features = Draft("features", "f" * 32, FEATURES.version, {}, {})
-    return ingest, carry_out(FEATURES, features, settings, store, {"ingest": ingest})
+    return ingest, carry_out(FEATURES, features, Run(settings, store), {"ingest": ingest})
 
 
 def _files(artifact: Artifact) -> dict[str, str]:
@@ -133,7 +133,7 @@ def test_a_run_that_was_cut_off_goes_on_in_the_middle_of_a_row_group(
     _by_pyarrow(tmp_path / "a.parquet", photos, [_texts(number) for number in range(IMAGES)])
     settings, store = _settings(tmp_path, path="a.parquet"), ArtifactStore(tmp_path / "root")
     draft = Draft("features", "f" * 32, FEATURES.version, {}, {})
-    ingest = carry_out(INGEST, Draft("ingest", "e" * 32, INGEST.version, {}, {}), settings, store, {})
+    ingest = carry_out(INGEST, Draft("ingest", "e" * 32, INGEST.version, {}, {}), Run(settings, store), {})
     write = stage.write_table
 
     def cut(path: Path, table: pa.Table) -> None:
@@ -143,18 +143,18 @@ def test_a_run_that_was_cut_off_goes_on_in_the_middle_of_a_row_group(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stage, "write_table", cut)
-        carry_out(FEATURES, draft, settings, store, {"ingest": ingest})
+        carry_out(FEATURES, draft, Run(settings, store), {"ingest": ingest})
     first = tmp_path / "root/work/features" / ("f" * 32) / "out/features/shard-00000.npy"
     before = first.stat().st_mtime_ns
-    resumed = carry_out(FEATURES, draft, settings, store, {"ingest": ingest})
+    resumed = carry_out(FEATURES, draft, Run(settings, store), {"ingest": ingest})
     assert _files(resumed) == _files(loose[1])
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
 
 
 def test_fingerprints_tell_of_pictures_alone(tmp_path: Path, photos: list[bytes]) -> None:
-    hashes = FileHashes(tmp_path / "hashes.json")
+    store = ArtifactStore(tmp_path / "hashes")
     _by_pyarrow(tmp_path / "a.parquet", photos, [_texts(number) for number in range(IMAGES)])
     content = hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
-    assert INGEST.sources(_settings(tmp_path, path="a.parquet"), hashes) == {"a.parquet": f"pictures:{content}"}
-    assert INGEST.sources(_settings(tmp_path, path="a.parquet", images="pics"), hashes) == {"a.parquet": content}
-    assert FEATURES.sources(_settings(tmp_path, path="a.parquet"), hashes) == {}
+    assert INGEST.sources(Run(_settings(tmp_path, path="a.parquet"), store)) == {"a.parquet": f"pictures:{content}"}
+    assert INGEST.sources(Run(_settings(tmp_path, path="a.parquet", images="pics"), store)) == {"a.parquet": content}
+    assert FEATURES.sources(Run(_settings(tmp_path, path="a.parquet"), store)) == {}

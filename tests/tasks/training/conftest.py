@@ -20,6 +20,7 @@ from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.features import write_shard
 from storage.parquet import write_table
+from tasks.context import Run
 from tasks.stage import Stage, carry_out
 
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
@@ -77,7 +78,7 @@ def run_stage(store: ArtifactStore, settings: Settings) -> Callable[..., Artifac
     """Carry out a stage on given artifacts; a second call with another name does the work again."""
 
     def run(stage: Stage, inputs: dict[str, Artifact], name: str = "f" * 32, changed: Settings = settings) -> Artifact:
-        return carry_out(stage, Draft(stage.name, name, stage.version, {}, {}), changed, store, inputs)
+        return carry_out(stage, Draft(stage.name, name, stage.version, {}, {}), Run(changed, store), inputs)
 
     return run
 

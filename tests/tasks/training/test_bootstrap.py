@@ -13,12 +13,14 @@ from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError
 from storage.artifacts import Artifact
-from tasks.stages.bootstrap import BOOTSTRAP
+from tasks.stages.training import BOOTSTRAP
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
 
 
-def test_it_learns_and_its_release_loads_in_open_clip(run_stage: Run, sources: dict[str, Artifact], tower: str) -> None:
+def test_it_learns_and_its_release_loads_in_open_clip(
+    run_stage: RunStage, sources: dict[str, Artifact], tower: str
+) -> None:
     made = run_stage(BOOTSTRAP, sources)
     lines = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -35,7 +37,7 @@ def test_it_learns_and_its_release_loads_in_open_clip(run_stage: Run, sources: d
 
 
 def test_one_image_that_is_held_out_chooses_no_epoch(
-    run_stage: Run, sources: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, sources: dict[str, Artifact], settings: Settings
 ) -> None:
     few = settings.bootstrap.model_copy(update={"validation": 1e-9, "epochs": 2.0})
     metrics = run_stage(BOOTSTRAP, sources, changed=settings.model_copy(update={"bootstrap": few})).manifest.metrics
@@ -44,7 +46,7 @@ def test_one_image_that_is_held_out_chooses_no_epoch(
 
 
 def test_features_of_another_model_are_refused(
-    run_stage: Run, sources: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, sources: dict[str, Artifact], settings: Settings
 ) -> None:
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"seed": 5})})
     with pytest.raises(ModelError, match="run the features stage for this model"):

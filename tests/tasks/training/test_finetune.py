@@ -24,20 +24,26 @@ from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training_options import AlphaOptions, LossWeights
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import FileHashes, fingerprint
+from storage.fingerprint import fingerprint
+from tasks.context import Run
 from tasks.models import base_reference, base_sources
 from tasks.stage import carry_out
-from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.training import BOOTSTRAP, FINETUNE
 from tasks.training import finetune
 from tasks.training.data import Images, hold_out
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
+
+
+def _finetune(draft: Draft, settings: Settings, store: ArtifactStore, inputs: dict[str, Artifact]) -> None:
+    carry_out(FINETUNE, draft, Run(settings, store), inputs)
+
+
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def inputs(run_stage: Run, sources: dict[str, Artifact]) -> dict[str, Artifact]:
+def inputs(run_stage: RunStage, sources: dict[str, Artifact]) -> dict[str, Artifact]:
     """All that fine-tuning reads."""
     return {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
 
@@ -46,7 +52,7 @@ def files(made: Artifact) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in made.manifest.files.items()}
 
 
-def test_it_writes_release_log_and_sweep(run_stage: Run, inputs: dict[str, Artifact], tower: str) -> None:
+def test_it_writes_release_log_and_sweep(run_stage: RunStage, inputs: dict[str, Artifact], tower: str) -> None:
     made = run_stage(FINETUNE, inputs)
     sweep = json.loads((made.path / "alpha_sweep.json").read_text())
     assert [point["alpha"] for point in sweep["alphas"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -63,7 +69,8 @@ def test_it_writes_release_log_and_sweep(run_stage: Run, inputs: dict[str, Artif
 
 def test_the_fingerprint_does_not_follow_a_moved_base(settings: Settings) -> None:
     def options(base: str) -> Mapping[str, object]:
-        return FINETUNE.options(settings.model_copy(update={"model": settings.model.model_copy(update={"base": base})}))
+        model = settings.model.model_copy(update={"base": base})
+        return FINETUNE.options(Run(settings.model_copy(update={"model": model})))
 
     assert options("local-dir:/a") == options("/b") != options("embedded") != options("ViT-B-32:openai")
     assert options("embedded")["base"] == "embedded"
@@ -74,7 +81,7 @@ def weights(made: Artifact) -> dict[str, Tensor]:
 
 
 def test_the_release_is_what_was_chosen_of_what_was_trained(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trained(chosen: float, **changed: object) -> tuple[set[str], dict]:
         """Names of the weights that are not the base's, and the log's first line."""
@@ -96,7 +103,7 @@ def test_the_release_is_what_was_chosen_of_what_was_trained(
 
 
 def test_it_can_be_validated_and_keeps_the_best_weights(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     # A rate at which the last weights are not the best.
     changed = {"validations": 4, "learning_rate": 0.05, "alpha": AlphaOptions(max_recall_drop=100.0)}
@@ -115,7 +122,7 @@ def test_it_can_be_validated_and_keeps_the_best_weights(
 
 
 def test_one_image_that_is_held_out_chooses_no_weights(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     few = settings.finetune.model_copy(update={"validation": 1e-9, "epochs": 1.0, "validations": 2})
     metrics = run_stage(FINETUNE, inputs, changed=settings.model_copy(update={"finetune": few})).manifest.metrics
@@ -124,14 +131,14 @@ def test_one_image_that_is_held_out_chooses_no_weights(
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_files(
-    run_stage: Run, store: ArtifactStore, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, store: ArtifactStore, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
     whole = files(run_stage(FINETUNE, inputs))
     work = store.work_path(FINETUNE.name, "e" * 32)
     draft = Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {})
     for lines in (1, 7):
-        child = SPAWN.Process(target=carry_out, args=(FINETUNE, draft, often, store, inputs))
+        child = SPAWN.Process(target=_finetune, args=(draft, often, store, inputs))
         child.start()
         _wait_for_lines(work / "out/training_log.jsonl", lines, child)
         child.kill()
@@ -149,7 +156,9 @@ def _wait_for_lines(path: Path, lines: int, child: BaseProcess) -> None:
         time.sleep(0.005)
 
 
-def test_the_control_trains_on_captions_alone(run_stage: Run, inputs: dict[str, Artifact], settings: Settings) -> None:
+def test_the_control_trains_on_captions_alone(
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
+) -> None:
     control = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"texts": "captions"})})
     paraphrased, captions = run_stage(FINETUNE, inputs), run_stage(FINETUNE, inputs, "c" * 32, control)
     assert captions.manifest.metrics["steps"] == paraphrased.manifest.metrics["steps"]
@@ -168,7 +177,9 @@ def with_rewrites(path: Path, count: int, text: str | None = None) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
 
 
-def test_equal_rewrites_train_as_one_does_and_others_otherwise(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+def test_equal_rewrites_train_as_one_does_and_others_otherwise(
+    run_stage: RunStage, inputs: dict[str, Artifact]
+) -> None:
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     one = run_stage(FINETUNE, inputs)
     with_rewrites(path, 3)
@@ -187,7 +198,7 @@ def test_equal_rewrites_train_as_one_does_and_others_otherwise(run_stage: Run, i
     assert bases[0] == bases[1]
 
 
-def test_too_few_rows_say_why(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+def test_too_few_rows_say_why(run_stage: RunStage, inputs: dict[str, Artifact]) -> None:
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     pq.write_table(pq.read_table(path).filter(pc.field("image_id") == "nowhere"), path)
     with pytest.raises(TrainingError, match="0 rows of paraphrase_2 can be trained on"):
@@ -206,7 +217,7 @@ def trained_rows(inputs: dict[str, Artifact], settings: Settings) -> tuple[Path,
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_rows_of_one_image_have_nothing_to_be_told_from(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, masks: bool
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, masks: bool
 ) -> None:
     path, trained = trained_rows(inputs, settings)
     rows = [{**trained.slice(0, 1).to_pylist()[0], "caption_id": bytes([number]) * 16} for number in range(3)]
@@ -220,14 +231,14 @@ def test_rows_of_one_image_have_nothing_to_be_told_from(
         run_stage(FINETUNE, inputs, changed=changed)
 
 
-def test_two_rows_are_enough(run_stage: Run, inputs: dict[str, Artifact]) -> None:
+def test_two_rows_are_enough(run_stage: RunStage, inputs: dict[str, Artifact]) -> None:
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
     pq.write_table(pq.read_table(path).slice(60, 12), path)
     assert run_stage(FINETUNE, inputs).manifest.metrics["steps"] >= 1
 
 
 def test_without_held_out_pairs_it_says_so(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, caplog: pytest.LogCaptureFixture
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, trained = trained_rows(inputs, settings)
     pq.write_table(trained, path)
@@ -245,17 +256,17 @@ def test_without_held_out_pairs_it_says_so(
         assert "ao@10 could not be looked at" in told and "finetune.validation" in told
 
 
-def test_which_base(run_stage: Run, settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_which_base(run_stage: RunStage, settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
     assert base_reference(settings, inputs) == str(inputs["bootstrap"].path / "release")
-    hashes = FileHashes(tmp_path / "hashes.json")
-    assert base_sources(settings, hashes) == {}
+    store = ArtifactStore(tmp_path / "root")
+    assert base_sources(Run(settings, store)) == {}
     folder = inputs["bootstrap"].path / "release"
     local = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{folder}"})})
     assert base_reference(local, {}) == f"local-dir:{folder}"
     assert FINETUNE.inputs(local) == ("ingest", "paraphrase_2", "features")
     sources = {name: made for name, made in inputs.items() if name != "bootstrap"}
     assert run_stage(FINETUNE, sources, changed=local).manifest.metrics["base"] == f"local-dir:{folder}"
-    assert set(base_sources(local, hashes)) == {
+    assert set(base_sources(Run(local, store))) == {
         "base/open_clip_config.json",
         "base/open_clip_model.safetensors",
     }

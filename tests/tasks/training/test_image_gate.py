@@ -18,20 +18,19 @@ from paraclip_core.config import FinetuneOptions, Settings, meaning
 from paraclip_core.errors import TrainingError
 from storage.artifacts import Artifact
 from storage.parquet import read_table, write_table
+from tasks.context import Run
 from tasks.models import base_reference
-from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.training import BOOTSTRAP, FINETUNE
 from tasks.training import image_gate
-from tasks.training.data import Images, paraphrase_rows
+from tasks.training.data import STORED, Images, TextTokens, paraphrase_rows
 from tasks.training.image_gate import REASON, ImageGate
-from tasks.training.tokens import STORED, TextTokens
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
 MARGIN = 0.05
 
 
 @pytest.fixture
-def inputs(run_stage: Run, sources: dict[str, Artifact]) -> dict[str, Artifact]:
+def inputs(run_stage: RunStage, sources: dict[str, Artifact]) -> dict[str, Artifact]:
     """All that fine-tuning reads."""
     return {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
 
@@ -57,7 +56,7 @@ def expected(settings: Settings, inputs: dict[str, Artifact]) -> dict[bytes, tup
 
 
 def test_a_gate_that_leaves_too_few_rows_is_named(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_gate, "SLACK", -9)
     with pytest.raises(TrainingError, match=r"rejected \d+\), at least 2 .* \(finetune\.image_gate\)"):
@@ -65,7 +64,7 @@ def test_a_gate_that_leaves_too_few_rows_is_named(
 
 
 def test_what_is_further_from_its_image_is_left_out_and_told(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     plain, made = run_stage(FINETUNE, inputs), run_stage(FINETUNE, inputs, "a" * 32, gated(settings, MARGIN))
     table = read_table(made.path / "rejects")
@@ -88,7 +87,7 @@ def test_what_is_further_from_its_image_is_left_out_and_told(
 
 
 def test_a_gate_that_stops_nothing_changes_no_weight(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     plain, made = files(run_stage(FINETUNE, inputs)), files(run_stage(FINETUNE, inputs, "b" * 32, gated(settings, 2.0)))
     same = {"release/open_clip_model.safetensors", "training_log.jsonl", "alpha_sweep.json"}
@@ -97,7 +96,7 @@ def test_a_gate_that_stops_nothing_changes_no_weight(
 
 
 def test_a_try_that_ended_after_its_rows_were_collected_keeps_the_rejects(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = gated(settings, MARGIN)
     whole = files(run_stage(FINETUNE, inputs, "c" * 32, chosen))
@@ -129,7 +128,7 @@ def test_rows_are_judged_alike_in_any_blocks(
 
 
 def test_a_caption_keeps_the_rewrites_that_pass(
-    run_stage: Run, inputs: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
 ) -> None:
     """And it is trained on as long as there is one of them."""
     path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
@@ -185,4 +184,4 @@ def test_all_rows_far_away_leave_an_empty_stream(inputs: dict[str, Artifact], tm
 def test_without_a_gate_fingerprint_and_card_say_nothing_of_it(settings: Settings) -> None:
     assert "image_gate" not in meaning(FinetuneOptions())
     assert meaning(FinetuneOptions(image_gate=0.0))["image_gate"] == 0.0
-    assert FINETUNE.options(gated(settings, 0.1)) != FINETUNE.options(settings)
+    assert FINETUNE.options(Run(gated(settings, 0.1))) != FINETUNE.options(Run(settings))

@@ -25,10 +25,10 @@ from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.tokenizer import shortened, tokenize
 from paraclip_core.config import Settings
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from tasks.stages.finetune import FINETUNE
-from tasks.training.tokens import STORED, tokens_for
+from tasks.stages.training import FINETUNE
+from tasks.training.data import STORED, tokens_for
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
 TOWERS = Path(__file__).parents[2] / "paraclip_core/clip/towers.py"
 TEXTS = ["a red dog", "hound, red", "word " * 90]
 
@@ -70,7 +70,7 @@ def _features_of(clip: ClipModel, features: Artifact, store: ArtifactStore) -> A
 def test_it_is_tuned_and_released(
     kind: str,
     make: Callable[[str], ClipModel],
-    run_stage: Run,
+    run_stage: RunStage,
     sources: dict[str, Artifact],
     store: ArtifactStore,
     settings: Settings,

@@ -16,13 +16,13 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
 from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
 from storage.artifacts import Artifact, ArtifactStore, WorkFolder
-from tasks.answers import read_failure
+from tasks.context import Run
 from tasks.stage import StageContext
-from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.training import BOOTSTRAP, FINETUNE
+from tasks.status import read_failure
 from tasks.training import finetune, processes
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def two(settings: Settings) -> Settings:
 
 
 def test_two_processes_make_the_model_that_one_makes(
-    run_stage: Run, sources: dict[str, Artifact], two: Settings
+    run_stage: RunStage, sources: dict[str, Artifact], two: Settings
 ) -> None:
     alone, together = run_stage(BOOTSTRAP, sources), run_stage(BOOTSTRAP, sources, "2" * 32, two)
     logs = [
@@ -50,7 +50,11 @@ def test_two_processes_make_the_model_that_one_makes(
 
 
 def test_one_process_alone_measures_the_base(
-    run_stage: Run, sources: dict[str, Artifact], two: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage,
+    sources: dict[str, Artifact],
+    two: Settings,
+    store: ArtifactStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs = {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
     checked = two.model_copy(update={"finetune": two.finetune.model_copy(update={"validations": 2})})
@@ -64,12 +68,12 @@ def test_one_process_alone_measures_the_base(
     assert len([line for line in log if "by_rule" in line.get("validation", {})]) == 2
     counted.clear()
     work = WorkFolder(made.path, store.root / "scratch")
-    assert finetune.Preparation(StageContext(checked, store, inputs, work)).job(validates=False).validate is None
+    assert finetune.Preparation(StageContext(Run(checked, store), inputs, work)).job(validates=False).validate is None
     assert counted == []
 
 
 def test_what_a_process_raises_is_raised_by_the_stage(
-    run_stage: Run, sources: dict[str, Artifact], two: Settings, store: ArtifactStore
+    run_stage: RunStage, sources: dict[str, Artifact], two: Settings, store: ArtifactStore
 ) -> None:
     folder = store.root / "work/bootstrap" / ("3" * 32) / "scratch/checkpoints"
     CheckpointFolder(folder, "another run").save(Checkpoint(1, {"w": torch.zeros(1)}, {"best_step": 0}))

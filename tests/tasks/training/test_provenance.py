@@ -16,12 +16,11 @@ import pytest
 from paraclip_core.training.data import TrainingRows
 from storage.artifacts import Artifact
 from tasks.stage import Stage
-from tasks.stages.bootstrap import BOOTSTRAP
-from tasks.stages.finetune import FINETUNE
+from tasks.stages.training import BOOTSTRAP, FINETUNE
 from tasks.training.data import Images, hold_out
-from tasks.training.provenance import paraphraser_of, provenance_of
+from tasks.training.release import paraphraser_of, provenance_of
 
-Run = Callable[..., Artifact]
+RunStage = Callable[..., Artifact]
 
 
 def table_of(card: str, head: str) -> dict[str, int]:
@@ -38,7 +37,7 @@ def restate(path: Path, column: str, values: Callable[[list[dict[str, Any]]], li
 
 @pytest.mark.parametrize("stage", [BOOTSTRAP, FINETUNE])
 def test_the_card_counts_the_rows_that_were_trained_on(
-    stage: Stage, run_stage: Run, sources: dict[str, Artifact], settings: Any
+    stage: Stage, run_stage: RunStage, sources: dict[str, Artifact], settings: Any
 ) -> None:
     captions = sources["ingest"].path / "captions/part-00000.parquet"
     # Every third caption has another licence; those that are not trained on have one of their own.

@@ -10,8 +10,7 @@ from paraclip_core.clip.reference import fixed_place
 from paraclip_core.errors import UnknownModelError
 from storage.artifacts import ArtifactStore, Draft
 from storage.fingerprint import FileHashes
-from tasks.lookup import find_model
-from tasks.models import reference_sources
+from tasks.models import find_model, reference_sources
 
 TUNED = "a" * 32
 

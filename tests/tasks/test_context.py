@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.artifacts import Artifact, ArtifactStore
-from tasks.dag import resolve
-from tasks.run import finished_artifacts, run_stage
-
-REFERENCE = "fake_stages:STAGES"
+from storage.artifacts import Artifact
+from tasks.context import Run, run_stage
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:
     from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 
-    return run_stage(name, settings_at(root, **changes), stages=STAGES, reference=REFERENCE)
+    return run_stage(name, Run(settings_at(root, **changes), stages=STAGES))
 
 
 def test_a_finished_stage_is_found_not_made_again(tmp_path: Path) -> None:
@@ -56,11 +53,10 @@ def test_another_option_is_another_artifact(tmp_path: Path) -> None:
 def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
     from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 
-    store = ArtifactStore(tmp_path)
-    nodes = resolve(settings_at(tmp_path), store, STAGES)
-    assert finished_artifacts(nodes, store) == {}
+    here = Run(settings_at(tmp_path), stages=STAGES)
+    assert here.artifacts() == {}
     made = run("first", tmp_path)
-    assert list(finished_artifacts(nodes, store)) == ["first"]
+    assert list(here.artifacts()) == ["first"]
     (made.path / "made.txt").write_text("edited")
     with pytest.raises(ArtifactError, match="damaged"):
-        finished_artifacts(nodes, store)
+        here.artifacts()

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ParaclipError
-from paraclip_core.paraphrase.engines import make_engine, relevant_options
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.protocol import CheckedEngine
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import storage_error
 from storage.manifests import SOURCE
-from tasks.amounts import Amount, amounts
-from tasks.dag import STAGES, Node, resolve
-from tasks.estimates import estimate
-from tasks.models import model_hashes
-from tasks.stage import Stage
-from tasks.stages.paraphrase import chosen_gates
+from tasks.amounts import Amount, amounts, units_of
+from tasks.context import Run
+from tasks.preflight import check_before_paying
+from tasks.stage import Node, Stage
+from tasks.stages.ingest import IngestedCaptions, ingested_captions
 
-__all__ = ["StagePlan", "differences", "plan_notes", "plan_run"]
+__all__ = ["Cost", "RunPlan", "StagePlan", "differences", "estimate", "plan_run"]
 
 State = Literal["cached", "resumable", "to run", "damaged"]
-Count = Callable[[Settings, ArtifactStore, Mapping[str, Artifact]], Mapping[str, Amount]]
+Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
 SHOWN = 60
 
 
@@ -61,43 +59,54 @@ class StagePlan:
         return asdict(self)
 
 
-def plan_run(
-    settings: Settings, store: ArtifactStore, stages: Mapping[str, Stage] = STAGES, count: Count = amounts
-) -> list[StagePlan]:
+@dataclass(frozen=True)
+class RunPlan:
+    """What would happen in a run."""
+
+    stages: list[StagePlan]
+    notes: list[str]
+    """What else to know before it runs."""
+
+
+def plan_run(run: Run, count: Count = amounts) -> RunPlan:
     """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
+    Where captions are not ingested yet, the sources are read to count them.
+
     Raises:
-        InputError: a source file is missing.
+        InputError: a source file is missing, or the captions lack what a later stage needs of them.
         ConfigError: options contradict each other.
         ArtifactError: there is no root, and none can be made there. One that can only be read may be planned.
     """
-    _expect_root(store.root)
-    nodes = resolve(settings, store, stages)
-    found: dict[str, Artifact] = {}
+    _expect_root(run.store.root)
+    artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
-    for name, node in nodes.items():
+    for name in run.stages:
         try:
-            artifact = store.peek(name, node.fingerprint)
+            if (artifact := run.artifact(name)) is not None:
+                artifacts[name] = artifact
         except ArtifactError as error:
             damaged[name] = str(error)
-            continue
-        if artifact is not None:
-            found[name] = artifact
-    sizes = count(settings, store, found)
-    return [_plan(node, store, found, damaged.get(name), sizes.get(name, Amount())) for name, node in nodes.items()]
+    with TempDir("plan-") as scratch:
+        captions = ingested_captions(run, artifacts, scratch) if "ingest" in run.stages else None
+        sizes = count(run, artifacts, captions)
+        stages = [
+            _plan(node, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
+            for name, node in run.nodes.items()
+        ]
+        notes = check_before_paying(run, captions)
+    return RunPlan(stages, notes + _notes(run, sum(stage.requests or 0 for stage in stages)))
 
 
-def plan_notes(settings: Settings, requests: int) -> list[str]:
-    """What else to know before a run that makes so many requests: the gates, and whether the engine can be asked."""
-    options = relevant_options(settings.paraphrase)
-    engine = make_engine(options, settings.data.root, settings.run.device, model_hashes(settings))
-    preset, chosen = chosen_gates(options).preset, options.gates.preset
-    why = f"suits the engine {options.engine}" if chosen == "auto" else "as set"
-    notes = [f"gates: {preset} ({why}; docs/gates.md)"]
-    if requests and isinstance(engine, CheckedEngine):
-        with closing(engine):
+def _notes(run: Run, requests: int) -> list[str]:
+    """The gates, and whether the engine can be asked."""
+    engine, chosen = run.paraphrase.engine, run.paraphrase.gates.preset
+    why = f"suits the engine {engine}" if chosen == "auto" else "as set"
+    notes = [f"gates: {run.gates.preset} ({why}; docs/gates.md)"]
+    if requests and isinstance(checked := run.engine(), CheckedEngine):
+        with closing(checked):
             try:
-                engine.check()
+                checked.check()
             except ParaclipError as error:
                 notes.append(f"warning: the run would stop at its first request: {error}")
     return notes
@@ -117,23 +126,17 @@ def _expect_root(root: Path) -> None:
         raise storage_error(error, root) from error
 
 
-def _plan(
-    node: Node,
-    store: ArtifactStore,
-    found: Mapping[str, Artifact],
-    damage: str | None,
-    amount: Amount,
-) -> StagePlan:
+def _plan(node: Node, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount) -> StagePlan:
     name = node.name
-    if name in found:
-        manifest = found[name].manifest
+    if artifact is not None:
+        manifest = artifact.manifest
         return StagePlan(name, node.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, manifest.size(), "its manifest")
     state: State = "resumable" if store.resumable(name, node.fingerprint) else "to run"
     earlier = store.list(name)
     why = (damage,) if damage else tuple(_reasons(node, earlier))
     # Another engine is another speed.
     alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
-    cost = estimate(name, amount, alike)
+    cost = estimate(node.stage, amount, alike)
     return StagePlan(
         name,
         node.fingerprint,
@@ -202,3 +205,76 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def _short(fingerprint: str | None) -> str:
     return "(none)" if fingerprint is None else fingerprint[:12]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A stage's cost: a fixed part and one per unit of work."""
+
+    start: float
+    """Seconds before the first unit: loading libraries and models."""
+    seconds: float
+    """Seconds per unit."""
+    bytes: float
+    """Bytes of the artifact per unit."""
+
+
+DEFAULTS = {
+    "scenes": Rate(0.5, 0.002, 15_500),
+    "ingest": Rate(0.1, 0.00002, 50),
+    "paraphrase_1": Rate(10, 0.07, 150),
+    "paraphrase_2": Rate(10, 0.07, 190),
+    "features": Rate(3, 0.016, 540),
+    "bootstrap": Rate(5, 0.0012, 0.5),
+    "finetune": Rate(8, 0.0037, 0.5),
+    "evaluate": Rate(4, 0.0023, 75),
+    "report": Rate(0.8, 0.0, 0.0),
+}
+"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`tasks.amounts.units_of`."""
+
+OTHERS = Rate(5, 0.0, 0.0)
+FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "report": 730_000}
+
+MOST_GROWTH = 30
+"""A run that did less than this part of the work was mostly start, and says little about the rest."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate and where it comes from."""
+
+    seconds: float | None
+    bytes: int | None
+    basis: str
+
+
+def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
+    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
+    rate = DEFAULTS.get(stage.name, OTHERS)
+    fixed = FIXED_BYTES.get(stage.name, 0)
+    if amount.units is None:
+        return Cost(None, None, "unknown before the stages ahead of it are finished")
+    scaled = _scaled(stage, amount, amount.units, earlier[-1]) if earlier else None
+    if scaled is not None:
+        return scaled
+    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * amount.units
+    return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
+
+
+def _scaled(stage: Stage, amount: Amount, units: float, earlier: Artifact) -> Cost | None:
+    manifest, rate = earlier.manifest, DEFAULTS.get(stage.name, OTHERS)
+    basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
+    before = units_of(stage, manifest.metrics)
+    if not before:
+        # Nothing says how much it had to do, so the same again is the best guess.
+        return Cost(manifest.wall_seconds, manifest.size(), basis)
+    if units > MOST_GROWTH * before:
+        return None
+    # The start costs the same for any amount, so only what is above it grows.
+    start, fixed = min(rate.start, manifest.wall_seconds), min(FIXED_BYTES.get(stage.name, 0), manifest.size())
+    share = units / before
+    seconds = start + (manifest.wall_seconds - start) * share
+    # A paraphrase stage asks for what is new and writes everything.
+    rows = manifest.metrics.get("captions") if manifest.stage.startswith("paraphrase") else None
+    written = amount.rows / rows if rows and amount.rows is not None else share
+    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * written), basis)

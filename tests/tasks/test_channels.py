@@ -19,9 +19,9 @@ from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
 from storage.roots import LOCAL_VARIABLE, open_store
 from tasks import champion as champion_module
-from tasks.promotion import check_channel, decide
+from tasks.channels import check_channel, decide
+from tasks.context import Run, run_node
 from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, check_run_name, comparison_rows
-from tasks.run import run_node
 from tasks.stages.evaluate import EVALUATE, write_evaluation
 
 QUERIES = np.random.default_rng(0).random((2, 200))
@@ -80,7 +80,7 @@ def served(store: ArtifactStore, channel: str = "production") -> Any:
 
 
 def test_a_first_model_moves_the_channel_and_the_decision_is_kept(settings: Settings, store: ArtifactStore) -> None:
-    decision = decide(settings, store, "production", result("aaa"))
+    decision = decide(Run(settings, store), "production", result("aaa"))
     assert decision["moved"] and decision["before"] is None and "ao@10" in decision["reason"]
     channel = store.channel("production")
     assert channel is not None and channel["fingerprint"] == "aaa" and channel["stages"] == {"finetune": "aaa"}
@@ -89,15 +89,15 @@ def test_a_first_model_moves_the_channel_and_the_decision_is_kept(settings: Sett
 
 
 def test_one_held_against_its_base_leaves_it_alone_and_says_why(settings: Settings, store: ArtifactStore) -> None:
-    decide(settings, store, "production", result("aaa"))
-    decision = decide(settings, store, "production", result("bbb", "hold"))
+    decide(Run(settings, store), "production", result("aaa"))
+    decision = decide(Run(settings, store), "production", result("bbb", "hold"))
     assert not decision["moved"] and (decision["before"], decision["after"]) == ("aaa", "bbb")
     assert "ao@10 +1.0" in decision["reason"] and served(store) == "aaa"
 
 
 def test_an_unchanged_model_is_kept(settings: Settings, store: ArtifactStore) -> None:
-    decide(settings, store, "production", result("aaa"))
-    decision = decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
+    decision = decide(Run(settings, store), "production", result("aaa"))
     assert not decision["moved"] and decision["reason"].startswith("kept")
 
 
@@ -114,10 +114,10 @@ def test_better_than_the_base_is_not_enough(
     settings: Settings, store: ArtifactStore, gain: float, recall: float, moved: bool, reason: str
 ) -> None:
     evaluated(store, settings, "aaa", 0.1)
-    decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
     # The champion's evaluation is at hand, so nothing is measured.
     challengers = evaluated(store, settings, "bbb", gain, recall)
-    decision = decide(settings, store, "production", result("bbb", evaluation=challengers))
+    decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
     assert decision["moved"] is moved and reason in decision["reason"]
     assert served(store) == ("bbb" if moved else "aaa")
     assert [row["metric"] for row in decision["against_champion"]] == ["ao@10", "text_to_image_recall@10"]
@@ -130,7 +130,7 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model(store, "aaa")
-    decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
     challengers = evaluated(store, settings, "bbb", 0.3)
 
     def measure(node: Any, *arguments: Any) -> Artifact:
@@ -139,23 +139,23 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
         return run_node(node, *arguments)
 
     monkeypatch.setattr(champion_module, "run_node", measure)
-    assert decide(settings, store, "production", result("bbb", evaluation=challengers))["moved"]
+    assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
 
 
 def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
     settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model(store, "aaa")
-    decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
     challengers = evaluated(store, settings, "bbb", 0.3)
 
     def measure(node: Any, *arguments: Any) -> Artifact:
-        decide(settings, store, "production", result("ccc"), force=True)
+        decide(Run(settings, store), "production", result("ccc"), force=True)
         evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
         return run_node(node, *arguments)
 
     monkeypatch.setattr(champion_module, "run_node", measure)
-    decision = decide(settings, store, "production", result("bbb", evaluation=challengers))
+    decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
     assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
     assert served(store) == "ccc"
 
@@ -170,7 +170,7 @@ def test_of_two_promotions_at_once_one_moves_the_channel(
     decisions: list[dict[str, Any]] = []
 
     def promote(name: str) -> None:
-        decisions.append(decide(settings, store, "production", result(name), force=True))
+        decisions.append(decide(Run(settings, store), "production", result(name), force=True))
 
     def set_channel(*given: Any) -> None:
         monkeypatch.setattr(ArtifactStore, "set_channel", really_set)
@@ -189,16 +189,16 @@ def test_of_two_promotions_at_once_one_moves_the_channel(
 
 
 def test_what_cannot_be_compared_is_held_and_can_be_moved_by_hand(settings: Settings, store: ArtifactStore) -> None:
-    decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
     challengers = evaluated(store, settings, "bbb", 0.3)
     outcome = result("bbb", evaluation=challengers)
-    decision = decide(settings, store, "production", outcome)
+    decision = decide(Run(settings, store), "production", outcome)
     assert not decision["moved"] and "the champion aaa is gone" in decision["reason"]
     model(store, "aaa", "1" * 32)
-    decision = decide(settings, store, "production", outcome)
+    decision = decide(Run(settings, store), "production", outcome)
     assert not decision["moved"] and "has image tower 1111" in decision["reason"]
     assert "paraclip promote --force" in decision["reason"] and served(store) == "aaa"
-    decision = decide(settings, store, "production", outcome, force=True)
+    decision = decide(Run(settings, store), "production", outcome, force=True)
     assert decision["moved"] and "by hand" in decision["reason"] and served(store) == "bbb"
 
 
@@ -228,6 +228,6 @@ def test_a_run_cannot_take_the_name_of_a_promoted_channel(settings: Settings, st
     check_run_name("production", store)
     store.set_channel("demo", channel_value({"finetune": "aaa"}, "hold", BY_RUN))
     check_run_name("demo", store)
-    decide(settings, store, "production", result("aaa"))
+    decide(Run(settings, store), "production", result("aaa"))
     with pytest.raises(ConfigError, match="only a promotion moves"):
         check_run_name("production", store)

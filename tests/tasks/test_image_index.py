@@ -12,8 +12,8 @@ import pytest
 from paraclip_core.clip import search as nearest
 from storage.artifacts import Artifact, Manifest
 from storage.features import INDEX, write_index, write_shard
-from tasks import searching
-from tasks.lookup import FoundModel
+from tasks import image_index
+from tasks.models import FoundModel
 
 
 def _model(folder: Path, shards: list[np.ndarray]) -> FoundModel:
@@ -42,15 +42,15 @@ def test_images_are_looked_at_block_by_block(tmp_path: Path, monkeypatch: pytest
         looked_at.append(len(features))
         return cosines(features, text)
 
-    monkeypatch.setattr(searching, "load_clip", lambda *_: SimpleNamespace(embed_dim=24))
+    monkeypatch.setattr(image_index, "load_clip", lambda *_: SimpleNamespace(embed_dim=24))
     monkeypatch.setattr(nearest, "encode_texts", lambda *_: np.eye(1, 24, dtype=np.float32))
     monkeypatch.setattr(nearest, "_cosines", watched)
     monkeypatch.setattr(nearest, "BLOCK", 2)
     scores = np.array([_of_length_1(score) for score in (0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75)])
     model = _model(tmp_path, [scores[:5], scores[5:]])
-    found = searching.search(model, "two dogs", 5)["tuned"]
+    found = image_index.search(model, "two dogs", 5)["tuned"]
     assert [(hit.rank, hit.image_id, hit.score) for hit in found] == [
         (1, "d", 0.75), (2, "g", 0.75), (3, "i", 0.75), (4, "b", 0.5), (5, "a", 0.25),
     ]  # fmt: skip
     assert looked_at == [2, 2, 2, 2, 1] * 2
-    assert len(searching.search(model, "two dogs", 20)["base"]) == 9
+    assert len(image_index.search(model, "two dogs", 20)["base"]) == 9

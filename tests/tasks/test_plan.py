@@ -12,26 +12,29 @@ from paraclip_core.errors import ArtifactError
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
 from tasks.amounts import Amount, amounts
-from tasks.estimates import estimate
-from tasks.planning import StagePlan, plan_run
-from tasks.run import run_stage
+from tasks.context import Run, run_stage
+from tasks.plan import StagePlan, estimate, plan_run
+from tasks.registry import STAGES
 
-REFERENCE = "fake_stages:STAGES"
+
+def fakes() -> Any:
+    from fake_stages import STAGES  # pyright: ignore[reportMissingImports]
+
+    return STAGES
 
 
 def plan(root: Path, **changes: Any) -> dict[str, StagePlan]:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    found = plan_run(
-        settings_at(root, **changes), ArtifactStore(root), STAGES, lambda *_: {"first": Amount(rows=3, units=3)}
-    )
-    return {stage.stage: stage for stage in found}
+    run = Run(settings_at(root, **changes), stages=fakes())
+    planned = plan_run(run, lambda *_: {"first": Amount(rows=3, units=3)})
+    return {stage.stage: stage for stage in planned.stages}
 
 
 def run(name: str, root: Path, **changes: Any) -> None:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    run_stage(name, settings_at(root, **changes), stages=STAGES, reference=REFERENCE)
+    run_stage(name, Run(settings_at(root, **changes), stages=fakes()))
 
 
 def test_nothing_ever_ran(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_a_paraphrase_stage_writes_as_its_rows_and_lasts_as_its_requests(tmp_pat
         size=lambda: 400_000,
     )
     earlier: Any = SimpleNamespace(manifest=manifest)
-    cost = estimate("paraphrase_1", Amount(rows=4400, units=100), [earlier])
+    cost = estimate(STAGES["paraphrase_1"], Amount(rows=4400, units=100), [earlier])
     assert (cost.seconds, cost.bytes) == (20.0, 440_000)
 
 
@@ -119,11 +122,11 @@ def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
 def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     run("first", tmp_path)
     earlier = ArtifactStore(tmp_path).list("first")
-    same, double = (estimate("first", Amount(units=units), earlier) for units in (3, 6))
+    same, double = (estimate(fakes()["first"], Amount(units=units), earlier) for units in (3, 6))
     assert same.basis == f"first/{earlier[0].fingerprint[:12]}"
     assert same.seconds is not None and double.seconds is not None and double.bytes == 2 * (same.bytes or 0)
-    assert estimate("features", Amount(units=1000), []).basis.startswith("defaults")
-    assert estimate("features", Amount(), []).seconds is None
+    assert estimate(STAGES["features"], Amount(units=1000), []).basis.startswith("defaults")
+    assert estimate(STAGES["features"], Amount(), []).seconds is None
 
 
 def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
@@ -132,14 +135,14 @@ def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
     settings = load_settings(
         None, [f"data.root={tmp_path}", "data.sources.0.path=a.txt", f"run.root={tmp_path}/root", "finetune.epochs=3"]
     )
-    found = amounts(settings, ArtifactStore(tmp_path / "root"), {})
+    found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert found["ingest"].rows == 21 and found["paraphrase_1"].rows == 20
     assert found["evaluate"].rows == 0
 
 
 def test_scenes_are_estimated_before_they_are_rendered(tmp_path: Path) -> None:
     settings = load_settings(None, ["data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
-    found = amounts(settings, ArtifactStore(tmp_path), {})
+    found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
     assert (found["scenes"].rows, found["ingest"].rows, found["paraphrase_1"].rows) == (100, 200, 150)
 
 
@@ -147,16 +150,16 @@ def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"a picture of number {number}\n" for number in range(20)))
     chosen = ["paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.synonyms=false"]
     common = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", *chosen]
-    free = amounts(load_settings(None, common), ArtifactStore(tmp_path / "root"), {})
+    free = amounts(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
     assert free["paraphrase_1"].spend is None
     prices = [f"paraphrase.openai.price_per_million_{kind}_tokens=1000000" for kind in ("prompt", "completion")]
-    found = amounts(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root"), {})
+    found = amounts(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
     step = found["paraphrase_1"]
     assert step.requests == 20 and step.tokens
     # At one a token the cost is the tokens.
     assert step.spend is not None and abs(step.spend - step.tokens) <= 1
     scenes = load_settings(None, [*common, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
-    assert amounts(scenes, ArtifactStore(tmp_path / "other"), {})["paraphrase_2"].spend
+    assert amounts(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
 
 
 def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
@@ -173,7 +176,7 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
     ]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
     monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: pytest.fail("answers were looked up"))
-    found = amounts(settings, ArtifactStore(tmp_path / "root"), {})
+    found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
         (10, 0)
     ] * 2

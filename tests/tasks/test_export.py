@@ -21,8 +21,8 @@ from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import ReleaseCard
 from storage.artifacts import Artifact, ArtifactStore, Draft
-from tasks.exporting import _has_own_tokens, export_model
-from tasks.verifying import verify_index
+from tasks.export import _has_own_tokens, export_model
+from tasks.image_index import verify_index
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,

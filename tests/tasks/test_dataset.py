@@ -24,9 +24,9 @@ from paraclip_core.tables import PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.parquet import read_table, write_table
 from storage.roots import open_store
-from tasks.dag import STAGES, input_artifacts, resolve
-from tasks.dataset_export import export_dataset, find_paraphrases
-from tasks.dataset_rows import joined, read_opt_outs
+from tasks.context import Run
+from tasks.dataset import export_dataset, find_paraphrases, joined, read_opt_outs
+from tasks.registry import STAGES
 from tasks.stage import carry_out
 
 Capture = pytest.CaptureFixture[str]
@@ -70,8 +70,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, Artif
     settings = load_settings(config, [])
     store = open_store(settings.run.root)
     wanted = {name: STAGES[name] for name in ("ingest", "paraphrase_1", "paraphrase_2")}
-    for node in resolve(settings, store, wanted).values():
-        carry_out(node.stage, node.draft, settings, store, input_artifacts(node, store))
+    whole = Run(settings, store, wanted)
+    for node in whole.nodes.values():
+        carry_out(node.stage, node.draft, whole, whole.inputs(node))
     return config, settings, store
 
 
@@ -177,7 +178,7 @@ def test_the_same_bytes_twice_from_any_batches(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_dataset(made, tmp_path / "one", store)
-    import tasks.dataset_rows as module
+    import tasks.dataset as module
 
     whole = module.iter_batches
     monkeypatch.setattr(module, "iter_batches", lambda folder, columns: whole(folder, columns, batch_rows=7))
@@ -205,7 +206,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    import tasks.dataset_rows as module
+    import tasks.dataset as module
 
     whole = module.iter_batches
     for number, batch_rows in enumerate((1, 7)):

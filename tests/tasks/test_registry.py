@@ -16,7 +16,8 @@ from storage import files
 from storage import fingerprint as storage_fingerprint
 from storage.artifacts import ArtifactStore
 from storage.files import file_sha256
-from tasks.dag import STAGES, resolve, stage_names
+from tasks.context import Run
+from tasks.registry import STAGES, stages_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
@@ -24,7 +25,7 @@ ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootst
 
 def fingerprints(tmp_path: Path, *overrides: str) -> dict[str, str]:
     settings = load_settings(DEMO, [f"data.root={tmp_path}", *overrides])
-    return {name: node.fingerprint for name, node in resolve(settings, ArtifactStore(tmp_path / "root")).items()}
+    return {name: node.fingerprint for name, node in Run(settings, ArtifactStore(tmp_path / "root")).nodes.items()}
 
 
 def changed(tmp_path: Path, *overrides: str) -> set[str]:
@@ -36,7 +37,7 @@ def test_every_stage_comes_after_its_inputs() -> None:
     assert tuple(STAGES) == ORDER
     settings = load_settings(DEMO)
     seen: set[str] = set()
-    for name in stage_names(settings):
+    for name in stages_of(settings):
         assert set(STAGES[name].inputs(settings)) <= seen, name
         seen.add(name)
 
@@ -63,9 +64,9 @@ def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeyp
 
 
 def test_stages_depend_on_the_settings() -> None:
-    assert stage_names(load_settings(DEMO)) == ORDER
-    assert "scenes" not in stage_names(Settings())
-    assert "bootstrap" not in stage_names(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
+    assert tuple(stages_of(load_settings(DEMO))) == ORDER
+    assert "scenes" not in stages_of(Settings())
+    assert "bootstrap" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
     def ingest(folder: Path) -> str:
         settings = load_settings(None, [f"data.root={folder}", "data.sources.0.path=a.txt", "paraphrase.engine=file"])
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": "x:y"})})
-        return resolve(settings, ArtifactStore(tmp_path / "root"), {"ingest": STAGES["ingest"]})["ingest"].fingerprint
+        return Run(settings, ArtifactStore(tmp_path / "root")).node("ingest").fingerprint
 
     for name, text in (("here", "a red dog\n"), ("there", "a red dog\n"), ("other", "a blue dog\n")):
         (tmp_path / name).mkdir()

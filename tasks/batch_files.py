@@ -1,8 +1,9 @@
-"""Answers from batch files into the generation cache, as if the run's engine had given them."""
+"""Batch files: missing requests as OpenAI batch JSONL, which `vllm run-batch` reads too, and the answers to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,20 +15,97 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
-from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, InputError, one_line
-from paraclip_core.paraphrase.batch_lines import Refused, answer_lines, draws, read_line
+from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
+from paraclip_core.paraphrase.batch_lines import Refused, answer_lines, draws, read_line, request_line
 from paraclip_core.paraphrase.engines.openai_wire import prompt_size
 from paraclip_core.paraphrase.generate import storable
 from paraclip_core.paraphrase.protocol import PaidEngine
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
-from storage.artifacts import ArtifactStore
 from storage.files import write_atomic
 from storage.locks import lock
-from tasks.missing_requests import MissingRequests, looking_for_requests
+from tasks.context import Run
+from tasks.requests import MissingRequests, looking_for_requests
 
-__all__ = ["Imported", "import_answers"]
+__all__ = ["BOTH_STEPS", "Exported", "Imported", "export_requests", "import_answers"]
+
+BOTH_STEPS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a batch file holds, and what it does not."""
+
+    file: str
+    model: str
+    """The model that is asked, by its name at the server."""
+    step_1: int
+    """Requests of step 1."""
+    step_2: int
+    """Requests of step 2."""
+    unanswered_1: int
+    """Requests of step 1 without an answer, exported or not. Step 2 of their captions is not known yet."""
+    words: bool
+    """Whether the run also asks for single words, which no batch file carries."""
+    unjudged: int
+    """Answers that only the run can judge, because it asks for single words first: what follows from them is not in
+    the file."""
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return self.step_1 + self.step_2
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "requests": self.requests}
+
+
+def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, progress: Progress = silent) -> Exported:
+    """Write what a run would ask and the generation cache does not hold, a request a line.
+
+    Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Where there
+    is nothing to ask the file is empty. It appears whole; memory does not grow with it.
+
+    Args:
+        run: the run.
+        path: the file; one that is there is replaced.
+        steps: whose requests are written.
+        progress: told how far it is.
+
+    Raises:
+        ConfigError: the engine asks nothing, or the file cannot be there.
+        InputError: a source file is missing or bad as a whole.
+    """
+    _check_target(path)
+    counts: dict[int, int] = {1: 0, 2: 0}
+    with looking_for_requests(run, progress) as missing:
+
+        def write(file: BinaryIO) -> None:
+            for step, count in _write(missing, file, steps):
+                counts[step] += count
+                progress(sum(counts.values()), None, phase="writing requests")
+
+        write_atomic(path, write)
+        left = missing.unanswered, missing.words, missing.unjudged
+        return Exported(str(path), missing.run.paraphrase.model, counts[1], counts[2], *left)
+
+
+def _write(missing: MissingRequests, file: BinaryIO, steps: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    options = missing.run.paraphrase
+    for block in missing.blocks():
+        if block.request.step not in steps:
+            continue
+        for key, prompt in zip(block.keys, missing.prompts(block), strict=True):
+            file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
+        yield block.request.step, len(block.texts)
+
+
+def _check_target(path: Path) -> None:
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{path} cannot be written; name a file in a folder that you may write to")
+
 
 CONFIG: dict[str, Any] = {
     "memory_limit": "512MB",
@@ -112,17 +190,14 @@ class Imported:
         return asdict(self)
 
 
-def import_answers(
-    settings: Settings, store: ArtifactStore, paths: Sequence[Path], progress: Progress = silent
-) -> Imported:
+def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
     """Put the answers to requests that a run would make into its generation cache.
 
     They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Lines of no
     use are written beside each file, as `NAME.rejects.parquet`. Memory does not grow with the files.
 
     Args:
-        settings: the run's settings.
-        store: its artifact store.
+        run: the run.
         paths: batch output or error files.
         progress: told how far it is.
 
@@ -133,13 +208,15 @@ def import_answers(
     """
     with (
         # Two at once would both find the same requests missing.
-        lock(store.cache / "requests-import.lock"),
-        looking_for_requests(settings, store, progress) as missing,
+        lock(run.store.cache / "requests-import.lock"),
+        looking_for_requests(run, progress) as missing,
         closing(duckdb.connect(":memory:", config=CONFIG)) as con,
     ):
         con.execute("SET temp_directory = $folder", {"folder": str(missing.scratch / "duckdb.tmp")})
         files = {"lines": str(missing.scratch / "lines.parquet"), "wanted": str(missing.scratch / "wanted.parquet")}
-        imported = Imported(lines=_write_lines(paths, Path(files["lines"]), draws(missing.options.sampling), progress))
+        imported = Imported(
+            lines=_write_lines(paths, Path(files["lines"]), draws(missing.run.paraphrase.sampling), progress)
+        )
         _write_wanted(missing, Path(files["wanted"]))
         with missing.cache.attached(con):
             con.execute(PLACE, files)
@@ -197,7 +274,7 @@ def _write_wanted(missing: MissingRequests, target: Path) -> None:
                 "step": [request.step] * count,
                 "attempt": [request.attempt] * count,
                 "input": list(map(storable, block.texts)),
-                "engine": [missing.engine.name] * count,
+                "engine": [missing.run.engine().name] * count,
                 "model": [request.model] * count,
                 "prompt": [request.prompt_id] * count,
                 "prompt_hash": [request.prompt_hash] * count,
@@ -215,7 +292,7 @@ def _keep_new(
     imported: Imported,
     progress: Progress,
 ) -> None:
-    wanted = draws(missing.options.sampling)
+    wanted = draws(missing.run.paraphrase.sampling)
     for batch in con.sql(NEW, params=files).to_arrow_reader(PART_ROWS):
         table = pa.Table.from_batches([batch]).select(GENERATIONS.names).cast(GENERATIONS)
         missing.cache.append(table)
@@ -226,7 +303,7 @@ def _keep_new(
         imported.prompt_tokens += sum(table.column("prompt_tokens").to_pylist())
         imported.completion_tokens += sum(table.column("completion_tokens").to_pylist())
         progress(imported.new, None, phase="keeping answers")
-    engine = missing.engine
+    engine = missing.run.engine()
     if isinstance(engine, PaidEngine) and engine.priced:
         imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
 

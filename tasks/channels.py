@@ -1,0 +1,204 @@
+"""Which model a channel serves: a challenger against its champion, and whether it takes over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.evaluation.compare import Comparison, Outcome, Verdict, compare, judge_challenger
+from paraclip_core.evaluation.results import Measured, from_table
+from paraclip_core.progress import Progress, silent
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.files import read_json, write_json
+from storage.fingerprint import fingerprint
+from storage.parquet import read_table
+from tasks.context import Run, run_node
+from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, why
+from tasks.stage import Node, software_versions
+from tasks.stages.evaluate import EVALUATE
+
+__all__ = ["Duel", "challenge", "check_channel", "decide", "duel_rows"]
+
+BY_HAND = "move the channel yourself with `paraclip promote --force`"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """What came of a challenge."""
+
+    verdict: Verdict
+    reason: str
+    comparison: Comparison | None = None
+    """The champion's figures as `base`, the challenger's as `tuned`; None where they cannot be compared."""
+
+
+def challenge(run: Run, champion: str, evaluation: str, progress: Progress = silent) -> Duel:
+    """Whether the challenger may follow the champion.
+
+    Args:
+        run: the challenger's.
+        champion: fingerprint of the champion's ``finetune`` artifact.
+        evaluation: fingerprint of the challenger's ``evaluate`` artifact.
+        progress: told how far the champion's evaluation is, where it has to be made.
+
+    Raises:
+        ArtifactError: an artifact of the challenger's run is gone or damaged.
+        ParaclipError: what the champion's evaluation raised.
+    """
+    store = run.store
+    challengers = store.find("evaluate", evaluation)
+    if challengers is None:
+        raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
+    model = store.peek("finetune", champion)
+    if model is None:
+        return Duel("hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}")
+    rival = store.peek("finetune", challengers.manifest.inputs["finetune"])
+    towers = _tower(model), _tower(rival)
+    if towers[0] != towers[1]:
+        return Duel(
+            "hold",
+            f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
+            f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
+        )
+    champions = store.download(run_node(_node(challengers, champion), run, progress))
+    comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=judge_challenger)
+    return Duel(comparison.verdict, comparison.reason, comparison)
+
+
+def duel_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row for each benchmark and metric: champion, challenger, delta and its interval."""
+    return [
+        {
+            "benchmark": row.benchmark,
+            "metric": row.metric,
+            "champion": row.base,
+            "challenger": row.tuned,
+            "delta": row.delta,
+            "low": row.low,
+            "high": row.high,
+        }
+        for row in comparison.rows
+    ]
+
+
+def _tower(model: Artifact | None) -> str | None:
+    return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
+
+
+def _node(evaluation: Artifact, model: str) -> Node:
+    """The same evaluation of another model."""
+    manifest = evaluation.manifest
+    inputs = {**manifest.inputs, "finetune": model}
+    name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
+    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
+    return Node(EVALUATE, draft)
+
+
+def _outcomes(champions: Artifact, challengers: Artifact) -> list[Outcome]:
+    rows = read_json(challengers.path / "comparison.json")["rows"]
+    kinds = {row["benchmark"]: row["kind"] for row in rows}
+    return [
+        Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
+        for name, kind in kinds.items()
+    ]
+
+
+def _tuned(folder: Path, benchmark: str) -> Measured:
+    return from_table(read_table(folder / "samples" / f"{benchmark}.parquet"))[1]
+
+
+def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
+    """See before a run that `channel` can be moved by its verdict.
+
+    Raises:
+        ConfigError: it belongs to a run, which moves it whatever the verdict.
+        ArtifactError: it cannot be a channel's name, or its file is damaged.
+    """
+    current = store.channel(channel) or {}
+    if channel == run:
+        raise ConfigError(
+            f"the run and the channel are both named {channel!r}, and a run moves the channel of its own name whatever "
+            f"its verdict; give the run another name, or name another channel"
+        )
+    if current.get("moved_by") == BY_RUN:
+        raise ConfigError(
+            f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; name "
+            f"another channel (or delete {channel}.json under channels/, if that run is no more)"
+        )
+
+
+def decide(run: Run, channel: str, result: Result, progress: Progress = silent, force: bool = False) -> dict[str, Any]:
+    """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
+
+    The decision is returned, and kept as ``results/<run>/promotion.json``.
+
+    Args:
+        run: the finished run.
+        channel: the channel.
+        result: its outcome.
+        progress: told how far the champion's evaluation is, where it has to be made.
+        force: move it in any case.
+
+    Returns:
+        `moved`, `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure
+        in `against_champion`.
+
+    Raises:
+        ArtifactError: an artifact of the run is gone, or the root cannot be written.
+        ParaclipError: what the champion's evaluation raised.
+    """
+    store = run.store
+    current = store.channel(channel) or {}
+    before = current.get("fingerprint")
+    stages = {row["stage"]: row["fingerprint"] for row in result.stages}
+    challenger = stages["finetune"]
+    moved, duel = False, None
+    if challenger == before:
+        reason = "kept: the challenger is the model that it serves already"
+    elif force:
+        moved, reason = True, f"moved to {challenger} by hand"
+    elif result.verdict != "promote":
+        reason = f"kept at {before or 'no model'}, the challenger {challenger} is held: {why(result.summary)}"
+    else:
+        duel = challenge(run, before, stages["evaluate"], progress) if before else None
+        moved, reason = _verdict(before, challenger, why(result.summary), duel)
+    if moved:
+        value = channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason)
+        now = _move(store, channel, before, value)
+        if now != before:
+            moved = False
+            reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+    rows = duel_rows(duel.comparison) if duel and duel.comparison else []
+    decision = {
+        "channel": channel,
+        "moved": moved,
+        "reason": reason,
+        "before": before,
+        "after": challenger,
+        "against_champion": rows,
+    }
+    write_json(store.root / "results" / result.name / "promotion.json", decision)
+    return decision
+
+
+def _move(store: ArtifactStore, channel: str, before: str | None, value: dict[str, Any]) -> str | None:
+    """Set a channel that still serves `before`, and leave one that does not; what it served, either way."""
+    with store.channel_lock(channel):
+        # The champion's evaluation may take an hour, in which another promotion can be faster.
+        now = (store.channel(channel) or {}).get("fingerprint")
+        if now == before:
+            store.set_channel(channel, value)
+    return now
+
+
+def _verdict(before: str | None, challenger: str, gain: str, duel: Duel | None) -> tuple[bool, str]:
+    if duel is None:
+        return True, f"moved to {challenger}, its first model: {gain}"
+    if duel.verdict == "promote":
+        return (
+            True,
+            f"moved from {before} to {challenger}: against the base, {gain}; against the champion, {duel.reason}",
+        )
+    return False, f"kept at {before}, the challenger {challenger} is held: against the champion, {duel.reason}"

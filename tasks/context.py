@@ -1,0 +1,206 @@
+"""One run: its settings, its store and its stages, made once at the door and handed down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
+from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
+from paraclip_core.paraphrase.engines.local_model import read_hashes
+from paraclip_core.paraphrase.protocol import Engine, EngineFacts
+from paraclip_core.progress import Progress, silent
+from paraclip_core.training.trackers import check_trackers
+from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.fingerprint import FileHashes, fingerprint
+from storage.manifests import SOURCE
+from storage.roots import open_store
+from tasks.child import run_in_child
+from tasks.registry import stages_of
+from tasks.stage import Node, Stage, carry_out, software_versions
+from tasks.stages.evaluate import check_benchmarks
+from tasks.status import EventLog, both, events_path
+
+__all__ = ["Run", "run_node", "run_stage"]
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Settings with what belongs to them. Nothing below the door opens a store or resolves the stages again.
+
+    A source file that changes while the run goes on does not change its stages: the fingerprints are of the moment when
+    each was asked for first.
+    """
+
+    def __init__(
+        self, settings: Settings, store: ArtifactStore | None = None, stages: Mapping[str, Stage] | None = None
+    ) -> None:
+        """A run of `settings`, in the store at `run.root` and with the stages that they name, unless others are given.
+
+        Raises:
+            ConfigError: the store cannot be opened, or `run.stages` names no stage.
+        """
+        self.settings = settings
+        self.store = store or open_store(settings.run.root)
+        self.stages = stages_of(settings) if stages is None else stages
+        self._nodes: dict[str, Node] = {}
+
+    @cached_property
+    def hashes(self) -> FileHashes:
+        """Hashes of source files."""
+        return FileHashes(self.store.cache / "source_hashes.json")
+
+    @cached_property
+    def paraphrase(self) -> ParaphraseOptions:
+        """The paraphrase options, with fixed values for those that the engine does not read."""
+        return relevant_options(self.settings.paraphrase)
+
+    @cached_property
+    def engine_facts(self) -> EngineFacts:
+        """What is known of the engine before it is asked."""
+        return engine_facts(self.paraphrase)
+
+    @cached_property
+    def gates(self) -> GateOptions:
+        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
+        return self.paraphrase.gates.resolved(self.engine_facts.gates)
+
+    @cached_property
+    def model(self) -> str:
+        """Name and revision of the model that paraphrases, a part of every request's key."""
+        return self.engine().model
+
+    @property
+    def judges(self) -> int:
+        """Processes that judge answers; 0: one for each CPU core."""
+        return self.settings.run.judges or self.settings.run.threads
+
+    def engine(self) -> Engine:
+        """A new engine, which loads no model before its first request; close it when it was asked."""
+        return make_engine(self.paraphrase, self.settings.data.root, self.settings.run.device, self._model_hashes)
+
+    def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
+        """Hashes of a language model's weights, which are read once for each root and change."""
+        wanted = list(files)
+        if not self.store.root.exists():
+            # No root is made for hashes alone.
+            return read_hashes(wanted)
+        return FileHashes(self.store.cache / "model_hashes.json").of(wanted) if wanted else {}
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Every stage with its fingerprint, in an order in which inputs come first.
+
+        Raises:
+            InputError: a source file is missing.
+            ConfigError: options contradict each other.
+        """
+        return {name: self.node(name) for name in self.stages}
+
+    def node(self, name: str) -> Node:
+        """One stage with its fingerprint; only the stages that it depends on are looked at.
+
+        Raises:
+            ConfigError: this run has no such stage, or options contradict each other.
+            InputError: a source file is missing.
+        """
+        if name not in self._nodes:
+            if name not in self.stages:
+                raise ConfigError(f"a run with these settings has no stage {name!r}; it has {', '.join(self.stages)}")
+            stage = self.stages[name]
+            inputs = {upstream: self.node(upstream).fingerprint for upstream in stage.inputs(self.settings)}
+            inputs |= {f"{SOURCE}{key}": value for key, value in stage.sources(self).items()}
+            options = dict(stage.options(self))
+            name_of_all = fingerprint(name, stage.version, options, inputs)
+            self._nodes[name] = Node(
+                stage, Draft(name, name_of_all, stage.version, inputs, options, software_versions())
+            )
+        return self._nodes[name]
+
+    def artifact(self, name: str) -> Artifact | None:
+        """A stage's finished artifact, whose files may not be here; None where it is not finished.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        return self.store.peek(name, self.node(name).fingerprint)
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every finished stage's artifact, whose files may not be here.
+
+        Raises:
+            ArtifactError: one of them is damaged.
+        """
+        artifacts = {name: self.artifact(name) for name in self.stages}
+        return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
+
+    def inputs(self, node: Node) -> dict[str, Artifact]:
+        """The finished artifacts that a stage reads.
+
+        Raises:
+            ArtifactError: one of them is not there; run the stages before it first.
+        """
+        artifacts = {}
+        for name, value in node.draft.inputs.items():
+            if name.startswith(SOURCE):
+                continue
+            artifact = self.store.find(name, value)
+            if artifact is None:
+                raise ArtifactError(
+                    f"{node.name} needs the artifact {name}/{value}, which is not there; run {name} first (and again, "
+                    f"where a source file has changed since)"
+                )
+            artifacts[name] = artifact
+        return artifacts
+
+    def check_trackers(self) -> None:
+        """See that the trackers of a run whose stages all run here can be opened when it comes to train, hours later.
+
+        Raises:
+            ConfigError: a tracker's package is not installed.
+        """
+        options = self.settings.run
+        if not options.trackers or options.placement != "inline":
+            return
+        if any(stage.trains and self.artifact(name) is None for name, stage in self.stages.items()):
+            check_trackers(options.trackers)
+
+
+def run_stage(name: str, run: Run, progress: Progress = silent) -> Artifact:
+    """The artifact of one stage, made if it is not there; the stages that it reads must be finished.
+
+    The files of one that was finished on another machine may not be here.
+
+    Raises:
+        ConfigError: this run has no such stage.
+        ParaclipError: what the stage raised.
+    """
+    return run_node(run.node(name), run, progress)
+
+
+def run_node(node: Node, run: Run, progress: Progress = silent) -> Artifact:
+    """The artifact of a resolved stage, made if it is not there.
+
+    Raises:
+        ArtifactError: what the stage reads is not there.
+        ParaclipError: what the stage raised.
+    """
+    name, store = node.name, run.store
+    if (artifact := store.peek(name, node.fingerprint)) is not None:
+        return artifact
+    inputs = run.inputs(node)
+    if node.stage.trains:
+        check_benchmarks(run, inputs)
+    log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
+    with EventLog(events_path(store, name, node.fingerprint), name, node.fingerprint) as events:
+        shown = both(progress, events.progress)
+        if node.stage.isolated:
+            artifact = run_in_child(node.draft, run, inputs, shown)
+        else:
+            artifact = carry_out(node.stage, node.draft, run, inputs, shown)
+        events.counted(artifact.manifest.metrics)
+    return artifact

@@ -1,0 +1,56 @@
+"""Every stage of a run, one row each. A new stage is one file and one row, or a dotted path in `run.stages`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from tasks.stage import Stage
+from tasks.stages.evaluate import EVALUATE
+from tasks.stages.features import FEATURES
+from tasks.stages.ingest import INGEST
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from tasks.stages.report import REPORT
+from tasks.stages.scenes import SCENES
+from tasks.stages.training import BOOTSTRAP, FINETUNE
+
+__all__ = ["STAGES", "stages_of"]
+
+STAGES: Mapping[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        SCENES, INGEST, PARAPHRASE_1, PARAPHRASE_2, FEATURES, BOOTSTRAP, FINETUNE, EVALUATE, REPORT
+    )
+}  # fmt: skip
+"""The built-in stages, in an order in which inputs come first."""
+
+
+def stages_of(settings: Settings) -> dict[str, Stage]:
+    """The stages of a run with these settings, in order: built-in ones that apply, then the user's own.
+
+    A stage of the user's own that has a built-in one's name takes its place.
+
+    Raises:
+        ConfigError: a path of `run.stages` names no stage.
+    """
+    stages = dict(STAGES)
+    for path in settings.run.stages:
+        stage = _imported(path)
+        if not isinstance(stage, Stage):
+            raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected a tasks.stage.Stage")
+        stages[stage.name] = stage
+    return {name: stage for name, stage in stages.items() if stage.applies(settings)}
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return attrgetter(name)(import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"run.stages: cannot import {path}: {error}; expected package.module:STAGE on the Python path"
+        ) from error

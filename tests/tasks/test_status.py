@@ -1,0 +1,115 @@
+"""What a process leaves for the one that waits for it, and what people and machines see of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paraclip_core.errors import ArtifactError, StageError
+from storage.artifacts import ArtifactStore
+from tasks.context import Run, run_stage
+from tasks.status import (
+    EventLog,
+    StatusFile,
+    _bar,
+    events_path,
+    read_answer,
+    read_failure,
+    relay_from,
+    with_samples,
+)
+
+HOSTILE = "a \x1b[31mred\u202e dog\n{'event': 'finished'}"
+
+
+def test_an_error_comes_back_with_its_class_and_its_notes(tmp_path: Path) -> None:
+    error = ArtifactError("no space left")
+    error.add_note("while measuring")
+    status = StatusFile(tmp_path / "status.json")
+    status.progress(3, 3)
+    status.fail(error)
+    found = read_failure(tmp_path / "status.json", StageError)
+    assert type(found) is ArtifactError and str(found) == "no space left\nwhile measuring"
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_where_there_is_no_room_no_torn_status_stays(tmp_path: Path) -> None:
+    (tmp_path / "status.new").symlink_to("/dev/full")
+    StatusFile(tmp_path / "status.json").fail(ArtifactError("no space left"))
+    assert read_failure(tmp_path / "status.json", StageError) is None
+
+
+def test_progress_samples_and_an_answer_come_through(tmp_path: Path) -> None:
+    path, seen = tmp_path / "status.json", []
+    look = relay_from(path, lambda done, total, **facts: seen.append((done, total, facts)))
+    look()
+    status, rows = StatusFile(path, seconds=0.0), [{"input": "a dog", "answer": "one dog", "outcome": "kept"}]
+    with_samples(status.progress, lambda: rows)(1, None, phase="asking")
+    look()
+    look()
+    assert seen == [(1, None, {"phase": "asking", "samples": rows})]
+    assert read_answer(path) is None and read_failure(path, StageError) is None
+    status.answer({"rate": 1})
+    assert read_answer(path) == {"rate": 1}
+    assert read_answer(tmp_path / "none.json") is None
+
+
+def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with _bar("evaluate") as progress:
+        progress(1, 2, benchmark="pairs [/val]")
+    assert "pairs [/val]" in capsys.readouterr().err
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def test_a_stage_leaves_its_events(tmp_path: Path) -> None:
+    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
+
+    artifact = run_stage("first", Run(settings_at(tmp_path), stages=STAGES))
+    path = events_path(ArtifactStore(tmp_path), "first", artifact.fingerprint)
+    found = lines(path)
+    assert [line["event"] for line in found] == ["started", "finished"]
+    assert found[-1]["counts"]["rows"] == 3 and found[-1]["seconds"] > 0
+    # A finished stage is only found, which is no event.
+    run_stage("first", Run(settings_at(tmp_path), stages=STAGES))
+    assert lines(path) == found
+
+
+def test_progress_comes_now_and_then_and_hostile_text_stays_on_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "logs" / "x.events.jsonl"
+    with pytest.raises(StageError), EventLog(path, "paraphrase_1", "0" * 32, "shards") as events:
+        events.progress(1, 10)
+        monkeypatch.setattr("tasks.status.EVENT_SECONDS", 0.0)
+        events.progress(2, None, waiting=HOSTILE)
+        raise StageError(HOSTILE + "x" * 10_000)
+    assert b"\x1b" not in path.read_bytes()
+    started, progress, failed = lines(path)
+    assert started["part"] == "shards" and started["fingerprint"] == "0" * 32
+    assert (progress["done"], progress["total"], progress["facts"]) == (2, None, {"waiting": HOSTILE})
+    assert failed["event"] == "failed" and failed["error"] == "StageError"
+    assert failed["text"].startswith(HOSTILE) and len(failed["text"]) == 2000
+
+
+def test_its_size_is_bounded_and_a_disk_that_refuses_it_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.status.MOST_BYTES", 1000)
+    monkeypatch.setattr("tasks.status.EVENT_SECONDS", 0.0)
+    path = tmp_path / "x.events.jsonl"
+    with EventLog(path, "s", "f") as events:
+        for done in range(100):
+            events.progress(done, 100)
+    assert lines(path)[-1]["event"] == "finished"
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 3000
+    (tmp_path / "file").write_text("")
+    with EventLog(tmp_path / "file" / "x.jsonl", "s", "f") as events:
+        events.progress(1, 2)
