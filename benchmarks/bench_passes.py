@@ -54,7 +54,7 @@ def carry_out(phase: str, folder: Path) -> dict[str, Any]:
     if phase in ("plan", "planned"):
         return {
             stage.stage: stage.requests
-            for stage in plan_run(Run(settings, store)).stages
+            for stage in plan_run(Run(settings, store), check=lambda *_: []).stages
             if "paraphrase" in stage.stage
         }
     names = {"half": "paraphrase_1", "cached": "paraphrase_1", "inserted": "paraphrase_1", "ingest again": "ingest"}

@@ -10,7 +10,6 @@ from pathlib import Path
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
-from paraclip_core.paraphrase.engines.local_model import read_hashes
 from paraclip_core.paraphrase.protocol import Engine, EngineFacts
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
@@ -86,9 +85,6 @@ class Run:
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
         """Hashes of a language model's weights, which are read once for each root and change."""
         wanted = list(files)
-        if not self.store.root.exists():
-            # No root is made for hashes alone.
-            return read_hashes(wanted)
         return FileHashes(self.store.cache / "model_hashes.json").of(wanted) if wanted else {}
 
     @property

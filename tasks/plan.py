@@ -27,6 +27,7 @@ __all__ = ["Cost", "RunPlan", "StagePlan", "differences", "estimate", "plan_run"
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
+Check = Callable[[Run, IngestedCaptions | None], list[str]]
 SHOWN = 60
 
 
@@ -68,7 +69,7 @@ class RunPlan:
     """What else to know before it runs."""
 
 
-def plan_run(run: Run, count: Count = amounts) -> RunPlan:
+def plan_run(run: Run, count: Count = amounts, check: Check = check_before_paying) -> RunPlan:
     """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
     Where captions are not ingested yet, the sources are read to count them.
@@ -94,7 +95,7 @@ def plan_run(run: Run, count: Count = amounts) -> RunPlan:
             _plan(node, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
             for name, node in run.nodes.items()
         ]
-        notes = check_before_paying(run, captions)
+        notes = check(run, captions)
     return RunPlan(stages, notes + _notes(run, sum(stage.requests or 0 for stage in stages)))
 
 

@@ -52,6 +52,14 @@ class StageContext:
         return self.run.store
 
 
+def _no_sources(run: Run) -> Mapping[str, str]:
+    return {}
+
+
+def _always(settings: Settings) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """A step of the DAG that turns artifacts into one artifact."""
@@ -65,11 +73,11 @@ class Stage:
     """The options that decide its output."""
     body: Callable[[StageContext], dict[str, Any]] = field(repr=False)
     """Writes into `work.out` and returns the metrics for the manifest."""
-    sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
+    sources: Callable[[Run], Mapping[str, str]] = _no_sources
     """Fingerprints of what it reads from outside the store, by name."""
     isolated: bool = True
     """Run in a child process of its own, so that memory is freed and a kill is seen."""
-    applies: Callable[[Settings], bool] = lambda settings: True
+    applies: Callable[[Settings], bool] = _always
     """Whether a run with these settings has it."""
     about: str = ""
     """What it does, in one sentence: the description of its flow."""

@@ -24,6 +24,7 @@ from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, Synonyms, bases
 from paraclip_core.paraphrase.verdicts import JudgeSpec
+from storage.artifacts import ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.generations import GenerationStore
 from storage.roots import open_generations
@@ -145,8 +146,11 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
 
 @contextmanager
 def _opened(run: Run, keep: bool, say: Say) -> Iterator[_Trial]:
-    engine = run.engine()
     with ExitStack() as stack:
+        if not keep and not run.store.root.exists():
+            # None is made where nothing is kept.
+            run = Run(run.settings, ArtifactStore(stack.enter_context(Desk.make("trial-root-"))))
+        engine = run.engine()
         stack.enter_context(closing(engine))
         own = stack.enter_context(closing(open_generations(run.store)))
         target = own if keep else GenerationStore(stack.enter_context(TempDir("trial-")) / "cache")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,9 @@ def _finetune_options(run: Run) -> dict[str, Any]:
     }
 
 
-def _body(module: str) -> Callable[[StageContext], dict[str, Any]]:
+def _train(module: str, ctx: StageContext) -> dict[str, Any]:
     # Imported in the stage's process: torch takes seconds, and planning a run does not need it.
-    return lambda ctx: import_module(f"tasks.training.{module}").run(ctx)
+    return import_module(f"tasks.training.{module}").run(ctx)
 
 
 BOOTSTRAP = Stage(
@@ -44,7 +44,7 @@ BOOTSTRAP = Stage(
     version=7,
     inputs=lambda settings: ("ingest", "features"),
     options=_bootstrap_options,
-    body=_body("bootstrap"),
+    body=partial(_train, "bootstrap"),
     applies=lambda settings: settings.model.base == EMBEDDED,
     about="Train the embedded base model on image-caption pairs.",
     pool="gpu",
@@ -57,7 +57,7 @@ FINETUNE = Stage(
     version=8,
     inputs=_finetune_inputs,
     options=_finetune_options,
-    body=_body("finetune"),
+    body=partial(_train, "finetune"),
     sources=base_sources,
     about="Tune the text tower on captions, paraphrases and image features.",
     pool="gpu",

@@ -319,8 +319,8 @@ def test_rejects_that_cannot_be_written_do_not_cost_the_answers(
 def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
-    for name, value in (("missing_requests.BLOCK_REQUESTS", 5), ("batch_import.BATCH_LINES", 5)):
-        monkeypatch.setattr(f"tasks.{name}", value)
+    for name in ("requests.BLOCK_REQUESTS", "batch_files.BATCH_LINES"):
+        monkeypatch.setattr(f"tasks.{name}", 5)
     assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
     assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
 

@@ -18,7 +18,7 @@ from paraclip_core.evaluation.run import Evaluation
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
 from storage.roots import LOCAL_VARIABLE, open_store
-from tasks import champion as champion_module
+from tasks import channels
 from tasks.channels import check_channel, decide
 from tasks.context import Run, run_node
 from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, check_run_name, comparison_rows
@@ -138,7 +138,7 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
         assert node.fingerprint == made.fingerprint and node.draft.inputs["ingest"] == "same"
         return run_node(node, *arguments)
 
-    monkeypatch.setattr(champion_module, "run_node", measure)
+    monkeypatch.setattr(channels, "run_node", measure)
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
 
 
@@ -154,7 +154,7 @@ def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
         evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
         return run_node(node, *arguments)
 
-    monkeypatch.setattr(champion_module, "run_node", measure)
+    monkeypatch.setattr(channels, "run_node", measure)
     decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
     assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
     assert served(store) == "ccc"

@@ -97,7 +97,8 @@ class Bench:
 
     def plan(self, settings: Settings) -> dict[str, StagePlan]:
         """What `paraclip plan` shows."""
-        return {stage.stage: stage for stage in plan_run(Run(settings, ArtifactStore(settings.run.root), HERE)).stages}
+        planned = plan_run(Run(settings, stages=HERE), check=lambda *_: [])
+        return {stage.stage: stage for stage in planned.stages}
 
     def run(self, settings: Settings, *names: str) -> tuple[tuple[int, ...], list[Artifact]]:
         """Requests that came in each of the stages, and their artifacts."""

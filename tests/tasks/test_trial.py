@@ -42,8 +42,7 @@ def settings_of(folder: Path, **paraphrase: Any) -> Settings:
 
 def answering(monkeypatch: pytest.MonkeyPatch, engine: Scripted) -> Scripted:
     """Stages and trials ask this engine."""
-    for module in ("tasks.trial", "tasks.stages.paraphrase"):
-        monkeypatch.setattr(f"{module}.make_engine", lambda *_, **__: engine)
+    monkeypatch.setattr("tasks.context.make_engine", lambda *_, **__: engine)
     return engine
 
 

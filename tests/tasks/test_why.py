@@ -16,6 +16,7 @@ from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import GENERATIONS
 from storage.generations import GenerationStore
+from tasks.context import Run
 from tasks.why import explain
 
 TEXT = "a dog runs on the beach"
@@ -48,7 +49,7 @@ def test_a_kept_request_differs_in_nothing(store: GenerationStore) -> None:
     keep(store, settings_of(), "a cat")
     # A caption is cleaned as ingest does it.
     for what in (TEXT, "  a dog&nbsp;runs on\tthe beach ", key.hex()):
-        found = explain(settings_of(), store, what)
+        found = explain(Run(settings_of()), store, what)
         assert (found.cached, found.differences, found.key) == (True, (), key.hex())
         assert found.nearest is not None and found.nearest["completions"] == ["an answer"]
         assert found.asked["input"] == TEXT
@@ -58,7 +59,7 @@ def test_a_folder_s_name_is_no_part_of_a_request(tmp_path: Path) -> None:
     store = GenerationStore(tmp_path / "seed=7" / "input=a cat" / "key=0" / "cache")
     key = keep(store, settings_of(), TEXT)
     for what in (TEXT, key.hex()):
-        found = explain(settings_of(), store, what)
+        found = explain(Run(settings_of()), store, what)
         assert (found.cached, found.differences) == (True, ())
         assert found.nearest is not None and (found.nearest["seed"], found.nearest["input"]) == (0, TEXT)
 
@@ -80,7 +81,7 @@ def test_a_folder_s_name_is_no_part_of_a_request(tmp_path: Path) -> None:
 def test_each_part_is_named(store: GenerationStore, overrides: list[str], parts: dict[str, Any]) -> None:
     key = keep(store, settings_of(), TEXT)
     for what in (TEXT, key.hex()):
-        found = explain(settings_of(*overrides), store, what)
+        found = explain(Run(settings_of(*overrides)), store, what)
         assert {difference.part for difference in found.differences} == set(parts)
         for difference in found.differences:
             assert difference.asked != difference.kept
@@ -92,7 +93,7 @@ def test_each_part_is_named(store: GenerationStore, overrides: list[str], parts:
 
 def test_an_own_prompt_differs_by_its_text_alone(store: GenerationStore) -> None:
     keep(store, settings_of("paraphrase.prompt_1=Say {} plainly."), TEXT)
-    found = explain(settings_of("paraphrase.prompt_1=Say {} briefly."), store, TEXT)
+    found = explain(Run(settings_of("paraphrase.prompt_1=Say {} briefly.")), store, TEXT)
     assert [difference.part for difference in found.differences] == ["prompt text"]
 
 
@@ -100,7 +101,7 @@ def test_the_nearest_has_the_same_input_and_the_fewest_differences(store: Genera
     keep(store, settings_of("paraphrase.seed=1", "paraphrase.prompts=paper"), TEXT)
     near = keep(store, settings_of("paraphrase.seed=1"), TEXT)
     keep(store, settings_of(), "a dog runs on the beach.")
-    found = explain(settings_of(), store, TEXT)
+    found = explain(Run(settings_of()), store, TEXT)
     assert found.nearest is not None and found.nearest["key"] == near.hex()
     assert [difference.part for difference in found.differences] == ["seed"]
 
@@ -108,7 +109,7 @@ def test_the_nearest_has_the_same_input_and_the_fewest_differences(store: Genera
 def test_an_edited_caption_is_compared_with_its_likeness(store: GenerationStore) -> None:
     keep(store, settings_of(), "two people cook dinner")
     near = keep(store, settings_of(), "a dog runs on a beach")
-    found = explain(settings_of(), store, TEXT)
+    found = explain(Run(settings_of()), store, TEXT)
     assert [(d.part, d.asked, d.kept) for d in found.differences] == [("input", TEXT, "a dog runs on a beach")]
     assert found.nearest is not None and found.nearest["key"] == near.hex()
 
@@ -116,25 +117,27 @@ def test_an_edited_caption_is_compared_with_its_likeness(store: GenerationStore)
 def test_steps_and_attempts(store: GenerationStore) -> None:
     keep(store, settings_of(), TEXT, step=2)
     second = keep(store, settings_of("paraphrase.attempts=3"), TEXT, step=2, attempt=2)
-    found = explain(settings_of(), store, TEXT)
+    found = explain(Run(settings_of()), store, TEXT)
     assert {difference.part for difference in found.differences} == {"step", "prompt", "prompt text"}
-    assert explain(settings_of(), store, TEXT, step=2).cached
-    assert explain(settings_of(), store, TEXT, step=2, attempt=2).cached
-    assert not explain(settings_of(), store, TEXT, step=2, attempt=1).cached
+    assert explain(Run(settings_of()), store, TEXT, step=2).cached
+    assert explain(Run(settings_of()), store, TEXT, step=2, attempt=2).cached
+    assert not explain(Run(settings_of()), store, TEXT, step=2, attempt=1).cached
     # A key of an attempt that the configuration would never make.
-    found = explain(settings_of(), store, second.hex())
+    found = explain(Run(settings_of()), store, second.hex())
     assert [(d.part, d.asked, d.kept) for d in found.differences] == [("attempt", 0, 2)]
-    assert explain(settings_of("paraphrase.attempts=3"), store, second.hex()).cached
-    assert explain(settings_of("paraphrase.regenerate=[{where: 'true'}, {where: 'true'}]"), store, second.hex()).cached
+    assert explain(Run(settings_of("paraphrase.attempts=3")), store, second.hex()).cached
+    assert explain(
+        Run(settings_of("paraphrase.regenerate=[{where: 'true'}, {where: 'true'}]")), store, second.hex()
+    ).cached
 
 
 def test_what_cannot_be_explained(store: GenerationStore) -> None:
-    empty = explain(settings_of(), store, TEXT)
+    empty = explain(Run(settings_of()), store, TEXT)
     assert (empty.cached, empty.nearest, empty.differences) == (False, None, ())
     with pytest.raises(ArtifactError, match="no generation has the key 0000"):
-        explain(settings_of(), store, "0" * 32)
+        explain(Run(settings_of()), store, "0" * 32)
     with pytest.raises(ConfigError, match="the caption is empty"):
-        explain(settings_of(), store, " \t")
+        explain(Run(settings_of()), store, " \t")
 
 
 def test_segments_of_other_writers_lack_parts(store: GenerationStore) -> None:
@@ -143,5 +146,5 @@ def test_segments_of_other_writers_lack_parts(store: GenerationStore) -> None:
     plain = store.parts.read(name).select(store.parts.schema.names)
     other = GenerationStore(store.folder.parent / "other")
     other.append(plain)
-    found = explain(settings_of(), other, "a cat")
+    found = explain(Run(settings_of()), other, "a cat")
     assert found.cached and {d.part for d in found.differences} >= {"input", "seed"}

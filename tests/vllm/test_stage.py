@@ -51,7 +51,7 @@ def keys(root: Path) -> list[bytes]:
 
 
 def started(pool: ThreadPoolExecutor, settings: Settings) -> Future[Artifact]:
-    return pool.submit(run_stage, "paraphrase_1", settings)
+    return pool.submit(run_stage, "paraphrase_1", Run(settings))
 
 
 def check(root: Path, fresh: Path, captions: list[str], artifact: Artifact, **engine: Any) -> None:

@@ -309,8 +309,8 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
         ({"name": "b", "kind": "sugarcrepe", "path": "."}, "all rows of category 'swap_att' are of one image, '1.jpg'"),
     ):
         with pytest.raises(BenchmarkError, match=reason):
-            check_benchmarks(settings_with(tmp_path, [benchmark]), store, artifacts)
-    check_benchmarks(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store, artifacts)
+            check_benchmarks(Run(settings_with(tmp_path, [benchmark]), store), artifacts)
+    check_benchmarks(Run(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store), artifacts)
 
 
 def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:

@@ -27,10 +27,14 @@ from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.parquet import read_table
 from tasks.context import Run
 from tasks.stage import carry_out
-from tasks.stages.ingest import INGEST, scan
+from tasks.stages.ingest import INGEST, scan_outcomes
 
 TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"
 WORDS = TEXT.split()
+
+
+def accepted_by(run: Run) -> Iterator[pa.RecordBatch]:
+    return (outcome.accepted for outcome in scan_outcomes(run) if outcome.accepted.num_rows)
 
 
 def settings_of(root: Path, *paths: str, **options: Any) -> Settings:
@@ -90,7 +94,7 @@ def test_the_artifact(folder: Path, tmp_path: Path) -> None:
 
 def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
     settings, store = settings_of(folder.parent, "data", "data/d.txt"), ArtifactStore(tmp_path / "runs")
-    scanned = pa.Table.from_batches(scan(Run(settings, store)), tables.CAPTIONS)
+    scanned = pa.Table.from_batches(accepted_by(Run(settings, store)), tables.CAPTIONS)
     assert not store.root.exists()
     artifact = ingest(settings, store)
     assert scanned.equals(read_table(artifact.path / "captions"))
@@ -246,7 +250,7 @@ def test_sources_inside_the_scenes(tmp_path: Path) -> None:
     assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
     assert (row["split"], row["licence"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
     # Nothing is rendered for these settings, so the texts are made on the way, and not kept.
-    planned = pa.Table.from_batches(scan(Run(settings, store)))
+    planned = pa.Table.from_batches(accepted_by(Run(settings, store)))
     scenes_here = settings.data.scenes
     assert scenes_here is not None and planned.num_rows == 2 * scenes_here.images
     assert planned.column("split").to_pylist().count("train") == planned.num_rows - 2 * held_out_images(scenes_here)
@@ -256,7 +260,7 @@ def test_texts_of_scenes_that_a_killed_plan_left_can_be_told(tmp_path: Path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     scenes = ScenesOptions(images=20)
     settings = Settings(data=DataOptions(scenes=scenes, sources=(SourceOptions(path="captions.jsonl"),)))
-    batches = scan(Run(settings, ArtifactStore(tmp_path / "root")))
+    batches = accepted_by(Run(settings, ArtifactStore(tmp_path / "root")))
     next(batches)
     (folder,) = tmp_path.glob("paraclip-*")
     with (folder / OWNER).open() as owner, pytest.raises(BlockingIOError):

@@ -41,6 +41,10 @@ def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Se
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root)}})
 
 
+def run_first_step(settings: Settings) -> None:
+    run_stage("paraphrase_1", Run(settings))
+
+
 def begun(server: OpenAIServer, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Settings:
     """A run whose captions are there, before a server without keys that takes so long for an answer."""
     monkeypatch.delenv("STAGE_KEY", raising=False)
@@ -122,7 +126,7 @@ def test_kills_cost_a_chunk_each_at_most(
     spawn = multiprocessing.get_context("spawn")
     kills = (50, 110)
     for least in kills:
-        child = spawn.Process(target=run_stage, args=("paraphrase_1", settings))
+        child = spawn.Process(target=run_first_step, args=(settings,))
         child.start()
         while len(openai_server.answered) < least and child.is_alive():
             time.sleep(0.01)

@@ -93,5 +93,5 @@ def test_a_process_says_that_the_disk_is_full_where_there_is_room(
     (tmp_path / "request.json").write_text(json.dumps({"parent": 1, "answers": str(tmp_path / "elsewhere")}))
     (tmp_path / "elsewhere").mkdir()
     assert processes._main(tmp_path / "request.json") == 1
-    found = read_failure(tmp_path / "elsewhere/answer-1.json", TrainingError)
+    found = read_failure(tmp_path / "elsewhere/rank-1.json", TrainingError)
     assert isinstance(found, ArtifactError) and "no space left while writing /full/rows.bin" in str(found)
