@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from operator import attrgetter
-from typing import Any
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.plugins import import_path
 from tasks.stage import Stage
 from tasks.stages.evaluate import EVALUATE
 from tasks.stages.features import FEATURES
@@ -39,18 +37,8 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
     """
     stages = dict(STAGES)
     for path in settings.run.stages:
-        stage = _imported(path)
+        stage = import_path(path, f"run.stages: {path}", "a tasks.stage.Stage")
         if not isinstance(stage, Stage):
             raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected a tasks.stage.Stage")
         stages[stage.name] = stage
     return {name: stage for name, stage in stages.items() if stage.applies(settings)}
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        return attrgetter(name)(import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"run.stages: cannot import {path}: {error}; expected package.module:STAGE on the Python path"
-        ) from error

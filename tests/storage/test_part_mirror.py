@@ -71,7 +71,7 @@ def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pyte
     assert one.mirror is not None and two.mirror is not None
     for store, answer in ((one, "from one"), (two, "from two")):
         with monkeypatch.context() as alone:
-            alone.setattr(store.remote, "push", lambda names: None)
+            alone.setattr(store.mirror, "push", lambda names: None)
             store.append(generations({1: answer}))
     for store in (one, two):
         store.close()
