@@ -149,7 +149,7 @@ def _opened(run: Run, keep: bool, say: Say) -> Iterator[_Trial]:
     with ExitStack() as stack:
         if not keep and not run.store.root.exists():
             # None is made where nothing is kept.
-            run = Run(run.settings, ArtifactStore(stack.enter_context(TempDir.make("trial-root-"))))
+            run = Run(run.settings, ArtifactStore(stack.enter_context(TempDir("trial-root-"))))
         engine = run.engine()
         stack.enter_context(closing(engine))
         own = stack.enter_context(closing(open_generations(run.store)))

@@ -104,10 +104,6 @@ ODD = Benchmark(
 '''
 
 
-    odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
-    tree["evaluate"]["benchmarks"].append(odd)
-    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
-    (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
 @pytest.fixture
 def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A YAML file that names all five, whose module lies in a folder of its own on the path."""
@@ -127,6 +123,10 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree = tiny_run(tmp_path / "root", paraphrase)
     tree["data"]["sources"][0]["format"] = "my_parts:backwards"
     tree["run"]["stages"] = ["my_parts:COUNT"]
+    odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
+    tree["evaluate"]["benchmarks"].append(odd)
+    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
+    (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
