@@ -58,5 +58,7 @@ class Throughput:
         share = 100 * self._waited / seconds
         if self._matmul_rate and self._flops:
             facts["matmul_percent"] = round(100 * self._flops / seconds / self._matmul_rate, 1)
-        self._progress(done, self._steps, **facts, samples_per_second=round(rate, 1), data_wait_percent=round(share, 1))
+        left = (self._steps - done) * self._batch_size / rate if rate else 0.0
+        rates = {"samples_per_second": round(rate, 1), "data_wait_percent": round(share, 1)}
+        self._progress(done, self._steps, eta_seconds=round(left), **facts, **rates)
         self._done, self._reported, self._waited, self._flops = done, now, 0.0, 0.0

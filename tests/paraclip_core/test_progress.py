@@ -23,9 +23,9 @@ def test_rate_and_waiting_are_of_the_time_since_the_last_word(monkeypatch: pytes
     now += 0.1
     shown.report(100, loss=4.0)  # the last one is always told
     assert told == [
-        (14, {"loss": 2.0, "samples_per_second": 16.0, "data_wait_percent": 25.0}),
-        (16, {"loss": 3.0, "samples_per_second": 4.0, "data_wait_percent": 0.0}),
-        (100, {"loss": 4.0, "samples_per_second": 6720.0, "data_wait_percent": 0.0}),
+        (14, {"eta_seconds": 43, "loss": 2.0, "samples_per_second": 16.0, "data_wait_percent": 25.0}),
+        (16, {"eta_seconds": 168, "loss": 3.0, "samples_per_second": 4.0, "data_wait_percent": 0.0}),
+        (100, {"eta_seconds": 0, "loss": 4.0, "samples_per_second": 6720.0, "data_wait_percent": 0.0}),
     ]
 
 
@@ -41,6 +41,6 @@ def test_share_of_the_matmul_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 4.0
     shown.report(4)  # nothing is known of these two steps
     assert told == [
-        {"samples_per_second": 8.0, "data_wait_percent": 0.0, "matmul_percent": 25.0},
-        {"samples_per_second": 8.0, "data_wait_percent": 0.0},
+        {"eta_seconds": 98, "samples_per_second": 8.0, "data_wait_percent": 0.0, "matmul_percent": 25.0},
+        {"eta_seconds": 96, "samples_per_second": 8.0, "data_wait_percent": 0.0},
     ]
