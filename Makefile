@@ -87,4 +87,4 @@ $(VLLM)/.made: requirements-vllm.txt
 	touch $@
 
 $(VLLM)/smollm2: $(VLLM)/.made | $(VENV)/.dev
-	$(BIN)/python -m paraclip_core.paraphrase.export_smollm2 $@
+	$(BIN)/python -m paraclip_core.paraphrase.engines.smollm2 $@

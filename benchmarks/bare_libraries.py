@@ -24,9 +24,9 @@ from typing import Any
 import httpx
 
 from paraclip_core.config import SamplingOptions, SmolLM2Options, TransformersOptions
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.openai_wire import draw_seed
 from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
-from paraclip_core.paraphrase.protocol import Prompt
 
 __all__ = ["Ask", "Request", "openvino", "transformers", "vllm_offline", "vllm_served", "vllm_server"]
 

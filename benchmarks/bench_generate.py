@@ -41,9 +41,9 @@ from record import record, wait_as_stages_do
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
-from paraclip_core.paraphrase.protocol import Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
 from tasks.context import Run

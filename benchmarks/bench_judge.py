@@ -31,9 +31,8 @@ from instant import Instant, answer, caption, instant_run, stage_here, write_cap
 from record import record, wait_as_stages_do
 
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.requests import step_requests
-from paraclip_core.paraphrase.step_tables import NO_PARENT
-from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
+from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
 from tasks.context import Run

@@ -94,10 +94,11 @@ def measure(settings: Settings, captions: int) -> str:
         scratch = Path(temporary) / "tables"
         with paraphrasing(Run(settings, store), 1, artifact, scratch, silent) as rounds:
             options, todo = rounds.options, unanswered(rounds, WARM + captions)
-            sender = RequestSender(rounds.engine, rounds.cache, counts, options.seed, options.chunk)
+            sender = RequestSender(rounds.engine, rounds.cache, counts, options.chunk)
+            request = step_requests(options, 1, rounds.engine.model)
             for part in (todo[:WARM], todo[WARM:]):
                 began, tokens = time.monotonic(), counts.completion_tokens
-                for _ in sender.ask(prompt_for(options, 1), 1, options.sampling, 0, part):
+                for _ in sender.ask(request, prompt_for(options, 1), options.sampling, part):
                     pass
                 seconds, tokens = time.monotonic() - began, counts.completion_tokens - tokens
     return (

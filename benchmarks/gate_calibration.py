@@ -28,9 +28,9 @@ from flickr8k_pairs import read_pairs
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.judge import Judge, Request
+from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import Encoder, Nli, NliModel, SentenceEncoder
-from paraclip_core.paraphrase.pair import words
+from paraclip_core.paraphrase.parse import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -66,14 +66,8 @@ class Presets:
             options = GateOptions.model_validate(
                 {"preset": name.partition("+")[0], "nli": "named" if "+" in name else ""}
             )
-            self._judges[key] = Judge(
-                options,
-                key[1],
-                encoder=self._encoder,
-                nli=self._nli if "+" in name else None,
-                examples=FEW_SHOT[key[1]].examples,
-                pieces=lambda text: len(WHOLE.encode(text)) - 2,
-            )
+            spec, nli = JudgeSpec(options, key[1], FEW_SHOT[key[1]].examples), self._nli if "+" in name else None
+            self._judges[key] = Judge(spec, self._encoder, nli, lambda text: len(WHOLE.encode(text)) - 2)
         if (*key, group.name) not in self._reasons:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
             self._reasons[*key, group.name] = [verdict.reason for verdict in self._judges[key].judge(requests)]

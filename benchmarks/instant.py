@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
-from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
 from tasks.context import Run, run_stage

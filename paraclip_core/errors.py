@@ -50,11 +50,11 @@ FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
 """Numbers of operating-system errors that say that a disk or a network folder is at fault, and nothing about a file."""
 
 STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-"""What colours text on a terminal."""
+"""What colors text on a terminal."""
 
 
 def one_line(error: BaseException) -> str:
-    """The beginning of an error's text without its line breaks and colours, to be quoted in a message."""
+    """The beginning of an error's text without its line breaks and colors, to be quoted in a message."""
     return " ".join(STYLES.sub("", str(error)).split())[:LONGEST]
 
 

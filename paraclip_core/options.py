@@ -1,4 +1,4 @@
-"""What all option groups share."""
+"""What all option groups share, and which of them count for an output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "renamed"]
+__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "meaning", "renamed"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -65,3 +65,25 @@ class Options(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("it has a NUL character, which no path or name can have; leave it out")
         return value
+
+
+def meaning(options: BaseModel) -> dict[str, Any]:
+    """The options that may change an output, as JSON-ready values: what is marked neither :data:`OPERATIONAL` nor,
+    at its default, :data:`LATER`."""
+    values: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        marks, value = field.json_schema_extra, getattr(options, name)
+        if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
+            continue
+        values[str(marks.get("fingerprinted_as", name)) if isinstance(marks, dict) else name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return meaning(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value

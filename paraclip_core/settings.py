@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.plain_yaml import load_yaml
 
 __all__ = ["at_environment_root", "describe_options", "field_paths", "load_settings", "parse_settings"]
 
@@ -34,7 +34,7 @@ def load_settings(
     Raises:
         ConfigError: naming every wrong option at once, and whether the file or an override has it.
     """
-    tree = {} if path is None else _read_yaml(Path(path))
+    tree = {} if path is None else _read_file(Path(path))
     root = (environ or {}).get(ROOT_VARIABLE)
     if root:
         _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
@@ -55,8 +55,7 @@ def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED, overrides: Seq
         problems: dict[str, list[str]] = {}
         for detail in error.errors(include_url=False):
             problems.setdefault(_blamed(detail["loc"], where, overrides), []).append(_explain(detail))
-        text = "; ".join(f"{origin}: {'; '.join(found)}" for origin, found in problems.items())
-        raise ConfigError(text) from error
+        raise ConfigError("; ".join(f"{origin}: {'; '.join(texts)}" for origin, texts in problems.items())) from error
 
 
 def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -95,20 +94,43 @@ def describe_options(model: type[BaseModel] = Settings, prefix: str = "") -> Ite
         yield path, f"{kind}, {bounds}" if bounds else kind, default, " ".join((info.description or "").split())
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, except that an option given twice is an error instead of the last one winning silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in names:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
     try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
+        return yaml.load(text, _UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (LookupError, TypeError, AttributeError) as error:  # what PyYAML does with !!bool x or !!map [a]
+        raise ValueError(f"a value is not of the kind that the tag (!!…) before it says ({error})") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        tree = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold options (name: value), found {_kind(tree)}")
-    return tree
+    if isinstance(tree, dict | None):
+        return tree or {}
+    kind = "a list" if isinstance(tree, list) else f"the single value {tree!r}"
+    raise ConfigError(f"{path} must hold options (name: value), found {kind}")
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -117,7 +139,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise ConfigError(f"--set {override!r} must look like group.option=value")
     try:
-        value = load_yaml(text)
+        value = _load_yaml(text)
     except ValueError as error:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
@@ -127,7 +149,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     _put(tree, keys, value, f"--set {override}")
 
 
-def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, said: str) -> None:
+def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, origin: str) -> None:
     here: Any = tree
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
@@ -135,7 +157,7 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, said: str) -> No
             at: Any = int(key) if key.isdecimal() else -1
             if not 0 <= at <= len(here):
                 parent = ".".join(keys[:position])
-                raise ConfigError(f"{said}: {parent} has {len(here)} items, so {key!r} names none (0 is the first)")
+                raise ConfigError(f"{origin}: {parent} has {len(here)} items, so {key!r} names none (0 is the first)")
             if at == len(here):
                 here.append({})
         else:
@@ -157,13 +179,13 @@ def _blamed(location: Sequence[str | int], where: str, overrides: Sequence[str])
     for override in overrides:
         keys = override.partition("=")[0].strip().split(".")
         if wrong[: len(keys)] == keys:
-            parts = [_said(override)]
+            parts = [_shown_override(override)]
         elif keys[: len(wrong)] == wrong:
-            parts.append(_said(override))
+            parts.append(_shown_override(override))
     return " and ".join(parts[1:] if parts[0] == UNNAMED and len(parts) > 1 else parts)
 
 
-def _said(override: str) -> str:
+def _shown_override(override: str) -> str:
     """An override as it was given, but for what may be an address or a key, which must not get into a log."""
     secret = any(name in override for name in ("openai", "paraphrase.options"))
     return f"--set {override.partition('=')[0]}=…" if secret else f"--set {override}"
@@ -184,18 +206,18 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 
 def _nearest(location: Sequence[str | int]) -> str:
-    known = list(field_paths())
+    paths = list(field_paths())
     wrong = ".".join("0" if isinstance(part, int) else str(part) for part in location)
     parent, _, name = wrong.rpartition(".")
-    siblings = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == parent}
+    siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if close:
         return f"did you mean {siblings[close[0]]}?"
     # The right name in the wrong place, or a typo in it.
-    elsewhere = [path for path in known if path.rpartition(".")[2] == name]
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == name]
     if not elsewhere:
-        names = {path.rpartition(".")[2]: path for path in reversed(known)}
-        elsewhere = [names[found] for found in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
+        names = {path.rpartition(".")[2]: path for path in reversed(paths)}
+        elsewhere = [names[near] for near in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere[:3])}?"
     return f"{parent or UNNAMED} has {', '.join(siblings) or 'no options'}"
@@ -218,11 +240,7 @@ def _annotation_at(keys: Sequence[str]) -> Any:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for arm in get_args(annotation):
-        found = _model_in(arm)
-        if found is not None:
-            return found
-    return None
+    return next((model for arm in get_args(annotation) if (model := _model_in(arm)) is not None), None)
 
 
 def _arms(annotation: Any) -> tuple[Any, ...]:
@@ -233,10 +251,6 @@ def _is_list(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         return _is_list(get_args(annotation)[0])
     return get_origin(annotation) in (tuple, list)
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"the single value {value!r}"
 
 
 def _shown(value: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.protocol import PaidEngine
+from paraclip_core.paraphrase.engines.base import PaidEngine
 from storage.artifacts import Artifact
 from storage.cache_tools import paid_tokens
 from tasks.context import Run

@@ -16,10 +16,16 @@ import pyarrow.parquet as pq
 
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
-from paraclip_core.paraphrase.batch_lines import Refused, answer_lines, draws, read_line, request_line
-from paraclip_core.paraphrase.engines.openai_wire import prompt_size
+from paraclip_core.paraphrase.engines.base import PaidEngine
+from paraclip_core.paraphrase.engines.openai_wire import (
+    Refused,
+    answer_lines,
+    draws,
+    prompt_size,
+    read_line,
+    request_line,
+)
 from paraclip_core.paraphrase.generate import storable
-from paraclip_core.paraphrase.protocol import PaidEngine
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 from storage.files import write_atomic

@@ -10,7 +10,7 @@ from pathlib import Path
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
-from paraclip_core.paraphrase.protocol import Engine, EngineFacts
+from paraclip_core.paraphrase.engines.base import Engine, EngineFacts
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 from storage.artifacts import Artifact, ArtifactStore, Draft

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.protocol import CheckedEngine
+from paraclip_core.paraphrase.engines.base import CheckedEngine
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import storage_error
 from storage.manifests import SOURCE

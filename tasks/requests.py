@@ -13,16 +13,23 @@ import pyarrow as pa
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.conditions import conditions_of
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.generate import attempt_seed
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
-from paraclip_core.paraphrase.protocol import GenerationCache, Prompt
-from paraclip_core.paraphrase.requests import Batches, RequestKeys, RowCursor, source_column, step_requests
+from paraclip_core.paraphrase.requests import (
+    Batches,
+    GenerationCache,
+    RequestKeys,
+    RowCursor,
+    StepTables,
+    source_column,
+    step_requests,
+)
 from paraclip_core.paraphrase.rounds import rows_named, word_requests
 from paraclip_core.paraphrase.select import select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
-from paraclip_core.paraphrase.step_tables import StepTables
-from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact
 from storage.generations import GenerationStore
@@ -238,7 +245,7 @@ class MissingRequests:
             rows = tables.rejected()
             if not len(rows):
                 break
-        for condition in conditions_of(self.run.paraphrase.regenerate):
+        for condition in conditions_of(self.run.paraphrase):
             for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
                 yield ask(attempt, named)
 

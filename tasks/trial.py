@@ -13,17 +13,16 @@ from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.generate import Counts, RequestSender
-from paraclip_core.paraphrase.judge import Candidate, Judge, Request, Verdict
+from paraclip_core.paraphrase.judge import Candidate, Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.meaning import NliModel, SentenceEncoder
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.protocol import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, Synonyms, bases
-from paraclip_core.paraphrase.verdicts import JudgeSpec
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 from storage.artifacts import ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.generations import GenerationStore
@@ -168,7 +167,7 @@ class _Trial:
         self._options = run.paraphrase
         self._cache, self._target = cache, target
         self._counts = Counts()
-        self._sender = RequestSender(engine, target, self._counts, self._options.seed, self._options.chunk)
+        self._sender = RequestSender(engine, target, self._counts, self._options.chunk)
         gates = judge_spec(run, 2).gates
         self._gates = gates_of(gates)
         place = "cpu" if gates.device == "auto" else gates.device
@@ -241,7 +240,7 @@ class _Trial:
             cached,
             tuple(asked.answers),
             tuple(candidates),
-            tuple(one.answer for one in verdict.accepted[:keep]),
+            tuple(answer for answer, _ in verdict.accepted[:keep]),
             verdict.reason,
             verdict.detail,
         )
@@ -262,7 +261,7 @@ class _Trial:
         todo = [(text, key) for text, key in pairs if key not in by_key]
         if todo:
             self._announce(request.step, len(todo))
-            for part in self._sender.ask(template, request.step, sampling, request.attempt, todo):
+            for part in self._sender.ask(request, template, sampling, todo):
                 answers |= {text: (completion.texts, False) for text, _, completion in part}
         return answers
 
@@ -275,20 +274,11 @@ class _Trial:
         self._say(f"asking {engine.name}: {what}{loading}")
 
     def _judge(self, spec: JudgeSpec, requests: Sequence[Request]) -> Judge:
-        synonyms = None
+        judge = Judge(spec, self._encoder, self._nli, self._pieces)
         if spec.words and self._encoder is not None:
             texts = [text for one in requests for text in bases(one.source, one.caption, one.answers, spec.step)]
-            synonyms = Synonyms(self._words, self._encoder.encode, self._pieces).table(texts)
-        return Judge(
-            spec.gates,
-            spec.step,
-            encoder=self._encoder,
-            nli=self._nli,
-            examples=spec.examples,
-            pieces=self._pieces,
-            context_length=spec.context_length,
-            synonyms=synonyms,
-        )
+            judge.synonyms = find_synonyms(texts, self._words, self._encoder.encode, self._pieces)
+        return judge
 
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         request = word_requests(self._options, self._engine.model)

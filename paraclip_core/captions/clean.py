@@ -1,7 +1,7 @@
 """Cleaning of captions, equal to open_clip's ``whitespace_clean(basic_clean(text))``, and which captions are kept.
 
 open_clip cleans a text before it tokenizes it: ftfy mends mojibake, curly quotes, ligatures, full-width letters and
-line breaks, removes terminal escapes and control characters (NUL among them) and normalises to NFC; HTML entities are
+line breaks, removes terminal escapes and control characters (NUL among them) and normalizes to NFC; HTML entities are
 unescaped twice; runs of white space become one blank. Tags stay, for they are text like any other. Case stays too:
 lower-casing is the tokenizer's business.
 

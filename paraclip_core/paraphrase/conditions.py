@@ -1,20 +1,17 @@
 """Conditions on the rows of a step, written in SQL by a user: which rows are to be asked for once more.
 
 A condition is one boolean expression over the columns of a row, and depends on that row alone: rows are looked at batch
-by batch, and a run that is repeated must ask for the same ones. DuckDB runs it in memory, without access to anything
-outside.
+by batch, and a run that is repeated must ask for the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import duckdb
 import pyarrow as pa
 
-from paraclip_core.config import RegenerateOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.gates import REASONS
+from paraclip_core.paraphrase.gates import REASONS, gates_of
 
 __all__ = ["ROWS", "Condition", "conditions_of"]
 
@@ -37,16 +34,13 @@ ROWS = pa.schema(
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
-    "allow_community_extensions": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
-    "memory_limit": "512MB",
     "threads": "1",
     "lock_configuration": "true",
 }
-# The expression of a generated column may hold neither a subquery nor an aggregate, a window or another row's value.
+# The expression of a generated column may hold no subquery, aggregate or window, which would look at other rows.
 CHECK = "CREATE TABLE checked ({columns}, chosen AS ({text}\n))"
+# Clock and chance: the next run would ask for other rows.
 INCONSTANT = r"""
 SELECT DISTINCT function_name FROM duckdb_functions()
 WHERE stability <> 'CONSISTENT' AND list_contains(regexp_extract_all(lower(?), '(\w+)"?\s*\(', 1), function_name)
@@ -68,23 +62,18 @@ class Condition:
         """
         self.text = text
         self._con = duckdb.connect(":memory:", config=CONFIG)
-        self._con.register("rows", ROWS.empty_table())
-        rows = self._con.table("rows")
+        rows = self._con.from_arrow(ROWS.empty_table())
         columns = ", ".join(f"{name} {kind}" for name, kind in zip(rows.columns, rows.types, strict=True))
-        query = CHECK.format(columns=columns, text=text)
         try:
-            if len(duckdb.extract_statements(query)) != 1:
-                raise self._wrong("it is more than one statement")
-            self._con.execute(query)
-            checked = self._con.table("checked")
-            for (name,) in self._con.execute(INCONSTANT, [text]).fetchall():
-                raise self._wrong(f"{name}() may be another value each time")
+            self._con.execute(CHECK.format(columns=columns, text=text))
+            kind = self._con.table("checked").types[-1]
+            inconstant = self._con.execute(INCONSTANT, [text]).fetchall()
         except duckdb.Error as error:
-            raise self._wrong(_first_line(error)) from error
-        if len(checked.columns) != len(ROWS) + 1:
-            raise self._wrong("it goes on after the condition")
-        if str(checked.types[-1]) != "BOOLEAN":
-            raise self._wrong(f"it is a {checked.types[-1]} and neither true nor false")
+            raise self._unusable(str(error).splitlines()[0]) from error
+        if inconstant:
+            raise self._unusable(f"{inconstant[0][0]}() may be another value each time")
+        if str(kind) != "BOOLEAN":
+            raise self._unusable(f"it is a {kind} and neither true nor false")
 
     def rows(self, table: pa.Table) -> list[int]:
         """Positions of the rows of `table` (`ROWS`) for which it is true, in order.
@@ -92,36 +81,28 @@ class Condition:
         Raises:
             ConfigError: a value cannot be converted as the condition wants.
         """
-        self._con.register("rows", table.append_column("position", pa.array(range(table.num_rows), pa.int32())))
+        rows = self._con.from_arrow(table.append_column("position", pa.array(range(table.num_rows), pa.int32())))
         try:
-            positions = self._con.execute(f"SELECT position FROM rows WHERE ({self.text}\n)").fetchall()  # noqa: S608 (the user's own)
+            return sorted(position for (position,) in rows.filter(f"({self.text}\n)").select("position").fetchall())
         except duckdb.Error as error:
-            raise self._wrong(_first_line(error)) from error
-        return sorted(position for (position,) in positions)
+            raise self._unusable(str(error).splitlines()[0]) from error
 
-    def _wrong(self, why: str) -> ConfigError:
+    def _unusable(self, why: str) -> ConfigError:
         shown = self.text if len(self.text) <= 200 else f"{self.text[:200]}…"
         return ConfigError(f"paraphrase.regenerate: the condition {shown!r} cannot be used: {why}; {HELP}")
 
 
-def conditions_of(entries: Sequence[RegenerateOptions]) -> tuple[Condition, ...]:
-    """The condition behind each entry.
+def conditions_of(options: ParaphraseOptions) -> tuple[Condition, ...]:
+    """The condition behind each entry of `regenerate`.
 
     Raises:
-        ConfigError: there is no such reason, or a condition cannot be used.
+        ConfigError: no gate has such a reason, or a condition cannot be used.
     """
-    return tuple(Condition(_sql(entry)) for entry in entries)
-
-
-def _sql(entry: RegenerateOptions) -> str:
-    if entry.where:
-        return entry.where
-    if entry.reason not in REASONS:
-        raise ConfigError(
-            f"paraphrase.regenerate: {entry.reason!r} is no reason for a rejection; there are {', '.join(REASONS)}"
-        )
-    return f"reason = '{entry.reason}'"
-
-
-def _first_line(error: duckdb.Error) -> str:
-    return str(error).splitlines()[0]
+    gates = gates_of(options.gates)
+    reasons = dict.fromkeys((*REASONS, *gates.text, *gates.meaning))
+    for entry in options.regenerate:
+        if entry.reason and entry.reason not in reasons:
+            raise ConfigError(
+                f"paraphrase.regenerate: {entry.reason!r} is no reason for a rejection; there are {', '.join(reasons)}"
+            )
+    return tuple(Condition(entry.where or f"reason = '{entry.reason}'") for entry in options.regenerate)

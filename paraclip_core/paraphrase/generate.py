@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.base import Completion, Engine, PaidEngine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.prompts import PromptTemplate
-from paraclip_core.paraphrase.protocol import Completion, Engine, GenerationCache, PaidEngine, Prompt, StreamingEngine
-from paraclip_core.paraphrase.requests import KEY_BYTES, sampling_json
+from paraclip_core.paraphrase.requests import KEY_BYTES, GenerationCache, RequestKeys
 from paraclip_core.tables import GENERATIONS
 
 __all__ = ["Counts", "Part", "RequestSender"]
@@ -63,17 +63,15 @@ class Counts:
 class RequestSender:
     """Asks and keeps chunk by chunk; an engine that hands answers over one by one gets all requests at once."""
 
-    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, seed: int, chunk: int) -> None:
-        """`seed` is the run's; what is asked and kept is added to `counts`."""
-        self._engine, self._cache, self._counts = engine, cache, counts
-        self._seed, self._chunk = seed, chunk
+    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
+        """What is asked and kept is added to `counts`."""
+        self._engine, self._cache, self._counts, self._chunk = engine, cache, counts, chunk
 
     def ask(
         self,
+        request: RequestKeys,
         template: PromptTemplate,
-        step: int,
         sampling: SamplingOptions,
-        attempt: int,
         todo: Sequence[tuple[str, bytes]],
     ) -> Generator[Part, None, None]:
         """Answers to the texts and keys in `todo`, part by part, in the order in which they come.
@@ -81,22 +79,22 @@ class RequestSender:
         Raises:
             EngineError: the engine failed; every answer it had given was handed on before.
         """
-        seed = attempt_seed(self._seed, attempt)
+        seed = attempt_seed(request.seed, request.attempt)
         begun = self._begun([key for _, key in todo], sampling)
-        prompts = [Prompt(template.messages(text), text, step, seed, begun.get(key, ())) for text, key in todo]
+        prompts = [Prompt(template.messages(text), text, request.step, seed, begun.get(key, ())) for text, key in todo]
         streams, done = isinstance(self._engine, StreamingEngine), 0
         try:
             for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
                 part = _part(todo, numbered)
                 if part:
-                    self._keep(part, template, step, sampling, attempt)
+                    self._keep(part, request, request.prompt_id)
                 self._counts.generated += len(part)
                 done += len(part)
                 yield part
         except EngineError as error:
             if part := _part(todo, sorted(error.begun.items())):
-                part = [(text, _begun_key(key, len(found.texts)), found) for text, key, found in part]
-                self._keep(part, template, step, sampling, attempt, f"{template.id}, not all answers")
+                part = [(text, _begun_key(key, len(done.texts)), done) for text, key, done in part]
+                self._keep(part, request, f"{request.prompt_id}, not all answers")
             raise
         if done != len(todo):
             raise EngineError(f"{self._engine.name} gave {done} completions for {len(todo)} prompts")
@@ -106,14 +104,14 @@ class RequestSender:
             some = prompts[start : start + self._chunk]
             began, failure = time.monotonic(), None
             try:
-                found = dict(enumerate(self._engine.generate(some, sampling)))
+                completions = dict(enumerate(self._engine.generate(some, sampling)))
             except EngineError as error:
                 # Answers that came before the failure are paid for.
-                found, failure = error.finished, error
+                completions, failure = error.finished, error
             self._counts.engine_seconds += time.monotonic() - began
-            if failure is None and len(found) != len(some):
-                raise EngineError(f"{self._engine.name} gave {len(found)} completions for {len(some)} prompts")
-            yield [(start + number, found[number]) for number in sorted(found)]
+            if failure is None and len(completions) != len(some):
+                raise EngineError(f"{self._engine.name} gave {len(completions)} completions for {len(some)} prompts")
+            yield [(start + number, completions[number]) for number in sorted(completions)]
             if failure is not None:
                 failure.begun = {start + number: completion for number, completion in failure.begun.items()}
                 raise failure
@@ -123,22 +121,30 @@ class RequestSender:
         if sampling.n == 1 or not keys or not isinstance(self._engine, PaidEngine):
             return {}
         names = {_begun_key(key, count): key for count in range(1, sampling.n) for key in keys}
-        found = self._cache.lookup(pa.array(names, pa.binary(KEY_BYTES)))
-        rows = zip(found.column("key").to_pylist(), found.column("completions").to_pylist(), strict=True)
+        begun = self._cache.lookup(pa.array(names, pa.binary(KEY_BYTES)))
+        rows = zip(begun.column("key").to_pylist(), begun.column("completions").to_pylist(), strict=True)
         return {names[name]: tuple(texts) for name, texts in sorted(rows, key=lambda row: len(row[1]))}
 
-    def _keep(
-        self,
-        part: Part,
-        template: PromptTemplate,
-        step: int,
-        sampling: SamplingOptions,
-        attempt: int,
-        prompt: str | None = None,
-    ) -> None:
-        self._cache.append(self._generations(template, step, sampling, attempt, part, prompt or template.id))
-        self._counts.prompt_tokens += sum(completion.prompt_tokens for _, _, completion in part)
-        self._counts.completion_tokens += sum(completion.completion_tokens for _, _, completion in part)
+    def _keep(self, part: Part, request: RequestKeys, prompt: str) -> None:
+        count = len(part)
+        columns = {
+            "key": [key for _, key, _ in part],
+            "step": [request.step] * count,
+            "attempt": [request.attempt] * count,
+            "input": [storable(text) for text, _, _ in part],
+            "engine": [self._engine.name] * count,
+            "model": [request.model] * count,
+            "prompt": [prompt] * count,
+            "prompt_hash": [request.prompt_hash] * count,
+            "sampling": [request.sampling] * count,
+            "seed": [request.seed] * count,
+            "completions": [list(completion.texts) for _, _, completion in part],
+            "prompt_tokens": [completion.prompt_tokens for _, _, completion in part],
+            "completion_tokens": [completion.completion_tokens for _, _, completion in part],
+        }
+        self._cache.append(pa.Table.from_pydict(columns, schema=GENERATIONS))
+        self._counts.prompt_tokens += sum(columns["prompt_tokens"])
+        self._counts.completion_tokens += sum(columns["completion_tokens"])
 
     def _streamed(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
         assert isinstance(self._engine, StreamingEngine)
@@ -166,27 +172,6 @@ class RequestSender:
         if failure is not None:
             raise failure
 
-    def _generations(
-        self, template: PromptTemplate, step: int, sampling: SamplingOptions, attempt: int, part: Part, prompt: str
-    ) -> pa.Table:
-        count = len(part)
-        columns = {
-            "key": [key for _, key, _ in part],
-            "step": [step] * count,
-            "attempt": [attempt] * count,
-            "input": [storable(text) for text, _, _ in part],
-            "engine": [self._engine.name] * count,
-            "model": [self._engine.model] * count,
-            "prompt": [prompt] * count,
-            "prompt_hash": [template.hash] * count,
-            "sampling": [sampling_json(sampling)] * count,
-            "seed": [self._seed] * count,
-            "completions": [list(completion.texts) for _, _, completion in part],
-            "prompt_tokens": [completion.prompt_tokens for _, _, completion in part],
-            "completion_tokens": [completion.completion_tokens for _, _, completion in part],
-        }
-        return pa.Table.from_pydict(columns, schema=GENERATIONS)
-
 
 def attempt_seed(seed: int, attempt: int) -> int:
     """Seed of an attempt's prompts: another attempt must draw other answers."""
@@ -200,7 +185,7 @@ def storable(text: str) -> str:
 
 def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
     # What is judged now is what a cached run will judge.
-    return [(*todo[i], replace(found, texts=tuple(map(storable, found.texts)))) for i, found in numbered]
+    return [(*todo[i], replace(done, texts=tuple(map(storable, done.texts)))) for i, done in numbered]
 
 
 def _begun_key(key: bytes, count: int) -> bytes:

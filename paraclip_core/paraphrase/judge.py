@@ -1,35 +1,53 @@
-"""Judge: a verdict for each request, from its texts and the gates alone.
+"""Judge: a verdict on the answers to each request, from their texts and the gates alone, in several processes.
 
-Verdicts depend neither on what is judged beside a request nor on the order, so any number of processes may share them.
+A verdict depends neither on what is judged beside it nor on the order. So how answers are cut into blocks
+(`tables.ANSWERS`), and how many processes share them, changes no byte of the verdicts (`tables.VERDICTS`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
+
+import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, meaning
-from paraclip_core.paraphrase.gates import Gates, extra_gates_source, first_failure, gates_of
+from paraclip_core.errors import StageError
+from paraclip_core.lifetime import die_with
+from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.meaning import Compare, Encoder, Nli, NliModel, SentenceEncoder, model_identity
-from paraclip_core.paraphrase.pair import Pair, Pieces
-from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.small_model.synonyms import variants
+from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
+from paraclip_core.paraphrase.small_model.synonyms import Fetch, SynonymTable, find_synonyms, variants
+from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
-__all__ = ["Accepted", "Candidate", "Judge", "Request", "Verdict", "gates_digest", "make_judge"]
+__all__ = ["BLOCK_ROWS", "BlockJudge", "Candidate", "Judge", "JudgePool", "JudgeSpec", "Request", "Verdict"]
 
+GATES_VERSION = "1cfe02560ddad9cb4e1158e7d28e5a7d"
+"""Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
-CODE = (
-    *(f"paraphrase/{name}.py" for name in ("capable", "gates", "judge", "meaning", "pair", "parse", "prompts")),
-    "paraphrase/small_model/*.py",
-    *(f"captions/{name}.py" for name in ("clean", "tokens")),
+BLOCK_ROWS = 512
+IN_PROCESS_BLOCKS = 4
+"""Starting processes, which load the sentence encoder, takes as long as judging so much."""
+WHOLE_TEXT = 4096
+"""Tokens that no text reaches."""
+KILLED = (
+    "a process that judges answers was killed; the machine may be out of memory (run.judges has fewer of them). "
+    "Verdicts so far are kept; run again to go on from there"
 )
-"""The code that a verdict depends on, in the package's folder."""
+CHANGED = "the code that judges was changed since this run began; run again to go on with it"
+
+Judged = tuple[pa.RecordBatch, pa.RecordBatch]
+"""A block and its verdicts, row by row."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +58,6 @@ class Request:
     source: str
     """The caption at step 1, paraphrase 1 at step 2."""
     answers: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A parsed answer that passed every gate."""
-
-    answer: str
-    similarity: float | None
-    """Cosine of caption and answer, None without a sentence encoder."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answers that passed, or why none did."""
-
-    accepted: tuple[Accepted, ...] = ()
-    """Best first."""
-    answer: str | None = None
-    """Where none passed: the parsed answer that came furthest; None where there was none."""
-    reason: str | None = None
-    """Code of the gate that stopped it, None where an answer passed."""
-    detail: str = ""
-    similarity: float | None = None
-    """Cosine of caption and rejected answer, None where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,66 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Verdict:
+    """The answers that passed, or why none did."""
+
+    accepted: tuple[tuple[str, float | None], ...] = ()
+    """Parsed answers, best first, each with its cosine with the caption (None without a sentence encoder)."""
+    answer: str | None = None
+    """Where none passed: the parsed answer that came furthest; None where there was none."""
+    reason: str | None = None
+    """Code of the gate that stopped it, None where an answer passed."""
+    detail: str = ""
+    similarity: float | None = None
+    """Cosine of caption and rejected answer, None where nobody asked."""
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """Everything that a process needs to judge; plain data."""
+
+    gates: GateOptions
+    """With the preset resolved."""
+    step: int
+    examples: tuple[tuple[str, str], ...] = ()
+    """The prompt's examples as (user, assistant)."""
+    context_length: int = 77
+    """Of the text tower."""
+    words: str = ""
+    """What names the requests for single words, where answers with swapped words are tried; empty elsewhere."""
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code.
+
+        Raises:
+            ConfigError: one of the user's own gates cannot be imported.
+            EngineError: the sentence encoder's package is not installed.
+        """
+        decides = {
+            # Floods are decided over all verdicts, later.
+            "options": {name: value for name, value in meaning(self.gates).items() if name != "max_repeats"},
+            "step": self.step,
+            "examples": list(map(list, self.examples)),
+            "context": self.context_length,
+            "synonyms": self.words,
+            "encoder": model_identity(self.gates.encoder) if gates_of(self.gates).meaning else "",
+            "nli": model_identity(self.gates.nli) if self.gates.nli else "",
+            "code": GATES_VERSION,
+        }
+        digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16)
+        for source in extra_gates_source(self.gates).values():
+            digest.update(hashlib.blake2b(source, digest_size=16).digest())
+        return digest.digest()
+
+    @property
+    def max_repeats(self) -> int | None:
+        """Inputs for which one answer is no flood yet; None where no answer is a flood."""
+        return None if self.gates.preset == "off" else self.gates.max_repeats
+
+
+@dataclass(frozen=True)
+class _Scored:
     """One candidate: passed, or stopped for a reason."""
 
     answer: str
@@ -98,34 +151,30 @@ class Judge:
     """Applies the gates of one step."""
 
     def __init__(
-        self,
-        options: GateOptions,
-        step: int,
-        *,
-        encoder: Encoder | None = None,
-        nli: Nli | None = None,
-        examples: Sequence[tuple[str, str]] = (),
-        pieces: Pieces | None = None,
-        context_length: int = 77,
-        synonyms: Mapping[str, tuple[str, ...]] | None = None,
+        self, spec: JudgeSpec, encoder: Encoder | None = None, nli: Nli | None = None, pieces: Pieces | None = None
     ) -> None:
-        """Judge answers of `step`.
+        """Judge with these models; :meth:`with_models` takes those that the options name.
 
-        Args:
-            options: with the preset resolved.
-            step: 1 or 2.
-            encoder: asked by gates on meaning and for the order of the answers; without it all pass those gates.
-            nli: asked where the options name one.
-            examples: the prompt's, as (user, assistant).
-            pieces: number of CLIP tokens of a text.
-            context_length: of the text tower.
-            synonyms: word → other words, which are tried as further answers.
+        Without `encoder` all answers pass the gates on meaning, and none is better than another; without `pieces` they
+        pass those on CLIP tokens.
         """
-        self._options, self._step = options, step
-        self._gates: Gates = gates_of(options)
-        self._encoder, self._nli = encoder, nli
-        self._pair = Pair("", "", "", step, tuple(examples), pieces, context_length)
-        self._synonyms = synonyms
+        self._options, self._gates = spec.gates, gates_of(spec.gates)
+        self.encoder, self._nli, self.pieces = encoder, nli, pieces
+        self._pair = Pair("", "", "", spec.step, spec.examples, pieces, spec.context_length)
+        self.synonyms: SynonymTable | None = None
+        """Word → other words, with which further answers are made; None: none are."""
+
+    @classmethod
+    def with_models(cls, spec: JudgeSpec) -> Judge:
+        """A judge with the models that the options name, which the first answer loads."""
+        options, whole = spec.gates, Tokenizer(context_length=WHOLE_TEXT)
+        device = "cpu" if options.device == "auto" else options.device
+        return cls(
+            spec,
+            SentenceEncoder(options.encoder, device) if gates_of(options).meaning else None,
+            NliModel(options.nli, device) if options.nli else None,
+            lambda text: len(whole.encode(text)) - 2,
+        )
 
     def judge(self, requests: Sequence[Request]) -> list[Verdict]:
         """A verdict for each request, in order.
@@ -133,25 +182,12 @@ class Judge:
         Of the answers that pass, those of at most 1.3 times the input's words and one come first, each by the lower
         cosine (with input and caption) − 0.3 · overlap of the content words. Preset `off` leaves them as they came.
         """
-        candidates = [self._candidates(request) for request in requests]
-        failures = [[first_failure(pair, self._options, self._gates) for pair in some] for some in candidates]
-        passing = [
-            pair
-            for pairs, results in zip(candidates, failures, strict=True)
-            for pair, failure in zip(pairs, results, strict=True)
-            if failure is None
+        checked = [
+            [(pair, first_failure(pair, self._options, self._gates)) for pair in self._candidates(request)]
+            for request in requests
         ]
-        compare = self._comparing(passing)
-        verdicts = []
-        for pairs, results in zip(candidates, failures, strict=True):
-            judged = [
-                self._by_meaning(pair, compare)
-                if failure is None
-                else _Judged(pair.answer, None, (False, 0.0), *failure)
-                for pair, failure in zip(pairs, results, strict=True)
-            ]
-            verdicts.append(self._verdict(judged))
-        return verdicts
+        compare = self._comparing([pair for pairs in checked for pair, failure in pairs if failure is None])
+        return [self._verdict([self._judged(pair, failure, compare) for pair, failure in pairs]) for pairs in checked]
 
     def explain(self, requests: Sequence[Request]) -> list[list[Candidate]]:
         """Every candidate of each request, in the order in which they are judged, with the result of every gate."""
@@ -170,123 +206,190 @@ class Judge:
 
     def _candidates(self, request: Request) -> list[Pair]:
         raw = list(request.answers)
-        if self._synonyms is not None:
-            raw += variants(request.source, request.caption, raw, self._step, self._synonyms)
+        if self.synonyms is not None:
+            raw += variants(request.source, request.caption, raw, self._pair.step, self.synonyms)
         answers = dict.fromkeys(map(parse_answer, raw))
         return [replace(self._pair, caption=request.caption, source=request.source, answer=a) for a in answers]
 
     def _comparing(self, pairs: Sequence[Pair]) -> Compare | None:
         """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
-        if self._encoder is None or not self._gates.meaning:
+        if self.encoder is None or not self._gates.meaning:
             return None
-        compare = Compare(self._encoder, self._nli)
-        both_ways = (
-            [texts for pair in pairs for texts in ((pair.caption, pair.answer), (pair.answer, pair.caption))]
-            if self._nli
-            else []
-        )
+        compare = Compare(self.encoder, self._nli)
+        ways = [(pair.caption, pair.answer) for pair in pairs] if self._nli else []
+        both_ways = [*ways, *((answer, caption) for caption, answer in ways)]
         compare.prepare((text for pair in pairs for text in self._gates.compared(pair)), both_ways)
         return compare
 
-    def _by_meaning(self, pair: Pair, compare: Compare | None) -> _Judged:
+    def _judged(self, pair: Pair, failure: tuple[str, str] | None, compare: Compare | None) -> _Scored:
+        if failure is not None:
+            return _Scored(pair.answer, None, (False, 0.0), *failure)
         if compare is None:
-            return _Judged(pair.answer)
+            return _Scored(pair.answer)
         to_source, to_caption = compare.cosine(pair.source, pair.answer), compare.cosine(pair.caption, pair.answer)
         for reason, gate in self._gates.meaning.items():
             detail = gate(pair, self._options, compare)
             if detail is not None:
-                return _Judged(pair.answer, to_caption, (False, 0.0), reason, detail)
+                return _Scored(pair.answer, to_caption, (False, 0.0), reason, detail)
         if self._options.preset == "off":
-            return _Judged(pair.answer, to_caption)
+            return _Scored(pair.answer, to_caption)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
         score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
-        return _Judged(pair.answer, to_caption, (short, score))
+        return _Scored(pair.answer, to_caption, (short, score))
 
-    def _verdict(self, judged: Sequence[_Judged]) -> Verdict:
+    def _verdict(self, judged: Sequence[_Scored]) -> Verdict:
         if not judged:
             return Verdict((), None, "no_paraphrase", "the engine has none for this text")
         passed = sorted((one for one in judged if one.reason is None), key=lambda one: one.score, reverse=True)
         if passed:
-            return Verdict(tuple(Accepted(one.answer, one.similarity) for one in passed))
+            return Verdict(tuple((one.answer, one.similarity) for one in passed))
         # The answer that came furthest says most about what to mend; max takes the first of equals.
         furthest = max(judged, key=lambda one: self._gates.rank(one.reason or ""))
         return Verdict((), furthest.answer, furthest.reason, furthest.detail, furthest.similarity)
 
 
-def make_judge(
-    options: GateOptions,
-    step: int,
-    examples: Sequence[tuple[str, str]] = (),
-    context_length: int = 77,
-    synonyms: Mapping[str, tuple[str, ...]] | None = None,
-    device: str = "cpu",
-) -> Judge:
-    """The judge of some options with its models, which the first answer loads.
+class BlockJudge:
+    """Judges blocks in this process; the first one that needs the models loads them."""
 
-    Args:
-        options: with the preset resolved.
-        step: 1 or 2.
-        examples: the prompt's, as (user, assistant).
-        context_length: of the text tower.
-        synonyms: word → other words, which are tried as further answers.
-        device: where models compute if `options.device` is `auto`.
-    """
-    place = device if options.device == "auto" else options.device
-    whole = Tokenizer(context_length=4096)
-    return Judge(
-        options,
-        step,
-        encoder=SentenceEncoder(options.encoder, place) if gates_of(options).meaning else None,
-        nli=NliModel(options.nli, place) if options.nli else None,
-        examples=examples,
-        pieces=lambda text: len(whole.encode(text)) - 2,
-        context_length=context_length,
-        synonyms=synonyms,
-    )
+    def __init__(self, spec: JudgeSpec) -> None:
+        self.judge = Judge.with_models(spec)
+        self._digest = spec.digest
+        self._tokens = Tokenizer(spec.context_length)
 
-
-def gates_digest(
-    options: GateOptions,
-    step: int,
-    examples: Sequence[tuple[str, str]],
-    context_length: int,
-    synonyms_of: str = "",
-) -> bytes:
-    """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code.
-
-    Args:
-        options: with the preset resolved.
-        step: 1 or 2.
-        examples: the prompt's, as (user, assistant).
-        context_length: of the text tower.
-        synonyms_of: what names the requests for single words, where synonyms are tried.
-
-    Raises:
-        ConfigError: one of the user's own gates cannot be imported.
-        EngineError: the sentence encoder's package is not installed.
-    """
-    gates = gates_of(options)
-    decides = {
-        # Floods are decided over all verdicts, later.
-        "options": {name: value for name, value in meaning(options).items() if name != "max_repeats"},
-        "step": step,
-        "examples": list(map(list, examples)),
-        "context": context_length,
-        "synonyms": synonyms_of,
-        "encoder": model_identity(options.encoder) if gates.meaning else "",
-        "nli": model_identity(options.nli) if options.nli else "",
-        "code": code_digest(),
-    }
-    digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16)
-    for source in extra_gates_source(options).values():
-        digest.update(hashlib.blake2b(source, digest_size=16).digest())
-    return digest.digest()
+    def __call__(self, block: pa.RecordBatch) -> pa.RecordBatch:
+        """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
+        captions, sources, answers = (block.column(name).to_pylist() for name in ("caption", "source", "completions"))
+        verdicts = self.judge.judge(list(map(Request, captions, sources, answers)))
+        accepted = [one for verdict in verdicts for one in verdict.accepted]
+        texts = [text for text, _ in accepted]
+        tokens = self._tokens.encode_batch(texts).cast(ACCEPTED.field("tokens").type)
+        similarities = pa.array([similarity for _, similarity in accepted], pa.float32())
+        flat = pa.StructArray.from_arrays([pa.array(texts, pa.string()), tokens, similarities], fields=list(ACCEPTED))
+        offsets = [0]
+        for verdict in verdicts:
+            offsets.append(offsets[-1] + len(verdict.accepted))
+        columns = {
+            "generation": block.column("generation"),
+            "parent": block.column("parent"),
+            "gates": pa.repeat(pa.scalar(self._digest, pa.binary(16)), len(verdicts)),
+            "accepted": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat),
+            "answer": pa.array([verdict.answer for verdict in verdicts], pa.string()),
+            "reason": pa.array([verdict.reason for verdict in verdicts], pa.string()),
+            "detail": pa.array([verdict.detail for verdict in verdicts], pa.string()),
+            "similarity": pa.array([verdict.similarity for verdict in verdicts], pa.float32()),
+        }
+        arrays = [columns[name].cast(VERDICTS.field(name).type) for name in VERDICTS.names]
+        return pa.RecordBatch.from_arrays(arrays, schema=VERDICTS)
 
 
-@cache
-def code_digest() -> str:
-    """A hash of the code that judges, so that no verdict of another release's gates is taken for this one's."""
-    package, digest = Path(__file__).parents[1], hashlib.blake2b(digest_size=16)
-    for path in (path for pattern in CODE for path in sorted(package.glob(pattern))):
-        digest.update(f"{path.name}:".encode() + path.read_bytes())
-    return digest.hexdigest()
+class JudgePool:
+    """Processes that judge, started when there is enough for them; close it at the end."""
+
+    def __init__(self, spec: JudgeSpec, processes: int = 0, scratch: Path | None = None) -> None:
+        """`processes` judge at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
+        self._spec, self._scratch = spec, scratch
+        self._processes = processes or os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
+        self._own: BlockJudge | None = None
+        self._synonyms = ""
+        """File with the table of synonyms."""
+        self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
+
+    def find_synonyms(self, fetch: Fetch, texts: Iterable[str]) -> None:
+        """From now on, also try answers with words swapped: those that `fetch` finds for the words of the texts."""
+        judge = self._judge_here().judge
+        assert self._scratch is not None and judge.encoder is not None
+        judge.synonyms = find_synonyms(texts, fetch, judge.encoder.encode, judge.pieces)
+        text = json.dumps(judge.synonyms, sort_keys=True)
+        path = self._scratch / f"synonyms-{text_hash(text).hex()}.json"
+        path.write_text(text)
+        self._synonyms = str(path)
+
+    def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
+        """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks, which have `rows` rows together.
+
+        Raises:
+            StageError: a judging process died, or has other code than this one.
+            EngineError: the sentence encoder cannot be loaded.
+        """
+        if self._pool is None and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
+            judge = self._judge_here()
+            yield from ((block, judge(block)) for block in blocks)
+            return
+        for block in blocks:
+            self._submit(block)
+            if len(self._waiting) > 2 * self._processes:
+                yield self._next()
+        yield from self.offered(wait=True)
+
+    def offer(self, block: pa.RecordBatch) -> bool:
+        """Let a process judge a block while the caller does something else, if one has time for it."""
+        if self._processes == 1 or len(self._waiting) > 2 * self._processes:
+            return False
+        self._submit(block)
+        return True
+
+    def offered(self, wait: bool = False) -> Iterator[Judged]:
+        """Offered blocks with their verdicts, those that are judged; `wait`: all of them."""
+        while self._waiting and (wait or self._waiting[0][1].done()):
+            yield self._next()
+
+    def close(self) -> None:
+        """End the processes; what they are judging is given up."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _judge_here(self) -> BlockJudge:
+        self._own = self._own or BlockJudge(self._spec)
+        return self._own
+
+    def _submit(self, block: pa.RecordBatch) -> None:
+        if self._pool is None:
+            # Not forked: threads of torch and Arrow do not survive that.
+            context = multiprocessing.get_context("spawn")
+            arguments = os.getpid(), self._spec, self._spec.digest
+            self._pool = ProcessPoolExecutor(self._processes, context, _start_worker, arguments)
+        try:
+            self._waiting.append((block, self._pool.submit(_judge_block, block, self._synonyms)))
+        except BrokenProcessPool as error:
+            raise StageError(KILLED) from error
+
+    def _next(self) -> Judged:
+        block, future = self._waiting.popleft()
+        try:
+            return block, future.result()
+        except BrokenProcessPool as error:
+            raise StageError(KILLED) from error
+
+
+_spec: JudgeSpec
+_digest: bytes
+_judge: BlockJudge | None = None
+_synonyms = ""
+
+
+def _start_worker(parent: int, spec: JudgeSpec, digest: bytes) -> None:
+    """Make a judging process ready: it ends with its parent and leaves the other cores to its siblings."""
+    global _spec, _digest
+    die_with(parent)
+    if gates_of(spec.gates).meaning:
+        import torch
+
+        torch.set_num_threads(1)
+    _spec, _digest = spec, digest
+
+
+def _judge_block(block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
+    """Verdicts of a block, with the table of synonyms in the file `synonyms`, where there is one."""
+    global _judge, _synonyms
+    if _judge is None:
+        if _spec.digest != _digest:
+            # This process has read the code anew, and its verdicts would not be those that the parent looks for.
+            raise StageError(CHANGED)
+        _judge = BlockJudge(_spec)
+    if synonyms != _synonyms:
+        table = json.loads(Path(synonyms).read_text())
+        _judge.judge.synonyms = {word: tuple(others) for word, others in table.items()}
+        _synonyms = synonyms
+    return _judge(block)

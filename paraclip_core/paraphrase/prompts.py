@@ -13,7 +13,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.small_model.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralise", "prompt_for", "swaps_words", "tidy"]
+__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralize", "prompt_for", "swaps_words", "tidy"]
 
 Turns = tuple[tuple[str, str], ...]
 RULES = "neutralise-1 tidy-1"
@@ -71,8 +71,8 @@ class PromptTemplate:
         )
 
     def messages(self, text: str) -> Turns:
-        """The chat turns for one text, which is neutralised and never interpreted."""
-        safe = neutralise(tidy(text) if self.tidied else text)
+        """The chat turns for one text, which is neutralized and never interpreted."""
+        safe = neutralize(tidy(text) if self.tidied else text)
         if self.quoted:
             safe = safe.replace('"', "'")
         role = "text" if self.completion else "user"
@@ -86,7 +86,7 @@ class PromptTemplate:
         )
 
 
-def neutralise(text: str) -> str:
+def neutralize(text: str) -> str:
     """One line of plain text that no chat template takes for anything else.
 
     Control and line-breaking characters become blanks, invisible format characters (zero width, bidirectional
@@ -97,14 +97,14 @@ def neutralise(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    kept = []
+    chars = []
     for char in text.translate(_FULL_WIDTH):
         category = unicodedata.category(char)
         if category in ("Cc", "Zl", "Zp"):
-            kept.append(" ")
+            chars.append(" ")
         elif category not in ("Cf", "Cs", "Co", "Cn"):
-            kept.append(char)
-    return "".join(kept)
+            chars.append(char)
+    return "".join(chars)
 
 
 def tidy(text: str) -> str:
@@ -112,13 +112,13 @@ def tidy(text: str) -> str:
 
     Where nothing would be left, the text as it is.
     """
-    found = _NOISE.sub(" ", text)
-    letters = [char for char in found if char.isalpha()]
-    capitals = [word for word in found.split() if word[:1].isupper()]
-    if letters and (all(char.isupper() for char in letters) or len(capitals) == len(found.split()) > 3):
-        found = found.lower()
-    found = " ".join(_RUNS.sub(lambda run: run.group()[0], found).split()).strip(" -|,;:#")
-    return found or text
+    line = _NOISE.sub(" ", text)
+    letters = [char for char in line if char.isalpha()]
+    capitals = [word for word in line.split() if word[:1].isupper()]
+    if letters and (all(char.isupper() for char in letters) or len(capitals) == len(line.split()) > 3):
+        line = line.lower()
+    line = " ".join(_RUNS.sub(lambda run: run.group()[0], line).split()).strip(" -|,;:#")
+    return line or text
 
 
 def bare(text: str) -> str:
@@ -126,10 +126,10 @@ def bare(text: str) -> str:
 
     Where nothing would be left, the text as it is.
     """
-    found = _OPENING.sub("", tidy(text)).split()
-    while found and (not any(map(str.isalpha, found[-1])) or found[-1].strip(".,;:!|").lower() in NOISE_WORDS):
-        found.pop()
-    return " ".join(found) or text
+    words = _OPENING.sub("", tidy(text)).split()
+    while words and (not any(map(str.isalpha, words[-1])) or words[-1].strip(".,;:!|").lower() in NOISE_WORDS):
+        words.pop()
+    return " ".join(words) or text
 
 
 def swaps_words(options: ParaphraseOptions, prompt: PromptTemplate) -> bool:

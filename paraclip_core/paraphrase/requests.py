@@ -1,30 +1,43 @@
-"""Requests: which rows a step asks about, and the key of each request.
+"""Requests: which rows a step asks about, the key of each request, and what the cache has not answered or judged.
 
 Equal keys mean that the same answer may be used again. A key is blake2b-128 over step, model, prompt (id and text),
 sampling, seed, attempt and input text, each with its length in front, so that no two different requests can run
 together into the same bytes.
+
+A step's requests are a table in DuckDB, `asked`, with a row for each row of the step and attempt. What is missing is an
+anti-join of it with the cache's `generations`, what is not judged one with `verdicts`, over all rows at once. Texts
+stay in the step's Parquet files and are read again for the rows that need them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.tables import ANSWERS
 
 __all__ = [
     "INPUT_COLUMNS",
     "KEY_BYTES",
+    "NO_PARENT",
     "Batches",
+    "GenerationCache",
     "RequestKeys",
     "RowCursor",
+    "StepTables",
+    "answers_block",
     "in_fraction",
     "own_share",
     "sampling_json",
@@ -46,6 +59,24 @@ INPUT_COLUMNS = {
 
 KEY_BYTES = 16
 FORMAT = "paraclip-request-1"
+
+CONFIG: dict[str, Any] = {
+    "memory_limit": "1GB",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+TAKEN_ROWS = 65_536
+NO_PARENT = bytes(16)
+"""Parent of step 1's generations: they come from no other."""
+
+# `parent` is null at step 1; a constant of 16 bytes for each of ten million rows would be 300 MB.
+JUDGED = """
+CREATE OR REPLACE VIEW judged AS
+SELECT a.row, a.attempt, a.key, v.accepted, v.answer, v.reason, v.detail, v.similarity
+FROM asked a JOIN cache.verdicts v ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
+WHERE v.gates = getvariable('gates')
+"""
 
 
 def sampling_json(sampling: SamplingOptions) -> str:
@@ -167,3 +198,172 @@ class RowCursor:
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+class GenerationCache(Protocol):
+    """Every generation that was ever paid for, and every verdict on one."""
+
+    def attached(self, con: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:
+        """Everything as tables `cache.generations` and `cache.verdicts` of `con`, for as long as the context lasts."""
+        ...
+
+    def lookup(self, keys: pa.FixedSizeBinaryArray) -> pa.Table:
+        """Columns `key` and `completions` of the known ones among `keys`, each once, in any order."""
+        ...
+
+    def append(self, generations: pa.Table) -> None:
+        """Keep generations (schema `paraclip_core.tables.GENERATIONS`); on return they survive a kill."""
+        ...
+
+    def append_verdicts(self, verdicts: pa.Table) -> None:
+        """Keep verdicts (schema `paraclip_core.tables.VERDICTS`); on return they survive a kill."""
+        ...
+
+
+class StepTables:
+    """What one step asks, beside what the cache holds; close it at the end."""
+
+    def __init__(self, step: int, cache: GenerationCache, batches: Batches, gates: bytes, scratch: Path) -> None:
+        """Begin with nothing asked.
+
+        Args:
+            step: 1 or 2.
+            cache: where generations and verdicts are kept.
+            batches: reads the step's rows.
+            gates: digest of the gates whose verdicts count.
+            scratch: folder for what does not fit into memory, and for intermediate files.
+        """
+        self.step, self.cache, self.batches, self.scratch = step, cache, batches, scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})
+        self.con.execute("CREATE TABLE asked (row BIGINT, attempt SMALLINT, key BLOB, parent BLOB)")
+        self.con.execute("SET VARIABLE gates = ?::BLOB", [gates])
+        self.con.execute("SET VARIABLE no_parent = ?::BLOB", [NO_PARENT])
+        self.rows = 0
+        """Rows of the step, known once the first attempt is asked."""
+
+    def close(self) -> None:
+        """Give back memory and temporary files."""
+        self.con.close()
+
+    def ask(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
+        """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows."""
+        source = source_column(self.step)
+        batches = self.batches([source] if self.step == 1 else [source, "generation_1"])
+        if rows is None:
+            self.rows = 0
+            for batch in batches:
+                self._insert(request, np.arange(self.rows, self.rows + batch.num_rows), batch)
+                self.rows += batch.num_rows
+            return
+        cursor = RowCursor(batches)
+        for start in range(0, len(rows), TAKEN_ROWS):
+            numbers = rows[start : start + TAKEN_ROWS]
+            self._insert(request, numbers, cursor.take(numbers))
+
+    def _insert(self, request: RequestKeys, numbers: np.ndarray, batch: pa.RecordBatch | pa.Table) -> None:
+        keys = request.keys(batch.column(source_column(self.step)).to_pylist())
+        parents = batch.column("generation_1") if self.step == 2 else pa.nulls(batch.num_rows, pa.binary(16))
+        attempts = pa.repeat(pa.scalar(request.attempt, pa.int16()), batch.num_rows)
+        columns = [pa.array(numbers), attempts, keys, parents]
+        self.con.register("fresh", pa.Table.from_arrays(columns, ["row", "attempt", "key", "parent"]))
+        self.con.execute("INSERT INTO asked SELECT * FROM fresh")
+        self.con.unregister("fresh")
+
+    def requests(self, attempt: int) -> int:
+        """Different requests of an attempt."""
+        return self._count("SELECT count(DISTINCT key) FROM asked WHERE attempt = ?", attempt)
+
+    def missing(self, attempt: int) -> np.ndarray:
+        """Rows (int64, ascending) whose request has no answer, the first one of each request."""
+        with self.cache.attached(self.con):
+            return self._numbers(
+                "SELECT min(a.row) AS row FROM asked a ANTI JOIN cache.generations g ON g.key = a.key "
+                "WHERE a.attempt = ? GROUP BY a.key ORDER BY 1",
+                attempt,
+            )
+
+    def with_texts(self, request: RequestKeys, rows: np.ndarray, count: int) -> Iterator[pa.Table]:
+        """The requests of these rows as `tables.ANSWERS` without the answers, so many at a time."""
+        source = source_column(self.step)
+        names = ["caption"] if self.step == 1 else ["caption", source, "generation_1"]
+        cursor = RowCursor(self.batches(names))
+        for start in range(0, len(rows), count):
+            taken = cursor.take(rows[start : start + count])
+            keys = request.keys(taken.column(source).to_pylist())
+            no_parent = pa.repeat(pa.scalar(NO_PARENT, pa.binary(KEY_BYTES)), len(keys))
+            parents = taken.column("generation_1") if self.step == 2 else no_parent
+            columns = [keys, parents, taken.column("caption"), taken.column(source)]
+            yield pa.Table.from_arrays(columns, ANSWERS.names[:-1])
+
+    def find_unjudged(self, attempt: int, rows: np.ndarray | None = None) -> int:
+        """Collect the answers without a verdict, of all rows or of these alone, for :meth:`unjudged`; their number."""
+        chosen = None if rows is None else rows.tolist()
+        with self.cache.attached(self.con):
+            self.con.execute(
+                "CREATE OR REPLACE TABLE unjudged AS "
+                "SELECT min(a.row) AS row, a.key, a.parent, any_value(g.completions) AS completions "
+                "FROM asked a JOIN cache.generations g ON g.key = a.key "
+                "ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('gates')) v "
+                "ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent')) "
+                "WHERE a.attempt = ? AND (?::BIGINT[] IS NULL OR list_contains(?::BIGINT[], a.row)) "
+                "GROUP BY a.key, a.parent",
+                [attempt, chosen, chosen],
+            )
+        return self._count("SELECT count(*) FROM unjudged")
+
+    def unjudged(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
+        """Blocks (`tables.ANSWERS`) of what :meth:`find_unjudged` collected, by row."""
+        source = source_column(self.step)
+        texts = RowCursor(self.batches(list(dict.fromkeys(("caption", source)))))
+        # A cursor of its own: other queries on the connection would end the stream.
+        cursor = self.con.cursor()
+        try:
+            query = "SELECT row, key, parent, completions FROM unjudged ORDER BY row"
+            for batch in cursor.sql(query).to_arrow_reader(block_rows):
+                taken = texts.take(batch.column("row").to_numpy())
+                parents = batch.column("parent").fill_null(NO_PARENT)
+                columns = [batch.column("key"), parents, taken.column("caption"), taken.column(source)]
+                yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
+        finally:
+            cursor.close()
+
+    def rejected(self) -> np.ndarray:
+        """Rows (int64, ascending) that were judged and have no accepted answer at any attempt."""
+        with self.judged():
+            return self._numbers(
+                "SELECT row FROM judged GROUP BY row HAVING NOT bool_or(len(accepted) > 0) ORDER BY row"
+            )
+
+    def accepted(self) -> int:
+        """How many rows have an accepted answer."""
+        with self.judged():
+            return self._count("SELECT count(DISTINCT row) FROM judged WHERE len(accepted) > 0")
+
+    def reasons(self, rows: np.ndarray) -> dict[str | None, int]:
+        """How many of these rows were rejected at their first attempt for each reason, most first; None: accepted."""
+        query = (
+            "SELECT reason, count(*) FROM judged WHERE attempt = 0 AND list_contains(?::BIGINT[], row) "
+            "GROUP BY reason ORDER BY count(*) DESC, min(row)"
+        )
+        with self.judged():
+            return dict(self.con.execute(query, [rows.tolist()]).fetchall())
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """While it lasts, the view `judged` has row, attempt, key and verdict of all that is asked and judged."""
+        with self.cache.attached(self.con):
+            self.con.execute(JUDGED)
+            yield
+
+    def _numbers(self, query: str, *parameters: object) -> np.ndarray:
+        return self.con.execute(query, list(parameters)).fetchnumpy()["row"].astype(np.int64)
+
+    def _count(self, query: str, *parameters: object) -> int:
+        return self.con.execute(query, list(parameters)).fetchall()[0][0]
+
+
+def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
+    """Requests as of :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
+    (block,) = requests.append_column("completions", completions).cast(ANSWERS).combine_chunks().to_batches()
+    return block

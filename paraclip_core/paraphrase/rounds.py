@@ -1,6 +1,6 @@
 """The rounds of one step: generate what is missing, judge what is not judged, and again for what was rejected.
 
-A round is two set-wise joins (:mod:`paraclip_core.paraphrase.step_tables`) and the work that they leave. What was
+A round is two set-wise joins (:mod:`paraclip_core.paraphrase.requests`) and the work that they leave. What was
 answered or judged before, by whichever run, is never asked for or judged again, so a killed round goes on where it was.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,21 +18,21 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.conditions import Condition, conditions_of
+from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.generate import Counts, RequestSender
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import CheckedEngine, Engine, GenerationCache, PaidEngine
-from paraclip_core.paraphrase.requests import RequestKeys, RowCursor, sampling_json, source_column, step_requests
-from paraclip_core.paraphrase.select import Selection, latest_rows, select
-from paraclip_core.paraphrase.small_model.synonyms import (
-    THESAURUS,
-    WORD_SAMPLING,
-    WORD_STEP,
-    bases,
+from paraclip_core.paraphrase.requests import (
+    GenerationCache,
+    RequestKeys,
+    StepTables,
+    answers_block,
+    sampling_json,
+    step_requests,
 )
-from paraclip_core.paraphrase.step_tables import NO_PARENT, StepTables
-from paraclip_core.paraphrase.verdicts import BLOCK_ROWS, JudgePool
+from paraclip_core.paraphrase.select import Selection, latest_rows, select
+from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
-from paraclip_core.tables import ANSWERS
 
 __all__ = ["Rounds", "Sample", "rows_named", "word_requests"]
 
@@ -48,9 +48,8 @@ FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SAMPLES = 20
 LONGEST_SAMPLE = 300
-
-
-Facts = dict[str, float | int | str]
+Phase = Callable[[int], None]
+"""Told how many more are done."""
 
 
 class Sample(NamedTuple):
@@ -60,15 +59,6 @@ class Sample(NamedTuple):
     answer: str
     outcome: str
     """`kept`, or a reason with its detail."""
-
-
-class _Request(NamedTuple):
-    """A row whose request is sent."""
-
-    text: str
-    key: bytes
-    caption: str
-    parent: bytes
 
 
 class Rounds:
@@ -103,10 +93,8 @@ class Rounds:
         self.progress: Progress = silent
         """Told how far it is, phase by phase."""
         self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
-        self._sender = RequestSender(engine, cache, self.counts, options.seed, options.chunk)
-        self._warning = ""
-        self._reasons: Counter[str | None] = Counter()
-        """Verdicts of this pass by reason, None: accepted."""
+        self._sender = RequestSender(engine, cache, self.counts, options.chunk)
+        self._warning, self._accepted = "", 0
         self._verdicts: list[pa.RecordBatch] = []
 
     def run(self) -> None:
@@ -125,7 +113,7 @@ class Rounds:
                     rows = self.tables.rejected()
                     if not len(rows):
                         break
-            for condition in conditions_of(self.options.regenerate):
+            for condition in conditions_of(self.options):
                 for attempt, again in rows_named(self.tables, condition, self._max_repeats).items():
                     self._round(attempt, again)
         finally:
@@ -150,45 +138,35 @@ class Rounds:
         self.counts.cached += requested - len(missing)
         if len(missing) and attempt == 0 and isinstance(self.engine, CheckedEngine):
             self.engine.check()
-        phase = _Phase(self.progress, "asking", len(missing), self._facts)
+        phase = self._phase("asking", len(missing))
         if attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._generate(request, first, phase)
             self._judge(request, first)
-            self._check_first()
+            self._check_first(first)
         self._generate(request, missing, phase)
         if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words):
             # Nothing more will be asked: others may have the GPU while answers are judged.
             self.engine.close()
         self._judge(request)
 
-    def _generate(self, request: RequestKeys, rows: np.ndarray, phase: _Phase) -> None:
+    def _generate(self, request: RequestKeys, rows: np.ndarray, phase: Phase) -> None:
         """Send the requests of these rows; verdicts come meanwhile where judging takes nothing from the engine."""
         # Processes that judge take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._with_words)
-        cursor = RowCursor(self.tables.batches(self._text_columns()))
-        for start in range(0, len(rows), SENT_ROWS):
-            todo = {sent.key: sent for sent in self._requests(request, cursor.take(rows[start : start + SENT_ROWS]))}
-            pairs = [(sent.text, key) for key, sent in todo.items()]
-            prompt = prompt_for(self.options, request.step)
-            for part in self._sender.ask(prompt, request.step, self.options.sampling, request.attempt, pairs):
+        prompt = prompt_for(self.options, request.step)
+        for asked in self.tables.with_texts(request, rows, SENT_ROWS):
+            keys: list[bytes] = asked.column("generation").to_pylist()
+            place = {key: number for number, key in enumerate(keys)}
+            todo = list(zip(asked.column("source").to_pylist(), keys, strict=True))
+            for part in self._sender.ask(request, prompt, self.options.sampling, todo):
                 if ahead:
-                    self._pool.offer(_block([(todo[key], completion.texts) for _, key, completion in part]))
-                    for block, verdicts in self._pool.offered():
-                        self._take(block, verdicts)
-                phase.add(len(part))
-        for block, verdicts in self._pool.offered(wait=True):
-            self._take(block, verdicts)
+                    block = asked.take([place[key] for _, key, _ in part])
+                    self._pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
+                    self._take(self._pool.offered())
+                phase(len(part))
+        self._take(self._pool.offered(wait=True))
         self._keep_verdicts()
-
-    def _text_columns(self) -> list[str]:
-        return ["caption"] if self.tables.step == 1 else ["caption", "paraphrase_1", "generation_1"]
-
-    def _requests(self, request: RequestKeys, rows: pa.Table) -> Iterator[_Request]:
-        texts = rows.column(source_column(self.tables.step)).to_pylist()
-        captions = rows.column("caption").to_pylist()
-        parents = rows.column("generation_1").to_pylist() if self.tables.step == 2 else [NO_PARENT] * len(texts)
-        yield from map(_Request, texts, request.keys(texts).to_pylist(), captions, parents)
 
     def _judge(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
         """Judge the round's answers that have no verdict, of all rows or of these."""
@@ -199,56 +177,51 @@ class Rounds:
             texts = (text for block in self.tables.unjudged(BLOCK_ROWS) for text in _bases(block, self.tables.step))
             self._pool.find_synonyms(self._words, texts)
         began = time.monotonic()
-        phase = _Phase(self.progress, "judging", count, self._facts)
-        for block, verdicts in self._pool.judge(self.tables.unjudged(BLOCK_ROWS), count):
-            self._take(block, verdicts)
-            phase.add(verdicts.num_rows)
+        self._take(self._pool.judge(self.tables.unjudged(BLOCK_ROWS), count), self._phase("judging", count))
         self._keep_verdicts()
         self.counts.judge_seconds += time.monotonic() - began
 
-    def _take(self, block: pa.RecordBatch, verdicts: pa.RecordBatch) -> None:
-        self.counts.judged += verdicts.num_rows
-        reasons = verdicts.column("reason").to_pylist()
-        self._reasons.update(reasons)
-        for row in range(max(0, verdicts.num_rows - SAMPLES), verdicts.num_rows):
-            accepted, answer = verdicts.column("accepted")[row].as_py(), verdicts.column("answer")[row].as_py()
-            detail = verdicts.column("detail")[row].as_py()
-            outcome = "kept" if accepted else f"{reasons[row]}: {detail}" if detail else str(reasons[row])
-            text = accepted[0]["answer"] if accepted else answer or ""
-            sample = (block.column("source")[row].as_py(), text, outcome)
-            self.samples.append(Sample(*(part[:LONGEST_SAMPLE] for part in sample)))
-        self._verdicts.append(verdicts)
-        if sum(batch.num_rows for batch in self._verdicts) >= KEPT_VERDICTS:
-            self._keep_verdicts()
+    def _take(self, judged: Iterable[Judged], phase: Phase | None = None) -> None:
+        """Keep verdicts, and the latest of them as samples."""
+        for block, verdicts in judged:
+            self.counts.judged += verdicts.num_rows
+            self._accepted += verdicts.column("reason").null_count
+            latest = max(0, verdicts.num_rows - SAMPLES)
+            sources = block.column("source").slice(latest).to_pylist()
+            self.samples.extend(map(_sample, sources, verdicts.slice(latest).to_pylist()))
+            self._verdicts.append(verdicts)
+            if sum(batch.num_rows for batch in self._verdicts) >= KEPT_VERDICTS:
+                self._keep_verdicts()
+            if phase is not None:
+                phase(verdicts.num_rows)
 
     def _keep_verdicts(self) -> None:
         if self._verdicts:
             self.cache.append_verdicts(pa.Table.from_batches(self._verdicts))
             self._verdicts.clear()
 
-    def _check_first(self) -> None:
+    def _check_first(self, rows: np.ndarray) -> None:
         """Warn, or stop, where little of the first answers is accepted, before the others are paid for.
 
         Raises:
             EngineError: less than `paraphrase.stop_below` is accepted.
         """
-        judged = sum(self._reasons.values())
-        share = self._reasons[None] / max(judged, 1)
+        reasons = self.tables.reasons(rows)
+        share = reasons.pop(None, 0) / len(rows)
         if share >= max(FEWEST_ACCEPTED, self.options.stop_below):
             return
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self._reasons.most_common() if reason)
-        samples = "".join(
-            f"\n  {sample.input!r} -> {sample.answer!r} ({sample.outcome})"
-            for sample in [sample for sample in self.samples if sample.outcome != "kept"][:3]
-        )
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        rejected = [sample for sample in self.samples if sample.outcome != "kept"]
+        samples = "".join(f"\n  {one.input!r} -> {one.answer!r} ({one.outcome})" for one in rejected[:3])
         message = (
-            f"{share:.0%} of the first {judged} answers of {self.engine.model} at step {self.tables.step} are accepted "
-            f"({reasons}); `paraclip paraphrase` shows each gate's verdict, docs/gates.md has the presets:{samples}"
+            f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {self.tables.step} are "
+            f"accepted ({listed}); `paraclip paraphrase` shows each gate's verdict, docs/gates.md has the "
+            f"presets:{samples}"
         )
         if share < self.options.stop_below:
             raise EngineError(f"{message}\nStopped, as paraphrase.stop_below is {self.options.stop_below:g}")
         log.warning("%s", message)
-        self._warning = f"{share:.0%} of the first {judged} answers accepted ({reasons})"
+        self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
 
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         """Word → raw answers, asked for where the cache does not hold them."""
@@ -261,38 +234,42 @@ class Rounds:
         todo = [(word, key) for word, key in zip(words, keys, strict=True) if key not in by_key]
         self.counts.requested += len(words)
         self.counts.cached += len(answers)
-        phase = _Phase(self.progress, "words", len(todo), self._facts)
-        for part in self._sender.ask(THESAURUS, WORD_STEP, WORD_SAMPLING, 0, todo) if todo else ():
+        phase = self._phase("words", len(todo))
+        for part in self._sender.ask(request, THESAURUS, WORD_SAMPLING, todo) if todo else ():
             answers |= {word: completion.texts for word, _, completion in part}
-            phase.add(len(part))
+            phase(len(part))
         return {word: answers[word] for word in words if word in answers}
 
-    def _facts(self) -> Facts:
-        counts, judged = self.counts, sum(self._reasons.values())
-        facts: Facts = {"generated": counts.generated, "cached": counts.cached}
+    def _phase(self, name: str, total: int) -> Phase:
+        """Tells the progress of one phase of a round, with the time that is left of it, whenever some more are done."""
+        done, began = 0, time.monotonic()
+
+        def add(count: int) -> None:
+            nonlocal done
+            done += count
+            left = round((time.monotonic() - began) * (total - done) / max(done, 1))
+            self.progress(done, total, phase=name, eta_seconds=left, **self._facts())
+
+        return add
+
+    def _facts(self) -> dict[str, float | int | str]:
+        counts = self.counts
+        facts: dict[str, float | int | str] = {"generated": counts.generated, "cached": counts.cached}
         if counts.engine_seconds and counts.generated:
             facts["requests_per_second"] = round(counts.generated / counts.engine_seconds, 1)
             facts["tokens_per_second"] = round(counts.completion_tokens / counts.engine_seconds, 1)
-        if judged:
-            facts["acceptance"] = round(self._reasons[None] / judged, 3)
+        if counts.judged:
+            facts["acceptance"] = round(self._accepted / counts.judged, 3)
         if isinstance(self.engine, PaidEngine) and self.engine.spent:
             facts["spend"] = round(self.engine.spent, 4)
         return facts | ({"warning": self._warning} if self._warning else {})
 
 
-class _Phase:
-    """How far one phase of a round is, with the time that is left of it."""
-
-    def __init__(self, progress: Progress, name: str, total: int, facts: Callable[[], Facts]) -> None:
-        self._progress, self._name, self._total, self._facts = progress, name, total, facts
-        self._done, self._began = 0, time.monotonic()
-
-    def add(self, count: int) -> None:
-        """So many more are done."""
-        self._done += count
-        seconds = time.monotonic() - self._began
-        left = round(seconds * (self._total - self._done) / self._done)
-        self._progress(self._done, self._total, phase=self._name, eta_seconds=left, **self._facts())
+def _sample(source: str, verdict: Mapping[str, Any]) -> Sample:
+    accepted, reason, detail = (verdict[name] for name in ("accepted", "reason", "detail"))
+    answer = accepted[0]["answer"] if accepted else verdict["answer"] or ""
+    outcome = "kept" if accepted else f"{reason}: {detail}" if detail else str(reason)
+    return Sample(*(text[:LONGEST_SAMPLE] for text in (source, answer, outcome)))
 
 
 def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None) -> dict[int, np.ndarray]:
@@ -323,14 +300,3 @@ def _bases(block: pa.RecordBatch, step: int) -> Iterator[str]:
     columns = (block.column(name).to_pylist() for name in ("source", "caption", "completions"))
     for source, caption, completions in zip(*columns, strict=True):
         yield from bases(source, caption, completions, step)
-
-
-def _block(answered: Sequence[tuple[_Request, Sequence[str]]]) -> pa.RecordBatch:
-    columns = {
-        "generation": [request.key for request, _ in answered],
-        "parent": [request.parent for request, _ in answered],
-        "caption": [request.caption for request, _ in answered],
-        "source": [request.text for request, _ in answered],
-        "completions": [list(texts) for _, texts in answered],
-    }
-    return pa.RecordBatch.from_pydict(columns, schema=ANSWERS)

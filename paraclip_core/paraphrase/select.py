@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.paraphrase.conditions import ROWS
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, source_column
-from paraclip_core.paraphrase.step_tables import StepTables
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, StepTables, source_column
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 __all__ = ["Selection", "latest_rows", "select"]

@@ -17,11 +17,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.dedup import KeySet, text_keys
-from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
-from paraclip_core.captions.readers.registry import named_format, need_file, own_reader_source
+from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
 from paraclip_core.captions.rows import Counts, Outcome
-from paraclip_core.captions.sources import SourceFile, expand, overlooked, without_images
+from paraclip_core.captions.sources import (
+    SourceFile,
+    expand,
+    named_format,
+    need_file,
+    overlooked,
+    own_reader_source,
+    without_images,
+)
 from paraclip_core.config import Settings, SourceOptions, meaning
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir

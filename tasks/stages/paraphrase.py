@@ -18,15 +18,15 @@ from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.conditions import conditions_of
+from paraclip_core.paraphrase.engines.base import PaidEngine
 from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
-from paraclip_core.paraphrase.gates import extra_gates_source
+from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.generate import Counts
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
-from paraclip_core.paraphrase.protocol import PaidEngine
-from paraclip_core.paraphrase.requests import Batches, in_fraction, own_share, step_requests
+from paraclip_core.paraphrase.requests import Batches, StepTables, in_fraction, own_share, step_requests
 from paraclip_core.paraphrase.rounds import Rounds, word_requests
-from paraclip_core.paraphrase.step_tables import StepTables
-from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
+from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
 from storage.artifacts import Artifact
@@ -259,7 +259,7 @@ def _asking(run: Run, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
     chosen = run.paraphrase
     prompt = prompt_for(chosen, step)
-    conditions = [condition.text for condition in conditions_of(chosen.regenerate)]
+    conditions = [condition.text for condition in conditions_of(chosen)]
     return ({"regenerate": conditions} if conditions else {}) | {
         "model": run.model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
@@ -272,13 +272,21 @@ def _asking(run: Run, step: int) -> dict[str, Any]:
 
 def _sources(run: Run) -> Mapping[str, str]:
     chosen = run.settings.paraphrase
-    gates = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(chosen.gates).items()}
+    gates = _gate_sources(run)
     if run.engine_facts.asks:
         return gates
     run.engine()
     path = input_path(run.settings, chosen.file.path)
     columns = f"{chosen.file.caption}|{chosen.file.paraphrase_1}|{chosen.file.paraphrase_2}"
     return gates | {"paraphrases": f"{run.hashes.of([path])[str(path)]}|{columns}"}
+
+
+def _gate_sources(run: Run) -> dict[str, str]:
+    """The code of the user's own gates, and the files of a sentence encoder or NLI model that lies in a folder."""
+    sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(run.gates).items()}
+    models = {"encoder": run.gates.encoder if gates_of(run.gates).meaning else "", "nli": run.gates.nli}
+    folders = {name: user_path(model) for name, model in models.items() if model and user_path(model).is_dir()}
+    return sources | {name: run.hashes.of_folder(folder) for name, folder in folders.items()}
 
 
 def _stage(step: int) -> Stage:

@@ -29,7 +29,7 @@ import numpy as np
 from paraclip_core.captions.rows import Batcher
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
 from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.paraphrase.protocol import Completion, EngineFacts
+from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
 from storage.parquet import count_rows
 from tasks.stage import Stage
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from paraclip_core.config import SamplingOptions
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
-from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 TWO = SamplingOptions(n=2, temperature=0.7, top_p=0.9, max_tokens=24)
 KEY = "sk-not-a-real-key-0123456789"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 
 __all__ = ["Refusing", "Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
 

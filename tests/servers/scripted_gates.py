@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.parse import Pair
 
 __all__ = ["blue_input", "copy", "short"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ModelError
-from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES
+from paraclip_core.paraphrase.engines.base import SMALL_BYTES
 from paraclip_core.settings import load_settings
 from storage import files
 from storage import fingerprint as storage_fingerprint

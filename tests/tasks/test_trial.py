@@ -13,7 +13,7 @@ from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissing
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError
-from paraclip_core.paraphrase.protocol import EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
 from storage.cache_tools import cache_stats

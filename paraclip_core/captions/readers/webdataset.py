@@ -144,7 +144,7 @@ def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    """Every sample of a tar whose keys' members are neighbours. A key ends at the first dot of the file's name.
+    """Every sample of a tar whose keys' members are neighbors. A key ends at the first dot of the file's name.
 
     Raises:
         InputError: the tar is damaged or cut short.

@@ -1,4 +1,4 @@
-"""Engines that paraphrase, one per file, behind :class:`paraclip_core.paraphrase.protocol.Engine`.
+"""Engines that paraphrase, one per file, behind :class:`paraclip_core.paraphrase.engines.base.Engine`.
 
 `paraphrase.engine` names one of :data:`paraclip_core.engine_options.ENGINES`, or a class of the user's own as
 `package.module:Class`. Every class is made in the same way: `Class(options, context)`.
@@ -13,8 +13,7 @@ from typing import Any
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import ENGINES, EngineEntry
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines.local_model import read_hashes
-from paraclip_core.paraphrase.protocol import Engine, EngineContext, EngineFacts, HashFiles
+from paraclip_core.paraphrase.engines.base import Engine, EngineContext, EngineFacts, HashFiles, read_hashes
 from paraclip_core.paths import user_path
 from paraclip_core.plugins import import_path
 
@@ -104,6 +103,6 @@ def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
     if missing:
         raise ConfigError(
             f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
-            "paraclip_core/paraphrase/protocol.py)"
+            "paraclip_core/paraphrase/engines/base.py)"
         )
     return engine

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.readers.columns import match_column
-from paraclip_core.captions.readers.text import open_bytes
-from paraclip_core.captions.rows import LONGEST_RECORD, Reject
+from paraclip_core.captions.readers.json import load_json
+from paraclip_core.captions.readers.text import csv_records, numbered_lines, tsv_records
+from paraclip_core.captions.rows import Reject, decodable
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import InputError
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paths import user_path
 
 __all__ = ["LOOK_UP", "FileEngine"]
@@ -30,9 +30,13 @@ log = logging.getLogger(__name__)
 LOOK_UP = 3
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
+ROLES = ("caption", "paraphrase_1", "paraphrase_2")
 Row = tuple[str, str, str]
-"""Caption, paraphrase 1, paraphrase 2 (empty where there is none)."""
+"""A text of each role, empty where there is none."""
+Columns = Mapping[str, str | None]
+"""Role → its column."""
 
+T = TypeVar("T")
 _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 
 
@@ -134,11 +138,11 @@ class FileEngine:
                 # Step 2 is asked about what was made of the answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):
                     answers[2].setdefault(key, second)
-            self._tell(rejects, good)
+            self._warn(rejects, good)
             self._answers, self._rejects = answers, rejects
         return self._answers
 
-    def _tell(self, rejects: Sequence[Reject], good: int) -> None:
+    def _warn(self, rejects: Sequence[Reject], good: int) -> None:
         if not rejects:
             return
         what = f"{len(rejects)} of {len(rejects) + good} rows of {self._path} cannot be used"
@@ -162,13 +166,15 @@ def _suffix(path: Path) -> str:
 
 
 def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".json": _karpathy}
+    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".json": _karpathy}
     reader = readers.get(_suffix(path))
-    if reader is None:
-        raise InputError(f"paraphrase.file.path: {path} is none of {', '.join(readers)}, .gz behind it or not")
     try:
+        if reader is None:
+            raise InputError(f"{path} is none of {', '.join(readers)}, .gz behind it or not")
         yield from reader(path, options)
-    except (OSError, ValueError, RecursionError) as error:
+    except InputError as error:
+        raise InputError(f"paraphrase.file.path: {error}") from error
+    except (OSError, ValueError) as error:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
 
 
@@ -176,83 +182,57 @@ def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        options = _matched(path, options, file.schema_arrow.names)
-        _check(path, options, file.schema_arrow.names)
-        batches = file.iter_batches(columns=[options.caption, options.paraphrase_1, options.paraphrase_2])
+        columns = _columns(file.schema_arrow.names, options, path)
+        batches = file.iter_batches(columns=list(filter(None, columns.values())))
         for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
-            yield _row(number, row, options)
+            yield _row(number, row, columns)
 
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     names: dict[str, None] = {}
-    matched: dict[tuple[str, ...], FileEngineOptions] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
+    columns: dict[tuple[str, ...], Columns] = {}
+    for number, line in numbered_lines(path):
+        if line is not None and not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(_whole(line, path, number))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"paraphrase.file.path: {path} line {number} is not JSON: {error}") from error
+            raise InputError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise InputError(f"paraphrase.file.path: {path} line {number} is not a JSON object")
-        where, fields = f"{path} line {number}", tuple(row)
-        if fields not in matched:
-            matched[fields] = _matched(where, options, fields)
-        if matched[fields].caption not in row:
-            _check(where, options, fields)
-        # Some writers leave out what is null.
-        names |= dict.fromkeys(row)
-        yield _row(number, row, matched[fields])
-    _check(path, _matched(path, options, list(names)), list(names))
+            raise InputError(f"{path} line {number} is not a JSON object")
+        fields = tuple(row)
+        if fields not in columns:
+            # Some writers leave out what is null.
+            columns[fields] = _columns(fields, options, f"{path} line {number}", needed=("caption",))
+            names |= dict.fromkeys(fields)
+        yield _row(number, row, columns[fields])
+    _columns(list(names), options, path)
 
 
-def _csv(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    tabs = _suffix(path) == ".tsv"
-    # Strict, or a quote that is never closed would swallow the rest of the file without a word.
-    records = csv.reader(
-        _lines(path),
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    last = 0
-    try:
-        names = next(records, [])
-        options = _matched(path, options, names)
-        _check(path, options, names)
-        last = records.line_num
-        for fields in records:
-            if len(fields) == len(names):
-                yield _row(last + 1, dict(zip(names, fields, strict=True)), options)
-            elif any(field.strip() for field in fields):
-                # Whatever is missing or not quoted, the texts behind it are in other columns.
-                detail = f"{len(fields)} fields, expected {len(names)}"
-                detail += "; is a separator not quoted?" if len(fields) > len(names) else ""
-                yield Reject(last + 1, "missing_field", detail, ", ".join(fields))
-            last = records.line_num
-    except csv.Error as error:
-        raise InputError(
-            f"paraphrase.file.path: {path} is not valid CSV in the record that begins at line {last + 1}: {error}"
-        ) from error
+def _table(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
+    records = tsv_records(path) if _suffix(path) == ".tsv" else csv_records(path)
+    names = next(records, (1, None))[1] or []
+    columns = _columns(names, options, path)
+    for number, fields in records:
+        fields = _whole(fields, path, number)
+        if len(fields) == len(names):
+            yield _row(number, dict(zip(names, fields, strict=True)), columns)
+        elif any(field.strip() for field in fields):
+            # Whatever is missing or not quoted, the texts behind it are in other columns.
+            detail = f"{len(fields)} fields, expected {len(names)}"
+            detail += "; is a separator not quoted?" if len(fields) > len(names) else ""
+            yield Reject(number, "missing_field", detail, ", ".join(fields))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with open_bytes(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_RECORD), b""), start=1):
-            if len(line) == LONGEST_RECORD:
-                raise InputError(f"paraphrase.file.path: {path} line {number} has more than 16 MiB")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"paraphrase.file.path: {path} line {number} is not UTF-8 ({error.reason}); convert the file"
-                ) from error
+def _whole(content: T | None, path: Path, number: int) -> T:
+    if content is None:
+        raise InputError(f"{path} line {number} has more than 16 MiB")
+    return content
 
 
 def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     """Each caption with the next human caption of its image, and the one after that, in a circle."""
-    with open_bytes(path) as file:
-        content = json.loads(file.read())
+    content = load_json(path)
     try:
         for image in content["images"]:
             texts = list({_key(clean(s["raw"])): " ".join(s["raw"].split()) for s in image["sentences"]}.values())
@@ -261,43 +241,40 @@ def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
                 if count > 1:
                     yield text, texts[(at + 1) % count], texts[(at + 2) % count]
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"paraphrase.file.path: {path} is not in Karpathy's format (images → sentences → raw): {error!r}"
-        ) from error
+        raise InputError(f"{path} is not in Karpathy's format (images → sentences → raw): {error!r}") from error
 
 
-def _matched(where: Path | str, options: FileEngineOptions, names: Sequence[str]) -> FileEngineOptions:
-    """The options with the columns' names as the file writes them, whatever their case, blanks and underscores."""
-    columns = {}
-    for option in ("caption", "paraphrase_1", "paraphrase_2"):
-        wanted, explicit = getattr(options, option), option in options.model_fields_set
-        columns[option] = match_column(names, wanted, f"paraphrase.file.{option}", str(where), explicit) or wanted
-    return options.model_copy(update=columns)
+def _columns(
+    names: Sequence[str], options: FileEngineOptions, where: Path | str, needed: Sequence[str] = ROLES
+) -> Columns:
+    """The columns as the file writes them, whatever their case, blanks and underscores.
 
-
-def _check(where: Path | str, options: FileEngineOptions, names: Sequence[str]) -> None:
-    for wanted in (options.caption, options.paraphrase_1, options.paraphrase_2):
-        if wanted not in names:
+    Raises:
+        InputError: a needed one is not there, or several may be meant.
+    """
+    columns: dict[str, str | None] = {}
+    for role in ROLES:
+        wanted, explicit = getattr(options, role), role in options.model_fields_set
+        columns[role] = match_column(names, wanted, f"paraphrase.file.{role}", str(where), explicit)
+        if columns[role] is None and role in needed:
             raise InputError(
-                f"paraphrase.file.path: {where} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
+                f"{where} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
                 "(name yours with paraphrase.file.caption, .paraphrase_1 and .paraphrase_2)"
             )
+    return columns
 
 
-def _row(number: int, row: dict[str, Any], options: FileEngineOptions) -> Row | Reject:
-    texts = []
-    for name in (options.caption, options.paraphrase_1, options.paraphrase_2):
-        value = row.get(name)
-        if not isinstance(value, str) and value is not None:
-            kind = type(value).__name__
-            return Reject(number, "wrong_type", f"{name} is of type {kind}, expected text", _shown(row, options))
-        # Of an answer only the first line would count.
-        texts.append(" ".join((value or "").split()))
-    if not texts[0]:
-        return Reject(number, "empty", f"nothing in {options.caption}, expected a caption", _shown(row, options))
-    return texts[0], texts[1], texts[2]
-
-
-def _shown(row: dict[str, Any], options: FileEngineOptions) -> str | None:
-    caption = row.get(options.caption)
-    return caption if isinstance(caption, str) else None
+def _row(number: int, row: Mapping[str, Any], columns: Columns) -> Row | Reject:
+    values = {name: None if name is None else row.get(name) for name in columns.values()}
+    caption = values[columns["caption"]]
+    shown = caption if isinstance(caption, str) else None
+    for name, value in values.items():
+        if not isinstance(value, str | None):
+            return Reject(number, "wrong_type", f"{name} is of type {type(value).__name__}, expected text", shown)
+        if not decodable([value]):
+            return Reject(number, "not_utf8", f"{name} is not UTF-8", shown)
+    # Of an answer only the first line would count.
+    first, second, third = (" ".join((values[columns[role]] or "").split()) for role in ROLES)
+    if not first:
+        return Reject(number, "empty", f"nothing in {columns['caption']}, expected a caption", shown)
+    return first, second, third

@@ -15,13 +15,12 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
-from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.openai_limits import Budget
+from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, in_order
 from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
 from paraclip_core.paraphrase.engines.openai_wire import plain
-from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["OpenAIEngine", "in_order"]
+__all__ = ["Budget", "OpenAIEngine"]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,51 @@ SHOWN = 5
 """Captions that a message names."""
 
 
+class Budget:
+    """Counts what answers cost and stops before the cap is passed. Used from one event loop.
+
+    A request sets aside the most that it can cost, so answers under way cannot pass the cap together either.
+    """
+
+    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
+        self._options = options
+        self.spent = spent
+        """Cost of all answers so far, in the currency of the prices."""
+        self._set_aside = 0.0
+        self._changed = asyncio.Event()
+
+    def add(self, prompt_tokens: float, completion_tokens: float) -> None:
+        """Count an answer."""
+        self.spent += self._options.cost(prompt_tokens, completion_tokens)
+
+    async def set_aside(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Set aside what a request may cost, waiting for answers under way where only they stand against it.
+
+        Raises:
+            BudgetError: it does not fit under the cap any more.
+        """
+        cost = self._options.cost(prompt_tokens, completion_tokens)
+        cap = self._options.max_spend
+        while cap and self.spent + self._set_aside + cost > cap:
+            if self.spent + cost > cap:
+                raise BudgetError(
+                    f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
+                    f"(earlier runs included), and one request more may cost {cost:.3g}. Everything answered is kept; "
+                    "raise max_spend and run again to go on from there"
+                )
+            self._changed.clear()
+            await self._changed.wait()
+        self._set_aside += cost
+        return cost
+
+    def release(self, cost: float) -> None:
+        """Give back what `set_aside` returned, once the request is over."""
+        self._set_aside = max(0.0, self._set_aside - cost)
+        self._changed.set()
+
+
 class OpenAIEngine:
-    """Asks concurrently; each request's seed comes from the run's seed and its text, so neighbours do not matter.
+    """Asks concurrently; each request's seed comes from the run's seed and its text, so neighbors do not matter.
 
     A prompt that the server declines, because it is longer than the context or against its rules, or that it never
     answers while it answers others, gets a completion without texts, which the gates reject by name. When the run has
@@ -48,11 +90,7 @@ class OpenAIEngine:
     def __init__(self, model: str, options: OpenAIOptions, urls: Sequence[str] = (), strict: bool = False) -> None:
         """Neither server nor key are looked at before the first request.
 
-        Args:
-            model: its name at the server.
-            options: address, limits and patience.
-            urls: addresses of servers that share the work, in place of the options' one.
-            strict: a prompt that is declined ends the run.
+        `urls` are servers that share the work, in place of the options' one; `strict`: a declined prompt ends the run.
         """
         self._model, self._options, self._urls, self._strict = model, options, urls, strict
         self._budget = Budget(options)
@@ -165,21 +203,6 @@ class OpenAIEngine:
             self._budget = Budget(self._options, self._budget.spent)
             self._connected = portal, client
         return self._connected
-
-
-def in_order(stream: Iterable[tuple[int, Completion]]) -> list[Completion]:
-    """Completions by their numbers.
-
-    Raises:
-        EngineError: the stream's, with what came before it as its `finished`.
-    """
-    completions: dict[int, Completion] = {}
-    try:
-        completions.update(stream)
-    except EngineError as error:
-        error.finished = completions
-        raise
-    return [completions[number] for number in range(len(completions))]
 
 
 class _HaltedError(Exception):
@@ -360,6 +383,7 @@ class _Run:
         return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
 
     async def _rest(self, seconds: float) -> None:
+        """Wait, unless the run is halted."""
         try:
             await asyncio.wait_for(self.halt.wait(), seconds)
         except TimeoutError:

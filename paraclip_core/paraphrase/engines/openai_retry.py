@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import os
+import random
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +18,9 @@ import httpx
 from paraclip_core.config import SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.openai_limits import Pace, Rest, backoff, retry_after
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.openai_wire import (
+    MOST_BYTES,
     Answer,
     NonsenseError,
     ServerError,
@@ -29,15 +32,14 @@ from paraclip_core.paraphrase.engines.openai_wire import (
     prompt_size,
     read_answer,
     request_body,
+    retry_after,
 )
-from paraclip_core.paraphrase.protocol import Prompt
 
-__all__ = ["GaveUpError", "OpenAIClient", "RefusedError"]
+__all__ = ["GaveUpError", "OpenAIClient", "Pace", "RefusedError", "backoff"]
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 2_000_000
-"""No answer of at most 64 times 4,096 tokens is larger."""
+LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 600.0
 """A server that asks to wait longer is not waited for."""
 BUSY = frozenset((408, 409, 425, 429))
@@ -48,6 +50,9 @@ POOL = 8
 """Connections of one pool. For every request httpx looks at all pairs of a pool's connections."""
 SECRET = 8
 """A shorter key is a stand-in like `EMPTY`, and could be part of any text."""
+
+Rest = Callable[[float], Awaitable[None]]
+"""Waits so many seconds; may raise to end the waiting."""
 
 
 class GaveUpError(Exception):
@@ -75,6 +80,41 @@ class _TryAgainError(Exception):
         self.wait = wait
 
 
+class Pace:
+    """Spreads requests over time, so that no minute sees more of them, or more tokens, than is allowed.
+
+    Each request gets the first free moment of both limits; there are no bursts, which a server that counts whole
+    minutes would refuse. Used from one event loop.
+    """
+
+    def __init__(self, requests_per_minute: float, tokens_per_minute: float) -> None:
+        """0 stands for no limit."""
+        self._seconds_per_request = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._seconds_per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._next_request = self._next_token = self._quiet_until = 0.0
+
+    async def turn(self, tokens: float, rest: Rest) -> None:
+        """Wait for the turn of a request of about so many tokens."""
+        while True:
+            now = time.monotonic()
+            at = max(now, self._next_request, self._next_token, self._quiet_until)
+            self._next_request = at + self._seconds_per_request
+            self._next_token = at + tokens * self._seconds_per_token
+            if at > now:
+                await rest(at - now)
+            # A turn within a pause that was asked for meanwhile is none: all of them at its end would be a burst.
+            if self._quiet_until <= time.monotonic():
+                return
+
+    def correct(self, estimated: float, counted: float) -> None:
+        """Put right what a request was taken to need."""
+        self._next_token += (counted - estimated) * self._seconds_per_token
+
+    def pause(self, seconds: float) -> None:
+        """Let no request go out for a while: the server asked for it."""
+        self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
+
+
 class OpenAIClient:
     """Connections to a server, or to several that serve the same, and what is learned about it from its answers.
 
@@ -82,15 +122,10 @@ class OpenAIClient:
     """
 
     def __init__(self, model: str, options: OpenAIOptions, urls: Sequence[str] = ()) -> None:
-        """Reads the key from the environment.
-
-        Args:
-            model: its name at the server.
-            options: address, limits and patience.
-            urls: addresses in place of the options' one; each request goes to the least busy of them.
+        """`urls` take the place of the options' address; each request goes to the least busy of them.
 
         Raises:
-            EngineError: the key is not one that a header can carry.
+            EngineError: the key in the environment is not one that a header can carry.
         """
         self._model, self._options = model, options
         self._key = _key(options.api_key_env)
@@ -99,8 +134,17 @@ class OpenAIClient:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         urls = urls or [options.base_url]
         count = max(len(urls), -(-options.concurrency // POOL))
-        common = self._http_options(urls[0])
-        self._pools = [(urls[n % len(urls)], httpx.AsyncClient(**common)) for n in range(count)]
+        http = {
+            "headers": {"Authorization": f"Bearer {self._key}"} if self._key else None,
+            # _send sets one deadline over the whole request.
+            "timeout": None,
+            "limits": httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
+            # Reading the certificates takes long enough to do it once.
+            "verify": httpx.create_ssl_context(),
+            # A proxy for the outside world is none for a server on this machine.
+            "trust_env": urlsplit(urls[0]).hostname not in ("localhost", "127.0.0.1", "::1"),
+        }
+        self._pools = [(urls[n % len(urls)], httpx.AsyncClient(**http)) for n in range(count)]
         self._under_way = [0] * count
         self._pace = Pace(options.requests_per_minute, options.tokens_per_minute)
         self._failures = 0
@@ -116,18 +160,6 @@ class OpenAIClient:
         for _, http in self._pools:
             await http.aclose()
 
-    def _http_options(self, url: str) -> dict[str, Any]:
-        return {
-            "headers": {"Authorization": f"Bearer {self._key}"} if self._key else None,
-            # _send sets one deadline over the whole request.
-            "timeout": None,
-            "limits": httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL),
-            # Reading the certificates takes long enough to do it once.
-            "verify": httpx.create_ssl_context(),
-            # A proxy for the outside world is none for a server on this machine.
-            "trust_env": urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"),
-        }
-
     def most(self, prompt: Prompt, sampling: SamplingOptions, draws: int) -> tuple[int, int]:
         """Tokens that are read and written for so many draws of a prompt, at most."""
         # A server that gives one answer at a time reads the prompt for each.
@@ -135,14 +167,7 @@ class OpenAIClient:
         return prompt_size(prompt) * reads, answer_tokens(self._body(prompt, sampling, draws, 0))
 
     async def ask(self, prompt: Prompt, sampling: SamplingOptions, draws: int, draw: int, rest: Rest) -> Answer:
-        """Some of a prompt's draws, as many as the server gives at once; sent again as often as the options allow.
-
-        Args:
-            prompt: what is asked for.
-            sampling: how to draw.
-            draws: how many, at most.
-            draw: number of the first of them.
-            rest: waits.
+        """Some of a prompt's draws, `draws` at most, from number `draw` on: as many as the server gives at once.
 
         Raises:
             RefusedError: the request is wrong, or this prompt is not taken.
@@ -209,7 +234,10 @@ class OpenAIClient:
             try:
                 answer = await self._attempt(path, body, prompt_tokens)
             except _TryAgainError as failure:
-                self._note(failure)
+                self._failures += 1
+                # The 1st, 2nd, 4th, 8th …: enough to see what goes on.
+                if not self._failures & (self._failures - 1):
+                    log.warning("%s failed %s times so far, last: %s", self._options.base_url, self._failures, failure)
                 # The others are held back even where this request is not sent again.
                 if failure.wait:
                     self._pace.pause(failure.wait)
@@ -261,7 +289,7 @@ class OpenAIClient:
                 f"{self._options.base_url} answers no more: {reply.text}; see to the account and run again"
             )
         if status in BUSY or status >= 500:
-            raise _TryAgainError(f"status {status}: {reply.text}", self._wait(retry_after(headers)))
+            raise _TryAgainError(f"status {status}: {reply.text}", self._wait(headers))
         raise await self._refusal(status, headers, reply, path)
 
     async def _send(self, method: str, path: str, content: bytes = b"") -> tuple[int, httpx.Headers, bytes]:
@@ -318,19 +346,14 @@ class OpenAIClient:
             return ""
         return listed([name for name, _ in models_in(raw)])
 
-    def _wait(self, seconds: float | None) -> float | None:
+    def _wait(self, headers: httpx.Headers) -> float | None:
+        seconds = retry_after(headers)
         if seconds is not None and seconds > LONGEST_WAIT:
             raise EngineError(
                 f"{self._options.base_url} asks to come back in {seconds / 60:.0f} minutes; everything answered is "
                 "kept, run again then to go on from there"
             )
         return seconds
-
-    def _note(self, failure: Exception) -> None:
-        self._failures += 1
-        # The 1st, 2nd, 4th, 8th …: enough to see what goes on.
-        if not self._failures & (self._failures - 1):
-            log.warning("%s failed %s times so far, last: %s", self._options.base_url, self._failures, failure)
 
     def _hidden(self, raw: bytes) -> bytes:
         """Without the key, which some servers repeat when they refuse it."""
@@ -361,3 +384,9 @@ async def _read(response: httpx.Response) -> bytes:
         if len(raw) > MOST_BYTES:
             raise NonsenseError(f"an answer of more than {MOST_BYTES} bytes")
     return bytes(raw)
+
+
+def backoff(base: float, attempt: int) -> float:
+    """Seconds to wait after attempt 0, 1, …: `base` doubled each time, up to a minute, less up to a half at random."""
+    # Where many wait for the same server, equal waits would bring them all back at once.
+    return min(LONGEST_BACKOFF, base * 2 ** min(attempt, 30)) * random.uniform(0.5, 1.0)

@@ -1,30 +1,58 @@
-"""Requests and answers of OpenAI's HTTP interface as bytes, for the engine `openai` and for batch files."""
+"""Requests and answers of OpenAI's HTTP interface as bytes: bodies for the engine `openai`, lines for batch files.
+
+Batch files are those of OpenAI's Batch API, of its like, and of `vllm run-batch`. A line's `custom_id` is the request's
+key, so an answer is filed by its line alone, in whatever order the lines come back. A line of no use gets one of the
+reason codes below and a detail.
+
+===================  ==================================================================
+``bad_json``         the line is no JSON object
+``too_long``         more bytes than any answer has
+``unknown_request``  its `custom_id` is no key of a request that the settings would make
+``no_response``      a request instead of an answer
+``failed``           the server's error, in its words
+``no_answer``        an answer without the texts that the interface promises
+===================  ==================================================================
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.protocol import Prompt
+from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.requests import KEY_BYTES
 
 __all__ = [
+    "MOST_BYTES",
+    "REASONS",
+    "UNCOUNTED",
     "Answer",
+    "BatchAnswer",
     "NonsenseError",
+    "Refused",
     "ServerError",
+    "answer_lines",
     "answer_tokens",
     "draw_seed",
+    "draws",
     "error_in",
     "listed",
     "models_in",
     "plain",
     "prompt_size",
     "read_answer",
+    "read_line",
     "request_body",
+    "request_line",
+    "retry_after",
 ]
 
 BYTES_PER_TOKEN = 3
@@ -38,6 +66,17 @@ _CONTEXT = re.compile(
 )
 _DECLINED = re.compile(r"context_length|context_size|content_filter|content_policy")
 _ABOUT_N = re.compile(r"\bn\b|choice|best_of|(?:number of|multiple|several) (?:answers|completions|sequences)", re.I)
+
+URL = "/v1/chat/completions"
+MOST_BYTES = 2_000_000
+"""No answer of at most 64 times 4,096 tokens is larger."""
+UNCOUNTED = -1
+"""Tokens of a prompt that its answer does not count."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
+
+REASONS = ("bad_json", "too_long", "unknown_request", "no_response", "failed", "no_answer")
+"""Why a line is left out."""
 
 
 class NonsenseError(Exception):
@@ -190,6 +229,23 @@ def error_in(raw: bytes) -> ServerError | None:
     )
 
 
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Seconds that a server asks to wait (`retry-after-ms`, or `retry-after` as seconds or HTTP date), if it does."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        try:
+            seconds = float(text) / unit
+        except ValueError:
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    try:
+        moment = parsedate_to_datetime(headers.get("retry-after", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+
+
 def models_in(raw: bytes) -> list[tuple[str, str]]:
     """Names and owners of the models in a server's list; none where it is no list."""
     try:
@@ -235,3 +291,109 @@ def _text(choice: dict[str, Any]) -> str:
 
 def _count(value: object, estimate: int) -> int:
     return value if type(value) is int and 0 <= value <= MOST_TOKENS else min(estimate, MOST_TOKENS)
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """A line that answers a request, or says for good that there is no answer to it."""
+
+    key: bytes
+    """The request's, 16 bytes."""
+    texts: tuple[str, ...]
+    """Raw answers; none where the request was declined."""
+    prompt_tokens: int
+    """`UNCOUNTED` where the line does not say."""
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A line of no use, with one of `REASONS`."""
+
+    reason: str
+    detail: str
+
+
+def draws(sampling: SamplingOptions) -> int:
+    """Answers of a request: greedy decoding has one."""
+    return 1 if sampling.temperature == 0 else sampling.n
+
+
+def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
+    """A request with its line break: the body that the engine `openai` would send.
+
+    Args:
+        key: the request's.
+        model: the model's name at the server.
+        prompt: what is asked.
+        sampling: how to draw.
+        extra: fields to put over the body's; None takes a field out.
+    """
+    body = request_body(model, prompt, sampling, draws(sampling), 0, True, extra)
+    line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
+    # ASCII: some readers cut lines at separators that JSON allows inside of a text.
+    return json.dumps(line).encode() + b"\n"
+
+
+def answer_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Numbers (from 1) and bytes of a file's lines, blank ones aside; None for one that is too long for any answer."""
+    number = 0
+    while raw := file.readline(MOST_BYTES + 1):
+        number += 1
+        whole = raw.endswith(b"\n") or len(raw) <= MOST_BYTES
+        if not whole:
+            while (rest := file.readline(MOST_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        line = raw.removeprefix(BYTE_ORDER_MARK).strip() if number == 1 else raw.strip()
+        if line:
+            yield number, line if whole else None
+
+
+def read_line(raw: bytes | None, n: int) -> BatchAnswer | Refused:
+    """What a line of :func:`answer_lines` says.
+
+    Takes the output and error files of OpenAI's Batch API and of those who follow it, and those of `vllm run-batch`,
+    in whose first releases `response` was the body itself.
+
+    Args:
+        raw: the line.
+        n: answers that were asked for.
+    """
+    if raw is None:
+        return Refused("too_long", f"more than {MOST_BYTES} bytes")
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Refused("bad_json", plain(error, 120))
+    if not isinstance(line, dict):
+        return Refused("bad_json", f"a {type(line).__name__}, expected an object with custom_id, response and error")
+    custom_id = line.get("custom_id")
+    if not isinstance(custom_id, str) or not KEY.fullmatch(custom_id):
+        return Refused("unknown_request", f"custom_id {plain(custom_id, 80)!r} is no request's key")
+    return _answer(bytes.fromhex(custom_id), line, n)
+
+
+def _answer(key: bytes, line: dict[str, Any], n: int) -> BatchAnswer | Refused:
+    response, error = line.get("response"), line.get("error")
+    if response is None and error is None:
+        what = "a request, as `requests export` writes it" if "url" in line else "neither response nor error"
+        return Refused("no_response", f"{what}; expected what came back")
+    holder = response if isinstance(response, dict) else {}
+    body, status = holder if "choices" in holder else holder.get("body"), holder.get("status_code", 200)
+    failure = _failure(body) or _failure(error if isinstance(error, dict) and "error" in error else {"error": error})
+    if failure is not None and failure.declines:
+        # As the engine `openai` has it: the gates reject it by name, and it is not asked for again.
+        return BatchAnswer(key, (), 0, 0)
+    if failure is not None or not isinstance(body, dict) or (type(status) is int and not 200 <= status < 300):
+        return Refused("failed", f"status {plain(status, 20)}: {failure.text if failure else 'no body'}")
+    silent = body.get("choices") == []
+    try:
+        content = {**body, "choices": [{"text": ""}]} if silent else body
+        answer = read_answer(json.dumps(content).encode(), n, UNCOUNTED)
+    except NonsenseError as nonsense:
+        return Refused("no_answer", str(nonsense))
+    return BatchAnswer(key, () if silent else answer.texts, answer.prompt_tokens, answer.completion_tokens)
+
+
+def _failure(holder: Any) -> ServerError | None:
+    return error_in(json.dumps(holder).encode()) if isinstance(holder, dict) else None

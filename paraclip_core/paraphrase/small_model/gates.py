@@ -1,29 +1,237 @@
 """Gates for answers of a small model, which copies words, breaks them and invents things.
 
-Those on details of the image are in :mod:`paraclip_core.paraphrase.small_model.details`.
+They compare caption and answer word by word: which words the answer lost, and which it has in their stead. Gates on
+details of the image are in :mod:`paraclip_core.paraphrase.small_model.details`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.pair import Pair, content_words, jaccard, stem, words
-from paraclip_core.paraphrase.small_model.alignment import alignment, known_stems, new_words, unknown_words
+from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_per_pair, stem, word_set, words
+from paraclip_core.paraphrase.prompts import tidy
+from paraclip_core.paraphrase.small_model.lexicon import (
+    COLORS,
+    FIXED,
+    KINDS,
+    LIGHT_WORDS,
+    NOISE_WORDS,
+    NUMBERS,
+    OPPOSITES,
+    SPATIAL,
+    family,
+    joined,
+    numeral,
+)
 
 __all__ = [
+    "Alignment",
+    "align",
+    "alignment",
+    "broken_compound",
     "broken_words",
     "compared_words",
     "copied_instruction",
     "high_overlap",
     "invented_word",
+    "known_stems",
     "lost_word",
+    "narrowed",
+    "new_words",
     "repetition",
     "too_many_new_words",
+    "unknown_words",
 ]
+
+# Sizes may go, and directions have a gate of their own.
+_OTHERS = frozenset(
+    word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two
+)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The words in which a caption and an answer differ."""
+
+    lost: tuple[str, ...]
+    """Content words of the caption that the answer has in no form and by no word of the same family."""
+    new: tuple[str, ...]
+    """Content words of the answer that the caption has in no form; those of a known family come here, too."""
+    unknown: tuple[str, ...]
+    """Those of the new words that no list knows as another word for something in the caption."""
+
+
+def align(caption: str, answer: str) -> Alignment:
+    """Compare two texts word by word, without asking any model."""
+    all_before, all_after = words(tidy(caption)), words(answer)
+    before, after = content_words(all_before), content_words(all_after)
+    before = [word for word in before if not any(char.isdigit() for char in word) and word not in NOISE_WORDS]
+    stems_before, stems_after = set(map(stem, before)), set(map(stem, after))
+    # What is written as one word in one text and as two in the other is the same.
+    joined_before, joined_after = joined(all_before), joined(all_after)
+    halves = {half for one in stems_after & joined_before.keys() for half in joined_before[one]}
+    halves |= {half for one in stems_before & joined_after.keys() for half in joined_after[one]}
+    stems_before |= joined_before.keys()
+    stems_after |= joined_after.keys()
+    passing = LIGHT_WORDS | halves
+    families_after = _families(after)
+    lost = tuple(
+        word
+        for word in dict.fromkeys(before)
+        if stem(word) not in stems_after
+        and family(word) not in families_after
+        and not (word in passing or word in _OTHERS or word in NUMBERS)
+    )
+    new = tuple(
+        word
+        for word in dict.fromkeys(after)
+        # Numbers have a gate of their own.
+        if stem(word) not in stems_before and word not in passing and numeral(word) is None
+    )
+    families_before = _families(before)
+    unknown = tuple(word for word in new if family(word) not in families_before and word not in COLORS)
+    return Alignment(lost, new, unknown)
+
+
+def _families(text_words: Sequence[str]) -> set[str]:
+    return {name for word in text_words if (name := family(word))}
+
+
+@once_per_pair
+def alignment(pair: Pair) -> Alignment:
+    """The words in which caption and answer differ."""
+    return align(pair.caption, pair.answer)
+
+
+@once_per_pair
+def known_stems(pair: Pair) -> frozenset[str]:
+    """Stems of everything that input and caption say, also of two words written as one."""
+    alone = {stem(word) for word in (*pair.source_words, *pair.caption_words)}
+    return frozenset(alone | joined(pair.source_words).keys() | joined(pair.caption_words).keys())
+
+
+@once_per_pair
+def new_words(pair: Pair) -> list[str]:
+    """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
+    answer = dict.fromkeys(content_words(pair.answer_words))
+    return [word for word in answer if stem(word) not in known_stems(pair) and numeral(word) is None]
+
+
+def unknown_words(pair: Pair) -> list[str]:
+    """New words that no list knows as another word for something in input or caption."""
+    families = _families((*pair.source_words, *pair.caption_words))
+    return [word for word in new_words(pair) if word not in LIGHT_WORDS and family(word) not in families]
+
+
+# Endings of adjectives, and of verbs, before or behind which a noun may be said with another.
+_ADJECTIVE = ("y", "ed", "en", "ous", "ful", "ish")
+_VERB = ("s", "ing", "ed")
+
+
+def broken_compound(caption: str, answer: str, differ: Alignment) -> str | None:
+    """A half of a compound that was said with another word: `dirt bike` → `soil bike`, `jungle gym` → `jungle workout`.
+
+    A word that may stand for another alone seldom may inside a compound. Colors, sizes, adjectives and verbs beside a
+    word make no compound, as far as endings tell.
+    """
+    unknown, before, after = set(differ.unknown), words(tidy(caption)), words(answer)
+    if (half := _half_of_a_fixed_one(before, after)) is not None:
+        return half
+    stems_after = set(map(stem, after))
+    neighbors = [(one, two) for one, two in pairwise(before) if content_words([one, two]) == [one, two]]
+    left_of, right_of = {stem(two): one for one, two in neighbors}, {stem(one): two for one, two in neighbors}
+    for one, two in pairwise(after):
+        if content_words([one, two]) != [one, two] or (one in unknown) == (two in unknown):
+            continue
+        new, gone = (one, left_of.get(stem(two))) if one in unknown else (two, right_of.get(stem(one)))
+        if not gone or stem(gone) in stems_after or gone[:4] == new[:4]:
+            continue
+        if not (_fits_before(two, gone) if one in unknown else _fits_behind(one, two, gone)):
+            return f"{one} {two}"
+    return None
+
+
+def _fits_before(following: str, gone: str) -> bool:
+    """Whether another word may stand in the place of `gone`, in front of a word."""
+    return following.endswith(_VERB) or _loose(gone)
+
+
+def _fits_behind(before: str, new: str, gone: str) -> bool:
+    """Whether a new word may stand in the place of `gone`, behind a word."""
+    return _loose(before) or before.endswith(_ADJECTIVE) or new.endswith(_VERB[1:]) or gone.endswith(_VERB)
+
+
+def _loose(word: str) -> bool:
+    return word in COLORS or word in _OTHERS or word in NUMBERS or word in LIGHT_WORDS
+
+
+def _half_of_a_fixed_one(before: Sequence[str], after: Sequence[str]) -> str | None:
+    """An expression of the caption's of which the answer keeps some words, and not all."""
+    stems_before, stems_after = [stem(word) for word in before], [stem(word) for word in after]
+    for expression, stems in _FIXED:
+        size = len(stems)
+        if not any(stems_before[at : at + size] == stems for at in range(len(stems_before) - size + 1)):
+            continue
+        remaining = [word for word in stems if word in stems_after]
+        if content_words(remaining) and len(remaining) < size:
+            return f"half of {expression}"
+    return None
+
+
+_FIXED = tuple((" ".join(expression), [stem(word) for word in expression]) for expression in FIXED)
+
+# What a word may grow by and still mean the same, and longer forms of short words.
+_GROWTH = ("ing", "ed", "er", "es", "land", "side", "like", "ful", "ness", "ment", "ion")
+_LONG_FORMS = word_set("photograph telephon gymnasium bathtub bedroom sunlight sunshin")
+_COMPARED = word_set("older younger bigger smaller larger taller shorter longer darker lighter higher lower")
+_SOMEBODY = word_set("person people someone somebody child children kid kids rider riders")
+
+
+def narrowed(caption: str, answer: str, differ: Alignment) -> str | None:
+    """A new word that holds a lost one and says more (`snow` → `snowstorm`), or the deed of a doer (`hiker` → `hikes`).
+
+    A deed is fine where a new word says who does it (`a skater` → `a person on a skateboard`), and what a list knows is
+    for `changed_kind` to judge.
+    """
+    fresh = set(words(answer)) - set(words(caption))
+    somebody = any(word in _SOMEBODY or KINDS.get(word, "").startswith("person/") for word in fresh)
+    somebody = somebody or any(word.endswith(("er", "ers")) for word in differ.unknown)
+    for new in differ.unknown:
+        for lost in differ.lost:
+            if _grown(stem(lost), stem(new)) or (not somebody and _deed(lost, new)):
+                return new
+    return None
+
+
+def _grown(lost: str, new: str) -> bool:
+    if len(lost) < 3 or new in KINDS or new in _LONG_FORMS:
+        return False
+    if new.startswith(lost):
+        more = new[len(lost) :]
+        more = more[1:] if more[:1] == lost[-1] else more
+        return len(more) >= 3 and not more.startswith(_GROWTH)
+    return new.endswith(lost) and len(new) - len(lost) >= 3
+
+
+def _deed(lost: str, new: str) -> bool:
+    doer = lost.removesuffix("s")
+    bare = stem(new)
+    return (
+        doer.endswith("er")
+        and doer not in KINDS
+        and doer not in _COMPARED
+        and len(bare) >= 3
+        and doer.removesuffix("er").startswith(bare)
+        and not new.endswith(("er", "ers", "ing"))
+    )
+
 
 # `a three-year-old` and `a two-story house` are well said.
 _ARTICLE = re.compile(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from paraclip_core.paraphrase.pair import stem, word_set
+from paraclip_core.paraphrase.parse import stem, word_set
 
 __all__ = [
     "COLORS",
@@ -59,173 +59,78 @@ NUMBERS = {
 
 
 def _families(text: str) -> dict[str, str]:
-    """Word → head of its line."""
-    return {word: line.split()[0] for line in text.strip().splitlines() for word in line.split()}
+    """Word → the first of its family; families stand between semicolons."""
+    return {word: family.split()[0] for family in text.split(";") for word in family.split()}
 
 
 COLORS = _families(
     """
-    red crimson scarlet maroon ruby reddish
-    blue navy azure teal turquoise cyan bluish
-    green olive emerald lime greenish
-    yellow golden gold yellowish blond blonde
-    orange
-    purple violet lilac lavender magenta
-    pink rosy
-    black ebony
-    white ivory
-    gray grey silver silvery
+    red crimson scarlet maroon ruby reddish; blue navy azure teal turquoise cyan bluish;
+    green olive emerald lime greenish; yellow golden gold yellowish blond blonde; orange;
+    purple violet lilac lavender magenta; pink rosy; black ebony; white ivory; gray grey silver silvery;
     brown tan beige chestnut brunette
     """
 )
 """Color word → its family; words of one family may stand for one another."""
 
-# One block: things of which one is not another. A word of a line that the input does not know, in a block of which
+# One block: things of which one is not another. A word of a family that the input does not know, in a block of which
 # the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
 _KIND_BLOCKS = {
     "animal": """
-        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch
-        dog terrier terriers retriever retrievers poodle poodles pitbull pitbulls
-        cat cats kitten kittens kitty feline felines
-        horse horses pony ponies mare mares stallion stallions foal foals colt colts
-        cow cows cattle calf calves bull bulls ox oxen bovine
-        bird birds chicken chickens duck ducks seagull seagulls goose geese parrot parrots
-        sheep lamb lambs goat goats
-        pig pigs hog hogs
-        mouse mice rat
-        fish shark sharks
-        lion lions lioness lionesses
-        rabbit rabbits bunny bunnies
-        bear bears
-        monkey monkeys ape apes
-        elephant elephants
-        squirrel squirrels
-        deer moose
+        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch;
+        dog terrier terriers retriever retrievers poodle poodles pitbull pitbulls;
+        cat cats kitten kittens kitty feline felines;
+        horse horses pony ponies mare mares stallion stallions foal foals colt colts;
+        cow cows cattle calf calves bull bulls ox oxen bovine;
+        bird birds chicken chickens duck ducks seagull seagulls goose geese parrot parrots;
+        sheep lamb lambs goat goats; pig pigs hog hogs; mouse mice rat; fish shark sharks;
+        lion lions lioness lionesses; rabbit rabbits bunny bunnies; bear bears; monkey monkeys ape apes;
+        elephant elephants; squirrel squirrels; deer moose
         """,
     "person": """
-        man men guy guys gentleman gentlemen male father fathers dad dads husband husbands
-        woman women lady ladies female mother mothers mom moms mum mums wife wives
-        boy boys lad lads
-        girl girls
+        man men guy guys gentleman gentlemen male father fathers dad dads husband husbands;
+        woman women lady ladies female mother mothers mom moms mum mums wife wives; boy boys lad lads; girl girls
         """,
     "vehicle": """
-        car cars automobile automobiles auto autos sedan sedans
-        bus buses
-        truck trucks lorry lorries pickup pickups
-        bicycle bicycles bike bikes cycle
-        motorcycle motorcycles motorbike motorbikes scooter scooters
-        boat boats ship ships vessel vessels sailboat sailboats yacht yachts
-        train trains locomotive locomotives
-        airplane airplanes aeroplane aeroplanes plane planes jet jets aircraft
-        rocket rockets spaceship spaceships
+        car cars automobile automobiles auto autos sedan sedans; bus buses; truck trucks lorry lorries pickup pickups;
+        bicycle bicycles bike bikes cycle; motorcycle motorcycles motorbike motorbikes scooter scooters;
+        boat boats ship ships vessel vessels sailboat sailboats yacht yachts; train trains locomotive locomotives;
+        airplane airplanes aeroplane aeroplanes plane planes jet jets aircraft; rocket rockets spaceship spaceships;
         flight flights
         """,
     "thing": """
-        house houses home homes cottage cottages cabin cabins hut huts
-        tree trees
-        chair chairs stool stools
-        armchair armchairs recliner
-        doll dolls
-        glow
-        table tables desk desks
-        lamp lamps lantern lanterns
-        umbrella umbrellas parasol parasols
-        kite kites
-        cup cups mug mugs
-        ball balls
-        flower flowers blossom blossoms
-        bed beds
+        house houses home homes cottage cottages cabin cabins hut huts; tree trees; chair chairs stool stools;
+        armchair armchairs recliner; doll dolls; glow; table tables desk desks; lamp lamps lantern lanterns;
+        umbrella umbrellas parasol parasols; kite kites; cup cups mug mugs; ball balls;
+        flower flowers blossom blossoms; bed beds
         """,
-    "body": """
-        mouth mouths lips
-        throat throats
-        nose noses
-        face faces
-        head heads
-        hand hands
-        foot feet
-        """,
+    "body": "mouth mouths lips; throat throats; nose noses; face faces; head heads; hand hands; foot feet",
     "sport": """
-        football
-        soccer
-        baseball
-        basketball
-        volleyball
-        softball
-        rugby
-        tennis
-        hockey
-        golf
-        cricket
+        football; soccer; baseball; basketball; volleyball; softball; rugby; tennis; hockey; golf; cricket
         """,
     "clothes": """
-        clothes clothing outfit outfits attire
-        dress dresses gown gowns
-        skirt skirts
-        jeans
-        pants trousers
-        shorts
-        shirt shirts
-        jacket jackets coat coats
+        clothes clothing outfit outfits attire; dress dresses gown gowns; skirt skirts; jeans; pants trousers; shorts;
+        shirt shirts; jacket jackets coat coats
         """,
-    "age": """
-        adult adults
-        teen teens teenage teenager teenagers adolescent adolescents
-        """,
-    "settlement": """
-        city cities urban
-        village villages
-        """,
+    "age": "adult adults; teen teens teenage teenager teenagers adolescent adolescents",
+    "settlement": "city cities urban; village villages",
     "ground": """
-        beach beaches shore seaside coast seashore
-        street streets road roads avenue roadway lane
-        highway highways motorway freeway expressway
-        railway railways railroad rails
-        sidewalk sidewalks pavement
-        desert dunes
-        yard yards backyard backyards
-        river rivers
-        kitchen
-        bathroom
-        mountain mountains
+        beach beaches shore seaside coast seashore; street streets road roads avenue roadway lane;
+        highway highways motorway freeway expressway; railway railways railroad rails; sidewalk sidewalks pavement;
+        desert dunes; yard yards backyard backyards; river rivers; kitchen; bathroom; mountain mountains
         """,
 }  # fmt: skip
 
 KINDS = {word: f"{block}/{head}" for block, lines in _KIND_BLOCKS.items() for word, head in _families(lines).items()}
 """Noun → the kind of thing it names."""
 
-FIXED = tuple(
-    tuple(line.split())
-    for line in """
-    dirt bike
-    hard hat
-    hot dog
-    hot tub
-    ice cream
-    tug of war
-    rock climb
-    rock climber
-    fire hydrant
-    fire truck
-    fire engine
-    golden retriever
-    german shepherd
-    border collie
-    roller coaster
-    roller skate
-    monkey bar
-    life jacket
-    life vest
-    teddy bear
-    cotton candy
-    hula hoop
-    high heel
-    high school
-    baseball bat
-    stop sign
-    snow angel
-    """.strip().splitlines()
-)
+_EXPRESSIONS = """
+    dirt bike, hard hat, hot dog, hot tub, ice cream, tug of war, rock climb, rock climber, fire hydrant,
+    fire truck, fire engine, golden retriever, german shepherd, border collie, roller coaster, roller skate,
+    monkey bar, life jacket, life vest, teddy bear, cotton candy, hula hoop, high heel, high school, baseball bat,
+    stop sign, snow angel
+    """
+FIXED = tuple(tuple(expression.split()) for expression in _EXPRESSIONS.split(","))
 """Expressions that name a thing of their own: with one word said otherwise they name another, or none."""
 
 SPATIAL = (

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.pair import Pieces, content_words, stem, word_set, words
-from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.parse import Pieces, content_words, parse_answer, stem, word_set, words
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare
 from paraclip_core.paraphrase.small_model.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 
@@ -28,9 +27,10 @@ __all__ = [
     "WORD_SAMPLING",
     "WORD_STEP",
     "Fetch",
-    "Synonyms",
+    "SynonymTable",
     "alternatives",
     "bases",
+    "find_synonyms",
     "swappable",
     "swapped",
     "variants",
@@ -38,6 +38,8 @@ __all__ = [
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
+SynonymTable = Mapping[str, tuple[str, ...]]
+"""Word → other words that may stand for it, the nearest first."""
 
 _LINES = (
     ("sofa", "couch, settee"), ("quick", "fast, rapid"), ("rock", "stone, boulder"), ("physician", "doctor, medic"),
@@ -55,7 +57,7 @@ THESAURUS = PromptTemplate(
 """Asks for other words by letting the model go on with a thesaurus."""
 
 WORD_STEP = 0
-"""The step that word requests are filed under; what one step learnt of a word serves the other."""
+"""The step that word requests are filed under; what one step learned of a word serves the other."""
 
 WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
 """Several draws, because a word that comes more than once is more to be trusted."""
@@ -112,45 +114,51 @@ def _plural(word: str) -> bool:
     return last in _PLURALS or (last.endswith("s") and not last.endswith(("ss", "us", "is")))
 
 
-class Synonyms:
-    """The LLM's synonyms of words, checked backwards."""
+def find_synonyms(
+    texts: Iterable[str],
+    fetch: Fetch,
+    encode: Callable[[Sequence[str]], np.ndarray],
+    pieces: Pieces | None = None,
+) -> SynonymTable:
+    """Synonyms of the content words of the texts, the nearest first; words without any are left out.
 
-    def __init__(
-        self, fetch: Fetch, encode: Callable[[Sequence[str]], np.ndarray], pieces: Pieces | None = None
-    ) -> None:
-        """Ask with `fetch`, compare with `encode` (unit vectors), leave out words that CLIP cuts into `pieces`."""
-        self._fetch, self._encode, self._pieces = fetch, encode, pieces
+    Args:
+        texts: in which words are to be swapped.
+        fetch: asks the LLM, for the words and then for their synonyms.
+        encode: the sentence encoder: unit vectors, float32 [n, d].
+        pieces: number of CLIP tokens of a word; None: any number is fine.
+    """
+    wanted = sorted({word for text in texts for word in swappable(text)})
+    forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(wanted).items())}
+    if pieces is not None:
+        forward = {
+            w: [o for o in others if all(pieces(part) == 1 for part in o.split())] for w, others in forward.items()
+        }
+    near = _near(forward, encode)
+    others = sorted({other for cosines in near.values() for other in cosines})
+    back = {other: alternatives(other, answers) for other, answers in fetch(others).items()}
+    table = {}
+    for word, cosines in near.items():
+        sure = [o for o, cosine in cosines.items() if cosine >= VERY_NEAR or word in back.get(o, ())]
+        if sure:
+            table[word] = tuple(sure[:MOST_SYNONYMS])
+    return table
 
-    def table(self, texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Synonyms of the content words of the texts, the nearest first; words without any are left out."""
-        wanted = sorted({word for text in texts for word in swappable(text)})
-        forward = {word: alternatives(word, answers) for word, answers in sorted(self._fetch(wanted).items())}
-        near = self._near(forward)
-        others = sorted({other for cosines in near.values() for other in cosines})
-        back = {other: alternatives(other, answers) for other, answers in self._fetch(others).items()}
-        table = {}
-        for word, cosines in near.items():
-            sure = [o for o, cosine in cosines.items() if cosine >= VERY_NEAR or word in back.get(o, ())]
-            if sure:
-                table[word] = tuple(sure[:MOST_SYNONYMS])
-        return table
 
-    def _near(self, forward: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-        """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
-        texts = sorted({*forward, *(other for others in forward.values() for other in others)})
-        if not texts:
-            return {}
-        row = {text: number for number, text in enumerate(texts)}
-        vectors = self._encode(texts)
-        near = {}
-        for word, others in forward.items():
-            cosines = {o: round(float(vectors[row[word]] @ vectors[row[o]]), 4) for o in others if self._common(o)}
-            nearest = sorted((-cosine, other) for other, cosine in cosines.items() if cosine >= NEAR)
-            near[word] = {other: -minus for minus, other in nearest[: MOST_SYNONYMS + 1]}
-        return near
-
-    def _common(self, other: str) -> bool:
-        return self._pieces is None or all(self._pieces(part) == 1 for part in other.split())
+def _near(
+    forward: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
+    texts = sorted({*forward, *(other for others in forward.values() for other in others)})
+    if not texts:
+        return {}
+    vectors = dict(zip(texts, encode(texts), strict=True))
+    near = {}
+    for word, others in forward.items():
+        cosines = {other: round(float(vectors[word] @ vectors[other]), 4) for other in others}
+        nearest = sorted((-cosine, other) for other, cosine in cosines.items() if cosine >= NEAR)
+        near[word] = {other: -minus for minus, other in nearest[: MOST_SYNONYMS + 1]}
+    return near
 
 
 def swappable(text: str) -> list[str]:

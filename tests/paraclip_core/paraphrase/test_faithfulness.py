@@ -13,9 +13,9 @@ import pytest
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.gates import REASONS, first_failure
-from paraclip_core.paraphrase.judge import Request, make_judge
+from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
-from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.parse import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
 SMALL_MODEL = GateOptions(preset="small-model")
@@ -80,7 +80,7 @@ def accepted() -> list[dict[str, Any]]:
     result = []
     for step in (1, 2):
         rows = [row for row in PAIRS + FRESH if row["step"] == step]
-        judge = make_judge(SMALL_MODEL, step, FEW_SHOT[step].examples)
+        judge = Judge.with_models(JudgeSpec(SMALL_MODEL, step, FEW_SHOT[step].examples))
         verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
         result += [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted]
     return result

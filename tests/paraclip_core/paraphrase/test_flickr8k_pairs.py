@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.gates import REASONS
-from paraclip_core.paraphrase.judge import Request, make_judge
+from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
@@ -70,7 +70,7 @@ def test_most_of_what_is_kept_is_faithful(pairs: list[dict[str, Any]]) -> None:
     labels = Counter[tuple[str, int, str]]()
     for step in (1, 2):
         rows = [pair for pair in pairs if pair["step"] == step and pair["gate"] is None]
-        judge = make_judge(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples)
+        judge = Judge.with_models(JudgeSpec(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples))
         verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
         for row, verdict in zip(rows, verdicts, strict=True):
             labels[row["half"], step, row["label"]] += bool(verdict.accepted)

@@ -12,10 +12,10 @@ from scripted_engine import Scripted, Streaming, well  # pyright: ignore[reportM
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import generate
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.generate import Counts, Part, RequestSender
 from paraclip_core.paraphrase.prompts import PAPER
-from paraclip_core.paraphrase.protocol import Completion, Prompt
-from paraclip_core.paraphrase.requests import sampling_json
+from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import GENERATIONS
 from storage.generations import GenerationStore
 
@@ -65,11 +65,19 @@ class Paid(Scripted):
         raise error
 
 
+def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
+    sampling = sampling_json(SamplingOptions(n=1))
+    return RequestKeys(1, "scripted-1", PAPER[1].id, PAPER[1].hash, sampling, seed, attempt)
+
+
+def sender(engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
+    return RequestSender(engine, cache, counts or Counts(), chunk)
+
+
 def ask(
     engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8, n: int = 1
 ) -> Iterator[Part]:
-    sampling = SamplingOptions(n=n)
-    return RequestSender(engine, cache, counts or Counts(), 7, chunk).ask(PAPER[1], 1, sampling, 0, TODO)
+    return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=n), TODO)
 
 
 def stored(cache: GenerationStore) -> dict[bytes, list[str]]:
@@ -197,13 +205,11 @@ def test_first_answers_of_a_request_that_was_cut_off_are_paid_for_once(cache: Ge
     assert counts.completion_tokens == 30
     # Then the sixth gets its third, and is begun no more.
     again = Paid(2)
-    rest = RequestSender(again, cache, Counts(), 7, 8)
     with pytest.raises(EngineError, match="no money"):
-        list(rest.ask(PAPER[1], 1, SamplingOptions(n=3), 0, TODO[5:]))
+        list(sender(again, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[5:]))
     assert again.bought == ["text 5 answer 2", "text 6 answer 0"]
     rich = Paid(1000)
-    sender = RequestSender(rich, cache, Counts(), 7, 8)
-    parts = list(sender.ask(PAPER[1], 1, SamplingOptions(n=3), 0, TODO[6:]))
+    parts = list(sender(rich, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[6:]))
     assert rich.bought[:2] == ["text 6 answer 1", "text 6 answer 2"]
     assert len(rich.bought) == 3 * 14 - 1
     assert texts_of(parts) == [text for text, _ in TODO[6:]]
@@ -215,7 +221,7 @@ def test_first_answers_are_kept_at_the_place_of_their_prompt_in_a_later_chunk(ca
         list(ask(Paid(3 * 12 + 1), cache, n=3))
     again = Paid(1)
     with pytest.raises(EngineError, match="no money"):
-        list(RequestSender(again, cache, Counts(), 7, 8).ask(PAPER[1], 1, SamplingOptions(n=3), 0, TODO[12:]))
+        list(sender(again, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[12:]))
     assert again.bought == ["text 12 answer 1"]
 
 
@@ -230,7 +236,7 @@ def test_an_engine_that_costs_nothing_begins_again(cache: GenerationStore) -> No
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: GenerationStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
-        list(RequestSender(engine, cache, Counts(), seed, 8).ask(PAPER[1], 1, SamplingOptions(), attempt, TODO))
+        list(sender(engine, cache).ask(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
         return {prompt.seed for prompt in engine.asked}
 
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.judge import Accepted, Judge, Request, Verdict, gates_digest
-from paraclip_core.paraphrase.pair import words
+from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.judge import GATES_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
+from paraclip_core.paraphrase.parse import words
+from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.tables import text_hash
 
 
 class WordVectors:
@@ -27,7 +34,7 @@ class WordVectors:
 
 def judge_of(step: int = 1, **options: object) -> Judge:
     chosen = {"preset": "small-model", "min_similarity": 0.3, **options}
-    return Judge(GateOptions.model_validate(chosen), step, encoder=WordVectors())
+    return Judge(JudgeSpec(GateOptions.model_validate(chosen), step), WordVectors())
 
 
 def test_the_faithful_answer_wins_over_the_copy_and_the_invention() -> None:
@@ -35,17 +42,17 @@ def test_the_faithful_answer_wins_over_the_copy_and_the_invention() -> None:
     answers = [f"{text}.", "A sunny day of joy", "A small dog is on a beach.", "A little dog on the beach."]
     verdict = judge_of().judge([Request(text, text, answers)])[0]
     assert verdict.reason is None and verdict.answer is None
-    assert verdict.accepted[0].answer == "A little dog on the beach."
-    assert verdict.accepted[0].similarity is not None and verdict.accepted[0].similarity > 0.8
+    assert verdict.accepted[0][0] == "A little dog on the beach."
+    assert verdict.accepted[0][1] is not None and verdict.accepted[0][1] > 0.8
 
 
 def test_all_that_pass_are_handed_on_the_best_first() -> None:
     text = "a small dog on the wide beach"
     answers = ["A little dog on the broad beach", "the small dog is on a wide beach", "A tiny dog on the wide beach"]
     accepted = judge_of(preset="capable").judge([Request(text, text, [*answers, "nonsense", *answers])])[0].accepted
-    assert sorted(one.answer for one in accepted) == sorted(answers)
+    assert sorted(one for one, _ in accepted) == sorted(answers)
     # The copy is nearest, and yet last.
-    assert accepted[-1].answer == answers[1]
+    assert accepted[-1][0] == answers[1]
 
 
 def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
@@ -59,14 +66,14 @@ def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
             return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
 
     loose = {"min_similarity": -1, "min_caption_similarity": -1, "min_word_similarity": -1, "max_lost_words": 99}
-    judge = Judge(GateOptions.model_validate({"preset": "small-model", **loose}), 2, encoder=Angles())
-    assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0].answer == between
+    judge = Judge(JudgeSpec(GateOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
+    assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0][0] == between
 
 
 def test_a_shorter_answer_wins_over_a_long_one() -> None:
     answers = ["A little dog on the beach with a lot of small dog things", "A dog that is little on the beach"]
     verdict = judge_of().judge([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
-    assert verdict.accepted[0].answer == answers[1]
+    assert verdict.accepted[0][0] == answers[1]
 
 
 def test_the_reason_is_that_of_the_answer_that_came_furthest() -> None:
@@ -90,7 +97,7 @@ def test_low_similarity_with_input_and_caption() -> None:
 
 def test_preset_off_takes_the_answers_that_say_something_as_they_come() -> None:
     verdict = judge_of(preset="off").judge([Request("a dog", "a dog", ["", '"A dog."', "other", "A dog."])])[0]
-    assert verdict.accepted == (Accepted("A dog.", None), Accepted("other", None))
+    assert verdict.accepted == (("A dog.", None), ("other", None))
     assert judge_of(preset="off").judge([Request("a dog", "a dog", ["", "?"])])[0].reason == "empty"
 
 
@@ -119,34 +126,113 @@ def test_a_verdict_depends_on_its_own_texts_alone() -> None:
 
 def test_synonyms_make_further_answers() -> None:
     options = GateOptions(preset="small-model", min_similarity=-1, min_word_similarity=-1)
-    plain, with_synonyms = (
-        Judge(options, 1, encoder=WordVectors(), synonyms=table).judge(
-            [Request("a red lamp", "a red lamp", ["a red lamp"])]
-        )
-        for table in (None, {"lamp": ("lantern",)})
-    )
-    assert plain[0].reason == "echo"
-    assert [one.answer for one in with_synonyms[0].accepted] == ["a red lantern"]
+    judge, request = Judge(JudgeSpec(options, 1), WordVectors()), Request("a red lamp", "a red lamp", ["a red lamp"])
+    assert judge.judge([request])[0].reason == "echo"
+    judge.synonyms = {"lamp": ("lantern",)}
+    assert [answer for answer, _ in judge.judge([request])[0].accepted] == ["a red lantern"]
 
 
 def test_without_an_encoder_gates_on_meaning_pass() -> None:
-    judge = Judge(GateOptions(preset="small-model"), 1)
-    assert judge.judge([Request("a red lamp", "a red lamp", ["a red quux"])]) == [
-        Verdict((Accepted("a red quux", None),))
-    ]
+    judge = Judge(JudgeSpec(GateOptions(preset="small-model"), 1))
+    assert judge.judge([Request("a red lamp", "a red lamp", ["a red quux"])]) == [Verdict((("a red quux", None),))]
 
 
 def test_the_digest_names_all_that_decides_a_verdict() -> None:
     off = GateOptions(preset="off")
-    base = gates_digest(off, 1, (), 77)
-    assert len(base) == 16 and base == gates_digest(GateOptions.model_validate({"preset": "paper"}), 1, (), 77)
+    base = JudgeSpec(off, 1).digest
+    assert len(base) == 16 and base == JudgeSpec(GateOptions.model_validate({"preset": "paper"}), 1).digest
     others = [
-        gates_digest(off, 2, (), 77),
-        gates_digest(off, 1, [("a dog", "a puppy")], 77),
-        gates_digest(off, 1, (), 64),
-        gates_digest(off, 1, (), 77, "thesaurus"),
-        gates_digest(GateOptions(preset="off", max_overlap=0.5), 1, (), 77),
+        JudgeSpec(off, 2).digest,
+        JudgeSpec(off, 1, (("a dog", "a puppy"),)).digest,
+        JudgeSpec(off, 1, context_length=64).digest,
+        JudgeSpec(off, 1, words="thesaurus").digest,
+        JudgeSpec(GateOptions(preset="off", max_overlap=0.5), 1).digest,
     ]
     assert len({base, *others}) == 6
     # What changes no verdict: where models compute, and floods, which are found later.
-    assert gates_digest(GateOptions(preset="off", device="auto", max_repeats=3), 1, (), 77) == base
+    assert JudgeSpec(GateOptions(preset="off", device="auto", max_repeats=3), 1).digest == base
+
+
+CAPTION = "a small dog on the beach"
+
+
+class Letters:
+    """Bag-of-letters vectors: similar texts are close, without a model."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.full((len(texts), 27), 1e-6, dtype=np.float32)
+        for row, text in enumerate(texts):
+            for char in text.lower():
+                vectors[row, min(abs(ord(char) - ord("a")), 26)] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def explained(preset: str, answers: Sequence[str], **options: object) -> tuple[list[Candidate], list[str], str | None]:
+    """Candidates, and the answers that the verdict accepts, or its reason."""
+    gates = GateOptions.model_validate({"preset": preset, "min_similarity": 0.3, **options})
+    judge = Judge(JudgeSpec(gates, 1), Letters())
+    request = Request(CAPTION, CAPTION, answers)
+    verdict = judge.judge([request])[0]
+    return judge.explain([request])[0], [answer for answer, _ in verdict.accepted], verdict.reason
+
+
+def failing(candidate: Candidate) -> list[str]:
+    return [reason for reason, detail in candidate.results.items() if detail is not None]
+
+
+def test_every_gate_is_asked_and_the_verdict_is_the_same() -> None:
+    answers = [
+        "A little dog is on the beach.",
+        "I'm sorry, I cannot paraphrase <b>this</b> as it is so very long and says so many other things.",
+        CAPTION,
+        "zzz",
+    ]
+    candidates, accepted, _ = explained("capable", answers)
+    assert [one.answer for one in candidates if one.accepted] == accepted == [answers[0]]
+    gates = gates_of(GateOptions(preset="capable"))
+    assert list(candidates[0].results) == [*gates.text, *gates.meaning]
+    assert candidates[0].similarity is not None and candidates[0].similarity > 0.8
+    # The first alone would be the verdict's reason.
+    assert {"refusal_or_preamble", "character_set"} <= {*failing(candidates[1])}
+    assert "echo" in failing(candidates[2]) and failing(candidates[3])
+
+
+def test_the_reason_of_a_verdict_is_the_first_gate_that_fails() -> None:
+    for preset in ("off", "capable", "small-model"):
+        for answer in ("", "...", CAPTION, "zzz", "a red cat near a green car and a bus, a train and a plane"):
+            candidates, accepted, reason = explained(preset, [answer])
+            assert ([*failing(candidates[0])] or [None])[0] == reason
+            assert [one.answer for one in candidates if one.accepted] == accepted
+
+
+def test_of_nothing_no_gate_but_the_first_is_asked() -> None:
+    candidates, accepted, reason = explained("small-model", ["", "!?"])
+    assert [list(one.results) for one in candidates] == [["empty"], ["empty"]]
+    assert (accepted, reason) == ([], "empty")
+    assert explained("capable", [])[0] == []
+
+
+DATA = Path(__file__).parents[2] / "data"
+SYNONYMS = {"dog": ("hound", "puppy"), "man": ("guy",), "woman": ("lady",), "beach": ("shore",), "street": ("road",)}
+PINNED = {"1cfe02560ddad9cb4e1158e7d28e5a7d": "31c905f815cc5c7e793293dfd6b2761f"}
+
+
+def test_a_changed_verdict_needs_another_version() -> None:
+    """Stored verdicts count as long as `GATES_VERSION` stays: where this digest changes, change both."""
+    whole = Tokenizer(context_length=4096)
+    rows = [
+        json.loads(line) for path in sorted(DATA.glob("*/*.jsonl")) for line in path.read_text("utf-8").splitlines()
+    ]
+    texts = [
+        (row["caption"], row.get("source") or row["caption"], row["answer"])
+        for row in rows
+        if "answer" in row and "caption" in row
+    ]
+    outcomes = []
+    for preset, step in product(("capable", "small-model"), (1, 2)):
+        spec = JudgeSpec(GateOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
+        judge = Judge(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
+        judge.synonyms = SYNONYMS
+        for verdict in judge.judge([Request(caption, source, [answer]) for caption, source, answer in texts]):
+            outcomes.append(json.dumps([[text for text, _ in verdict.accepted], verdict.reason]))
+    assert {GATES_VERSION: text_hash(*outcomes).hex()} == PINNED

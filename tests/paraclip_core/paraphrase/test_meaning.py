@@ -15,9 +15,9 @@ from paraclip_core.config import GateOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import meaning
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.judge import Judge, Request, gates_digest
+from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE, Compare, NliModel, SentenceEncoder, model_identity
-from paraclip_core.paraphrase.pair import words
+from paraclip_core.paraphrase.parse import words
 
 TEXTS = ["A dog runs on the beach.", "A puppy is running along the shore.", "Stock prices fell sharply.", ""]
 WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids play with ball")
@@ -167,7 +167,7 @@ class Flat:
 def test_where_an_nli_model_is_named_both_texts_must_follow_from_each_other() -> None:
     options = GateOptions(preset="capable", nli="any")
     assert "not_entailed" in gates_of(options).meaning and "low_caption_similarity" not in gates_of(options).meaning
-    judge = Judge(options, 1, encoder=Flat(), nli=Overlap())
+    judge = Judge(JudgeSpec(options, 1), Flat(), Overlap())
     requests = [Request("a red ball near a dog", "a red ball near a dog", [text]) for text in (
         "near a dog a red ball", "near a dog a ball", "near a dog a round red ball")]  # fmt: skip
     verdicts = judge.judge(requests)
@@ -184,8 +184,8 @@ def test_what_was_not_prepared_is_computed_when_it_is_asked() -> None:
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:
     folder = write_model(tmp_path / "encoder")
     own = GateOptions(preset="capable", encoder=str(folder))
-    before = gates_digest(own, 1, (), 77)
-    assert before != gates_digest(GateOptions(preset="capable"), 1, (), 77)
+    before = JudgeSpec(own, 1).digest
+    assert before != JudgeSpec(GateOptions(preset="capable"), 1).digest
     assert model_identity("some/model") == "some/model"
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert gates_digest(own, 1, (), 77) != before
+    assert JudgeSpec(own, 1).digest != before

@@ -18,7 +18,7 @@ from paraclip_core.paraphrase.prompts import (
     PAPER,
     PromptTemplate,
     bare,
-    neutralise,
+    neutralize,
     prompt_for,
     swaps_words,
     tidy,
@@ -86,19 +86,19 @@ def _check_structure(template: object, text: str) -> None:
 
 @given(st.text(max_size=60))
 def test_neutralising_twice_changes_nothing_more(text: str) -> None:
-    assert neutralise(neutralise(text)) == neutralise(text)
+    assert neutralize(neutralize(text)) == neutralize(text)
     # An invisible character goes, on a longer way than plain text takes.
-    assert neutralise(f"{text}\u200b") == neutralise(text)
+    assert neutralize(f"{text}\u200b") == neutralize(text)
 
 
 def test_braces_and_plain_text_stay() -> None:
-    assert neutralise("a {dog} 5 < 6, 100% [sic] <3") == "a {dog} 5 < 6, 100% [sic] < 3"
+    assert neutralize("a {dog} 5 < 6, 100% [sic] <3") == "a {dog} 5 < 6, 100% [sic] < 3"
 
 
 def test_the_smollm2_tokeniser_sees_no_control_token_in_a_caption() -> None:
     # Control tokens of the embedded model all begin with "<".
     for attack in ATTACKS:
-        assert "<|" not in neutralise(attack)
+        assert "<|" not in neutralize(attack)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
-from paraclip_core.paraphrase.protocol import Completion, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import Completion, EngineFacts, Prompt
 
 OFF = GateOptions(preset="off")
 OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
@@ -326,6 +327,16 @@ def test_enough_acceptance_is_no_warning(
     assert caplog.records == []
 
 
+def test_verdicts_that_were_there_count_among_the_first(
+    paraphrasing: Any, elsewhere: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    paraphrasing.run([rows_of(many())], Scripted())
+    shutil.copytree(paraphrasing.cache.folder / "verdicts", elsewhere.cache.folder / "verdicts", dirs_exist_ok=True)
+    with caplog.at_level(logging.WARNING):
+        found = elsewhere.run([rows_of(many())], Scripted())
+    assert figures(found) == (100, 100, 0) and caplog.records == []
+
+
 def test_few_requests_are_no_sample(paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         paraphrasing.run([rows_of(many(64))], few_accepted(1), with_options(stop_below=0.9))
@@ -448,17 +459,19 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
     assert told[-1][2]["generated"] == 15 and told[-1][2]["eta_seconds"] == 0
 
 
-def test_the_time_left_follows_from_the_phase_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_follows_from_the_phase_alone(
+    paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, told = [100.0], []
     monkeypatch.setattr(rounds.time, "monotonic", lambda: now[0])
-    phase = rounds._Phase(lambda *step, **facts: told.append((*step, facts)), "asking", 100, lambda: {"cached": 7})
+    made = paraphrasing.rounds([rows_of(FEW)], Scripted())
+    made.progress = lambda *step, **facts: told.append((*step, facts["eta_seconds"]))
+    add = made._phase("asking", 100)
     for seconds, count in ((10, 20), (30, 60)):
         now[0] += seconds
-        phase.add(count)
-    assert told == [
-        (20, 100, {"phase": "asking", "eta_seconds": 40, "cached": 7}),
-        (80, 100, {"phase": "asking", "eta_seconds": 10, "cached": 7}),
-    ]
+        add(count)
+    made.tables.close()
+    assert told == [(20, 100, 40), (80, 100, 10)]
 
 
 def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -> None:

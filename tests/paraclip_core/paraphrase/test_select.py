@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, step_requests
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, NO_PARENT, Batches, StepTables, step_requests
 from paraclip_core.paraphrase.select import latest_rows, select
-from paraclip_core.paraphrase.step_tables import NO_PARENT, StepTables
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 from storage.generations import GenerationStore
 

@@ -306,6 +306,20 @@ def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatc
     assert PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS), store)) == {}
 
 
+def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path) -> None:
+    store, folder = ArtifactStore(tmp_path / "hashes"), shutil.copytree(encoder, tmp_path / "own")
+
+    def sources(preset: str) -> dict[str, str]:
+        gates = GateOptions.model_validate({"preset": preset, "encoder": str(folder)})
+        return dict(PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS, gates=gates), store)))
+
+    before = sources("capable")
+    assert list(before) == ["encoder"]
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert sources("capable") != before
+    assert sources("off") == {}
+
+
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
 
     def spec(step: int, **gates: Any) -> Any:

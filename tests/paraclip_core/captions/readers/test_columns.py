@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.readers.columns import choose_columns, match_column
-from paraclip_core.captions.readers.registry import READERS
 from paraclip_core.captions.rows import RowBatch
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import READERS, expand
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

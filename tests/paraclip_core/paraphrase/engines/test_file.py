@@ -14,9 +14,9 @@ from paraclip_core.captions.clean import clean
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.protocol import Prompt
 
 ROWS = [
     {"caption": "A red dog.", "paraphrase_1": "a dog in red", "paraphrase_2": "a puppy in red"},
@@ -163,13 +163,17 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
         ("a.jsonl", "{broken\n", "line 1 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.json", '{"annotations": []}', "not in Karpathy's format"),
-        ("a.json", "{broken", "cannot read"),
-        ("a.json", "[" * 100_000, "cannot read"),
+        ("a.json", "{broken", "not valid JSON"),
+        ("a.json", "[" * 100_000, "nested too deeply|not valid JSON"),
         ("a.parquet", "PAR1 broken", "cannot read"),
         ("a.txt", "x", "is none of .parquet"),
-        ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", "line 2 is not UTF-8"),
+        ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n", r"line 2 \(caption is not UTF-8"),
         ("a.csv", 'caption,paraphrase_1,paraphrase_2\na,b,c\n"a,b,c\nd,e,f\n', "begins at line 3"),
-        ("a.jsonl", b'{"caption": "a", "paraphrase_1": "b", "paraphrase_2": "c"}\n"\xff"\n', "line 2 is not UTF-8"),
+        (
+            "a.jsonl",
+            b'{"caption": "a", "paraphrase_1": "b", "paraphrase_2": "c"}\n"\xff"\n',
+            "line 2 is not a JSON obj",
+        ),
         ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
         ("a.csv", "", "has no column 'caption'; it has none"),
     ],

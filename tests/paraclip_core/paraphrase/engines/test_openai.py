@@ -29,8 +29,8 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 )
 
 from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
-from paraclip_core.paraphrase.protocol import Completion, Prompt
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
 
 

@@ -36,7 +36,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
 from paraclip_core.errors import BudgetError, ConfigError, EngineError, with_notes
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.protocol import Completion, Prompt
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
 
 
 def test_the_breaker_stops_when_the_server_is_gone(openai_server: OpenAIServer, connect: Connect) -> None:

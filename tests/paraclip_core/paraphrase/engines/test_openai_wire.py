@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -9,15 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip_core.config import SamplingOptions
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.openai_wire import (
+    MOST_BYTES,
+    REASONS,
+    UNCOUNTED,
     Answer,
+    BatchAnswer,
     NonsenseError,
+    Refused,
+    answer_lines,
     draw_seed,
+    draws,
     error_in,
     plain,
     read_answer,
+    read_line,
+    request_line,
 )
-from paraclip_core.paraphrase.protocol import Prompt
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 NAMES = st.sampled_from(
@@ -125,3 +136,153 @@ def test_seeds_are_of_the_text_the_draw_and_the_run(one: str, other: str, draw: 
 def test_text_from_outside_is_one_plain_line() -> None:
     assert plain(b"\x1b[31mred\x07\n\r\nline \xff") == "?[31mred? line \ufffd"
     assert plain("x" * 500) == "x" * 300 + "…"
+
+
+KEY = bytes(range(16))
+HELLO = {"role": "assistant", "content": "Hello."}
+COMPLETION = {
+    "id": "chatcmpl-123",
+    "object": "chat.completion",
+    "created": 1711652795,
+    "model": "gpt-3.5-turbo-0125",
+    "choices": [{"index": 0, "message": HELLO, "logprobs": None, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 22, "completion_tokens": 2, "total_tokens": 24},
+    "system_fingerprint": "fp_123",
+}
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(
+        {"id": "batch_req_123", "custom_id": KEY.hex(), "response": None, "error": None} | fields
+    ).encode()
+
+
+def response(body: Any, status: int = 200) -> dict[str, Any]:
+    return {"response": {"status_code": status, "request_id": "req_123", "body": body}}
+
+
+def refusal(raw: bytes | None) -> tuple[str, str]:
+    result = read_line(raw, 1)
+    assert isinstance(result, Refused)
+    assert result.reason in REASONS
+    return result.reason, result.detail
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # OpenAI's guide, vLLM's of today and vLLM's first releases.
+        response(COMPLETION),
+        {"id": "vllm-383d", "response": {"status_code": 200, "request_id": "vllm-batch-1", "body": COMPLETION}},
+        {"id": "vllm-383d", "response": COMPLETION},
+    ],
+)
+def test_documented_lines_are_read(fields: dict[str, Any]) -> None:
+    assert read_line(line(**fields), 1) == BatchAnswer(KEY, ("Hello.",), 22, 2)
+
+
+def test_several_answers_come_in_the_order_of_their_index_and_none_too_many() -> None:
+    choices = [{"index": i, "message": {"content": f"answer {i}"}} for i in (2, 0, 1)]
+    answer = read_line(line(**response({"choices": choices})), 2)
+    assert answer == BatchAnswer(KEY, ("answer 0", "answer 1"), UNCOUNTED, 6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        response({"error": {"code": "content_filter", "message": "The prompt was filtered", "status": 400}}, 400),
+        response({"error": {"message": "This model's maximum context length is 512 tokens", "code": 400}}, 400),
+        # vLLM has no body then.
+        {**response(None, 400), "error": "This model's maximum context length is 512 tokens."},
+        {**response(None, 400), "error": {"error": {"message": "too long", "type": "context_length_exceeded"}}},
+        {"error": {"code": "content_policy_violation", "message": "no"}},
+    ],
+)
+def test_a_declined_request_is_answered_with_nothing(fields: dict[str, Any]) -> None:
+    assert read_line(line(**fields), 1) == BatchAnswer(KEY, (), 0, 0)
+
+
+def test_no_choices_are_no_answer_and_are_paid_for() -> None:
+    body = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}
+    assert read_line(line(**response(body)), 1) == BatchAnswer(KEY, (), 9, 0)
+    filtered = {"choices": [{"index": 0, "message": {"content": None}, "finish_reason": "content_filter"}]}
+    answer = read_line(line(**response(filtered)), 1)
+    assert isinstance(answer, BatchAnswer) and answer.texts == ("",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"error": {"code": "batch_expired", "message": "not done in time"}}, "failed", "not done in time"),
+        (response({"error": {"message": "slow down", "code": "rate_limit"}}, 429), "failed", "status 429: slow down"),
+        ({**response(None, 500), "error": {"error": {"message": "died"}}}, "failed", "status 500: died"),
+        (response({"object": "error", "message": "as vLLM once had it"}, 400), "failed", "as vLLM once had it"),
+        (response(None), "failed", "no body"),
+        (response(COMPLETION, 500), "failed", "status 500"),
+        ({"response": "text"}, "failed", "no body"),
+        (response({"object": "list"}), "no_answer", "choices"),
+        (response({"choices": [1]}), "no_answer", "choices"),
+        (response({"choices": [{"index": 0}]}), "no_answer", "choice"),
+        ({}, "no_response", "neither response nor error"),
+        ({"custom_id": "request-1", **response(COMPLETION)}, "unknown_request", "'request-1'"),
+        ({"custom_id": KEY.hex().upper() + "\x1b[2J"}, "unknown_request", "no request's key"),
+        ({"custom_id": None}, "unknown_request", "no request's key"),
+    ],
+)
+def test_other_lines_are_refused_with_a_reason(fields: dict[str, Any], reason: str, detail: str) -> None:
+    why, text = refusal(line(**fields))
+    assert why == reason and detail in text
+    assert text.isprintable()
+
+
+def test_a_request_that_was_not_answered_is_told_from_an_answer() -> None:
+    prompt = Prompt((("user", "hi"),), "hi", 1, 0)
+    assert "as `requests export` writes it" in refusal(request_line(KEY, "m", prompt, SamplingOptions(), {}))[1]
+
+
+def test_damaged_lines_are_refused() -> None:
+    whole = line(**response(COMPLETION))
+    assert refusal(whole[:-40])[0] == refusal(b"\xff\xfe{}")[0] == refusal(b"[1]")[0] == "bad_json"
+    assert refusal(b"[" * 100_000)[0] == "bad_json"
+    assert refusal(None)[0] == "too_long"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(
+    st.sampled_from(["custom_id", "response", "error", "body", "choices", "usage", "status_code", "message"]), one)
+))  # fmt: skip
+def test_nothing_in_a_line_stops_the_reader(content: Any) -> None:
+    for fields in (content, {"custom_id": KEY.hex(), "response": content}, {"custom_id": KEY.hex(), "error": content}):
+        read_line(json.dumps(fields).encode(), 1)
+
+
+def test_lines_are_numbered_and_the_longest_passed_over() -> None:
+    file = io.BytesIO(b"\xef\xbb\xbf{}\r\n\n  \n" + b"x" * (2 * MOST_BYTES + 10) + b"\n{1}\n{2}")
+    assert list(answer_lines(file)) == [(1, b"{}"), (4, None), (5, b"{1}"), (6, b"{2}")]
+    edge = io.BytesIO(b"x" * MOST_BYTES + b"\ny" * 2)
+    assert [number for number, raw in answer_lines(edge) if raw is not None] == [1, 2, 3]
+
+
+@given(st.text())
+def test_a_request_is_one_line_of_ascii(text: str) -> None:
+    prompt = Prompt((("system", "be brief"), ("user", text)), text, 1, 7)
+    sampling = SamplingOptions(n=3, temperature=0.5, top_p=0.8, max_tokens=30)
+    raw = request_line(KEY, "smol", prompt, sampling, {"reasoning_effort": "low", "seed": None})
+    assert raw.isascii() and raw.count(b"\n") == 1 and raw.endswith(b"\n")
+    assert json.loads(raw) == {
+        "custom_id": KEY.hex(),
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": "smol",
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": text}],
+            "max_tokens": 30,
+            "temperature": 0.5,
+            "top_p": 0.8,
+            "n": 3,
+            "reasoning_effort": "low",
+        },
+    }
+
+
+def test_a_greedy_request_has_one_answer() -> None:
+    assert (draws(SamplingOptions(temperature=0, n=4)), draws(SamplingOptions(temperature=1, n=4))) == (1, 4)

@@ -20,7 +20,7 @@ from paraclip_core.config import (
 from paraclip_core.engine_options import ENGINES
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options, unguarded
-from paraclip_core.paraphrase.protocol import Prompt
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.settings import parse_settings
 
 SOME: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ SOME: dict[str, dict[str, Any]] = {
 FASTER = ("smollm2",)
 """Option groups that change no answer."""
 OWN = """
-from paraclip_core.paraphrase.protocol import Completion, EngineFacts
+from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
 
 
 class Shouting:

@@ -17,12 +17,11 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Opti
 from paraclip_core.errors import EngineError
 from paraclip_core.lifetime import OWNER
 from paraclip_core.paraphrase.engines import smollm2
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine, chatml, gguf_file
 from paraclip_core.paraphrase.gates import first_failure
-from paraclip_core.paraphrase.pair import Pair
-from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.parse import Pair, parse_answer
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)

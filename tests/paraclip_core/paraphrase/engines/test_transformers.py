@@ -8,18 +8,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chisquare
 
 from paraclip_core.clip import model as clip_model
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paraphrase.engines import make_engine, shared_prefix
-from paraclip_core.paraphrase.engines.local_model import SMALL_BYTES, read_hashes
-from paraclip_core.paraphrase.engines.transformers import TransformersEngine
+from paraclip_core.paraphrase.engines import make_engine, transformers
+from paraclip_core.paraphrase.engines.base import SMALL_BYTES, Completion, Prompt, read_hashes
+from paraclip_core.paraphrase.engines.transformers import RowDraws, TransformersEngine, row_key, uniform
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.protocol import Completion, Prompt
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -108,7 +112,7 @@ def test_a_shared_beginning_changes_no_answer(
     # Captions that happen to begin alike bring nothing new.
     assert engine.generate(shots(TEXTS[3:5]), sampling) == shared[3:5]
     assert len(prefixes) == 1
-    monkeypatch.setattr(shared_prefix, "SHORTEST", 10_000)
+    monkeypatch.setattr(transformers, "SHORTEST", 10_000)
     plain = TransformersEngine(folder, device="cpu")
     assert plain.generate(shots(TEXTS), sampling) == shared
     assert plain._prefixes is not None
@@ -146,7 +150,7 @@ def test_the_embedded_model_says_the_same_with_a_shared_beginning(monkeypatch: p
         assert len(engine._prefixes) == 1
         assert engine.generate(prompts[::-1], sampling)[::-1] == shared
         with monkeypatch.context() as patched:
-            patched.setattr(shared_prefix, "SHORTEST", 10_000)
+            patched.setattr(transformers, "SHORTEST", 10_000)
             assert TransformersEngine(Path(where), device="cpu", options=options).generate(prompts, sampling) == shared
 
 
@@ -227,3 +231,81 @@ def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.Monkey
 def test_a_device_that_is_not_here_is_told(folder: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=rf"run\.device is '{device}'"):
         ask(TransformersEngine(folder, device=device), TEXTS[:1])
+
+
+LOGITS = [2.0, 1.5, 1.0, 1.0, 0.3, 0.0, -0.5, -4.0]
+ROWS = 20_000
+
+
+def keys(count: int, draw: int = 0) -> list[int]:
+    return [row_key(0, f"text {i}", draw) for i in range(count)]
+
+
+def drawn(logits: torch.Tensor, row_keys: list[int], t: float = 1.0, top_p: float = 1.0, step: int = 0) -> list[int]:
+    """The only token that is left of each row."""
+    ids = torch.zeros(len(row_keys), 5 + step, dtype=torch.long)
+    scores = RowDraws(row_keys, t, top_p, 5)(ids, logits.clone())
+    assert torch.isfinite(scores).sum(1).tolist() == [1] * len(row_keys)
+    return scores.argmax(1).tolist()
+
+
+def nucleus(t: float, top_p: float) -> NDArray[np.float64]:
+    """The definition, token by token: the fewest most likely ones that hold `top_p`, scaled to 1."""
+    p = torch.softmax(torch.tensor(LOGITS, dtype=torch.float64) / t, 0).numpy()
+    kept, mass = np.zeros_like(p), 0.0
+    for token in sorted(range(len(p)), key=lambda i: -p[i]):
+        if mass < top_p:
+            kept[token] = p[token]
+        mass += p[token]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize(("t", "top_p", "step"), [(1.0, 1.0, 0), (0.7, 0.8, 3), (1.6, 0.95, 1), (1.0, 0.01, 0)])
+@pytest.mark.parametrize("by", ["request", "answer"])
+def test_tokens_are_drawn_as_often_as_they_are_likely(t: float, top_p: float, step: int, by: str) -> None:
+    # Different requests, and many answers to one request.
+    own = keys(ROWS) if by == "request" else [row_key(0, "text", draw) for draw in range(ROWS)]
+    counts = np.bincount(drawn(torch.tensor([LOGITS] * ROWS), own, t, top_p, step), minlength=len(LOGITS))
+    expected = nucleus(t, top_p) * ROWS
+    inside = expected > 0
+    assert counts[~inside].sum() == 0
+    if inside.sum() > 1:
+        assert chisquare(counts[inside], expected[inside]).pvalue > 1e-4
+
+
+def test_one_step_says_nothing_about_the_next() -> None:
+    first, second = (drawn(torch.tensor([[0.0, 0.0]] * ROWS), keys(ROWS), step=step) for step in (0, 1))
+    pairs = np.bincount(2 * np.array(first) + np.array(second), minlength=4)
+    assert chisquare(pairs).pvalue > 1e-4
+
+
+def test_noise_is_uniform_and_never_the_ends() -> None:
+    found = uniform(np.array(keys(400), np.uint64), 7, np.tile(np.arange(250), (400, 1)))
+    assert 0 < found.min() < found.max() < 1
+    assert chisquare(np.histogram(found, 100, (0, 1))[0]).pvalue > 1e-4
+    # Neighbouring tokens and rows.
+    for a, b in ((found[:, :-1], found[:, 1:]), (found[:-1], found[1:])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
+
+
+@given(order=st.permutations(range(6)), size=st.integers(1, 6), top_p=st.sampled_from([0.3, 0.9, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_neighbours_do_not_matter(order: list[int], size: int, top_p: float) -> None:
+    logits = torch.randn(6, 400, generator=torch.Generator().manual_seed(3))
+    together = drawn(logits, keys(6), 0.8, top_p)
+    for start in range(0, 6, size):
+        rows = order[start : start + size]
+        assert drawn(logits[rows], [keys(6)[row] for row in rows], 0.8, top_p) == [together[row] for row in rows]
+
+
+@pytest.mark.parametrize("steepness", [0.2, 3.0, 8.0])
+def test_looking_at_the_likeliest_first_changes_nothing(steepness: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = steepness * torch.randn(50, 2000, generator=torch.Generator().manual_seed(1))
+    narrow = drawn(logits, keys(50), 1.0, 0.9)
+    monkeypatch.setattr(transformers, "NARROW", 5000)
+    assert drawn(logits, keys(50), 1.0, 0.9) == narrow
+
+
+def test_every_part_of_a_request_counts() -> None:
+    assert len({row_key(0, "a", 0), row_key(1, "a", 0), row_key(0, "b", 0), row_key(0, "a", 1)}) == 4
+    assert row_key(0, "\udce9", 0) != row_key(0, "é", 0)

@@ -14,8 +14,8 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions, meaning
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.vllm import VllmEngine, gpu_groups
-from paraclip_core.paraphrase.protocol import Prompt
 
 
 def prompt(text: str = "a dog", seed: int = 0) -> Prompt:
@@ -193,7 +193,7 @@ def test_a_prompt_that_does_not_fit_stops_the_run(stand_in: str) -> None:
 def test_no_server_outlives_a_process_that_is_killed(stand_in: str) -> None:
     script = (
         "import os, signal, sys\n"
-        "from paraclip_core.paraphrase.engines.vllm_process import VllmProcess\n"
+        "from paraclip_core.paraphrase.engines.vllm import VllmProcess\n"
         "process = VllmProcess(sys.argv[1], ['m', '--max-model-len', '64'])\n"
         "process.wait_until_ready()\n"
         "print(process.pid, flush=True)\n"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.parse import Pair
 from paraclip_core.paraphrase.small_model.details import (
     changed_colour,
     changed_negation,

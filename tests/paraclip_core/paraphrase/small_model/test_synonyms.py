@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from paraclip_core.paraphrase.small_model.synonyms import (
     SWAPS,
     THESAURUS,
-    Synonyms,
     alternatives,
+    find_synonyms,
     swapped,
     variants,
 )
@@ -46,19 +46,19 @@ def fetch(wanted: Sequence[str]) -> Mapping[str, Sequence[str]]:
 
 
 def test_only_near_words_that_lead_back_or_are_very_near_may_stand_for_a_word() -> None:
-    table = Synonyms(fetch, Vectors()).table(["Two dogs near a boat."])
+    table = find_synonyms(["Two dogs near a boat."], fetch, Vectors())
     # `sea` does not lead back to `boat` but is very near here; `hound` is no plural.
     assert table == {"boat": ("sea", "ship", "vessel"), "dogs": ("puppies",)}
 
 
 def test_words_that_clip_cuts_into_pieces_are_left_out() -> None:
-    table = Synonyms(fetch, Vectors(), lambda word: 2 if word == "ship" else 1).table(["a boat"])
+    table = find_synonyms(["a boat"], fetch, Vectors(), lambda word: 2 if word == "ship" else 1)
     assert table == {"boat": ("sea", "vessel")}
 
 
 def test_nothing_to_ask_is_no_error() -> None:
-    assert Synonyms(fetch, Vectors()).table([]) == {}
-    assert Synonyms(fetch, Vectors()).table(["red", "two"]) == {}
+    assert find_synonyms([], fetch, Vectors()) == {}
+    assert find_synonyms(["red", "two"], fetch, Vectors()) == {}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,5 @@ def test_step_2_first_leaves_the_new_words_of_step_1() -> None:
 
 
 def test_a_words_synonyms_do_not_depend_on_the_other_texts() -> None:
-    synonyms = Synonyms(fetch, Vectors())
-    both = synonyms.table(["two dogs", "a boat"])
-    assert both == synonyms.table(["two dogs"]) | synonyms.table(["a boat"])
+    dogs, boat = (find_synonyms([text], fetch, Vectors()) for text in ("two dogs", "a boat"))
+    assert find_synonyms(["two dogs", "a boat"], fetch, Vectors()) == {**dogs, **boat}

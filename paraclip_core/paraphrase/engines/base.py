@@ -1,32 +1,34 @@
-"""The seams of paraphrasing: what an engine and a generation cache must do."""
+"""What an engine is: its prompts, completions and facts, and the name of a model that lies in a folder."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
-
-import pyarrow as pa
+from typing import Literal, Protocol, runtime_checkable
 
 from paraclip_core.config import SamplingOptions
-
-if TYPE_CHECKING:
-    import duckdb
+from paraclip_core.errors import EngineError
 
 __all__ = [
+    "SMALL_BYTES",
     "CheckedEngine",
     "Completion",
     "Engine",
     "EngineContext",
     "EngineFacts",
-    "GenerationCache",
     "HashFiles",
     "PaidEngine",
     "Prompt",
     "StreamingEngine",
+    "in_order",
+    "local_model",
+    "read_hashes",
 ]
+
+SMALL_BYTES = 16 * 1024 * 1024
+"""Files above this size are hashed by `HashFiles`, which may remember."""
 
 HashFiles = Callable[[Iterable[Path]], Mapping[str, str]]
 """SHA-256 of each file, by its path; one that remembers need not read gigabytes each time."""
@@ -198,21 +200,51 @@ class PaidEngine(Protocol):
         ...
 
 
-class GenerationCache(Protocol):
-    """Every generation that was ever paid for, and every verdict on one."""
+def read_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, read now."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
-    def attached(self, con: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:
-        """Everything as tables `cache.generations` and `cache.verdicts` of `con`, for as long as the context lasts."""
-        ...
 
-    def lookup(self, keys: pa.FixedSizeBinaryArray) -> pa.Table:
-        """Columns `key` and `completions` of the known ones among `keys`, each once, in any order."""
-        ...
+def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
+    """Folder name and a hash of the names and contents of its files.
 
-    def append(self, generations: pa.Table) -> None:
-        """Keep generations (schema `paraclip_core.tables.GENERATIONS`); on return they survive a kill."""
-        ...
+    Args:
+        folder: a Hugging Face folder.
+        hash_files: hashes the big files.
 
-    def append_verdicts(self, verdicts: pa.Table) -> None:
-        """Keep verdicts (schema `paraclip_core.tables.VERDICTS`); on return they survive a kill."""
-        ...
+    Raises:
+        EngineError: the folder is not there or holds no Hugging Face model.
+        InputError: `hash_files` cannot read a file.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not any(path.name == "config.json" for path in files):
+            raise EngineError(f"paraphrase.model: {folder} has no config.json; expected a Hugging Face folder")
+        sizes = {path: path.stat().st_size for path in files}
+        big = hash_files([path for path in files if sizes[path] > SMALL_BYTES])
+        for path in files:
+            digest.update(f"{path.name}\0{sizes[path]}\0".encode())
+            digest.update(big[str(path)].encode() if str(path) in big else path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"paraphrase.model: cannot read {folder}: {error.strerror or error}") from error
+    return f"{folder.name}@{digest.hexdigest()}"
+
+
+def in_order(stream: Iterable[tuple[int, Completion]]) -> list[Completion]:
+    """Completions by their numbers.
+
+    Raises:
+        EngineError: the stream's, with what came before it as its `finished`.
+    """
+    completions: dict[int, Completion] = {}
+    try:
+        completions.update(stream)
+    except EngineError as error:
+        error.finished = completions
+        raise
+    return [completions[number] for number in range(len(completions))]

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import OpenAIOptions
 from paraclip_core.errors import BudgetError
-from paraclip_core.paraphrase.engines import openai_limits
-from paraclip_core.paraphrase.engines.openai_limits import Budget, Pace, backoff, retry_after
+from paraclip_core.paraphrase.engines import openai_retry
+from paraclip_core.paraphrase.engines.openai import Budget
+from paraclip_core.paraphrase.engines.openai_retry import Pace, backoff
+from paraclip_core.paraphrase.engines.openai_wire import retry_after
 
 NOW = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
 
@@ -33,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(openai_limits, "time", clock)
+    monkeypatch.setattr(openai_retry, "time", clock)
     return clock
 
 

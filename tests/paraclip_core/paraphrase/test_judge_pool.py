@@ -24,7 +24,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import rounds
-from paraclip_core.paraphrase.verdicts import BlockJudge, JudgePool, JudgeSpec
+from paraclip_core.paraphrase.judge import BlockJudge, JudgePool, JudgeSpec
 from paraclip_core.tables import ANSWERS, VERDICTS
 from storage.generations import VERDICTS as STORED
 
@@ -178,6 +178,15 @@ def test_a_single_process_takes_no_offer(spec: JudgeSpec, answers: pa.Table) -> 
         assert list(pool.offered(wait=True)) == []
 
 
+def test_the_encoder_is_loaded_once(spec: JudgeSpec, tmp_path: Path) -> None:
+    with closing(JudgePool(spec, 1, tmp_path)) as pool:
+        encoders = set()
+        for text in ("a dog", "a cat"):
+            pool.find_synonyms(lambda words: {word: ["pet"] for word in words}, [text])
+            encoders.add(pool._judge_here().judge.encoder)
+        assert len(encoders) == 1
+
+
 def kill(pool: JudgePool) -> None:
     """Kill one of its processes."""
     assert pool._pool is not None
@@ -192,7 +201,7 @@ def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
 ) -> None:
     monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
     monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
-    monkeypatch.setattr("paraclip_core.paraphrase.verdicts.BLOCK_ROWS", 1)
+    monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
     captions = [f"a dog with number {number}" for number in range(200)]
     made = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
     judge = JudgePool.judge
@@ -234,7 +243,7 @@ def test_a_process_that_was_killed_is_told_whatever_is_asked_next(quick: JudgeSp
 def test_a_process_that_has_read_other_code_is_told(
     quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paraclip_core.paraphrase.judge.code_digest", lambda: "of another release")
+    monkeypatch.setattr("paraclip_core.paraphrase.judge.GATES_VERSION", "of another release")
     with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="code that judges was changed"):
         list(pool.judge(iter(divided(answers, [20])), MANY))
 
