@@ -20,6 +20,7 @@ from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.config import meaning
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.batches import IMAGE
+from paraclip_core.training.card import ReleaseCard
 from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.losses import Pair
 from paraclip_core.training.trainer import TrainingJob
@@ -107,16 +108,17 @@ def run(ctx: StageContext) -> dict[str, Any]:
     made = Preparation(ctx)
     before = same_image_tower(made.clip, ctx.inputs["features"])
     result = train_together(ctx, "bootstrap", made.job())
-    release(
-        ctx.work.out / "release",
-        made.clip,
-        before,
+    provenance = provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance")
+    card = ReleaseCard(
         title="Bootstrapped CLIP",
         summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
         base="embedded",
-        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
+        image_tower_hash=before,
+        licences=provenance.licences,
+        sources=provenance.sources,
         options=meaning(ctx.settings.bootstrap),
     )
+    release(ctx.work.out / "release", made.clip, card)
     return {
         **made.rows.facts,
         "rows": len(made.rows),

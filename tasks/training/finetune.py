@@ -23,6 +23,7 @@ from paraclip_core.training.alpha import (
     measure,
     sweep,
 )
+from paraclip_core.training.card import ReleaseCard
 from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimizer import select_parameters, trained_parameters
@@ -191,20 +192,21 @@ def run(ctx: StageContext) -> dict[str, Any]:
 def _release(made: Preparation, chosen: Mapping[str, Any], before: str, weights: str) -> str:
     """Write the release with its card; the hash of the image tower, which is `before` still."""
     ctx, control = made.ctx, made.options.texts == "captions"
-    return release(
-        ctx.work.out / "release",
-        made.clip,
-        before,
+    provenance = provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance")
+    card = ReleaseCard(
         title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
         summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {chosen['chosen']:g}: {chosen['rule']}.",
         base=_base_name(ctx),
+        image_tower_hash=before,
         weights=weights,
-        provenance=provenance_of(made.rows, made.captions, ctx.work.scratch / "provenance"),
+        licences=provenance.licences,
+        sources=provenance.sources,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
         options=meaning(made.options),
         figures=chosen["alphas"],
     )
+    return release(ctx.work.out / "release", made.clip, card)
 
 
 def _base_name(ctx: StageContext) -> str:

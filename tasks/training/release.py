@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,64 +24,29 @@ from storage.parquet import PartWriter, iter_batches
 __all__ = ["Provenance", "paraphraser_of", "provenance_of", "release"]
 
 
-def release(
-    folder: Path,
-    clip: ClipModel,
-    before: str,
-    *,
-    title: str,
-    summary: str,
-    base: str,
-    weights: str | None = None,
-    provenance: Provenance,
-    paraphraser: str | None = None,
-    options: Mapping[str, Any],
-    figures: Sequence[Mapping[str, float]] = (),
-) -> str:
+def release(folder: Path, clip: ClipModel, card: ReleaseCard) -> str:
     """Write the release folder with its model card.
 
     Args:
         folder: the release.
         clip: the trained model.
-        before: hash of its image tower before training.
-        title: heading of the card.
-        summary: what was done.
-        base: what it started from.
-        weights: hash of the base's weights.
-        provenance: licences and sources of the rows that it was trained on.
-        paraphraser: who wrote the paraphrases among them.
-        options: hyper-parameters.
-        figures: validation figures for the card.
+        card: what to say of it; its `image_tower_hash` is the one before training.
 
     Returns:
-        The hash of the image tower after training, equal to `before`.
+        The hash of the image tower after training, equal to the one before.
 
     Raises:
         ModelError: training changed the image tower.
         ArtifactError: the folder cannot be written.
     """
-    after = image_tower_hash(clip)
+    before, after = card.image_tower_hash, image_tower_hash(clip)
     if after != before:
         raise ModelError(
             f"training changed the image tower ({before} before, {after} after), so image indexes of the base would be "
             "invalid; nothing is released. Please report this with the model's name"
         )
-    card = ReleaseCard(
-        title=title,
-        summary=summary,
-        base=base,
-        base_model=clip.hub_name,
-        revision=clip.revision,
-        weights=weights,
-        image_tower_hash=after,
-        licences=provenance.licences,
-        sources=provenance.sources,
-        paraphraser=paraphraser,
-        options=options,
-        figures=figures,
-    )
     try:
-        save_release(clip, folder, str(card))
+        save_release(clip, folder, str(replace(card, base_model=clip.hub_name, revision=clip.revision)))
     except OSError as error:
         raise storage_error(error, folder) from error
     return after
