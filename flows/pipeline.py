@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from prefect import flow, task
 
 from flows.children import run_child
 from flows.logs import let_own_logs_through
-from flows.work import carry_stage, publish_result
+from flows.work import carry_stage, publish_result, run_name, run_of
 from paraclip_core.config import Settings
-from paraclip_core.settings import at_environment_root
 from tasks.context import Run
 from tasks.preflight import check_before_paying
 from tasks.publish import artifact_key, publish_table
@@ -24,17 +22,24 @@ __all__ = ["pipeline", "run_stages"]
 
 log = logging.getLogger(__name__)
 
+DEFAULTS = Settings()
+
 carry = task(persist_result=False)(carry_stage)
 
 
-@flow(name="pipeline", flow_run_name="pipeline-{settings.name}")
-def pipeline(settings: Settings) -> dict[str, Any]:
+@flow(name="pipeline", flow_run_name=run_name)
+def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> dict[str, Any]:
     """Run every stage in order and return what came out.
 
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
     so it goes on with the one that failed.
+
+    Args:
+        config: YAML file in place of `settings`: a path on the worker, or a URL.
+        overrides: single options over either, `finetune.epochs=3` each.
+        settings: every option.
     """
-    return run_stages(Run(at_environment_root(settings, os.environ))).as_json()
+    return run_stages(run_of(config, overrides, settings)).as_json()
 
 
 def run_stages(run: Run) -> Result:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from prefect import flow
 
-from flows.pipeline import run_stages
+from flows.pipeline import DEFAULTS, run_stages
+from flows.work import run_name, run_of
 from paraclip_core.config import Settings
-from paraclip_core.settings import at_environment_root
 from tasks.channels import check_channel, decide
-from tasks.context import Run
 from tasks.publish import artifact_key, publish_markdown, publish_table
 from tasks.status import shown_progress
 
@@ -21,8 +19,13 @@ __all__ = ["regenerate"]
 log = logging.getLogger(__name__)
 
 
-@flow(name="regenerate", flow_run_name="regenerate-{settings.name}")
-def regenerate(settings: Settings, channel: str = "production") -> dict[str, Any]:
+@flow(name="regenerate", flow_run_name=run_name)
+def regenerate(
+    channel: str = "production",
+    config: str = "",
+    overrides: tuple[str, ...] = (),
+    settings: Settings = DEFAULTS,
+) -> dict[str, Any]:
     """Make a challenger from the captions as they are now, and let it take over if it is good enough.
 
     Only new or changed captions are paraphrased: every other answer is in the generation cache. Where nothing changed
@@ -30,21 +33,24 @@ def regenerate(settings: Settings, channel: str = "production") -> dict[str, Any
     and no worse than the model that the channel serves, on the same benchmarks.
 
     Args:
-        settings: the run's settings.
         channel: the channel that serves the production model; not the run's own, which follows every run.
+        config: YAML file in place of `settings`: a path on the worker, or a URL.
+        overrides: single options over either, `finetune.epochs=3` each.
+        settings: every option.
 
     Raises:
         ConfigError: the channel is a run's own, or the run has the name of a promoted channel.
         ParaclipError: what a stage raised.
     """
-    run = Run(at_environment_root(settings, os.environ))
+    run = run_of(config, overrides, settings)
     check_channel(run.settings.name, channel, run.store)
     result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
         decision = decide(run, channel, result, progress)
+    name = run.settings.name
     log.info("%s: %s", channel, decision["reason"])
-    publish_markdown(artifact_key(settings.name, "promotion"), f"**{channel}**: {decision['reason']}\n", "Promotion")
+    publish_markdown(artifact_key(name, "promotion"), f"**{channel}**: {decision['reason']}\n", "Promotion")
     if decision["against_champion"]:
         text = f"{channel}: challenger against champion"
-        publish_table(artifact_key(settings.name, "champion"), decision["against_champion"], text)
+        publish_table(artifact_key(name, "champion"), decision["against_champion"], text)
     return {"decision": decision, **result.as_json()}

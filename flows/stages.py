@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from prefect import Flow, flow
 
-from flows.work import carry_stage
+from flows.work import carry_stage, run_name, run_of
 from paraclip_core.config import Settings
-from paraclip_core.settings import at_environment_root
-from tasks.context import Run
 from tasks.registry import STAGES
 from tasks.stage import Stage
 
 __all__ = ["STAGE_FLOWS"]
 
 
+DEFAULTS = Settings()
+
+
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
-    def run(settings: Settings) -> dict[str, Any]:
-        return carry_stage(stage.name, Run(at_environment_root(settings, os.environ)))
+    def run(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> dict[str, Any]:
+        return carry_stage(stage.name, run_of(config, overrides, settings))
 
     run.__name__ = stage.name
-    return flow(name=stage.name, description=stage.about, flow_run_name=f"{stage.name}-{{settings.name}}")(run)
+    return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(run)
 
 
 STAGE_FLOWS = {name: _stage_flow(stage) for name, stage in STAGES.items()}

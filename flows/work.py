@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flows.logs import let_own_logs_through, outlive_worker
@@ -12,6 +14,7 @@ from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
+from paraclip_core.settings import deployed_settings
 from storage.artifacts import Artifact
 from tasks.context import Run, run_node
 from tasks.publish import (
@@ -29,12 +32,31 @@ from tasks.stage import Node
 from tasks.stages.paraphrase import STEPS, finished_samples
 from tasks.status import both, shown_progress
 
-__all__ = ["carry_stage", "publish_result"]
+__all__ = ["carry_stage", "publish_result", "run_name", "run_of"]
 
 log = logging.getLogger(__name__)
 
 # Every flow's module loads this one.
 outlive_worker()
+
+
+def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:
+    """The run that a flow's parameters mean, at the worker's root.
+
+    Raises:
+        ConfigError: the file cannot be read, or an option is wrong.
+    """
+    return Run(deployed_settings(settings, config, overrides, os.environ))
+
+
+def run_name() -> str:
+    """Name of a flow run: its flow's, and its configuration's."""
+    from prefect.runtime import flow_run
+
+    parameters = flow_run.parameters
+    settings = parameters.get("settings")
+    name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
+    return f"{flow_run.flow_name}-{PurePosixPath(parameters.get('config') or name or Settings().name).stem}"
 
 
 def carry_stage(name: str, run: Run) -> dict[str, Any]:

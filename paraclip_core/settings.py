@@ -12,9 +12,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from paraclip_core.config import RunOptions, Settings
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import ConfigError, one_line
 
-__all__ = ["at_environment_root", "describe_options", "field_paths", "load_settings", "parse_settings"]
+__all__ = [
+    "at_environment_root",
+    "deployed_settings",
+    "describe_options",
+    "field_paths",
+    "load_settings",
+    "parse_settings",
+]
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 UNNAMED = "the settings"
@@ -27,14 +34,14 @@ def load_settings(
     """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT, then the overrides.
 
     Args:
-        path: YAML file; None takes the defaults.
+        path: YAML file or fsspec URL of one; None takes the defaults.
         overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
         environ: environment to look into for PARACLIP_ROOT.
 
     Raises:
         ConfigError: naming every wrong option at once, and whether the file or an override has it.
     """
-    tree = {} if path is None else _read_file(Path(path))
+    tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
     if root:
         _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
@@ -67,6 +74,30 @@ def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Setti
     if not root or settings.run.root != RunOptions().root:
         return settings
     return settings.model_copy(update={"run": settings.run.model_copy(update={"root": root})})
+
+
+def deployed_settings(
+    settings: Settings, config: str, overrides: Sequence[str], environ: Mapping[str, str]
+) -> Settings:
+    """What the parameters of a deployment's run mean.
+
+    Args:
+        settings: the typed tree, unless `config` names a file.
+        config: YAML file: a path on the worker, which starts from its folder, or an fsspec URL.
+        overrides: ``a.b=value`` each, put over either.
+        environ: environment to look into for PARACLIP_ROOT.
+
+    Raises:
+        ConfigError: the file cannot be read, or an option is wrong.
+    """
+    if config:
+        return load_settings(config, overrides, environ)
+    if overrides:
+        tree = settings.model_dump(mode="json")
+        for override in overrides:
+            _override(tree, override)
+        settings = parse_settings(tree, "the parameter settings", overrides)
+    return at_environment_root(settings, environ)
 
 
 def field_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -118,9 +149,9 @@ def _load_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def _read_file(path: str) -> dict[str, Any]:
     try:
-        tree = _load_yaml(path.read_text(encoding="utf-8"))
+        tree = _load_yaml(_fetch(path) if "://" in path else Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -131,6 +162,18 @@ def _read_file(path: Path) -> dict[str, Any]:
         return tree or {}
     kind = "a list" if isinstance(tree, list) else f"the single value {tree!r}"
     raise ConfigError(f"{path} must hold options (name: value), found {kind}")
+
+
+def _fetch(url: str) -> str:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read().decode()  # pyright: ignore[reportAttributeAccessIssue]
+    except UnicodeDecodeError:
+        raise
+    except Exception as error:  # each protocol has errors of its own
+        raise ConfigError(f"cannot read {url}: {one_line(error)}") from error
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

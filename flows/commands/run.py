@@ -148,7 +148,7 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     show_own_logs()
     # The stage's process and Prefect's temporary server.
     leave_in_order()
-    return pipeline(settings)
+    return pipeline(settings=settings)
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     from flows.pipeline import pipeline
 
     run = finished_run("name=shown")
-    outcome = pipeline(run.settings)
+    outcome = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     assert [row["stage"] for row in shown("shown-stages")] == [row["stage"] for row in outcome["stages"]]
     assert shown("shown-comparison")[0]["delta"] == 2.5
@@ -50,10 +50,10 @@ def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[...
     from flows.regenerate import regenerate
 
     first = finished_run("name=nightly", verdict="promote")
-    decision = regenerate(first.settings)["decision"]
+    decision = regenerate(settings=first.settings)["decision"]
     assert decision["moved"] and first.store.channel("production")["fingerprint"] == decision["after"]
     second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
-    decision = regenerate(second.settings)["decision"]
+    decision = regenerate(settings=second.settings)["decision"]
     assert not decision["moved"] and "held" in decision["reason"]
     assert first.store.channel("production")["fingerprint"] == decision["before"]
     assert decision["reason"] in shown("nightly-promotion")
@@ -72,10 +72,10 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
         raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
     monkeypatch.setattr("flows.work.run_node", refuse)
-    state = pipeline(run.settings, return_state=True)
+    state = pipeline(settings=run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
-        pipeline(run.settings)
+        pipeline(settings=run.settings)
     assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
 
 
@@ -87,11 +87,11 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
     # Where nothing is left to train, nothing is missing.
     run = finished_run("name=tracked", "run.trackers=[wandb, file]")
-    assert {row["state"] for row in pipeline(run.settings)["stages"]} == {"cached"}
+    assert {row["state"] for row in pipeline(settings=run.settings)["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
     monkeypatch.setattr("flows.work.run_node", None)
     with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
-        pipeline(run.settings)
+        pipeline(settings=run.settings)
 
 
 def test_captions_that_come_while_it_runs_are_the_next_runs(
@@ -107,7 +107,7 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
         captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')
 
     monkeypatch.setattr(work, "let_own_logs_through", feed)
-    outcome = pipeline.pipeline(run.settings)
+    outcome = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
 

@@ -62,7 +62,7 @@ def test_a_run_ends_before_it_asks(config: Path) -> None:
     from flows.pipeline import pipeline
 
     with prefect_server(), pytest.raises(InputError) as error:
-        pipeline(load_settings(config, []))
+        pipeline(settings=load_settings(config, []))
     assert EXPECTED in str(error.value)
     made = sorted(path.name for path in (config.parent / "root" / "artifacts").iterdir())
     assert made == ["ingest"]

@@ -134,7 +134,7 @@ def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
     said: SimpleQueue[logging.LogRecord] = SimpleQueue()
     monkeypatch.setattr(logging.getLogger("flows.work"), "handlers", [QueueHandler(said)])
     settings = whole.settings(model.url, "shards", shards=2)
-    STAGE_FLOWS["paraphrase_1"](settings)
+    STAGE_FLOWS["paraphrase_1"](settings=settings)
     artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]
     assert contents(artifacts) == whole.expected
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import at_environment_root, field_paths, load_settings, parse_settings
+from paraclip_core.settings import at_environment_root, deployed_settings, field_paths, load_settings, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -286,3 +286,18 @@ def test_no_message_repeats_a_key(override: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="paraphrase") as caught:
             load_settings(file, [override])
         assert "hunter2" not in str(caught.value)
+
+
+def test_a_deployment_takes_a_file_or_single_options(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: filed\nfinetune: {epochs: 4}\n")
+    typed = Settings(name="given")
+    filed = deployed_settings(typed, str(tmp_path / "run.yaml"), ["finetune.batch_size=64"], {})
+    assert (filed.name, filed.finetune.epochs, filed.finetune.batch_size) == ("filed", 4, 64)
+    by_url = deployed_settings(typed, f"file://{tmp_path}/run.yaml", (), {"PARACLIP_ROOT": "/r"})
+    assert (by_url.name, by_url.run.root) == ("filed", "/r")
+    changed = deployed_settings(typed, "", ["finetune.epochs=2"], {"PARACLIP_ROOT": "/r"})
+    assert (changed.name, changed.finetune.epochs, changed.run.root) == ("given", 2, "/r")
+    with pytest.raises(ConfigError, match=r"finetune\.epoch is no option"):
+        deployed_settings(typed, "", ["finetune.epoch=2"], {})
+    with pytest.raises(ConfigError, match=r"cannot read memory://absent\.yaml"):
+        deployed_settings(typed, "memory://absent.yaml", (), {})
