@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 from prefect import flow
+from prefect.states import Completed, State
 
+from flows.alerts import emit
 from flows.pipeline import DEFAULTS, run_stages
 from flows.work import run_name, run_of
 from paraclip_core.config import Settings
@@ -25,7 +27,7 @@ def regenerate(
     config: str = "",
     overrides: tuple[str, ...] = (),
     settings: Settings = DEFAULTS,
-) -> dict[str, Any]:
+) -> State[dict[str, Any]]:
     """Make a challenger from the captions as they are now, and let it take over if it is good enough.
 
     Only new or changed captions are paraphrased: every other answer is in the generation cache. Where nothing changed
@@ -53,4 +55,7 @@ def regenerate(
     if decision["against_champion"]:
         text = f"{channel}: challenger against champion"
         publish_table(artifact_key(name, "champion"), decision["against_champion"], text)
-    return {"decision": decision, **result.as_json()}
+    text = f"{channel}: {decision['reason']}"
+    event = "channel.moved" if decision["moved"] else "channel.held"
+    emit(event, name, text, channel=channel, before=decision["before"], after=decision["after"])
+    return Completed(message=text, data={"decision": decision, **result.as_json()})

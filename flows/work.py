@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flows.alerts import emit
 from flows.logs import let_own_logs_through, outlive_worker
 from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
+from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
 from paraclip_core.settings import deployed_settings
@@ -72,7 +74,12 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
         shown = both(progress, seen)
         carry_out = _paraphrase if name in STEPS else run_node
-        artifact = carry_out(node, run, shown)
+        try:
+            artifact = carry_out(node, run, shown)
+        except ParaclipError as error:
+            text = f"{name} failed: {with_notes(error)}"
+            emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
+            raise
     row = stage_row(artifact, cached, time.monotonic() - started)
     log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
     return row
@@ -97,6 +104,7 @@ def publish_result(settings: Settings, result: Result) -> None:
     if not in_flow_run():
         return
     if result.summary:
+        emit(f"run.{result.verdict}", settings.name, f"{result.verdict}: {why(result.summary)}", verdict=result.verdict)
         rows = comparison_rows(result.summary)
         text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
