@@ -58,7 +58,8 @@ def post_to(url: str) -> None:
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    block = cast(Any, Webhook(url=url, headers={"Content-Type": "application/json"})).save(BLOCK, overwrite=True)
+    webhook = cast(Any, Webhook)(url=url, headers={"Content-Type": "application/json"})
+    block = webhook.save(BLOCK, overwrite=True)
     automation = Automation(
         name=AUTOMATION,
         trigger=EventTrigger(

@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.alerts import emit
 from flows.pipeline import DEFAULTS, run_stages
