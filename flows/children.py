@@ -50,10 +50,10 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
     """
     started = time.monotonic()
     settings, store, name = run.settings, run.store, node.name
-    found = store.peek(name, node.fingerprint)
-    if found is not None:
+    artifact = store.peek(name, node.fingerprint)
+    if artifact is not None:
         # A process that only finds this out would take ten seconds to start.
-        return stage_row(found, True, time.monotonic() - started)
+        return stage_row(artifact, True, time.monotonic() - started)
     child = _patiently(lambda: _start(name, settings, node.fingerprint))
     try:
         ended = _wait(child, lambda: store.peek(name, node.fingerprint) is None)

@@ -61,11 +61,11 @@ class Board:
         return progress
 
     def _show(self) -> None:
-        told = list(self._told.values())
-        totals = [total for _, total, _ in told if total is not None]
+        reports = list(self._told.values())
+        totals = [total for _, total, _ in reports if total is not None]
         whole = sum(totals) if len(totals) == self._shards else None
-        facts = _summed(f for _, _, f in told) | _acceptance(told)
-        self._progress(sum(done for done, _, _ in told), whole, shards=self._shards, **facts)
+        facts = _summed(f for _, _, f in reports) | _acceptance(reports)
+        self._progress(sum(done for done, _, _ in reports), whole, shards=self._shards, **facts)
 
 
 class _Here:
@@ -84,22 +84,22 @@ def _elsewhere(*_: object) -> None:
 
 def _acceptance(told: Iterable[tuple[int, int | None, Mapping[str, Any]]]) -> dict[str, float]:
     """The shards' mean, each weighted by its rows."""
-    found = [(done, facts["acceptance"]) for done, _, facts in told if done and "acceptance" in facts]
-    rows = sum(done for done, _ in found)
-    return {"acceptance": round(sum(done * share for done, share in found) / rows, 3)} if rows else {}
+    shares = [(done, facts["acceptance"]) for done, _, facts in told if done and "acceptance" in facts]
+    rows = sum(done for done, _ in shares)
+    return {"acceptance": round(sum(done * share for done, share in shares) / rows, 3)} if rows else {}
 
 
 def _summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, float | int | str]:
-    found: dict[str, float | int | str] = {}
+    sums: dict[str, float | int | str] = {}
     for some in facts:
         for name, value in some.items():
             if name == "eta_seconds":
-                found[name] = max(value, found.get(name, 0))
+                sums[name] = max(value, sums.get(name, 0))
             elif name in SUMS:
-                found[name] = round(value + found.get(name, 0), 4)
+                sums[name] = round(value + sums.get(name, 0), 4)
             elif name == "warning":
-                found[name] = value
-    return found
+                sums[name] = value
+    return sums
 
 
 def _ask(job: ShardJob, shard: int, board: Board | None) -> dict[str, Any]:

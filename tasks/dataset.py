@@ -79,12 +79,14 @@ def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Se
         ArtifactError: they were deleted or are damaged.
     """
     if name is not None:
-        found = store.named(name, (STEP_2,))
-        if found.stage == STEP_2:
-            return store.download(found)
-        if STEP_2 not in found.manifest.inputs:
-            raise UnknownNameError(f"{name!r} is a {found.stage} artifact; expected {STEP_2}, or what was made from it")
-        return _input(store, found, STEP_2)
+        artifact = store.named(name, (STEP_2,))
+        if artifact.stage == STEP_2:
+            return store.download(artifact)
+        if STEP_2 not in artifact.manifest.inputs:
+            raise UnknownNameError(
+                f"{name!r} is a {artifact.stage} artifact; expected {STEP_2}, or what was made from it"
+            )
+        return _input(store, artifact, STEP_2)
     if settings is None:
         raise ConfigError("say which paraphrases: a configuration (-c), or --artifact with a fingerprint or channel")
     # Here, because the stages take a second to import.
@@ -170,13 +172,13 @@ def export_dataset(
 
 def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:
     fingerprint = artifact.manifest.inputs.get(stage, "")
-    found = store.find(stage, fingerprint) if fingerprint else None
-    if found is None:
+    input_artifact = store.find(stage, fingerprint) if fingerprint else None
+    if input_artifact is None:
         raise ArtifactError(
             f"the artifact {stage}/{fingerprint} that {artifact.stage}/{artifact.fingerprint} was made from is not "
             f"under {store.location}; run the same settings again"
         )
-    return found
+    return input_artifact
 
 
 def _with_hex_ids(batch: pa.RecordBatch) -> pa.RecordBatch:

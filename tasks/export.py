@@ -108,19 +108,19 @@ def _has_own_tokens(draft: Path) -> bool:
 
 def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:
     folder = release.resolve().parent
-    found = store.peek(folder.parent.name, folder.name)
-    return found if found is not None and found.path.resolve() == folder else None
+    artifact = store.peek(folder.parent.name, folder.name)
+    return artifact if artifact is not None and artifact.path.resolve() == folder else None
 
 
 def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     """The newest evaluation of a tuned model, None where there is none."""
-    made = [found for found in store.list("evaluate") if found.manifest.inputs.get(model.stage) == model.fingerprint]
+    made = [each for each in store.list("evaluate") if each.manifest.inputs.get(model.stage) == model.fingerprint]
     if model.stage != "finetune" or not made:
         return None
-    newest = store.download(max(made, key=lambda found: (found.manifest.created, found.fingerprint)))
+    newest = store.download(max(made, key=lambda each: (each.manifest.created, each.fingerprint)))
     try:
-        found = json.loads((newest.path / "comparison.json").read_text("utf-8"))
-        return found if {"rows", "verdict", "reason", "confidence"} <= set(found) else None
+        comparison = json.loads((newest.path / "comparison.json").read_text("utf-8"))
+        return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"the evaluation {newest.path} cannot be read: {error}") from error
 

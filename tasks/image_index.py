@@ -42,14 +42,14 @@ def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> di
     """
     store = FeatureStore(model.features.path)
     gallery, ids = store.view(), store.image_ids
-    found = {
+    nearest = {
         name: nearest_images(load_clip(reference, pick_device(device)), gallery, ids, query, min(count, len(ids)))
         for name, reference in (("base", model.base), ("tuned", model.tuned))
     }
-    captions = _captions(model, {image for hits in found.values() for image, _ in hits})
+    captions = _captions(model, {image for hits in nearest.values() for image, _ in hits})
     return {
         name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
-        for name, hits in found.items()
+        for name, hits in nearest.items()
     }
 
 

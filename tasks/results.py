@@ -190,14 +190,14 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
 
 def _rejected(metrics: Mapping[str, Any]) -> int:
     """Rows that a stage put among its rejects."""
-    told = metrics.get("rejected", 0)
-    return sum(told.values()) if isinstance(told, Mapping) else int(told)
+    rejected = metrics.get("rejected", 0)
+    return sum(rejected.values()) if isinstance(rejected, Mapping) else int(rejected)
 
 
 def _reasons(metrics: Mapping[str, Any]) -> dict[str, int]:
     """Rows that a stage rejected for each reason, the most frequent first; none where it does not count them."""
-    told = metrics.get("rejected", 0)
-    return dict(sorted(told.items(), key=lambda item: -item[1])) if isinstance(told, Mapping) else {}
+    rejected = metrics.get("rejected", 0)
+    return dict(sorted(rejected.items(), key=lambda item: -item[1])) if isinstance(rejected, Mapping) else {}
 
 
 def why(summary: Mapping[str, Any]) -> str:

@@ -92,13 +92,13 @@ def verify(
     """Compare every file with its manifest; ends with code 1 where something differs."""
     store = _opened(root)
     chosen = store.list() if name is None else [store.named(name)]
-    found = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
+    checked = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
     if name is None:
         lost = store.unreadable()
-        found += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in lost]
-    bad = [entry for entry in found if entry["problems"]]
+        checked += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in lost]
+    bad = [entry for entry in checked if entry["problems"]]
     if as_json:
-        print_json({"checked": len(found), "damaged": bad})
+        print_json({"checked": len(checked), "damaged": bad})
     else:
         for entry in bad:
             for problem in entry["problems"]:
@@ -175,8 +175,9 @@ def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
     for name, value in artifact.manifest.inputs.items():
         if name.startswith(SOURCE):
             continue
-        found = store.peek(name, value)
-        inputs.append({"stage": name, "fingerprint": value, "gone": True} if found is None else _lineage(store, found))
+        upstream = store.peek(name, value)
+        gone = {"stage": name, "fingerprint": value, "gone": True}
+        inputs.append(gone if upstream is None else _lineage(store, upstream))
     sources = sources_of(artifact.manifest.inputs)
     return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
 

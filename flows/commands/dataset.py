@@ -56,11 +56,11 @@ def export_dataset(
     store = open_store(settings.run.root if root is None else root)
     check_root(store)
     given = settings if config is not None or set_ else None
-    found = find_paraphrases(store, artifact, given)
+    paraphrases = find_paraphrases(store, artifact, given)
     named = name or (settings.name if config is not None else None)
     entries = None if opt_outs is None else read_opt_outs(opt_outs)
     written = write(
-        found,
+        paraphrases,
         folder,
         store,
         name=named,
@@ -70,7 +70,7 @@ def export_dataset(
         contact=contact,
     )
     if as_json:
-        print_json(_facts(found, written, folder.absolute(), len(entries or ())))
+        print_json(_facts(paraphrases, written, folder.absolute(), len(entries or ())))
     else:
         _print(written, folder, None if entries is None else len(entries))
 

@@ -31,11 +31,11 @@ def serve(
 
     store = open_store(root)
     leave_in_order()
-    found = start_household(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
+    household = start_household(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
     if as_json:
-        print_json({"url": found.url, "processes": [asdict(process) for process in found.processes]})
+        print_json({"url": household.url, "processes": [asdict(process) for process in household.processes]})
         return
-    typer.echo(f"UI: {found.url}  (PREFECT_API_URL={found.api_url})")
+    typer.echo(f"UI: {household.url}  (PREFECT_API_URL={household.api_url})")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
 

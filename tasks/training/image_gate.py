@@ -69,23 +69,29 @@ class ImageGate:
 
     def _judge(self, rows: pa.RecordBatch, texts: RowTexts, image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         features = image_features(self._images.matrix, image_rows)
-        told, first, second = (
+        of_caption, first, second = (
             image_cosines(self._clip, Ragged.from_arrow(texts[kind]), features)
             for kind in ("caption", "paraphrase_1", "paraphrase_2")
         )
         # The reject names the paraphrase that is farther away.
-        step, found = np.where(second <= first, 2, 1), np.minimum(first, second)
-        far = told - found > self._margin + SLACK
+        step, worse = np.where(second <= first, 2, 1), np.minimum(first, second)
+        far = of_caption - worse > self._margin + SLACK
         if far.any():
-            self._rejects.write(self._table(rows.filter(pa.array(far)), step[far], told[far], found[far]))
+            self._rejects.write(self._table(rows.filter(pa.array(far)), step[far], of_caption[far], worse[far]))
             self.rejected += int(far.sum())
         return ~far
 
     def _table(
-        self, rows: pa.RecordBatch, steps: NDArray[np.int64], told: NDArray[np.float64], found: NDArray[np.float64]
+        self,
+        rows: pa.RecordBatch,
+        steps: NDArray[np.int64],
+        before_cosines: NDArray[np.float64],
+        after_cosines: NDArray[np.float64],
     ) -> pa.RecordBatch:
         made: list[dict[str, Any]] = []
-        for row, step, before, after in zip(rows.to_pylist(), steps.tolist(), told, found, strict=True):
+        for row, step, before, after in zip(
+            rows.to_pylist(), steps.tolist(), before_cosines, after_cosines, strict=True
+        ):
             made.append(
                 {
                     "caption_id": row["caption_id"],

@@ -79,9 +79,9 @@ def provenance_of(rows: TrainingRows, captions: Path, scratch: Path) -> Provenan
     shutil.rmtree(scratch, ignore_errors=True)
     writer, trained = PartWriter(scratch, TOLD), np.sort(_keys(rows.ids))
     for batch in iter_batches(captions, (CAPTION_ID, LICENCE, SOURCE)):
-        found = _keys(id_array(batch[CAPTION_ID]))
-        places = np.minimum(np.searchsorted(trained, found), max(len(trained) - 1, 0))
-        mask = trained[places] == found if len(trained) else np.zeros(len(found), bool)
+        keys = _keys(id_array(batch[CAPTION_ID]))
+        places = np.minimum(np.searchsorted(trained, keys), max(len(trained) - 1, 0))
+        mask = trained[places] == keys if len(trained) else np.zeros(len(keys), bool)
         writer.write(batch.filter(pa.array(mask)).select(TOLD.names).cast(TOLD))
     writer.close()
     return Provenance(frequent_values(scratch, LICENCE), frequent_values(scratch, SOURCE))
