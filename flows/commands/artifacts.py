@@ -103,7 +103,7 @@ def verify(
         for entry in bad:
             for problem in entry["problems"]:
                 say(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
-        say(f"{len(found)} artifacts checked, {len(bad)} damaged")
+        say(f"{len(checked)} artifacts checked, {len(bad)} damaged")
     if bad:
         raise typer.Exit(1)
 

@@ -85,20 +85,18 @@ class ImageGate:
         self,
         rows: pa.RecordBatch,
         steps: NDArray[np.int64],
-        before_cosines: NDArray[np.float64],
-        after_cosines: NDArray[np.float64],
+        before: NDArray[np.float64],
+        after: NDArray[np.float64],
     ) -> pa.RecordBatch:
         made: list[dict[str, Any]] = []
-        for row, step, before, after in zip(
-            rows.to_pylist(), steps.tolist(), before_cosines, after_cosines, strict=True
-        ):
+        for row, step, before, after in zip(rows.to_pylist(), steps.tolist(), before, after, strict=True):
             made.append(
                 {
                     "caption_id": row["caption_id"],
                     "step": step,
                     "attempt": 0,
                     "reason": REASON,
-                    "detail": f"cosine {after:.3f} with its image, the caption has {before:.3f}; at most "
+                    "detail": f"cosine {of_answer:.3f} with its image, the caption has {of_caption:.3f}; at most "
                     f"{self._margin:g} less is wanted",
                     "input": row["caption"],
                     "answer": row[f"paraphrase_{step}"],
