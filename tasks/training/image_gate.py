@@ -89,7 +89,7 @@ class ImageGate:
         after: NDArray[np.float64],
     ) -> pa.RecordBatch:
         made: list[dict[str, Any]] = []
-        for row, step, before, after in zip(rows.to_pylist(), steps.tolist(), before, after, strict=True):
+        for row, step, of_caption, of_answer in zip(rows.to_pylist(), steps.tolist(), before, after, strict=True):
             made.append(
                 {
                     "caption_id": row["caption_id"],
