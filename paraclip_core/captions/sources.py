@@ -2,6 +2,8 @@
 
 A format is one row of :data:`READERS`; a reader of the user's own is named as `package.module:function`. The order of
 the files depends on their names alone.
+
+A file that cannot be read or recognized raises InputError, a wrong option ConfigError.
 """
 
 from __future__ import annotations
@@ -90,11 +92,7 @@ def named_format(path: Path) -> str | None:
 
 
 def detect(path: Path) -> str:
-    """The format of a file, by its name and, where that does not settle it, its first bytes.
-
-    Raises:
-        InputError: it cannot be read or recognized; the text says how to name the format.
-    """
+    """The format of a file, by its name and, where that does not settle it, its first bytes."""
     named = named_format(path)
     if named is not None and named != "json":
         return named
@@ -118,12 +116,7 @@ def detect(path: Path) -> str:
 
 
 def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
-    """Rows of a file in format `form`, batch by batch.
-
-    Raises:
-        ConfigError: the format is a reader of the user's own that cannot be used.
-        InputError: the file is missing or bad as a whole.
-    """
+    """Rows of a file in format `form`, batch by batch."""
     if path.is_dir():
         raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
     need_file(path)
@@ -132,11 +125,7 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
 
 
 def need_file(path: Path) -> None:
-    """See to it that `path` can be read again and again, for its contents' hash among others.
-
-    Raises:
-        InputError: there is nothing, or a pipe or a device.
-    """
+    """See to it that `path` can be read again and again, for its contents' hash among others."""
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
@@ -144,11 +133,7 @@ def need_file(path: Path) -> None:
 
 
 def own_reader_source(form: str) -> bytes:
-    """The source of the module with a reader of the user's own, which says what it makes of a file.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
+    """The source of the module with a reader of the user's own, which says what it makes of a file."""
     return module_source(_own_reader(form))
 
 
@@ -182,11 +167,7 @@ class SourceFile:
 
     @property
     def split(self) -> str:
-        """Split of rows that do not say their own: as configured; the name of Parquet with pictures may tell.
-
-        Raises:
-            ConfigError: the option names no usual split.
-        """
+        """Split of rows that do not say their own: as configured; the name of Parquet with pictures may tell."""
         named = shard_split(self.path) if self.options.split is None and self.pictures else None
         return named or configured_split(self.options.split)
 
@@ -206,9 +187,6 @@ def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None
     that lies beside a webdataset tar of the same name (it repeats it). A reader of the user's own gets every file that
     is not hidden, among the `images` or among the artifacts.
     A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
-
-    Raises:
-        ConfigError: there is no source, or one names a split that is none of train, val and test.
     """
     if not sources:
         raise ConfigError("data.sources is empty; name at least one file or folder with captions")

@@ -3,6 +3,8 @@
 What a model says of a text must not depend on the texts beside it, or verdicts would change with the number of
 processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing
 is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies.
+
+A model that cannot be loaded raises EngineError, one that cannot serve as what it is for ConfigError.
 """
 
 from __future__ import annotations
@@ -62,11 +64,7 @@ class SentenceEncoder:
         self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of the texts: float32 [len(texts), d], L2-normalized; a text has the same bits in any company.
-
-        Raises:
-            EngineError: the model cannot be loaded.
-        """
+        """Embeddings of the texts: float32 [len(texts), d], L2-normalized; a text has the same bits in any company."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         fresh: list[int] = []
@@ -102,12 +100,7 @@ class NliModel:
         self._loaded: tuple[Any, Any, int] | None = None
 
     def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The probability that the second text of each pair follows from the first: float32 [len(pairs)].
-
-        Raises:
-            EngineError: the model cannot be loaded.
-            ConfigError: the model has no label for entailment.
-        """
+        """The probability that the second text of each pair follows from the first: float32 [len(pairs)]."""
         model, tokenizer, label = self._load()
         if not pairs:
             return np.zeros(0, dtype=np.float32)
@@ -154,11 +147,7 @@ class Compare:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from another: a package's version, a hub id, or a hash of a local folder's files.
-
-    Raises:
-        EngineError: it is the default encoder, whose package is not installed.
-    """
+    """What tells a model from another: a package's version, a hub id, or a hash of a local folder's files."""
     if not name:
         packaged_folder()
         return f"{PACKAGE} {version(PACKAGE)}"
@@ -266,11 +255,7 @@ def _entailment_label(labels: Mapping[Any, str], name: str) -> int:
 
 
 def packaged_folder() -> Path:
-    """Where the default encoder lies.
-
-    Raises:
-        EngineError: its package is not installed.
-    """
+    """Where the default encoder lies."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise EngineError(

@@ -2,6 +2,8 @@
 
 Names match whatever their case, blanks, hyphens and underscores: ``Image ID`` is ``image_id``. A column of exactly the
 name comes before one that is only like it. Two columns for one role are an error that names the option that chooses.
+
+A named column that is absent, no caption, and several columns for one role raise InputError, which lists them.
 """
 
 from __future__ import annotations
@@ -95,9 +97,6 @@ def match_column(names: Collection[str], wanted: str, option: str, where: str, e
 
     Returns:
         The column as the table has it, None where there is none.
-
-    Raises:
-        InputError: several columns may be meant; the text names them and the option.
     """
     plain = plain_name(wanted)
     alike = [name for name in names if name == wanted or (plain and plain_name(name) == plain)]
@@ -117,9 +116,6 @@ def usual_column(names: Collection[str], usual: Sequence[str], option: str, wher
         usual: usual names of the column, the most usual one first.
         option: option of `data.sources[].columns` that names it, for the message.
         where: the table, for the message.
-
-    Raises:
-        InputError: as :func:`match_column`.
     """
     name = next((name for name in usual if name in names), None) or _first_alike(names, usual)
     return None if name is None else match_column(names, name, f"{OPTIONS}.{option}", where, explicit=False)
@@ -129,10 +125,6 @@ def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) ->
     """Pick the columns: those that the user names, otherwise the first usual name that is there.
 
     Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
-
-    Raises:
-        InputError: a named column is absent, no column looks like a caption, or two columns may be meant; the text
-            lists them.
     """
     columns = find_columns(available, wanted, where)
     if columns is None:
@@ -141,11 +133,7 @@ def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) ->
 
 
 def find_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns | None:
-    """As :func:`choose_columns`, but None where no column looks like a caption.
-
-    Raises:
-        InputError: a named column is absent, or two columns may be meant.
-    """
+    """As :func:`choose_columns`, but None where no column looks like a caption."""
     named: dict[str, list[str]] = {}
     for option, name in wanted.named():
         column = match_column(available, name, f"{OPTIONS}.{option}", where)
@@ -175,11 +163,7 @@ def has_caption(names: Sequence[str]) -> bool:
 
 
 def need_image(column: str | None, available: Sequence[str], options: SourceOptions, where: str) -> None:
-    """See to it that a source with images says which image a caption belongs to.
-
-    Raises:
-        InputError: it has images and no column with them; the text lists the columns.
-    """
+    """See to it that a source with images says which image a caption belongs to."""
     if options.images is not None and column is None:
         raise InputError(
             f"{where} has none of the columns {', '.join(IMAGE)}, so no caption has an image of data.sources[].images; "

@@ -7,6 +7,8 @@ COCO has ``images`` with file names and ``annotations`` with captions. The image
 
 Karpathy's files (``dataset_coco.json``, ``dataset_flickr8k.json`` …) have images with their sentences. The image id is
 the file name, the path is ``filepath/filename``; COCO's ``restval`` counts as train, as usual.
+
+A file that cannot be read, or is not what its format says, raises InputError.
 """
 
 from __future__ import annotations
@@ -52,12 +54,7 @@ def _several_objects(start: bytes) -> bool:
 
 
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array.
-
-    Raises:
-        InputError: the file cannot be read, its first records hold no JSON or none of the wanted fields, or two fields
-            of a record may be meant.
-    """
+    """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array."""
     batcher, columns, count = Batcher(), _Chooser(path, options), 0
     for count, (number, record) in enumerate(_records(path), start=1):
         if isinstance(record, Exception):
@@ -163,11 +160,7 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def load_json(path: Path) -> Any:
-    """The document's value; bytes that are not UTF-8 become lone surrogates inside its texts.
-
-    Raises:
-        InputError: it cannot be read or is not JSON; the text says where.
-    """
+    """The document's value; bytes that are not UTF-8 become lone surrogates inside its texts."""
     with open_bytes(path) as file:
         raw = file.read()
     try:
@@ -186,11 +179,7 @@ def load_json(path: Path) -> Any:
 
 
 def _top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:
-    """The list under `key` of the top-level object.
-
-    Raises:
-        InputError: there is no such list; the text says what is there instead.
-    """
+    """The list under `key` of the top-level object."""
     if not isinstance(document, dict):
         raise InputError(f"{path} holds a {type(document).__name__}, expected an object in {form} format")
     rows = document.get(key)
@@ -216,11 +205,7 @@ def _holds(start: bytes, marks: tuple[bytes, ...]) -> bool:
 
 
 def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every annotation as a row; rows are positions in ``annotations``, from 0.
-
-    Raises:
-        InputError: the file is not JSON, not COCO, or holds no caption (an ``instances`` file).
-    """
+    """Every annotation as a row; rows are positions in ``annotations``, from 0."""
     document = load_json(path)
     annotations = _top_level_list(document, "annotations", path, "COCO")
     if annotations and not any(isinstance(row, dict) and "caption" in row for row in annotations):
@@ -264,11 +249,7 @@ def _licences(document: dict[str, Any]) -> dict[int | None, str]:
 
 
 def read_karpathy(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every sentence as a row; rows count the file's sentences from 0.
-
-    Raises:
-        InputError: the file is not JSON or not in Karpathy's format.
-    """
+    """Every sentence as a row; rows count the file's sentences from 0."""
     images = _top_level_list(load_json(path), "images", path, "Karpathy")
     if images and not any(isinstance(image, dict) and "sentences" in image for image in images):
         raise InputError(f"{path} has images but no sentences in them, so it is not in Karpathy format")

@@ -4,6 +4,8 @@ CSV follows RFC 4180 (quoted fields may hold line breaks). TSV has no quoting: a
 A table has a header if its first record names a usual column. Without one, the caption column is given by its number
 (``columns.caption: "0"``) or guessed where that is safe: one column is the caption; of two, the one that is a URL or an
 image's file name is the image, as in Conceptual Captions (``caption TAB url``).
+
+A file that cannot be read, or is not UTF-8 as a whole, raises InputError.
 """
 
 from __future__ import annotations
@@ -52,11 +54,7 @@ UTF16: Mapping[tuple[bool, ...], str] = {(True, False, True, False): "UTF-16BE",
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacked where it is gzipped.
-
-    Raises:
-        InputError: it is missing or unreadable, or its gzip stream is cut short or damaged (raised while reading, too).
-    """
+    """Open a file for reading, unpacked where it is gzipped."""
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -78,9 +76,6 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     """Number (from 1) and text of each line, without its line break; None for a line above 16 MiB.
 
     Bytes that are not UTF-8 come as lone surrogates, so that one bad line costs one row and not the file.
-
-    Raises:
-        InputError: the file cannot be read, or does not hold lines of UTF-8.
     """
     with open_bytes(path) as file:
         number = 0
@@ -104,11 +99,7 @@ def decode(raw: bytes) -> str:
 
 
 def without_mark(start: bytes, path: Path) -> bytes:
-    """The first bytes of a text file, without a byte order mark.
-
-    Raises:
-        InputError: it is no UTF-8, but UTF-16 or a zip archive.
-    """
+    """The first bytes of a text file, without a byte order mark."""
     marked = start.startswith((b"\xff\xfe", b"\xfe\xff"))
     # Without a mark the first letters tell, as they are ASCII in a header and in JSON.
     form = "UTF-16" if marked else UTF16.get(tuple(byte == 0 for byte in start[:4]))
@@ -120,11 +111,7 @@ def without_mark(start: bytes, path: Path) -> bytes:
 
 
 def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every line as a caption; rows are line numbers.
-
-    Raises:
-        InputError: the file cannot be read, or is a table.
-    """
+    """Every line as a caption; rows are line numbers."""
     batcher = Batcher()
     for number, line in numbered_lines(path):
         if line is None:
@@ -149,20 +136,12 @@ def _is_table(line: str) -> bool:
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Records of a CSV file; rows are the numbers of their first lines.
-
-    Raises:
-        InputError: the file cannot be read, a quote is never closed, or no column is the caption.
-    """
+    """Records of a CSV file; rows are the numbers of their first lines."""
     return _read(path, options, csv_records(path))
 
 
 def read_tsv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Records of a TSV file; rows are line numbers.
-
-    Raises:
-        InputError: the file cannot be read, or no column is the caption.
-    """
+    """Records of a TSV file; rows are line numbers."""
     return _read(path, options, tsv_records(path))
 
 
@@ -220,20 +199,12 @@ def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns
 
 
 def tsv_records(path: Path) -> Iterator[Record]:
-    """Records of a TSV file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """Records of a TSV file."""
     return ((number, None if line is None else line.split("\t")) for number, line in numbered_lines(path))
 
 
 def csv_records(path: Path) -> Iterator[Record]:
-    """Records of a CSV file; the number is that of the first line.
-
-    Raises:
-        InputError: it cannot be read, or a quote is never closed.
-    """
+    """Records of a CSV file; the number is that of the first line."""
     csv.field_size_limit(LONGEST_RECORD)
     reader = csv.reader(_text_lines(path), strict=True)
     last = 0

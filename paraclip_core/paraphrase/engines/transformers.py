@@ -1,4 +1,7 @@
-"""A local Hugging Face causal language model as an engine."""
+"""A local Hugging Face causal language model as an engine.
+
+A model that is not there, cannot be loaded or fails raises EngineError.
+"""
 
 from __future__ import annotations
 
@@ -94,11 +97,7 @@ class TransformersEngine:
 
     @property
     def model(self) -> str:
-        """Folder name and a hash of the files, the way of drawing, and the arithmetic where it is not the files' own.
-
-        Raises:
-            EngineError: the folder is not there.
-        """
+        """Folder name and a hash of the files, the way of drawing, and an arithmetic that is not the files' own."""
         if not self._model:
             dtype = self._options.dtype
             own = "" if dtype == "auto" else f"&dtype={dtype}"
@@ -106,23 +105,14 @@ class TransformersEngine:
         return self._model
 
     def check(self) -> None:
-        """Look whether model and packages are there; nothing is loaded.
-
-        Raises:
-            EngineError: there is no such model, or a package is missing.
-        """
+        """Look whether model and packages are there; nothing is loaded."""
         _ = self.model
         for package in ("torch", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise EngineError(f"the engine `transformers` needs the package {package}: pip install {package}")
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order.
-
-        Raises:
-            ConfigError: the machine has no such device.
-            EngineError: the model cannot be loaded, or generation failed.
-        """
+        """Answers of each prompt, in order."""
         if not prompts:
             return []
         _, tokenizer = self._load()

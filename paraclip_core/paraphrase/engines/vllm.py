@@ -1,4 +1,7 @@
-"""vLLM on this machine as an engine: a server for each group of GPUs, in the Python environment that has vLLM."""
+"""vLLM on this machine as an engine: a server for each group of GPUs, in the Python environment that has vLLM.
+
+Without such a model or vLLM, or where a process dies, methods raise EngineError; its `finished` has what was answered.
+"""
 
 from __future__ import annotations
 
@@ -111,11 +114,7 @@ class VllmEngine:
 
     @property
     def model(self) -> str:
-        """Model id and revision, and the options that change what it answers, where they are not the usual ones.
-
-        Raises:
-            EngineError: there is neither such a folder nor can it be an id on the hub.
-        """
+        """Model id and revision, and the options that change what it answers, where they are not the usual ones."""
         if not self._model:
             changed = {
                 # Not in the order in which a configuration happens to name them.
@@ -136,33 +135,20 @@ class VllmEngine:
         return f"{self._name}@{self._options.revision}"
 
     def check(self) -> None:
-        """Look whether model and vLLM are there; nothing is loaded.
-
-        Raises:
-            ConfigError: there is no such interpreter.
-            EngineError: there is no such model, or the interpreter has no vLLM.
-        """
+        """Look whether model and vLLM are there; nothing is loaded."""
         _ = self.model
         look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
         if subprocess.run([self._python(), "-P", "-c", look], check=False, timeout=60).returncode:
             raise EngineError(INSTALL)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order.
-
-        Raises:
-            EngineError: vLLM is not installed, did not start or died; its `finished` has what was answered before.
-        """
+        """Answers of each prompt, in order."""
         return in_order(self.stream(prompts, sampling))
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion], None, None]:
-        """Completions as they come, each with the number of its prompt.
-
-        Raises:
-            EngineError: vLLM is not installed, did not start or died; what was answered was handed over before.
-        """
+        """Completions as they come, each with the number of its prompt."""
         if not prompts:
             return
         try:
@@ -231,9 +217,6 @@ def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str =
         tensor_parallel_size: GPUs that one engine needs.
         data_parallel_size: number of engines, 0: as many as there are GPUs for.
         device: `cuda:N` for one GPU.
-
-    Raises:
-        ConfigError: more engines are asked for than there are GPUs for.
     """
     gpus = [] if device == "cpu" else _visible_gpus()
     if device.startswith("cuda:"):
@@ -311,11 +294,7 @@ class VllmProcess:
         return f"{self._address}/v1"
 
     def wait_until_ready(self) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            EngineError: vLLM is not installed there, or it did not start.
-        """
+        """Wait until the model is loaded."""
         while not self._healthy():
             if self._ended.wait(0.2):
                 raise self.failure("did not start")
