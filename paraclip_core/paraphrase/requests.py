@@ -224,15 +224,7 @@ class StepTables:
     """What one step asks, beside what the cache holds; close it at the end."""
 
     def __init__(self, step: int, cache: GenerationCache, batches: Batches, gates: bytes, scratch: Path) -> None:
-        """Begin with nothing asked.
-
-        Args:
-            step: 1 or 2.
-            cache: where generations and verdicts are kept.
-            batches: reads the step's rows.
-            gates: digest of the gates whose verdicts count.
-            scratch: folder for what does not fit into memory, and for intermediate files.
-        """
+        """Begin with nothing asked. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files."""
         self.step, self.cache, self.batches, self.scratch = step, cache, batches, scratch
         scratch.mkdir(parents=True, exist_ok=True)
         self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})

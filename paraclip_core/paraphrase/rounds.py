@@ -75,16 +75,10 @@ class Rounds:
         max_repeats: int | None = None,
         with_words: bool = False,
     ) -> None:
-        """Prepare a step.
+        """Prepare a step; `options` are those that matter to the engine.
 
-        Args:
-            options: the paraphrase options, as far as they matter to the engine.
-            engine: asked for what the cache does not hold.
-            cache: keeps generations and verdicts.
-            tables: what the step asks, beside what the cache holds.
-            pool: judges.
-            max_repeats: inputs for which one answer is no flood yet; None: no answer is a flood.
-            with_words: also ask for other words for single words, and try answers with those swapped.
+        An answer to more than `max_repeats` inputs is a flood, None: no answer is. `with_words`: also ask for other
+        words for single words, and try answers with those swapped.
         """
         self.options, self.engine, self.cache, self.tables = options, engine, cache, tables
         self.counts = Counts()
@@ -273,13 +267,7 @@ def _sample(source: str, verdict: Mapping[str, Any]) -> Sample:
 
 
 def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None) -> dict[int, np.ndarray]:
-    """Attempt → rows that a condition wants asked for at it, the lowest attempt first.
-
-    Args:
-        tables: what was asked, judged as far as it is answered.
-        condition: looked at for each row.
-        max_repeats: as in :func:`paraclip_core.paraphrase.select.select`.
-    """
+    """Attempt → rows that a condition wants asked for at it, the lowest attempt first."""
     rows: dict[int, list[np.ndarray]] = {}
     for numbers, table in latest_rows(tables, max_repeats):
         chosen = condition.rows(table)

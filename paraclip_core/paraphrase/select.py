@@ -106,13 +106,7 @@ class Selection:
 
 
 def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
-    """Choose among what was accepted.
-
-    Args:
-        tables: what was asked, all of it judged.
-        keep: answers kept of a row, at most.
-        max_repeats: inputs for which one answer is no flood yet; None: no answer is a flood.
-    """
+    """Choose among what was accepted: `keep` answers of a row, at most. `max_repeats` None: no answer is a flood."""
     selection = Selection(tables, tables.scratch / "chosen.parquet", tables.scratch / "rejected.parquet")
     with tables.judged():
         _view_outcomes(tables, max_repeats)

@@ -98,11 +98,7 @@ class EngineFacts:
     """Why they are better not divided among processes of one machine; None where they may be."""
 
     def unshardable(self, one_machine: bool) -> str | None:
-        """Why shards would be of no use; None where requests may be divided.
-
-        Args:
-            one_machine: all shards would run on this machine.
-        """
+        """Why shards, on `one_machine` or several, would be of no use; None where requests may be divided."""
         return self.one_process or (self.one_process_a_machine if one_machine else None)
 
 
@@ -210,11 +206,7 @@ def read_hashes(files: Iterable[Path]) -> dict[str, str]:
 
 
 def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
-    """Folder name and a hash of the names and contents of its files.
-
-    Args:
-        folder: a Hugging Face folder.
-        hash_files: hashes the big files.
+    """Name of a Hugging Face folder and a hash of the names and contents of its files, the big ones by `hash_files`.
 
     Raises:
         EngineError: the folder is not there or holds no Hugging Face model.

@@ -134,16 +134,9 @@ def draw_seed(prompt: Prompt, draw: int) -> int:
 def request_body(
     model: str, prompt: Prompt, sampling: SamplingOptions, n: int, draw: int, chat: bool, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A request for `n` answers, the first of which is the prompt's draw number `draw`.
+    """A request for `n` answers, the first of which is the prompt's draw number `draw`, which decides the seed.
 
-    Args:
-        model: the model's name at the server.
-        prompt: chat turns; or plain text, which `chat` sends as the user's turn.
-        sampling: how to draw.
-        n: answers to ask for.
-        draw: decides the seed.
-        chat: body for `/chat/completions`, else for `/completions`.
-        extra: fields to put over these; None takes a field out.
+    For `/chat/completions`, or without `chat` for `/completions`. `extra` goes over the fields; None takes one out.
     """
     body: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
     body["seed"] = draw_seed(prompt, draw)
@@ -176,12 +169,7 @@ def answer_tokens(body: Mapping[str, Any]) -> int:
 
 
 def read_answer(raw: bytes, n: int, prompt_tokens: int) -> Answer:
-    """The texts of a server's answer in the order of their index, `n` at most.
-
-    Args:
-        raw: the whole body.
-        n: answers that were asked for.
-        prompt_tokens: estimate, for servers that do not count.
+    """The texts of a server's answer in the order of their index, `n` at most; `prompt_tokens` where it does not count.
 
     Raises:
         NonsenseError: it is no such answer.
@@ -320,15 +308,7 @@ def draws(sampling: SamplingOptions) -> int:
 
 
 def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
-    """A request with its line break: the body that the engine `openai` would send.
-
-    Args:
-        key: the request's.
-        model: the model's name at the server.
-        prompt: what is asked.
-        sampling: how to draw.
-        extra: fields to put over the body's; None takes a field out.
-    """
+    """A request with its line break: its key, and the body that the engine `openai` would send."""
     body = request_body(model, prompt, sampling, draws(sampling), 0, True, extra)
     line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
     # ASCII: some readers cut lines at separators that JSON allows inside of a text.
@@ -352,12 +332,8 @@ def answer_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 def read_line(raw: bytes | None, n: int) -> BatchAnswer | Refused:
     """What a line of :func:`answer_lines` says.
 
-    Takes the output and error files of OpenAI's Batch API and of those who follow it, and those of `vllm run-batch`,
-    in whose first releases `response` was the body itself.
-
-    Args:
-        raw: the line.
-        n: answers that were asked for.
+    `n` answers were asked for. Takes the output and error files of OpenAI's Batch API and its like, and those of
+    `vllm run-batch`, in whose first releases `response` was the body itself.
     """
     if raw is None:
         return Refused("too_long", f"more than {MOST_BYTES} bytes")

@@ -307,13 +307,7 @@ class SharedPrefixes:
 
 
 def row_key(seed: int, text: str, draw: int) -> int:
-    """64-bit key of one answer's draws.
-
-    Args:
-        seed: the request's seed.
-        text: all that the model reads.
-        draw: number of the answer to this request.
-    """
+    """64-bit key of the draws of a request's answer number `draw`; `text` is all that the model reads."""
     digest = hashlib.blake2b(f"{seed}\0{draw}\0{text}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
@@ -321,12 +315,8 @@ def row_key(seed: int, text: str, draw: int) -> int:
 def uniform(keys: NDArray[np.uint64], step: int, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """Uniform numbers in (0, 1), each a function of its row's key, the step and the token.
 
-    They are element `token` of the SplitMix64 stream whose seed is element `step` of the row's.
-
-    Args:
-        keys: one for each row.
-        step: number of the token that is drawn.
-        tokens: ids, rows × candidates.
+    They are element `token` of the SplitMix64 stream whose seed is element `step` of the row's. `tokens`: ids,
+    [rows, candidates].
     """
     # Arrays wrap around silently, single numbers would warn.
     streams = _mixed(keys + np.uint64(_GOLDEN * (step + 1) % 2**64))
@@ -353,12 +343,7 @@ class RowDraws:
         self._temperature, self._top_p, self._prompt_length = temperature, top_p, prompt_length
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (rows × vocabulary, float) with everything but the drawn tokens at −∞.
-
-        Args:
-            input_ids: tokens so far, rows × length.
-            scores: logits, rows × vocabulary; overwritten.
-        """
+        """`scores` (float logits [rows, vocabulary]), overwritten: everything but the drawn tokens is at −∞."""
         import torch
 
         step = input_ids.shape[1] - self._prompt_length

@@ -84,12 +84,8 @@ class VllmEngine:
     ) -> None:
         """Nothing is started yet.
 
-        Args:
-            model: folder of a Hugging Face model, or its id on the hub.
-            options: vLLM's own options.
-            device: `auto` for every visible GPU, or `cuda:N` for one.
-            hash_files: hashes the weights of a model in a folder, for its name.
-            chunk: requests under way at once.
+        `model` is a folder or an id on the hub, `device` is `auto` for every visible GPU or `cuda:N` for one, and
+        `chunk` requests are under way at once.
         """
         folder = user_path(model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
@@ -213,10 +209,7 @@ class VllmEngine:
 def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str = "auto") -> list[str | None]:
     """Values of CUDA_VISIBLE_DEVICES for each engine process; None leaves the choice to vLLM.
 
-    Args:
-        tensor_parallel_size: GPUs that one engine needs.
-        data_parallel_size: number of engines, 0: as many as there are GPUs for.
-        device: `cuda:N` for one GPU.
+    One engine needs `tensor_parallel_size` GPUs. `data_parallel_size` 0: as many engines as there are GPUs for.
     """
     gpus = [] if device == "cpu" else _visible_gpus()
     if device.startswith("cuda:"):
@@ -256,12 +249,9 @@ class VllmProcess:
     processes that vLLM had started are ended, too."""
 
     def __init__(self, python: str, arguments: Sequence[str], gpus: str | None = None) -> None:
-        """Start it; the model is being loaded when this returns.
+        """Start `vllm serve` with these arguments; the model is being loaded when this returns.
 
-        Args:
-            python: interpreter of the environment that has vLLM.
-            arguments: of `vllm serve`.
-            gpus: value of CUDA_VISIBLE_DEVICES.
+        `python` is the interpreter of the environment that has vLLM, `gpus` a value of CUDA_VISIBLE_DEVICES.
         """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
