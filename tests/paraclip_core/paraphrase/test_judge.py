@@ -156,21 +156,10 @@ def test_the_digest_names_all_that_decides_a_verdict() -> None:
 CAPTION = "a small dog on the beach"
 
 
-class Letters:
-    """Bag-of-letters vectors: similar texts are close, without a model."""
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = np.full((len(texts), 27), 1e-6, dtype=np.float32)
-        for row, text in enumerate(texts):
-            for char in text.lower():
-                vectors[row, min(abs(ord(char) - ord("a")), 26)] += 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
 def explained(preset: str, answers: Sequence[str], **options: object) -> tuple[list[Candidate], list[str], str | None]:
     """Candidates, and the answers that the verdict accepts, or its reason."""
     gates = GateOptions.model_validate({"preset": preset, "min_similarity": 0.3, **options})
-    judge = Judge(JudgeSpec(gates, 1), Letters())
+    judge = Judge(JudgeSpec(gates, 1), WordVectors())
     request = Request(CAPTION, CAPTION, answers)
     verdict = judge.judge([request])[0]
     return judge.explain([request])[0], [answer for answer, _ in verdict.accepted], verdict.reason
