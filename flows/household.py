@@ -16,17 +16,36 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.cut_off import PASSWORD_VARIABLE, close_remembered, close_runs, remember, worker_name
+from flows.logs import OWN_LOGGERS
 from flows.processes import Process, carriers, end_all, family, kill, living, start
 from flows.server_database import seed_database
 from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from storage.files import read_json, write_json
 from storage.locks import lock
 
-__all__ = ["POOLS", "Household", "living_api_url", "read_household", "serve", "stop"]
+__all__ = [
+    "CPU_RUNS",
+    "HEARTBEAT",
+    "NOT_TAKEN",
+    "PASSWORD_VARIABLE",
+    "POOLS",
+    "TAG",
+    "Household",
+    "living_api_url",
+    "read_household",
+    "serve",
+    "stop",
+]
 
 log = logging.getLogger(__name__)
 
 POOLS = ("paraclip-cpu", "paraclip-gpu")
+TAG = "paraclip"
+"""Tag of every deployment and so of its runs; automations touch no others."""
+HEARTBEAT = "30"
+"""Seconds between the heartbeats of a flow run."""
+NOT_TAKEN = 2
+"""Exit code of `flows.setup` where the server does not take it."""
 CPU_RUNS = 8
 """How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
 HOST = "127.0.0.1"
@@ -78,7 +97,7 @@ def living_api_url(root: Path) -> str | None:
 
 
 def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> Household:
-    """Start what does not run yet and deploy everything.
+    """Start what does not run and deploy everything; a server that lives keeps its port.
 
     Args:
         root: artifact root; logs and Prefect's own data go below it.
@@ -88,7 +107,7 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         location: what the workers open as their root, where that is not `root` itself.
 
     Raises:
-        ConfigError: the port is taken, or the household runs already.
+        ConfigError: the port is taken, or the server wants another password.
         LockedError: another process is starting it just now.
         StageError: a part did not start; the message has the end of its log.
     """
@@ -99,33 +118,43 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
 
 
 def _serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str) -> Household:
-    if url := living_api_url(root):
-        raise ConfigError(f"the household under {root} runs already ({url}); `paraclip stop --root {root}` ends it")
-    if left := stop(root):
-        log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
-    _need_free_port(port)
+    running, url = _running(root) or ([], f"http://{HOST}:{port}")
     _need_its_password(os.environ)
-    url = f"http://{HOST}:{port}"
+    if not running:
+        _need_free_port(port)
     environment = _environment(root, location, url, folder)
-    started: list[Process] = []
+    started = list(running)
     try:
-        seed_database(Path(environment["PREFECT_HOME"]))
-        server = ["server", "start", "--host", HOST, "--port", str(port)]
-        _start(root, url, started, "server", server, environment, folder)
-        _wait_for_health(root, f"{url}/api/health", started[0])
-        close_remembered(root, f"{url}/api", POOLS)
+        if not running:
+            seed_database(Path(environment["PREFECT_HOME"]))
+            server = ["server", "start", "--host", HOST, "--port", str(port)]
+            _start(root, url, started, "server", server, environment, folder)
+            _wait_for_health(root, f"{url}/api/health", started[0])
+            close_remembered(root, f"{url}/api", POOLS)
         _set_up(root, prefect_file, environment, folder)
         # By this, flow runs are known as this household's even if their worker is killed.
         environment = {**environment, MARK: str(root)}
         for pool in POOLS:
+            if any(process.name == pool for process in running):
+                continue
             worker = ["worker", "start", "--pool", pool, "--type", "process", "--name", worker_name(pool)]
             worker += ["--limit", "1" if pool.endswith("gpu") else str(CPU_RUNS), "--install-policy", "never"]
             _start(root, url, started, pool, worker, environment, folder)
     except BaseException:
-        end_all(started)
-        _file(root).unlink(missing_ok=True)
+        end_all(process for process in started if process not in running)
+        if not running:
+            _file(root).unlink(missing_ok=True)
         raise
     return Household(url, tuple(started))
+
+
+def _running(root: Path) -> tuple[list[Process], str] | None:
+    """What runs of the household under this root, and its URL; without a server the rest is ended."""
+    if living_api_url(root) and (household := read_household(root)):
+        return [process for process in household.processes if living(process)], household.url
+    if left := stop(root):
+        log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
+    return None
 
 
 def stop(root: Path) -> list[str]:
@@ -180,8 +209,8 @@ def _environment(root: Path, location: str, url: str, folder: Path) -> dict[str,
         # In memory, which is the default, a restart of the server forgets who holds a concurrency limit, and ends them.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,paraclip_core,storage",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
@@ -245,6 +274,8 @@ def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], fold
     command = [sys.executable, "-P", "-m", "flows.setup", str(prefect_file.absolute())]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
     _log(root, "setup").write_text(done.stdout + done.stderr)
+    if done.returncode == NOT_TAKEN:
+        raise ConfigError(done.stderr.strip().rpartition("\n")[2])
     if done.returncode:
         raise StageError(f"the deployments were refused; end of {_log(root, 'setup')}:\n{_end_of(_log(root, 'setup'))}")
 

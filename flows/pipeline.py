@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 
 from flows.children import run_child
 from flows.logs import let_own_logs_through
-from flows.work import carry_stage, publish_result, run_name, run_of
+from flows.work import publish_result, run_name, run_of, run_stage
 from paraclip_core.config import Settings
 from tasks.context import Run
 from tasks.preflight import check_before_paying
@@ -23,8 +23,6 @@ __all__ = ["pipeline", "run_stages"]
 log = logging.getLogger(__name__)
 
 DEFAULTS = Settings()
-
-carry = task(persist_result=False)(carry_stage)
 
 
 @flow(name="pipeline", flow_run_name=run_name)
@@ -66,7 +64,7 @@ def run_stages(run: Run) -> Result:
             if settings.run.placement == "deployments" and node.stage is STAGES.get(name):
                 row = run_child(node, run)
             else:
-                row = carry.with_options(name=name, task_run_name=name)(name, run)
+                row = run_stage(name, run)
             rows.append(row)
             publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
         result = record_result(run, rows, run.artifacts())

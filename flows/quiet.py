@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flows.household import living_api_url
+from flows.household import HEARTBEAT, PASSWORD_VARIABLE, living_api_url
 from flows.local_server import start_local_server
 from paraclip_core.errors import ConfigError
 from storage.files import storage_error
@@ -17,6 +17,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
 }
 
 
@@ -61,7 +62,12 @@ def check_server() -> None:
     except Exception as error:
         # Something else that answers there makes Prefect's client raise whatever it stumbles over.
         url = os.environ["PREFECT_API_URL"]
+        if "Unauthorized" in str(error):
+            raise ConfigError(
+                f"the Prefect server {url} refuses the password; set {PASSWORD_VARIABLE} to the one that "
+                f"PREFECT_SERVER_API_AUTH_STRING gave the server when it started, for example admin:PASSWORD"
+            ) from error
         raise ConfigError(
             f"the Prefect server {url} does not take this run: {error}. See whether it runs and whether "
-            f"PREFECT_API_AUTH_STRING is its password, or unset PREFECT_API_URL for a server of the run's own"
+            f"{PASSWORD_VARIABLE} is its password, or unset PREFECT_API_URL for a server of the run's own"
         ) from error

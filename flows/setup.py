@@ -1,49 +1,71 @@
 """Pools, deployments and the automations that a server needs; run as ``python -m flows.setup prefect.yaml``.
 
 It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
-Running it again sets the deployments to what the file says.
+Running it again creates what is missing and updates the rest in place.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
 from prefect import get_client
 from prefect.automations import Automation
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.household import CPU_RUNS, POOLS
+from flows.household import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from flows.logs import OWN_LOGGERS
+from flows.quiet import check_server
+from paraclip_core.errors import ConfigError
+from paraclip_core.lifetime import TempDir
 
 __all__ = [
     "PARENTS",
     "PARENT_RUNS",
     "SILENT",
+    "STOPPING",
     "TAKEN",
     "create_automation",
     "create_automations",
     "create_pools",
     "deploy",
+    "watch_unfinished",
 ]
 
 PARENTS = "pipelines"
 """Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
 PARENT_RUNS = CPU_RUNS * 3 // 4
 
+PLACES = ("PARACLIP_ROOT", "PARACLIP_HOME")
+"""Variables of this process that every flow run gets, whatever its worker has."""
+SETTLE_SECONDS = 5.0
+"""How long a server may take to act on a changed automation."""
+PAGE = 200
+"""The most that Prefect's API gives at once."""
+
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
 
 class Watch(NamedTuple):
-    """A wait of Prefect's server for a sign of life of a run, which is marked as crashed if none comes."""
+    """A wait of Prefect's server for an event of a run, whose state it changes if none comes."""
 
     name: str
     after: str
@@ -52,6 +74,7 @@ class Watch(NamedTuple):
     """The events that end it."""
     seconds: int
     message: str
+    state: StateType = StateType.CRASHED
 
 
 SILENT = Watch(
@@ -60,7 +83,7 @@ SILENT = Watch(
     # Its end, its Retry, and what the retried run does first: a run's last heartbeat may come just after its end, and
     # a busy machine needs longer than this to start it again.
     ("heartbeat", *ENDS, "pull-step.executed"),
-    90,  # three heartbeats of 30 seconds
+    3 * int(HEARTBEAT),
     "no heartbeat for {} s: its process is gone or was suspended; once it has ended, Retry goes on",
 )
 TAKEN = Watch(
@@ -70,6 +93,15 @@ TAKEN = Watch(
     # A server that was restarted may hold back for a quarter of an hour that a run has begun.
     1200,
     "taken by a worker {} s ago and not started: the worker is gone; Retry goes on",
+)
+STOPPING = Watch(
+    "paraclip: runs that nothing cancels are cancelled",
+    "Cancelling",
+    # No heartbeat: a worker kills what has not ended after 30 seconds, and nobody would see a later death.
+    ENDS,
+    90,
+    "still cancelling after {} s: its process or worker is gone; Retry goes on",
+    StateType.CANCELLED,
 )
 
 
@@ -91,48 +123,126 @@ def create_pools() -> None:
 
 
 def create_automations() -> None:
-    """Mark runs as crashed whose process or worker went away, which no service of Prefect does.
+    """End runs whose process or worker went away, which no service of Prefect does.
 
-    They would be running or pending for ever, and hold their queue's places.
+    They would be running, pending or cancelling for ever, and hold their queue's places.
     """
-    for watch in (SILENT, TAKEN):
+    for watch in (SILENT, TAKEN, STOPPING):
         create_automation(watch)
 
 
 def create_automation(watch: Watch) -> None:
-    """Make one, anew where it is there, so that it waits for nothing of runs from before.
+    """Create or update one. It keeps its id and stays off where an operator turned it off.
 
-    A server that was restarted holds back for a quarter of an hour that a run ended, if that had begun less than five
-    minutes before, and a Retry would be crashed.
+    An update drops pending waits, because the trigger is a new one: :func:`watch_unfinished` starts them again.
     """
-    with suppress(ValueError):
-        Automation.read(name=watch.name).delete()  # pyright: ignore[reportAttributeAccessIssue] - async code only
     trigger = EventTrigger(
         after={f"prefect.flow-run.{watch.after}"},
         expect={f"prefect.flow-run.{sign}" for sign in watch.signs},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        # Heartbeats and changes of state carry the run's tags.
+        match_related=ResourceSpecification({"prefect.resource.id": [f"prefect.tag.{TAG}"]}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
         within=timedelta(seconds=watch.seconds),
     )
     message = watch.message.format(watch.seconds)
-    crashed = ChangeFlowRunState(state=StateType.CRASHED, name=None, message=message, force=False)
-    Automation(name=watch.name, trigger=trigger, actions=[crashed]).create()  # pyright: ignore[reportUnusedCoroutine]
+    action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
+    automation: Any = Automation(name=watch.name, trigger=trigger, actions=[action])
+    try:
+        existing: Any = Automation.read(name=watch.name)
+    except ValueError:
+        automation.create()
+        return
+    automation.id, automation.enabled = existing.id, existing.enabled
+    automation.update()
 
 
-def deploy(prefect_file: str) -> int:
-    """Register every deployment of `prefect_file`; returns the command's exit code."""
-    command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", prefect_file]
-    return subprocess.run(command).returncode
+def watch_unfinished() -> None:
+    """Start the waits for every unfinished run of this project, which has ended by then if nothing is behind it."""
+    if runs := _unfinished():
+        time.sleep(SETTLE_SECONDS)
+        asyncio.run(_start_waits(runs))
 
 
-def _main() -> int:
+def _unfinished() -> list[FlowRun]:
+    types = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": types}}, "tags": {"all_": [TAG]}})
+    runs: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=len(runs)):
+            runs += page
+    return runs
+
+
+async def _start_waits(runs: Sequence[FlowRun]) -> None:
+    related = [RelatedResource({"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"})]
+    async with get_events_client() as client:
+        for run in runs:
+            watch = STOPPING if run.state and run.state.is_cancelling() else SILENT
+            resource = Resource(
+                {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
+            )
+            await client.emit(Event(event=f"prefect.flow-run.{watch.after}", resource=resource, related=related))
+
+
+def deploy(prefect_file: Path) -> int:
+    """Register every deployment of `prefect_file`; returns an exit code.
+
+    Each gets this project's tag and, for its runs, the variables of :func:`_run_environment`. What an operator paused
+    stays paused.
+    """
+    declared: dict[str, Any] = yaml.safe_load(prefect_file.read_text())
+    with get_client(sync_client=True) as client:
+        names = DeploymentFilter.model_validate({"name": {"any_": [one["name"] for one in declared["deployments"]]}})
+        existing = {(one.work_pool_name, one.name): one for one in client.read_deployments(deployment_filter=names)}
+    deployments = [
+        _completed(one, existing.get((one["work_pool"]["name"], one["name"]))) for one in declared["deployments"]
+    ]
+    with TempDir() as folder:
+        path = folder / "prefect.yaml"
+        path.write_text(yaml.safe_dump({**declared, "deployments": deployments}))
+        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
+        return 1 if subprocess.run(command).returncode else 0
+
+
+def _completed(declared: Mapping[str, Any], existing: DeploymentResponse | None) -> dict[str, Any]:
+    pool = declared["work_pool"]
+    variables = pool.get("job_variables", {})
+    variables = {**variables, "env": {**_run_environment(), **variables.get("env", {})}}
+    deployment = {**declared, "work_pool": {**pool, "job_variables": variables}}
+    deployment["tags"] = sorted({TAG, *declared.get("tags", ())})
+    if existing is not None:
+        deployment["paused"] = existing.paused
+        if existing.schedules and not any(schedule.active for schedule in existing.schedules):
+            deployment["schedules"] = [{**one, "active": False} for one in declared.get("schedules", ())]
+    return deployment
+
+
+def _run_environment() -> dict[str, str]:
+    """What a run needs to know, so that a worker that was started without it is right, too."""
+    places = {name: os.environ[name] for name in PLACES if os.environ.get(name)}
+    return {
+        **places,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
+        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
+    }
+
+
+def _main(prefect_file: Path) -> int:
+    os.environ.setdefault("PARACLIP_HOME", str(Path.cwd()))
+    try:
+        check_server()
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return NOT_TAKEN
     create_pools()
-    code = deploy(sys.argv[1])
+    code = deploy(prefect_file)
     create_automations()
+    watch_unfinished()
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(_main(Path(sys.argv[1])))

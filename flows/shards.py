@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from prefect import flow, task, unmapped
+from prefect import flow, tags, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError, StageError, with_notes
+from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
 from tasks.context import Run
 from tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
@@ -33,7 +34,7 @@ SUMS = ("generated", "cached", "requests_per_second", "tokens_per_second", "spen
 LOOK_SECONDS = 1.0
 """How often it is looked what shards elsewhere say."""
 
-Failures = list[tuple[int, str]]
+Failures = list[tuple[int, BaseException]]
 """Number of a shard, and why it failed."""
 
 
@@ -165,7 +166,7 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
                 failure = _failure(future)
                 if failure is not None:
                     failures.append((shard, failure))
-                    log.error("%s: shard %d of %d failed: %s", stage, shard, shards, failure)
+                    log.error("%s: shard %d of %d failed: %s", stage, shard, shards, _reason(failure))
                     continue
                 log.info("%s: shard %d of %d is done", stage, shard, shards)
                 if on_ray and not board.heard:
@@ -174,7 +175,8 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
             # What cancels the flow must end the shards, whose threads the runner would wait for.
             board.stop.set()
         if failures:
-            raise StageError(_text(stage, shards, failures))
+            may_pass = all(worth_a_retry(failure, 1) for _, failure in failures)
+            raise (CrashedError if may_pass else StageError)(_text(stage, shards, failures))
 
     here = _Here(ask_all)
 
@@ -189,7 +191,9 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
         validate_parameters=False,
     )(shards)
     log.info("%s: %d shards, over %s", name, job.shards, settings.run.runner)
-    mapped(name, job.shards)
+    # A flow inside another does not inherit its tags.
+    with tags(*flow_run.tags):
+        mapped(name, job.shards)
 
 
 @contextmanager
@@ -203,18 +207,22 @@ def _following(job: ShardJob, board: Board) -> Iterator[None]:
         forget_reports(job)
 
 
-def _failure(future: PrefectFuture[dict[str, Any]]) -> str | None:
+def _failure(future: PrefectFuture[dict[str, Any]]) -> BaseException | None:
     """Why a shard failed; None where it did not."""
     try:
         result: Any = future.result(raise_on_failure=False)
     except Exception as error:
         # A worker of Ray that dies takes the state of its task with it.
         result = error
-    return with_notes(result) or type(result).__name__ if isinstance(result, BaseException) else None
+    return result if isinstance(result, BaseException) else None
+
+
+def _reason(failure: BaseException) -> str:
+    return with_notes(failure) or type(failure).__name__
 
 
 def _text(stage: str, shards: int, failures: Failures) -> str:
-    lines = "".join(f"\n- shard {shard}: {reason}" for shard, reason in failures)
+    lines = "".join(f"\n- shard {shard}: {_reason(failure)}" for shard, failure in failures)
     return (
         f"{len(failures)} of {shards} shards of {stage} failed; what the others were answered is kept, and the next "
         f"run asks for the rest:{lines}"

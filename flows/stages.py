@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from flows.work import carry_stage, run_name, run_of
+from flows.work import run_name, run_of, run_stage
 from paraclip_core.config import Settings
 from tasks.registry import STAGES
 from tasks.stage import Stage
@@ -19,7 +19,7 @@ DEFAULTS = Settings()
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
     def run(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> dict[str, Any]:
-        return carry_stage(stage.name, run_of(config, overrides, settings))
+        return run_stage(stage.name, run_of(config, overrides, settings))
 
     run.__name__ = stage.name
     return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(run)

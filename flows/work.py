@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prefect import State, task
+from prefect.client.schemas.objects import TaskRun
+from prefect.runtime import deployment
+
 from flows.alerts import emit
 from flows.logs import let_own_logs_through, outlive_worker
 from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
-from paraclip_core.errors import ParaclipError, with_notes
+from paraclip_core.errors import ParaclipError, with_notes, worth_a_retry
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
 from paraclip_core.settings import deployed_settings
@@ -34,9 +38,13 @@ from tasks.stage import Node
 from tasks.stages.paraphrase import STEPS, finished_samples
 from tasks.status import both, shown_progress
 
-__all__ = ["carry_stage", "publish_result", "run_name", "run_of"]
+__all__ = ["publish_result", "run_name", "run_of", "run_stage"]
 
 log = logging.getLogger(__name__)
+
+RETRIES = 2
+DELAYS = [10.0, 60.0]
+"""Seconds before the first retry, and before each later one."""
 
 # Every flow's module loads this one.
 outlive_worker()
@@ -74,15 +82,39 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
         shown = both(progress, seen)
         carry_out = _paraphrase if name in STEPS else run_node
-        try:
-            artifact = carry_out(node, run, shown)
-        except ParaclipError as error:
-            text = f"{name} failed: {with_notes(error)}"
-            emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
-            raise
+        artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)
     log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
     return row
+
+
+def run_stage(name: str, run: Run) -> dict[str, Any]:
+    """Carry a stage as a task that is tried again after errors that may pass, as `run.retries` says.
+
+    Raises:
+        ParaclipError: what the stage raised last.
+    """
+    retries = run.settings.run.retries
+    if retries is None:
+        retries = RETRIES if deployment.id else 0
+    carried: Any = task(
+        name=name,
+        task_run_name=name,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=DELAYS,
+        retry_condition_fn=_may_pass,
+    )(carry_stage)
+    try:
+        return carried(name, run)
+    except ParaclipError as error:
+        text = f"{name} failed: {with_notes(error)}"
+        emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
+        raise
+
+
+def _may_pass(_: object, task_run: TaskRun, state: State[Any]) -> bool:
+    return worth_a_retry(state.data, task_run.run_count)
 
 
 def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:

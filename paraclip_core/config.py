@@ -272,6 +272,9 @@ class RunOptions(Options):
     """CPUs that Ray keeps for each shard."""
     ray_gpus: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """GPUs that Ray keeps for each shard; a shard sees no others."""
+    retries: Annotated[int, Field(ge=0, le=100)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """How often a stage is tried again whose process was killed, whose engine is away, or (once) whose disk was full.
+    Unset: twice in a deployment, never in `paraclip run`."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""

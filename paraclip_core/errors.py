@@ -5,14 +5,17 @@ ParaclipError
 ├── InputError           a source file, row or image that cannot be read
 ├── ArtifactError        an artifact that is missing, edited, cut short or of another version
 │   ├── LockedError      another process is writing the same fingerprint
+│   ├── FullDiskError    no space left; worth one more try
 │   └── UnknownNameError a name that nothing under the root has (exit code 2)
 ├── EngineError          the paraphrase engine cannot start, died, or answered nonsense
+│   ├── AwayError        its server or process is away, and may be back later
 │   └── BudgetError      the spending cap of a paid engine is reached
 ├── ModelError           a model that cannot be loaded, or whose image tower changed
 │   └── UnknownModelError a name that no model has (exit code 2)
 ├── TrainingError        training that diverged, or a checkpoint that cannot be resumed
 ├── BenchmarkError       a benchmark that is not in its published format
 └── StageError           a stage whose process failed; carries the end of its log
+    └── CrashedError     it was killed or crashed, and may go on where it was
 
 A message names what was found, what was expected and how to mend it.
 """
@@ -27,10 +30,13 @@ from typing import Any
 __all__ = [
     "FAILING",
     "ArtifactError",
+    "AwayError",
     "BenchmarkError",
     "BudgetError",
     "ConfigError",
+    "CrashedError",
     "EngineError",
+    "FullDiskError",
     "InputError",
     "LockedError",
     "ModelError",
@@ -41,6 +47,7 @@ __all__ = [
     "UnknownNameError",
     "one_line",
     "with_notes",
+    "worth_a_retry",
 ]
 
 LONGEST = 400
@@ -87,6 +94,10 @@ class LockedError(ArtifactError):
     """Another living process holds the lock of this fingerprint."""
 
 
+class FullDiskError(ArtifactError):
+    """There is no space left for it."""
+
+
 class UnknownNameError(ArtifactError):
     """No artifact, channel, generation, stage or root has this name, or several fit it."""
 
@@ -104,6 +115,10 @@ class EngineError(ParaclipError):
         super().__init__(*args)
         self.finished = dict(finished or {})
         self.begun: dict[int, Any] = {}
+
+
+class AwayError(EngineError):
+    """The engine's server cannot be reached or answers no more, or its process was killed."""
 
 
 class BudgetError(EngineError):
@@ -130,3 +145,13 @@ class BenchmarkError(ParaclipError):
 
 class StageError(ParaclipError):
     """A stage's process failed; the message carries the end of its log."""
+
+
+class CrashedError(StageError):
+    """A stage's process was killed or crashed."""
+
+
+def worth_a_retry(error: object, attempt: int) -> bool:
+    """Whether the same work may succeed if it is tried again after this attempt, counted from 1."""
+    # A second try finds what was freed meanwhile; a third would only fill the disk once more.
+    return isinstance(error, CrashedError | AwayError) or (isinstance(error, FullDiskError) and attempt == 1)

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from paraclip_core.errors import FAILING, ArtifactError, ConfigError
+from paraclip_core.errors import FAILING, ArtifactError, ConfigError, FullDiskError
 
 __all__ = [
     "DISK_ERRORS",
@@ -216,7 +216,7 @@ def parse_json(data: bytes) -> Any:
 def storage_error(error: OSError, path: Path) -> ArtifactError:
     """Say what an operating-system error about `path` means for the user and how to mend it."""
     if error.errno in FULL:
-        return ArtifactError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
+        return FullDiskError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return ArtifactError(f"cannot write {path}: {error.strerror}; choose a writable root with PARACLIP_ROOT")
     if error.errno in FAILING:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ParaclipError, StageError
+from paraclip_core.errors import ArtifactError, CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
@@ -169,14 +169,14 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _crash(code: int, path: Path, began: int) -> StageError:
+def _crash(code: int, path: Path, began: int) -> CrashedError:
     how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
     with path.open("rb") as file:
         file.seek(began)
         lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
     end = "".join(f"\n  {line}" for line in lines) or " (it wrote nothing)"
     hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-    return StageError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
+    return CrashedError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
 
 
 def _signal_name(number: int) -> str:

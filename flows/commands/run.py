@@ -143,12 +143,16 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
     check_server()
+    from prefect import tags
+
+    from flows.household import TAG
     from flows.pipeline import pipeline
 
     show_own_logs()
     # The stage's process and Prefect's temporary server.
     leave_in_order()
-    return pipeline(settings=settings)
+    with tags(TAG):
+        return pipeline(settings=settings)
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:

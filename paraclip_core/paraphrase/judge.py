@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, meaning
-from paraclip_core.errors import StageError
+from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.meaning import Compare, Encoder, Nli, NliModel, SentenceEncoder, model_identity
@@ -353,14 +353,14 @@ class JudgePool:
         try:
             self._waiting.append((block, self._pool.submit(_judge_block, block, self._synonyms)))
         except BrokenProcessPool as error:
-            raise StageError(KILLED) from error
+            raise CrashedError(KILLED) from error
 
     def _next(self) -> Judged:
         block, future = self._waiting.popleft()
         try:
             return block, future.result()
         except BrokenProcessPool as error:
-            raise StageError(KILLED) from error
+            raise CrashedError(KILLED) from error
 
 
 _spec: JudgeSpec

@@ -63,11 +63,29 @@ def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert not of_household(tmp_path) and "nothing runs" in paraclip("stop", "--root", tmp_path)
 
 
+def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    deployments = long_scenes(tmp_path / "prefect.yaml", root)
+    with serving(root, tmp_path, deployments) as api:
+        before = pids(root)
+        os.kill(before["paraclip-cpu"], signal.SIGKILL)
+        eventually(lambda: not command_of(before["paraclip-cpu"]), "the worker does not end")
+        said = paraclip(
+            "serve", "--root", root, "--port", free_port(), "--folder", tmp_path, "--prefect-file", deployments
+        )
+        after = pids(root)
+        assert api.url in said and after["paraclip-cpu"] != before["paraclip-cpu"]
+        assert {name: after[name] for name in ("server", "paraclip-gpu")} == {
+            name: before[name] for name in ("server", "paraclip-gpu")
+        }
+        start_long_run(api)
+        eventually(lambda: of_household(root, "tasks.child"), "the new worker takes no run")
+
+
 def test_a_killed_worker_a_killed_server_and_a_reused_pid(tmp_path: Path) -> None:
     root = tmp_path / "root"
     deployments = long_scenes(tmp_path / "prefect.yaml", root)
     with serving(root, tmp_path, deployments) as api:
-        assert "runs already" in paraclip("serve", "--root", root, "--port", free_port(), code=2)
         run = start_long_run(api)
         eventually(lambda: of_household(root, "tasks.child"), "the stage has no process")
         os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)

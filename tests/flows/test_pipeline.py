@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import (
+    ArtifactError,
+    AwayError,
+    ConfigError,
+    CrashedError,
+    EngineError,
+    FullDiskError,
+    InputError,
+)
 from tasks.context import Run
 from tasks.stage import Node
 
@@ -77,6 +85,44 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
     with pytest.raises(InputError):
         pipeline(settings=run.settings)
     assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (CrashedError("its process was killed by SIGKILL"), 3),
+        (AwayError("http://127.0.0.1:1 cannot be reached"), 3),
+        (FullDiskError("no space left"), 2),
+        (ConfigError("--lr"), 1),
+        (EngineError("the server refuses the key"), 1),
+        (ArtifactError("an edited file"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_stage_is_tried_again_where_that_may_help(
+    error: Exception, tries: int, alone: bool, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import work
+    from flows.pipeline import pipeline
+    from flows.stages import STAGE_FLOWS
+
+    asked: list[str] = []
+
+    def fail(node: Node, *_: object, **__: object) -> None:
+        asked.append(node.name)
+        raise error
+
+    monkeypatch.setattr(work, "DELAYS", [0.0])
+    monkeypatch.setattr(work, "run_node", fail)
+    run = finished_run("name=tried", "run.retries=2")
+    with pytest.raises(type(error)):
+        (STAGE_FLOWS["scenes"] if alone else pipeline)(settings=run.settings)
+    assert asked == ["scenes"] * tries
+    asked.clear()
+    with pytest.raises(type(error)):
+        pipeline(settings=finished_run("name=tried").settings)
+    assert asked == ["scenes"], "without a deployment a run ends with the first error"
 
 
 def test_a_tracker_that_is_missing_is_told_before_anything_runs(

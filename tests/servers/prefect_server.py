@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-__all__ = ["prefect_server"]
+__all__ = ["prefect_server", "runs_of", "states"]
 
 
 @contextmanager
@@ -31,3 +32,39 @@ def _seeded_folder() -> str:
     if seed_database(folder):
         (folder / NAME).rename(folder / "prefect-test.db")
     return str(folder)
+
+
+def runs_of(
+    pool: str | None,
+    pids: Sequence[int | None],
+    state: str = "RUNNING",
+    queue: str | None = None,
+    tags: Sequence[str] = (),
+) -> list[UUID]:
+    """Runs in this state, one for each pid."""
+    from prefect import flow, get_client
+    from prefect.client.schemas.objects import State, StateType
+
+    @flow
+    def work() -> None:
+        pass
+
+    made = []
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(
+            client.create_flow(work), f"of-{pool}-{queue}", work_pool_name=pool, work_queue_name=queue
+        )
+        for pid in pids:
+            run = client.create_flow_run_from_deployment(deployment, tags=tags)
+            client.update_flow_run(run.id, infrastructure_pid=None if pid is None else str(pid))
+            client.set_flow_run_state(run.id, State(type=StateType(state)), force=True)
+            made.append(run.id)
+    return made
+
+
+def states(runs: Sequence[UUID]) -> list[str]:
+    """The names of their states."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        return [state.name or "" for run in runs if (state := client.read_flow_run(run).state)]

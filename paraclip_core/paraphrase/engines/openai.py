@@ -15,7 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
-from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, in_order
 from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
 from paraclip_core.paraphrase.engines.openai_wire import plain
@@ -365,15 +365,15 @@ class _Run:
                 "more paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
             )
 
-    def _broken(self, in_a_row: int, last: Exception) -> EngineError:
-        return EngineError(
+    def _broken(self, in_a_row: int, last: Exception) -> AwayError:
+        return AwayError(
             f"{in_a_row} requests in a row failed with all their retries "
             f"(paraphrase.openai.max_failures={self.options.max_failures}), last: {last}; everything answered is kept. "
             f"See to {self.options.base_url} and run again to go on from there"
         )
 
-    def _left_over(self) -> EngineError:
-        return EngineError(
+    def _left_over(self) -> AwayError:
+        return AwayError(
             f"{len(self.failed)} of {len(self.prompts)} requests failed with all their retries, for "
             f"{self._named(self.failed)}: {self.failed[min(self.failed)]}; run again to ask for these"
         )

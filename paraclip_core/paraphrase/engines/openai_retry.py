@@ -17,7 +17,7 @@ import httpx
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
-from paraclip_core.errors import EngineError
+from paraclip_core.errors import AwayError, EngineError
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.engines.openai_wire import (
     MOST_BYTES,
@@ -258,7 +258,7 @@ class OpenAIClient:
         try:
             status, _, raw = await self._send("GET", "/models")
         except _TryAgainError as failure:
-            raise EngineError(
+            raise AwayError(
                 f"{self._options.base_url} cannot be reached: {failure}; start the server, or set "
                 "paraphrase.openai.base_url to its address"
             ) from failure

@@ -26,7 +26,7 @@ from urllib.parse import urlencode
 import httpx
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions, VllmOptions, meaning
-from paraclip_core.errors import ConfigError, EngineError
+from paraclip_core.errors import AwayError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines.base import (
     Completion,
     EngineContext,
@@ -305,7 +305,9 @@ class VllmProcess:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         end = "".join(f"\n  {line}" for line in self._tail)
         hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        return EngineError(f"vLLM {what}: its process {how}{hint}. The end of its log:{end or ' (it wrote nothing)'}")
+        # What a signal ended had no fault of its own.
+        kind = AwayError if code is not None and code < 0 else EngineError
+        return kind(f"vLLM {what}: its process {how}{hint}. The end of its log:{end or ' (it wrote nothing)'}")
 
     def close(self) -> None:
         """End it and wait for its end."""
