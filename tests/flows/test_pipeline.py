@@ -57,11 +57,12 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
 def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[..., Any]) -> None:
     from flows.regenerate import regenerate
 
+    nightly: Any = regenerate
     first = finished_run("name=nightly", verdict="promote")
-    decision = regenerate(settings=first.settings)["decision"]
+    decision = nightly(settings=first.settings)["decision"]
     assert decision["moved"] and first.store.channel("production")["fingerprint"] == decision["after"]
     second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
-    decision = regenerate(settings=second.settings)["decision"]
+    decision = nightly(settings=second.settings)["decision"]
     assert not decision["moved"] and "held" in decision["reason"]
     assert first.store.channel("production")["fingerprint"] == decision["before"]
     assert decision["reason"] in shown("nightly-promotion")

@@ -123,7 +123,7 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOLS[0], "--run-once"]
     done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert states([run.id]) == ["Completed"], done.stdout + done.stderr
-    assert list((root / "scenes").iterdir())
+    assert list((root / "artifacts" / "scenes").iterdir())
 
 
 def test_a_server_that_does_not_take_the_setup_is_told(tmp_path: Path) -> None:
