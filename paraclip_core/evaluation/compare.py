@@ -135,12 +135,26 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
 
-def judge_challenger(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+def judge_challenger(
+    rows: Sequence[Row], gate: GateRule, champion: Sequence[Row] = (), challenger: Sequence[Row] = ()
+) -> tuple[Verdict, str, list[str]]:
     """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
 
     As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their mean
-    difference not to be a loss.
+    difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
+    champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
+
+    Args:
+        rows: champion against challenger.
+        gate: the gate.
+        champion: the champion against its base.
+        challenger: the challenger against its base.
     """
+    if losses := _losses(challenger, gate):
+        return "hold", f"the challenger fails the gate against its own base: {'; '.join(losses)}", []
+    if losses := _losses(champion, gate):
+        why = f"the champion fails the gate against its own base ({'; '.join(losses)}), so its agreement holds nobody"
+        return "promote", why, []
     verdict, why, notes = _judge(
         rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
     )
@@ -191,23 +205,37 @@ def _judge(
         return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
     worse = "above" if gains[0].facts.lower_is_better else "below"
     problems = [f"{_shown(row)} {failed.format(worse=worse)}" for row in gains if not passes(row)]
-    for rule, points in sorted(gate.max_drop.items()):
-        ruled = _matching(rows, rule)
+    for rule in sorted(gate.max_drop):
+        ruled = _ruled(rows, rule, gate)
         if not ruled and any(row.kind == rule.partition("/")[0] for row in rows):
             problems.append(f"the rule on {rule} names no measured metric; {_measured(rows)}")
-        elif not ruled and (other := _stand_in(rule)) not in gate.max_drop and (ruled := _matching(rows, other)):
-            notes.append(f"the rule on {rule} was applied to {other}: no such benchmark was measured")
         elif not ruled:
             notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
-        problems += [
-            f"{_name(row)} {'rose' if row.facts.lower_is_better else 'fell'} by {-row.gain[0]:.2f}, "
-            f"at most {points:g} is allowed"
-            for row in ruled
-            if -row.gain[0] > points
-        ]
+        elif not _matching(rows, rule):
+            notes.append(f"the rule on {rule} was applied to {_stand_in(rule)}: no such benchmark was measured")
+    problems += _losses(rows, gate)
     if problems:
         return "hold", "; ".join(problems), notes
     return "promote", f"{'; '.join(map(_shown, gains))} {passed.format(worse=worse)} and no other rule is broken", notes
+
+
+def _losses(rows: Sequence[Row], gate: GateRule) -> list[str]:
+    """What a model lost beyond `gate.max_drop`."""
+    return [
+        f"{_name(row)} {'rose' if row.facts.lower_is_better else 'fell'} by {-row.gain[0]:.2f}, "
+        f"at most {points:g} is allowed"
+        for rule, points in sorted(gate.max_drop.items())
+        for row in _ruled(rows, rule, gate)
+        if -row.gain[0] > points
+    ]
+
+
+def _ruled(rows: Sequence[Row], rule: str, gate: GateRule) -> list[Row]:
+    """The rows that a drop rule goes by: its own, or those that stand in where its kind was not measured."""
+    measured = any(row.kind == rule.partition("/")[0] for row in rows)
+    if measured or (other := _stand_in(rule)) in gate.max_drop:
+        return _matching(rows, rule)
+    return _matching(rows, other)
 
 
 def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:

@@ -70,6 +70,22 @@ def test_a_challenger_need_not_be_better_but_not_worse(rows: list[Row], verdict:
     assert reason in why
 
 
+def test_a_collapsed_champion_holds_nobody_and_a_collapsed_challenger_never_follows() -> None:
+    below = [row("paraphrased_retrieval", "ao@10", -30.0, -31.0), row("retrieval", RECALL, 40.0, 39.0)]
+    sound, collapsed = [row("retrieval", RECALL, -0.9, -1.5)], [row("retrieval", RECALL, -40.0, -41.0)]
+    assert judge_challenger(below, GateRule(), champion=sound, challenger=sound)[0] == "hold"
+    verdict, why, _ = judge_challenger(below, GateRule(), champion=collapsed, challenger=sound)
+    reason = f"retrieval {RECALL} fell by 40.00, at most 1 is allowed"
+    assert verdict == "promote"
+    assert why == f"the champion fails the gate against its own base ({reason}), so its agreement holds nobody"
+    for champion in (sound, collapsed):
+        verdict, why, _ = judge_challenger([GAIN], GateRule(), champion=champion, challenger=collapsed)
+        assert verdict == "hold" and why == f"the challenger fails the gate against its own base: {reason}"
+    # Without retrieval, the captions' recall tells.
+    stand_in = [row("paraphrased_retrieval", f"caption_{RECALL}", -40.0, -41.0)]
+    assert judge_challenger(below, GateRule(), champion=stand_in)[0] == "promote"
+
+
 def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     closeness = "text_only_closeness@add_obj"
     fell, rose = row("sugarcrepe", closeness, -2.0, -2.5), row("sugarcrepe", closeness, 2.0, 1.5)
