@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer
 
-from flows.commands import artifacts, cache
+from flows.commands import artifacts, cache, channel
 from flows.commands.common import ConfigOption, JsonOption, SetOption, print_json, printable, settings_from
 from flows.commands.dataset import export_dataset
 from flows.commands.models import evaluate, export, search, verify_index
@@ -56,6 +56,7 @@ for command in (
     app.command()(command)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(cache.app, name="cache")
+app.add_typer(channel.app, name="channel")
 app.add_typer(requests, name="requests")
 
 config = typer.Typer(no_args_is_help=True, help="Show the settings and every option.")

@@ -1,8 +1,9 @@
-"""The nightly run: new captions in, a challenger out, and production moved only if the gate says so."""
+"""The nightly run: new captions in, a challenger out, production moved only if the gate says so, and the way back."""
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from prefect import flow
@@ -13,11 +14,14 @@ from flows.alerts import emit
 from flows.pipeline import DEFAULTS, run_stages
 from flows.work import run_name, run_of
 from paraclip_core.config import Settings
+from paraclip_core.settings import at_environment_root
+from storage.roots import open_store
 from tasks.channels import check_channel, decide
+from tasks.history import rollback as move_back
 from tasks.publish import artifact_key, publish_markdown, publish_table
 from tasks.status import shown_progress
 
-__all__ = ["regenerate"]
+__all__ = ["regenerate", "rollback"]
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +64,25 @@ def regenerate(
     event = "channel.moved" if decision["moved"] else "channel.held"
     emit(event, name, text, channel=channel, before=decision["before"], after=decision["after"])
     return Completed(message=text, data={"decision": decision, **result.as_json()})
+
+
+@flow(name="rollback", flow_run_name="rollback-{channel}")
+def rollback(channel: str = "production", to: str | None = None, root: str | None = None) -> dict[str, Any]:
+    """Move a channel back to the model before the one that it serves; nothing is computed.
+
+    Args:
+        channel: the channel.
+        to: start of the fingerprint of the model to serve, in place of the one before.
+        root: folder or URL of the artifacts; PARACLIP_ROOT if not given.
+
+    Raises:
+        ArtifactError: there is no such channel or model, or the model's artifact is gone; the channel stays as it is.
+    """
+    store = open_store(root or at_environment_root(Settings(), os.environ).run.root)
+    decision = move_back(store, channel, to)
+    log.info("%s: %s", channel, decision["reason"])
+    publish_markdown(artifact_key(channel, "rollback"), f"**{channel}**: {decision['reason']}\n", "Rollback")
+    if decision["moved"]:
+        text = f"{channel}: {decision['reason']}"
+        emit("channel.moved", channel, text, channel=channel, before=decision["before"], after=decision["after"])
+    return decision

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.evaluation.compare import Comparison, Outcome, Verdict, compare, judge_challenger
+from paraclip_core.evaluation.compare import Comparison, Outcome, Row, Verdict, compare, judge_challenger
 from paraclip_core.evaluation.results import Measured, from_table
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact, ArtifactStore, Draft
@@ -15,7 +17,8 @@ from storage.files import read_json, write_json
 from storage.fingerprint import fingerprint
 from storage.parquet import read_table
 from tasks.context import Run, run_node
-from tasks.results import BY_PROMOTION, BY_RUN, Result, channel_value, why
+from tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
+from tasks.results import Result, why
 from tasks.stage import Node, software_versions
 from tasks.stages.evaluate import EVALUATE
 
@@ -63,7 +66,8 @@ def challenge(run: Run, champion: str, evaluation: str, progress: Progress = sil
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
         )
     champions = store.download(run_node(_node(challengers, champion), run, progress))
-    comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=judge_challenger)
+    rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
+    comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=rule)
     return Duel(comparison.verdict, comparison.reason, comparison)
 
 
@@ -97,12 +101,16 @@ def _node(evaluation: Artifact, model: str) -> Node:
 
 
 def _outcomes(champions: Artifact, challengers: Artifact) -> list[Outcome]:
-    rows = read_json(challengers.path / "comparison.json")["rows"]
-    kinds = {row["benchmark"]: row["kind"] for row in rows}
+    kinds = {row.benchmark: row.kind for row in _rows(challengers)}
     return [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
         for name, kind in kinds.items()
     ]
+
+
+def _rows(evaluation: Artifact) -> list[Row]:
+    """A model's figures against its base."""
+    return [Row(**row) for row in read_json(evaluation.path / "comparison.json")["rows"]]
 
 
 def _tuned(folder: Path, benchmark: str) -> Measured:
@@ -154,42 +162,52 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
     before = current.get("fingerprint")
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     challenger = stages["finetune"]
-    moved, duel = False, None
+    moves, duel = False, None
     if challenger == before:
         reason = "kept: the challenger is the model that it serves already"
     elif force:
-        moved, reason = True, f"moved to {challenger} by hand"
-    elif result.verdict != "promote":
-        reason = f"kept at {before or 'no model'}, the challenger {challenger} is held: {why(result.summary)}"
+        moves, reason = True, f"moved to {challenger} by hand"
+    elif held := _held(current, challenger, result):
+        reason = f"kept at {before or 'no model'}, the challenger {challenger} is held: {held}"
     else:
         duel = challenge(run, before, stages["evaluate"], progress) if before else None
-        moved, reason = _verdict(before, challenger, why(result.summary), duel)
-    if moved:
-        value = channel_value(stages, result.verdict, BY_PROMOTION, before=before, reason=reason)
-        now = _move(store, channel, before, value)
+        moves, reason = _verdict(before, challenger, why(result.summary), duel)
+    if moves:
+        now = _move(store, channel, before, stages, result.verdict, reason)
         if now != before:
-            moved = False
+            moves = False
             reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
-    rows = duel_rows(duel.comparison) if duel and duel.comparison else []
     decision = {
         "channel": channel,
-        "moved": moved,
+        "moved": moves,
         "reason": reason,
         "before": before,
         "after": challenger,
-        "against_champion": rows,
+        "against_champion": duel_rows(duel.comparison) if duel and duel.comparison else [],
     }
     write_json(store.root / "results" / result.name / "promotion.json", decision)
     return decision
 
 
-def _move(store: ArtifactStore, channel: str, before: str | None, value: dict[str, Any]) -> str | None:
-    """Set a channel that still serves `before`, and leave one that does not; what it served, either way."""
+def _held(current: Mapping[str, Any], challenger: str, result: Result) -> str | None:
+    """Why a challenger cannot take over whatever the champion is; None where it may."""
+    if result.verdict != "promote":
+        return why(result.summary)
+    if left := withdrawn(current, challenger):
+        return f"{left.who} rolled the channel back from it at {left.at}; if it is to serve again, {BY_HAND}"
+    return None
+
+
+def _move(
+    store: ArtifactStore, channel: str, before: str | None, stages: Mapping[str, str], verdict: str | None, reason: str
+) -> str | None:
+    """Move a channel that still serves `before`, and leave one that does not; what it served, either way."""
     with store.channel_lock(channel):
-        # The champion's evaluation may take an hour, in which another promotion can be faster.
-        now = (store.channel(channel) or {}).get("fingerprint")
+        # The champion's evaluation may take an hour, in which another promotion or a rollback can be faster.
+        current = store.channel(channel) or {}
+        now = current.get("fingerprint")
         if now == before:
-            store.set_channel(channel, value)
+            store.set_channel(channel, moved(current, stages, verdict, BY_PROMOTION, reason))
     return now
 
 

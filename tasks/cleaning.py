@@ -13,6 +13,7 @@ from typing import Any
 from paraclip_core.errors import LockedError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import storage_error
+from tasks.history import KEPT_MODELS, models
 
 __all__ = ["Collected", "Left", "Rubbish", "collect", "remove"]
 
@@ -61,8 +62,10 @@ class Collected:
     """Artifacts that stay for their age alone, those that they were made from included."""
 
 
-def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False) -> Collected:
-    """Artifacts that no channel's run consists of and no kept artifact was made from.
+def collect(
+    store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False, keep_models: int = KEPT_MODELS
+) -> Collected:
+    """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
 
     What a stage or a run in progress needs stays, with everything that it was made from.
 
@@ -70,10 +73,11 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
         store: the store.
         keep_days: what is younger stays, with everything that it was made from.
         unfinished: unfinished work that nobody is writing counts as well.
+        keep_models: models of each channel's history that stay, besides the one that it serves.
     """
     artifacts, used = _artifacts(store)
     young = datetime.now(UTC) - timedelta(days=keep_days)
-    needed = _of_channels(store)
+    needed = _of_channels(store, keep_models)
     recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
     kept = _with_origins([*needed, *recent], artifacts)
     found = [
@@ -93,7 +97,7 @@ def collect(store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = Fal
     return Collected(rubbish, left, len(kept) - len(_with_origins(needed, artifacts)))
 
 
-def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
+def remove(rubbish: Sequence[Rubbish], keep_models: int = KEPT_MODELS) -> list[Left]:
     """Delete what was collected, but for what somebody uses, or something was made from, since; that is given back.
 
     Raises:
@@ -103,7 +107,7 @@ def remove(rubbish: Sequence[Rubbish]) -> list[Left]:
     for store in dict.fromkeys(item.store for item in rubbish):
         artifacts, used = _artifacts(store)
         doomed = {(item.stage, item.fingerprint) for item in rubbish if item.artifact is not None}
-        needed = _with_origins([*_of_channels(store), *(artifacts.keys() - doomed)], artifacts)
+        needed = _with_origins([*_of_channels(store, keep_models), *(artifacts.keys() - doomed)], artifacts)
         for item in rubbish:
             key = item.stage, item.fingerprint
             try:
@@ -148,11 +152,13 @@ def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key
     return found
 
 
-def _of_channels(store: ArtifactStore) -> list[Key]:
-    found: list[Key] = []
-    for value in store.channels().values():
-        found += [*value.get("stages", {}).items(), (value.get("stage", ""), value.get("fingerprint", ""))]
-    return found
+def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
+    keys: list[Key] = []
+    for channel in store.channels().values():
+        keys += [*channel.get("stages", {}).items(), (channel.get("stage", ""), channel.get("fingerprint", ""))]
+        for move in models(channel)[1 : 1 + keep_models]:
+            keys += [*move.stages.items(), ("finetune", move.after)]
+    return keys
 
 
 def _size(folder: Path) -> int:

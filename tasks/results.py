@@ -15,15 +15,13 @@ from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
 from storage.parquet import iter_batches
+from tasks.history import BY_PROMOTION, BY_RUN, moved
 
 if TYPE_CHECKING:
     from tasks.context import Run
 
 __all__ = [
-    "BY_PROMOTION",
-    "BY_RUN",
     "Result",
-    "channel_value",
     "check_run_name",
     "comparison_rows",
     "gather_result",
@@ -33,9 +31,6 @@ __all__ = [
     "why",
     "worst_pairs",
 ]
-
-BY_RUN, BY_PROMOTION = "run", "promotion"
-"""Who moves a channel: every run of its name, or promotions alone. Neither touches the other's."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +116,16 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
         ConfigError: a promotion has taken the run's name for its channel in the meantime.
         ArtifactError: a file is missing, or the root cannot be written.
     """
-    check_run_name(run.settings.name, run.store)
+    name, store = run.settings.name, run.store
+    check_run_name(name, store)
     result = gather_result(run, rows, artifacts)
     if "finetune" in artifacts:
-        stages = {name: artifact.fingerprint for name, artifact in artifacts.items()}
-        run.store.set_channel(run.settings.name, channel_value(stages, result.verdict, BY_RUN))
+        stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
+        reason = why(result.summary) if result.summary else None
+        with store.channel_lock(name):
+            check_run_name(name, store)
+            store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason))
     return result
-
-
-def channel_value(stages: Mapping[str, str], verdict: str | None, moved_by: str, **more: str | None) -> dict[str, Any]:
-    """What a channel says about the model that it points at.
-
-    Args:
-        stages: fingerprint of each stage of the model's run.
-        verdict: the gate's, base against tuned.
-        moved_by: :data:`BY_RUN` or :data:`BY_PROMOTION`.
-        more: what else is worth knowing; None is left out.
-    """
-    value = {"stage": "finetune", "fingerprint": stages["finetune"], "verdict": verdict, "stages": dict(stages)}
-    return value | {"moved_by": moved_by} | {name: text for name, text in more.items() if text is not None}
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

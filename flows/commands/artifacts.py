@@ -22,6 +22,7 @@ from paraclip_core.errors import UnknownNameError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.manifests import SOURCE, sources_of
 from storage.roots import check_root, open_store
+from tasks.history import KEPT_MODELS
 
 __all__ = ["app"]
 
@@ -113,17 +114,21 @@ def gc(
     root: RootOption = DEFAULT_ROOT,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 1.0,
+    keep_models: Annotated[
+        int, typer.Option(min=0, help="Earlier models of each channel that are kept.")
+    ] = KEPT_MODELS,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no channel's model needs and no stage in progress reads. The generation cache is never touched.
+    """Delete what no channel's models need and no stage in progress reads. The generation cache is never touched.
 
+    A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
     from tasks.cleaning import collect, remove
 
-    collected = collect(_opened(root), keep_days, unfinished)
-    left = collected.left + (remove(collected.rubbish) if yes else [])
+    collected = collect(_opened(root), keep_days, unfinished, keep_models)
+    left = collected.left + (remove(collected.rubbish, keep_models) if yes else [])
     held = {(kept.stage, kept.fingerprint) for kept in left}
     rubbish = [item for item in collected.rubbish if (item.stage, item.fingerprint) not in held]
     if as_json:

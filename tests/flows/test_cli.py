@@ -277,6 +277,46 @@ def test_promote(finished_run: Callable[..., Any], capsys: Capture) -> None:
     assert "is not finished (finetune, evaluate, report)" in capsys.readouterr().err
 
 
+def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[..., Any], capsys: Capture) -> None:
+    first, second = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
+    root = ["--root", str(first.store.root)]
+    old, new = (run.artifacts["finetune"].fingerprint for run in (first, second))
+    told(capsys, ["promote", "-c", str(first.config)])
+    told(capsys, ["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
+    # None of today's sources, and nothing goes that the way back needs.
+    first.config.unlink()
+    assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "0"])["items"] == []
+    assert told(capsys, ["channel", "show", "production", *root])["fingerprint"] == new
+    decision = told(capsys, ["channel", "rollback", "production", *root])
+    assert decision["moved"] and (decision["before"], decision["after"]) == (new, old)
+    moves = told(capsys, ["channel", "history", "production", *root])["moves"]
+    assert [(move["by"], move["after"], move["there"]) for move in moves] == [
+        ("rollback", old, True),
+        ("promotion", new, True),
+        ("promotion", old, True),
+    ]
+    assert run_cli(["channel", "history", "production", *root]) == 0
+    assert "by hand" in capsys.readouterr().out
+    assert run_cli(["channel", "show", "production", *root]) == 0
+    assert f"rolled back from {new} to {old}" in " ".join(capsys.readouterr().out.split())
+    told(capsys, ["artifacts", "gc", *root, "--keep-days", "0", "--keep-models", "0", "--yes"])
+    assert run_cli(["channel", "rollback", "production", "--to", new[:8], *root]) == 1
+    assert f"the model {new} is gone from" in capsys.readouterr().err
+    assert run_cli(["channel", "show", "prodution", *root]) == 2
+    assert "did you mean 'production'?" in capsys.readouterr().err
+
+
+def test_rollback_as_a_flow(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    from flows.regenerate import rollback
+
+    first, _ = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
+    told(capsys, ["promote", "-c", str(first.config)])
+    told(capsys, ["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
+    monkeypatch.setenv("PARACLIP_ROOT", str(first.store.root))
+    assert rollback()["after"] == first.artifacts["finetune"].fingerprint
+    assert first.store.channel("production")["history"][-1]["flow_run"]
+
+
 def test_a_run_cannot_take_a_promoted_channels_name(finished_run: Callable[..., Any], capsys: Capture) -> None:
     run = finished_run(verdict="promote")
     assert run_cli(["promote", "-c", str(run.config)]) == 0

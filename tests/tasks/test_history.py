@@ -1,0 +1,221 @@
+"""Every move of a channel is kept, and it can go back."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from paraclip_core.errors import ArtifactError, UnknownNameError
+from storage.artifacts import ArtifactStore, Draft
+from storage.files import write_json
+from storage.roots import LOCAL_VARIABLE, open_store
+from tasks.cleaning import collect, remove
+from tasks.history import (
+    BY_PROMOTION,
+    BY_ROLLBACK,
+    BY_RUN,
+    MOVES,
+    Move,
+    history,
+    models,
+    moved,
+    rollback,
+    withdrawn,
+)
+from tasks.publish import in_flow_run
+
+A, B, C, D, E = (letter * 32 for letter in "abcde")
+
+
+@pytest.fixture(params=["folder", "object store"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    if request.param == "folder":
+        return ArtifactStore(tmp_path)
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
+    return open_store(f"memory://{tmp_path.name}-history/root")
+
+
+def model(store: ArtifactStore, fingerprint: str) -> dict[str, str]:
+    """A run whose model has this fingerprint; the fingerprints of its stages."""
+    ingest, evaluation = "1" + fingerprint[1:], "2" + fingerprint[1:]
+    drafts = (
+        Draft("ingest", ingest, 1, {"source:captions.csv": "f" * 64}, {}),
+        Draft("finetune", fingerprint, 1, {"ingest": ingest}, {}),
+        Draft("evaluate", evaluation, 1, {"finetune": fingerprint}, {}),
+    )
+    for draft in drafts:
+        if store.find(draft.stage, draft.fingerprint):
+            continue
+        with store.writing(draft.stage, draft.fingerprint):
+            store.commit(draft, {}, 0.0)
+    return {"ingest": ingest, "finetune": fingerprint, "evaluate": evaluation}
+
+
+def promote(store: ArtifactStore, *fingerprints: str, by: str = BY_PROMOTION) -> None:
+    for fingerprint in fingerprints:
+        value = moved(store.channel("production"), model(store, fingerprint), "promote", by, f"for {fingerprint[0]}")
+        store.set_channel("production", value)
+
+
+def channel(store: ArtifactStore) -> dict[str, Any]:
+    return store.channel("production") or {}
+
+
+def served(store: ArtifactStore) -> Any:
+    return channel(store)["fingerprint"]
+
+
+def gone(store: ArtifactStore, fingerprint: str) -> None:
+    artifact = store.find("finetune", fingerprint)
+    assert artifact is not None
+    store.remove(artifact)
+
+
+def test_every_move_tells_who_when_and_why(store: ArtifactStore) -> None:
+    promote(store, A, B)
+    promote(store, B)  # serves it already
+    first, second = history(channel(store))
+    assert (first.before, first.after, second.before, second.after) == (None, A, A, B)
+    assert (second.by, second.verdict, second.reason) == ("promotion", "promote", "for b")
+    assert second.who == f"{getpass.getuser()}@{socket.gethostname()}" and second.flow_run is None
+    assert second.at is not None and second.stages["evaluate"] == "2" + B[1:]
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(second.at) < timedelta(minutes=5)
+    assert channel(store)["before"] == A and channel(store)["reason"] == "for b"
+
+
+def test_a_history_has_a_bound() -> None:
+    value: dict[str, Any] = {}
+    for number in range(MOVES + 5):
+        value = moved(value, {"finetune": f"{number:032}"}, "promote", BY_PROMOTION)
+    assert len(history(value)) == MOVES and history(value)[-1].after == value["fingerprint"]
+    # The model that the oldest move left is still known by name.
+    assert models(value)[-1] == Move(f"{4:032}") and len(models(value)) == MOVES + 1
+
+
+def test_a_rollback_goes_to_the_model_before_and_is_a_move(store: ArtifactStore) -> None:
+    promote(store, A, B, C)
+    decision = rollback(store, "production")
+    assert decision == {
+        "channel": "production",
+        "moved": True,
+        "reason": f"rolled back from {C} to {B}",
+        "before": C,
+        "after": B,
+    }
+    value = channel(store)
+    last = history(value)[-1]
+    assert (last.by, last.before, last.after, last.reason) == (BY_ROLLBACK, C, B, decision["reason"])
+    assert value["stages"] == model(store, B) and value["verdict"] == "promote"
+    assert value["moved_by"] == BY_PROMOTION, "it still belongs to promotions"
+    assert store.named("production").fingerprint == B
+    # Once more goes further back, not forth.
+    assert rollback(store, "production")["after"] == A
+    with pytest.raises(ArtifactError, match=f"has served no model before {A}; name one with --to"):
+        rollback(store, "production")
+    promote(store, D)
+    assert rollback(store, "production")["after"] == A
+
+
+def test_a_rollback_to_a_model_by_name(store: ArtifactStore) -> None:
+    promote(store, A, B, C)
+    assert rollback(store, "production", A[:6])["after"] == A
+    assert withdrawn(channel(store), C) and not withdrawn(channel(store), A)
+    # Forth again, which takes back that it was left.
+    assert rollback(store, "production", f"finetune/{C[:6]}")["after"] == C
+    assert withdrawn(channel(store), C) is None
+    kept = rollback(store, "production", C)
+    assert not kept["moved"] and kept["reason"] == f"kept: it serves {C} already" and len(history(channel(store))) == 5
+    # A model that it never served, with what it was made from.
+    model(store, E)
+    assert rollback(store, "production", "eee")["after"] == E
+    assert channel(store)["stages"] == {"finetune": E, "ingest": "1" + E[1:]}
+    for name, problem in (("dd", "begins with 'dd'"), ("ingest/1a", "is a ingest artifact; expected finetune")):
+        with pytest.raises(UnknownNameError, match=problem):
+            rollback(store, "production", name)
+    with pytest.raises(UnknownNameError, match=r"no channel .* is named 'prodution'; did you mean 'production'\?"):
+        rollback(store, "prodution")
+    assert served(store) == E
+
+
+def test_a_model_that_is_gone_is_refused(store: ArtifactStore) -> None:
+    promote(store, A, B, C)
+    gone(store, B)
+    before = channel(store)
+    problem = f"the model {B} is gone from .*, so 'production' stays as it is; .* roll back with --to {A}"
+    with pytest.raises(ArtifactError, match=problem):
+        rollback(store, "production")
+    gone(store, A)
+    with pytest.raises(ArtifactError, match="restore it, or no other model of its history is there"):
+        rollback(store, "production", A)
+    assert channel(store) == before
+
+
+def test_a_channel_of_runs_goes_back_and_stays_theirs(store: ArtifactStore) -> None:
+    promote(store, A, B, by=BY_RUN)
+    rollback(store, "production")
+    assert served(store) == A and channel(store)["moved_by"] == BY_RUN
+
+
+def test_a_file_without_a_history(store: ArtifactStore) -> None:
+    stages = model(store, B)
+    old = {"stage": "finetune", "fingerprint": B, "verdict": "promote", "stages": stages, "moved_by": "promotion"}
+    store.set_channel("production", {**old, "before": A, "reason": "better"})
+    expected = Move(B, A, "promotion", verdict="promote", reason="better", stages=stages)
+    assert history(channel(store)) == [expected]
+    with pytest.raises(ArtifactError, match=f"the model {A} is gone"):
+        rollback(store, "production")
+    model(store, A)
+    assert rollback(store, "production")["after"] == A
+    assert [move.by for move in history(channel(store))] == [BY_PROMOTION, BY_ROLLBACK]
+    assert channel(store)["stages"] == {"finetune": A, "ingest": "1" + A[1:]}
+    store.set_channel("production", {"stage": "finetune"})
+    with pytest.raises(ArtifactError, match="names no model; restore or delete its file"):
+        rollback(store, "production")
+
+
+@pytest.mark.parametrize("history_", [None, "x", 3, [None, "x", {"before": A}]])
+def test_an_edited_history_does_not_block_the_way_back(tmp_path: Path, history_: Any) -> None:
+    store = ArtifactStore(tmp_path)
+    promote(store, A, B)
+    write_json(tmp_path / "channels" / "production.json", channel(store) | {"history": history_})
+    assert rollback(store, "production")["after"] == A
+
+
+def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    promote(store, A, B, C)
+    seen: list[str] = []
+
+    @flow
+    def back() -> None:
+        assert in_flow_run()
+        seen.extend(rollback(store, "production")["after"] for _ in range(2))
+
+    back()
+    last = history(channel(store))[-1]
+    assert seen == [B, B] and served(store) == B and last.flow_run is not None
+    rollback(store, "production")
+    assert served(store) == A
+
+
+def test_gc_keeps_the_last_models_with_what_they_need(store: ArtifactStore) -> None:
+    promote(store, A, B, C, D, E)
+
+    def left(keep: int) -> set[str]:
+        rubbish = {(item.stage, item.fingerprint[1:]) for item in collect(store, keep_models=keep).rubbish}
+        whole = {(stage, name[1:]) for name in (A, B, C, D, E) for stage in ("ingest", "finetune", "evaluate")}
+        assert rubbish <= whole and len(rubbish) % 3 == 0, "a run goes whole"
+        return {name[1:2] for _, name in whole - rubbish}
+
+    assert (left(0), left(1), left(3), left(9)) == (set("e"), set("de"), set("bcde"), set("abcde"))
+    # A model that a rollback left counts, too.
+    rollback(store, "production", C)
+    assert left(1) == set("ce")
+    assert remove(collect(store).rubbish) == []
+    assert served(store) == C and rollback(store, "production")["after"] == B
