@@ -47,6 +47,7 @@ INPUTS = [
     "benchmark with too few images",
     "no caption of the split that is evaluated",
     "no caption of the training split",
+    "rollback to a model whose artifact is gone",
     "source without images",
     "images that are not where captions say",
 ]

@@ -30,11 +30,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 DRIVER = """
 import json, sys
 from paraclip_core.settings import parse_settings
-from tasks.context import Run
 from tasks.context import Run, run_stage
-settings = parse_settings(json.loads(sys.argv[1]))
-for name in stage_names(settings):
-    run_stage(name, Run(settings))
+run = Run(parse_settings(json.loads(sys.argv[1])))
+for name in run.stages:
+    run_stage(name, run)
 """
 
 POINTS = (0.35, 0.8)

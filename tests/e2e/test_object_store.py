@@ -171,7 +171,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_killed_stage_goes_on_elsewhere(
     url: str, machine: Callable[[str], ArtifactStore], fakes: dict[str, Any]
 ) -> None:
-    settings = load_settings(None, [f"run.root={url}"])
+    # Its process finds the stage by the path in the settings.
+    settings = load_settings(None, [f"run.root={url}", "run.stages=[fake_stages:RESUME]"])
     stages = {"resume": fakes["resume"]}
     machine("one")
     with pytest.raises(StageError, match="SIGKILL"):
@@ -186,6 +187,7 @@ LOST = """
 import sys, time
 sys.path.insert(0, {fakes!r})
 from storage.roots import open_store
+from tasks.context import Run
 from tasks.stage import Stage, carry_out
 from storage.artifacts import Draft
 from paraclip_core.config import Settings
