@@ -36,6 +36,56 @@ from tasks.requests import MissingRequests, looking_for_requests
 __all__ = ["BOTH_STEPS", "Exported", "Imported", "export_requests", "import_answers"]
 
 BOTH_STEPS = (1, 2)
+CONFIG: dict[str, Any] = {
+    "memory_limit": "512MB",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+PART_ROWS = 10_000
+"""Answers that are kept at once."""
+BATCH_LINES, BATCH_BYTES = 4096, 16_000_000
+"""Lines that are in memory at once."""
+LINES = pa.schema(
+    [
+        pa.field("file", pa.int32()),
+        pa.field("line", pa.int64()),
+        pa.field("key", pa.binary(16)),  # null where the line is of no use
+        pa.field("completions", pa.list_(pa.string())),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("reason", pa.string()),  # null where the line answers a request
+        pa.field("detail", pa.string()),
+        pa.field("raw", pa.string()),  # its beginning
+    ]
+)
+WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
+"""A request that is missing; its `prompt_tokens` are an estimate."""
+PLACE = """
+CREATE TABLE placed AS SELECT l.file, l.line, CASE
+    WHEN l.reason IS NOT NULL THEN 'refused'
+    WHEN g.key IS NOT NULL THEN 'answered'
+    WHEN w.key IS NOT NULL AND row_number() OVER (PARTITION BY l.key ORDER BY l.file, l.line) = 1 THEN 'new'
+    WHEN w.key IS NOT NULL THEN 'repeated'
+    ELSE 'unknown'
+  END AS place
+FROM read_parquet($lines) l LEFT JOIN read_parquet($wanted) w ON w.key = l.key
+LEFT JOIN cache.generations g ON g.key = l.key
+"""
+NEW = """
+SELECT w.* REPLACE (if(l.prompt_tokens < 0, w.prompt_tokens, l.prompt_tokens) AS prompt_tokens),
+  l.completions, l.completion_tokens
+FROM placed p JOIN read_parquet($lines) l USING (file, line) JOIN read_parquet($wanted) w ON w.key = l.key
+WHERE p.place = 'new' ORDER BY p.file, p.line
+"""
+REJECTED = """
+CREATE VIEW rejected AS
+SELECT l.file, l.line, l.raw, coalesce(l.reason, 'unknown_request') AS reason,
+  coalesce(l.detail, getvariable('unknown')) AS detail
+FROM placed p JOIN read_parquet(getvariable('lines')) l USING (file, line) WHERE p.place IN ('refused', 'unknown')
+"""
+UNKNOWN = "this configuration asks no such request; was it exported with another one, or from other captions?"
+"""What is said of an answer to nothing."""
 
 
 @dataclass(frozen=True)
@@ -111,60 +161,6 @@ def _check_target(path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"{path} cannot be written; name a file in a folder that you may write to")
-
-
-CONFIG: dict[str, Any] = {
-    "memory_limit": "512MB",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-}
-PART_ROWS = 10_000
-"""Answers that are kept at once."""
-BATCH_LINES, BATCH_BYTES = 4096, 16_000_000
-"""Lines that are in memory at once."""
-
-LINES = pa.schema(
-    [
-        pa.field("file", pa.int32()),
-        pa.field("line", pa.int64()),
-        pa.field("key", pa.binary(16)),  # null where the line is of no use
-        pa.field("completions", pa.list_(pa.string())),
-        pa.field("prompt_tokens", pa.int32()),
-        pa.field("completion_tokens", pa.int32()),
-        pa.field("reason", pa.string()),  # null where the line answers a request
-        pa.field("detail", pa.string()),
-        pa.field("raw", pa.string()),  # its beginning
-    ]
-)
-WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
-"""A request that is missing; its `prompt_tokens` are an estimate."""
-
-PLACE = """
-CREATE TABLE placed AS SELECT l.file, l.line, CASE
-    WHEN l.reason IS NOT NULL THEN 'refused'
-    WHEN g.key IS NOT NULL THEN 'answered'
-    WHEN w.key IS NOT NULL AND row_number() OVER (PARTITION BY l.key ORDER BY l.file, l.line) = 1 THEN 'new'
-    WHEN w.key IS NOT NULL THEN 'repeated'
-    ELSE 'unknown'
-  END AS place
-FROM read_parquet($lines) l LEFT JOIN read_parquet($wanted) w ON w.key = l.key
-LEFT JOIN cache.generations g ON g.key = l.key
-"""
-NEW = """
-SELECT w.* REPLACE (if(l.prompt_tokens < 0, w.prompt_tokens, l.prompt_tokens) AS prompt_tokens),
-  l.completions, l.completion_tokens
-FROM placed p JOIN read_parquet($lines) l USING (file, line) JOIN read_parquet($wanted) w ON w.key = l.key
-WHERE p.place = 'new' ORDER BY p.file, p.line
-"""
-REJECTED = """
-CREATE VIEW rejected AS
-SELECT l.file, l.line, l.raw, coalesce(l.reason, 'unknown_request') AS reason,
-  coalesce(l.detail, getvariable('unknown')) AS detail
-FROM placed p JOIN read_parquet(getvariable('lines')) l USING (file, line) WHERE p.place IN ('refused', 'unknown')
-"""
-UNKNOWN = "this configuration asks no such request; was it exported with another one, or from other captions?"
-"""What is said of an answer to nothing."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from storage.parquet import iter_batches
 from tasks.models import FoundModel
 
 __all__ = ["Hit", "IndexProof", "search", "verify_index"]
+SAMPLE = 16
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,6 @@ def _captions(model: FoundModel, image_ids: set[str]) -> dict[str, str]:
         if len(found) == len(image_ids):
             break
     return found
-
-
-SAMPLE = 16
 
 
 @dataclass(frozen=True)

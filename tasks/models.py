@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 EMBEDDED = "embedded"
+MODEL_STAGES = ("finetune", "bootstrap")
+RELEASE = "release"
 
 
 def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
@@ -63,10 +65,6 @@ def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
     # An architecture's weights may have any name, which does not count.
     names = ["weights"] if len(files) == 1 else [path.name for path in files]
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
-
-
-MODEL_STAGES = ("finetune", "bootstrap")
-RELEASE = "release"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
 Check = Callable[[Run, IngestedCaptions | None], list[str]]
 SHOWN = 60
+FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "report": 730_000}
+MOST_GROWTH = 30
+"""A run that did less than this part of the work was mostly start, and says little about the rest."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +237,6 @@ DEFAULTS = {
 """Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`tasks.amounts.units_of`."""
 
 OTHERS = Rate(5, 0.0, 0.0)
-FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "report": 730_000}
-
-MOST_GROWTH = 30
-"""A run that did less than this part of the work was mostly start, and says little about the rest."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ __all__ = [
     "why",
     "worst_pairs",
 ]
+COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,6 @@ def _copy(source: Path, target: Path) -> None:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
 
 
 def worst_pairs(evaluation: Path, count: int = 20) -> list[dict[str, Any]]:

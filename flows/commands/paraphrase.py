@@ -31,6 +31,7 @@ __all__ = ["paraphrase", "requests"]
 
 MOST_CAPTIONS = 1000
 LONGEST_LINE = 100_000
+requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
 
 
 def paraphrase(
@@ -141,9 +142,6 @@ def _verdict(candidate: dict[str, Any], attempt: Attempt) -> str:
     similarity = candidate["similarity"]
     with_figure = "" if similarity is None else f", similarity {similarity:.2f}"
     return "\n".join([*lines, f"passes {passed} of {len(results)} gates{with_figure}"])
-
-
-requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
 
 
 @requests.command()

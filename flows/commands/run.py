@@ -50,51 +50,14 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option("--regenerate-where", metavar="SQL", help="Ask again for rows that fit, e.g. 'similarity < 0.8'."),
 ]
-
-
-def asking_again(settings: Settings, reasons: Sequence[str] | None, wheres: Sequence[str] | None) -> Settings:
-    """The settings with one more entry of `paraphrase.regenerate` for each option.
-
-    Raises:
-        ConfigError: an option is not of its form, or the engine would only give the same answers again.
-    """
-    entries = [RegenerateOptions(reason=_code(text)) for text in reasons or ()]
-    for text in wheres or ():
-        if not text.strip():
-            raise ConfigError("--regenerate-where is empty; expected a condition, for example 'similarity < 0.8'")
-        entries.append(RegenerateOptions(where=text))
-    if not entries:
-        return settings
-    chosen = settings.paraphrase
-    if not engine_facts(chosen).asks:
-        raise ConfigError(
-            f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
-        )
-    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *entries)})
-    return settings.model_copy(update={"paraphrase": changed})
-
-
-def how_to_keep(settings: Settings) -> str:
-    """What to write into the configuration, so that later runs find the same answers."""
-    entries = [entry.model_dump(exclude_defaults=True) for entry in settings.paraphrase.regenerate]
-    return (
-        "a run without these options finds the answers from before; to keep the new ones, write under `paraphrase:`\n"
-        f"  regenerate: {json.dumps(entries, ensure_ascii=False)}"
-    )
-
-
-def _code(text: str) -> str:
-    name, separator, code = text.partition("=")
-    if name.strip() != "reason" or not separator or not code.strip():
-        raise ConfigError(f"--regenerate {text!r} must look like reason=echo; for anything else use --regenerate-where")
-    return code.strip()
-
-
 NOTHING_TO_DO = 3
 HELD = 4
-
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
 WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
+SHOWN = 4
+"""Reasons in the table; all of them are in the JSON."""
+ChannelOption = Annotated[str, typer.Option(help="The channel to move.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")]
 
 
 def run(
@@ -203,10 +166,6 @@ def _figure(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
 
 
-SHOWN = 4
-"""Reasons in the table; all of them are in the JSON."""
-
-
 def plan(
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -267,10 +226,6 @@ def _some(why: Sequence[str]) -> str:
     return "\n".join([*why[:SHOWN], f"and {left} more, see --json"] if left > 1 else why)
 
 
-ChannelOption = Annotated[str, typer.Option(help="The channel to move.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")]
-
-
 def promote(
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -312,3 +267,41 @@ def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dic
         )
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
     return decide(run, channel, gather_result(run, rows, artifacts), progress, force)
+
+
+def asking_again(settings: Settings, reasons: Sequence[str] | None, wheres: Sequence[str] | None) -> Settings:
+    """The settings with one more entry of `paraphrase.regenerate` for each option.
+
+    Raises:
+        ConfigError: an option is not of its form, or the engine would only give the same answers again.
+    """
+    entries = [RegenerateOptions(reason=_code(text)) for text in reasons or ()]
+    for text in wheres or ():
+        if not text.strip():
+            raise ConfigError("--regenerate-where is empty; expected a condition, for example 'similarity < 0.8'")
+        entries.append(RegenerateOptions(where=text))
+    if not entries:
+        return settings
+    chosen = settings.paraphrase
+    if not engine_facts(chosen).asks:
+        raise ConfigError(
+            f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
+        )
+    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *entries)})
+    return settings.model_copy(update={"paraphrase": changed})
+
+
+def how_to_keep(settings: Settings) -> str:
+    """What to write into the configuration, so that later runs find the same answers."""
+    entries = [entry.model_dump(exclude_defaults=True) for entry in settings.paraphrase.regenerate]
+    return (
+        "a run without these options finds the answers from before; to keep the new ones, write under `paraphrase:`\n"
+        f"  regenerate: {json.dumps(entries, ensure_ascii=False)}"
+    )
+
+
+def _code(text: str) -> str:
+    name, separator, code = text.partition("=")
+    if name.strip() != "reason" or not separator or not code.strip():
+        raise ConfigError(f"--regenerate {text!r} must look like reason=echo; for anything else use --regenerate-where")
+    return code.strip()

@@ -46,6 +46,12 @@ __all__ = [
 
 SUFFIX = "_tokens"
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
+MAX_IMAGES = 2000
+MAX_QUERIES = 10_000
+Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which rows, by the feature row of their image, are wanted."""
+RowTexts: TypeAlias = Mapping[str, pa.ListArray | pa.ChunkedArray]
+"""Tokens of some rows by kind of text."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,6 @@ def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
 def _lists(tokens: Ragged, clip: ClipModel) -> pa.ListArray:
     values = pa.array(np.asarray(tokens.values, clip.token_dtype))
     return pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), values)
-
-
-MAX_IMAGES = 2000
-MAX_QUERIES = 10_000
-Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-"""Which rows, by the feature row of their image, are wanted."""
-RowTexts: TypeAlias = Mapping[str, pa.ListArray | pa.ChunkedArray]
-"""Tokens of some rows by kind of text."""
 
 
 class RowGate(Protocol):

@@ -22,6 +22,8 @@ from storage.files import storage_error
 from storage.parquet import PartWriter, iter_batches
 
 __all__ = ["Provenance", "paraphraser_of", "provenance_of", "release"]
+LICENCE, SOURCE = "licence", "source"
+TOLD = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 
 
 def release(folder: Path, clip: ClipModel, card: ReleaseCard) -> str:
@@ -50,10 +52,6 @@ def release(folder: Path, clip: ClipModel, card: ReleaseCard) -> str:
     except OSError as error:
         raise storage_error(error, folder) from error
     return after
-
-
-LICENCE, SOURCE = "licence", "source"
-TOLD = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 
 
 @dataclass(frozen=True)
