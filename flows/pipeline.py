@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.children import run_child
 from flows.logs import let_own_logs_through
-from flows.work import publish_result, run_name, run_of, run_stage
+from flows.work import DEFAULTS, publish_result, run_name, run_of, run_stage
 from paraclip_core.config import Settings
 from tasks.context import Run
 from tasks.preflight import check_before_paying
@@ -21,8 +21,6 @@ from tasks.stages.paraphrase import STEPS
 __all__ = ["pipeline", "run_stages"]
 
 log = logging.getLogger(__name__)
-
-DEFAULTS = Settings()
 
 
 @flow(name="pipeline", flow_run_name=run_name)

@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.alerts import emit
-from flows.pipeline import DEFAULTS, run_stages
-from flows.work import run_name, run_of
+from flows.pipeline import run_stages
+from flows.work import DEFAULTS, run_name, run_of
 from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
 from storage.roots import open_store

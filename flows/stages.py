@@ -6,15 +6,12 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from flows.work import run_name, run_of, run_stage
+from flows.work import DEFAULTS, run_name, run_of, run_stage
 from paraclip_core.config import Settings
 from tasks.registry import STAGES
 from tasks.stage import Stage
 
 __all__ = ["STAGE_FLOWS"]
-
-
-DEFAULTS = Settings()
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:

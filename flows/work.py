@@ -38,9 +38,12 @@ from tasks.stage import Node
 from tasks.stages.paraphrase import STEPS, finished_samples
 from tasks.status import both, shown_progress
 
-__all__ = ["publish_result", "run_name", "run_of", "run_stage"]
+__all__ = ["DEFAULTS", "publish_result", "run_name", "run_of", "run_stage"]
 
 log = logging.getLogger(__name__)
+
+DEFAULTS = Settings()
+"""What a flow takes where it is given no settings."""
 
 RETRIES = 2
 DELAYS = [10.0, 60.0]

@@ -19,7 +19,7 @@ from storage.parquet import read_table
 from tasks.context import Run, run_node
 from tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
 from tasks.results import Result, why
-from tasks.stage import Node, software_versions
+from tasks.stage import Node
 from tasks.stages.evaluate import EVALUATE
 
 __all__ = ["Duel", "challenge", "check_channel", "decide", "duel_rows"]
@@ -65,7 +65,7 @@ def challenge(run: Run, champion: str, evaluation: str, progress: Progress = sil
             f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
         )
-    champions = store.download(run_node(_node(challengers, champion), run, progress))
+    champions = store.download(run_node(_node(run, challengers, champion), run, progress))
     rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
     comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=rule)
     return Duel(comparison.verdict, comparison.reason, comparison)
@@ -91,12 +91,12 @@ def _tower(model: Artifact | None) -> str | None:
     return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
 
 
-def _node(evaluation: Artifact, model: str) -> Node:
+def _node(run: Run, evaluation: Artifact, model: str) -> Node:
     """The same evaluation of another model."""
     manifest = evaluation.manifest
     inputs = {**manifest.inputs, "finetune": model}
     name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
-    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
+    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, run.versions)
     return Node(EVALUATE, draft)
 
 

@@ -54,6 +54,11 @@ class Run:
         return FileHashes(self.store.cache / "source_hashes.json")
 
     @cached_property
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
+        return software_versions()
+
+    @cached_property
     def paraphrase(self) -> ParaphraseOptions:
         """The paraphrase options, with fixed values for those that the engine does not read."""
         return relevant_options(self.settings.paraphrase)
@@ -112,9 +117,7 @@ class Run:
             inputs |= {f"{SOURCE}{key}": value for key, value in stage.sources(self).items()}
             options = dict(stage.options(self))
             name_of_all = fingerprint(name, stage.version, options, inputs)
-            self._nodes[name] = Node(
-                stage, Draft(name, name_of_all, stage.version, inputs, options, software_versions())
-            )
+            self._nodes[name] = Node(stage, Draft(name, name_of_all, stage.version, inputs, options, self.versions))
         return self._nodes[name]
 
     def artifact(self, name: str) -> Artifact | None:
