@@ -1,82 +1,102 @@
-"""What a run tells whoever does not watch it: events, and an automation that posts them to a webhook.
+"""What a run tells whoever does not watch it: automations that pass its events on to a webhook, Slack or a mailbox.
 
-    python -m flows.alerts https://hooks.slack.com/services/…
+    python -m flows.alerts URL [EVENT …]
 
-posts every event of the runs of the server that PREFECT_API_URL names, as JSON with a `text` that Slack shows as it is.
-Calling it again changes the address. Any other automation of Prefect can be made over the same events: `paraclip.*`,
-with the resource `paraclip.run.<name>`.
+passes events of the runs of the server that PREFECT_API_URL names on, all of them or only those that are named
+(`stage.failed`, `channel.held`, …). Calling it again changes the address and the events. `URL` is one of
+
+* `https://…`: every event is posted as JSON with a `text`;
+* `https://hooks.slack.com/services/…`: as a message of Slack;
+* `mailto://USER:PASSWORD@HOST:PORT?from=…&to=…` (`mailtos` for TLS): as e-mail;
+* an address of any other service in Apprise's form, which Prefect's notification blocks speak.
+
+Any other automation of Prefect can be made over the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
+from urllib.parse import urlsplit
+from uuid import UUID
 
-from tasks.publish import artifact_key, in_flow_run
+from paraclip_core.errors import ConfigError
+from tasks.publish import EVENTS, emit
 
-__all__ = ["AUTOMATION", "emit", "post_to"]
+__all__ = ["emit", "name_of", "pass_on"]
 
-log = logging.getLogger(__name__)
-
-AUTOMATION = "paraclip: tell a webhook"
-BLOCK = "paraclip-alerts"
 BODY = (
     '{"event": {{ event.event | tojson }}, "run": {{ event.resource.name | tojson }}, '
     '"text": {{ event.payload.text | tojson }}, "facts": {{ event.payload | tojson }}}'
 )
+SUBJECT = "{{ event.event }}: {{ event.resource.name }}"
+TEXT = "{{ event.payload.text }}"
+SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
+KINDS = {"http": "webhook", "https": "webhook", "mailto": "e-mail", "mailtos": "e-mail"}
+"""Kind of an address by its scheme; others are kinds of their own."""
 
 
-def emit(event: str, run: str, text: str, **facts: Any) -> None:
-    """Emit `paraclip.<event>` about a run, inside of a flow run; elsewhere nobody listens.
+def name_of(url: str) -> str:
+    """The name of the automation that serves addresses of this kind; there is one of each kind."""
+    return f"paraclip: alerts by {_kind(url)}"
 
-    Args:
-        event: `stage.failed`, `run.promote`, `run.hold`, `channel.moved` or `channel.held`.
-        run: the run's name.
-        text: what happened, in one sentence.
-        facts: plain values.
+
+def pass_on(url: str, events: Sequence[str] = ()) -> None:
+    """Make or change the automation that passes events of runs on to `url`.
+
+    Raises:
+        ConfigError: there is no such event, or Prefect can make nothing of the address.
     """
-    if not in_flow_run():
-        return
-    from prefect.events import emit_event
-
-    resource = {"prefect.resource.id": f"paraclip.run.{artifact_key(run)}", "prefect.resource.name": run}
-    try:
-        emit_event(f"paraclip.{event}", resource, payload={"text": text, **facts})
-    except Exception as error:
-        # What cannot be told is not worth losing the work.
-        log.warning("the event %s is not sent: %s", event, error)
-
-
-def post_to(url: str) -> None:
-    """Make or change the automation that posts every event to `url`."""
     from prefect.automations import Automation
-    from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    webhook = cast(Any, Webhook)(url=url, headers={"Content-Type": "application/json"})
-    block = webhook.save(BLOCK, overwrite=True)
-    automation = Automation(
-        name=AUTOMATION,
-        trigger=EventTrigger(
-            expect={"paraclip.*"},
-            match=ResourceSpecification({"prefect.resource.id": ["paraclip.run.*"]}),
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[CallWebhook(block_document_id=block, payload=BODY)],
+    from flows.setup import put_automation
+
+    if unknown := sorted(set(events) - set(EVENTS)):
+        raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVENTS)}")
+    trigger = EventTrigger(
+        expect={f"paraclip.{event}" for event in events or EVENTS},
+        match=ResourceSpecification({"prefect.resource.id": ["paraclip.run.*"]}),
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
     )
-    with suppress(ValueError):
-        automation.id = cast(Any, Automation.read(name=AUTOMATION)).id
-    (automation.update if automation.id else automation.create)()  # pyright: ignore[reportUnusedCoroutine]
+    put_automation(Automation(name=name_of(url), trigger=trigger, actions=[_action(url)]))
+
+
+def _kind(url: str) -> str:
+    parts = urlsplit(url)
+    return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
+
+
+def _action(url: str) -> Any:
+    """What sends an event there. The address lies in a block, and so is encrypted."""
+    from apprise import Apprise
+    from prefect.blocks.notifications import SlackWebhook
+    from prefect.blocks.webhook import Webhook
+    from prefect.events.actions import CallWebhook, SendNotification
+
+    kind = _kind(url)
+    name = f"paraclip-alerts-{kind.lower().replace('-', '')}"
+    if kind == "webhook":
+        block = cast(Any, Webhook)(url=url, headers={"Content-Type": "application/json"})
+        return CallWebhook(block_document_id=cast(UUID, block.save(name, overwrite=True)), payload=BODY)
+    # Prefect hands this block's address to Apprise as it is, so it speaks to whatever Apprise does.
+    if kind != "Slack" and not Apprise().add(url):
+        raise ConfigError(
+            f"{urlsplit(url).scheme}://… is no address to send alerts to; expected one as docs/deployment.md shows"
+        )
+    block = cast(Any, SlackWebhook)(url=url)
+    return SendNotification(block_document_id=cast(UUID, block.save(name, overwrite=True)), subject=SUBJECT, body=TEXT)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m flows.alerts URL")
-    post_to(sys.argv[1])
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m flows.alerts URL [EVENT …]")
+    try:
+        pass_on(sys.argv[1], sys.argv[2:])
+    except ConfigError as problem:
+        sys.exit(str(problem))

@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.children import run_child
 from flows.logs import let_own_logs_through
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @flow(name="pipeline", flow_run_name=run_name)
-def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> dict[str, Any]:
+def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> State[Any]:
     """Run every stage in order and return what came out.
 
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
@@ -35,7 +37,8 @@ def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settin
         overrides: single options over either, `finetune.epochs=3` each.
         settings: every option.
     """
-    return run_stages(run_of(config, overrides, settings)).as_json()
+    result = run_stages(run_of(config, overrides, settings))
+    return Completed(message=result.decision, data=result.as_json())
 
 
 def run_stages(run: Run) -> Result:

@@ -18,7 +18,7 @@ from paraclip_core.settings import at_environment_root
 from storage.roots import open_store
 from tasks.channels import check_channel, decide
 from tasks.history import rollback as move_back
-from tasks.publish import artifact_key, publish_markdown, publish_table
+from tasks.publish import artifact_key, mark_decision, publish_markdown, publish_table
 from tasks.status import shown_progress
 
 __all__ = ["regenerate", "rollback"]
@@ -63,6 +63,7 @@ def regenerate(
     text = f"{channel}: {decision['reason']}"
     event = "channel.moved" if decision["moved"] else "channel.held"
     emit(event, name, text, channel=channel, before=decision["before"], after=decision["after"])
+    mark_decision("moved" if decision["moved"] else "held")
     return Completed(message=text, data={"decision": decision, **result.as_json()})
 
 
@@ -84,5 +85,5 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
     publish_markdown(artifact_key(channel, "rollback"), f"**{channel}**: {decision['reason']}\n", "Rollback")
     if decision["moved"]:
         text = f"{channel}: {decision['reason']}"
-        emit("channel.moved", channel, text, channel=channel, before=decision["before"], after=decision["after"])
+        emit("channel.rolled_back", channel, text, channel=channel, before=decision["before"], after=decision["after"])
     return decision

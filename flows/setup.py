@@ -47,6 +47,7 @@ __all__ = [
     "create_automations",
     "create_pools",
     "deploy",
+    "put_automation",
     "watch_unfinished",
 ]
 
@@ -132,7 +133,7 @@ def create_automations() -> None:
 
 
 def create_automation(watch: Watch) -> None:
-    """Create or update one. It keeps its id and stays off where an operator turned it off.
+    """Create or update one.
 
     An update drops pending waits, because the trigger is a new one: :func:`watch_unfinished` starts them again.
     """
@@ -149,9 +150,13 @@ def create_automation(watch: Watch) -> None:
     )
     message = watch.message.format(watch.seconds)
     action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
-    automation: Any = Automation(name=watch.name, trigger=trigger, actions=[action])
+    put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
+
+
+def put_automation(automation: Any) -> None:
+    """Create an automation, or update the one of its name, which keeps its id and stays off where it was turned off."""
     try:
-        existing: Any = Automation.read(name=watch.name)
+        existing: Any = Automation.read(name=automation.name)
     except ValueError:
         automation.create()
         return

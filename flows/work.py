@@ -27,6 +27,8 @@ from tasks.publish import (
     artifact_key,
     as_text,
     in_flow_run,
+    mark_decision,
+    near_cap,
     publish_markdown,
     publish_table,
     published_progress,
@@ -83,7 +85,7 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
-        shown = both(progress, seen)
+        shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
         carry_out = _paraphrase if name in STEPS else run_node
         artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)
@@ -139,7 +141,8 @@ def publish_result(settings: Settings, result: Result) -> None:
     if not in_flow_run():
         return
     if result.summary:
-        emit(f"run.{result.verdict}", settings.name, f"{result.verdict}: {why(result.summary)}", verdict=result.verdict)
+        emit(f"run.{result.verdict}", settings.name, result.decision or "", verdict=result.verdict)
+        mark_decision(result.verdict or "hold")
         rows = comparison_rows(result.summary)
         text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)

@@ -8,14 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from paraclip_core.progress import Fact, Progress, silent
 from tasks.status import shown_facts
 
 __all__ = [
+    "EVENTS",
     "artifact_key",
     "as_text",
+    "emit",
     "in_flow_run",
+    "mark_decision",
+    "near_cap",
     "publish_markdown",
     "publish_table",
     "published_progress",
@@ -24,6 +29,17 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+EVENTS = (
+    "stage.failed", "cap.near", "drift", "run.promote", "run.hold",
+    "channel.moved", "channel.held", "channel.rolled_back",
+)  # fmt: skip
+"""What runs tell of themselves."""
+DECISIONS = frozenset(("promote", "hold", "moved", "held"))
+NEAR = 0.8
+"""Share of a spending cap from which on it is near."""
+_near: set[str | None] = set()
+"""Flow runs that have said so."""
 
 PROGRESS_SECONDS = 5.0
 SAMPLE_SECONDS = 15.0
@@ -71,7 +87,7 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
         table = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
         create_table_artifact(table=table, key=key, description=description)
 
-    _try(key, create)
+    _try(f"the artifact {key} is not shown", create)
 
 
 def _cell(value: Any) -> Any:
@@ -87,7 +103,59 @@ def publish_markdown(key: str, text: str, description: str) -> None:
 
         create_markdown_artifact(markdown=text, key=key, description=description)
 
-    _try(key, create)
+    _try(f"the artifact {key} is not shown", create)
+
+
+def emit(event: str, run: str, text: str, **facts: Any) -> None:
+    """Emit `paraclip.<event>` about a run, inside of a flow run; elsewhere nobody listens.
+
+    Args:
+        event: one of :data:`EVENTS`.
+        run: the run's name.
+        text: what happened, in one sentence.
+        facts: plain values.
+    """
+
+    def send() -> None:
+        from prefect.events import emit_event
+
+        resource = {"prefect.resource.id": f"paraclip.run.{artifact_key(run)}", "prefect.resource.name": run}
+        emit_event(f"paraclip.{event}", resource, payload={"text": text, **facts})
+
+    _try(f"the event {event} is not sent", send)
+
+
+def mark_decision(decision: str) -> None:
+    """Tag the flow run with what was decided, one of :data:`DECISIONS`, for lists and filters of the UI."""
+
+    def tag() -> None:
+        from prefect import get_client
+        from prefect.runtime import flow_run
+
+        with get_client(sync_client=True) as client:
+            run = UUID(flow_run.id)
+            # A retried run decides anew.
+            tags = {decision, *(client.read_flow_run(run).tags or ())} - (DECISIONS - {decision})
+            client.update_flow_run(run, tags=tags)
+
+    _try(f"the tag {decision} is not set", tag)
+
+
+def near_cap(run: str, cap: float) -> Progress:
+    """A progress that emits `cap.near`, once a flow run, where at least 80 % of a spending cap is spent."""
+
+    def progress(done: int, total: int | None, **facts: Fact) -> None:
+        spend = facts.get("spend")
+        if not isinstance(spend, int | float) or spend < NEAR * cap or not in_flow_run():
+            return
+        from prefect.runtime import flow_run
+
+        if flow_run.id not in _near:
+            _near.add(flow_run.id)
+            text = f"{spend:.4g} of paraphrase.openai.max_spend={cap:g} is spent; at the cap the run stops"
+            emit("cap.near", run, text, spend=spend, cap=cap)
+
+    return progress if cap else silent
 
 
 def published_progress(key: str, description: str) -> Progress:
@@ -112,7 +180,7 @@ def published_progress(key: str, description: str) -> Progress:
             else:
                 update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
 
-        _try(key, show)
+        _try(f"the artifact {key} is not shown", show)
 
     return progress
 
@@ -142,11 +210,11 @@ def report_note(report: str, summary: str) -> str:
     )
 
 
-def _try(key: str, show: Callable[[], None]) -> None:
+def _try(failure: str, tell: Callable[[], None]) -> None:
     if not in_flow_run():
         return
     try:
-        show()
+        tell()
     except Exception as error:
         # A picture of the work is not worth losing the work.
-        log.warning("the artifact %s is not shown: %s", key, error)
+        log.warning("%s: %s", failure, error)

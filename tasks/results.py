@@ -55,6 +55,11 @@ class Result:
         """`promote` or `hold`, None where nothing was evaluated."""
         return self.summary.get("verdict")
 
+    @property
+    def decision(self) -> str | None:
+        """The verdict and its reason in one line, None where nothing was evaluated."""
+        return f"{self.verdict}: {why(self.summary)}" if self.summary else None
+
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -115,7 +115,7 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     # The stage's process and Prefect's temporary server.
     leave_in_order()
     with tags(TAG):
-        return pipeline(settings=settings)
+        return cast(dict[str, Any], pipeline(settings=settings))
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:
