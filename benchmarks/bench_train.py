@@ -3,6 +3,9 @@
 * `train_vs_open_clip_fp32`, `train_vs_open_clip_bf16`: open_clip's own locked loop. Every step decodes, preprocesses
   and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
 * `train_vs_padded_text`: the text-only loop over the same stored features, texts padded to 77 (bf16).
+* `train_rank_bank`: a step with rank consistency over a bank of 4,096 stored features against one without (bf16). The
+  base embeds the captions again, and reading the bank, which training does in a thread, is in it, too. The bound is
+  1 / 1.15.
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
 them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, else generated ones of the same lengths.
@@ -41,12 +44,13 @@ from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
 from paraclip_core.clip.packed import Ragged, alphabetical, prefix_trie, weight_gradient
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.batches import image_features, prepare
 from paraclip_core.training.data import TrainingRows
-from paraclip_core.training.losses import Objective, named_pairs
+from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.memory import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.optimizer import build_optimizer, clamp_scale, trained_parameters
+from paraclip_core.training.ranks import gallery_of
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 PAIRS = named_pairs(LossWeights())
@@ -55,6 +59,9 @@ PLANS = {
     "train_vs_open_clip_bf16": ("open_clip", "bf16", "open_clip's locked loop, bf16"),
     "train_vs_padded_text": ("padded", "bf16", "the same loop with texts padded to 77, bf16"),
 }
+RANK_BANK = "train_rank_bank"
+BANK = 4096
+BANK_BOUND = 1 / 1.15
 BATCHES = {"fp32": 128, "bf16": 256}
 """What loops over padded texts keep of a step of ViT-B-32 then takes 17 GB, in either precision."""
 COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black white"
@@ -83,6 +90,7 @@ class Bench:
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
+        self.anchor = Anchor(self.clip, 0, 0, RankOptions(weight=1, bank=BANK))
 
     def indices(self, number: int) -> np.ndarray:
         """Rows of a step."""
@@ -115,6 +123,16 @@ class Bench:
         prepared = prepare(self.rows.take(self.indices(number), KINDS), self.features, self.keys)
         with deterministic():
             Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(prepared)
+
+    def ranked(self, number: int, precision: str) -> None:
+        """The same with rank consistency over a bank."""
+        batch = self.rows.take(self.indices(number), KINDS)
+        gallery = gallery_of(np.arange(len(self.features)), BANK, 0)(number, batch.image_rows)
+        prepared = prepare(batch, self.features, self.keys, gallery)
+        with deterministic():
+            Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32", anchor=self.anchor).gradients(
+                prepared
+            )
 
     def padded(self, number: int, precision: str) -> None:
         """Texts padded to the context, stored features."""
@@ -201,9 +219,21 @@ def set_up(batch: int, device: torch.device, name: str = "ViT-B-32") -> tuple[Be
     torch.manual_seed(0)
     config = open_clip.get_model_config(name) or {}
     clip = ClipModel(open_clip.create_model(name, device=device), config, {}, name)
-    features = functional.normalize(torch.randn(len(images), clip.embed_dim), dim=-1).half().numpy()
+    stored = max(len(images), 4 * BANK)
+    features = functional.normalize(torch.randn(stored, clip.embed_dim), dim=-1).half().numpy()
     bench = Bench(clip, TrainingRows(ragged, np.arange(len(images))), texts, images, features, batch)
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))
+
+
+def rank_bank(bench: Bench, rounds: int) -> tuple[float, float]:
+    """Median seconds of a step with a bank and of one without, in turns after a first round."""
+    times: dict[str, list[float]] = {"ranked": [], "ours": []}
+    for number in range(rounds + 1):
+        for side, seconds in times.items():
+            seconds.append(bench.seconds(getattr(bench, side), number, "bf16"))
+    with_bank, without = (statistics.median(seconds[1:]) for seconds in times.values())
+    print(f"{RANK_BANK}, batch {bench.batch}: {with_bank:.2f} against {without:.2f} s", flush=True)
+    return with_bank, without
 
 
 def main() -> None:
@@ -212,7 +242,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
     parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")
     parser.add_argument("--model", default="ViT-B-32", help="records of other models have the model in their names")
-    parser.add_argument("--only", choices=PLANS, nargs="+", default=list(PLANS))
+    parser.add_argument("--only", choices=[*PLANS, RANK_BANK], nargs="+", default=[*PLANS, RANK_BANK])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the cores, too")
     options = parser.parse_args()
@@ -222,8 +252,9 @@ def main() -> None:
     if options.clock == "cpu":
         bench.clock = time.process_time
     print(f"{length:.1f} tokens a text, {torch.get_num_threads()} threads")
+    suffix = "" if options.model == "ViT-B-32" else f"_{options.model}"
     results = []
-    for name in options.only:
+    for name in (name for name in options.only if name in PLANS):
         other, precision, against = PLANS[name]
         bench.batch = options.batch or BATCHES[precision]
         times: dict[str, list[float]] = {"ours": [], "matmuls": [], other: []}
@@ -236,8 +267,12 @@ def main() -> None:
         ours, matmuls, theirs = (statistics.median(seconds[1:]) for seconds in times.values())
         rates = f"{bench.batch / ours:.1f} against {bench.batch / theirs:.1f} samples/s"
         print(f"{name}, batch {bench.batch}: {rates}; {100 * matmuls / ours:.0f} % of the matmul rate", flush=True)
-        suffix = "" if options.model == "ViT-B-32" else f"_{options.model}"
         results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
+    if RANK_BANK in options.only:
+        bench.batch = options.batch or BATCHES["bf16"]
+        ranked, without = rank_bank(bench, options.rounds)
+        against = "the same step without rank consistency"
+        results.append((RANK_BANK + suffix, bench.batch / ranked, against, without / ranked, BANK_BOUND))
     for name, rate, against, ratio, bound in results:
         record(name, rate, "samples/s", against, ratio, bound)
 

@@ -33,6 +33,7 @@ from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
 from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
+from paraclip_core.training_options import RankOptions as RankOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from paraclip_core.options import LATER, OPERATIONAL, Options
 
-__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimizerOptions"]
+__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimizerOptions", "RankOptions"]
 
 
 class OptimizerOptions(Options):
@@ -81,6 +81,17 @@ class LossWeights(Options):
         return self
 
 
+class RankOptions(Options):
+    """Rank consistency: caption and both paraphrases rank images as the base ranks the caption."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean KL divergence from the base's ranking; 0: none."""
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 50.0
+    """Factor of the cosines in both softmaxes: the larger, the more the first ranks count."""
+    bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Training images that each step ranks besides its batch's: so many draws from the stored features."""
+
+
 class AlphaOptions(Options):
     """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
 
@@ -109,6 +120,8 @@ class FinetuneOptions(OptimizerOptions):
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
     l2_sp: Annotated[float, Field(ge=0)] = 0.0
     """Weight of half the squared distance to the base's weights: against forgetting."""
+    ranks: RankOptions = Field(default=RankOptions(), json_schema_extra=LATER)
+    """Rank consistency with the base."""
     image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""

@@ -21,6 +21,7 @@ from torch.nn import functional
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.data import Batch, TrainingRows
+from paraclip_core.training.ranks import Gallery
 
 __all__ = [
     "IMAGE",
@@ -133,12 +134,17 @@ class Prepared:
     """Stored features of the images, [n, d]."""
     keys: Mapping[str, NDArray[np.int64]] | None
     """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images. None: no masking."""
+    ranked: NDArray[np.float32] | None = None
+    """Stored features of the images that rankings are compared over, [m, d]; None: rankings are not trained."""
 
     def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
         """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
-        images = torch.from_numpy(self.features).to(texts.device)
-        # Normalized again, because fp16 rounded them.
-        return {IMAGE: functional.normalize(images, dim=-1)} | {kind: texts[part] for kind, part in self.parts.items()}
+        return {IMAGE: _unit(self.features, texts.device)} | {kind: texts[part] for kind, part in self.parts.items()}
+
+    def gallery(self, device: torch.device) -> Tensor:
+        """Embeddings of the images that rankings are compared over, float32 [m, d]."""
+        assert self.ranked is not None
+        return _unit(self.ranked, device)
 
     def key_tensors(self, device: torch.device) -> dict[str, Tensor] | None:
         """The keys on a device."""
@@ -147,8 +153,18 @@ class Prepared:
         return {kind: torch.from_numpy(values).to(device) for kind, values in self.keys.items()}
 
 
-def prepare(batch: Batch, features: ImageFeatures, image_keys: NDArray[np.int64] | None) -> Prepared:
-    """Look up a batch's features, and with `image_keys` its keys.
+def _unit(features: NDArray[np.float32], device: torch.device) -> Tensor:
+    # Normalized again, because fp16 rounded them.
+    return functional.normalize(torch.from_numpy(features).to(device), dim=-1)
+
+
+def prepare(
+    batch: Batch,
+    features: ImageFeatures,
+    image_keys: NDArray[np.int64] | None,
+    gallery: NDArray[np.int64] | None = None,
+) -> Prepared:
+    """Look up a batch's features, and with `image_keys` its keys; `gallery` has the feature rows of images to rank.
 
     Raises:
         TrainingError: an image's features are not finite numbers.
@@ -163,7 +179,8 @@ def prepare(batch: Batch, features: ImageFeatures, image_keys: NDArray[np.int64]
         keys = {kind: by_text[places[id(texts)]] for kind, texts in batch.texts.items()}
         keys[IMAGE] = np.asarray(image_keys[batch.image_rows])
     parts = {kind: places[id(texts)] for kind, texts in batch.texts.items()}
-    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys)
+    ranked = None if gallery is None else image_features(features, gallery)
+    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys, ranked)
 
 
 def image_features(features: ImageFeatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -205,11 +222,14 @@ def prefetch_batches(
     features: ImageFeatures,
     image_keys: NDArray[np.int64] | None,
     steps: range,
+    gallery: Gallery | None = None,
 ) -> Iterator[Iterator[Prepared]]:
     """The batches of these steps; a thread makes the next one while the caller trains on one."""
 
     def make(step: int) -> Prepared:
-        return prepare(rows.take(order.batch(step), kinds), features, image_keys)
+        batch = rows.take(order.batch(step), kinds)
+        ranked = None if gallery is None else gallery(step, batch.image_rows)
+        return prepare(batch, features, image_keys, ranked)
 
     def batches() -> Iterator[Prepared]:
         futures = (pool.submit(make, step) for step in steps)

@@ -5,7 +5,8 @@ paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Ea
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's, and ``l2_sp``
-is weight / 2 · ‖θ - θ_base‖² (L2-SP, arXiv 1802.01483).
+is weight / 2 · ‖θ - θ_base‖² (L2-SP, arXiv 1802.01483). ``ranks`` trains rankings, see
+:mod:`paraclip_core.training.ranks`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,21 @@ from torch.autograd.function import once_differentiable
 
 from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.batches import IMAGE, Prepared
 from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.memory import GIB, anonymous_memory
 from paraclip_core.training.optimizer import trained_parameters
+from paraclip_core.training.ranks import rank_divergence
 
-__all__ = ["Anchor", "Objective", "Pair", "contrastive_loss", "false_negatives", "info_nce", "named_pairs"]
+__all__ = ["TEXTS", "Anchor", "Objective", "Pair", "contrastive_loss", "false_negatives", "info_nce", "named_pairs"]
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
-DISTIL, L2_SP, CAPTION = "distil", "l2_sp", "caption"
+DISTIL, L2_SP, RANKS, CAPTION = "distil", "l2_sp", "ranks", "caption"
+TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
+"""The wordings that a row has."""
 LeftOut = Callable[[int, int], Tensor]
 """Mask of the entries that are no negatives, bool [stop - start, n], of the matrix's rows from start to stop."""
 
@@ -190,36 +194,43 @@ def contrastive_loss(
 class Anchor:
     """The base as it was when training began."""
 
-    def __init__(self, clip: ClipModel, distil: float, l2_sp: float) -> None:
+    def __init__(self, clip: ClipModel, distil: float, l2_sp: float, ranks: RankOptions | None = None) -> None:
         """Copy what the terms need of the model as it is; a weight of 0 leaves a term out."""
-        self.distil, self.l2_sp = distil, l2_sp
+        self.distil, self.l2_sp, self.ranks = distil, l2_sp, ranks or RankOptions()
         trained = {name: p for name, p in clip.model.named_parameters() if p.requires_grad}
         self._weights = {name: p.detach().clone() for name, p in trained.items()} if l2_sp else {}
         self._tower: ClipModel | None = None
-        if distil:
+        if distil or self.ranks.weight:
             # The image tower is large and stays the same, so it is shared.
             self._tower = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
             self._tower.model.requires_grad_(False)
             self._tower.model.eval()
 
-    def distance(
+    def terms(
         self,
         prepared: Prepared,
         embeddings: Mapping[str, Tensor],
         precision: Precision,
         most_bytes: float,
         processes: Processes,
-    ) -> Tensor:
-        """Mean of 1 - cosine between the captions' embeddings and the base's, a scalar with history.
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value, a scalar with history, of each term that looks at the base's captions, by name.
 
         `precision`, `most_bytes` and `processes` are as :class:`CachedTexts` takes them.
         """
-        assert self._tower is not None
+        if self._tower is None:
+            return {}
         captions = prepared.batch.texts[CAPTION]
-        base = CachedTexts(
+        texts = CachedTexts(
             self._tower, captions, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
         )
-        return (1 - (embeddings[CAPTION] * base.embed()).sum(1)).mean()
+        base, terms = texts.embed(), {}
+        if self.distil:
+            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base).sum(1)).mean())
+        if self.ranks.weight:
+            wordings, gallery = [embeddings[kind] for kind in TEXTS], prepared.gallery(base.device)
+            terms[RANKS] = (self.ranks.weight, rank_divergence(wordings, base, gallery, self.ranks.temperature))
+        return terms
 
     @torch.no_grad()
     def pull_back(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
@@ -277,9 +288,10 @@ class Objective:
             text_embeddings = texts.embed().requires_grad_()
             embeddings = prepared.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
-            if anchor is not None and anchor.distil:
-                distance = anchor.distance(prepared, embeddings, self.precision, most_bytes, self.processes)
-                loss, terms = loss + anchor.distil * distance, terms | {DISTIL: distance.detach()}
+            if anchor is not None:
+                held = anchor.terms(prepared, embeddings, self.precision, most_bytes, self.processes)
+                for name, (weight, value) in held.items():
+                    loss, terms = loss + weight * value, terms | {name: value.detach()}
             loss.backward()
             assert text_embeddings.grad is not None
             texts.backward(text_embeddings.grad, [*vocabulary, *tower])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.towers import text_tower
-from paraclip_core.config import OptimizerOptions, meaning
+from paraclip_core.config import OptimizerOptions, RankOptions, meaning
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
 from paraclip_core.training.batches import IMAGE, DataOrder, ImageFeatures, Prepared, prefetch_batches, save_batch
@@ -37,7 +37,7 @@ from paraclip_core.training.checkpoint import (
 )
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.losses import Anchor, Objective, Pair
+from paraclip_core.training.losses import TEXTS, Anchor, Objective, Pair
 from paraclip_core.training.memory import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
 from paraclip_core.training.optimizer import (
     WeightAverage,
@@ -49,6 +49,7 @@ from paraclip_core.training.optimizer import (
     set_learning_rate,
     trained_parameters,
 )
+from paraclip_core.training.ranks import gallery_of
 from paraclip_core.training.trackers import Trackers
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
@@ -85,6 +86,8 @@ class TrainingJob:
     """Weight of the distance to the base's caption embeddings, see :mod:`paraclip_core.training.losses`."""
     l2_sp: float = 0.0
     """Weight of the distance to the base's weights."""
+    ranks: RankOptions = field(default_factory=RankOptions)
+    """Rank consistency with the base, see :mod:`paraclip_core.training.ranks`."""
     trackers: Trackers = field(default_factory=Trackers)
     """They get the figures of every step and validation, and are closed at the end."""
     processes: Processes = ALONE
@@ -131,8 +134,8 @@ class _Run:
         self.steps = self.order.steps(job.options.epochs)
         self.checks = job.validations or max(1, round(job.options.epochs))
         self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))
-        if job.distil:
-            self.kinds = tuple(dict.fromkeys((*self.kinds, "caption")))
+        needed = TEXTS if job.ranks.weight else ("caption",) if job.distil else ()
+        self.kinds = tuple(dict.fromkeys((*self.kinds, *needed)))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
         self.optimizer = build_optimizer(job.clip.model, job.options.weight_decay, job.options.layer_decay)
@@ -142,7 +145,7 @@ class _Run:
             job.pairs,
             job.options.precision,
             job.options.memory_gib or memory_for_batches(self.device, job.processes.count),
-            Anchor(job.clip, job.distil, job.l2_sp),
+            Anchor(job.clip, job.distil, job.l2_sp, job.ranks),
             job.processes,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
@@ -173,6 +176,8 @@ class _Run:
     def _loop(self, first: int, progress: Progress) -> None:
         job, processes, steps = self.job, self.job.processes, range(first, self.steps)
         keys = job.image_keys if job.mask_duplicates else None
+        ranks, seed = job.ranks, self.options.seed
+        gallery = gallery_of(job.rows.image_rows, ranks.bank, seed) if ranks.weight else None
         # Only a packed tower's arithmetic is counted.
         packed = text_tower(job.clip).packed
         dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
@@ -182,7 +187,7 @@ class _Run:
         saved = time.monotonic()
         with (
             sigterm_noticed() as terminated,
-            prefetch_batches(job.rows, self.order, self.kinds, job.features, keys, steps) as batches,
+            prefetch_batches(job.rows, self.order, self.kinds, job.features, keys, steps, gallery) as batches,
         ):
             for step in steps:
                 with throughput.waiting():
@@ -343,7 +348,7 @@ class _Run:
         """Digest of the run, computed while the weights are those of the start."""
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
-        anchor = [self.job.distil, self.job.l2_sp]
+        anchor = [self.job.distil, self.job.l2_sp, *([meaning(self.job.ranks)] if self.job.ranks.weight else [])]
         run = [shapes, pairs, meaning(self.options), anchor, self.job.mask_duplicates, self.job.keep_best]
         run += [weights_digest(self.job.clip.model), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -138,6 +138,7 @@ class Preparation:
             mask_duplicates=options.mask_duplicates,
             distil=options.distil,
             l2_sp=options.l2_sp,
+            ranks=options.ranks,
             validate=self._validate() if options.validations and validates else None,
             validations=options.validations,
             keep_best=BY_RULE if options.validations and self.held_out.ranks else None,

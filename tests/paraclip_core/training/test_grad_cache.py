@@ -13,11 +13,12 @@ import open_clip
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from paraclip_core.clip.encode import computed_tokens, encode_ragged, shares
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.tokenizer import tokenize
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import grad_cache
 from paraclip_core.training.batches import Prepared, prepare
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
@@ -44,7 +45,8 @@ def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def batch(tiny: ModuleType, rows: int = 40) -> Prepared:
     stored, features = tiny.tiny_rows()
-    return prepare(stored.take(np.arange(rows), KINDS), features, np.arange(len(features)))
+    images = np.arange(len(features))
+    return prepare(stored.take(np.arange(rows), KINDS), features, images, images[5:])
 
 
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
@@ -92,11 +94,37 @@ def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[s
         assert float(apart[name]) <= 2 * noise * float(max(value.norm(), 1e-2 * whole)), name
 
 
+@pytest.mark.parametrize("memory", [4.0, 1e-9])
+def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float) -> None:
+    clip, prepared = clip_of(tiny), batch(tiny)
+    anchor = Anchor(clip, 0.0, 0.0, RankOptions(weight=2, temperature=20))
+    with torch.no_grad():
+        base = encode_ragged(clip, prepared.batch.texts["caption"])
+        clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
+    targets = torch.softmax(20 * base @ prepared.gallery(clip.device).T, 1)
+    embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
+    divergences = [
+        functional.kl_div(torch.log_softmax(20 * embeddings[kind] @ prepared.gallery(clip.device).T, 1), targets,
+                          reduction="batchmean")
+        for kind in KINDS
+    ]  # fmt: skip
+    keys, scale = prepared.key_tensors(clip.device), clip.model.get_parameter("logit_scale")
+    expected = contrastive_loss(embeddings, scale, PAIRS, keys)[0] + 2 * torch.stack(divergences).mean()
+    expected.backward()
+    by_hand = gradients(clip)
+    loss, terms = Objective(clip, PAIRS, memory_gib=memory, anchor=anchor).gradients(prepared)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-6) and float(terms["ranks"]) > 0.01
+    ours = gradients(clip)
+    assert set(ours) == set(by_hand)
+    for name, value in by_hand.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("anchored", [False, True])
 def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, 0.1) if anchored else None
+    anchor = Anchor(clip, 1.0, 0.1, RankOptions(weight=1)) if anchored else None
     found = []
     for memory, fits in ((4.0, True), (1e-9, False)):
         objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]

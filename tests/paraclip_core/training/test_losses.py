@@ -215,7 +215,8 @@ def test_values_and_gradients_are_those_of_the_formulas(tiny: ModuleType) -> Non
     parameters = trained_parameters(clip.model)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
     # The base itself is nowhere away from itself.
-    assert float(anchor.distance(prepared, embeddings, "fp32", 0, ALONE).detach()) == pytest.approx(0.0, abs=1e-6)
+    weight, distance = anchor.terms(prepared, embeddings, "fp32", 0, ALONE)["distil"]
+    assert weight == 1.0 and float(distance.detach()) == pytest.approx(0.0, abs=1e-6)
     assert float(anchor.pull_back(parameters)) == 0.0
     clip.model.zero_grad()
     moved: Tensor = clip.model.get_parameter("text_projection")
@@ -226,5 +227,5 @@ def test_values_and_gradients_are_those_of_the_formulas(tiny: ModuleType) -> Non
     torch.testing.assert_close(moved.grad, torch.full_like(moved, 0.3 * 0.5))
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
     expected = 1 - (embeddings["caption"] * encode_ragged(tiny.tiny_clip(), prepared.batch.texts["caption"])).sum(1)
-    found = anchor.distance(prepared, embeddings, "fp32", 0, ALONE)
-    assert float(found.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
+    _, distance = anchor.terms(prepared, embeddings, "fp32", 0, ALONE)["distil"]
+    assert float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)

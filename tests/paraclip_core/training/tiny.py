@@ -24,7 +24,7 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
-from paraclip_core.config import FinetuneOptions, LossWeights
+from paraclip_core.config import FinetuneOptions, LossWeights, RankOptions
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.losses import named_pairs
@@ -88,6 +88,7 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
         "validate": lambda: measure(clip, held_out),
         "keep_best": RECALL,
     }
+    changed["ranks"] = RankOptions.model_validate(changed.get("ranks", {}))
     return TrainingJob(**{**job, **changed})
 
 
