@@ -82,10 +82,13 @@ class LossWeights(Options):
 
 
 class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank images as the base ranks the caption."""
+    """Rank consistency: caption and both paraphrases rank images as the base does."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
+    teacher: Literal["caption", "wordings"] = "caption"
+    """Whose ranking the base gives: the caption's, or that of the mean of its caption and paraphrases, which knows more
+    than each of them. The base then embeds three texts a row."""
     temperature: Annotated[float, Field(gt=0, le=1000)] = 50.0
     """Factor of the cosines in both softmaxes: the larger, the more the first ranks count."""
     bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0

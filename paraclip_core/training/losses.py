@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
 
 from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import ClipModel
@@ -214,22 +215,26 @@ class Anchor:
         most_bytes: float,
         processes: Processes,
     ) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value, a scalar with history, of each term that looks at the base's captions, by name.
+        """Weight and value, a scalar with history, of each term that looks at the base's embeddings, by name.
 
         `precision`, `most_bytes` and `processes` are as :class:`CachedTexts` takes them.
         """
         if self._tower is None:
             return {}
-        captions = prepared.batch.texts[CAPTION]
+        all_wordings = bool(self.ranks.weight) and self.ranks.teacher == "wordings"
+        tokens = prepared.tokens if all_wordings else prepared.batch.texts[CAPTION]
         texts = CachedTexts(
-            self._tower, captions, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
+            self._tower, tokens, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
         )
         base, terms = texts.embed(), {}
+        captions = base[prepared.parts[CAPTION]] if all_wordings else base
         if self.distil:
-            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base).sum(1)).mean())
+            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * captions).sum(1)).mean())
         if self.ranks.weight:
+            mean = torch.stack([base[prepared.parts[kind]] for kind in TEXTS]).mean(0) if all_wordings else captions
             wordings, gallery = [embeddings[kind] for kind in TEXTS], prepared.gallery(base.device)
-            terms[RANKS] = (self.ranks.weight, rank_divergence(wordings, base, gallery, self.ranks.temperature))
+            divergence = rank_divergence(wordings, normalize(mean, dim=-1), gallery, self.ranks.temperature)
+            terms[RANKS] = (self.ranks.weight, divergence)
         return terms
 
     @torch.no_grad()

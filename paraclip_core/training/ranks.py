@@ -1,9 +1,10 @@
-"""Rank consistency: every wording of a caption ranks images as the base ranks the caption.
+"""Rank consistency: every wording of a caption ranks images as the base does.
 
-Over the images of the batch and a bank of others, with p = softmax(T · base caption · images) and
+Over the images of the batch and a bank of others, with p = softmax(T · teacher · images) and
 q = softmax(T · wording · images), the loss is the mean of KL(p ‖ q) over rows and wordings: ListNet's top-one
-probabilities (Cao et al., ICML 2007) with the base as the judge. The contrastive losses draw single pairs together and
-leave rankings to follow; this one trains what AO@k and recall@k look at.
+probabilities (Cao et al., ICML 2007). The teacher is the base's embedding of the caption, or the mean of its embeddings
+of all wordings. The contrastive losses draw single pairs together and leave rankings to follow; this one trains what
+AO@k and recall@k look at.
 """
 
 from __future__ import annotations
@@ -47,22 +48,22 @@ def gallery_of(image_rows: NDArray[np.int64], bank: int, seed: int) -> Gallery:
     return gallery
 
 
-def rank_divergence(wordings: Sequence[Tensor], base: Tensor, gallery: Tensor, temperature: float) -> Tensor:
-    """Mean of KL(base's ranking of the captions ‖ ranking of a wording) over rows and wordings.
+def rank_divergence(wordings: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
+    """Mean of KL(the teacher's ranking ‖ that of a wording) over rows and wordings.
 
     Similarities are computed some rows at a time, and gradients along with the value, so that memory does not grow with
     rows · images. Gradients reach the wordings alone.
 
     Args:
         wordings: embeddings of each wording of the n captions, L2-normalized, float32 [n, d] each.
-        base: the base's embeddings of the captions, L2-normalized, float32 [n, d].
+        teacher: embeddings that rank as all wordings should, L2-normalized, float32 [n, d].
         gallery: image features, L2-normalized, float32 [m, d].
         temperature: factor of the cosines; the larger, the more the first ranks count.
 
     Returns:
         A scalar, in nats.
     """
-    divergence = _RankDivergence.apply(base, gallery, temperature, *wordings)
+    divergence = _RankDivergence.apply(teacher, gallery, temperature, *wordings)
     assert isinstance(divergence, Tensor)
     return divergence
 
@@ -71,14 +72,14 @@ class _RankDivergence(torch.autograd.Function):
     """The gradient by a wording's similarities T · wording · images is (q - p) / (rows · wordings)."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, gallery: Tensor, temperature: float, *wordings: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, count = max(1, CELLS // len(gallery)), len(base) * len(wordings)
-        total = base.new_zeros(())
+    def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *wordings: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, count = max(1, CELLS // len(gallery)), len(teacher) * len(wordings)
+        total = teacher.new_zeros(())
         gradients = [torch.empty_like(wording) for wording in wordings] if any(ctx.needs_input_grad) else []
         scaled = temperature * gallery
-        for start in range(0, len(base), rows):
+        for start in range(0, len(teacher), rows):
             part = slice(start, start + rows)
-            targets = torch.log_softmax(base[part] @ scaled.T, 1)
+            targets = torch.log_softmax(teacher[part] @ scaled.T, 1)
             shares = targets.exp()
             for number, wording in enumerate(wordings):
                 logs = torch.log_softmax(wording[part] @ scaled.T, 1)

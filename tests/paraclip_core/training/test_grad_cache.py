@@ -95,11 +95,13 @@ def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[s
 
 
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
-def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float) -> None:
+@pytest.mark.parametrize("teacher", ["caption", "wordings"])
+def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teacher: str) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 0.0, 0.0, RankOptions(weight=2, temperature=20))
+    anchor = Anchor(clip, 0.0, 0.0, RankOptions(weight=2, temperature=20, teacher=teacher))  # type: ignore[arg-type]
+    taught = KINDS if teacher == "wordings" else KINDS[:1]
     with torch.no_grad():
-        base = encode_ragged(clip, prepared.batch.texts["caption"])
+        base = functional.normalize(sum(encode_ragged(clip, prepared.batch.texts[kind]) for kind in taught), dim=-1)
         clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
     targets = torch.softmax(20 * base @ prepared.gallery(clip.device).T, 1)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))

@@ -116,7 +116,7 @@ def test_banks_of_other_steps_and_seeds_are_others() -> None:
 def test_an_option_that_is_off_leaves_fingerprints_as_they_were() -> None:
     assert "ranks" not in meaning(FinetuneOptions())
     assert meaning(FinetuneOptions(ranks=RankOptions(weight=1)))["ranks"] == {
-        "weight": 1.0, "temperature": 50.0, "bank": 0
+        "weight": 1.0, "teacher": "caption", "temperature": 50.0, "bank": 0
     }  # fmt: skip
 
 
