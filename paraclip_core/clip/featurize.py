@@ -100,14 +100,14 @@ class Featurizer:
 
         Args:
             files: the images.
-            on_batch: called after each batch with the number of images seen so far.
+            on_batch: called after each batch with the number of images done so far.
 
         Raises:
             InputError: an archive is missing or damaged. A damaged image is no error: it is among the rejected.
             ModelError: the tower's output for an image is not finite; the message names it.
         """
         result = Featurized(np.empty((0, self._clip.embed_dim), np.float16))
-        parts, seen = [result.features], 0
+        parts, done = [result.features], 0
         for batch in self._decoded(files):
             good = [item for item in batch if item.tensor is not None]
             result.rejected += [(item.file, item.reason, item.detail) for item in batch if item.tensor is None]
@@ -115,8 +115,8 @@ class Featurizer:
                 parts.append(self._features(good))
                 result.image_ids += [item.file.image_id for item in good]
                 result.pixels += [item.digest for item in good]
-            seen += len(batch)
-            on_batch(seen)
+            done += len(batch)
+            on_batch(done)
         result.features = np.concatenate(parts)
         return result
 

@@ -157,10 +157,10 @@ def holds_any(path: Path, names: Sequence[str]) -> bool:
         if _is_parquet(path):
             with ImageArchive(path) as archive:
                 return not set(archive.names()).isdisjoint(names)
-        wanted = {_key(name) for name in names}
+        name_keys = {_key(name) for name in names}
         with TarFile.open(path, "r:") as tar:
             keys = (_key(member.name) for member in tar if member.isreg())
-            return any(key in wanted or PurePosixPath(key).name in wanted for key in keys)
+            return any(key in name_keys or PurePosixPath(key).name in name_keys for key in keys)
     except tarfile.TarError as error:
         raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
     except OSError as error:

@@ -265,23 +265,13 @@ def build_model(
     Raises:
         ModelError: there is no such model.
     """
-    config = deepcopy(dict(model_cfg))
-    text, vision = config["text_cfg"], config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        vision["timm_model_pretrained"] = False
-    hf_name = text.get("hf_model_name")
-    if hf_name:
-        text["hf_model_pretrained"] = False
-        if text_config is not None:
-            text["hf_model_name"] = str(text_config)
-    custom = config.pop("custom_text", False) or bool(hf_name)
-    coca = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
-    kind: Any = coca if custom else open_clip.CLIP
+    kind, config = _open_clip_class(model_cfg, text_config)
     try:
         with torch.random.fork_rng(devices=[]):
             model = kind(**config)
         preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), dict(preprocess_cfg))
     except Exception as error:  # whatever the parts raise
+        hf_name = model_cfg["text_cfg"].get("hf_model_name")
         offline = (
             f"; it needs {hf_name}'s configuration, which is not on this machine: connect, or use a release folder"
         )
@@ -293,6 +283,22 @@ def build_model(
     preprocess["size"] = getattr(model.visual, "image_size", preprocess.get("size"))
     set_model_preprocess_cfg(model, preprocess)
     return model
+
+
+def _open_clip_class(model_cfg: Mapping[str, Any], text_config: Path | None) -> tuple[Any, dict[str, Any]]:
+    """open_clip's class for a configuration, and its arguments, by which the model loads no weights of its parts."""
+    config = deepcopy(dict(model_cfg))
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    if vision.get("timm_model_name"):
+        vision["timm_model_pretrained"] = False
+    hf_name = text.get("hf_model_name")
+    if hf_name:
+        text["hf_model_pretrained"] = False
+        if text_config is not None:
+            text["hf_model_name"] = str(text_config)
+    custom = config.pop("custom_text", False) or bool(hf_name)
+    coca = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    return (coca if custom else open_clip.CLIP), config
 
 
 def fit_weights(model: Any, tensors: dict[str, torch.Tensor], problem: str) -> None:

@@ -232,11 +232,11 @@ def plan(options: ScenesOptions) -> Iterator[SceneImage]:
 
 
 def _distinct_scenes(rng: np.random.Generator) -> Iterator[Scene]:
-    seen: set[Scene] = set()
+    earlier: set[Scene] = set()
     while True:
         scene = _scene(rng)
-        if scene not in seen:
-            seen.add(scene)
+        if scene not in earlier:
+            earlier.add(scene)
             yield scene
 
 
