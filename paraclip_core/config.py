@@ -215,6 +215,8 @@ class GateRule(Options):
 
     metric: str = "paraphrased_retrieval/ao@10"
     """`kind/metric` whose interval must lie above zero (below, where lower is better)."""
+    over_control: bool = Field(default=False, json_schema_extra=LATER)
+    """The same interval must lie above zero against the control, too; see `evaluate.control`."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
     """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
     captions where no `retrieval` is measured."""
@@ -242,6 +244,17 @@ class EvaluateOptions(Options):
     """Seed of the resampling."""
     gate: GateRule = GateRule()
     """The verdict's rule."""
+    control: bool = Field(default=False, json_schema_extra=LATER)
+    """Train and measure the control in the same run: the same fine-tuning on captions alone. The gain over it is what
+    the paraphrases are worth. It costs a second fine-tuning, of a third of the texts."""
+    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, json_schema_extra=LATER)
+    """The control's learning rate, where another than `finetune.learning_rate` suits captions better."""
+
+    @model_validator(mode="after")
+    def _controlled(self) -> EvaluateOptions:
+        if self.gate.over_control and not self.control:
+            raise ValueError("gate.over_control compares with a control; set evaluate.control: true, too")
+        return self
 
 
 class RunOptions(Options):

@@ -68,6 +68,8 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
     result |= _paraphrase_amounts(run, artifacts, captions)
     result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
+    if settings.evaluate.control:
+        result["control"] = result["finetune"]
     if captions.accepted is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)

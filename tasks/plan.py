@@ -29,7 +29,7 @@ State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
 Check = Callable[[Run, IngestedCaptions | None], list[str]]
 SHOWN = 60
-FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "report": 730_000}
+FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "control": 78_500_000, "report": 730_000}
 MOST_GROWTH = 30
 """A run that did less than this part of the work was mostly start, and says little about the rest."""
 
@@ -231,6 +231,7 @@ DEFAULTS = {
     "features": Rate(3, 0.016, 540),
     "bootstrap": Rate(5, 0.0012, 0.5),
     "finetune": Rate(8, 0.0037, 0.5),
+    "control": Rate(8, 0.0013, 0.5),
     "evaluate": Rate(4, 0.0023, 75),
     "report": Rate(0.8, 0.0, 0.0),
 }

@@ -14,14 +14,14 @@ from tasks.stages.ingest import INGEST
 from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from tasks.stages.report import REPORT
 from tasks.stages.scenes import SCENES
-from tasks.stages.training import BOOTSTRAP, FINETUNE
+from tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 
 __all__ = ["STAGES", "stages_of"]
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        SCENES, INGEST, PARAPHRASE_1, PARAPHRASE_2, FEATURES, BOOTSTRAP, FINETUNE, EVALUATE, REPORT
+        SCENES, INGEST, PARAPHRASE_1, PARAPHRASE_2, FEATURES, BOOTSTRAP, FINETUNE, CONTROL, EVALUATE, REPORT
     )
 }  # fmt: skip
 """The built-in stages, in an order in which inputs come first."""

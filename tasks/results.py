@@ -31,6 +31,7 @@ __all__ = [
     "why",
     "worst_pairs",
 ]
+OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
 
 
@@ -135,13 +136,17 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first."""
+    """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first.
+
+    Where a control was measured, also the difference from it, `over_control`, and its interval.
+    """
     rows = []
     base, tuned = summary["models"]["base"], summary["models"]["tuned"]
     for benchmark, metrics in base.items():
         for metric, value in metrics.items():
             other = tuned.get(benchmark, {}).get(metric)
             interval = summary.get("intervals", {}).get(benchmark, {}).get(metric)
+            over = summary.get("over_control", {}).get(benchmark, {}).get(metric)
             rows.append(
                 {
                     "benchmark": benchmark,
@@ -151,6 +156,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "delta": summary.get("deltas", {}).get(benchmark, {}).get(metric),
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
+                    **({} if over is None else dict(zip(OVER_CONTROL, over, strict=True))),
                 }
             )
     headlines = headline_metrics()

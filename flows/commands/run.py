@@ -152,14 +152,22 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
             "tuned": _figure(row["tuned"]),
             "delta": _figure(row["delta"], "+.2f"),
             "interval": "" if row["low"] is None else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+            "over control": _over_control(row),
         }
         for row in comparison_rows(summary)
     ]
-    print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval"], rows)
+    control = ["over control"] if "over_control" in summary else []
+    print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
     # Summaries of earlier releases have none.
     for note in summary.get("notes", ()):
         say(f"note: {note}")
+
+
+def _over_control(row: Mapping[str, Any]) -> str:
+    if row.get("over_control") is None:
+        return ""
+    return f"{row['over_control']:+.2f} [{row['over_control_low']:+.2f}, {row['over_control_high']:+.2f}]"
 
 
 def _figure(value: float | None, form: str = ".2f") -> str:

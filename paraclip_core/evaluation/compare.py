@@ -1,27 +1,19 @@
-"""Base against tuned: every figure with its difference and interval, and the verdict.
-
-Intervals are percentile bootstrap intervals of a difference between two models that answered the same queries. Whole
-clusters are drawn with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 8 and 13): the ten
-caption pairs of one image stand or fall together, so counting them as ten queries would make intervals too narrow. Both
-models are measured on the same draw.
-"""
+"""Base against tuned: every figure with its difference and interval, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import Metric, find_benchmark, metric_of
-from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.intervals import delta_interval
+from paraclip_core.evaluation.results import Measured
 
 __all__ = [
-    "Comparison", "Interval", "Judge", "Outcome", "Row", "compare", "delta_interval", "judge", "judge_challenger"
+    "Comparison", "Judge", "Outcome", "Row", "compare", "judge", "judge_challenger", "with_control"
 ]  # fmt: skip
 
 Verdict = Literal["promote", "hold"]
@@ -30,8 +22,7 @@ FEWEST_IMAGES = 20
 """In a smaller pool most answers of chance are among the first ten, so that overlaps and recall@10 prove nothing."""
 DIGITS = 6
 """Decimals of a figure that are written: far below what any interval tells apart."""
-CELLS = 1 << 21
-"""Drawn items that are held at once."""
+COLLAPSE = "agreement up and recall down is what a collapse looks like, for a tower that embeds all texts alike agrees"
 
 
 @dataclass(frozen=True)
@@ -90,10 +81,14 @@ class Comparison:
     """Rules that could not be applied, benchmarks that were left out."""
     confidence: float
     resamples: int
+    over_control: tuple[Row, ...] = ()
+    """The same figures with the control, tuned on captions alone, as `base`; none without one."""
 
     def as_json(self) -> dict[str, Any]:
         """Itself as plain values."""
-        return asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+        plain = asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+        plain["over_control"] = [asdict(row) for row in self.over_control]
+        return plain if self.over_control else {name: plain[name] for name in plain if name != "over_control"}
 
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
@@ -109,10 +104,15 @@ class Comparison:
             models["tuned"].setdefault(row.benchmark, {})[row.metric] = row.tuned
             deltas.setdefault(row.benchmark, {})[row.metric] = row.delta
             intervals.setdefault(row.benchmark, {})[row.metric] = [row.low, row.high]
+        over: dict[str, dict[str, list[float]]] = {}
+        for row in self.over_control:
+            models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.base
+            over.setdefault(row.benchmark, {})[row.metric] = [row.delta, row.low, row.high]
         return {
             "models": models,
             "deltas": deltas,
             "intervals": intervals,
+            **({"over_control": over} if over else {}),
             "verdict": self.verdict,
             "reason": self.reason,
             "notes": list(self.notes),
@@ -151,9 +151,9 @@ def judge_challenger(
         challenger: the challenger against its base.
     """
     if losses := _losses(challenger, gate):
-        return "hold", f"the challenger fails the gate against its own base: {'; '.join(losses)}", []
+        return "hold", f"the challenger fails the gate against its own base: {losses}", []
     if losses := _losses(champion, gate):
-        why = f"the champion fails the gate against its own base ({'; '.join(losses)}), so its agreement holds nobody"
+        why = f"the champion fails the gate against its own base ({losses}), so its agreement holds nobody"
         return "promote", why, []
     verdict, why, notes = _judge(
         rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
@@ -190,6 +190,23 @@ def compare(
     return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
 
 
+def with_control(comparison: Comparison, rows: Sequence[Row], gate: GateRule) -> Comparison:
+    """The comparison with the gain over a control beside it, which `gate.over_control` wants above zero.
+
+    Args:
+        comparison: base against tuned.
+        rows: control against tuned.
+        gate: the gate.
+    """
+    gains = _matching(rows, gate.metric)
+    reason = f"over captions alone {'; '.join(map(_shown, gains))}; {comparison.reason}" if gains else comparison.reason
+    failed = [row for row in gains if row.gain[1] <= 0] if gate.over_control else []
+    if failed and comparison.verdict == "promote":
+        lacking = f"{'; '.join(map(_name, failed))} is not clear of zero over captions alone"
+        return replace(comparison, verdict="hold", reason=f"{lacking}: {reason}", over_control=tuple(rows))
+    return replace(comparison, reason=reason, over_control=tuple(rows))
+
+
 def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
     searches = [outcome for outcome in outcomes if find_benchmark(outcome.kind).searches_images]
     pools = {outcome.benchmark: outcome.base.notes.get("images", FEWEST_IMAGES) for outcome in searches}
@@ -213,17 +230,32 @@ def _judge(
             notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
         elif not _matching(rows, rule):
             notes.append(f"the rule on {rule} was applied to {_stand_in(rule)}: no such benchmark was measured")
-    problems += _losses(rows, gate)
+    lost = _lost(rows, gate)
+    problems += [_loss(row, points) for row, points in lost]
+    gained = "; ".join(map(_shown, gains))
+    ruled = "; ".join(_shown(row) for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate))
+    if any("recall" in row.metric for row, _ in lost) and all(row.side > 0 for row in gains):
+        problems.append(f"{gained} with {ruled}: {COLLAPSE}")
     if problems:
         return "hold", "; ".join(problems), notes
-    return "promote", f"{'; '.join(map(_shown, gains))} {passed.format(worse=worse)} and no other rule is broken", notes
+    beside = f", with {ruled}" if ruled else ""
+    return "promote", f"{gained} {passed.format(worse=worse)} and no other rule is broken{beside}", notes
 
 
-def _losses(rows: Sequence[Row], gate: GateRule) -> list[str]:
-    """What a model lost beyond `gate.max_drop`."""
+def _losses(rows: Sequence[Row], gate: GateRule) -> str:
+    """What a model lost beyond `gate.max_drop`, in words."""
+    return "; ".join(_loss(row, points) for row, points in _lost(rows, gate))
+
+
+def _loss(row: Row, points: float) -> str:
+    worse = "rose" if row.facts.lower_is_better else "fell"
+    return f"{_name(row)} {worse} by {-row.gain[0]:.2f}, at most {points:g} is allowed"
+
+
+def _lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
+    """The rows that lost more points than their rule allows."""
     return [
-        f"{_name(row)} {'rose' if row.facts.lower_is_better else 'fell'} by {-row.gain[0]:.2f}, "
-        f"at most {points:g} is allowed"
+        (row, points)
         for rule, points in sorted(gate.max_drop.items())
         for row in _ruled(rows, rule, gate)
         if -row.gain[0] > points
@@ -280,102 +312,3 @@ def _name(row: Row) -> str:
 def _measured(rows: Sequence[Row]) -> str:
     names = sorted({f"{row.kind}/{row.metric}" for row in rows})
     return f"measured were {', '.join(names)}" if names else "nothing was measured"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference and its interval, as fractions."""
-
-    delta: float
-    low: float
-    high: float
-    clusters: int
-    """Independent groups of queries."""
-
-
-def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: float, seed: int) -> Interval:
-    """Interval of ``tuned.statistic() - base.statistic()``.
-
-    Args:
-        base: the base model's values.
-        tuned: the tuned model's values of the same queries in the same order.
-        resamples: draws.
-        confidence: coverage, in (0, 1).
-        seed: seed of the draws.
-
-    Raises:
-        BenchmarkError: the queries differ, or there are fewer than two clusters to draw from.
-    """
-    if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
-        raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")
-    _, cluster = np.unique(base.clusters, return_inverse=True)
-    count = int(cluster.max()) + 1 if len(cluster) else 0
-    if count < 2:
-        raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
-    draws = _draws(count, max(count, len(cluster)), resamples, np.random.default_rng(seed % 2**64))
-    if base.gold is None:
-        deltas = _mean_deltas(tuned.values - base.values, cluster, draws)
-    else:
-        deltas = _rank_deltas(base, tuned, cluster, draws)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(deltas, [tail, 1.0 - tail])
-    return Interval(tuned.statistic() - base.statistic(), float(low), float(high), count)
-
-
-def _draws(count: int, width: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    step = max(1, CELLS // width)
-    for start in range(0, resamples, step):
-        yield rng.integers(0, count, (min(step, resamples - start), count))
-
-
-def _mean_deltas(
-    difference: NDArray[np.float64], cluster: NDArray[np.intp], draws: Iterator[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    total = np.bincount(cluster, difference)
-    size = np.bincount(cluster).astype(np.float64)
-    return np.concatenate([total[drawn].sum(axis=1) / size[drawn].sum(axis=1) for drawn in draws])
-
-
-def _rank_deltas(
-    base: Sample, tuned: Sample, cluster: NDArray[np.intp], draws: Iterator[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    assert base.gold is not None
-    gold, before, after = _Levels(base.gold), _Levels(base.values), _Levels(tuned.values)
-    deltas = []
-    for drawn in draws:
-        times = _times(drawn, int(cluster.max()) + 1)[:, cluster]
-        target = gold.ranks(times)
-        deltas.append(
-            _correlation(after.ranks(times), target, times) - _correlation(before.ranks(times), target, times)
-        )
-    return np.concatenate(deltas)
-
-
-def _times(drawn: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """How often each cluster is in each draw, [draws, count]."""
-    rows = np.arange(len(drawn))[:, None] * count
-    return np.bincount((drawn + rows).reshape(-1), minlength=len(drawn) * count).reshape(-1, count).astype(np.float64)
-
-
-class _Levels:
-    """A list's distinct values, so that the mid-ranks of any draw follow from counts alone, without sorting again."""
-
-    def __init__(self, x: NDArray[np.float64]) -> None:
-        self._order = np.argsort(x, kind="stable")
-        _, self._level, count = np.unique(x, return_inverse=True, return_counts=True)
-        self._starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-
-    def ranks(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mid-rank of every item in each draw, [draws, n]; `times` says how often the draw holds the item."""
-        count = np.add.reduceat(times[:, self._order], self._starts, axis=1)
-        return (np.cumsum(count, axis=1) - (count - 1.0) / 2.0)[:, self._level]
-
-
-def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted Pearson correlation of each row, 0 where one side is constant."""
-    total = weight.sum(axis=1, keepdims=True)
-    x = x - (weight * x).sum(axis=1, keepdims=True) / total
-    y = y - (weight * y).sum(axis=1, keepdims=True) / total
-    size = np.sqrt((weight * x * x).sum(axis=1) * (weight * y * y).sum(axis=1))
-    shared = (weight * x * y).sum(axis=1)
-    return np.divide(shared, size, out=np.zeros_like(shared), where=size > 0)

@@ -18,6 +18,7 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
+from paraclip_core.evaluation.compare import with_control
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.results import Measured, from_arrays, result_json, to_arrays, to_table
@@ -89,7 +90,8 @@ def write_evaluation(
 
 def _inputs(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if any(_from_scenes(settings, b) for b in settings.evaluate.benchmarks) else ()
-    return (*scenes, "ingest", "features", *base_inputs(settings), "finetune")
+    control = ("control",) if settings.evaluate.control else ()
+    return (*scenes, "ingest", "features", *base_inputs(settings), "finetune", *control)
 
 
 def _options(run: Run) -> dict[str, Any]:
@@ -188,6 +190,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
     keep = _Kept(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
+    if "control" in ctx.inputs:
+        evaluation = _over_control(ctx, models["tuned"], tasks, evaluation, keep)
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise all that is seen is that nothing differs.
         reason = f"{BASE_KEPT}; {evaluation.comparison.reason}"
@@ -203,6 +207,20 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         "skipped": sorted(skipped),
         "deltas": totals["deltas"],
     }
+
+
+def _over_control(
+    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: _Kept
+) -> Evaluation:
+    """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
+    options = ctx.settings.evaluate
+    control = Candidate(str(ctx.inputs["control"].path / "release"), ctx.settings.run.device)
+
+    def remember(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        return keep("control" if model == "base" else model, benchmark, compute)
+
+    rows = measure_all({"base": control, "tuned": tuned}, tasks, options, {}, remember, ctx.progress).comparison.rows
+    return replace(evaluation, comparison=with_control(evaluation.comparison, rows, options.gate))
 
 
 def benchmark_tasks(

@@ -307,8 +307,8 @@ def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[s
 
 def _stages(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if settings.data.scenes is not None else ()
-    steps = ("ingest", "paraphrase_1", "paraphrase_2", "features", *base_inputs(settings), "finetune", "evaluate")
-    return (*scenes, *steps)
+    steps = ("ingest", "paraphrase_1", "paraphrase_2", "features", *base_inputs(settings), "finetune")
+    return (*scenes, *steps, *(("control",) if settings.evaluate.control else ()), "evaluate")
 
 
 def _options(run: Run) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from tasks.stage import Stage, StageContext
 if TYPE_CHECKING:
     from tasks.context import Run
 
-__all__ = ["BOOTSTRAP", "FINETUNE"]
+__all__ = ["BOOTSTRAP", "CONTROL", "FINETUNE"]
 
 
 def _bootstrap_options(run: Run) -> dict[str, Any]:
@@ -26,17 +27,35 @@ def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def _finetune_options(run: Run) -> dict[str, Any]:
-    base = run.settings.model.base
+    return _options(run.settings)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    base = settings.model.base
     # What a local model holds is in the sources; where it lies does not count.
-    return {
-        "finetune": meaning(run.settings.finetune),
-        "base": base if base == EMBEDDED else place_free_name(base),
-    }
+    return {"finetune": meaning(settings.finetune), "base": base if base == EMBEDDED else place_free_name(base)}
+
+
+def _of_control(settings: Settings) -> Settings:
+    """The same run on captions alone."""
+    rate = settings.evaluate.control_learning_rate or settings.finetune.learning_rate
+    finetune = settings.finetune.model_copy(update={"texts": "captions", "learning_rate": rate})
+    return settings.model_copy(update={"finetune": finetune})
+
+
+def _control_options(run: Run) -> dict[str, Any]:
+    return _options(_of_control(run.settings))
 
 
 def _train(module: str, ctx: StageContext) -> dict[str, Any]:
     # Imported in the stage's process: torch takes seconds, and planning a run does not need it.
     return import_module(f"tasks.training.{module}").run(ctx)
+
+
+def _train_control(ctx: StageContext) -> dict[str, Any]:
+    from tasks.context import Run  # which knows every stage
+
+    return _train("finetune", replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
 BOOTSTRAP = Stage(
@@ -64,3 +83,17 @@ FINETUNE = Stage(
     trains=True,
 )
 """Repairs the text tower with paraphrases."""
+
+CONTROL = Stage(
+    name="control",
+    version=FINETUNE.version,
+    inputs=_finetune_inputs,
+    options=_control_options,
+    body=_train_control,
+    sources=base_sources,
+    applies=lambda settings: settings.evaluate.control,
+    about="Tune the text tower in the same way on captions alone.",
+    pool="gpu",
+    trains=True,
+)
+"""Shows how much of a gain is not the paraphrases'."""

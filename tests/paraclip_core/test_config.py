@@ -56,7 +56,8 @@ def test_later_options_count_where_they_are_used() -> None:
     later = {(group, name) for group, fields in groups.items() for name, field in fields.items() if "later" in field}
     assert later == {
         ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
-        ("BenchmarkOptions", "options"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "ranks"),
+        ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
+        ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "ranks"),
         ("FinetuneOptions", "validations"),
         ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "options"),
         ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),

@@ -34,7 +34,7 @@ def changed(tmp_path: Path, *overrides: str) -> set[str]:
 
 
 def test_every_stage_comes_after_its_inputs() -> None:
-    assert tuple(STAGES) == ORDER
+    assert tuple(name for name in STAGES if name != "control") == ORDER
     settings = load_settings(DEMO)
     seen: set[str] = set()
     for name in stages_of(settings):
@@ -67,6 +67,19 @@ def test_stages_depend_on_the_settings() -> None:
     assert tuple(stages_of(load_settings(DEMO))) == ORDER
     assert "scenes" not in stages_of(Settings())
     assert "bootstrap" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
+
+
+def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
+    wanted = "evaluate.control=true"
+    assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:7], "control", *ORDER[7:]]
+    assert changed(tmp_path, wanted) == {"evaluate", "report"}
+    settings = load_settings(DEMO, [wanted, f"data.root={tmp_path}", "evaluate.control_learning_rate=1e-5"])
+    nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
+    control, tuned = (nodes[name].draft.options["finetune"] for name in ("control", "finetune"))
+    assert control == {**tuned, "texts": "captions", "learning_rate": 1e-5}
+    assert nodes["evaluate"].draft.inputs["control"] == nodes["control"].fingerprint
+    before, after = (fingerprints(tmp_path, wanted, *more) for more in ((), ("finetune.epochs=1",)))
+    assert {name for name in before if before[name] != after[name]} == {"finetune", "control", "evaluate", "report"}
 
 
 @pytest.mark.parametrize(

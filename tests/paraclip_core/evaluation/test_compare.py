@@ -1,4 +1,4 @@
-"""Intervals against scipy, against a plain loop, and by their coverage; rows, verdict and summary."""
+"""Rows, verdict and summary; intervals have tests of their own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation import compare as module
-from paraclip_core.evaluation.compare import Outcome, Row, compare, delta_interval, judge, judge_challenger
+from paraclip_core.evaluation.compare import Outcome, Row, compare, judge, judge_challenger, with_control
 from paraclip_core.evaluation.results import Measured, Sample
 
 
@@ -125,6 +123,49 @@ def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
     assert judge([GAIN, drop], GateRule(max_drop={}))[0] == "promote"
 
 
+def test_agreement_recall_and_sts_stand_side_by_side() -> None:
+    recall, sts = row("retrieval", RECALL, 0.5, -0.5), row("sts", "spearman", 0.4, -1, "stsb")
+    assert judge([GAIN, recall, sts], GateRule())[1] == (
+        "paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] is clear of zero and no other rule is broken, "
+        f"with retrieval {RECALL} +0.50 [-0.50, +1.50]; stsb spearman +0.40 [-1.00, +1.80]"
+    )
+    verdict, why, _ = judge([GAIN, row("retrieval", RECALL, -15.5, -17), sts], GateRule())
+    assert verdict == "hold" and why == (
+        f"retrieval {RECALL} fell by 15.50, at most 1 is allowed; "
+        f"paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] with retrieval {RECALL} -15.50 [-17.00, -14.00]; "
+        "stsb spearman +0.40 [-1.00, +1.80]: agreement up and recall down is what a collapse looks like, "
+        "for a tower that embeds all texts alike agrees"
+    )
+    assert "collapse" not in judge([GAIN, recall, row("sts", "spearman", -0.6, -1)], GateRule())[1]
+    assert "collapse" not in judge([row("paraphrased_retrieval", "ao@10", -1, -2), recall], GateRule())[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "wanted", "verdict"),
+    [(0.2, True, "promote"), (0.2, False, "promote"), (-0.1, True, "hold"), (-0.1, False, "promote")],
+)
+def test_the_gain_over_the_control_comes_first(low: float, wanted: bool, verdict: str) -> None:
+    plain = compare([outcome()], EvaluateOptions(resamples=200))
+    control = [row("paraphrased_retrieval", "ao@10", 0.8, low, "rewordings"), row("sts", "spearman", 0.1, -1)]
+    found = with_control(plain, control, GateRule(over_control=wanted))
+    assert (plain.verdict, found.verdict) == ("promote", verdict)
+    over = f"over captions alone rewordings ao@10 +0.80 [{low:+.2f}, {1.6 - low:+.2f}]; {plain.reason}"
+    lacking = "rewordings ao@10 is not clear of zero over captions alone: " if verdict == "hold" else ""
+    assert found.reason == lacking + over
+    summary = found.summary({})
+    assert summary["over_control"]["rewordings"]["ao@10"] == [0.8, low, pytest.approx(1.6 - low)]
+    assert summary["models"]["control"] == {"rewordings": {"ao@10": 50.0}, "sts": {"spearman": 50.0}}
+    assert len(found.as_json()["over_control"]) == 2 and "over_control" not in plain.as_json()
+    # A gain over the control mends nothing.
+    held = compare([outcome(0.0)], EvaluateOptions(resamples=200))
+    assert with_control(held, control, GateRule()).verdict == "hold"
+
+
+def test_a_gate_over_the_control_needs_one() -> None:
+    with pytest.raises(ValueError, match=r"set evaluate\.control: true"):
+        EvaluateOptions(gate=GateRule(over_control=True))
+
+
 def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 3)
@@ -175,105 +216,6 @@ def test_summary_has_the_agreed_shape() -> None:
     assert found["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
     assert found["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
     assert found["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
-
-
-def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201
-    clusters = np.arange(len(base)) if clusters is None else clusters
-    return Sample(base, clusters, gold), Sample(tuned, clusters, gold)
-
-
-def test_simple_mean_agrees_with_scipy() -> None:
-    rng = np.random.default_rng(0)
-    base, tuned = rng.random(300), rng.random(300) + 0.05
-    ours = delta_interval(*paired(base, tuned), resamples=20_000, confidence=0.9, seed=1)
-    theirs = stats.bootstrap(
-        (tuned - base,), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile", rng=2
-    ).confidence_interval
-    assert ours.delta == pytest.approx(float(np.mean(tuned - base)))
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=2e-3)
-
-
-def test_rank_correlation_agrees_with_scipy() -> None:
-    rng = np.random.default_rng(3)
-    gold = np.round(rng.random(120) * 5)
-    base, tuned = gold + rng.normal(size=120) * 3, np.round(gold + rng.normal(size=120))
-    ours = delta_interval(*paired(base, tuned, gold=gold), resamples=2000, confidence=0.95, seed=1)
-
-    def delta(g: np.ndarray, b: np.ndarray, t: np.ndarray) -> float:
-        return stats.spearmanr(t, g).statistic - stats.spearmanr(b, g).statistic  # pyright: ignore[reportAttributeAccessIssue]
-
-    theirs = stats.bootstrap(
-        (gold, base, tuned), delta, paired=True, vectorized=False, n_resamples=2000, method="percentile", rng=4
-    ).confidence_interval
-    assert ours.delta == pytest.approx(delta(gold, base, tuned))
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
-
-
-def test_rank_correlation_of_each_draw_equals_scipys() -> None:
-    rng = np.random.default_rng(5)
-    gold, base, tuned = (np.round(rng.random(30) * 8) for _ in range(3))
-    draws = rng.integers(0, 30, (20, 30))
-    found = module._rank_deltas(*paired(base, tuned, gold=gold), np.arange(30), iter([draws]))
-    expected = [
-        stats.spearmanr(tuned[d], gold[d]).statistic - stats.spearmanr(base[d], gold[d]).statistic  # pyright: ignore[reportAttributeAccessIssue]
-        for d in draws
-    ]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_coverage_with_clusters() -> None:
-    """Queries of one cluster share most of their noise: drawing clusters covers, drawing queries does not."""
-    rng = np.random.default_rng(6)
-    clusters = np.repeat(np.arange(60), 10)
-    covered = np.zeros(2)
-    for trial in range(200):
-        difference = 0.3 + np.repeat(rng.normal(size=60), 10) + 0.1 * rng.normal(size=600)
-        for way, labels in enumerate((clusters, np.arange(600))):
-            found = delta_interval(
-                *paired(np.zeros(600), difference, labels), resamples=300, confidence=0.9, seed=trial
-            )
-            covered[way] += found.low <= 0.3 <= found.high
-    assert 0.82 <= covered[0] / 200 <= 0.96
-    assert covered[1] / 200 < 0.6
-
-
-def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(7)
-    samples = paired(rng.random(40), rng.random(40), np.repeat(np.arange(10), 4))
-    whole = delta_interval(*samples, resamples=500, confidence=0.95, seed=8)
-    monkeypatch.setattr(module, "CELLS", 100)
-    assert delta_interval(*samples, resamples=500, confidence=0.95, seed=8) == whole
-    assert whole.clusters == 10
-
-
-@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1])
-def test_equal_models_have_a_zero_interval(seed: int) -> None:
-    values = np.random.default_rng(9).random(20)
-    found = delta_interval(*paired(values, values), resamples=100, confidence=0.95, seed=seed)
-    assert (found.delta, found.low, found.high) == (0.0, 0.0, 0.0)
-
-
-def test_a_seed_may_have_a_sign() -> None:
-    base, tuned = paired(*np.random.default_rng(9).random((2, 20)))
-    found = [delta_interval(base, tuned, resamples=100, confidence=0.95, seed=seed) for seed in (-1, -1, 0)]
-    assert found[0] == found[1] != found[2]
-
-
-def test_a_model_that_scores_all_pairs_alike_has_no_correlation() -> None:
-    gold = np.arange(10.0)
-    found = delta_interval(*paired(np.ones(10), gold, gold=gold), resamples=100, confidence=0.95, seed=0)
-    assert found.delta == pytest.approx(1.0)
-    assert found.low == pytest.approx(1.0)
-
-
-def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(BenchmarkError, match="different queries"):
-        delta_interval(*paired(np.zeros(3), np.zeros(4)), resamples=100, confidence=0.9, seed=0)
-    one, other = (paired(np.zeros(3), np.zeros(3), np.array(clusters))[0] for clusters in ([0, 0, 1], [0, 1, 1]))
-    with pytest.raises(BenchmarkError, match="different queries"):
-        delta_interval(one, other, resamples=100, confidence=0.9, seed=0)
-    with pytest.raises(BenchmarkError, match="at least two"):
-        delta_interval(*paired(np.zeros(3), np.ones(3), np.zeros(3, int)), resamples=100, confidence=0.9, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -408,3 +408,60 @@ def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monk
     assert seen(margin=1)[0] != before[0] and seen(margin=1)[1] == before[1]
     (tmp_path / "my_benchmark.py").write_text(OWN + "# other\n")
     assert seen()[0] == before[0] and seen()[1] != before[1]
+
+
+def with_control_in(settings: Settings, over_control: bool = False) -> Settings:
+    plain = settings.model_dump(mode="json")
+    plain["evaluate"] |= {"control": True, "gate": plain["evaluate"]["gate"] | {"over_control": over_control}}
+    return Settings.model_validate(plain)
+
+
+def test_the_gain_over_the_control_is_measured_on_the_same_queries(
+    world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path
+) -> None:
+    settings = settings_with(folder)
+    # A control that learned nothing is the base, one that learned the same is the tuned model.
+    base, tuned = (
+        run(world, with_control_in(settings), name, control=world[1][name]) for name in ("bootstrap", "finetune")
+    )
+    comparison = json.loads((base.path / "comparison.json").read_text())
+    assert comparison["over_control"] == comparison["rows"]
+    summary = json.loads((tuned.path / "summary.json").read_text())
+    assert summary["models"]["control"] == summary["models"]["tuned"]
+    assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
+    assert summary["reason"].startswith("over captions alone captions ao@10 +0.00 [+0.00, +0.00]; ")
+
+
+def test_a_collapsed_tower_is_held(
+    world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path, data_root: Path, tmp_path: Path
+) -> None:
+    _, artifacts = world
+    base = Candidate(str(artifacts["bootstrap"].path / "release"), "cpu")
+    table = captions_table(data_root)
+    texts, images = table["caption"].to_pylist(), table["image_id"].to_pylist()
+    ids = list(dict.fromkeys(filter(None, images)))
+    vectors = base.texts(texts)
+
+    def features(out: Path) -> dict[str, Any]:
+        # Images that the base finds by their captions.
+        means = np.stack([vectors[[i == image for i in images]].mean(axis=0) for image in ids])
+        write_shard(out, 0, means / np.linalg.norm(means, axis=1, keepdims=True))
+        rows = [{"image_id": i, "shard": 0, "row": n, "pixels": text_hash(i)} for n, i in enumerate(ids)]
+        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
+        return {"image_tower_hash": image_tower_hash(base.clip)}
+
+    def collapsed(out: Path) -> dict[str, Any]:
+        clip = embedded_clip(settings_with(data_root).model)
+        with torch.no_grad():
+            clip.model.get_parameter("ln_final.weight").zero_()
+            clip.model.get_parameter("ln_final.bias").fill_(0.1)
+        save_release(clip, out / "release", "card")
+        return {}
+
+    there = ArtifactStore(tmp_path)
+    found = {"features": commit(there, "features", features), "finetune": commit(there, "finetune", collapsed)}
+    summary = json.loads((run(world, settings_with(folder), "collapsed", **found).path / "summary.json").read_text())
+    assert summary["models"]["tuned"]["captions"]["ao@10"] == 100.0
+    assert summary["intervals"]["captions"]["ao@10"][0] > 10
+    assert summary["verdict"] == "hold"
+    assert "text_to_image_recall@10 fell by" in summary["reason"] and "what a collapse looks like" in summary["reason"]
