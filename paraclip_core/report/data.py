@@ -111,6 +111,8 @@ class ReportData:
     comparison: Sequence[Row]
     finetune: str
     """Fingerprint of the tuned model."""
+    over_control: Sequence[Row] = ()
+    """The same figures against the control, tuned on captions alone; none without one."""
     image_tower_before: str = ""
     image_tower_after: str = ""
     confidence: float = 0.95

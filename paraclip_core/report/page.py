@@ -68,6 +68,7 @@ def render_report(data: ReportData) -> str:
             for (name, kind), rows in groupby(data.comparison, key=lambda row: (row.benchmark, row.kind))
         ],
         reach=_reach(data.comparison),
+        over={(row.benchmark, row.metric): row for row in data.over_control},
         plots=_plots(data),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],

@@ -100,6 +100,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         verdict=comparison["verdict"],
         reasons=[why(comparison | {"rows": totals})],
         comparison=[Row(**row) for row in comparison["rows"]],
+        over_control=[Row(**row) for row in comparison.get("over_control", ())],
         confidence=comparison["confidence"],
         notes=[*comparison["notes"], *([warning] if warning else [])],
         finetune=inputs["finetune"].fingerprint,

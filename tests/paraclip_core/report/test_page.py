@@ -92,6 +92,14 @@ def test_figures_are_shown_as_percentages_and_points() -> None:
     assert page.count('<tr class="down">') == 1
 
 
+def test_the_gain_over_the_control_stands_beside_the_gain() -> None:
+    plain = render_report(ReportData("demo", "promote", [], ROWS, "f" * 64))
+    over = [Row("pairs", "paraphrased_retrieval", "ao@10", 30.0, 31.0, 1.0, 0.4, 1.7, 900, 900)]
+    text = " ".join(Reader(render_report(ReportData("demo", "promote", [], ROWS, "f" * 64, over_control=over))).text)
+    assert "over the control" not in plain and "captions alone" not in plain
+    assert "; over the control +1.00" in text and "+0.40 to +1.70" in text and "on captions alone" in text
+
+
 def test_it_says_which_figures_are_better_when_lower() -> None:
     rows = (*ROWS, Row("crepe", "sugarcrepe", "text_only_closeness@add_att", 86.4, 89.9, 3.5, 3.2, 3.8, 692, 692))
     text = " ".join(Reader(render_report(ReportData("demo", "hold", [], rows, "f" * 64))).text)

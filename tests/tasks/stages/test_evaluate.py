@@ -459,8 +459,11 @@ def test_a_collapsed_tower_is_held(
         return {}
 
     there = ArtifactStore(tmp_path)
-    found = {"features": commit(there, "features", features), "finetune": commit(there, "finetune", collapsed)}
-    summary = json.loads((run(world, settings_with(folder), "collapsed", **found).path / "summary.json").read_text())
+    made = run(
+        world, settings_with(folder), "collapsed",
+        features=commit(there, "features", features), finetune=commit(there, "finetune", collapsed),
+    )  # fmt: skip
+    summary = json.loads((made.path / "summary.json").read_text())
     assert summary["models"]["tuned"]["captions"]["ao@10"] == 100.0
     assert summary["intervals"]["captions"]["ao@10"][0] > 10
     assert summary["verdict"] == "hold"
