@@ -13,7 +13,7 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo test test-nightly test-vllm check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
+.PHONY: demo test test-nightly test-containers test-vllm check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
@@ -38,6 +38,10 @@ vllm-if-possible: $(VENV)/.dev
 test-nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -m nightly
 
+# The image and docker/compose*.yaml, drilled; half an hour on two cores. Figures go into the report.
+test-containers: $(VENV)/.dev
+	$(BIN)/python -m pytest -m containers tests/e2e --durations=0 -o junit_family=xunit1 --junitxml=build/containers.xml
+
 # Real vLLM on the CPU, the run's own server and another's, over the embedded model; a few minutes. Starting it keeps one core busy.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm -n 2 --dist loadfile --durations=5
@@ -57,6 +61,7 @@ lock: $(VENV)/.dev
 	  | grep -v -i -E '^(#|-e |vllm|nvidia|cuda|triton|paraclip)' \
 	  | sed -E 's/\+[A-Za-z0-9.]+$$//' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+	docker/lock.sh
 
 clean:
 	rm -rf $(VENV) $(VLLM) build dist *.egg-info

@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0
 REMOTE_BEAT_SECONDS, REMOTE_DEAD_SECONDS = 20.0, 120.0
-STALE_SECONDS = 600.0
-"""Who looks once sees how old the last heartbeat is by two machines' clocks, which may differ by some minutes."""
+STALE_SECONDS = 3600.0
+"""Who looks once sees how old the last heartbeat is by two machines' clocks. An S3 server takes clocks that are up to
+fifteen minutes off, so two machines' may differ by thirty."""
 PAUSES, REMOTE_PAUSES = (0.005, 0.2), (0.5, 10.0)
 """Seconds between two tries: the first pause and the longest one."""
 _left: set[str] = set()

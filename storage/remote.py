@@ -336,7 +336,7 @@ class RemoteStore(ArtifactStore):
             yield
 
     def holders(self) -> list[Holder]:
-        """Holders of locks here and at the store; one of a lost machine counts until it is silent for ten minutes."""
+        """Holders of locks here and at the store; one of a lost machine counts until it is silent for an hour."""
         last: dict[tuple[str, str], str] = {}
         for path in sorted(self.remote.sizes("locks")):
             stage, _, rest = path.partition("/")

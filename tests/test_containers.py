@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
+import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from alembic.util import CommandError
+from asyncpg.exceptions import InvalidPasswordError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import Settings
+from prefect.utilities.templating import apply_values, find_placeholders
 
+from flows import household
 from storage.roots import working_folder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,8 +49,9 @@ def test_what_git_ignores_stays_out_of_the_image() -> None:
 
 @pytest.mark.usefixtures("image_environment")
 def test_the_servers_pages_lie_where_its_user_may_write() -> None:
+    (folder,) = COMPOSE["x-paraclip"]["tmpfs"]
     pages = Settings().server.ui.static_directory
-    assert pages is not None and pages.startswith("/home/paraclip/") and "useradd --create-home" in DOCKERFILE
+    assert pages is not None and pages.startswith(f"{folder}/")
 
 
 @pytest.mark.usefixtures("image_environment")
@@ -68,6 +84,110 @@ def test_a_change_of_the_source_repeats_no_download() -> None:
     steps = re.findall(r"^(?:COPY|RUN) (.+(?:\\\n.+)*)", DOCKERFILE, re.MULTILINE)
     needed, needs, source, itself = (
         next(number for number, step in enumerate(steps) if text in step)
-        for text in ("pyproject.toml", '".[${EXTRAS}]"', ". .", "--no-deps -e .")
+        for text in ("requirements*.txt", "-r requirements.txt", ". .", "--no-deps --no-build-isolation -e .")
     )
     assert needed < needs < source < itself
+
+
+def locked(path: Path) -> dict[str, str]:
+    """Versions by name, as a lock has them."""
+    pins = re.findall(r"^([A-Za-z0-9_.-]+)==([^ \n]+)", path.read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def test_the_image_s_locks_hold_what_the_project_needs_at_its_versions_with_hashes() -> None:
+    files = sorted((REPOSITORY / "docker").glob("requirements*.txt"))
+    assert len(files) == 2
+    for file in files:
+        for requirement in re.split(r"\n(?=\S)", file.read_text().strip()):
+            assert "--hash=sha256:" in requirement, requirement
+    image = {name: version for file in files for name, version in locked(file).items()}
+    everywhere = locked(REPOSITORY / "requirements.lock")
+    assert not {name for name, version in image.items() if everywhere.get(name, version) != version}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["demo"], *extras["ha"], *extras["s3"]]
+    absent = [
+        need for need in map(Requirement, needed) if image.get(canonicalize_name(need.name), "0") not in need.specifier
+    ]
+    assert not absent, "run docker/lock.sh"
+
+
+def test_the_bill_of_materials_names_packages_as_scanners_do() -> None:
+    bill = loaded("sbom").bill_of_materials(Path(sys.prefix))
+    assert bill["bomFormat"] == "CycloneDX"
+    assert f"pkg:pypi/prefect@{version('prefect')}" in {one["purl"] for one in bill["components"]}
+
+
+def loaded(name: str) -> ModuleType:
+    """A script of the folder `docker` as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docker" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (InvalidPasswordError("password authentication failed"), "refuses the password.*PARACLIP_DATABASE_PASSWORD"),
+        (CommandError("Can't locate revision identified by 'x'"), "a newer Prefect.*use the newer image"),
+        (ConnectionRefusedError(111, "refused"), "cannot be reached"),
+        (ValueError("something else"), None),
+    ],
+)
+def test_what_keeps_a_server_from_its_database_is_said_in_words(error: Exception, text: str | None) -> None:
+    outer = RuntimeError("of another library")
+    outer.__cause__ = error
+    words = loaded("database").words(outer, "postgresql+asyncpg://prefect:secret@postgres:5432/prefect")
+    assert words is None if text is None else re.search(text, words, re.DOTALL)
+    assert "secret" not in (words or "")
+
+
+@pytest.mark.usefixtures("image_environment")
+def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A misspelled variable would be no error.
+    pair = yaml.safe_load((REPOSITORY / "docker" / "compose.ha.yaml").read_text().replace("!reset", ""))["services"]
+    assert pair["server"]["environment"] == pair["services"]["environment"]
+    for name, value in pair["server"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    server = Settings().server
+    modules = (
+        server.events.messaging_broker,
+        server.events.messaging_cache,
+        server.events.causal_ordering,
+        server.concurrency.lease_storage,
+        server.worker_channel.cleanup_queue_storage,
+    )
+    assert {module.partition(".")[0] for module in modules} == {"prefect_redis"}
+    assert server.docket.url.startswith("redis://")
+
+
+POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in household.POOLS]
+
+
+@pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])
+def test_a_kubernetes_job_takes_a_deployment_s_variables(template: dict[str, Any]) -> None:
+    WorkPoolCreate(name="pool", type="kubernetes", base_job_template=template)
+    variables, job = template["variables"], template["job_configuration"]
+    jsonschema.Draft202012Validator.check_schema(variables)
+    assert {placeholder.name for placeholder in find_placeholders(job)} == set(variables["properties"])
+    defaults = {name: one["default"] for name, one in variables["properties"].items() if one.get("default") is not None}
+    jsonschema.validate(defaults, variables)
+    manifest = apply_values(job["job_manifest"], {**defaults, "env": {"A": "b"}, "command": "prefect flow-run execute"})
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == defaults["image"] and container["env"] == {"A": "b"}
+    assert not find_placeholders(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])
+def test_a_kubernetes_job_is_kept_as_a_container_of_compose_is(template: dict[str, Any]) -> None:
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsUser"] == int(*re.findall(r"--uid (\d+)", DOCKERFILE))
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    written = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {*COMPOSE["x-paraclip"]["tmpfs"], "/data"} <= written
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}

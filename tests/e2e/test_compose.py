@@ -1,79 +1,44 @@
-"""The images and docker/compose.yaml, built and run: needs a Docker engine, its images and a package index."""
+"""The image and docker/compose.yaml, built, run and drilled: needs a Docker engine, its images and a package index.
+
+The tests build on each other: what one run has made, the next ones find.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 import subprocess
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import yaml
-from served import Api, free_port
+from composed import ENDED, IMAGE, SETTINGS, Compose, composed
+from served import Api
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.nightly,
-    pytest.mark.timeout(5400),
-    pytest.mark.skipif(shutil.which("docker") is None, reason="no Docker engine on this machine"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.containers, pytest.mark.timeout(5400)]
 
-REPOSITORY = Path(__file__).parents[2]
-PASSWORD = "Secret_1-x"
-PROJECT = "paraclip-test"
-
-
-class Compose(Api):
-    """The services of docker/compose.yaml as a project of their own, on a port that was free."""
-
-    def __init__(self, folder: Path) -> None:
-        port = free_port()
-        super().__init__(f"http://127.0.0.1:{port}", f"admin:{PASSWORD}")
-        ours: dict[str, Any] = {name: {"image": PROJECT} for name in ("setup", "worker-cpu")}
-        ours["server"] = {"image": PROJECT, "ports": [f"127.0.0.1:{port}:4200"]}
-        self.overrides = folder / "overrides.yaml"
-        # A list of ports would be added to the one that is there.
-        self.overrides.write_text(yaml.safe_dump({"services": ours}).replace("ports:", "ports: !override"))
-
-    def compose(self, *arguments: str, seconds: float = 600) -> str:
-        files = ["-f", str(REPOSITORY / "docker" / "compose.yaml"), "-f", str(self.overrides)]
-        done = subprocess.run(
-            ["docker", "compose", "-p", PROJECT, *files, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PARACLIP_PASSWORD": PASSWORD},
-            timeout=seconds,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def in_worker(self, *command: str) -> str:
-        return self.compose("exec", "-T", "worker-cpu", *command).strip()
+GIGABYTES = 2.0
+TRAINING = ("finetune.epochs=150", "finetune.checkpoint_steps=5")
+"""Overrides: a minute or two of training with many checkpoints."""
+SILENCE = 120
+"""Seconds after which nothing that is gone may count as running."""
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    if subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
-        pytest.skip("the Docker engine does not answer")
-    services = Compose(tmp_path_factory.mktemp("compose"))
-    try:
-        services.compose("up", "-d", "--build", seconds=3600)
+    with composed(tmp_path_factory.mktemp("compose"), "compose.yaml") as services:
         yield services
-    finally:
-        services.compose("down", "--volumes")
 
 
-def settings() -> dict[str, Any]:
-    demo = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
-    demo["data"]["scenes"] = {"images": 60}
-    demo["finetune"]["epochs"] = 1
-    return demo
+def training(services: Compose, *overrides: str) -> str:
+    """A run that trains and has saved a checkpoint."""
+    run = services.run_deployment("pipeline", SETTINGS, *TRAINING, *overrides)
+    find = ("find", "/data/root/work/finetune", "-path", "*/checkpoints/*", "-name", "*.safetensors")
+    eventually(lambda: services.in_worker(*find), "no training", 900)
+    return run
 
 
 def test_the_pages_are_there_and_the_api_wants_the_password(services: Compose) -> None:
@@ -84,21 +49,114 @@ def test_the_pages_are_there_and_the_api_wants_the_password(services: Compose) -
         Api(services.url).call("admin/version")
 
 
-def test_nothing_runs_as_root(services: Compose) -> None:
+def test_nothing_runs_as_root_or_writes_beside_its_volume(services: Compose) -> None:
     assert services.in_worker("id", "-u") == "1000"
     assert services.in_worker("stat", "-c", "%U", "/data") == "paraclip"
+    assert "Read-only file system" in services.in_worker("touch", "/app/x", code=1)
+    (capabilities,) = [line for line in services.in_worker("cat", "/proc/1/status").splitlines() if "CapEff" in line]
+    assert int(capabilities.split()[1], 16) == 0
+
+
+def test_the_image_is_small_and_lists_its_packages(services: Compose) -> None:
+    size = subprocess.run(["docker", "image", "inspect", "-f", "{{.Size}}", IMAGE], capture_output=True, check=True)
+    assert int(size.stdout) < GIGABYTES * 1e9
+    bill = json.loads(services.in_worker("cat", "/usr/local/paraclip.cdx.json"))
+    installed = json.loads(services.in_worker("pip", "list", "--format", "json"))
+    listed = {one["name"]: one["version"] for one in bill["components"]}
+    absent = {one["name"] for one in installed if listed.get(one["name"].lower().replace("_", "-")) != one["version"]}
+    assert absent <= {"paraclip", "pip", "setuptools", "wheel"}
 
 
 def test_a_run_ends_well_and_outlives_its_containers(services: Compose) -> None:
-    run = services.run_deployment("pipeline", settings())
-    ended = ("Completed", "Failed", "Crashed", "Cancelled")
-    eventually(lambda: services.state(run) in ended, "the run did not end", 1800)
-    assert services.state(run) == "Completed", services.compose("logs", "worker-cpu")
+    services.complete(services.run_deployment("pipeline", SETTINGS))
     services.compose("down")
-    services.compose("up", "-d")
-    assert services.state(run) == "Completed"
-    again = services.run_deployment("pipeline", settings())
-    eventually(lambda: services.state(again) in ended, "the run did not end", 300)
-    assert services.state(again) == "Completed"
-    log = services.compose("logs", "worker-cpu")
+    services.up()
+    services.complete(services.run_deployment("pipeline", SETTINGS), 300)
+    log = services.log()
     assert "starts in process" not in log and " made in " not in log, "what was finished was made again"
+
+
+@pytest.mark.parametrize("name", ["postgres-1", "server-1"])
+def test_a_training_outlives_what_keeps_the_books(
+    services: Compose, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    run = training(services, f"finetune.seed={len(name)}")
+    services.crash(name)
+    start = time.monotonic()
+    eventually(services.answers, "the API did not come back", 120)
+    record_property(f"{name}: seconds until the API answers", round(time.monotonic() - start))
+    services.complete(run)
+    assert services.call(f"flow_runs/{run}")["run_count"] == 1
+
+
+def test_a_killed_worker_s_run_is_crashed_and_its_retry_goes_on(
+    services: Compose, record_property: Callable[[str, object], None]
+) -> None:
+    run = training(services, "finetune.seed=1")
+    services.crash("worker-cpu-1")
+    record_property("worker-cpu-1: seconds until the run is Crashed", round(services.until(run, ENDED, SILENCE)))
+    assert services.state(run) == "Crashed"
+    services.retry(run)
+    services.complete(run)
+    assert went_on(services)
+
+
+def test_an_upgrade_under_load(services: Compose, record_property: Callable[[str, object], None]) -> None:
+    run = training(services, "finetune.seed=2")
+    start = time.monotonic()
+    services.compose("down")
+    services.up()
+    services.until(run, ENDED, SILENCE)
+    record_property("down and up: seconds until the run is Crashed", round(time.monotonic() - start))
+    assert services.state(run) == "Crashed"
+    services.retry(run)
+    services.complete(run)
+    assert went_on(services)
+
+
+def went_on(services: Compose) -> bool:
+    """Whether the last training began from a checkpoint."""
+    starts = [line for line in services.log().splitlines() if "tasks.context - finetune " in line]
+    return starts[-1].endswith("goes on")
+
+
+def test_fifty_pipelines_at_once(services: Compose, record_property: Callable[[str, object], None]) -> None:
+    """Submitted without a second try; the pages' requests are answered all the while."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(10) as pool:
+        runs = list(pool.map(lambda _: services.run_deployment("pipeline", SETTINGS), range(50)))
+    record_property("fifty: seconds to submit", round(time.monotonic() - start))
+    wanted = {"flow_runs": {"id": {"any_": runs}}, "limit": 50}
+    most = 0
+    while len(ended := states(services, wanted)) < 50 or not set(ended) <= set(ENDED):
+        most = max(most, ended.count("Running"))
+        assert time.monotonic() - start < 1800, ended
+        time.sleep(1)
+    record_property("fifty: seconds to the last end", round(time.monotonic() - start))
+    record_property("fifty: most at once", most)
+    assert ended == ["Completed"] * 50
+    assert " 503 " not in services.compose("logs", "--no-color", "server")
+    assert 1 < most <= 6, "the limit of the queue"
+
+
+def states(services: Compose, wanted: dict[str, object]) -> list[str]:
+    return [run["state"]["name"] for run in services.call("flow_runs/filter", wanted, patience=())]
+
+
+def test_another_password_counts_from_the_next_start(services: Compose) -> None:
+    services.password = "Secret_2-y"
+    services.up()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        services.call("admin/version")
+    services.log_in(f"admin:{services.password}")
+    services.complete(services.run_deployment("pipeline", SETTINGS), 300)
+
+
+def test_a_changed_password_of_the_database_is_said_in_words(services: Compose) -> None:
+    services.environment["PARACLIP_DATABASE_PASSWORD"] = "another"
+    with pytest.raises(AssertionError, match="database postgres:5432 refuses the password") as said:
+        services.up()
+    assert "set PARACLIP_DATABASE_PASSWORD" in str(said.value)
+    del services.environment["PARACLIP_DATABASE_PASSWORD"]
+    services.up()
+    assert services.call("admin/version")

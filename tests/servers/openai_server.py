@@ -22,7 +22,7 @@ Fault = Callable[["Handler"], None]
 class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
     """Counts what it is asked and answers `well TEXT SEED`, unless the next of `faults` is in its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.faults: list[Fault] = []
         self.answer: Callable[[dict[str, Any]], Any] = well
         """Request body → what is sent; a Fault where it returns one."""
@@ -40,12 +40,12 @@ class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
         self.times: list[float] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer((host, 0), Handler)
         self._http.daemon_threads = True
         self._http.owner = self  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self.url = f"http://{host}:{self._http.server_port}/v1"
 
     def stop(self) -> None:
         """End it; connections to it are refused from then on."""

@@ -1,0 +1,135 @@
+"""The services of docker/compose*.yaml as a project of their own: started, asked, killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from served import Api, free_port
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+__all__ = ["ENDED", "IMAGE", "SETTINGS", "Compose", "composed"]
+
+REPOSITORY = Path(__file__).parents[2]
+IMAGE = "paraclip-test"
+"""The image, and the project, that tests build and remove."""
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
+NEXT = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+"""What the UI's Retry asks for."""
+SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
+SETTINGS["data"]["scenes"] = {"images": 60}
+SETTINGS["finetune"]["epochs"] = 1
+
+KILL = "import os, signal, sys; os.kill(int(sys.argv[1]), signal.SIGKILL)"
+
+
+class Compose(Api):
+    """Compose files, with the image and a port of the tests' own."""
+
+    def __init__(self, folder: Path, files: Sequence[str], scheme: str) -> None:
+        self.port, self.password = free_port(), "Secret_1-x"
+        super().__init__(f"{scheme}://localhost:{self.port}", f"admin:{self.password}")
+        self.environment = dict(os.environ)
+        texts = [(REPOSITORY / "docker" / name).read_text() for name in files]
+        declared = [yaml.safe_load(text.replace("!reset", "")) for text in texts]
+        all_services = [item for one in declared for item in one["services"].items()]
+        ours: dict[str, Any] = {name: {"image": IMAGE} for name, it in all_services if "build" in it or "extends" in it}
+        del ours["worker-gpu"]
+        entrance, inner = ("proxy", 443) if "proxy" in dict(all_services) else ("server", 4200)
+        ours.setdefault(entrance, {})["ports"] = [f"127.0.0.1:{self.port}:{inner}"]
+        overrides = folder / "overrides.yaml"
+        # A list of ports would be added to the one that is there.
+        overrides.write_text(yaml.safe_dump({"services": ours}).replace("ports:", "ports: !override"))
+        self.files = [flag for file in (*files, overrides) for flag in ("-f", str(REPOSITORY / "docker" / file))]
+
+    def compose(self, *arguments: str, seconds: float = 600, code: int = 0) -> str:
+        """What `docker compose` says."""
+        command = ["docker", "compose", "-p", IMAGE, *self.files, *arguments]
+        environment = self.environment | {"PARACLIP_PASSWORD": self.password}
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=seconds
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def up(self, *arguments: str, seconds: float = 600) -> None:
+        """Start what does not run; says what the containers that are not well have logged if that fails."""
+        try:
+            self.compose("up", "-d", *arguments, seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.unwell()}") from None
+
+    def unwell(self) -> str:
+        """The last lines of every container that is unhealthy or ended with an error."""
+        containers = [json.loads(line) for line in self.compose("ps", "-a", "--format", "json").splitlines()]
+        names = [one["Service"] for one in containers if one["Health"] == "unhealthy" or one["ExitCode"]]
+        return self.compose("logs", "--no-color", "--tail", "40", *names) if names else "all containers are well"
+
+    def in_worker(self, *command: str, code: int = 0) -> str:
+        return self.compose("exec", "-T", "worker-cpu", *command, code=code).strip()
+
+    def crash(self, name: str) -> None:
+        """Kill a container's first process, as a lack of memory would; Docker starts it again."""
+        inspect = ["docker", "inspect", "-f", "{{.State.Pid}}", f"{IMAGE}-{name}"]
+        pid = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.strip()
+        # Unlike `docker kill`, which counts as a wish that it stay away.
+        as_host = ["docker", "run", "--rm", "--pid", "host", "--user", "0", IMAGE]
+        subprocess.run([*as_host, "python", "-c", KILL, pid], check=True)
+
+    def answers(self) -> bool:
+        """Whether the API answers; a client would ask again."""
+        try:
+            return bool(self.call("health", patience=()))
+        except OSError:
+            return False
+
+    def until(self, run: str, states: Sequence[str], seconds: float) -> float:
+        """Wait for one of these states; how long it took."""
+        start = time.monotonic()
+        eventually(lambda: self._state(run) in states, f"not {states} but {self._state(run)}", seconds)
+        return time.monotonic() - start
+
+    def _state(self, run: str) -> str:
+        try:
+            return self.state(run)
+        except OSError:
+            return ""
+
+    def complete(self, run: str, seconds: float = 1800) -> None:
+        """Wait for its good end."""
+        self.until(run, ENDED, seconds)
+        assert self.state(run) == "Completed", self.compose("logs", "--no-color", "worker-cpu")
+
+    def retry(self, run: str) -> None:
+        """What the button does."""
+        self.call(f"flow_runs/{run}/set_state", NEXT)
+
+    def log(self) -> str:
+        """What the worker and its runs have logged."""
+        return self.compose("logs", "--no-color", "worker-cpu")
+
+
+@contextmanager
+def composed(folder: Path, *files: str, scheme: str = "http") -> Iterator[Compose]:
+    """Build, start, and in the end remove everything."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        pytest.skip("no Docker engine answers on this machine")
+    services = Compose(folder, files, scheme)
+    try:
+        services.up("--build", seconds=3600)
+        if scheme == "https":
+            authority = services.compose("exec", "-T", "proxy", "cat", "/data/caddy/pki/authorities/local/root.crt")
+            services.context = ssl.create_default_context(cadata=authority)
+        yield services
+    finally:
+        services.compose("down", "--volumes", "--remove-orphans")

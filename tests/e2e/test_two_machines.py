@@ -1,0 +1,162 @@
+"""Two machines with networks, processes and clocks of their own, and a real S3 server between them.
+
+The language model is beside that server, so a machine that is cut off has neither.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import ADDRESS, Machine, machines, obstacle  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from tiny_run import served, written  # pyright: ignore[reportMissingImports]
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from storage.locks import REMOTE_DEAD_SECONDS
+
+moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
+
+CAPTIONS, CHUNK = 120, 4
+STAGE = """
+import json, sys, time
+from paraclip_core.settings import parse_settings
+from tasks.context import Run, run_stage
+run = Run(parse_settings(json.loads(sys.argv[1])))
+print("starts", flush=True)
+for name in ("ingest", "paraphrase_1"):
+    manifest = run_stage(name, run).manifest
+print(json.dumps({name: entry.sha256 for name, entry in manifest.files.items()}), flush=True)
+"""
+HOLDERS = """
+import sys
+from storage.roots import open_store
+print([holder.stage for holder in open_store(sys.argv[1]).holders()])
+"""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Mapping[str, Machine]]:
+    if reason := obstacle():
+        pytest.skip(reason)
+    with machines(tmp_path, ("one", "two")) as pair:
+        yield pair
+
+
+@pytest.fixture
+def model(pair: Mapping[str, Machine]) -> Iterator[OpenAIServer]:
+    """A server on their network that takes a third of a second to answer."""
+
+    def slow(asked: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.3)
+        return written(asked)
+
+    with OpenAIServer(ADDRESS) as server:
+        server.answer = slow
+        yield server
+
+
+@pytest.fixture
+def settings(
+    pair: Mapping[str, Machine], model: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A run over some captions whose root is on the S3 server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto_server.ThreadedMotoServer(ADDRESS, 0, verbose=False)
+    server.start()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{ADDRESS}:{server.get_host_and_port()[1]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("machines")
+    lines = (json.dumps({"caption": f"a dog on lawn number {number}"}) + "\n" for number in range(CAPTIONS))
+    (tmp_path / "captions.jsonl").write_text("".join(lines))
+    yield json.dumps(
+        {
+            "run": {"root": "s3://machines/root"},
+            "data": {"root": str(tmp_path), "sources": [{"path": "captions.jsonl"}]},
+            "paraphrase": {**served(model.url), "chunk": CHUNK, "fraction": 1.0},
+        }
+    )
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def files(machine: subprocess.Popen[str]) -> dict[str, str]:
+    """Hashes of what a machine made or found, once it has ended well."""
+    output = machine.communicate(timeout=900)[0]
+    assert machine.returncode == 0, output
+    return json.loads(output.strip().rpartition("\n")[2])
+
+
+def twice(model: OpenAIServer) -> int:
+    """Requests that were answered, and so paid for, more than once."""
+    return sum(count - 1 for count in model.answered.values())
+
+
+def under_way(machine: Machine, settings: str, model: OpenAIServer) -> subprocess.Popen[str]:
+    process = machine.start(STAGE, settings)
+    eventually(lambda: len(model.answered) > CAPTIONS // 4 or process.poll() is not None, "nothing is asked", 300)
+    assert process.poll() is None, process.communicate()[0]
+    return process
+
+
+def test_a_machine_that_is_cut_off_is_succeeded_and_joins_again(
+    pair: Mapping[str, Machine], settings: str, model: OpenAIServer, record_property: Callable[[str, object], None]
+) -> None:
+    one = under_way(pair["one"], settings, model)
+    pair["one"].cut_off()
+    start = time.monotonic()
+    two = pair["two"].start(STAGE, settings)
+    made = files(two)
+    seconds = time.monotonic() - start
+    assert seconds > REMOTE_DEAD_SECONDS, "a living machine would have been waited for"
+    record_property("cut off: seconds until another has finished", round(seconds))
+    record_property("cut off: requests paid twice", twice(model))
+    pair["one"].join_again()
+    output = one.communicate(timeout=900)[0]
+    record_property("cut off: its own end", f"{one.returncode}: {output.strip()[-200:]}")
+    # Whether it had given up or went on: what it has in the end is what the other one made.
+    assert files(pair["one"].start(STAGE, settings)) == made
+    assert len(model.answered) == CAPTIONS and twice(model) <= CHUNK
+
+
+def test_a_lost_machine_is_succeeded(
+    pair: Mapping[str, Machine], settings: str, model: OpenAIServer, record_property: Callable[[str, object], None]
+) -> None:
+    one = under_way(pair["one"], settings, model)
+    one.kill()
+    one.communicate()
+    shutil.rmtree(pair["one"].folder)
+    start = time.monotonic()
+    files(pair["two"].start(STAGE, settings))
+    record_property("lost: seconds until another has finished", round(time.monotonic() - start))
+    record_property("lost: requests paid twice", twice(model))
+    assert len(model.answered) == CAPTIONS and twice(model) <= CHUNK
+
+
+def test_clocks_ten_minutes_apart_take_nothing_from_a_living_machine(
+    pair: Mapping[str, Machine], settings: str, model: OpenAIServer
+) -> None:
+    one = under_way(pair["one"], settings, model)
+    two = pair["two"].start(STAGE, settings, clock="+10m")
+    looking = pair["two"].start(HOLDERS, "s3://machines/root", clock="+10m")
+    assert "paraphrase_1" in looking.communicate(timeout=120)[0], "what one works at counts as abandoned"
+    assert one.poll() is None, "one had ended before"
+    assert files(one) == files(two)
+    assert len(model.answered) == CAPTIONS and twice(model) == 0
