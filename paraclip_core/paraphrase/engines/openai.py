@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.errors import AwayError, BudgetError, EngineError
+from paraclip_core.lifetime import LoopThread
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, in_order
 from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
 from paraclip_core.paraphrase.engines.openai_wire import plain
@@ -95,7 +94,7 @@ class OpenAIEngine:
         self._model, self._options, self._urls, self._strict = model, options, urls, strict
         self._budget = Budget(options)
         self._resources = ExitStack()
-        self._connected: tuple[BlockingPortal, OpenAIClient] | None = None
+        self._connected: tuple[LoopThread, OpenAIClient] | None = None
 
     @classmethod
     def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> OpenAIEngine:
@@ -154,8 +153,8 @@ class OpenAIEngine:
         Raises:
             EngineError: it does not; says which option to mend.
         """
-        portal, client = self._connect()
-        portal.call(client.check)
+        loop, client = self._connect()
+        loop.submit(client.check()).result()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """Answers of each prompt, in order.
@@ -175,10 +174,10 @@ class OpenAIEngine:
         Raises:
             EngineError: the server is of no use or too dear by now; what was answered was handed over before.
         """
-        portal, client = self._connect()
+        loop, client = self._connect()
         answered: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
         run = _Run(self._options, self._strict, client, self._budget, prompts, sampling, answered)
-        call = portal.start_task_soon(run.answer)
+        call = loop.submit(run.answer())
         call.add_done_callback(lambda _: answered.put(None))
         try:
             while (item := answered.get()) is not None:
@@ -193,15 +192,15 @@ class OpenAIEngine:
         self._connected = None
         self._resources.close()
 
-    def _connect(self) -> tuple[BlockingPortal, OpenAIClient]:
+    def _connect(self) -> tuple[LoopThread, OpenAIClient]:
         if self._connected is None:
             client = OpenAIClient(self._model, self._options, self._urls)
-            # A loop in a thread of its own serves callers inside and outside of other loops.
-            portal = self._resources.enter_context(start_blocking_portal())
-            self._resources.callback(portal.call, client.close)
+            loop = LoopThread()
+            self._resources.callback(loop.close)
+            self._resources.callback(lambda: loop.submit(client.close()).result())
             # What waits for the budget belongs to the loop that it first waited in.
             self._budget = Budget(self._options, self._budget.spent)
-            self._connected = portal, client
+            self._connected = loop, client
         return self._connected
 
 
