@@ -14,6 +14,7 @@ from paraclip_core.options import OPERATIONAL, Options, json_fields
 __all__ = [
     "ENGINES",
     "EngineEntry",
+    "MinedOptions",
     "OpenAIOptions",
     "SmolLM2Options",
     "TransformersOptions",
@@ -50,6 +51,7 @@ ENGINES = {
     "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine.from_options", ("model", "vllm"), _HUB),
     "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine.from_options", ("model", "openai"), _SERVED),
     "file": EngineEntry(f"{_IN}.file:FileEngine.from_options", ("file",), _FILE),
+    "mined": EngineEntry(f"{_IN}.mined:MinedEngine", ("mined",)),
 }
 """The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
 
@@ -146,6 +148,21 @@ class OpenAIOptions(Options):
         """Price of so many tokens, in the currency of the prices."""
         prompt = prompt_tokens * self.price_per_million_prompt_tokens
         return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
+
+
+class MinedOptions(Options):
+    """Rewordings among the captions themselves."""
+
+    across: bool = False
+    """Also take captions of near-duplicate images. The features are then computed before anything is paraphrased."""
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Cosine of two images' features above which they count as near-duplicates; null: found by `agreement`, or 0.95
+    where fewer than 200 images have several captions."""
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How much captions of near-duplicates have to agree in their words: 0 is as those of any two images do, 1 as those
+    of one image do."""
+    most_images: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Nearest images whose captions are taken, at most."""
 
 
 class SmolLM2Options(Options):

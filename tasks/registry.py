@@ -41,4 +41,19 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
         if not isinstance(stage, Stage):
             raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected a tasks.stage.Stage")
         stages[stage.name] = stage
-    return {name: stage for name, stage in stages.items() if stage.applies(settings)}
+    return _inputs_first({name: stage for name, stage in stages.items() if stage.applies(settings)}, settings)
+
+
+def _inputs_first(stages: Mapping[str, Stage], settings: Settings) -> dict[str, Stage]:
+    """The stages in their order, but none before one that it reads, as an engine may want of the features."""
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str) -> None:
+        if name in stages and name not in ordered:
+            for upstream in stages[name].inputs(settings):
+                add(upstream)
+            ordered[name] = stages[name]
+
+    for name in stages:
+        add(name)
+    return ordered

@@ -34,6 +34,8 @@ __all__ = ["BLOCK_ROWS", "BlockJudge", "Candidate", "Judge", "JudgePool", "Judge
 GATES_VERSION = "1cfe02560ddad9cb4e1158e7d28e5a7d"
 """Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
+AS_THEY_CAME = ("off", "mined")
+"""Presets for answers that come best first."""
 GOOD_LENGTH = 1.3
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
@@ -180,7 +182,8 @@ class Judge:
         """A verdict for each request, in order.
 
         Of the answers that pass, those of at most 1.3 times the input's words and one come first, each by the lower
-        cosine (with input and caption) − 0.3 · overlap of the content words. Preset `off` leaves them as they came.
+        cosine (with input and caption) − 0.3 · overlap of the content words. Presets `off` and `mined` leave them in
+        their order.
         """
         checked = [
             [(pair, first_failure(pair, self._options, self._gates)) for pair in self._candidates(request)]
@@ -231,7 +234,7 @@ class Judge:
             detail = gate(pair, self._options, compare)
             if detail is not None:
                 return _Scored(pair.answer, to_caption, (False, 0.0), reason, detail)
-        if self._options.preset == "off":
+        if self._options.preset in AS_THEY_CAME:
             return _Scored(pair.answer, to_caption)
         short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
         score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap

@@ -223,8 +223,21 @@ class GenerationCache(Protocol):
 class StepTables:
     """What one step asks, beside what the cache holds; close it at the end."""
 
-    def __init__(self, step: int, cache: GenerationCache, batches: Batches, gates: bytes, scratch: Path) -> None:
-        """Begin with nothing asked. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files."""
+    def __init__(
+        self,
+        step: int,
+        cache: GenerationCache,
+        batches: Batches,
+        gates: bytes,
+        scratch: Path,
+        *,
+        by_image: bool = False,
+    ) -> None:
+        """Begin with nothing asked. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files.
+
+        `by_image`: requests name the image, too (:class:`EngineFacts`).
+        """
+        self._asked_of = ("image_id",) if by_image else ()
         self.step, self.cache, self.batches, self.scratch = step, cache, batches, scratch
         scratch.mkdir(parents=True, exist_ok=True)
         self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})
@@ -241,7 +254,7 @@ class StepTables:
     def ask(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
         """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows."""
         source = source_column(self.step)
-        batches = self.batches([source] if self.step == 1 else [source, "generation_1"])
+        batches = self.batches([source, *self._asked_of, *(() if self.step == 1 else ("generation_1",))])
         if rows is None:
             self.rows = 0
             for batch in batches:
@@ -254,13 +267,22 @@ class StepTables:
             self._insert(request, numbers, cursor.take(numbers))
 
     def _insert(self, request: RequestKeys, numbers: np.ndarray, batch: pa.RecordBatch | pa.Table) -> None:
-        keys = request.keys(batch.column(source_column(self.step)).to_pylist())
+        keys = request.keys(self._asked(batch))
         parents = batch.column("generation_1") if self.step == 2 else pa.nulls(batch.num_rows, pa.binary(16))
         attempts = pa.repeat(pa.scalar(request.attempt, pa.int16()), batch.num_rows)
         columns = [pa.array(numbers), attempts, keys, parents]
         self.con.register("fresh", pa.Table.from_arrays(columns, ["row", "attempt", "key", "parent"]))
         self.con.execute("INSERT INTO asked SELECT * FROM fresh")
         self.con.unregister("fresh")
+
+    def _asked(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
+        """What is asked about each row."""
+        texts = batch.column(source_column(self.step)).to_pylist()
+        if not self._asked_of:
+            return texts
+        return [
+            f"{image or ''}\n{text}" for image, text in zip(batch.column("image_id").to_pylist(), texts, strict=True)
+        ]
 
     def requests(self, attempt: int) -> int:
         """Different requests of an attempt."""
@@ -276,17 +298,19 @@ class StepTables:
             )
 
     def with_texts(self, request: RequestKeys, rows: np.ndarray, count: int) -> Iterator[pa.Table]:
-        """The requests of these rows as `tables.ANSWERS` without the answers, so many at a time."""
+        """The requests of these rows as `tables.ANSWERS` with `asked`, what is asked about, in place of the answers, so
+        many at a time."""
         source = source_column(self.step)
         names = ["caption"] if self.step == 1 else ["caption", source, "generation_1"]
-        cursor = RowCursor(self.batches(names))
+        cursor = RowCursor(self.batches([*names, *self._asked_of]))
         for start in range(0, len(rows), count):
             taken = cursor.take(rows[start : start + count])
-            keys = request.keys(taken.column(source).to_pylist())
+            asked = self._asked(taken)
+            keys = request.keys(asked)
             no_parent = pa.repeat(pa.scalar(NO_PARENT, pa.binary(KEY_BYTES)), len(keys))
             parents = taken.column("generation_1") if self.step == 2 else no_parent
-            columns = [keys, parents, taken.column("caption"), taken.column(source)]
-            yield pa.Table.from_arrays(columns, ANSWERS.names[:-1])
+            columns = [keys, parents, taken.column("caption"), taken.column(source), pa.array(asked, pa.string())]
+            yield pa.Table.from_arrays(columns, [*ANSWERS.names[:-1], "asked"])
 
     def find_unjudged(self, attempt: int, rows: np.ndarray | None = None) -> int:
         """Collect the answers without a verdict, of all rows or of these alone, for :meth:`unjudged`; their number."""
@@ -357,5 +381,11 @@ class StepTables:
 
 def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
     """Requests as of :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
-    (block,) = requests.append_column("completions", completions).cast(ANSWERS).combine_chunks().to_batches()
+    (block,) = (
+        requests.select(ANSWERS.names[:-1])
+        .append_column("completions", completions)
+        .cast(ANSWERS)
+        .combine_chunks()
+        .to_batches()
+    )
     return block

@@ -152,7 +152,7 @@ class Rounds:
         for asked in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = asked.column("generation").to_pylist()
             place = {key: number for number, key in enumerate(keys)}
-            todo = list(zip(asked.column("source").to_pylist(), keys, strict=True))
+            todo = list(zip(asked.column("asked").to_pylist(), keys, strict=True))
             for part in self._sender.ask(request, prompt, self.options.sampling, todo):
                 if ahead:
                     block = asked.take([place[key] for _, key, _ in part])

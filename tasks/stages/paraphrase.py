@@ -18,8 +18,9 @@ from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.engines.base import PaidEngine
-from paraclip_core.paraphrase.engines.file import LOOK_UP, FileEngine
+from paraclip_core.paraphrase.engines import engine_facts
+from paraclip_core.paraphrase.engines.base import MeasuredEngine, PaidEngine
+from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.generate import Counts
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
@@ -101,6 +102,8 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
         about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
         if engine.facts.asks:
             about["prompts"] = prompt_for(options, step).id
+        if isinstance(engine, MeasuredEngine):
+            about |= engine.metrics
         if isinstance(engine, PaidEngine) and engine.priced:
             about["spend"] = round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -140,7 +143,9 @@ def paraphrasing(
         stack.enter_context(_generation_lock(run, step, upstream, progress, share))
         cache = stack.enter_context(closing(open_generations(run.store)))
         stack.enter_context(closing(engine))
-        tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, scratch)))
+        tables = stack.enter_context(
+            closing(StepTables(step, cache, batches, spec.digest, scratch, by_image=engine.facts.by_image))
+        )
         pool = stack.enter_context(closing(JudgePool(spec, run.judges, scratch)))
         if isinstance(engine, PaidEngine) and engine.max_spend:
             # What other machines have paid for may not be here yet.
@@ -225,6 +230,11 @@ def _nothing(run: Run, step: int, counts: Counts, rejects: Path) -> ParaclipErro
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
     options = run.paraphrase
+    if not run.engine_facts.asks and not options.file.path:
+        return InputError(
+            f"paraphrase.engine={options.engine} has a paraphrase {step} {none}; images need several captions, or "
+            "near-duplicates (paraphrase.mined.across)"
+        )
     if not run.engine_facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
@@ -250,7 +260,7 @@ def _options(step: int) -> Callable[[Run], Mapping[str, Any]]:
             "context_length": run.settings.data.context_length,
             **({"keep": chosen.keep} if chosen.keep > 1 and step == 1 else {}),
         }
-        return common | (_asking(run, step) if run.engine_facts.asks else {"look_up": LOOK_UP})
+        return common | (_asking(run, step) if run.engine_facts.asks else dict(run.engine_facts.look_up))
 
     return options
 
@@ -273,7 +283,7 @@ def _asking(run: Run, step: int) -> dict[str, Any]:
 def _sources(run: Run) -> Mapping[str, str]:
     chosen = run.settings.paraphrase
     gates = _gate_sources(run)
-    if run.engine_facts.asks:
+    if run.engine_facts.asks or run.engine_facts.by_image:
         return gates
     run.engine()
     path = input_path(run.settings, chosen.file.path)
@@ -293,7 +303,7 @@ def _stage(step: int) -> Stage:
     return Stage(
         name=f"paraphrase_{step}",
         version=VERSION,
-        inputs=lambda settings: (UPSTREAM[step],),
+        inputs=lambda settings: tuple(dict.fromkeys((UPSTREAM[step], *engine_facts(settings.paraphrase).inputs))),
         options=_options(step),
         sources=_sources,
         body=_body(step),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paraclip_core.config import Settings
+from paraclip_core.config import ParaphraseOptions, Settings
+from paraclip_core.engine_options import MinedOptions
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines.base import SMALL_BYTES
 from paraclip_core.settings import load_settings
@@ -40,6 +41,18 @@ def test_every_stage_comes_after_its_inputs() -> None:
     for name in stages_of(settings):
         assert set(STAGES[name].inputs(settings)) <= seen, name
         seen.add(name)
+
+
+def test_features_come_before_an_engine_that_reads_them() -> None:
+    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(across=True))
+    stages = stages_of(Settings(paraphrase=paraphrase))
+    settings = Settings(paraphrase=paraphrase)
+    assert list(stages)[:4] == ["ingest", "features", "paraphrase_1", "paraphrase_2"]
+    assert stages["paraphrase_1"].inputs(settings) == ("ingest", "features")
+    assert stages["paraphrase_2"].inputs(settings) == ("paraphrase_1", "ingest", "features")
+    assert list(stages_of(Settings()))[:4] == ["ingest", "paraphrase_1", "paraphrase_2", "features"]
+    plain = Settings(paraphrase=ParaphraseOptions(engine="mined"))
+    assert stages_of(plain)["paraphrase_1"].inputs(plain) == ("ingest",)
 
 
 def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

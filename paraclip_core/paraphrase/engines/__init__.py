@@ -13,7 +13,7 @@ from typing import Any
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import ENGINES, EngineEntry
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines.base import Engine, EngineContext, EngineFacts, HashFiles, read_hashes
+from paraclip_core.paraphrase.engines.base import Corpus, Engine, EngineContext, EngineFacts, HashFiles, read_hashes
 from paraclip_core.paths import user_path
 from paraclip_core.plugins import import_path
 
@@ -39,6 +39,7 @@ def make_engine(
     data_root: Path | str = ".",
     device: str = "auto",
     hash_files: HashFiles = read_hashes,
+    corpus: Corpus | None = None,
 ) -> Engine:
     """The engine that the options name; no model is loaded before the first request.
 
@@ -47,6 +48,7 @@ def make_engine(
         data_root: folder that the paths of the `file` engine are relative to.
         device: where local models compute: a torch device, or `auto`.
         hash_files: hashes the weights of a model that lies in a folder.
+        corpus: captions and features of the run, where there is one.
 
     Raises:
         ConfigError: the class cannot be used, or an option that it needs is missing.
@@ -54,7 +56,7 @@ def make_engine(
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
-    return _made(options, EngineContext(user_path(data_root), device, hash_files))
+    return _made(options, EngineContext(user_path(data_root), device, hash_files, corpus))
 
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
+
+if TYPE_CHECKING:
+    from paraclip_core.training.batches import ImageFeatures
 
 __all__ = [
     "SMALL_BYTES",
     "CheckedEngine",
     "Completion",
+    "Corpus",
     "Engine",
     "EngineContext",
     "EngineFacts",
     "HashFiles",
+    "MeasuredEngine",
     "PaidEngine",
     "Prompt",
     "StreamingEngine",
@@ -61,6 +70,22 @@ class Completion:
     completion_tokens: int
 
 
+class Corpus(Protocol):
+    """What the run's earlier stages made, for an engine that looks answers up there."""
+
+    def fingerprint(self, stage: str) -> str:
+        """Fingerprint of a stage's artifact, which need not be there yet."""
+        ...
+
+    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+        """These columns of the training captions, in their order."""
+        ...
+
+    def features(self, image_ids: pa.Array) -> tuple[ImageFeatures, NDArray[np.int64]]:
+        """The feature matrix, float16 [N, d], and the row in it of each image, -1 where it has none."""
+        ...
+
+
 @dataclass(frozen=True)
 class EngineContext:
     """Where an engine works: what it needs besides the paraphrase options."""
@@ -71,6 +96,8 @@ class EngineContext:
     """A torch device, or `auto`."""
     hash_files: HashFiles
     """Hashes the weights of a model in a folder."""
+    corpus: Corpus | None = None
+    """Captions and features of the run; None where an engine is made outside of one."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,14 @@ class EngineFacts:
     asks: bool = True
     """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
     and attempts mean nothing."""
-    gates: Literal["off", "capable", "small-model"] = "capable"
+    by_image: bool = False
+    """Whether an answer depends on the image, too. A prompt's `text` is then the image's id, a line break, and what is
+    asked about."""
+    inputs: tuple[str, ...] = ()
+    """The stages whose artifacts it reads besides the captions or rewrites that it is asked about."""
+    look_up: Mapping[str, Any] = field(default_factory=dict)
+    """Where it does not ask: what decides its answers, for the fingerprint."""
+    gates: Literal["off", "capable", "small-model", "mined"] = "capable"
     """The preset that `paraphrase.gates.preset=auto` stands for."""
     one_process: str | None = None
     """Why requests are better not divided among processes; None where they may be."""
@@ -193,6 +227,16 @@ class PaidEngine(Protocol):
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count tokens that were paid for earlier towards the spending cap."""
+        ...
+
+
+@runtime_checkable
+class MeasuredEngine(Protocol):
+    """What an engine has besides where it can say how it came to its answers."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Figures for the manifest, after it was asked."""
         ...
 
 

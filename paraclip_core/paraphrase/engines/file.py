@@ -75,6 +75,7 @@ class FileEngine:
             shares_cores=True,
             deterministic=True,
             asks=False,
+            look_up={"look_up": LOOK_UP},
             gates="off",
             one_process="a file is read faster by one process",
         )

@@ -1,0 +1,82 @@
+"""Near-duplicates: against all cosines at once, and in cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from paraclip_core.clip import neighbors
+from paraclip_core.clip.neighbors import Neighbors, near_images
+
+
+def unit(vectors: NDArray[np.float16]) -> NDArray[np.float64]:
+    wide = vectors.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def pairs(near: Neighbors) -> list[tuple[int, int]]:
+    return list(zip(near.first().tolist(), near.rows.tolist(), strict=True))
+
+
+@given(
+    count=st.integers(0, 40),
+    least=st.floats(-0.5, 0.9),
+    most=st.integers(1, 50),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=60)
+def test_all_pairs_at_once_say_the_same(count: int, least: float, most: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count + 3, 6)).astype(np.float16)
+    rows = rng.permutation(count + 3)[:count]
+    near = near_images(features, rows, least, most)
+    cosines = unit(features[rows]) @ unit(features[rows]).T
+    for image in range(count):
+        others = [other for other in np.argsort(-cosines[image], kind="stable") if other != image]
+        expected = [other for other in others if cosines[image, other] >= least][:most]
+        assert near.of(image).tolist() == expected
+    assert (np.diff(near.starts) >= 0).all()
+    assert near.starts[-1] == len(near.rows) == len(near.cosines)
+
+
+def planted(images: int, copies: int, noise: float) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
+    """Random images, and of the first ones a slightly changed copy each, in another order."""
+    rng = np.random.default_rng(3)
+    first = rng.normal(size=(images, 32))
+    other = first[:copies] + noise * rng.normal(size=(copies, 32))
+    order = rng.permutation(images + copies)
+    place = np.argsort(order)
+    features = np.concatenate([first, other])[order].astype(np.float16)
+    return features, [(int(place[one]), int(place[images + one])) for one in range(copies)]
+
+
+def test_cells_miss_few_and_tell_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, copies = planted(4000, 500, noise=0.15)
+    rows = np.arange(len(features))
+    whole = near_images(features, rows, 0.9, 8)
+    monkeypatch.setattr(neighbors, "ALL_PAIRS", 1000)
+    monkeypatch.setattr(neighbors, "CELL_ROWS", 64)
+    calls: list[tuple[int, int | None]] = []
+    near = near_images(features, rows, 0.9, 8, progress=lambda done, total, **_: calls.append((done, total)))
+    assert {*copies} <= {*pairs(whole)}
+    listed = pairs(near)
+    assert len(listed) == len({*listed})
+    assert {*listed} <= {*pairs(whole)}
+    assert len(listed) >= 0.97 * len(whole.rows)
+    # Of a near-duplicate both images know.
+    assert {*listed} == {(other, one) for one, other in listed}
+    assert calls[-1] == (len(features) // 64, len(features) // 64)
+    assert pairs(near_images(features, rows, 0.9, 8)) == listed
+
+
+def test_a_higher_cosine_leaves_fewer() -> None:
+    features, copies = planted(100, 30, noise=0.15)
+    low = near_images(features, np.arange(130), 0.2, 8)
+    high = low.at_least(0.9)
+    assert len(low.rows) > len(high.rows) == 2 * len(copies)
+    same = near_images(features, np.arange(130), 0.9, 8)
+    assert pairs(high) == pairs(same)
+    assert high.starts.tolist() == same.starts.tolist()
