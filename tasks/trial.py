@@ -12,6 +12,7 @@ import pyarrow as pa
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
@@ -150,6 +151,11 @@ def _opened(run: Run, keep: bool, say: Say) -> Iterator[_Trial]:
             # None is made where nothing is kept.
             run = Run(run.settings, ArtifactStore(stack.enter_context(TempDir("trial-root-"))))
         engine = run.engine()
+        if engine.facts.by_image:
+            raise ConfigError(
+                f"paraphrase.engine={engine.name} looks captions up by their image, so there is none to try; "
+                "`paraclip plan` and `paraclip run` take it"
+            )
         stack.enter_context(closing(engine))
         own = stack.enter_context(closing(open_generations(run.store)))
         target = own if keep else GenerationStore(stack.enter_context(TempDir("trial-")) / "cache")

@@ -59,7 +59,7 @@ def test_later_options_count_where_they_are_used() -> None:
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
         ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "ranks"),
         ("FinetuneOptions", "validations"),
-        ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "options"),
+        ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "mined"), ("ParaphraseOptions", "options"),
         ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),
     }  # fmt: skip
     plain, used = meaning(Settings().finetune), meaning(load_settings(None, ["finetune.validations=4"]).finetune)

@@ -12,7 +12,7 @@ import pytest
 from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import BudgetError
+from paraclip_core.errors import BudgetError, ConfigError
 from paraclip_core.paraphrase.engines.base import EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
@@ -208,3 +208,9 @@ def test_no_model_is_said_to_be_loaded_elsewhere(tmp_path: Path, monkeypatch: py
     answering(monkeypatch, Unloaded())
     _, messages = tried(settings_of(tmp_path, gates={"preset": "off"}), CAPTIONS[:1])
     assert messages[0] == "asking scripted: 1 requests of step 1"
+
+
+def test_captions_without_their_images_cannot_be_mined(tmp_path: Path) -> None:
+    run = Run(settings_of(tmp_path, engine="mined"))
+    with pytest.raises(ConfigError, match=r"engine=mined looks captions up by their image"):
+        try_captions(run, ["a dog"], False, lambda _: None)

@@ -17,7 +17,7 @@ from paraclip_core.config import (
     VllmOptions,
     meaning,
 )
-from paraclip_core.engine_options import ENGINES
+from paraclip_core.engine_options import ENGINES, MinedOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options, unguarded
 from paraclip_core.paraphrase.engines.base import Prompt
@@ -32,10 +32,13 @@ SOME: dict[str, dict[str, Any]] = {
     "vllm": {"vllm": VllmOptions(dtype="half", revision="abc", extra={"seed_more": 1}, max_num_seqs=3)},
     "openai": {"openai": OpenAIOptions(revision="2026", extra_body={"reasoning_effort": "low"}, concurrency=2)},
     "file": {"file": {"path": "mine.csv", "caption": "text", "paraphrase_1": "a", "paraphrase_2": "b"}},
+    "mined": {"mined": MinedOptions(across=True, min_cosine=0.9)},
 }
 """Options that only some engines look at."""
 FASTER = ("smollm2",)
 """Option groups that change no answer."""
+LOOKING_UP = ("file", "mined")
+"""Engines that ask no model."""
 OWN = """
 from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
 
@@ -108,13 +111,13 @@ def test_prompts_sampling_and_seed_are_every_models() -> None:
     for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "synonyms": False, "prompt_1": "x {}"}.items():
         for engine in ENGINES:
             same = relevant_options(options(engine)) == relevant_options(options(engine, **{name: value}))
-            assert same == (engine == "file"), (engine, name)
+            assert same == (engine in LOOKING_UP), (engine, name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_who_turns_the_gates_off_for_a_language_model_is_told(engine: str) -> None:
     warning = unguarded(options(engine, gates={"preset": "off"}))
-    assert (warning is None) == (engine == "file")
+    assert (warning is None) == (engine in LOOKING_UP)
     assert warning is None or f"keeps whatever {engine} answers" in warning
     assert unguarded(options(engine)) is None
     assert unguarded(options(engine, gates={"preset": "small-model"})) is None
@@ -124,8 +127,8 @@ def test_facts() -> None:
     facts = {engine: engine_facts(options(engine)) for engine in ENGINES}
     assert [engine for engine in ENGINES if facts[engine].paid] == ["openai"]
     assert [engine for engine in ENGINES if not facts[engine].local] == ["openai"]
-    assert [engine for engine in ENGINES if not facts[engine].asks] == ["file"]
-    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["smollm2", "transformers", "file"]
+    assert [engine for engine in ENGINES if not facts[engine].asks] == [*LOOKING_UP]
+    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["smollm2", "transformers", *LOOKING_UP]
     assert {engine: facts[engine].gates for engine in ("smollm2", "openai", "vllm", "transformers", "file")} == {
         "smollm2": "small-model", "openai": "capable", "vllm": "capable", "transformers": "capable", "file": "off",
     }  # fmt: skip
