@@ -18,11 +18,12 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
-from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, StageError
+from tasks.child import Stop
 from tasks.context import Run
 from tasks.results import stage_row
 from tasks.stage import Node
+from tasks.stages.paraphrase import STEPS
 
 __all__ = ["run_child"]
 
@@ -49,16 +50,16 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
         ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
-    settings, store, name = run.settings, run.store, node.name
+    store, name = run.store, node.name
     artifact = store.peek(name, node.fingerprint)
     if artifact is not None:
         # A process that only finds this out would take ten seconds to start.
         return stage_row(artifact, True, time.monotonic() - started)
-    child = _patiently(lambda: _start(name, settings, node.fingerprint))
+    child = _patiently(lambda: _start(run, node), run.stop)
     try:
-        ended = _wait(child, lambda: store.peek(name, node.fingerprint) is None)
-    except BaseException as error:
-        _cancel_with_parent(child, interrupted=isinstance(error, KeyboardInterrupt))
+        ended = _wait(child, lambda: store.peek(name, node.fingerprint) is None, run.stop)
+    except BaseException:
+        _cancel_with_parent(child, run.stop.reason)
         raise
     artifact = store.peek(name, node.fingerprint)
     if artifact is None and (state := ended.state) and not state.is_completed():
@@ -76,60 +77,67 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
     return stage_row(artifact, False, time.monotonic() - started)
 
 
-def _start(name: str, settings: Settings, fingerprint: str) -> FlowRun:
+def _start(run: Run, node: Node) -> FlowRun:
+    name = node.name
+    # A GPU worker would wait for a server elsewhere.
+    deployed = f"{name}-api" if name in STEPS and not run.engine_facts.local else name
     try:
         # Prefect types it as awaitable too, which it is in async code only.
         return cast(
             FlowRun,
             run_deployment(
-                f"{name}/{name}",
-                parameters={"settings": settings.model_dump(mode="json")},
+                f"{name}/{deployed}",
+                parameters={"settings": run.settings.model_dump(mode="json")},
                 timeout=0,
-                idempotency_key=f"{flow_run.id}-{name}-{fingerprint}",
+                idempotency_key=f"{flow_run.id}-{name}-{node.fingerprint}",
             ),
         )
     except ObjectNotFound as error:
         raise StageError(
-            f"the Prefect server has no deployment {name}/{name}, which run.placement=deployments needs; "
+            f"the Prefect server has no deployment {name}/{deployed}, which run.placement=deployments needs; "
             "start one with `paraclip serve`, or use run.placement=inline"
         ) from error
     except PrefectHTTPStatusError as error:
         if error.response.status_code != CONFLICT:
             raise
         raise StageError(
-            f"the deployment {name}/{name} refuses the settings, most likely because another release made it: "
+            f"the deployment {name}/{deployed} refuses the settings, most likely because another release made it: "
             f"{error.response.text}. Renew it by `paraclip stop` and `paraclip serve`, or elsewhere by "
             f"`python -m flows.setup prefect.yaml`"
         ) from error
 
 
-def _wait(child: FlowRun, needed: Callable[[], bool]) -> FlowRun:
+def _wait(child: FlowRun, needed: Callable[[], bool], stop: Stop) -> FlowRun:
     """The child once it has ended; if it ended before and is still `needed`, it runs once more."""
     with get_client(sync_client=True) as client:
-        current = _patiently(lambda: client.read_flow_run(child.id))
+        current = _patiently(lambda: client.read_flow_run(child.id), stop)
         if current.state and current.state.is_cancelling():
             # With its parent, some seconds after it: this parent runs again, so that cancel is no longer wanted.
-            current = _ended(client, child)
+            current = _ended(client, child, stop)
         if current.state and current.state.is_final() and needed():
             log.warning(
                 "the child run %s is %s, but its artifact is not there: it runs again", current.name, current.state.name
             )
             again = Scheduled(name="AwaitingRetry")
-            _patiently(lambda: client.set_flow_run_state(child.id, again, force=True))
-        return _ended(client, child)
+            _patiently(lambda: client.set_flow_run_state(child.id, again, force=True), stop)
+        return _ended(client, child, stop)
 
 
-def _ended(client: SyncPrefectClient, child: FlowRun) -> FlowRun:
-    while not ((current := _patiently(lambda: client.read_flow_run(child.id))).state and current.state.is_final()):
-        time.sleep(POLL_SECONDS)
-    return current
+def _ended(client: SyncPrefectClient, child: FlowRun, stop: Stop) -> FlowRun:
+    while True:
+        current = _patiently(lambda: client.read_flow_run(child.id), stop)
+        if current.state and current.state.is_final():
+            return current
+        stop.wait(POLL_SECONDS)
+        stop.check()
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _patiently(ask: Callable[[], T], stop: Stop) -> T:
     """What `ask` gives once the server answers; a child works on while it is away, and so must its parent wait.
 
     Raises:
         Exception: what `ask` raised, at once or after an hour without an answer.
+        StageError: the run was stopped.
     """
     end, told = time.monotonic() + AWAY_SECONDS, False
     while True:
@@ -142,17 +150,19 @@ def _patiently(ask: Callable[[], T]) -> T:
             if not told:
                 log.warning("the Prefect server does not answer and is asked again: %s", error)
             told = True
-        time.sleep(POLL_SECONDS)
+        stop.wait(POLL_SECONDS)
+        stop.check()
 
 
-def _cancel_with_parent(child: FlowRun, interrupted: bool) -> None:
-    """Cancel the child if this run is being cancelled, or was interrupted by Ctrl-C.
+def _cancel_with_parent(child: FlowRun, reason: BaseException | None) -> None:
+    """Cancel the child if this run is being cancelled, was interrupted by Ctrl-C, or fails for another stage.
 
-    The server does the first by itself, half a minute later, and knows nothing of the second. A parent that ends
+    The server does the first by itself, half a minute later, and knows nothing of the others. A parent that ends
     otherwise, with its worker perhaps, leaves its child at work.
     """
+    wanted = isinstance(reason, KeyboardInterrupt | Exception)
     # Whatever goes wrong here must not hide why this run ends.
     with suppress(Exception), get_client(sync_client=True) as client:
         parent = client.read_flow_run(UUID(flow_run.id))
-        if interrupted or (parent.state and parent.state.is_cancelling()):
+        if wanted or (parent.state and parent.state.is_cancelling()):
             client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled or interrupted."))

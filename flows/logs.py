@@ -50,9 +50,21 @@ def _silence(console: Any) -> None:
     os.close(nowhere)
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what is standard error at that moment: while bars are shown, lines go above them."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: object) -> None:
+        """Stay with standard error."""
+
+
 def show_own_logs() -> None:
     """Send this project's own log lines, and no one else's, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in OWN_LOGGERS:
         logger = logging.getLogger(name)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
 from flows.children import run_child
 from flows.logs import let_own_logs_through
-from flows.work import DEFAULTS, publish_result, run_name, run_of, run_stage
+from flows.seats import Seats
+from flows.work import (
+    DEFAULTS,
+    announce_failure,
+    carry_stage,
+    publish_result,
+    retries_of,
+    run_name,
+    run_of,
+    stage_task,
+)
 from paraclip_core.config import Settings
 from tasks.context import Run
 from tasks.preflight import check_before_paying
 from tasks.publish import artifact_key, publish_table
 from tasks.registry import STAGES
 from tasks.results import Result, check_run_name, record_result
+from tasks.stage import Node
 from tasks.stages.paraphrase import STEPS
 
 __all__ = ["pipeline", "run_stages"]
@@ -27,10 +40,10 @@ log = logging.getLogger(__name__)
 
 @flow(name="pipeline", flow_run_name=run_name)
 def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> State[Any]:
-    """Run every stage in order and return what came out.
+    """Run every stage and return what came out; stages that do not need each other run side by side.
 
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
-    so it goes on with the one that failed.
+    so it goes on with those that failed or were ended.
 
     Args:
         config: YAML file in place of `settings`: a path on the worker, or a URL.
@@ -42,7 +55,9 @@ def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settin
 
 
 def run_stages(run: Run) -> Result:
-    """Run every stage in order, here or in its own deployment; for use inside a flow.
+    """Run every stage, here or in its own deployment; for use inside a flow.
+
+    The first stage that fails ends the others at their next checkpoint, and the run with its error.
 
     Raises:
         ConfigError: the run's name is that of a promoted channel, or the package of one of its trackers is missing.
@@ -50,24 +65,101 @@ def run_stages(run: Run) -> Result:
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
-    settings = run.settings
-    check_run_name(settings.name, run.store)
-    rows: list[dict[str, Any]] = []
+    check_run_name(run.settings.name, run.store)
     # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = run.nodes
     run.check_trackers()
     with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
-        for name, node in nodes.items():
-            if name in STEPS and STEPS[name] == 1:
-                for notice in check_before_paying(run):
-                    log.warning("%s", notice)
-            # A stage of the user's own has no deployment.
-            if settings.run.placement == "deployments" and node.stage is STAGES.get(name):
-                row = run_child(node, run)
-            else:
-                row = run_stage(name, run)
-            rows.append(row)
-            publish_table(artifact_key(settings.name, "stages"), rows, f"Stages of {settings.name}")
+        rows = _Dag(run).carry()
         result = record_result(run, rows, run.artifacts())
-    publish_result(settings, result)
+    publish_result(run.settings, result)
     return result
+
+
+def _carry_here(name: str, run: Run) -> dict[str, Any]:
+    _check_captions(name, run)
+    return carry_stage(name, run)
+
+
+def _carry_elsewhere(name: str, run: Run) -> dict[str, Any]:
+    let_own_logs_through()
+    _check_captions(name, run)
+    return run_child(run.node(name), run)
+
+
+def _check_captions(name: str, run: Run) -> None:
+    if STEPS.get(name) == 1:
+        for notice in check_before_paying(run):
+            log.warning("%s", notice)
+
+
+class _Dag:
+    """A run's stages as futures. One is submitted when its inputs are finished and what it computes on is free."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.seats = run, Seats()
+        self.waiting = dict(run.nodes)
+        self.futures: dict[str, PrefectFuture[Any]] = {}
+        self.working: dict[PrefectFuture[Any], tuple[Node, tuple[str, ...]]] = {}
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def carry(self) -> list[dict[str, Any]]:
+        """Run all of them and return their rows of the stage table.
+
+        Raises:
+            ParaclipError: what the first one that failed had raised.
+        """
+        try:
+            while self.waiting or self.working:
+                self._submit_ready()
+                self._finish(next(as_completed(list(self.working))))
+        except BaseException as error:
+            # A pool's threads hear no signal, and their processes would work on.
+            self.run.stop.reason = error
+            self.run.stop.set()
+            wait(list(self.working))
+            raise
+        return self._table()
+
+    def _submit_ready(self) -> None:
+        for name, node in list(self.waiting.items()):
+            inputs = [upstream for upstream in node.stage.inputs(self.run.settings) if upstream in self.run.stages]
+            if any(upstream not in self.rows for upstream in inputs):
+                continue
+            # A stage of the user's own has no deployment.
+            elsewhere = self.run.settings.run.placement == "deployments" and node.stage is STAGES.get(name)
+            # Of deployments, the workers' limits say how many run at once.
+            seats = () if elsewhere else self.seats.take(node.stage, self.run)
+            if seats is None:
+                continue
+            del self.waiting[name]
+            # A child run tries again by itself.
+            carry, retries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries_of(self.run))
+            task = stage_task(node, carry, retries)
+            upstream = [self.futures[name] for name in inputs]
+            self.futures[name] = task.submit(name, self._placed(seats), wait_for=upstream)
+            self.working[self.futures[name]] = node, seats
+
+    def _placed(self, seats: tuple[str, ...]) -> Run:
+        """The run for a stage on these seats."""
+        options = self.run.settings.run
+        device = self.seats.device(seats, options.device)
+        if device == options.device:
+            return self.run
+        placed = copy.copy(self.run)
+        placed.settings = self.run.settings.model_copy(update={"run": options.model_copy(update={"device": device})})
+        return placed
+
+    def _finish(self, future: PrefectFuture[Any]) -> None:
+        node, seats = self.working.pop(future)
+        self.seats.leave(seats)
+        row: Any = future.result(raise_on_failure=False)
+        if isinstance(row, BaseException):
+            announce_failure(node.name, self.run, row)
+            raise row
+        self.rows[node.name] = row
+        name = self.run.settings.name
+        publish_table(artifact_key(name, "stages"), self._table(), f"Stages of {name}")
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [self.rows[name] for name in self.run.nodes if name in self.rows]

@@ -19,6 +19,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
+from tasks.child import Stop
 from tasks.context import Run
 from tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
 from tasks.stage import Node
@@ -41,9 +42,9 @@ Failures = list[tuple[int, BaseException]]
 class Board:
     """Where shards say how far they are; those on this machine see here that they have to stop, too."""
 
-    def __init__(self, shards: int, progress: Progress) -> None:
-        """`progress` is told how far all of them are together."""
-        self.stop = threading.Event()
+    def __init__(self, shards: int, progress: Progress, stop: Stop) -> None:
+        """`progress` is told how far all of them are together; `stop` ends those on this machine."""
+        self.stop = stop
         self.heard = False
         """Whether any has said something."""
         self._progress, self._shards = progress, shards
@@ -144,13 +145,13 @@ def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
             path = events_path(store, node.name, node.fingerprint)
             with EventLog(path, node.name, node.fingerprint, "shards") as events:
                 events.counted({"shards": job.shards})
-                _map(job, settings, both(progress, events.progress))
+                _map(job, run, both(progress, events.progress))
 
 
-def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
-    name, numbers = str(job.draft["stage"]), list(range(job.shards))
+def _map(job: ShardJob, run: Run, progress: Progress) -> None:
+    settings, name, numbers = run.settings, str(job.draft["stage"]), list(range(job.shards))
     on_ray = settings.run.runner == "ray"
-    board = Board(job.shards, progress)
+    board = Board(job.shards, progress, run.stop)
 
     def ask_all(stage: str, shards: int) -> None:
         # It forgets what an earlier run's shards said, so it begins before them.
@@ -163,7 +164,7 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
         failures: Failures = []
         try:
             for done, (shard, future) in enumerate(zip(numbers, futures, strict=True), 1):
-                failure = _failure(future)
+                failure = _failure(future, run.stop)
                 if failure is not None:
                     failures.append((shard, failure))
                     log.error("%s: shard %d of %d failed: %s", stage, shard, shards, _reason(failure))
@@ -171,9 +172,10 @@ def _map(job: ShardJob, settings: Settings, progress: Progress) -> None:
                 log.info("%s: shard %d of %d is done", stage, shard, shards)
                 if on_ray and not board.heard:
                     progress(done, shards, shards=shards)
-        finally:
+        except BaseException:
             # What cancels the flow must end the shards, whose threads the runner would wait for.
-            board.stop.set()
+            run.stop.set()
+            raise
         if failures:
             may_pass = all(worth_a_retry(failure, 1) for _, failure in failures)
             raise (CrashedError if may_pass else StageError)(_text(stage, shards, failures))
@@ -207,13 +209,22 @@ def _following(job: ShardJob, board: Board) -> Iterator[None]:
         forget_reports(job)
 
 
-def _failure(future: PrefectFuture[dict[str, Any]]) -> BaseException | None:
-    """Why a shard failed; None where it did not."""
-    try:
-        result: Any = future.result(raise_on_failure=False)
-    except Exception as error:
-        # A worker of Ray that dies takes the state of its task with it.
-        result = error
+def _failure(future: PrefectFuture[dict[str, Any]], stop: Stop) -> BaseException | None:
+    """Why a shard failed; None where it did not.
+
+    Raises:
+        StageError: the run was stopped.
+    """
+    result: Any = None
+    while result is None:
+        stop.check()
+        try:
+            result = future.result(LOOK_SECONDS, raise_on_failure=False)
+        except TimeoutError:
+            continue
+        except Exception as error:
+            # A worker of Ray that dies takes the state of its task with it.
+            result = error
     return result if isinstance(result, BaseException) else None
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prefect import State, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.context import TaskRunContext
 from prefect.runtime import deployment
+from prefect.states import Cancelled, Completed
 
 from flows.alerts import emit
 from flows.logs import let_own_logs_through, outlive_worker
@@ -40,7 +43,17 @@ from tasks.stage import Node
 from tasks.stages.paraphrase import STEPS, finished_samples
 from tasks.status import both, shown_progress
 
-__all__ = ["DEFAULTS", "publish_result", "run_name", "run_of", "run_stage"]
+__all__ = [
+    "DEFAULTS",
+    "announce_failure",
+    "carry_stage",
+    "publish_result",
+    "retries_of",
+    "run_name",
+    "run_of",
+    "run_stage",
+    "stage_task",
+]
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +88,7 @@ def run_name() -> str:
 
 
 def carry_stage(name: str, run: Run) -> dict[str, Any]:
-    """Run one stage and return its row of the stage table.
+    """Run one stage in this process and return its row of the stage table.
 
     Raises:
         ParaclipError: what the stage raised.
@@ -94,28 +107,74 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
 
 
 def run_stage(name: str, run: Run) -> dict[str, Any]:
-    """Carry a stage as a task that is tried again after errors that may pass, as `run.retries` says.
+    """Run one stage as a task, for a flow that has no other.
 
     Raises:
         ParaclipError: what the stage raised last.
     """
-    retries = run.settings.run.retries
-    if retries is None:
-        retries = RETRIES if deployment.id else 0
-    carried: Any = task(
-        name=name,
-        task_run_name=name,
-        persist_result=False,
-        retries=retries,
-        retry_delay_seconds=DELAYS,
-        retry_condition_fn=_may_pass,
-    )(carry_stage)
     try:
-        return carried(name, run)
+        return stage_task(run.node(name), carry_stage, retries_of(run))(name, run).data
     except ParaclipError as error:
-        text = f"{name} failed: {with_notes(error)}"
-        emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
+        announce_failure(name, run, error)
         raise
+
+
+def announce_failure(name: str, run: Run, error: BaseException) -> None:
+    """Emit the event of a stage that failed."""
+    text = f"{name} failed: {with_notes(error)}"
+    emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
+
+
+def retries_of(run: Run) -> int:
+    """How often a stage is tried again in this process."""
+    retries = run.settings.run.retries
+    return (RETRIES if deployment.id else 0) if retries is None else retries
+
+
+def delay(tries: int) -> float:
+    """Seconds before the next try, after so many."""
+    return DELAYS[min(tries, len(DELAYS)) - 1]
+
+
+def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], retries: int) -> Any:
+    """The task of a stage, whose state says what was made or found. After errors that may pass it is tried again.
+
+    Args:
+        node: the stage.
+        carry: runs it and returns its row of the stage table.
+        retries: how often it is tried again.
+    """
+
+    def stage(name: str, run: Run) -> State[Any]:
+        context = TaskRunContext.get()
+        if context is not None and context.task_run.run_count > 1:
+            # Not by Prefect, which would sleep through a cancel.
+            run.stop.wait(delay(context.task_run.run_count - 1))
+        try:
+            run.stop.check()
+            row = carry(name, run)
+        except ParaclipError:
+            if not run.stop.is_set():
+                raise
+            return Cancelled(message="ended with its run; the next one goes on from there")
+        return Completed(name="Cached" if row["state"] == "cached" else "Completed", message=_says(row), data=row)
+
+    return task(
+        name=node.name,
+        task_run_name=node.name,
+        description=node.stage.about,
+        persist_result=False,
+        # With a cache policy Prefect would try to hash the run.
+        cache_policy=NO_CACHE,
+        retries=retries,
+        retry_condition_fn=_may_pass,
+    )(stage)
+
+
+def _says(row: Mapping[str, Any]) -> str:
+    """A stage's row in one line."""
+    counts = {"rows": row["rows"], "rejected": row["rejected"]}
+    return ", ".join([row["fingerprint"], *(f"{name} {count}" for name, count in counts.items() if count)])
 
 
 def _may_pass(_: object, task_run: TaskRun, state: State[Any]) -> bool:

@@ -289,6 +289,8 @@ class RunOptions(Options):
     retries: Annotated[int, Field(ge=0, le=100)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """How often a stage is tried again whose process was killed, whose engine is away, or (once) whose disk was full.
     Unset: twice in a deployment, never in `paraclip run`."""
+    stage_timeout: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Seconds after which a process of a stage is ended; the next try goes on from there. Unset: never."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,7 +35,7 @@ from tasks.status import StatusFile, read_answer, read_failure, relay_from
 if TYPE_CHECKING:
     from tasks.context import Run
 
-__all__ = ["call_in_child", "log_path", "make_artifact", "run_in_child"]
+__all__ = ["Stop", "call_in_child", "log_path", "make_artifact", "run_in_child"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,22 @@ POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 """How long a child that was asked to end may take."""
 LOG_LINES = 15
+
+
+class Stop(threading.Event):
+    """Ends the processes that work for a run when it is set."""
+
+    reason: BaseException | None = None
+    """What ended the run."""
+
+    def check(self) -> None:
+        """See that the work may go on.
+
+        Raises:
+            StageError: it may not.
+        """
+        if self.is_set():
+            raise StageError("its process was stopped; run again to go on from there")
 
 
 def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
@@ -70,7 +87,7 @@ def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progres
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
     }
     try:
-        call_in_child(MAKE, request, run.settings, path, progress)
+        call_in_child(MAKE, request, run.settings, path, progress, run.stop)
     except BaseException:
         store.push_unfinished(draft.stage, draft.fingerprint)
         raise
@@ -86,21 +103,22 @@ def call_in_child(
     settings: Settings,
     path: Path,
     progress: Progress = silent,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> Any:
     """Call `work` with a JSON-ready request and a progress in a child process, and return its JSON-ready answer.
 
     Args:
         work: the function, as ``module:name``.
         request: what it gets.
-        settings: the run's settings; `run.threads` bounds the child's threads.
+        settings: the run's settings; `run.threads` bounds the child's threads, `run.stage_timeout` its seconds.
         path: the child's log file, which is appended to.
         progress: told what the child reports.
         stop: ends the child when it is set.
 
     Raises:
         ParaclipError: what the function raised, of the same class.
-        StageError: the child crashed, was killed or stopped; the message has the signal and the end of its log.
+        StageError: the child crashed, was killed or stopped, or took too long; the message has the signal and the end
+            of its log.
     """
     with TempDir() as folder, _open_log(path) as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
@@ -115,7 +133,7 @@ def call_in_child(
             env=_environment(settings),
         )
         try:
-            _watch(child, status, progress, stop)
+            _watch(child, relay_from(status, progress), stop or Stop(), settings.run.stage_timeout)
         except BaseException:
             # A cancelled flow raises a BaseException here; the child must not go on without it.
             _end(child)
@@ -148,11 +166,12 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _watch(child: subprocess.Popen[bytes], status: Path, progress: Progress, stop: threading.Event | None) -> None:
-    look = relay_from(status, progress)
+def _watch(child: subprocess.Popen[bytes], look: Callable[[], None], stop: Stop, timeout: float | None) -> None:
+    began = time.monotonic()
     while child.returncode is None:
-        if stop is not None and stop.is_set():
-            raise StageError("its process was stopped")
+        stop.check()
+        if timeout is not None and time.monotonic() - began > timeout:
+            raise CrashedError(f"its process took more than run.stage_timeout={timeout:g} s; run again to go on")
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
         look()

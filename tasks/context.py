@@ -22,7 +22,7 @@ from storage.features import FeatureRows, FeatureStore
 from storage.fingerprint import FileHashes, fingerprint
 from storage.manifests import SOURCE
 from storage.roots import open_store
-from tasks.child import run_in_child
+from tasks.child import Stop, run_in_child
 from tasks.registry import stages_of
 from tasks.stage import Node, Stage, carry_out, software_versions
 from tasks.stages.evaluate import check_benchmarks
@@ -52,6 +52,8 @@ class Run:
         self.settings = settings
         self.store = store or open_store(settings.run.root)
         self.stages = stages_of(settings) if stages is None else stages
+        self.stop = Stop()
+        """Set to end every process that works for this run."""
         self._nodes: dict[str, Node] = {}
 
     @cached_property

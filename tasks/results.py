@@ -14,6 +14,7 @@ from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
+from storage.manifests import SOURCE
 from storage.parquet import iter_batches
 from tasks.history import BY_PROMOTION, BY_RUN, moved
 
@@ -32,6 +33,8 @@ __all__ = [
     "worst_pairs",
 ]
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
+ROWS = ("kept", "accepted", "rows", "images", "benchmarks")
+"""Metrics that say how much a stage made, of which a manifest's first counts."""
 COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
 
 
@@ -41,7 +44,7 @@ class Result:
 
     name: str
     stages: list[dict[str, Any]]
-    """A row per stage: its name, state, fingerprint, seconds, bytes, rejected rows and path."""
+    """A row per stage: its name, state, fingerprint, seconds, bytes, rows, rejected rows, inputs and path."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What `summary.json` holds; empty where nothing was evaluated."""
     rows: dict[str, int] = field(default_factory=dict)
@@ -173,6 +176,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
     """A stage's row of the stage table: plain values, the same for people and machines."""
+    metrics = artifact.manifest.metrics
     return {
         "stage": artifact.stage,
         "state": "cached" if cached else "made",
@@ -180,8 +184,10 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
         "seconds": round(seconds, 1),
         "made_in": artifact.manifest.wall_seconds,
         "bytes": artifact.manifest.size(),
-        "rejected": _rejected(artifact.manifest.metrics),
-        "reasons": _reasons(artifact.manifest.metrics),
+        "rows": next((metrics[name] for name in ROWS if name in metrics), None),
+        "rejected": _rejected(metrics),
+        "reasons": _reasons(metrics),
+        "inputs": {name: value for name, value in artifact.manifest.inputs.items() if not name.startswith(SOURCE)},
         "path": str(artifact.path),
     }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact
 from storage.roots import open_store
-from tasks.child import call_in_child, log_path
+from tasks.child import Stop, call_in_child, log_path
 from tasks.context import Run
 from tasks.requests import step_left
 from tasks.stage import Node
@@ -80,9 +79,7 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
     return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
 
 
-def ask_shard(
-    job: ShardJob, shard: int, progress: Progress = silent, stop: threading.Event | None = None
-) -> dict[str, Any]:
+def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop | None = None) -> dict[str, Any]:
     """Run one shard in a child process; what it counted.
 
     Raises:

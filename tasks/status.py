@@ -153,14 +153,46 @@ def both(first: Progress, second: Progress) -> Progress:
 def shown_progress(stage: str) -> Iterator[Progress]:
     """A progress for as long as a stage runs, on standard error: a bar on a terminal, now and then a line elsewhere."""
     if sys.stderr.isatty():
-        with _bar(stage) as progress:
+        with _DISPLAY.bar(stage) as progress:
             yield progress
     else:
         yield _lines(stage)
 
 
-@contextmanager
-def _bar(stage: str) -> Iterator[Progress]:
+class _Display:
+    """The bars of all stages that run at the same time, one below the other."""
+
+    def __init__(self) -> None:
+        self._lock, self._shown = threading.Lock(), 0
+        self._bars: Any = None
+
+    @contextmanager
+    def bar(self, stage: str) -> Iterator[Progress]:
+        """A bar, as long as a stage runs."""
+        with self._lock:
+            self._bars, self._shown = self._bars or _new_bars(), self._shown + 1
+            bars = self._bars
+            bars.start()
+        task = bars.add_task(stage, total=None, facts="")
+
+        def progress(done: int, total: int | None, **facts: Fact) -> None:
+            bars.update(task, completed=done, total=total, facts=shown_facts(facts))
+
+        try:
+            yield progress
+        finally:
+            with self._lock:
+                bars.remove_task(task)
+                self._shown -= 1
+                if not self._shown:
+                    bars.stop()
+                    self._bars = None
+
+
+_DISPLAY = _Display()
+
+
+def _new_bars() -> Any:
     # Imported here because only a terminal needs it.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -175,13 +207,7 @@ def _bar(stage: str) -> Iterator[Progress]:
         # Facts hold names that a user chose, and brackets in them are no markup.
         TextColumn("{task.fields[facts]}", style="dim", markup=False),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(stage, total=None, facts="")
-
-        def progress(done: int, total: int | None, **facts: Fact) -> None:
-            bars.update(task, completed=done, total=total, facts=shown_facts(facts))
-
-        yield progress
+    return Bars(*columns, console=Console(stderr=True), transient=True)
 
 
 def _lines(stage: str) -> Progress:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, StageError
+from paraclip_core.errors import ArtifactError, InputError, StageError
 from paraclip_core.settings import load_settings
 from storage.artifacts import ArtifactStore
+from tasks.child import Stop
 from tasks.context import Run
+from tasks.stage import Node
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +136,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
     assert taken == [3], "it runs again once and no more"
 
     def begin_and_crash(_: int) -> str:
-        child = children._start("scenes", settings, node.fingerprint)
+        child = children._start(Run(settings), node)
         with get_client(sync_client=True) as client:
             client.update_flow_run(child.id, name="scenes-mine")
         return "CRASHED"
@@ -164,15 +167,15 @@ def test_a_parent_outlives_a_server_that_is_away(
         return answer
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.0)
-    assert children._patiently(ask) == "answer"
+    assert children._patiently(ask, Stop()) == "answer"
     assert caplog.text.count("does not answer and is asked again") == 1
     answers += [refused(404)]
     with pytest.raises(PrefectHTTPStatusError):
-        children._patiently(ask)
+        children._patiently(ask, Stop())
     monkeypatch.setattr(children, "AWAY_SECONDS", -1.0)
     answers += [httpx.ConnectError("refused")]
     with pytest.raises(httpx.ConnectError):
-        children._patiently(ask)
+        children._patiently(ask, Stop())
 
 
 @pytest.mark.usefixtures("deployed")
@@ -188,7 +191,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     options = [f"run.root={tmp_path}", "data.scenes.seed=8", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
     node = Run(settings, store).nodes["scenes"]
-    child = children._start("scenes", settings, node.fingerprint)
+    child = children._start(Run(settings), node)
 
     def become(kind: str) -> None:
         with get_client(sync_client=True) as client:
@@ -214,35 +217,39 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
 @pytest.mark.parametrize(
     ("parent_is", "ended_by", "child_becomes"),
     [
-        ("CANCELLING", SystemExit, "CANCELLED"),
-        ("RUNNING", SystemExit, "SCHEDULED"),
-        ("RUNNING", KeyboardInterrupt, "CANCELLED"),
+        ("CANCELLING", SystemExit(), "CANCELLED"),
+        ("RUNNING", SystemExit(), "SCHEDULED"),
+        ("RUNNING", KeyboardInterrupt(), "CANCELLED"),
+        ("RUNNING", InputError("another stage's"), "CANCELLED"),
     ],
 )
 def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_is: str, ended_by: type[BaseException], child_becomes: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_is: str, ended_by: BaseException, child_becomes: str
 ) -> None:
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
     from flows import children
 
-    def terminated(_: float) -> None:
-        raise ended_by
-
     options = [f"run.root={tmp_path}", "data.scenes.seed=9", "data.sources.0.path=captions.jsonl"]
-    settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = Run(settings, store).nodes["scenes"]
+    run = Run(load_settings(None, options), ArtifactStore(tmp_path))
+    node = run.nodes["scenes"]
+
+    def ended(_: float) -> bool:
+        run.stop.reason = ended_by
+        run.stop.set()
+        return True
+
     with get_client(sync_client=True) as client:
-        parent = children._start("scenes", settings, f"parent that is {parent_is}, {ended_by}")
+        parent = children._start(run, Node(node.stage, replace(node.draft, fingerprint=f"{parent_is} {ended_by!r}")))
         client.set_flow_run_state(parent.id, State(type=StateType.RUNNING), force=True)
         client.set_flow_run_state(parent.id, State(type=StateType(parent_is)), force=True)
         monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(parent.id))
-        monkeypatch.setattr(children.time, "sleep", terminated)
-        with pytest.raises(ended_by):
-            children.run_child(node, Run(settings))
+        monkeypatch.setattr(run.stop, "wait", ended)
+        with pytest.raises(StageError, match="was stopped"):
+            children.run_child(node, run)
         # A run that no worker has taken needs no one to end it.
-        child = client.read_flow_run(children._start("scenes", settings, node.fingerprint).id)
+        child = client.read_flow_run(children._start(run, node).id)
     assert child.id != parent.id and child.state and child.state.type == StateType(child_becomes)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.errors import ArtifactError, InputError, StageError
+from paraclip_core.errors import ArtifactError, CrashedError, InputError, StageError, worth_a_retry
 from storage.artifacts import ArtifactStore, Draft
-from tasks.child import call_in_child, log_path, run_in_child
+from tasks.child import Stop, call_in_child, log_path, run_in_child
 from tasks.context import Run
 
 FAKES = Path(__file__).parent / "fakes"
@@ -160,7 +160,7 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
-    settings, stop, path = settings_at(tmp_path), threading.Event(), tmp_path / "logs" / "hang.log"
+    settings, stop, path = settings_at(tmp_path), Stop(), tmp_path / "logs" / "hang.log"
     request = {
         "draft": asdict(draft("hang")),
         "settings": settings.model_dump(mode="json"),
@@ -175,6 +175,20 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(StageError, match="was stopped"):
             called.result(20)
     assert not alive(int(pid_file.read_text()))
+
+
+def test_a_child_that_takes_too_long_is_ended_and_the_stage_worth_a_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    settings = settings_at(tmp_path)
+    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
+    run = Run(settings.model_copy(update={"run": settings.run.model_copy(update={"stage_timeout": 5.0})}))
+    with pytest.raises(CrashedError, match=r"took more than run\.stage_timeout=5 s") as raised:
+        run_in_child(draft("hang"), run, {})
+    assert worth_a_retry(raised.value, 1) and not alive(int(pid_file.read_text()))
 
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from tasks.context import Run, run_stage
 from tasks.status import (
     EventLog,
     StatusFile,
-    _bar,
     events_path,
     read_answer,
     read_failure,
     relay_from,
+    shown_progress,
     with_samples,
 )
 
@@ -60,9 +61,13 @@ def test_progress_samples_and_an_answer_come_through(tmp_path: Path) -> None:
 
 def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with _bar("evaluate") as progress:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    # Stages that run at the same time share the display.
+    with shown_progress("features") as other, shown_progress("evaluate") as progress:
         progress(1, 2, benchmark="pairs [/val]")
-    assert "pairs [/val]" in capsys.readouterr().err
+        other(3, 7)
+    lines = capsys.readouterr().err
+    assert "pairs [/val]" in lines and "3/7" in lines
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -108,6 +108,8 @@ class EngineFacts:
     """Whether answers may cost money."""
     local: bool = True
     """Whether the run's own processes compute the answers, on this machine's CPU cores or GPUs."""
+    on_device: bool = True
+    """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
     shares_cores: bool = False
     """Whether it computes on the CPU cores that judging takes."""
     deterministic: bool = False

@@ -72,6 +72,7 @@ class FileEngine:
     def facts(self) -> EngineFacts:
         """A file, which is looked up and not asked."""
         return EngineFacts(
+            on_device=False,
             shares_cores=True,
             deterministic=True,
             asks=False,

@@ -68,7 +68,9 @@ class SmolLM2Engine:
     @property
     def facts(self) -> EngineFacts:
         """A small model on the CPU."""
-        return EngineFacts(shares_cores=True, deterministic=self._precision == "fp32", gates="small-model")
+        return EngineFacts(
+            on_device=False, shares_cores=True, deterministic=self._precision == "fp32", gates="small-model"
+        )
 
     @property
     def model(self) -> str:

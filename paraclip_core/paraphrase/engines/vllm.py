@@ -41,7 +41,7 @@ from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 from paraclip_core.paraphrase.engines.openai_retry import RefusedError
 from paraclip_core.paths import user_path
 
-__all__ = ["VllmEngine", "VllmProcess", "gpu_groups"]
+__all__ = ["VllmEngine", "VllmProcess", "gpu_groups", "visible_gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str =
 
     One engine needs `tensor_parallel_size` GPUs. `data_parallel_size` 0: as many engines as there are GPUs for.
     """
-    gpus = [] if device == "cpu" else _visible_gpus()
+    gpus = [] if device == "cpu" else visible_gpus()
     if device.startswith("cuda:"):
         number = int(device.removeprefix("cuda:"))
         gpus = gpus[number : number + 1]
@@ -229,7 +229,8 @@ def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str =
     return [",".join(gpus[start : start + tensor_parallel_size]) for start in starts]
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs that a process sees, as CUDA_VISIBLE_DEVICES takes them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         # CUDA sees no GPU from the first name on that is none, such as -1.

@@ -1,0 +1,212 @@
+"""Stages as futures: what runs side by side, who waits for whose seat, what a failure ends, what the run page shows."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flows.seats import Seats
+from paraclip_core.errors import CrashedError, InputError
+from storage.artifacts import Artifact
+from tasks.context import Run
+from tasks.registry import STAGES
+from tasks.stage import Node
+
+pytestmark = pytest.mark.slow
+
+UNFINISHED = ("paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
+SERVER = "paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.openai.base_url=http://127.0.0.1:1"
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
+    with prefect_server():
+        yield
+
+
+class Machine:
+    """Carries stages out by an event each, and notes which are at work together."""
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.lock = run, threading.Lock()
+        self.working: set[str] = set()
+        self.together: set[frozenset[str]] = set()
+        self.order: list[str] = []
+        self.meet: dict[str, str] = {}
+        """A stage that ends only once the other one is at work."""
+        self.errors: dict[str, Exception] = {}
+
+    def __call__(self, node: Node, run: Run, *_: object) -> Artifact:
+        artifact = run.store.peek(node.name, node.fingerprint)
+        if artifact is not None:
+            return artifact
+        with self.lock:
+            self.working.add(node.name)
+            self.order.append(node.name)
+            self.together.add(frozenset(self.working))
+        try:
+            other, end = self.meet.get(node.name), time.monotonic() + PATIENCE
+            while other and other not in self.order:
+                run.stop.check()
+                assert time.monotonic() < end, f"{node.name} never meets {other}"
+                time.sleep(0.01)
+            if node.name in self.errors:
+                raise self.errors[node.name]
+            return self._commit(node)
+        finally:
+            with self.lock:
+                self.working.remove(node.name)
+
+    def _commit(self, node: Node) -> Artifact:
+        store = self.run.store
+        with store.writing(node.name, node.fingerprint) as work:
+            earlier = self.run.artifacts[node.name].path.with_name("earlier")
+            shutil.copytree(earlier, work.out, dirs_exist_ok=True)
+            (work.out / "manifest.json").unlink()
+            return store.commit(node.draft, dict(self.run.artifacts[node.name].manifest.metrics), 1.0)
+
+
+@pytest.fixture
+def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+    """A run whose captions are ingested and no more, and what carries its stages out."""
+
+    def make(*options: str) -> Machine:
+        run = finished_run("name=dag", *options)
+        for name in UNFINISHED:
+            path = run.artifacts[name].path
+            path.rename(path.with_name("earlier"))
+        machine = Machine(run)
+        monkeypatch.setattr("flows.work.run_node", machine)
+        return machine
+
+    return make
+
+
+def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Callable[..., Machine]) -> None:
+    from flows.pipeline import pipeline
+
+    here = machine(*SERVER)
+    here.meet = {"paraphrase_1": "features", "features": "paraphrase_1", "paraphrase_2": "bootstrap"}
+    state = pipeline(settings=here.run.settings, return_state=True)
+    outcome: Any = state.result()
+    assert [row["stage"] for row in outcome["stages"]] == list(STAGES)
+    assert [row["state"] for row in outcome["stages"]] == ["cached"] * 2 + ["made"] * 7
+    assert {"paraphrase_1", "features"} in here.together and {"paraphrase_2", "bootstrap"} in here.together
+    runs = shown(state)
+    assert runs["ingest"]["state"] == ("Cached", f"{here.run.artifacts['ingest'].fingerprint}, rows 1")
+    assert runs["paraphrase_1"]["state"][0] == "Completed" and "rows 300" in runs["paraphrase_1"]["state"][1]
+    assert runs["features"]["after"] == {"ingest", "scenes"} and runs["paraphrase_2"]["after"] == {"paraphrase_1"}
+    assert runs["finetune"]["after"] == {"ingest", "paraphrase_2", "features", "bootstrap"}
+
+
+def shown(state: Any) -> dict[str, dict[str, Any]]:
+    """What the run page shows of each stage: name and message of its state, and what it came after."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        flow_run = state.state_details.flow_run_id
+        end = time.monotonic() + PATIENCE
+        while True:
+            nodes = client._client.get(f"/flow_runs/{flow_run}/graph-v2").json()["nodes"]
+            if len(nodes) >= len(STAGES) or time.monotonic() > end:
+                break
+            # Task runs come to the server as events, some later than the end of their flow.
+            time.sleep(0.2)
+        labels = {node["id"]: node["label"] for _, node in nodes}
+        runs = {}
+        for _, node in nodes:
+            ended = client.read_task_run(node["id"]).state
+            assert ended is not None
+            after = {labels[parent["id"]] for parent in node["parents"]}
+            runs[node["label"]] = {"state": (ended.name, ended.message), "after": after}
+    return runs
+
+
+def test_stages_that_compute_on_the_same_cores_take_turns_in_the_order_of_the_stages(
+    machine: Callable[..., Machine],
+) -> None:
+    from flows.pipeline import pipeline
+
+    here = machine("run.device=cpu")
+    pipeline(settings=here.run.settings)
+    assert {len(working) for working in here.together} == {1}
+    assert here.order == list(UNFINISHED)
+
+
+def test_the_first_failure_is_the_runs_and_ends_the_others(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import work
+    from flows.pipeline import pipeline
+
+    here = machine(*SERVER, "run.retries=1")
+    here.meet = {"paraphrase_1": "features", "features": "a stage that there is not"}
+    here.errors = {"paraphrase_1": InputError("captions.csv row 7 has no caption")}
+    state = pipeline(settings=here.run.settings, return_state=True)
+    assert state.is_failed() and "captions.csv row 7" in (state.message or "")
+    assert sorted(here.order) == ["features", "paraphrase_1"]
+    # One that waits for its next try is ended, too.
+    monkeypatch.setattr(work, "DELAYS", [1000.0])
+    here.meet, here.errors = {}, {**here.errors, "features": CrashedError("its process was killed by SIGKILL")}
+    waiting = threading.Event()
+    delay = work.delay
+
+    def noticed(tries: int) -> float:
+        waiting.set()
+        return delay(tries)
+
+    def late(*asked: Any) -> Artifact:
+        if asked[0].name == "paraphrase_1":
+            assert waiting.wait(PATIENCE)
+        return here(*asked)
+
+    monkeypatch.setattr(work, "delay", noticed)
+    monkeypatch.setattr(work, "run_node", late)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"captions\.csv row 7"):
+        pipeline(settings=here.run.settings)
+    assert time.monotonic() - began < PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "seats"),
+    [
+        (0, [], {"paraphrase_1": ("cpu",), "features": None, "finetune": None}),
+        (0, SERVER, {"paraphrase_1": (), "features": ("cpu",)}),
+        (1, [], {"paraphrase_1": ("cpu",), "features": ("cuda:0",), "bootstrap": None, "ingest": None}),
+        (2, ["paraphrase.engine=vllm"], {"paraphrase_1": ("cuda:0", "cuda:1"), "features": None, "ingest": ("cpu",)}),
+        (2, ["paraphrase.engine=transformers"], {"paraphrase_1": ("cuda:0",), "features": ("cuda:1",)}),
+        (2, ["run.processes=2"], {"features": ("cuda:0",), "finetune": None, "evaluate": ("cuda:1",)}),
+        (2, ["run.device=cpu"], {"features": ("cpu",), "ingest": None}),
+        (2, ["run.device=cuda"], {"features": ("cuda:0",), "evaluate": None}),
+        (2, ["run.device=cuda:1"], {"features": ("cuda:1",), "evaluate": None}),
+    ],
+)
+def test_seats(gpus: int, options: Any, seats: dict[str, tuple[str, ...] | None]) -> None:
+    from paraclip_core.settings import load_settings
+
+    if "paraphrase.engine" in "".join(options) and "openai" not in "".join(options):
+        options = [*options, "paraphrase.model=m"]
+    run = Run(load_settings(None, ["data.scenes={}", "data.sources.0.path=captions.jsonl", *options]))
+    machine = Seats(gpus)
+    taken = {name: machine.take(STAGES[name], run) for name in seats}
+    assert taken == seats
+    for names in taken.values():
+        machine.leave(names or ())
+    assert all(machine.take(STAGES[name], run) is not None for name in list(seats)[:1])
+
+
+def test_only_where_there_are_several_gpus_a_stage_is_told_which_is_its_own() -> None:
+    assert Seats(2).device(("cuda:1",), "auto") == "cuda:1"
+    assert Seats(1).device(("cuda:0",), "auto") == "auto"
+    assert Seats(2).device(("cuda:0", "cuda:1"), "auto") == "auto"
+    assert Seats(2).device(("cpu",), "auto") == "auto"
+    assert Seats(2).device(("cuda:1",), "cuda:1") == "cuda:1"
