@@ -158,8 +158,10 @@ class _Dag:
             announce_failure(node.name, self.run, row)
             raise row
         self.rows[node.name] = row
-        name = self.run.settings.name
-        publish_table(artifact_key(name, "stages"), self._table(), f"Stages of {name}")
+        # Those that were finished come in one go.
+        if row["state"] != "cached" or not (self.waiting or self.working):
+            name = self.run.settings.name
+            publish_table(artifact_key(name, "stages"), self._table(), f"Stages of {name}")
 
     def _table(self) -> list[dict[str, Any]]:
         return [self.rows[name] for name in self.run.nodes if name in self.rows]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.scenes.render import write_scenes
 from storage.files import storage_error
 from tasks.stage import Stage, StageContext
 
@@ -23,6 +22,9 @@ def _options(run: Run) -> Mapping[str, Any]:
 
 def _body(ctx: StageContext) -> dict[str, Any]:
     """Render everything; it takes well under a minute, so a try that was cut off starts again."""
+    # Here, because drawing takes a quarter of a second to import and finding the artifact needs none of it.
+    from paraclip_core.scenes.render import write_scenes
+
     options = ctx.settings.data.scenes
     if options is None:
         raise ConfigError("the stage `scenes` needs `data.scenes`; set it, for example to {images: 3000}")
