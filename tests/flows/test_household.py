@@ -25,6 +25,7 @@ from paraclip_core.errors import ArtifactError, ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
 from storage.files import write_json
 from tasks.registry import STAGES
+from tasks.stages.paraphrase import STEPS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,10 +37,10 @@ def declared() -> dict[str, Any]:
 
 def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
     names = [deployment["name"] for deployment in declared["deployments"]]
-    assert sorted(names) == sorted([*STAGES, "pipeline", "regenerate", "rollback"])
+    assert sorted(names) == sorted([*STAGES, *(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback"])
     for deployment in declared["deployments"]:
         module, _, flow = deployment["entrypoint"].rpartition(".")
-        assert getattr(importlib.import_module(module), flow).name == deployment["name"]
+        assert getattr(importlib.import_module(module), flow).name == deployment["name"].removesuffix("-api")
         assert deployment["work_pool"]["name"] in POOLS
     queued = {one["name"] for one in declared["deployments"] if one["work_pool"].get("work_queue_name") == PARENTS}
     assert queued == {"pipeline", "regenerate"}
@@ -68,7 +69,7 @@ def test_no_module_of_prefect_hides_ours(declared: dict[str, Any], tmp_path: Pat
 
 def test_shared_state_has_one_run_at_a_time(declared: dict[str, Any]) -> None:
     limited = {d["name"] for d in declared["deployments"] if d.get("concurrency_limit")}
-    assert limited == {"paraphrase_1", "paraphrase_2", "regenerate"}
+    assert limited == {*STEPS, *(f"{name}-api" for name in STEPS), "regenerate"}
     nightly = next(d for d in declared["deployments"] if d["name"] == "regenerate")
     assert nightly["schedules"][0]["cron"] == "0 3 * * *"
 
