@@ -182,9 +182,10 @@ class _Display:
             yield progress
         finally:
             with self._lock:
-                bars.remove_task(task)
                 self._shown -= 1
-                if not self._shown:
+                if self._shown:
+                    bars.remove_task(task)
+                else:
                     bars.stop()
                     self._bars = None
 

@@ -11,6 +11,7 @@ from flows import shards
 from flows.shards import Board
 from storage.artifacts import ArtifactStore
 from storage.roots import LOCAL_VARIABLE
+from tasks.child import Stop
 from tasks.shards import ShardJob, reporting
 
 Told = list[tuple[int, int | None, dict[str, Any]]]
@@ -23,7 +24,7 @@ def told() -> Told:
 
 
 def board_of(told: Told, count: int) -> Board:
-    return Board(count, lambda done, total, **facts: told.append((done, total, facts)))
+    return Board(count, lambda done, total, **facts: told.append((done, total, facts)), Stop())
 
 
 def job_at(root: str) -> ShardJob:
