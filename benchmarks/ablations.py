@@ -41,6 +41,14 @@ STANDARD = {
     "averaged weights": ["finetune.ema=0.99"],
     "layer-wise decay 0.7": ["finetune.layer_decay=0.7"],
     "frozen logit scale": ["finetune.logit_scale=freeze"],
+    "rank consistency": ["finetune.ranks.weight=1"],
+    "rank consistency over a bank": ["finetune.ranks.weight=1", "finetune.ranks.bank=4096"],
+    "the same, taught by all wordings": [
+        "finetune.ranks.weight=1",
+        "finetune.ranks.bank=4096",
+        "finetune.ranks.teacher=wordings",
+    ],
+    "without rank consistency": ["finetune.ranks.weight=0"],
     "half the learning rate": [],
     "double the learning rate": [],
 }
