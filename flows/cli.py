@@ -17,7 +17,8 @@ import typer
 from flows.commands import artifacts, cache, channel
 from flows.commands.common import ConfigOption, JsonOption, SetOption, print_json, printable, settings_from
 from flows.commands.dataset import export_dataset
-from flows.commands.models import evaluate, export, search, verify_index
+from flows.commands.evaluate import evaluate
+from flows.commands.models import export, search, verify_index
 from flows.commands.paraphrase import paraphrase, requests
 from flows.commands.run import plan, promote, run
 from flows.commands.serve import serve, stop

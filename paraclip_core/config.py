@@ -17,7 +17,7 @@ from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
-from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric
+from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
 from paraclip_core.options import LATER, json_fields, renamed
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
@@ -199,14 +199,19 @@ class BenchmarkOptions(Options):
     with pictures, a file or a folder of shards, does for both kinds of retrieval."""
     optional: bool = False
     """Leave the benchmark out, and say so, where its path is absent."""
+    images: str | None = Field(default=None, json_schema_extra=LATER)
+    """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, where they do not lie beside its
+    path."""
     options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
-    """Options of a benchmark of your own, as it documents them."""
+    """Options of the kind (docs/benchmarks.md), or of a benchmark of your own, as it documents them."""
 
     @model_validator(mode="after")
-    def _options_of_own(self) -> BenchmarkOptions:
+    def _suits_kind(self) -> BenchmarkOptions:
         json_fields(self.options)
         if self.options and self.kind in BENCHMARKS:
-            raise ValueError(f"{self.kind} has no options; they are for a benchmark of your own")
+            check_options(self.kind, self.options)
+        if self.images is not None and (self.path is None or not find_benchmark(self.kind).needs_images):
+            raise ValueError(f"{self.kind} reads no images beside a path; leave out `images`")
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "meaning", "renamed"]
+__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "meaning", "renamed", "unusual"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
@@ -77,6 +77,23 @@ def meaning(options: BaseModel) -> dict[str, Any]:
             continue
         values[str(marks.get("fingerprinted_as", name)) if isinstance(marks, dict) else name] = _plain(value)
     return values
+
+
+def unusual(options: BaseModel) -> dict[str, Any]:
+    """The options that decide an output and are not at their default, as a YAML file would have them."""
+    values: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        marks, value = field.json_schema_extra, getattr(options, name)
+        if (isinstance(marks, dict) and marks.get("operational")) or value == field.default:
+            continue
+        values[name] = _unusual(value)
+    return values
+
+
+def _unusual(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return unusual(value)
+    return [_unusual(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _plain(value: Any) -> Any:

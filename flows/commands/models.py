@@ -1,24 +1,17 @@
-"""`paraclip evaluate`, `search`, `export` and `verify-index`: what to do with models that are there."""
+"""`paraclip search`, `export` and `verify-index`: what to do with models that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable
-from flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
-from paraclip_core.paths import user_path
 
-if TYPE_CHECKING:
-    from paraclip_core.config import BenchmarkOptions
-    from storage.artifacts import ArtifactStore
-
-__all__ = ["evaluate", "export", "search", "verify_index"]
+__all__ = ["MODEL", "DeviceOption", "export", "search", "verify_index"]
 
 INVALID = 1
 LOADED_BY = {
@@ -39,82 +32,6 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-
-
-def evaluate(
-    base: Annotated[str, typer.Option(help=MODEL)],
-    tuned: Annotated[str, typer.Option(help=MODEL)],
-    benchmark: Annotated[
-        list[str],
-        typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND also package.module:NAME of your own; may be repeated."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: one of its own under the root.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of files with several.")] = None,
-    device: DeviceOption = "auto",
-    root: RootOption = DEFAULT_ROOT,
-    gate: GateOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare two models on benchmarks in their published formats, outside any run."""
-    from paraclip_core.evaluation.run import evaluate_models, parse_benchmark
-    from storage.files import storage_error
-    from storage.roots import open_store
-    from tasks.models import find_release, name_in
-    from tasks.stages.evaluate import write_evaluation
-
-    store = open_store(root)
-    benchmarks = [parse_benchmark(text) for text in benchmark]
-    for chosen in benchmarks:
-        if chosen.path and not user_path(chosen.path).exists():
-            raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
-    releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
-    models = {which: name_in(store, release) for which, release in releases.items()}
-    folder = (out or _results_folder(store, benchmarks, split, releases, models)).absolute()
-    try:
-        # Before what takes minutes.
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if out is None:
-            raise storage_error(error, folder) from error
-        raise ConfigError(f"--out: {folder} cannot be made ({error.strerror}); name a folder that can be") from error
-    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), benchmarks, split=split, device=device)
-    summary = write_evaluation(folder, evaluation, models, models)
-    path = folder / "summary.json"
-    if as_json:
-        print_json({**summary, "summary_path": str(path)})
-    else:
-        print_comparison(summary)
-        typer.echo(f"summary: {path}")
-    if gate and summary["verdict"] != "promote":
-        raise typer.Exit(HELD)
-
-
-def _results_folder(
-    store: ArtifactStore,
-    benchmarks: Sequence[BenchmarkOptions],
-    split: str | None,
-    releases: Mapping[str, Path | str],
-    models: Mapping[str, str],
-) -> Path:
-    """A folder for each comparison, by what its files hold: none writes over other results than its own."""
-    from paraclip_core.clip.reference import model_files
-    from storage.fingerprint import FileHashes, fingerprint
-    from tasks.stages.evaluate import benchmark_hash, own_benchmarks
-
-    hashes = FileHashes(store.cache / "source_hashes.json")
-    asked = {
-        "benchmarks": [
-            [chosen.name, chosen.kind, benchmark_hash(chosen.kind, user_path(chosen.path or ""), hashes, split)]
-            for chosen in benchmarks
-        ],
-        "split": split,
-        "weights": {which: list(hashes.of(model_files(str(release))).values()) for which, release in releases.items()},
-    }
-    if own := own_benchmarks(benchmarks):
-        asked["own"] = own
-    return store.root / "results" / "evaluate" / fingerprint("evaluate", 2, asked, models)[:12]
 
 
 def search(

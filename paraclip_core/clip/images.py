@@ -278,13 +278,12 @@ class ParquetPictures:
         except pa.ArrowException as error:
             raise damaged_parquet(path, error) from error
         self._schema = self._file.schema_arrow
-        column = picture_column(self._schema, where=str(path))
-        if column is None:
+        pictures = [field.name for field in self._schema if is_picture(field.type)]
+        if not pictures:
             columns = listed_types(self._schema)
             raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {columns}")
-        if self._schema.get_field_index(column) < 0:
-            raise InputError(f"{path} has more than one column {column!r}, expected one of pictures; leave one")
-        self._column = column
+        if self._schema.get_field_index(pictures[0]) < 0:
+            raise InputError(f"{path} has more than one column {pictures[0]!r}, expected one of pictures; leave one")
         groups = (self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups))
         self._starts = list(accumulate(groups, initial=0))
         self._last = _Window("", -1, 0, pa.nulls(0))
@@ -308,8 +307,14 @@ class ParquetPictures:
         return data
 
     def names(self) -> list[str]:
-        """A name for each row, in order."""
-        return [picture_name(self._column, row) for row in range(self._starts[-1])]
+        """A name for each row, in order.
+
+        Raises:
+            InputError: several columns may be the one with the pictures.
+        """
+        column = picture_column(self._schema, where=str(self._path))
+        assert column is not None
+        return [picture_name(column, row) for row in range(self._starts[-1])]
 
     def close(self) -> None:
         """Close the file."""

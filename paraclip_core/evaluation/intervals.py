@@ -48,18 +48,23 @@ def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: f
     """
     if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
         raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")
-    _, cluster = np.unique(base.clusters, return_inverse=True)
-    count = int(cluster.max()) + 1 if len(cluster) else 0
-    if count < 2:
-        raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
-    draws = _draws(count, max(count, len(cluster)), resamples, np.random.default_rng(seed % 2**64))
-    if base.gold is None:
-        deltas = _mean_deltas(tuned.values - base.values, cluster, draws)
-    else:
-        deltas = _rank_deltas(base, tuned, cluster, draws)
+    rng, clusters = np.random.default_rng(seed % 2**64), 0
+    parts = []
+    # Each data set of a bundle is drawn by itself; most samples are of one.
+    for before, after in zip(base.strata(), tuned.strata(), strict=True):
+        _, cluster = np.unique(before.clusters, return_inverse=True)
+        count = int(cluster.max()) + 1 if len(cluster) else 0
+        if count < 2:
+            raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
+        draws = _draws(count, max(count, len(cluster)), resamples, rng)
+        if before.gold is None:
+            parts.append(_mean_deltas(after.values - before.values, cluster, draws))
+        else:
+            parts.append(_rank_deltas(before, after, cluster, draws))
+        clusters += count
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(deltas, [tail, 1.0 - tail])
-    return Interval(tuned.statistic() - base.statistic(), float(low), float(high), count)
+    low, high = np.quantile(np.mean(parts, axis=0), [tail, 1.0 - tail])
+    return Interval(tuned.statistic() - base.statistic(), float(low), float(high), clusters)
 
 
 def _draws(count: int, width: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -5,12 +5,17 @@ Ranked lists are arrays of whole numbers, best first, without repeats inside a l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = ["average_overlap", "jaccard", "mid_ranks", "recall_at_k", "spearman", "top_k"]
+__all__ = [
+    "average_overlap", "jaccard", "macro_weights", "mid_ranks", "overlap_sum", "pair_scores", "recall_at_k", "spearman",
+    "top_k",
+]  # fmt: skip
 
 ROWS = 8192
 CELLS = 1 << 22
@@ -102,6 +107,18 @@ def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10)
     return _weighted_matches(a, b, k, weight)
 
 
+def overlap_sum(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
+    """Mean number of shared items over the depths: (1/k) Σ_{d=1..k} |A_{1:d} ∩ B_{1:d}|, in [0, (k + 1) / 2].
+
+    This is AO@k without its division by the depth, as some texts print it; see :func:`average_overlap`, which takes
+    the same arguments.
+    """
+    _check(a, b, k)
+    later = np.maximum.outer(np.arange(k), np.arange(k))
+    # An item seen from depth m + 1 on adds 1 at every depth d > m.
+    return _weighted_matches(a, b, k, (k - later) / k)
+
+
 def jaccard(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
     """Jaccard similarity of the two top-k sets of each pair: JS@k = |A_k ∩ B_k| / |A_k ∪ B_k|, float64 [n].
 
@@ -146,6 +163,30 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 0 else float("nan")
+
+
+def pair_scores(
+    a: NDArray[np.floating], rows_a: NDArray[np.int64], b: NDArray[np.floating], rows_b: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Inner product of row `rows_a[i]` of `a` and row `rows_b[i]` of `b`; float64 [n], in blocks.
+
+    Args:
+        a: features, shape [m, d].
+        rows_a: rows of `a`, shape [n].
+        b: features, shape [k, d].
+        rows_b: rows of `b`, shape [n].
+    """
+    parts = [
+        np.einsum("nd,nd->n", a[rows_a[i : i + ROWS]], b[rows_b[i : i + ROWS]], dtype=np.float64)
+        for i in range(0, len(rows_a), ROWS)
+    ]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def macro_weights(groups: Sequence[str]) -> NDArray[np.float64]:
+    """What turns a mean over rows into the unweighted mean over their groups: n / (groups · rows of the group)."""
+    kinds, index, counts = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    return (len(groups) / (len(kinds) * counts))[index]
 
 
 def mid_ranks(x: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +13,15 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = ["Encoder", "ImagePool", "TextEncoder", "archive_pool", "stored_pool", "unique_features"]
+__all__ = [
+    "Box", "Encoder", "ImagePool", "TextEncoder", "archive_pool", "need_two", "stored_pool", "unique_features"
+]  # fmt: skip
 
 TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """n texts to float32 [n, d], rows of length 1."""
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right and lower edge of a part of an image, in pixels."""
 
 
 class Encoder(Protocol):
@@ -32,8 +36,8 @@ class Encoder(Protocol):
         """float32 [n, d], rows of length 1."""
         ...
 
-    def images(self, archive: Path, names: Sequence[str]) -> NDArray[np.float16]:
-        """float16 [n, d] of images in a tar or folder, rows of length 1 before rounding."""
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> NDArray[np.float16]:
+        """float16 [n, d] of images in a tar or folder, rows of length 1 before rounding; `boxes`: of a part of each."""
         ...
 
 
@@ -64,12 +68,20 @@ class ImagePool:
         Raises:
             BenchmarkError: the others are all of one image.
         """
-        images = self.rows.keys() & set(image_ids)
-        if len(images) == 1:
-            raise BenchmarkError(
-                f"all its queries are of one image, {images.pop()!r}; an interval needs two at least: use a split or a "
-                "file with more, or leave it out"
-            )
+        need_two(self.rows.keys() & set(image_ids))
+
+
+def need_two(images: Collection[str]) -> None:
+    """Find queries that no interval can be given for.
+
+    Raises:
+        BenchmarkError: they are all of one image.
+    """
+    if len(distinct := set(images)) == 1:
+        raise BenchmarkError(
+            f"all its queries are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
+            "file with more, or leave it out"
+        )
 
 
 def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]], tower: str | None) -> ImagePool:
@@ -86,21 +98,36 @@ def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]]
     return ImagePool(ids, checked)
 
 
-def archive_pool(ids: Sequence[str], places: Sequence[tuple[Path, str]]) -> ImagePool:
+def archive_pool(
+    ids: Sequence[str], places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None = None
+) -> ImagePool:
     """A pool of images each in an archive under a name, encoded once for each image tower.
 
     Neighbours of one archive are encoded together, so images should be in the order of their archives.
+
+    Args:
+        ids: the images.
+        places: archive and name inside of each.
+        boxes: the part of each that counts; None: the whole images.
     """
     features: dict[str, NDArray[np.float16]] = {}
 
     def encoded(encoder: Encoder) -> NDArray[np.float16]:
         if encoder.tower not in features:
-            features[encoder.tower] = np.concatenate(
-                [encoder.images(file, [name for _, name in part]) for file, part in groupby(places, itemgetter(0))]
-            )
+            features[encoder.tower] = np.concatenate([*_encoded(encoder, places, boxes)])
         return features[encoder.tower]
 
     return ImagePool(ids, encoded)
+
+
+def _encoded(
+    encoder: Encoder, places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None
+) -> Iterator[NDArray[np.float16]]:
+    for file, part in groupby(enumerate(places), lambda entry: entry[1][0]):
+        rows = [row for row, _ in part]
+        names = [places[row][1] for row in rows]
+        # An encoder that knows no boxes still does for whole images.
+        yield encoder.images(file, names) if boxes is None else encoder.images(file, names, [boxes[r] for r in rows])
 
 
 def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

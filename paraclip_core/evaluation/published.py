@@ -6,9 +6,9 @@ are not read. An image in it is its contents, so rows that repeat a picture are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,22 +19,21 @@ from paraclip_core.captions.readers.columns import CAPTION, SPLIT, choose_column
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.rows import RowBatch, decodable
 from paraclip_core.captions.sources import shard_split
-from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Source
+from paraclip_core.evaluation.image_files import beside, pool_of
 from paraclip_core.evaluation.pool import ImagePool, archive_pool
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.pictures import damaged_parquet, listed_types, picture_column
 
 __all__ = [
-    "Captions", "beside", "captioned_files", "captioned_images", "captions_file", "image_names", "images_beside",
-    "load_captions", "load_pictures", "picture_files", "pool_of",
+    "Captions", "captioned_files", "captioned_images", "captions_file", "load_captions", "load_pictures",
+    "picture_files",
 ]  # fmt: skip
 
 EVALUATION_SPLITS = ("test", "val")
 TABLES = (".csv", ".tsv", ".parquet", ".txt")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 REWORDINGS = ("rewording", "caption2", "paraphrase")
 NO_CAPTIONS = "dataset_infos.json"
 """What the hub puts beside the shards."""
@@ -65,7 +64,7 @@ def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
             return load_pictures(path, files, split)
         file = captions_file(path)
         captions = load_captions(file, split)
-        return captions, pool_of(file, captions.image_ids)
+        return captions, pool_of(file, captions.image_ids, source.images)
     if stored is None:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
     if not stored.captions.captions:
@@ -132,81 +131,6 @@ def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
     if not pairs:
         raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
     return Captions([image for image, _ in pairs], [caption for _, caption in pairs], chosen if splits else "all")
-
-
-def images_beside(path: Path) -> Path | None:
-    """The tar or folder with the images of a captions file or benchmark folder, None where there is none."""
-    folder, stem = (path, path.name) if path.is_dir() else (path.parent, path.stem)
-    for name in (f"{stem}.tar", "images.tar", "images", stem, "val2017"):
-        if (folder / name).exists() and folder / name != path:
-            return folder / name
-    tars = sorted(folder.glob("*.tar"))
-    if len(tars) == 1:
-        return tars[0]
-    return folder if any(p.suffix.lower() in PICTURES for p in folder.iterdir()) else None
-
-
-def beside(path: Path) -> list[Path]:
-    """All files that a benchmark at `path` reads: the file and its images, or everything in the folder."""
-    files = [path] if path.is_file() else []
-    for place in filter(None, (path if path.is_dir() else None, images_beside(path))):
-        inside = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
-        # Where images lie loosely beside the file, so may all else, the artifacts that are being written included.
-        files += [p for p in inside if p.suffix.lower() in PICTURES] if place == path.parent else inside
-    return sorted(set(files))
-
-
-def pool_of(path: Path, image_ids: Sequence[str]) -> ImagePool:
-    """The distinct images of a captions file as a pool, encoded from the tar or folder beside it.
-
-    Raises:
-        BenchmarkError: there are no images, or one is missing.
-    """
-    images = images_beside(path)
-    if images is None:
-        raise BenchmarkError(f"no images beside {path}; expected images.tar, {path.stem}.tar or a folder `images`")
-    ids = list(dict.fromkeys(image_ids))
-    names = image_names(images, ids)
-    missing = [image_id for image_id in ids if image_id not in names]
-    if missing:
-        raise BenchmarkError(f"{images} lacks {len(missing)} of {len(ids)} images of {path.name}, first {missing[0]!r}")
-    return archive_pool(ids, [(images, names[image_id]) for image_id in ids])
-
-
-def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
-    """Name inside the tar or folder of each image that is there: by its whole name, file name, or a picture's stem.
-
-    Of several with one file name or stem the one that lies least deep is meant.
-
-    Raises:
-        BenchmarkError: it lies beside others as deep as itself.
-    """
-    with ImageArchive(images) as archive:
-        names = archive.names()
-    # Webdataset's tars have a text beside each picture, of the same stem.
-    pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
-    whole = {name: [name] for name in names}
-    by_file, by_stem = _grouped(names, lambda path: path.name), _grouped(pictures, lambda path: path.stem)
-    meant = {image_id: whole.get(image_id) or by_file.get(image_id) or by_stem.get(image_id) for image_id in ids}
-    return {image_id: _least_deep(images, image_id, some) for image_id, some in meant.items() if some}
-
-
-def _grouped(names: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(key(PurePosixPath(name)), []).append(name)
-    return groups
-
-
-def _least_deep(images: Path, image_id: str, names: Sequence[str]) -> str:
-    least = min(name.count("/") for name in names)
-    meant = [name for name in names if name.count("/") == least]
-    if len(meant) > 1:
-        raise BenchmarkError(
-            f"{images}: image {image_id!r} may be {meant[0]} or {meant[1]}; write the folder to its name, or leave one "
-            "of them out"
-        )
-    return meant[0]
 
 
 def _karpathy_rows(path: Path, images: list[Any]) -> Iterator[Row]:

@@ -19,15 +19,33 @@ from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
 from paraclip_core.evaluation.metrics import spearman
 from paraclip_core.tables import SAMPLES
 
-__all__ = ["Measured", "Sample", "from_arrays", "from_table", "result_json", "to_arrays", "to_table"]
+__all__ = [
+    "STRATUM", "Measured", "Provenance", "Sample", "from_arrays", "from_table", "mteb_name", "result_json",
+    "task_results", "to_arrays", "to_table",
+]  # fmt: skip
 
 DIGITS = 8
 """Decimals of a fraction that results hold."""
+MTEB_VERSION = "2.26.24"
+"""The release of mteb whose format results have."""
+MTEB_NAMES = {
+    "stsb": "STSBenchmark",
+    "stsbenchmark": "STSBenchmark",
+    "sick": "SICK-R",
+    "sickr": "SICK-R",
+    **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
+}
+"""mteb's names of the tasks that benchmarks are mostly called after."""
+STRATUM = 1 << 40
+"""Clusters from one multiple of it to the next belong to one data set of a bundle."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The values behind one figure: their mean, or, with `gold`, their rank correlation with it."""
+    """The values behind one figure: their mean, or, with `gold`, their rank correlation with it.
+
+    Of several data sets (see :data:`STRATUM`) it is the unweighted mean of their correlations.
+    """
 
     values: NDArray[np.float64]
     """One value for each query, shape [n]."""
@@ -40,8 +58,17 @@ class Sample:
         """The figure, as a fraction. A model that gives every pair the same score has no correlation, so 0."""
         if self.gold is None:
             return float(self.values.mean())
-        value = spearman(self.values, self.gold)
-        return 0.0 if np.isnan(value) else value
+        values = [spearman(part.values, part.gold) for part in self.strata() if part.gold is not None]
+        return float(np.mean([0.0 if np.isnan(value) else value for value in values]))
+
+    def strata(self) -> list[Sample]:
+        """The data sets of a bundle, each a sample; most samples are of one."""
+        stratum = self.clusters // STRATUM
+        parts = np.unique(stratum).tolist()
+        if self.gold is None or len(parts) == 1:
+            return [self]
+        rows = [stratum == part for part in parts]
+        return [Sample(self.values[row], self.clusters[row], self.gold[row]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -116,7 +143,21 @@ def from_table(table: pa.Table) -> tuple[Measured, Measured]:
     return Measured(base, {}), Measured(tuned, {})
 
 
-def result_json(kind: str, benchmark: str, model: str, pretrained: str, measured: Measured) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Provenance:
+    """What a result says beside its figures, where it is no artifact, whose manifest says it."""
+
+    revision: str
+    """Hash of all files that the benchmark read."""
+    seconds: float | None = None
+    """What measuring took."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages that took part."""
+
+
+def result_json(
+    kind: str, benchmark: str, model: str, pretrained: str, measured: Measured, provenance: Provenance | None = None
+) -> dict[str, Any]:
     """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
 
     `protocol` is ours: it says what was counted over what.
@@ -127,27 +168,57 @@ def result_json(kind: str, benchmark: str, model: str, pretrained: str, measured
         model: which model, base or tuned.
         pretrained: its weights: an artifact's fingerprint or a reference.
         measured: what was measured.
+        provenance: fills in revision, versions and time; None leaves them out, or null.
     """
     row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}
-    about = {"model": model, "pretrained": pretrained}
-    protocol = {"protocol": dict(measured.notes)}
-    if not row.mteb:
-        metrics = {_published(row.metric(name), name): value for name, value in values.items()}
-        head = {"dataset": benchmark, **about, "task": row.task or row.title}
-        return {**head, "metrics": metrics, "language": "en", **protocol}
-    main = values[row.metrics[0].name]
+    about: dict[str, Any] = {"model": model, "pretrained": pretrained}
+    if provenance is not None:
+        about |= {"versions": dict(provenance.versions)}
+    about |= {"protocol": dict(measured.notes)}
+    if row.mteb:
+        name = benchmark if provenance is None else mteb_name(kind, benchmark)
+        return _mteb_json(name, values[row.metrics[0].name], about, provenance)
+    metrics = {_published(row.metric(name), name): value for name, value in values.items()}
+    head = {"dataset": benchmark, "model": about.pop("model"), "pretrained": about.pop("pretrained")}
+    if provenance is not None:
+        about |= {"dataset_revision": provenance.revision, "evaluation_time": provenance.seconds}
+    language = measured.notes.get("language", "en")
+    return {**head, "task": row.task or row.title, "metrics": metrics, "language": language, **about}
+
+
+def task_results(
+    kind: str, model: str, pretrained: str, measured: Measured, provenance: Provenance
+) -> dict[str, dict[str, Any]]:
+    """Results of the tasks of a bundle in mteb's shape, by mteb's name; none of any other kind."""
+    if not find_benchmark(kind).mteb_parts:
+        return {}
+    about = {"model": model, "pretrained": pretrained, "versions": dict(provenance.versions)}
+    about |= {"protocol": dict(measured.notes)}
+    return {
+        task: _mteb_json(task, round(sample.statistic(), DIGITS) + 0.0, about, provenance)
+        for _, at, task, sample in ((*name.partition("@"), sample) for name, sample in measured.samples.items())
+        if at
+    }
+
+
+def mteb_name(kind: str, benchmark: str) -> str:
+    """What mteb calls a benchmark of this name; its own name where mteb has none."""
+    plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())
+    return "SICK-R" if kind == "sick" else MTEB_NAMES.get(plain, benchmark)
+
+
+def _mteb_json(task: str, main: float, about: Mapping[str, Any], provenance: Provenance | None) -> dict[str, Any]:
     score = {"main_score": main, "cosine_spearman": main, "hf_subset": "default", "languages": ["eng-Latn"]}
     return {
-        "task_name": benchmark,
-        "dataset_revision": None,
-        "mteb_version": None,
+        "task_name": task,
+        "dataset_revision": provenance and provenance.revision,
+        "mteb_version": provenance and MTEB_VERSION,
         "scores": {"test": [score]},
-        # Times differ from run to run, and a result's bytes must not.
-        "evaluation_time": None,
+        # Times differ from run to run, and the bytes of an artifact must not.
+        "evaluation_time": provenance and provenance.seconds,
         "kg_co2_emissions": None,
         **about,
-        **protocol,
     }
 
 

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from paraclip_core.config import LONGEST_NAME, BenchmarkOptions, EvaluateOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ParaclipError
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Source, Stored, Task, find_benchmark
+from paraclip_core.evaluation.candidate import Candidate, KeepFeatures
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
+from paraclip_core.evaluation.image_files import archives, beside
 from paraclip_core.evaluation.pool import Encoder
-from paraclip_core.evaluation.published import beside
 from paraclip_core.evaluation.results import Measured
 from paraclip_core.paths import user_path
-from paraclip_core.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from paraclip_core.clip.model import ClipModel
+from paraclip_core.progress import Fact, Progress, silent
 
 __all__ = [
-    "Candidate", "Evaluation", "Prepared", "Remember", "always_measure", "check_names", "evaluate_models",
-    "measure_all", "parse_benchmark", "prepare", "source_files",
+    "Compared", "Evaluation", "Prepared", "Remember", "always_measure", "check_names", "compare_models",
+    "evaluate_models", "left_out", "measure_all", "parse_benchmark", "prepare", "source_files",
 ]  # fmt: skip
 
 Remember = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation: gives an earlier outcome, or computes and keeps it."""
 
 UNSAFE = set('/\\:*?"<>|\0')
-TEXTS = 4096
-"""Texts that are encoded at once."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +39,16 @@ class Evaluation:
     per_query: Mapping[str, pa.Table]
     """Tables of all queries, by benchmark."""
     comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A base compared with each of the other models."""
+
+    evaluations: Mapping[str, Evaluation]
+    """By the other model's name."""
+    seconds: Mapping[tuple[str, str], float]
+    """What measuring took, by benchmark and model."""
 
 
 @dataclass(frozen=True)
@@ -79,51 +81,6 @@ class Prepared:
         return measured
 
 
-class Candidate:
-    """One of the two models of a comparison, loaded when it is first needed."""
-
-    # What loads models imports torch, which takes seconds, and a run that is planned measures nothing.
-
-    def __init__(self, reference: str, device: str = "auto") -> None:
-        """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it."""
-        self.reference, self._device = reference, device
-
-    @cached_property
-    def clip(self) -> ClipModel:
-        """The loaded model."""
-        from paraclip_core.clip.load import load_clip
-        from paraclip_core.clip.model import pick_device
-
-        return load_clip(self.reference, pick_device(self._device))
-
-    @property
-    def tower(self) -> str:
-        """Hash of image tower and preprocessing, and how the tower computes."""
-        return self._tower
-
-    @cached_property
-    def _tower(self) -> str:
-        from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
-
-        architecture = json.dumps(image_architecture(self.clip), sort_keys=True)
-        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
-
-    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode texts in blocks: float32 [n, d], rows of length 1."""
-        from paraclip_core.clip.encode import encode_texts
-
-        blocks = [encode_texts(self.clip, texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
-        return np.concatenate([np.zeros((0, self.clip.embed_dim), np.float32), *blocks])
-
-    def images(self, archive: Path, names: Sequence[str]) -> NDArray[np.float16]:
-        """Encode images of a tar or folder: float16 [n, d]."""
-        from paraclip_core.clip.encode import encode_images
-        from paraclip_core.clip.images import ImageArchive
-
-        with ImageArchive(archive) as images:
-            return encode_images(self.clip, (images.open(name) for name in names))
-
-
 def parse_benchmark(text: str) -> BenchmarkOptions:
     """``NAME=PATH``, NAME being a kind, a known alias (``stsb``, ``karpathy``, …), or ``LABEL:KIND``.
 
@@ -145,29 +102,40 @@ def parse_benchmark(text: str) -> BenchmarkOptions:
     return BenchmarkOptions(name=label, kind=chosen, path=path)
 
 
-def source_files(kind: str, path: Path, split: str | None = None) -> list[Path]:
-    """Every file that the benchmark reads; `split` as in :class:`Source`.
+def source_files(kind: str, path: Path, split: str | None = None, images: Path | None = None) -> list[Path]:
+    """Every file that the benchmark reads; `split` and `images` as in :class:`Source`.
 
     Raises:
         BenchmarkError: the path is absent or holds nothing of the kind.
     """
     _need(path)
     files = find_benchmark(kind).files
-    return beside(path) if files is None else files(path, split)
+    inside = beside(path) if files is None else files(path, split)
+    if images is None:
+        return inside
+    _need(images)
+    places = [
+        place for archive in archives(images) for place in ([archive] if archive.is_file() else archive.rglob("*"))
+    ]
+    return sorted({*inside, *(place for place in places if place.is_file())})
 
 
 def prepare(
-    benchmark: BenchmarkOptions, path: Path | None, stored: Stored | None = None, split: str | None = None
+    benchmark: BenchmarkOptions,
+    path: Path | None,
+    stored: Stored | None = None,
+    split: str | None = None,
+    images: Path | None = None,
 ) -> Prepared:
-    """Read a benchmark; the last three arguments are those of :class:`Source`.
+    """Read a benchmark; all but the first argument are those of :class:`Source`.
 
     Raises:
         BenchmarkError: the file is not in the published format, or there is no path and no stored split.
     """
     try:
-        if path is not None:
-            _need(path)
-        task = find_benchmark(benchmark.kind).load(Source(path, stored, split, benchmark.options))
+        for place in filter(None, (path, images)):
+            _need(place)
+        task = find_benchmark(benchmark.kind).load(Source(path, stored, split, benchmark.options, images))
     except BenchmarkError as error:
         raise BenchmarkError(f"benchmark {benchmark.name!r}: {error}") from error
     return Prepared(benchmark.name, benchmark.kind, task)
@@ -196,19 +164,47 @@ def evaluate_models(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare two models on benchmarks in their published formats, outside any run.
-
-    Images are encoded on the fly by each model's own image tower, once where both have the same.
+    """Compare two models; see :func:`compare_models`.
 
     Args:
-        base: reference of the base model, as :func:`paraclip_core.clip.load.load_clip` takes it.
+        base: reference of the base model.
         tuned: reference of the tuned model.
+        benchmarks: what is measured, and so on as there.
+        options: as there.
+        root: as there.
+        split: as there.
+        device: as there.
+        progress: as there.
+    """
+    models = {"base": base, "tuned": tuned}
+    found = compare_models(models, benchmarks, options, root=root, split=split, device=device, progress=progress)
+    return found.evaluations["tuned"]
+
+
+def compare_models(
+    models: Mapping[str, str],
+    benchmarks: Sequence[BenchmarkOptions],
+    options: EvaluateOptions | None = None,
+    *,
+    root: Path | str = ".",
+    split: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+    keep: KeepFeatures | None = None,
+) -> Compared:
+    """Compare a model with each of the others on benchmarks in their published formats, outside any run.
+
+    Images are encoded on the fly by each model's own image tower, once where towers are the same.
+
+    Args:
+        models: references by name, as :func:`paraclip_core.clip.load.load_clip` takes them; the first is the base.
         benchmarks: each with a path, relative to `root`; see :func:`parse_benchmark`.
         options: resamples, confidence, seed and gate; the benchmarks in it are not looked at.
         root: folder that paths are relative to.
         split: split of published files with several; None: test, or val where there is no test split.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        progress: told after each (benchmark, model).
+        progress: told after each (benchmark, model), and now and then within.
+        keep: has image features of earlier calls.
 
     Raises:
         ConfigError: two benchmarks have one name, or a name cannot be a file name.
@@ -220,13 +216,34 @@ def evaluate_models(
     tasks: list[Prepared] = []
     skipped: dict[str, str] = {}
     for benchmark in benchmarks:
-        path = None if benchmark.path is None else user_path(root) / user_path(benchmark.path)
-        if benchmark.optional and path is not None and not path.exists():
-            skipped[benchmark.name] = "its path is absent"
+        path, images = (
+            None if at is None else user_path(root) / user_path(at) for at in (benchmark.path, benchmark.images)
+        )
+        if reason := left_out(benchmark, path, images):
+            skipped[benchmark.name] = reason
             continue
-        tasks.append(prepare(benchmark, path, None, split))
-    models = {"base": Candidate(base, device), "tuned": Candidate(tuned, device)}
-    return measure_all(models, tasks, options, skipped, always_measure, progress)
+        tasks.append(prepare(benchmark, path, None, split, images))
+    encoders = {name: Candidate(reference, device, keep) for name, reference in models.items()}
+    seconds: dict[tuple[str, str], float] = {}
+
+    def timed(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        began = time.monotonic()
+        measured = compute()
+        seconds[benchmark, model] = round(time.monotonic() - began, 2)
+        return measured
+
+    measured = _measure(encoders, tasks, timed, progress)
+    base, *others = models
+    return Compared({other: _evaluation(tasks, measured, base, other, options, skipped) for other in others}, seconds)
+
+
+def left_out(benchmark: BenchmarkOptions, path: Path | None, images: Path | None) -> str | None:
+    """Why an optional benchmark is not measured; None where it is."""
+    if benchmark.optional and path is not None and not path.exists():
+        return "its path is absent"
+    if benchmark.optional and images is not None and not images.exists():
+        return "its images are absent"
+    return None
 
 
 def measure_all(
@@ -242,17 +259,49 @@ def measure_all(
     Raises:
         BenchmarkError: a task cannot be measured; the message names it.
     """
+    return _evaluation(tasks, _measure(models, tasks, remember, progress), "base", "tuned", options, skipped)
+
+
+def _measure(
+    models: Mapping[str, Encoder], tasks: Sequence[Prepared], remember: Remember, progress: Progress
+) -> dict[tuple[str, str], Measured]:
+    """Outcome of each (benchmark, model)."""
+    measured: dict[tuple[str, str], Measured] = {}
+    pairs = [(task, name, encoder) for task in tasks for name, encoder in models.items()]
+    began = time.monotonic()
+    for position, (task, name, encoder) in enumerate(pairs):
+
+        def tell(
+            what: str, done: int, of: int, position: int = position, task: Prepared = task, name: str = name
+        ) -> None:
+            # Texts are quick beside images.
+            part = position + (0.2 * done / of if what == "texts" else 0.2 + 0.8 * done / of)
+            left = (time.monotonic() - began) * (len(pairs) - part) / max(part, 1e-9)
+            facts: dict[str, Fact] = {"benchmark": task.name, "model": name, what: f"{done} of {of}"}
+            progress(position, len(pairs), **facts, **({"eta_seconds": round(left)} if part >= 0.2 else {}))
+
+        progress(position, len(pairs), benchmark=task.name, model=name)
+        if isinstance(encoder, Candidate):
+            encoder.watch = tell
+        measured[task.name, name] = remember(name, task.name, lambda task=task, encoder=encoder: task.measure(encoder))
+    progress(len(pairs), len(pairs))
+    return measured
+
+
+def _evaluation(
+    tasks: Sequence[Prepared],
+    measured: Mapping[tuple[str, str], Measured],
+    base: str,
+    tuned: str,
+    options: EvaluateOptions,
+    skipped: Mapping[str, str],
+) -> Evaluation:
     outcomes, tables = [], {}
-    total = len(models) * len(tasks)
-    for position, task in enumerate(tasks):
-        measured = {}
-        for step, (name, encoder) in enumerate(models.items()):
-            progress(position * len(models) + step, total, benchmark=task.name, model=name)
-            measured[name] = remember(name, task.name, lambda task=task, encoder=encoder: task.measure(encoder))
-        outcomes.append(Outcome(task.name, task.kind, measured["base"], measured["tuned"]))
+    for task in tasks:
+        before, after = measured[task.name, base], measured[task.name, tuned]
+        outcomes.append(Outcome(task.name, task.kind, before, after))
         if task.task.per_query is not None:
-            tables[task.name] = task.task.per_query(measured["base"], measured["tuned"])
-    progress(total, total)
+            tables[task.name] = task.task.per_query(before, after)
     return Evaluation(tuple(outcomes), tables, compare(outcomes, options, skipped))
 
 

@@ -109,12 +109,18 @@ class ReportData:
     """``promote`` or ``hold``."""
     reasons: Sequence[str]
     comparison: Sequence[Row]
-    finetune: str
-    """Fingerprint of the tuned model."""
-    over_control: Sequence[Row] = ()
-    """The same figures against the control, tuned on captions alone; none without one."""
+    finetune: str = ""
+    """Fingerprint of the tuned model; empty where no run of ours made it."""
     image_tower_before: str = ""
     image_tower_after: str = ""
+    over_control: Sequence[Row] = ()
+    """The same figures with a model that was tuned on captions alone as `base`; none without one."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What was trained on what, when and how, in a few words each."""
+    settings: str = ""
+    """The run's options as YAML, where they are not the usual ones."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each benchmark counted over what (:attr:`paraclip_core.evaluation.results.Measured.notes`)."""
     confidence: float = 0.95
     notes: Sequence[str] = ()
     """What was left out and why."""

@@ -17,12 +17,19 @@ from PIL import Image, ImageOps
 from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
-from paraclip_core.report.plots import alpha_plot, loss_plot, validation_plot
+from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot
 
 __all__ = ["render_report", "thumbnail"]
 
 SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""
+COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
+"""What a benchmark's notes count that the page says."""
+EXPLAINED = {
+    "ao": "AO@{0}: how far the first {0} images for two wordings of one meaning agree, the first places counting most.",
+    "js": "JS@{0}: of the images among the first {0} for either wording, the share that is there for both.",
+}
+"""Sentences on measures, by the beginnings of their names."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,17 @@ def render_report(data: ReportData) -> str:
         data=data,
         headlines=_headlines(data.comparison),
         benchmarks=[
-            (name, describe_benchmark(kind).title, list(rows))
+            (name, _about(kind, data.protocols.get(name, {})), list(rows))
             for (name, kind), rows in groupby(data.comparison, key=lambda row: (row.benchmark, row.kind))
         ],
+        over_control={(row.benchmark, row.metric): row for row in data.over_control},
+        explained=_explained(data.comparison),
         reach=_reach(data.comparison),
-        over={(row.benchmark, row.metric): row for row in data.over_control},
         plots=_plots(data),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],
         rejects=_by_stage(data.rejects),
-        funnel_top=max((count for _, count in data.funnel), default=1) or 1,
+        funnel=_funnel(data.funnel),
         classes=classes,
         thumbnails=_style_rules(data.thumbnails, classes),
     )
@@ -83,6 +91,38 @@ def _headlines(comparison: Sequence[Row]) -> list[Row]:
     """The rows at the top of the page: of each headline metric its first benchmark's."""
     first = {row.metric: row for row in reversed(comparison) if row.facts.headline}
     return [row for row in comparison if first.get(row.metric) is row]
+
+
+def _about(kind: str, protocol: Mapping[str, Any]) -> str:
+    """Title of a benchmark, and what it counted over what."""
+    row = describe_benchmark(kind)
+    counted = [
+        f"{protocol[name]:,} {name} searched"
+        if name == "images" and row.searches_images
+        else f"{protocol[name]:,} {name}"
+        for name in COUNTED
+        if isinstance(protocol.get(name), int)
+    ]
+    named = [f"{name} {protocol[name]}" for name in ("split", "language") if isinstance(protocol.get(name), str)]
+    return " · ".join([row.title, *counted, *named])
+
+
+def _explained(comparison: Sequence[Row]) -> list[str]:
+    """What the measures mean that are not known by their names, a line each."""
+    measured = {row.metric.partition("@")[0]: row.metric for row in comparison}
+    return [text.format(measured[name].partition("@")[2]) for name, text in EXPLAINED.items() if name in measured]
+
+
+def _funnel(steps: Sequence[tuple[str, int]]) -> list[tuple[str, int, float, str]]:
+    """Name, count, width of the bar in percent, and share: of the rows read, and from `asked` on of those."""
+    top = max((count for _, count in steps), default=0) or 1
+    counts, shown = dict(steps), []
+    for place, (name, count) in enumerate(steps):
+        after = "asked" in counts and place > [step for step, _ in steps].index("asked")
+        whole = (counts["asked"] or 1) if after else top
+        share = f"{100 * count / whole:.1f}\u00a0% of {'asked' if after else 'rows read'}"
+        shown.append((name, count, 100 * count / top, share))
+    return shown
 
 
 def _reach(comparison: Iterable[Row]) -> dict[str, float]:
@@ -102,6 +142,8 @@ def _plots(data: ReportData) -> list[Plot]:
     if data.alpha_sweep:
         chosen = data.alpha_sweep.get("chosen")
         drawn.append((alpha_plot(data.alpha_sweep), f"Interpolation with the base: α = {chosen} was chosen"))
+        caption = f"What agreement costs: each point is an α, the one with the ring ({chosen}) was chosen"
+        drawn.append((pareto_plot(data.alpha_sweep), caption))
     # Safe because plots.py builds it from numbers and escaped names.
     return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
 

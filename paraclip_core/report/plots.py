@@ -12,7 +12,7 @@ import numpy as np
 
 from paraclip_core.report.data import Training
 
-__all__ = ["Line", "alpha_plot", "line_chart", "loss_plot", "validation_plot"]
+__all__ = ["Line", "alpha_plot", "line_chart", "loss_plot", "pareto_plot", "validation_plot"]
 
 WIDTH, HEIGHT, FONT = 460, 270, 12
 LETTER = 6.5
@@ -20,6 +20,8 @@ LETTER = 6.5
 STYLES = (("accent", ""), ("ink", "6 4"), ("muted", "1.5 3"), ("muted", "7 3 1.5 3"), ("ink", ""))
 """Color and dashes of the first line, the second, …"""
 MAX_POINTS = 300
+PARETO = ("text_to_image_recall@", "ao@")
+"""What is drawn against what, by the beginnings of their names."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,15 @@ class Axis:
         return [(self.at(tick), f"{tick:.{self.decimals}f}".replace("-", "−")) for tick in self.ticks]
 
 
-def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mark: float | None = None) -> str:
+def line_chart(
+    name: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    mark: float | None = None,
+    labels: Sequence[tuple[float, float, str]] = (),
+    ring: int | None = None,
+) -> str:
     """Draw lines as an SVG element; equal arguments give equal bytes.
 
     Args:
@@ -73,6 +83,8 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
         x_label: name of the x axis.
         y_label: name and unit of the y axis.
         mark: an x value to mark with an upright line.
+        labels: texts beside places.
+        ring: which of the labels has a ring around its place.
     """
     drawn = [Line(line.label, *_thinned(line.x, line.y), line.points) for line in lines]
     legend, top = _legend(drawn) if len(drawn) > 1 else ([], 10.0)
@@ -90,6 +102,13 @@ def line_chart(name: str, lines: Sequence[Line], x_label: str, y_label: str, mar
     parts += [f'<g transform="rotate(-90)">{_text(-(top + y.start) / 2, 12, y_label)}</g>']
     for number, line in reversed([*enumerate(drawn)]):
         parts += _drawn(line, x, y, number)
+    for number, (at_x, at_y, text) in enumerate(labels):
+        place = float(x.at(at_x)), float(y.at(at_y))
+        at_edge = place[0] > right - 24
+        across, up = place[0] + (-9 if at_edge else 9), place[1] + (16 if number % 2 else -7)
+        parts.append(_text(across, up, text, "end" if at_edge else "start", "ink"))
+        if number == ring:
+            parts.append(f'<circle cx="{place[0]}" cy="{place[1]}" r="7" style="{_stroke(0)}"/>')
     body = "\n".join([*parts, *legend])
     return (
         f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="{FONT}" '
@@ -134,6 +153,23 @@ def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
     alphas = [point["alpha"] for point in points]
     lines = [Line(_words(name), alphas, [p[name] - points[0][name] for p in points], True) for name in names]
     return line_chart("alpha sweep", lines, "α  (0 = base, 1 = as trained)", "change, points", sweep.get("chosen"))
+
+
+def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
+    """Agreement against recall over α, both as changes from the base, the chosen α ringed; None without both."""
+    points = sweep.get("alphas") or []
+    names = [next((name for name in points[0] if name.startswith(head)), None) for head in PARETO] if points else [None]
+    if len(points) < 2 or None in names:
+        return None
+    along, up = ([point[name] - points[0][name] for point in points] for name in names)
+    labels = [(x, y, f"{point['alpha']:g}") for x, y, point in zip(along, up, points, strict=True)]
+    chosen = [point["alpha"] for point in points].index(sweep["chosen"]) if _swept(sweep) else None
+    axes = [f"{_words(str(name))}, change in points" for name in names]
+    return line_chart("agreement against recall", [Line("α", along, up, True)], *axes, labels=labels, ring=chosen)
+
+
+def _swept(sweep: Mapping[str, Any]) -> bool:
+    return any(point["alpha"] == sweep.get("chosen") for point in sweep["alphas"])
 
 
 def _parts(lines: Sequence[Mapping[str, Any]]) -> int:

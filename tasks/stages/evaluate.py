@@ -18,15 +18,24 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
+from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.compare import with_control
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.published import Captions
-from paraclip_core.evaluation.results import Measured, from_arrays, result_json, to_arrays, to_table
+from paraclip_core.evaluation.results import (
+    Measured,
+    Provenance,
+    from_arrays,
+    result_json,
+    task_results,
+    to_arrays,
+    to_table,
+)
 from paraclip_core.evaluation.run import (
-    Candidate,
     Evaluation,
     Prepared,
     check_names,
+    left_out,
     measure_all,
     prepare,
     source_files,
@@ -36,6 +45,7 @@ from paraclip_core.plugins import module_source
 from paraclip_core.scenes.plan import held_out_images
 from paraclip_core.tables import text_hash
 from storage.artifacts import Artifact
+from storage.benchmark_features import BenchmarkFeatures
 from storage.features import FeatureStore
 from storage.files import write_atomic, write_json
 from storage.fingerprint import FileHashes, canonical_json
@@ -58,7 +68,11 @@ BASE_KEPT = (
 
 
 def write_evaluation(
-    folder: Path, evaluation: Evaluation, names: Mapping[str, str], fingerprints: Mapping[str, str]
+    folder: Path,
+    evaluation: Evaluation,
+    names: Mapping[str, str],
+    fingerprints: Mapping[str, str],
+    provenance: Callable[[str, str], Provenance] | None = None,
 ) -> dict[str, Any]:
     """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json`` into `folder`.
 
@@ -67,6 +81,7 @@ def write_evaluation(
         evaluation: what was measured.
         names: the weights of `base` and of `tuned`: a fingerprint or a reference.
         fingerprints: names of the artifacts or references that took part, for the summary.
+        provenance: that of a result, by benchmark and model; None where a manifest says it.
 
     Returns:
         The summary.
@@ -76,8 +91,13 @@ def write_evaluation(
     """
     for outcome in evaluation.outcomes:
         for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
-            result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured)
-            write_json(folder / "results" / model / f"{outcome.benchmark}.json", result)
+            origin = provenance and provenance(outcome.benchmark, model)
+            place = folder / "results" / model
+            result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured, origin)
+            write_json(place / f"{outcome.benchmark}.json", result)
+            if origin is not None:
+                for task, part in task_results(outcome.kind, model, names[model], measured, origin).items():
+                    write_json(place / outcome.benchmark / f"{task}.json", part)
         write_table(folder / "samples" / f"{outcome.benchmark}.parquet", to_table(outcome.base, outcome.tuned))
     for benchmark, table in evaluation.per_query.items():
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)
@@ -101,6 +121,8 @@ def _options(run: Run) -> dict[str, Any]:
         # What a file holds is in the sources; where it lies has no meaning, except inside the scenes.
         if not _from_scenes(settings, benchmark):
             plain["path"] = benchmark.path is not None
+        if benchmark.images is not None:
+            plain["images"] = True
     return options
 
 
@@ -108,16 +130,32 @@ def _sources(run: Run) -> dict[str, str]:
     settings = run.settings
     check_names(settings.evaluate.benchmarks)
     _check_scenes(settings)
+    _check_paths(settings)
     contents = own_benchmarks(settings.evaluate.benchmarks)
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
-        path = input_path(settings, benchmark.path)
-        if benchmark.optional and not path.exists():
+        path, images = input_path(settings, benchmark.path), _images(settings, benchmark)
+        if left_out(benchmark, path, images):
             contents[benchmark.name] = ABSENT
         else:
-            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes)
+            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes, images=images)
     return contents
+
+
+def _check_paths(settings: Settings) -> None:
+    """Name everything at once that is not there."""
+    missing = [
+        f"{benchmark.name} ({place})"
+        for benchmark in settings.evaluate.benchmarks
+        if benchmark.path is not None and not benchmark.optional and not _from_scenes(settings, benchmark)
+        for place in (input_path(settings, benchmark.path), _images(settings, benchmark))
+        if place is not None and not place.exists()
+    ]
+    if len(missing) > 1:
+        raise BenchmarkError(
+            f"benchmarks are not there: {', '.join(missing)}; correct their paths or mark them `optional: true`"
+        )
 
 
 def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
@@ -133,17 +171,26 @@ def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
     return {f"benchmark {kind}": text_hash(code.hex()).hex() for kind, code in sorted(modules.items())}
 
 
-def benchmark_hash(kind: str, path: Path, hashes: FileHashes, split: str | None = None) -> str:
-    """Hash of all that a benchmark reads at `path`, of `split` where it has several, wherever that lies.
+def benchmark_hash(
+    kind: str, path: Path, hashes: FileHashes, split: str | None = None, images: Path | None = None
+) -> str:
+    """Hash of all that a benchmark reads at `path`, of `split` where it has several, and at `images`.
 
     Raises:
         BenchmarkError: the path is absent or holds nothing of the kind.
         InputError: a file is unreadable.
     """
-    contents = hashes.of(source_files(kind, path, split))
+    contents = hashes.of(source_files(kind, path, split, images))
     # With the folder's own name, which finds its images and is shown as the split.
-    named = {Path(file).relative_to(path.parent).as_posix(): value for file, value in contents.items()}
+    named = {_place(Path(file), path, images): value for file, value in contents.items()}
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()
+
+
+def _place(file: Path, path: Path, images: Path | None) -> str:
+    """What a file is called relative to the benchmark, or to its images where those lie elsewhere."""
+    if images is None or file.is_relative_to(path.parent):
+        return file.relative_to(path.parent).as_posix()
+    return f"images/{file.relative_to(images).as_posix()}"
 
 
 def _check_scenes(settings: Settings) -> None:
@@ -186,7 +233,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     use_threads(settings)
     tuned = ctx.inputs["finetune"]
     references = {"base": base_reference(settings, ctx.inputs), "tuned": str(tuned.path / "release")}
-    models = {name: Candidate(reference, settings.run.device) for name, reference in references.items()}
+    features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
+    models = {name: Candidate(reference, settings.run.device, features) for name, reference in references.items()}
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
     keep = _Kept(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
@@ -242,11 +290,12 @@ def benchmark_tasks(
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:
         path = _path(settings, scenes, benchmark)
-        if benchmark.optional and path is not None and not path.exists():
-            skipped[benchmark.name] = "its path is absent"
-            log.warning("benchmark %s is left out: %s is absent", benchmark.name, path)
+        images = _images(settings, benchmark)
+        if reason := left_out(benchmark, path, images):
+            skipped[benchmark.name] = reason
+            log.warning("benchmark %s is left out: %s (%s)", benchmark.name, reason, path)
             continue
-        tasks.append(prepare(benchmark, path, stored))
+        tasks.append(prepare(benchmark, path, stored, images=images))
     return tasks, skipped
 
 
@@ -263,6 +312,10 @@ def _path(settings: Settings, scenes: Artifact | None, benchmark: BenchmarkOptio
     if scenes is not None and _from_scenes(settings, benchmark):
         return scenes.path / benchmark.path
     return input_path(settings, benchmark.path)
+
+
+def _images(settings: Settings, benchmark: BenchmarkOptions) -> Path | None:
+    return None if benchmark.images is None else input_path(settings, benchmark.images)
 
 
 def _stored(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:

@@ -13,10 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from paraclip_core.captions.rows import MANY_LICENCES
+from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
+from paraclip_core.engine_options import ENGINES
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
+from paraclip_core.options import unusual
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -28,12 +33,13 @@ from paraclip_core.report.data import (
     Training,
     fewer_than_a_batch,
     row_totals,
+    trained_on,
 )
 from storage.artifacts import Artifact
 from storage.duckdb_file import frequent_values
 from storage.files import read_json, write_atomic
 from storage.parquet import count_rows, iter_batches
-from tasks.models import base_inputs
+from tasks.models import EMBEDDED, base_inputs
 from tasks.results import why
 from tasks.stage import Stage, StageContext, input_path
 
@@ -101,6 +107,9 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         reasons=[why(comparison | {"rows": totals})],
         comparison=[Row(**row) for row in comparison["rows"]],
         over_control=[Row(**row) for row in comparison.get("over_control", ())],
+        protocols=comparison.get("protocols", {}),
+        facts=_facts(settings, inputs, totals),
+        settings=_as_yaml(settings),
         confidence=comparison["confidence"],
         notes=[*comparison["notes"], *([warning] if warning else [])],
         finetune=inputs["finetune"].fingerprint,
@@ -122,6 +131,30 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         licenses=_licenses(inputs),
         thumbnails=_thumbnails(settings, inputs, set(shown)),
     )
+
+
+def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dict[str, str]:
+    """What was trained on what, when, and how to do it again."""
+    base = settings.model.base
+    rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
+    facts = {
+        "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
+        "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
+        "base model": "a text tower trained on these captions" if base == EMBEDDED else place_free_name(base),
+        "date": inputs["finetune"].manifest.created[:10],
+        "command": "paraclip run -c settings.yaml",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _as_yaml(settings: Settings) -> str:
+    """The options that decide the result and are not the usual ones; those of engines that were not asked aside."""
+    tree = {"name": settings.name, **unusual(settings)}
+    for name in set(ENGINES) - {settings.paraphrase.engine}:
+        tree.get("paraphrase", {}).pop(name, None)
+    if "base" in tree.get("model", {}):
+        tree["model"]["base"] = place_free_name(settings.model.base)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -329,7 +362,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=7,
+    version=8,
     inputs=_stages,
     options=_options,
     body=_body,

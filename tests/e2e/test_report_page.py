@@ -233,7 +233,7 @@ def test_a_browser_shows_it_without_errors_and_hostile_captions_stay_text(
         assert "demo run" in page.inner_text("h1")
         assert "Promote" in text and "+7.47" in text and "CC0-1.0" in text
         assert page.locator("script, img, iframe, object, link").count() == 0
-        assert page.locator("figure svg").count() == 5
+        assert page.locator("figure svg").count() == 6
         assert page.locator(".pair .thumb").count() == 80
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
         assert page.evaluate("getComputedStyle(document.querySelector('.pair .thumb')).backgroundImage").startswith(
@@ -242,6 +242,7 @@ def test_a_browser_shows_it_without_errors_and_hostile_captions_stay_text(
         ids = page.evaluate("Array.from(document.querySelectorAll('[id]')).map(e => e.id)")
         assert len(ids) == len(set(ids))
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
+        assert page.locator(".pair").first.is_visible() == (width > 700), "examples are folded on a phone alone"
         picture = tmp_path / f"report-{width}-{scheme}.png"
         page.screenshot(path=str(picture), full_page=True)
         assert picture.stat().st_size > 50_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,10 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path
         assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
         return written[-1]
 
-    monkeypatch.setattr("paraclip_core.evaluation.run.evaluate_models", lambda *_, **__: None)
-    monkeypatch.setattr("tasks.stages.evaluate.write_evaluation", write_evaluation)
+    monkeypatch.setattr(
+        "tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
+    )
+    monkeypatch.setattr("tasks.comparison.write_evaluation", write_evaluation)
     return evaluated
 
 
@@ -56,9 +59,50 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     def measured(*_: object, **__: object) -> None:
         pytest.fail("it was measured")
 
-    monkeypatch.setattr("paraclip_core.evaluation.run.evaluate_models", measured)
+    monkeypatch.setattr("tasks.comparison.compare_models", measured)
     monkeypatch.chdir(_write(tmp_path / "here"))
     (tmp_path / "file").touch()
     models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]
     assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
     assert "--out: " in (told := capsys.readouterr().err) and "cannot be made (Not a directory)" in told
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--base", "base"], "name two models, with --base and --tuned, or any number with --model NAME=MODEL"),
+        (["--base", "base", "-m", "a=tuned"], "--model takes the place of --base and --tuned"),
+        (["-m", "a=base"], "--model: 1 given, expected two at least, the base first"),
+        (["-m", "a=base", "-m", "a=tuned"], "another model has the name 'a'"),
+        (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
+        (["--base", "base", "--tuned", "tuned", "--images", "gone"], "--images 'gone': gone does not exist"),
+        (["--base", "base", "--tuned", "tuned", "--images", "base"], "none of stsb reads images beside its path"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(_write(tmp_path / "here"))
+    monkeypatch.setattr("tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    assert run_cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def compared(*_: object, progress: Callable[..., None], **__: object) -> SimpleNamespace:
+        progress(1, 4, benchmark="stsb", model="tuned", texts="4096 of 9000", eta_seconds=40)
+        return SimpleNamespace(evaluations={"tuned": None})
+
+    monkeypatch.chdir(_write(tmp_path / "here"))
+    monkeypatch.setattr("flows.commands.evaluate.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.comparison.compare_models", compared)
+    monkeypatch.setattr("tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
+    models = ["--base", "base", "--tuned", "tuned"]
+    assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
+    shown = capsys.readouterr().err
+    assert "evaluate: 1 of 4, benchmark stsb, model tuned, texts 4096 of 9000, eta_seconds 40" in shown

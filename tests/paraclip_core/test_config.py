@@ -9,7 +9,8 @@ import pytest
 from paraclip_core.captions.readers.columns import CAPTION, IMAGE, LICENCE, PATH
 from paraclip_core.config import ColumnNames, DataOptions, Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import load_settings
+from paraclip_core.options import unusual
+from paraclip_core.settings import load_settings, parse_settings
 
 
 def test_operational_options_are_left_out() -> None:
@@ -18,6 +19,17 @@ def test_operational_options_are_left_out() -> None:
     )
     there = load_settings(None, ["data.root=/b", "run.threads=2", "features.batch_size=9", "paraphrase.chunk=3"])
     assert meaning(here) == meaning(there)
+
+
+def test_the_unusual_options_make_the_same_settings() -> None:
+    options = ["data.root=/a", "data.max_words=30", "finetune.weights.image_caption=1", "data.sources.0.path=a.csv"]
+    settings = load_settings(None, [*options, "data.sources.0.license=MIT", "run.threads=3"])
+    plain = unusual(settings)
+    assert plain == {
+        "data": {"sources": [{"path": "a.csv", "license": "MIT"}], "max_words": 30},
+        "finetune": {"weights": {"image_caption": 1.0}},
+    }
+    assert meaning(parse_settings(plain)) == meaning(settings) and unusual(Settings()) == {}
 
 
 OPERATIONAL_OPTIONS = {
@@ -58,6 +70,7 @@ def test_later_options_count_where_they_are_used() -> None:
         ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
         ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "ranks"),
+        ("BenchmarkOptions", "images"),
         ("FinetuneOptions", "validations"),
         ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "mined"), ("ParaphraseOptions", "options"),
         ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),

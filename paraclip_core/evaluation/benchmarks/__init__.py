@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.options import Options
 from paraclip_core.plugins import import_path
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from paraclip_core.evaluation.results import Measured
 
 __all__ = [
-    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "check_metric",
+    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "check_metric", "check_options",
     "describe_benchmark", "find_benchmark", "headline_metrics", "metric_of", "recalls",
 ]  # fmt: skip
 
@@ -35,7 +38,14 @@ BENCHMARKS = {
     "retrieval": f"{_IN}.retrieval:RETRIEVAL",
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",
+    "sts7": f"{_IN}.sts7:STS7",
     "sugarcrepe": f"{_IN}.sugarcrepe:SUGARCREPE",
+    "sugarcrepe_pp": f"{_IN}.sugarcrepe_pp:SUGARCREPE_PP",
+    "vg_relation": f"{_IN}.aro:VG_RELATION",
+    "vg_attribution": f"{_IN}.aro:VG_ATTRIBUTION",
+    "caption_order": f"{_IN}.caption_order:CAPTION_ORDER",
+    "winoground": f"{_IN}.winoground:WINOGROUND",
+    "zeroshot_classification": f"{_IN}.zeroshot:ZEROSHOT_CLASSIFICATION",
 }
 """The row of each kind of `evaluate.benchmarks[].kind`, imported when it is used."""
 
@@ -79,6 +89,16 @@ class Metric:
         head, at, part = self.name.partition("@")
         return ", ".join([self.title or head.replace("_", " ") + at + part, *self.notes])
 
+    @property
+    def direction(self) -> str:
+        """Which way is better."""
+        return "lower is better" if self.lower_is_better else "higher is better"
+
+    @property
+    def arrow(self) -> str:
+        """The same as a sign."""
+        return "↓" if self.lower_is_better else "↑"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -100,7 +120,9 @@ class Source:
     split: str | None = None
     """Split of published files with several; None: the test split, or val where there is none."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """`evaluate.benchmarks[].options`, for a benchmark of a user's own."""
+    """`evaluate.benchmarks[].options`."""
+    images: Path | None = None
+    """Folder, tar or Parquet with the images, where they do not lie beside the path."""
 
     def need_path(self) -> Path:
         """The path of a benchmark that has no other source.
@@ -145,8 +167,14 @@ class Benchmark:
     """CLIP_benchmark's name of the task; empty: the title."""
     mteb: bool = False
     """Whether results take mteb's shape; the first metric is the main score."""
+    mteb_parts: bool = False
+    """Whether the parts of the first metric are tasks of mteb, by its names."""
     hub_task: str = "image-text-retrieval"
     """The Hugging Face hub's name of the task, for model cards."""
+    options: type[Options] | None = None
+    """What `evaluate.benchmarks[].options` may hold; None: nothing, or for a user's own anything."""
+    needs_images: bool = False
+    """Whether it reads images beside its path, so that `images` may say where they lie."""
 
     def metric(self, name: str) -> Metric | None:
         """The row's metric of this name, or of this name with a part; None where it has none."""
@@ -155,7 +183,8 @@ class Benchmark:
             if metric.name == name:
                 return metric
             if metric.by_part and at and metric.name == head:
-                return replace(metric, name=name, title=metric.title and f"{metric.title}@{part}", headline=False)
+                title = metric.title and f"{metric.title.partition(',')[0]}@{part}"
+                return replace(metric, name=name, title=title, headline=False)
         return None
 
 
@@ -189,6 +218,22 @@ def headline_metrics() -> list[str]:
     """Names of our benchmarks' headline metrics, each once, the most important first."""
     metrics = (metric for kind in BENCHMARKS for metric in find_benchmark(kind).metrics if metric.headline)
     return list(dict.fromkeys(metric.name for metric in metrics))
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """See that one of our kinds takes these options.
+
+    Raises:
+        ValueError: it does not; names the option.
+    """
+    taken = find_benchmark(kind).options
+    if taken is None:
+        raise ValueError(f"{kind} has no options")
+    try:
+        taken.model_validate(dict(options))
+    except ValidationError as error:
+        problems = [f"options.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise ValueError(f"{'; '.join(problems)}; {kind} takes {', '.join(taken.model_fields)}") from error
 
 
 def check_metric(name: str) -> str:

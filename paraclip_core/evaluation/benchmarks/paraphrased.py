@@ -2,6 +2,10 @@
 
 Pairs come from a file with the columns image_id, caption and rewording (SugarCrepe++'s filename, caption and caption2
 do as well), or are all pairs of an image's captions: ten for five captions.
+
+Reviews of Cheng et al. print AO@k without the division by the depth, where equal lists give 5.5 of 10. The measure of
+that name has the division, and equal lists give 1 (Wu & Crestani, 2003; Webber et al., 2010): ``ao@10`` is that one.
+The printed one is ``overlap_sum@10``.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,26 +22,35 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
+from paraclip_core.evaluation.image_files import every_image, find_images, images_beside, pool_of
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, overlap_sum, recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
 from paraclip_core.evaluation.published import (
     Captions,
     captioned_files,
     captioned_images,
-    images_beside,
     picture_files,
-    pool_of,
 )
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, read_json_file, records
+from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
 __all__ = [
-    "DEPTH", "PARAPHRASED_RETRIEVAL", "Pairs", "load", "measure", "pairs_of_captions", "per_query", "read_pairs",
-    "within",
+    "DEPTH", "PARAPHRASED_RETRIEVAL", "PairOptions", "Pairs", "load", "measure", "pairs_of_captions", "per_query",
+    "read_pairs", "within",
 ]  # fmt: skip
 
 DEPTH = 10
+
+
+class PairOptions(Options):
+    """What is searched, and what is measured besides."""
+
+    pool: Literal["pairs", "all"] = "pairs"
+    """Images that are searched: those that the pairs tell of, and a run's own; or all that lie beside the pairs."""
+    overlap_sum: bool = False
+    """Measure AO@10 without the division by the depth, too, as `overlap_sum@10`."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +73,25 @@ def load(source: Source) -> Task:
     Raises:
         BenchmarkError: they are in no published format, or too few to compare two rankings.
     """
-    pairs, pool = _pairs_and_pool(source)
+    options = PairOptions.model_validate(dict(source.options))
+    pairs, pool = _pairs_and_pool(source, options.pool)
     pairs = within(pairs, pool)
     pool.check_queries(pairs.image_ids)
-    return Task(lambda encoder: measure(pairs, pool, encoder), lambda base, tuned: per_query(pairs, pool, base, tuned))
+    return Task(
+        lambda encoder: measure(pairs, pool, encoder, options.overlap_sum),
+        lambda base, tuned: per_query(pairs, pool, base, tuned),
+    )
 
 
-def _pairs_and_pool(source: Source) -> tuple[Pairs, ImagePool]:
+def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
     path, stored = source.path, source.stored
+    if searched == "all":
+        return _among_all(source)
     if path is None or _is_captions_json(path) or picture_files(path, source.split, pairs=True):
         captions, pool = captioned_images(source)
         return pairs_of_captions(captions), pool
     pairs = read_pairs(path)
-    if stored is not None:
+    if stored is not None and source.images is None:
         beside = images_beside(path)
         try:
             pool = stored.pool([*stored.captions.image_ids, *pairs.image_ids])
@@ -82,7 +102,19 @@ def _pairs_and_pool(source: Source) -> tuple[Pairs, ImagePool]:
         else:
             if beside is None or (pool.find(pairs.image_ids) >= 0).any():
                 return pairs, pool
-    return pairs, pool_of(path, pairs.image_ids)
+    return pairs, pool_of(path, pairs.image_ids, source.images)
+
+
+def _among_all(source: Source) -> tuple[Pairs, ImagePool]:
+    """The pairs of a file, and every image beside it."""
+    path = source.need_path()
+    images = source.images or images_beside(path)
+    if images is None:
+        raise BenchmarkError(
+            f"`pool: all` searches every image beside {path}, and there is none; name them in `images`"
+        )
+    pairs = read_pairs(path)
+    return pairs, every_image(images, find_images(images, list(dict.fromkeys(pairs.image_ids))))
 
 
 def _is_captions_json(path: Path) -> bool:
@@ -170,13 +202,14 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     return Pairs(ids, captions, rewordings, pairs.split, pairs.equal, len(pairs.image_ids) - len(places))
 
 
-def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
+def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder, printed: bool = False) -> Measured:
     """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
 
     Args:
         pairs: pairs whose images are all in the pool (see :func:`within`).
         pool: the images that are ranked, at least ten.
         encoder: the model.
+        printed: measure :func:`overlap_sum`, too.
     """
     features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.rewordings])
     ranked = top_k(features, pool.features(encoder), DEPTH)
@@ -187,6 +220,8 @@ def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
         f"ao@{DEPTH}": average_overlap(caption, rewording, DEPTH),
         f"js@{DEPTH}": jaccard(caption, rewording, DEPTH),
     }
+    if printed:
+        values[f"overlap_sum@{DEPTH}"] = overlap_sum(caption, rewording, DEPTH)
     for name, side in (("caption", caption), ("rewording", rewording)):
         values |= {f"{name}_text_to_image_recall@{k}": recall_at_k(side, owner, k) for k in RECALL_DEPTHS}
     notes = {
@@ -230,14 +265,17 @@ PARAPHRASED_RETRIEVAL = Benchmark(
     metrics=(
         Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True),
         Metric(f"js@{DEPTH}", f"JS@{DEPTH}", headline=True),
+        Metric(f"overlap_sum@{DEPTH}", unit="images", decimals=2),
         *recalls("caption_text_to_image_recall", "caption → image recall"),
         *recalls("rewording_text_to_image_recall", "rewording → image recall"),
     ),
     load=load,
     files=lambda path, split: captioned_files(path, split, pairs=True),
-    aliases=("rewordings", "pairs", "sugarcrepe++"),
+    aliases=("rewordings", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,
     fewest_images=DEPTH,
     task="paraphrased_retrieval",
+    options=PairOptions,
+    needs_images=True,
 )

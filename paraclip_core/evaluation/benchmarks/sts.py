@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.metrics import pair_scores
 from paraclip_core.evaluation.pool import TextEncoder, unique_features
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import lines, plain_tsv
@@ -113,7 +113,7 @@ def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
     """Spearman of the cosines; each pair is a cluster of its own."""
     features, rows = unique_features(encode, pairs.first + pairs.second)
     count = len(pairs.gold)
-    cosines = _cosines(features, rows[:count], rows[count:])
+    cosines = pair_scores(features, rows[:count], features, rows[count:])
     sample = Sample(cosines, np.arange(count), np.asarray(pairs.gold, np.float64))
     notes: dict[str, Any] = {
         "protocol": "Spearman of cosine and human score over all pairs",
@@ -134,14 +134,6 @@ def _gold_score(path: Path, number: int, text: str) -> float | None:
     if not math.isfinite(value):
         raise BenchmarkError(f"{path}, line {number}: score {text!r}, expected a number or a blank")
     return value
-
-
-def _cosines(features: NDArray[np.float32], a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-    parts = [
-        np.einsum("nd,nd->n", features[a[i : i + 8192]], features[b[i : i + 8192]], dtype=np.float64)
-        for i in range(0, len(a), 8192)
-    ]
-    return np.concatenate(parts)
 
 
 def _has_header(path: Path) -> bool:

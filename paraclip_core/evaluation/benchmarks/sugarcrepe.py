@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.image_files import find_images, images_beside, in_reading_order
+from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
-from paraclip_core.evaluation.published import image_names, images_beside
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
 
@@ -47,7 +48,7 @@ def load(source: Source) -> Task:
     Raises:
         BenchmarkError: it is in another format, or all rows of a category are of one image.
     """
-    rows = read_rows(source.need_path())
+    rows = read_rows(source.need_path(), source.images)
     categories: dict[str, set[str]] = {}
     for category, image in zip(rows.categories, rows.images, strict=True):
         categories.setdefault(category, set()).add(image)
@@ -60,8 +61,8 @@ def load(source: Source) -> Task:
     return Task(lambda encoder: measure(rows, encoder))
 
 
-def read_rows(path: Path) -> Rows:
-    """Read the folder.
+def read_rows(path: Path, images_at: Path | None = None) -> Rows:
+    """Read the folder, its images from `images_at` or beside it.
 
     Raises:
         BenchmarkError: it has no JSON files, or an entry lacks a field; names file, entry and expectation.
@@ -80,13 +81,17 @@ def read_rows(path: Path) -> Rows:
     if not rows:
         raise BenchmarkError(f"{path} has no SugarCrepe rows; expected a folder with add_obj.json and its six siblings")
     categories, images, captions, negatives = zip(*rows, strict=True)
-    archive, ids = images_beside(path), list(dict.fromkeys(images))
-    names = {} if archive is None else image_names(archive, ids)
+    archive, ids = images_at or images_beside(path), list(dict.fromkeys(images))
+    places = {} if archive is None else find_images(archive, ids)
     pool = None
-    if archive is not None and len(names) == len(ids):
-        pool = archive_pool(ids, [(archive, names[image]) for image in ids])
+    if len(places) == len(ids):
+        ids = in_reading_order(places)
+        pool = archive_pool(ids, [places[image] for image in ids])
+    elif images_at is not None:
+        missing = next(image for image in ids if image not in places)
+        raise BenchmarkError(f"{images_at} lacks {len(ids) - len(places)} of {len(ids)} images, first {missing!r}")
     duplicates = len(rows) - len({row[1:] for row in rows})
-    return Rows(categories, images, captions, negatives, pool, len(names), duplicates)
+    return Rows(categories, images, captions, negatives, pool, len(places), duplicates)
 
 
 def measure(rows: Rows, encoder: Encoder) -> Measured:
@@ -107,11 +112,8 @@ def measure(rows: Rows, encoder: Encoder) -> Measured:
 def _by_category(
     name: str, values: NDArray[np.float64], clusters: NDArray[np.int64], categories: NDArray[np.str_]
 ) -> dict[str, Sample]:
-    kinds, counts = np.unique(categories, return_counts=True)
-    # Weights turn the mean over rows into the unweighted mean over categories.
-    weight = dict(zip(kinds.tolist(), (len(values) / (len(kinds) * counts)).tolist(), strict=True))
-    samples = {name: Sample(values * np.array([weight[c] for c in categories.tolist()]), clusters)}
-    for kind in kinds.tolist():
+    samples = {name: Sample(values * macro_weights(categories.tolist()), clusters)}
+    for kind in np.unique(categories).tolist():
         rows = categories == kind
         samples[f"{name}@{kind}"] = Sample(values[rows], clusters[rows])
     return samples
@@ -138,4 +140,5 @@ SUGARCREPE = Benchmark(
     load=load,
     task="image_caption_selection",
     hub_task="image-text-matching",
+    needs_images=True,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paraclip_core.evaluation.pool import ImagePool, stored_pool
+from paraclip_core.evaluation.pool import Box, ImagePool, stored_pool
 
 
 class WordEncoder:
@@ -27,9 +27,13 @@ class WordEncoder:
         vectors = np.stack([sum(map(self._word, text.casefold().split())) for text in texts])
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def images(self, archive: Path, names: Sequence[str]) -> np.ndarray:
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> np.ndarray:
+        """A part of an image shows where it lies, too."""
         self.encoded_images += len(names)
-        return self.texts([Path(name).stem.replace("_", " ") for name in names]).astype(np.float16)
+        shown = [Path(name).stem.replace("_", " ") for name in names]
+        if boxes is not None:
+            shown = [f"{words} {box[0]} {box[3]}" for words, box in zip(shown, boxes, strict=True)]
+        return self.texts(shown).astype(np.float16)
 
     def _word(self, word: str) -> np.ndarray:
         if word not in self._words:

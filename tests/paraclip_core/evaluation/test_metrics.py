@@ -10,7 +10,16 @@ from scipy import stats
 
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation import metrics
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, mid_ranks, recall_at_k, spearman, top_k
+from paraclip_core.evaluation.metrics import (
+    average_overlap,
+    jaccard,
+    mid_ranks,
+    overlap_sum,
+    pair_scores,
+    recall_at_k,
+    spearman,
+    top_k,
+)
 
 
 def brute_overlap(a: list[int], b: list[int], k: int) -> float:
@@ -53,6 +62,23 @@ def test_against_brute_force(data: st.DataObject) -> None:
     np.testing.assert_allclose(average_overlap(a, b, k), [brute_overlap(list(x), list(y), k) for x, y in pairs])
     np.testing.assert_allclose(jaccard(a, b, k), [brute_jaccard(list(x), list(y), k) for x, y in pairs])
     np.testing.assert_allclose(average_overlap(a, b, k), average_overlap(b, a, k))
+    sums = [sum(len({*x[:d]} & {*y[:d]}) for d in range(1, k + 1)) / k for x, y in pairs]
+    np.testing.assert_allclose(overlap_sum(a, b, k), sums)
+
+
+def test_equal_lists_give_1_or_half_of_k_and_1() -> None:
+    ten = np.arange(10)[None]
+    assert (float(average_overlap(ten, ten)[0]), float(overlap_sum(ten, ten)[0])) == (pytest.approx(1), 5.5)
+
+
+def test_pair_scores_are_inner_products_of_the_chosen_rows() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 8)).astype(np.float16), rng.normal(size=(40, 8)).astype(np.float32)
+    rows_a, rows_b = rng.integers(0, 50, 20_000), rng.integers(0, 40, 20_000)
+    expected = [float(a[i].astype(float) @ b[j].astype(float)) for i, j in zip(rows_a[:99], rows_b[:99], strict=True)]
+    scores = pair_scores(a, rows_a, b, rows_b)
+    np.testing.assert_allclose(scores[:99], expected, rtol=1e-12)
+    assert scores.shape == (20_000,) and pair_scores(a, rows_a[:0], b, rows_b[:0]).shape == (0,)
 
 
 def test_many_rows_are_cut_into_blocks() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation import published
+from paraclip_core.evaluation import image_files, published
 from paraclip_core.evaluation.published import load_pictures, picture_files
 from paraclip_core.evaluation.run import prepare, source_files
 
@@ -37,8 +37,8 @@ def test_real_karpathy_file(data_root: Path) -> None:
     file = published.captions_file(folder)
     captions = published.load_captions(file)
     assert (captions.split, len(captions.captions), len(set(captions.image_ids))) == ("val", 5000, 1000)
-    assert published.images_beside(file) == published.images_beside(folder) == folder / "images_128.tar"
-    names = published.image_names(folder / "images_128.tar", captions.image_ids)
+    assert image_files.images_beside(file) == image_files.images_beside(folder) == folder / "images_128.tar"
+    names = image_files.image_names(folder / "images_128.tar", captions.image_ids)
     assert names[captions.image_ids[0]] == f"images/{captions.image_ids[0]}"
     assert len(names) == 1000
 
@@ -48,7 +48,7 @@ def test_real_coco_files(data_root: Path) -> None:
     assert (captions.split, len(captions.captions), len(set(captions.image_ids))) == ("all", 25_014, 5000)
     mini = data_root / "coco" / "coco_val2017_mini.jsonl"
     captions = published.load_captions(mini)
-    pool = published.pool_of(mini, captions.image_ids)
+    pool = image_files.pool_of(mini, captions.image_ids)
     assert len(pool.ids) == 33
     encoder, twin, other = WordEncoder(), WordEncoder(), WordEncoder(tower="other")
     for one in (encoder, twin, other):
@@ -123,19 +123,19 @@ def test_images_beside_the_captions(tmp_path: Path) -> None:
     ids = published.load_captions(path).image_ids
     assert ids == ["a.jpg", "b", "b"]
     with pytest.raises(BenchmarkError, match="no images beside"):
-        published.pool_of(path, ids)
+        image_files.pool_of(path, ids)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.jpg").touch()
     with tarfile.open(tmp_path / "mine.tar", "w") as tar:
         tar.add(tmp_path / "deep" / "a.jpg", "deep/a.jpg")
     with pytest.raises(BenchmarkError, match=r"lacks 1 of 2 images of mine\.jsonl, first 'b'"):
-        published.pool_of(path, ids)
+        image_files.pool_of(path, ids)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "b.png").touch()
     (tmp_path / "images" / "a.jpg").touch()
     (tmp_path / "mine.tar").unlink()
-    assert published.image_names(tmp_path / "images", ids) == {"a.jpg": "a.jpg", "b": "b.png"}
-    assert published.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
+    assert image_files.image_names(tmp_path / "images", ids) == {"a.jpg": "a.jpg", "b": "b.png"}
+    assert image_files.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
 
 
 def test_an_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     known = {"a.jpg": "a.jpg", "a": "a.jpg", "b": "x/b.png", "y/c.jpg": "y/c.jpg", "d.png": "y/d.png"}
-    assert published.image_names(tmp_path, [*known, "e"]) == known
+    assert image_files.image_names(tmp_path, [*known, "e"]) == known
     for image_id, reason in (("c.jpg", r"x/c\.jpg or y/c\.jpg"), ("d", r"y/d\.jpg or y/d\.png")):
         with pytest.raises(BenchmarkError, match=f"image '{image_id}' may be {reason}"):
-            published.image_names(tmp_path, [image_id])
+            image_files.image_names(tmp_path, [image_id])
 
 
 def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
     log.parent.mkdir(parents=True)
     for file in (path, log, tmp_path / "a.JPG", tmp_path / "more.tif"):
         file.touch()
-    assert published.images_beside(path) == tmp_path
-    assert published.beside(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
+    assert image_files.images_beside(path) == tmp_path
+    assert image_files.beside(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
 
 
 def test_a_folder_with_several_candidates(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def hub(folder: Path) -> Path:
 class ReadingEncoder(WordEncoder):
     """Features are the pictures' red, as their files are read."""
 
-    def images(self, archive: Path, names: Any) -> np.ndarray:
+    def images(self, archive: Path, names: Any, boxes: Any = None) -> np.ndarray:
         self.encoded_images += len(names)
         with ImageArchive(archive) as images:
             return np.array([[images.open(name).getpixel((0, 0))[0]] for name in names], np.float16)  # pyright: ignore

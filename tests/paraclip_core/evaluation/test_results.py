@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from paraclip_core.evaluation.results import Measured, Sample, from_arrays, from_table, result_json, to_arrays, to_table
+from paraclip_core.evaluation.results import (
+    Measured,
+    Provenance,
+    Sample,
+    from_arrays,
+    from_table,
+    mteb_name,
+    result_json,
+    task_results,
+    to_arrays,
+    to_table,
+)
 from paraclip_core.tables import SAMPLES
 
 
@@ -46,3 +57,38 @@ def test_published_result_shapes() -> None:
         "sugarcrepe", "crepe", "base", "abc", Measured({"accuracy@add_obj": hits, "accuracy": hits}, {})
     )
     assert found["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
+
+
+def test_a_bundles_tasks_are_results_of_their_own() -> None:
+    hits = Sample(np.array([1.0, 0.0]), np.arange(2))
+    measured = Measured({"spearman": hits, "spearman@STS12": hits, "spearman@SICK-R": hits}, {"texts": "raw"})
+    provenance = Provenance("r" * 64, 1.5, {"torch": "2"})
+    tasks = task_results("sts7", "tuned", "abc", measured, provenance)
+    assert list(tasks) == ["STS12", "SICK-R"] and task_results("sts", "tuned", "abc", measured, provenance) == {}
+    found = tasks["STS12"]
+    assert (found["task_name"], found["dataset_revision"], found["evaluation_time"]) == ("STS12", "r" * 64, 1.5)
+    whole = result_json("sts7", "all", "tuned", "abc", measured, provenance)
+    assert whole["metrics"] == {"spearman": 0.5, "spearman@STS12": 0.5, "spearman@SICK-R": 0.5}
+    assert (whole["versions"], whole["dataset_revision"]) == ({"torch": "2"}, "r" * 64)
+
+
+def test_an_artifacts_results_say_nothing_that_differs_from_run_to_run() -> None:
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": Sample(np.ones(2), np.arange(2))}, {}))
+    assert list(found) == [
+        "task_name",
+        "dataset_revision",
+        "mteb_version",
+        "scores",
+        "evaluation_time",
+        "kg_co2_emissions",
+        "model",
+        "pretrained",
+        "protocol",
+    ]
+    assert (found["task_name"], found["dataset_revision"], found["mteb_version"]) == ("stsb", None, None)
+
+
+def test_mtebs_names() -> None:
+    names = [mteb_name("sts", name) for name in ("stsb", "STS-B", "sts12", "STS16", "mine")]
+    assert names == ["STSBenchmark", "STSBenchmark", "STS12", "STS16", "mine"]
+    assert mteb_name("sick", "anything") == "SICK-R"

@@ -15,7 +15,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import BenchmarkOptions, EvaluateOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
-from paraclip_core.evaluation.run import Candidate, check_names, evaluate_models, parse_benchmark, source_files
+from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.evaluation.run import check_names, evaluate_models, parse_benchmark, source_files
 
 SMALL = ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32)
 
@@ -84,7 +85,7 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
     candidate = Candidate(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)
-    monkeypatch.setattr("paraclip_core.evaluation.run.TEXTS", 4)
+    monkeypatch.setattr("paraclip_core.evaluation.candidate.TEXTS", 4)
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
     assert candidate.tower == Candidate(models[1], "cpu").tower

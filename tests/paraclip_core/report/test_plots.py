@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from paraclip_core.report.data import Training
-from paraclip_core.report.plots import Axis, Line, alpha_plot, line_chart, loss_plot, validation_plot
+from paraclip_core.report.plots import Axis, Line, alpha_plot, line_chart, loss_plot, pareto_plot, validation_plot
 
 SWEEP = {
     "alphas": [{"alpha": a, "text_to_image_recall@10": 54 - a, "ao@10": 29 + a} for a in (0.0, 0.5, 1.0)],
@@ -106,3 +106,20 @@ def test_a_single_step_is_a_point_for_each_loss() -> None:
     svg = str(loss_plot(Training("finetune", LOG.lines[:1])))
     points = [element.get("style") for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")]
     assert len(points) == 3 == len(set(points)) and "<circle" not in str(loss_plot(LOG))
+
+
+def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
+    points = [
+        {"alpha": a, "ao@10": 30 + 8 * a, "text_to_image_recall@10": 60 - a, "js@10": 1.0} for a in (0.0, 0.5, 1.0)
+    ]
+    svg = pareto_plot({"alphas": points, "chosen": 0.5})
+    assert svg is not None and svg.count("<circle") == 4 and svg.count('r="7"') == 1
+    assert all(f">{label}</text>" in svg for label in ("0", "0.5", "1"))
+    assert "AO@10, change in points" in svg and "text→image recall@10, change in points" in svg
+    unringed = pareto_plot({"alphas": points, "chosen": 0.3})
+    assert unringed is not None and 'r="7"' not in unringed
+
+
+@pytest.mark.parametrize("sweep", [{}, {"alphas": []}, {"alphas": [{"alpha": 0.0, "ao@10": 1.0}], "chosen": 0.0}])
+def test_without_both_figures_there_is_no_curve(sweep: dict) -> None:
+    assert pareto_plot(sweep) is None

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from fake_encoder import WordEncoder, word_pool
 
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import paraphrased as family
 from paraclip_core.evaluation.published import Captions, load_captions
+from paraclip_core.evaluation.run import prepare
 from paraclip_core.tables import PER_QUERY
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
@@ -117,15 +119,18 @@ def test_figures_against_a_plain_loop() -> None:
     pairs = family.Pairs(
         WORDS, [f"a {w}".replace("_", " ") for w in WORDS], [w.replace("_", " by ") for w in WORDS], "val"
     )
-    measured = family.measure(pairs, pool, encoder)
+    measured = family.measure(pairs, pool, encoder, printed=True)
     images = pool.features(encoder)
-    overlap, union, found = [], [], []
+    overlap, total, union, found = [], [], [], []
     for row, (caption, rewording) in enumerate(zip(pairs.captions, pairs.rewordings, strict=True)):
         a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, rewording))
         overlap.append(sum(len(set(a[:d]) & set(b[:d])) / d for d in range(1, 11)) / 10)
+        total.append(sum(len(set(a[:d]) & set(b[:d])) for d in range(1, 11)) / 10)
         union.append(len(set(a) & set(b)) / len(set(a) | set(b)))
         found.append(row in b[:5])
     assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(overlap))
+    assert measured.samples["overlap_sum@10"].statistic() == pytest.approx(np.mean(total))
+    assert "overlap_sum@10" not in family.measure(pairs, pool, encoder).metrics
     assert measured.metrics["js@10"] == pytest.approx(100 * np.mean(union))
     assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(found))
     assert list(measured.metrics) == [metric.name for metric in family.PARAPHRASED_RETRIEVAL.metrics]
@@ -155,3 +160,23 @@ def test_a_small_pool_is_refused() -> None:
     pool = word_pool(WORDS[:7], encoder)
     with pytest.raises(BenchmarkError, match="at least 10 images, got 7"):
         family.measure(family.Pairs(WORDS[:1], ["a"], ["b"], "val"), pool, encoder)
+
+
+def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for word in WORDS:
+        (tmp_path / "images" / f"{word}.jpg").touch()
+    rows = [{"image": f"{word}.jpg", "caption": word.replace("_", " "), "rewording": f"a {word}"} for word in WORDS[:2]]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
+    with pytest.raises(BenchmarkError, match="its pool has 2 images"):
+        prepare(benchmark, tmp_path / "pairs.jsonl")
+    every = benchmark.model_copy(update={"options": {"pool": "all", "overlap_sum": True}})
+    measured = prepare(every, tmp_path / "pairs.jsonl").measure(WordEncoder())
+    assert (measured.notes["images"], measured.notes["pairs"]) == (len(WORDS), 2)
+    assert measured.metrics["caption_text_to_image_recall@1"] == 100
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(BenchmarkError, match="`pool: all` searches every image"):
+        prepare(every, tmp_path / "pairs.jsonl")
+    named = prepare(every, tmp_path / "pairs.jsonl", images=tmp_path / "elsewhere").measure(WordEncoder())
+    assert named.notes["images"] == len(WORDS)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_encoder import WordEncoder, word_pool
 
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.published import Captions
+from paraclip_core.evaluation.results import result_json
+from paraclip_core.evaluation.run import prepare
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 
@@ -82,3 +87,43 @@ def test_broken_weights_are_told() -> None:
 
     with pytest.raises(ModelError, match="no finite feature for 'a red in the park'"):
         retrieval.measure(captions_of(WORDS), pool, Broken())
+
+
+LANGUAGES = {
+    "captions.jsonl": "\n".join(
+        json.dumps({"image/key": name, "de": {"caption": [f"{name} hier", name]}, "fr": {"caption": [f"le {name}"]}})
+        for name in ("dog", "cat")
+    ),
+    "xtd10-de.json": json.dumps({"image_paths": ["/x/dog.jpg", "/x/cat.jpg"], "annotations": ["dog hier", "cat"]}),
+    "rows.jsonl": "\n".join(
+        json.dumps({"image": f"{name}.jpg", "caption": f"{language} {name}", "language": language})
+        for name in ("dog", "cat")
+        for language in ("de", "fr")
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "captions"), [("captions.jsonl", 4), ("xtd10-de.json", 2), ("rows.jsonl", 2)])
+def test_a_language_is_chosen_and_named(tmp_path: Path, file: str, captions: int) -> None:
+    (tmp_path / file).write_text(LANGUAGES[file])
+    (tmp_path / "images").mkdir()
+    for name in ("dog", "cat"):
+        (tmp_path / "images" / f"{name}.jpg").touch()
+    german = BenchmarkOptions(name="de", kind="retrieval", path=file, options={"language": "de"})
+    measured = prepare(german, tmp_path / file).measure(WordEncoder())
+    assert (measured.notes["captions"], measured.notes["images"], measured.notes["language"]) == (captions, 2, "de")
+    assert result_json("retrieval", "de", "base", "x", measured)["language"] == "de"
+
+
+def test_a_language_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text(LANGUAGES["captions.jsonl"])
+    benchmark = BenchmarkOptions(name="x", kind="retrieval", path="captions.jsonl")
+    with pytest.raises(BenchmarkError, match=r"several languages; name one in options: \{language: de\}"):
+        prepare(benchmark, path)
+    with pytest.raises(BenchmarkError, match=r"row 1: no captions of language 'ko'; it has de, fr"):
+        prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(LANGUAGES["rows.jsonl"])
+    with pytest.raises(BenchmarkError, match=r"rows\.jsonl has no captions of language 'ko'"):
+        prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), rows)

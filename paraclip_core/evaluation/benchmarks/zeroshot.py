@@ -1,0 +1,236 @@
+"""Zero-shot classification (Radford et al., ICML 2021): which class's texts is an image nearest to?
+
+A class is the mean of its templates' text features, each of length 1, scaled to length 1 again, as open_clip builds its
+classifier.
+
+Formats: a folder with a folder of images for each class (ImageNet's `val` by synsets, or any other); or
+CLIP_benchmark's webdataset, tars with an image and a ``.cls`` for each key beside ``classnames.txt``.
+
+Names: ``classnames.txt``, a line for each class in the order of the folders' names or of the numbers in ``.cls``; else
+for synsets open_clip's ImageNet names; else the folders' names. Templates: ``zeroshot_classification_templates.txt``,
+a line each with ``{c}`` for the class; else open_clip's 80 of OpenAI.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.image_files import PICTURES
+from paraclip_core.evaluation.metrics import macro_weights, recall_at_k, top_k
+from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
+from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.rows import lines
+from paraclip_core.options import Options
+
+__all__ = ["ZEROSHOT_CLASSIFICATION", "ClassifiedImages", "ZeroShotOptions", "classifier", "load", "measure"]
+
+NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+SYNSET = re.compile(r"n\d{8}")
+CLASSES = 50
+"""Classes whose texts are encoded at once."""
+
+
+class ZeroShotOptions(Options):
+    """Texts of the classes."""
+
+    class_names: str = NAMES
+    """File with the classes' names, in the benchmark's folder."""
+    templates: str = TEMPLATES
+    """File with the templates, in the benchmark's folder, or `openai` (80) or `simple` (7), which open_clip has."""
+
+
+@dataclass(frozen=True)
+class ClassifiedImages:
+    """Images with the number of their class."""
+
+    pool: ImagePool
+    labels: NDArray[np.int64]
+    """Class of each image of the pool."""
+    names: Sequence[str]
+    templates: Callable[[], list[Callable[[str], str]]]
+    names_from: str
+    templates_from: str
+
+
+def load(source: Source) -> Task:
+    """Images, classes and templates.
+
+    Raises:
+        BenchmarkError: the path holds no classified images, or their classes have no names.
+    """
+    path, options = source.need_path(), ZeroShotOptions.model_validate(dict(source.options))
+    if not path.is_dir():
+        raise BenchmarkError(f"{path} is a file; expected a folder of classes, or of tars with .cls")
+    folders = _class_folders(path)
+    images = [*(_in_folders(path, folders) if folders else _in_tars(_tars(path, source.split)))]
+    if len(images) < 2:
+        raise BenchmarkError(
+            f"{path} has {len(images)} classified images; expected folders of images, or tars with .cls files"
+        )
+    names, names_from = _names(path, options.class_names, [folder.name for folder in folders])
+    labels = np.array([label for _, _, label in images], np.int64)
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise BenchmarkError(
+            f"{path}: an image is of class {labels.max() if labels.max() >= len(names) else labels.min()}, but "
+            f"{names_from} names {len(names)} classes, counted from 0"
+        )
+    templates, templates_from = _templates(path, options.templates)
+    places = [(archive, name) for archive, name, _ in images]
+    pool = archive_pool([f"{archive.name}/{name}" for archive, name in places], places)
+    classified = ClassifiedImages(pool, labels, names, templates, names_from, templates_from)
+    return Task(lambda encoder: measure(classified, encoder))
+
+
+def _class_folders(path: Path) -> list[Path]:
+    return sorted(
+        folder
+        for folder in path.iterdir()
+        if folder.is_dir() and any(file.suffix.lower() in PICTURES for file in folder.iterdir())
+    )
+
+
+def _in_folders(path: Path, folders: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
+    for label, folder in enumerate(folders):
+        for file in sorted(folder.iterdir()):
+            if file.suffix.lower() in PICTURES:
+                yield path, f"{folder.name}/{file.name}", label
+
+
+def _tars(path: Path, split: str | None) -> list[Path]:
+    tars = [*path.glob("*.tar")] or [*(path / (split or "test")).glob("*.tar")]
+    return sorted(tars, key=lambda tar: (len(tar.name), tar.name))
+
+
+def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
+    for tar in tars:
+        try:
+            with ImageArchive(tar) as archive:
+                members = archive.names()
+                classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
+                for name in members:
+                    key = str(PurePosixPath(name).with_suffix(""))
+                    if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
+                        yield tar, name, _number(tar, classes[key], archive.read(classes[key]))
+        except InputError as error:
+            raise BenchmarkError(str(error)) from error
+
+
+def _number(tar: Path, name: str, content: bytes) -> int:
+    try:
+        return int(content.decode().strip())
+    except ValueError as error:
+        raise BenchmarkError(f"{tar}: {name} holds {content[:40]!r}, expected the number of a class") from error
+
+
+def _names(path: Path, file: str, folders: Sequence[str]) -> tuple[list[str], str]:
+    if (path / file).is_file():
+        names = _lines(path / file)
+        if folders and len(names) != len(folders):
+            raise BenchmarkError(f"{path / file} has {len(names)} names for {len(folders)} folders of images")
+        return names, file
+    if file != NAMES or not folders:
+        raise BenchmarkError(f"{path / file} does not exist; expected a class's name on each line")
+    if all(SYNSET.fullmatch(name) for name in folders):
+        return _imagenet_names(path, folders), "open_clip's ImageNet names"
+    return [name.replace("_", " ") for name in folders], "the folders' names"
+
+
+def _imagenet_names(path: Path, synsets: Sequence[str]) -> list[str]:
+    # Imported here, because both import torch.
+    from open_clip import IMAGENET_CLASSNAMES
+    from timm.data.imagenet_info import ImageNetInfo
+
+    names = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    if unknown := [synset for synset in synsets if synset not in names]:
+        raise BenchmarkError(f"{path}: {unknown[0]} is no class of ImageNet-1k; name all classes in {NAMES}")
+    return [names[synset] for synset in synsets]
+
+
+def _templates(path: Path, file: str) -> tuple[Callable[[], list[Callable[[str], str]]], str]:
+    if file in ("openai", "simple") or (file == TEMPLATES and not (path / file).is_file()):
+        name = "SIMPLE_IMAGENET_TEMPLATES" if file == "simple" else "OPENAI_IMAGENET_TEMPLATES"
+        return lambda: _shipped(name), f"open_clip's {name}"
+    if not (path / file).is_file():
+        raise BenchmarkError(f"{path / file} does not exist; expected a template with {{c}} on each line")
+    texts = _lines(path / file)
+    if wrong := [text for text in texts if "{c}" not in text]:
+        raise BenchmarkError(f"{path / file}: {wrong[0]!r} has no {{c}} for the class")
+    return lambda: [lambda name, text=text: text.replace("{c}", name) for text in texts], file
+
+
+def _shipped(name: str) -> list[Callable[[str], str]]:
+    import open_clip
+
+    return list(getattr(open_clip, name))
+
+
+def _lines(file: Path) -> list[str]:
+    texts = [text.strip() for _, text in lines(file) if text.strip()]
+    if not texts:
+        raise BenchmarkError(f"{file} is empty; expected a text on each line")
+    return texts
+
+
+def classifier(images: ClassifiedImages, encoder: Encoder) -> NDArray[np.float32]:
+    """The classes' text features: float32 [classes, d], rows of length 1."""
+    templates = images.templates()
+    rows = []
+    for start in range(0, len(images.names), CLASSES):
+        part = images.names[start : start + CLASSES]
+        features, index = unique_features(encoder.texts, [make(name) for name in part for make in templates])
+        means = features[index].reshape(len(part), len(templates), -1).mean(axis=1)
+        rows.append(means / np.linalg.norm(means, axis=1, keepdims=True))
+    return np.concatenate(rows)
+
+
+def measure(images: ClassifiedImages, encoder: Encoder) -> Measured:
+    """Accuracy of the nearest class and of the nearest five, and the mean of the classes' own accuracies."""
+    ranked = top_k(images.pool.features(encoder), classifier(images, encoder), 5)
+    clusters = np.arange(len(images.labels))
+    first = recall_at_k(ranked, images.labels, 1)
+    weights = macro_weights([str(label) for label in images.labels.tolist()])
+    samples = {"top1_accuracy": Sample(first, clusters)}
+    if len(images.names) > 5:
+        samples["top5_accuracy"] = Sample(recall_at_k(ranked, images.labels, 5), clusters)
+    samples["mean_per_class_recall"] = Sample(first * weights, clusters)
+    notes = {
+        "protocol": "the class whose mean text feature is nearest; of equal ones the first",
+        "images": len(images.labels),
+        "classes": len(images.names),
+        "classes_with_images": len(np.unique(images.labels)),
+        "names": images.names_from,
+        "templates": images.templates_from,
+    }
+    return Measured(samples, notes)
+
+
+def _files(path: Path, split: str | None) -> list[Path]:
+    texts = [file for file in path.glob("*.txt") if file.is_file()]
+    if folders := _class_folders(path):
+        return sorted([*texts, *(path / name for _, name, _ in _in_folders(path, folders))])
+    return sorted([*texts, *_tars(path, split)])
+
+
+ZEROSHOT_CLASSIFICATION = Benchmark(
+    title="Zero-shot classification",
+    metrics=(
+        Metric("top1_accuracy", "top-1 accuracy", published="acc1"),
+        Metric("top5_accuracy", "top-5 accuracy", published="acc5"),
+        Metric("mean_per_class_recall"),
+    ),
+    load=load,
+    files=_files,
+    aliases=("imagenet", "zeroshot"),
+    task="zeroshot_classification",
+    hub_task="zero-shot-image-classification",
+    options=ZeroShotOptions,
+)

@@ -1,0 +1,242 @@
+"""Models compared outside any run: read, measured, and written with a page each, as `paraclip evaluate` does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from paraclip_core.config import BenchmarkOptions
+from paraclip_core.errors import ConfigError
+from paraclip_core.evaluation.benchmarks import find_benchmark, metric_of
+from paraclip_core.evaluation.results import Provenance
+from paraclip_core.evaluation.run import Compared, Evaluation, compare_models
+from paraclip_core.paths import user_path
+from paraclip_core.progress import Progress, silent
+from storage.artifacts import ArtifactStore
+from storage.benchmark_features import BenchmarkFeatures
+from storage.files import storage_error, write_atomic, write_json
+from storage.fingerprint import FileHashes, fingerprint
+from tasks.models import find_release, name_in
+from tasks.results import why
+from tasks.stage import software_versions
+from tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
+
+__all__ = ["Request", "compare_and_write", "named_models", "table", "with_images"]
+
+RESULTS_VERSION = 3
+"""Of what the files of a comparison hold."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is compared on what."""
+
+    models: Mapping[str, str]
+    """What users call them, by name; the first is the base."""
+    benchmarks: Sequence[BenchmarkOptions]
+    split: str | None = None
+    device: str = "auto"
+    report: bool = False
+    """Write a page, too."""
+    command: str = ""
+    """What was called, for the page."""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a base and a tuned model, whose results lie in the folder itself."""
+        return list(self.models) == ["base", "tuned"]
+
+
+def named_models(texts: Sequence[str]) -> dict[str, str]:
+    """Models by name from ``NAME=MODEL`` texts, in their order.
+
+    Raises:
+        ConfigError: there are fewer than two, or a name is taken or cannot be a folder.
+    """
+    models: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = text.partition("=")
+        if not equals or not model or not re.fullmatch(r"[\w+-][\w.+-]{0,99}", name):
+            raise ConfigError(f"--model {text!r}: expected NAME=MODEL, the name of letters, digits, ., _, + and -")
+        if name in models:
+            raise ConfigError(f"--model {text!r}: another model has the name {name!r}; give each its own")
+        models[name] = model
+    if len(models) < 2:
+        raise ConfigError(f"--model: {len(models)} given, expected two at least, the base first")
+    return models
+
+
+def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) -> list[BenchmarkOptions]:
+    """The benchmarks with the places of their images: ``PATH`` for all that need some, ``NAME=PATH`` for one.
+
+    Raises:
+        ConfigError: a path does not exist, or no benchmark takes it.
+    """
+    chosen = list(benchmarks)
+    for text in texts:
+        name, equals, path = text.partition("=")
+        names = {benchmark.name for benchmark in chosen}
+        of = {name} if equals and name in names else names
+        place = path if equals and name in names else text
+        if not user_path(place).exists():
+            raise ConfigError(f"--images {text!r}: {place} does not exist")
+        takes = [find_benchmark(b.kind).needs_images and b.name in of for b in chosen]
+        if not any(takes):
+            raise ConfigError(f"--images {text!r}: none of {', '.join(sorted(of))} reads images beside its path")
+        chosen = [
+            benchmark.model_copy(update={"images": place}) if takes[number] else benchmark
+            for number, benchmark in enumerate(chosen)
+        ]
+    return chosen
+
+
+def compare_and_write(
+    store: ArtifactStore, request: Request, out: Path | None, progress: Progress = silent
+) -> tuple[Path, dict[str, Any]]:
+    """Compare, and write results, tables, summaries and pages.
+
+    Args:
+        store: where names of models are looked up, and results go without `out`.
+        request: what is compared.
+        out: folder of the results.
+        progress: told now and then.
+
+    Returns:
+        The folder, and what its ``summary.json`` holds.
+
+    Raises:
+        ConfigError: the folder cannot be made, or a name cannot be used.
+        BenchmarkError: a benchmark cannot be measured.
+        ModelError: a model cannot be loaded.
+    """
+    releases = {name: str(find_release(model, store)) for name, model in request.models.items()}
+    names = {name: name_in(store, release) for name, release in releases.items()}
+    hashes = FileHashes(store.cache / "source_hashes.json")
+    revisions = {chosen.name: _revision(chosen, hashes, request.split) for chosen in request.benchmarks}
+    folder = _made(out, store, request, revisions, releases, names, hashes)
+    keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
+    compared = compare_models(
+        releases, request.benchmarks, split=request.split, device=request.device, progress=progress, keep=keep
+    )
+    base, *others = names
+    summaries, versions = {}, software_versions()
+    for other in others:
+        place = folder if request.is_pair else folder / other
+        pair = {"base": names[base], "tuned": names[other]}
+        of = {"base": base, "tuned": other}
+        evaluation = compared.evaluations[other]
+
+        def provenance(benchmark: str, model: str, of: Mapping[str, str] = of) -> Provenance:
+            return Provenance(revisions[benchmark], compared.seconds[benchmark, of[model]], versions)
+
+        summaries[other] = write_evaluation(place, evaluation, pair, pair, provenance)
+        if request.report:
+            _write_page(place / "report.html", f"{other} against {base}", request, pair, evaluation, summaries[other])
+    if request.is_pair:
+        return folder, summaries["tuned"]
+    whole = _summary(compared, summaries, names)
+    write_json(folder / "summary.json", whole)
+    return folder, whole
+
+
+def _revision(benchmark: BenchmarkOptions, hashes: FileHashes, split: str | None) -> str:
+    images = None if benchmark.images is None else user_path(benchmark.images)
+    return benchmark_hash(benchmark.kind, user_path(benchmark.path or ""), hashes, split, images)
+
+
+def _made(
+    out: Path | None,
+    store: ArtifactStore,
+    request: Request,
+    revisions: Mapping[str, str],
+    releases: Mapping[str, str],
+    names: Mapping[str, str],
+    hashes: FileHashes,
+) -> Path:
+    """A folder for each comparison, by what its files hold: none writes over other results than its own."""
+    from paraclip_core.clip.reference import model_files
+
+    asked: dict[str, Any] = {
+        "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in request.benchmarks],
+        "split": request.split,
+        "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
+    }
+    if own := own_benchmarks(request.benchmarks):
+        asked["own"] = own
+    called = fingerprint("evaluate", RESULTS_VERSION, asked, dict(names))[:12]
+    folder = (out or store.root / "results" / "evaluate" / called).absolute()
+    try:
+        # Before what takes minutes.
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if out is None:
+            raise storage_error(error, folder) from error
+        raise ConfigError(f"--out: {folder} cannot be made ({error.strerror}); name a folder that can be") from error
+    return folder
+
+
+def _summary(compared: Compared, summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
+    """All models in one: their figures, and of each but the base what :class:`Comparison` says of it."""
+    base, *others = names
+    first = summaries[others[0]]
+    rows = compared.evaluations[others[0]].comparison.rows
+    better: dict[str, dict[str, str]] = {}
+    for row in rows:
+        better.setdefault(row.benchmark, {})[row.metric] = metric_of(row.kind, row.metric).direction
+    return {
+        "base": base,
+        "models": {base: first["models"]["base"]} | {name: summaries[name]["models"]["tuned"] for name in others},
+        "better": better,
+        "comparisons": {
+            name: {key: summaries[name][key] for key in ("deltas", "intervals", "verdict", "reason", "notes")}
+            for name in others
+        },
+        "fingerprints": dict(names),
+    }
+
+
+def table(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of all models in one table: a figure each, and what it differs from the base by."""
+    base = summary["base"]
+    rows = []
+    for benchmark, metrics in summary["models"][base].items():
+        for metric, value in metrics.items():
+            arrow = "↓" if summary["better"][benchmark][metric].startswith("lower") else "↑"
+            row = {"benchmark": benchmark, "metric": f"{metric} {arrow}", base: f"{value:.2f}"}
+            for name, comparison in summary["comparisons"].items():
+                low, high = comparison["intervals"][benchmark][metric]
+                delta, figure = comparison["deltas"][benchmark][metric], summary["models"][name][benchmark][metric]
+                row[name] = f"{figure:.2f}  {delta:+.2f} [{low:+.2f}, {high:+.2f}]"
+            rows.append(row)
+    return ["benchmark", "metric", base, *summary["comparisons"]], rows
+
+
+def _write_page(
+    path: Path,
+    title: str,
+    request: Request,
+    models: Mapping[str, str],
+    evaluation: Evaluation,
+    summary: Mapping[str, Any],
+) -> None:
+    from paraclip_core.report.data import ReportData
+    from paraclip_core.report.page import render_report
+
+    comparison = evaluation.comparison
+    facts = {"base": models["base"], "tuned": models["tuned"], "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    data = ReportData(
+        name=title,
+        verdict=comparison.verdict,
+        reasons=[why(summary)],
+        comparison=comparison.rows,
+        confidence=comparison.confidence,
+        notes=comparison.notes,
+        protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},
+        facts=facts | ({"command": request.command} if request.command else {}),
+    )
+    page = render_report(data).encode("utf-8", "replace")
+    write_atomic(path, lambda file: file.write(page))
