@@ -142,12 +142,13 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 def print_comparison(summary: Mapping[str, Any]) -> None:
     """The table base | tuned | delta | interval, and the verdict."""
+    from paraclip_core.evaluation.benchmarks import arrow_of
     from tasks.results import comparison_rows, why
 
     rows = [
         {
             "benchmark": row["benchmark"],
-            "metric": row["metric"],
+            "metric": f"{row['metric']} {arrow_of(row['metric'])}".rstrip(),
             "base": _figure(row["base"]),
             "tuned": _figure(row["tuned"]),
             "delta": _figure(row["delta"], "+.2f"),

@@ -181,13 +181,14 @@ def _evaluation(comparison: Mapping[str, Any]) -> str:
     rows = [
         (
             row["benchmark"],
-            ", ".join([row["metric"], *metric_of(row["kind"], row["metric"]).notes]),
+            ", ".join([f"{row['metric']} {facts.arrow}", *facts.notes]),
             row["n"],
             f"{row['base']:.2f}",
             f"{row['tuned']:.2f}",
             f"{row['delta']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
         )
         for row in comparison["rows"]
+        for facts in [metric_of(row["kind"], row["metric"])]
     ]
     head = ("benchmark", "metric", "queries", "base", "this model", f"difference, {share} interval")
     return f"Percent. Verdict: {_cell(comparison['verdict'])} ({_cell(comparison['reason'])}).\n\n{_table(head, rows)}"

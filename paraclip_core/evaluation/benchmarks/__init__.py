@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from paraclip_core.evaluation.results import Measured
 
 __all__ = [
-    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "check_metric", "check_options",
-    "describe_benchmark", "find_benchmark", "headline_metrics", "metric_of", "recalls",
+    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "arrow_of",
+    "check_metric", "check_options", "describe_benchmark", "find_benchmark", "headline_metrics", "metric_of",
+    "recalls",
 ]  # fmt: skip
 
 _IN = "paraclip_core.evaluation.benchmarks"
@@ -212,6 +213,13 @@ def describe_benchmark(kind: str) -> Benchmark:
 def metric_of(kind: str, name: str) -> Metric:
     """The metric of this name; a bare one where its row does not list it, or is not at hand any more."""
     return describe_benchmark(kind).metric(name) or Metric(name)
+
+
+def arrow_of(name: str) -> str:
+    """Which way is better of our metrics of this name, as a sign; empty where we have none, or they disagree."""
+    metrics = (find_benchmark(kind).metric(name) for kind in BENCHMARKS)
+    arrows = {metric.arrow for metric in metrics if metric is not None}
+    return arrows.pop() if len(arrows) == 1 else ""
 
 
 def headline_metrics() -> list[str]:

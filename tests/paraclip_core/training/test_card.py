@@ -84,7 +84,7 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
         ("image-text-retrieval", "rewordings", "js@10", 14.02),
         ("sentence-similarity", "sts-b", "spearman", 14.02),
     ]
-    assert "| rewordings | ao@10 | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
+    assert "| rewordings | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
     assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
     assert "| 1 | 5 |" in text and "| 100 | 0.05 |" in text and text.count("\n| ") < 40
     assert completed_card(card()) == card(), "nothing known, nothing added"
@@ -93,7 +93,11 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
 def test_it_says_which_figures_are_better_when_lower() -> None:
     row = {**COMPARISON["rows"][0], "kind": "sugarcrepe", "metric": "text_only_closeness"}
     text = completed_card(card(), comparison={**COMPARISON, "rows": [*COMPARISON["rows"], row]})
-    assert text.count("lower is better") == 1 and "| text_only_closeness, lower is better | 750 |" in text
+    assert (
+        text.count("lower is better") == 1
+        and "| text_only_closeness ↓, lower is better | 750 |" in text
+        and "ao@10 ↑ |" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import (
     BENCHMARKS,
     Metric,
+    arrow_of,
     check_metric,
     describe_benchmark,
     find_benchmark,
@@ -54,6 +55,11 @@ def test_every_metric_says_which_way_is_better(kind: str) -> None:
     for metric in find_benchmark(kind).metrics:
         assert (metric.arrow, metric.direction) in {("↑", "higher is better"), ("↓", "lower is better")}
         assert (metric.arrow == "↓") == metric.lower_is_better
+
+
+def test_arrows_by_name_alone() -> None:
+    names = ("ao@10", "spearman@STS12", "text_only_closeness@add_obj", "made_up")
+    assert [arrow_of(name) for name in names] == ["↑", "↑", "↓", ""]
 
 
 def test_every_kind_is_in_the_guide() -> None:
