@@ -59,7 +59,7 @@ class Compose(Api):
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=seconds
         )
-        assert done.returncode == code, done.stdout
+        assert done.returncode == code, "\n".join(done.stdout.splitlines()[-40:])
         return done.stdout
 
     def up(self, *arguments: str, seconds: float = 600) -> None:
@@ -87,9 +87,9 @@ class Compose(Api):
         subprocess.run([*as_host, "python", "-c", KILL, pid], check=True)
 
     def answers(self) -> bool:
-        """Whether the API answers; a client would ask again."""
+        """Whether the API answers and has its database; a client would ask again."""
         try:
-            return bool(self.call("health", patience=()))
+            return bool(self.call("ready", patience=()))
         except OSError:
             return False
 

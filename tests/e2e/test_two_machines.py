@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import ADDRESS, Machine, machines, obstacle  # pyright: ignore[reportMissingImports]
+from netns import ADDRESS, Machine, machines, obstacle  # pyright: ignore[reportMissingImports]
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, written  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
