@@ -154,4 +154,6 @@ class CrashedError(StageError):
 def worth_a_retry(error: object, attempt: int) -> bool:
     """Whether the same work may succeed if it is tried again after this attempt, counted from 1."""
     # A second try finds what was freed meanwhile; a third would only fill the disk once more.
-    return isinstance(error, CrashedError | AwayError) or (isinstance(error, FullDiskError) and attempt == 1)
+    return isinstance(error, CrashedError | AwayError | LockedError) or (
+        isinstance(error, FullDiskError) and attempt == 1
+    )

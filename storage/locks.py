@@ -32,12 +32,24 @@ from storage.files import parse_json, storage_errors, sweep_drafts
 if TYPE_CHECKING:
     from storage.object_store import RemoteFolder
 
-__all__ = ["Owner", "is_dead", "living_owner", "lock", "owner_name", "parse_owner", "remote_lock", "this_process"]
+__all__ = [
+    "Owner",
+    "Ticket",
+    "is_dead",
+    "living_owner",
+    "lock",
+    "owner_name",
+    "parse_owner",
+    "remote_lock",
+    "this_process",
+]
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 60.0
 REMOTE_BEAT_SECONDS, REMOTE_DEAD_SECONDS = 20.0, 120.0
+UNHEARD_SECONDS = 2.0
+"""After a heartbeat that did not arrive the next one comes soon: it may find that another machine has gone on."""
 STALE_SECONDS = 3600.0
 """Who looks once sees how old the last heartbeat is by two machines' clocks. An S3 server takes clocks that are up to
 fifteen minutes off, so two machines' may differ by thirty."""
@@ -84,15 +96,15 @@ def lock(
             return owner if settled else {}
         return None
 
-    def beat() -> bool:
+    def beat() -> float:
         if _owner(path).get("token") != me["token"]:
             log.error("lost the lock %s", path)
-            return False
+            return 0
         try:
             os.utime(path)
         except OSError as error:
             log.warning("cannot renew the lock %s: %s", path, error)
-        return True
+        return BEAT_SECONDS
 
     _wait(attempt, str(path), wait_seconds, poll, PAUSES)
     try:
@@ -109,16 +121,16 @@ def remote_lock(
     wait_seconds: float | None = None,
     poll: Callable[[], None] | None = None,
     info: Owner | None = None,
-) -> Iterator[Callable[[], bool]]:
-    """Hold the lock whose objects lie in `folder` of an object store; gives what asks whether it is held still.
+) -> Iterator[Ticket]:
+    """Hold the lock whose objects lie in `folder` of an object store; gives what knows whether it is held still.
 
     The other arguments and the errors are those of :func:`lock`.
     """
-    ticket = _Ticket(remote, folder, info or {})
+    ticket = Ticket(remote, folder, info or {})
     _wait(ticket.attempt, remote.name(folder), wait_seconds, poll, REMOTE_PAUSES)
     try:
         with _beating(REMOTE_BEAT_SECONDS, ticket.beat, folder):
-            yield ticket.holds
+            yield ticket
     finally:
         ticket.release()
 
@@ -146,13 +158,14 @@ def _wait(
 
 
 @contextmanager
-def _beating(seconds: float, beat: Callable[[], bool], name: str) -> Iterator[None]:
-    """Call `beat` every so many seconds in a thread, until the block ends or it gives False."""
+def _beating(seconds: float, beat: Callable[[], float], name: str) -> Iterator[None]:
+    """Call `beat` in a thread, first after so many seconds and then after what it gives, until the block ends or 0."""
     stop = threading.Event()
 
     def run() -> None:
-        while not stop.wait(seconds) and beat():
-            pass
+        pause = seconds
+        while pause and not stop.wait(pause):
+            pause = beat()
 
     thread = threading.Thread(target=run, name=f"lock-{name}", daemon=True)
     thread.start()
@@ -245,14 +258,14 @@ def _beat_time(path: Path) -> int | None:
 # The numbered objects
 
 
-class _Ticket:
+class Ticket:
     """A number of the remote lock, taken or to be taken."""
 
     def __init__(self, remote: RemoteFolder, folder: str, info: Owner) -> None:
         self._remote, self._folder = remote, folder
         self._me = {"token": uuid.uuid4().hex, **this_process(), **info}
         self._number = self._beats = 0
-        self._watch, self._lost = _Watch(), False
+        self._watch, self.lost = _Watch(), False
 
     def attempt(self) -> Owner | None:
         """Take the next number if the last one's owner is dead or gone; None where it is taken."""
@@ -264,19 +277,23 @@ class _Ticket:
             return owner
         return None if self._take(owners) else {}
 
-    def beat(self) -> bool:
-        """Say that the owner lives; a heart that cannot be heard is not a reason to stop working."""
+    def beat(self) -> float:
+        """Say that the owner lives; a heart that cannot be heard is not a reason to stop working.
+
+        Gives the seconds to the next one.
+        """
         self._beats += 1
         try:
             if self.holds():
                 self._remote.write(self._path(self._number), self._content())
-            elif not self._lost:
+            elif not self.lost:
                 # Not written any more: the number may be somebody else's by now, who would lose the lock by it.
-                self._lost = True
+                self.lost = True
                 log.error("lost the lock %s to another machine", self._remote.name(self._folder))
         except ArtifactError as error:
             log.warning("cannot renew the lock: %s", error)
-        return True
+            return min(UNHEARD_SECONDS, REMOTE_BEAT_SECONDS)
+        return REMOTE_BEAT_SECONDS
 
     def release(self) -> None:
         """Give the number and those before it back, unless somebody took a later one."""

@@ -21,7 +21,7 @@ from paraclip_core.errors import ArtifactError, LockedError
 from storage import locks
 from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
 from storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
-from storage.locks import Owner, is_dead, lock, parse_owner, remote_lock
+from storage.locks import Owner, Ticket, is_dead, lock, parse_owner, remote_lock
 from storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
 from storage.object_store import RemoteFolder
 from storage.unfinished import SNAPSHOT, UnfinishedWork
@@ -311,8 +311,8 @@ class RemoteStore(ArtifactStore):
 
         Without `pull`, for deleting it, nothing is downloaded.
         """
-        with remote_lock(self.remote, f"locks/{stage}/{fingerprint}", wait_seconds, poll, info) as held:
-            work = self._unfinished_work(stage, fingerprint, held)
+        with remote_lock(self.remote, f"locks/{stage}/{fingerprint}", wait_seconds, poll, info) as ticket:
+            work = self._unfinished_work(stage, fingerprint, ticket)
             if pull:
                 work.pull()
             try:
@@ -322,9 +322,9 @@ class RemoteStore(ArtifactStore):
                 raise
             work.finish(push=False)
 
-    def _unfinished_work(self, stage: str, fingerprint: str, held: Callable[[], bool] | None = None) -> UnfinishedWork:
+    def _unfinished_work(self, stage: str, fingerprint: str, ticket: Ticket | None = None) -> UnfinishedWork:
         folder = self.work_path(stage, fingerprint)
-        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, held)
+        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, ticket)
 
     # Runs and channels
 

@@ -16,13 +16,14 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import ArtifactError, ConfigError, LockedError
 from storage.files import file_sha256, files_below, is_temporary, json_bytes, parse_json, read_json, write_json
+from storage.locks import Ticket
 from storage.manifests import safe_name
 from storage.object_store import RemoteFolder
 
@@ -50,14 +51,14 @@ class UnfinishedWork:
     """The unfinished work of one fingerprint, here and at the object store. Use it while holding both locks."""
 
     def __init__(
-        self, remote: RemoteFolder, base: str, folder: Path, incoming: Path, held: Callable[[], bool] | None = None
+        self, remote: RemoteFolder, base: str, folder: Path, incoming: Path, ticket: Ticket | None = None
     ) -> None:
         """`base` is its folder at the store, `folder` the one here; `incoming` is for temporary folders.
 
-        `held` says whether the lock between machines is this one's still.
+        `ticket` says whether the lock between machines is this one's still.
         """
         self._remote, self._base, self._folder, self._incoming = remote, base, folder, incoming
-        self._held = held
+        self._ticket = ticket
         self._every, self._last = _push_seconds(), time.monotonic()
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
@@ -65,7 +66,13 @@ class UnfinishedWork:
     # Pushing
 
     def push_if_due(self) -> None:
-        """Push in the background if it is time; call it as often as you like, between two writes of the stage."""
+        """Push in the background if it is time; call it as often as you like, between two writes of the stage.
+
+        Raises:
+            LockedError: another machine has gone on with it, so that going on here would only cost.
+        """
+        if self._ticket is not None and self._ticket.lost:
+            raise LockedError(f"another machine has gone on with {self._base}; run again for what it makes")
         if time.monotonic() - self._last < self._every or not self._gate.acquire(blocking=False):
             return
         self._last = time.monotonic()
@@ -100,7 +107,7 @@ class UnfinishedWork:
 
     def _push_quietly(self, folder: Path) -> None:
         try:
-            if self._held is not None and not self._held():
+            if self._ticket is not None and not self._ticket.holds():
                 log.warning("the unfinished work %s is another machine's by now and is not pushed", self._base)
                 return
             self._push(folder)

@@ -18,7 +18,7 @@ import yaml
 from served import Api, free_port
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-__all__ = ["ENDED", "IMAGE", "SETTINGS", "Compose", "composed"]
+__all__ = ["ENDED", "IMAGE", "REPOSITORY", "SETTINGS", "Compose", "composed", "need_engine"]
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE = "paraclip-test"
@@ -119,11 +119,21 @@ class Compose(Api):
         return self.compose("logs", "--no-color", "worker-cpu")
 
 
+def need_engine() -> None:
+    """Skip the test where no Docker engine answers, or where it cannot have the image that ours is built on."""
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        pytest.skip("no Docker engine answers on this machine")
+    base = f"python:{os.environ.get('PYTHON', '3.12')}-slim"
+    for command in ("image inspect", "pull"):
+        if subprocess.run(["docker", *command.split(), base], capture_output=True).returncode == 0:
+            return
+    pytest.skip(f"the engine has no image {base} and reaches none")
+
+
 @contextmanager
 def composed(folder: Path, *files: str, scheme: str = "http") -> Iterator[Compose]:
     """Build, start, and in the end remove everything."""
-    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
-        pytest.skip("no Docker engine answers on this machine")
+    need_engine()
     services = Compose(folder, files, scheme)
     try:
         services.up("--build", seconds=3600)

@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from machines import FP, WORK, Machine, Objects, contents, interrupted, make, refuse, work_files
 
+from paraclip_core.errors import LockedError
 from storage import unfinished
 from storage.artifacts import Draft
 from tasks.cleaning import collect, remove
@@ -158,6 +160,17 @@ def test_who_lost_the_lock_leaves_the_work_of_its_successor(
     assert objects.names("work") == [f"work/ingest/{FP}/snapshot.json"]
     assert objects.read(f"work/ingest/{FP}/snapshot.json") == b"theirs"
     assert "is another machine's by now" in caplog.text
+
+
+@pytest.mark.usefixtures("hasty")
+def test_who_lost_the_lock_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
+    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "space": "", "started": "1", "beats": 0}
+    with pytest.raises(LockedError, match="another machine has gone on"), machine("one").writing("ingest", FP) as work:
+        work.push()
+        objects.write(f"locks/ingest/{FP}/00000002", json.dumps(told).encode())
+        for _ in range(500):
+            time.sleep(0.02)
+            work.push()
 
 
 def test_an_artifact_is_finished_though_its_unfinished_work_cannot_be_deleted(
