@@ -22,13 +22,13 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
-from paraclip_core.training_options import AlphaOptions, LossWeights
+from paraclip_core.training_options import AlphaOptions, LossWeights, RankOptions
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
 from tasks.context import Run
 from tasks.models import base_reference, base_sources
 from tasks.stage import carry_out
-from tasks.stages.training import BOOTSTRAP, FINETUNE
+from tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 from tasks.training import finetune
 from tasks.training.data import Images, hold_out
 
@@ -166,6 +166,22 @@ def test_the_control_trains_on_captions_alone(
     told, plain = ((made.path / "release/README.md").read_text() for made in (paraphrased, captions))
     assert "captions and their paraphrases" in told
     assert "captions alone, as a control" in plain and "repaired" not in plain
+    # The stage of the run's own control does the same, from the run's settings.
+    stage = run_stage(CONTROL, inputs, "f" * 32)
+    assert stage.path.parent.name == "control" and files(stage) == files(captions)
+
+
+def test_rankings_are_trained_with_banks_from_training_images(
+    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
+) -> None:
+    ranks = RankOptions(weight=1.0, teacher="wordings", bank=16)
+    changed = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"ranks": ranks})})
+    made = run_stage(FINETUNE, inputs, "e" * 32, changed)
+    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    divergences = [line["losses"]["ranks"] for line in log]
+    # At the beginning, of what each wording lacks of their mean.
+    assert len(divergences) == made.manifest.metrics["steps"] and min(divergences) > 0
+    assert '"bank": 16' in (made.path / "release/README.md").read_text()
 
 
 def with_rewrites(path: Path, count: int, text: str | None = None) -> None:
