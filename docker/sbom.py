@@ -29,8 +29,8 @@ def _component(package: Distribution) -> dict[str, Any]:
         "version": package.version,
         "purl": f"pkg:pypi/{name}@{package.version}",
     }
-    if expression := package.metadata.get("License-Expression"):
-        component["licenses"] = [{"expression": expression}]
+    if "License-Expression" in package.metadata:
+        component["licenses"] = [{"expression": package.metadata["License-Expression"]}]
     return component
 
 

@@ -36,9 +36,10 @@ class Watcher:
     def _watch(self) -> None:
         last = time.monotonic()
         while not self._over.wait(0.1):
-            if self.services.answers():
-                last = time.monotonic()
+            answered = self.services.answers()
             self.longest = max(self.longest, time.monotonic() - last)
+            if answered:
+                last = time.monotonic()
 
     def __enter__(self) -> Watcher:
         self._thread.start()

@@ -83,12 +83,14 @@ def settings(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("machines")
+    # The server's objects are its process's, and so outlive it.
+    bucket = f"machines-{time.time_ns()}"
+    s3fs.S3FileSystem().mkdir(bucket)
     lines = (json.dumps({"caption": f"a dog on lawn number {number}"}) + "\n" for number in range(CAPTIONS))
     (tmp_path / "captions.jsonl").write_text("".join(lines))
     yield json.dumps(
         {
-            "run": {"root": "s3://machines/root"},
+            "run": {"root": f"s3://{bucket}/root"},
             "data": {"root": str(tmp_path), "sources": [{"path": "captions.jsonl"}]},
             "paraphrase": {**served(model.url), "chunk": CHUNK, "fraction": 1.0},
         }
@@ -133,7 +135,8 @@ def test_a_machine_that_is_cut_off_is_succeeded_and_joins_again(
     record_property("cut off: its own end", f"{one.returncode}: {output.strip()[-200:]}")
     # Whether it had given up or went on: what it has in the end is what the other one made.
     assert files(pair["one"].start(STAGE, settings)) == made
-    assert len(model.answered) == CAPTIONS and twice(model) <= CHUNK
+    # The chunk that was under way when it was cut off, and the one that it asked for before it heard of the other.
+    assert len(model.answered) == CAPTIONS and twice(model) <= 2 * CHUNK
 
 
 def test_a_lost_machine_is_succeeded(
@@ -155,7 +158,7 @@ def test_clocks_ten_minutes_apart_take_nothing_from_a_living_machine(
 ) -> None:
     one = under_way(pair["one"], settings, model)
     two = pair["two"].start(STAGE, settings, clock="+10m")
-    looking = pair["two"].start(HOLDERS, "s3://machines/root", clock="+10m")
+    looking = pair["two"].start(HOLDERS, json.loads(settings)["run"]["root"], clock="+10m")
     assert "paraphrase_1" in looking.communicate(timeout=120)[0], "what one works at counts as abandoned"
     assert one.poll() is None, "one had ended before"
     assert files(one) == files(two)
