@@ -55,6 +55,14 @@ class Probe:
         """Nothing to close."""
 
 
+def in_product(frame: FrameType) -> str | None:
+    """The product's file that a call is in, from the top folder down; None for any other file."""
+    path = Path(frame.f_code.co_filename)
+    if not path.is_relative_to(HOME) or path.relative_to(HOME).parts[0] not in LAYERS:
+        return None
+    return str(path.relative_to(HOME))
+
+
 class Trace:
     """Collects the files that hold the value, one entry a stay."""
 
@@ -64,15 +72,12 @@ class Trace:
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
         """Called by the interpreter at each call."""
-        path = Path(frame.f_code.co_filename)
-        if event != "call" or not path.is_relative_to(HOME) or path.relative_to(HOME).parts[0] not in LAYERS:
+        if event != "call" or (name := in_product(frame)) is None:
             return
         names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
         values = [frame.f_locals.get(name) for name in names]
-        if any(_holds(value) for value in values):
-            name = str(path.relative_to(HOME))
-            if self.stays[-1:] != [name]:
-                self.stays.append(name)
+        if any(_holds(value) for value in values) and self.stays[-1:] != [name]:
+            self.stays.append(name)
 
 
 def _holds(value: object) -> bool:
