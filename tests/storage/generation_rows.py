@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from paraclip_core.tables import GENERATIONS, VERDICTS
 from storage.generations import GenerationStore
 
-__all__ = ["answers", "child", "cut", "flip", "judged", "key", "keys", "numbered", "rows", "verdicts"]
+__all__ = [
+    "answers",
+    "child",
+    "cut",
+    "die",
+    "dying_after",
+    "flip",
+    "judged",
+    "key",
+    "keys",
+    "numbered",
+    "rows",
+    "verdicts",
+]
 
 CHILD = """
 import os, random, signal, sys, time
@@ -76,6 +93,28 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
     )
+
+
+def die(*_: object, **__: object) -> None:
+    """End this process as a kill does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_after(calls: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function kill its process at its end, once it was called so many times before."""
+
+    def after(original: Callable[..., Any]) -> Callable[..., Any]:
+        numbers = count()
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            value = original(*arguments, **named)
+            if next(numbers) >= calls:
+                die()
+            return value
+
+        return call
+
+    return after
 
 
 def flip(path: Path) -> None:

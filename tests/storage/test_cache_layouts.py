@@ -88,18 +88,7 @@ def test_the_parts_of_an_earlier_cache_are_enough(lost: str, tmp_path: Path) -> 
 
 KILL_AT = """
 import pathlib, shutil
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-point, deaths = sys.argv[2], int(sys.argv[3])
-def after(original):
-    def call(*arguments, **named):
-        global deaths
-        value = original(*arguments, **named)
-        deaths -= 1
-        if deaths < 0:
-            die()
-        return value
-    return call
+point, after = sys.argv[2], dying_after(int(sys.argv[3]))
 if point == "folders deleted":
     shutil.rmtree = after(shutil.rmtree)
 elif point == "a file of a folder deleted":

@@ -274,18 +274,7 @@ def test_an_absent_cache_has_nothing_to_compact(store: GenerationStore) -> None:
 
 KILL_AT = """
 import pathlib
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-point, deaths = sys.argv[2], int(sys.argv[3])
-def after(original):
-    def call(*arguments, **named):
-        global deaths
-        value = original(*arguments, **named)
-        deaths -= 1
-        if deaths < 0:
-            die()
-        return value
-    return call
+point, after = sys.argv[2], dying_after(int(sys.argv[3]))
 if point == "the draft is written":
     PartFolder.draft = after(PartFolder.draft)
 elif point == "the note is written":

@@ -56,13 +56,7 @@ def test_what_was_appended_survives_kills_at_any_time(store: GenerationStore) ->
 
 
 KILL_AT = """
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
 point = sys.argv[2]
-insert = generations._insert
-def insert_then_die(*arguments):
-    insert(*arguments)
-    die()
 if point == "before the part has its name":
     PartFolder.publish = die
 elif point == "before the file is open":
@@ -79,7 +73,7 @@ elif point == "inside the transaction":
         return con
     duckdb.connect = with_death
 elif point == "after the rows are inserted":
-    generations._insert = insert_then_die
+    generations._insert = dying_after(0)(generations._insert)
 store = GenerationStore(sys.argv[1])
 store.append_verdicts(verdicts(range(5, 10)))
 store.append(numbered(range(5, 10)))

@@ -3,70 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from round_kit import (  # pyright: ignore[reportMissingImports]
+    CAPTIONS,
+    FEW,
+    Rows,
+    Told,
+    again,
+    asked,
+    both_steps,
+    drawing,
+    figures,
+    gated,
+    with_options,
+)
 from scripted_engine import Scripted, Streaming, Thesaurus, well  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions, SamplingOptions
+from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines.base import Completion, EngineFacts, Prompt
-
-OFF = GateOptions(preset="off")
-OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
-CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
-FEW = CAPTIONS[:10]
-BLUE = FEW[1::2]
-Rows = Callable[[Sequence[str]], pa.RecordBatch]
-Told = list[tuple[int, int | None, dict[str, Any]]]
-
-
-def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
-    """An engine that names its draw, and has no word where `fails` says so."""
-
-    def answer(prompt: Prompt) -> tuple[str, ...]:
-        draw = prompt.seed // 7919
-        texts = [f"{prompt.text} draw {draw}" + f" answer {number}" * (n > 1) for number in range(n)]
-        return ("",) if fails(prompt.text, draw) else tuple(texts)
-
-    return Scripted(answer)
-
-
-def asked(engine: Scripted) -> list[tuple[str, int]]:
-    return [(prompt.text, prompt.seed // 7919) for prompt in engine.asked]
-
-
-def with_options(**changed: Any) -> ParaphraseOptions:
-    return OPTIONS.model_copy(update=changed)
-
-
-def gated(*names: str) -> ParaphraseOptions:
-    return with_options(gates=GateOptions(preset="off", extra=tuple(f"scripted_gates:{name}" for name in names)))
-
-
-def again(*entries: dict[str, str]) -> dict[str, tuple[RegenerateOptions, ...]]:
-    return {"regenerate": tuple(RegenerateOptions(**entry) for entry in entries)}
-
-
-def attempts(rejects: pa.Table) -> list[tuple[str, int]]:
-    return [(row["input"], row["attempt"]) for row in rejects.to_pylist()]
-
-
-def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options: ParaphraseOptions = OPTIONS) -> Any:
-    first = kit.run(batches, engine, options)
-    return first, kit.run(first.input_of_step_2, engine, options, step=2)
-
-
-def figures(outcome: Any) -> tuple[int, int, int]:
-    """Requests, answers and verdicts."""
-    counts = outcome.rounds.counts
-    return counts.requested, counts.generated, counts.judged
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -254,193 +215,6 @@ def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any
     assert engine.asked == []
     paraphrasing.run([rows_of(FEW)], Scripted(name=engine.name))
     assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
-
-
-# Several rewrites of a caption.
-
-
-def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(n=3)
-    first, second = both_steps(paraphrasing, [rows_of(FEW[:3])], engine, with_options(keep=2))
-    expected = [(text, f"{text} draw 0 answer {number}") for text in FEW[:3] for number in range(2)]
-    pairs = list(zip(*(second.rows.column(name).to_pylist() for name in ("caption", "paraphrase_1")), strict=True))
-    assert pairs == expected
-    # One of step 2, which had drawn three, too.
-    assert second.rows.column("paraphrase_2").to_pylist() == [f"{text} draw 0 answer 0" for _, text in expected]
-    assert asked(engine) == [(text, 0) for text in (*FEW[:3], *(text for _, text in expected))]
-    assert len(set(second.rows.column("generation_1").to_pylist())) == 3
-    assert len(set(second.rows.column("generation_2").to_pylist())) == 6
-    counts = [outcome.rounds.counts for outcome in (first, second)]
-    assert [(c.captions, c.accepted, c.kept) for c in counts] == [(3, 3, 6), (6, 6, 6)]
-
-
-def test_fewer_are_kept_where_fewer_are_accepted(paraphrasing: Any, rows_of: Rows) -> None:
-    three = {"a cat": ("no", "one cat here", "a cat sits there"), "a dog": ("no", "a dog", "one dog over there")}
-    options = gated("short").model_copy(update={"keep": 2})
-    found = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(lambda p: three.get(p.text, ("no",))), options)
-    assert found.rows.column("paraphrase_1").to_pylist() == ["one cat here", "a cat sits there", "one dog over there"]
-    assert (found.rounds.counts.accepted, found.rounds.counts.kept) == (2, 3)
-    assert attempts(found.rejects) == [("a cow", 0)]
-    one = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(), gated("short"))
-    assert one.rows.column("paraphrase_1").to_pylist() == ["one cat here", "one dog over there"]
-    assert one.rounds.counts.judged == 0
-
-
-# The first answers.
-
-
-def many(count: int = 100) -> list[str]:
-    return [f"a dog with number {number}" for number in range(count)]
-
-
-def few_accepted(share: int) -> Scripted:
-    """So many of a hundred answers hold words."""
-    return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
-
-
-def test_little_acceptance_among_the_first_answers_is_told_with_reasons_and_samples(
-    paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
-    told: Told = []
-    with caplog.at_level(logging.WARNING):
-        found = paraphrasing.run(
-            [rows_of(many())], few_accepted(10), progress=lambda *step, **facts: told.append((*step, facts))
-        )
-    assert found.rows.num_rows == 10 and len(found.rounds.engine.asked) == 100
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith("16% of the first 64 answers of scripted-1 at step 1 are accepted (empty 54); ")
-    lines = message.splitlines()[1:]
-    assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
-    warning = "16% of the first 64 answers accepted (empty 54)"
-    assert [(done, total, facts["phase"], facts.get("warning")) for done, total, facts in told] == [
-        (64, 100, "asking", None), (64, 64, "judging", None), (100, 100, "asking", warning),
-        (36, 36, "judging", warning),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("share", [40, 100])
-def test_enough_acceptance_is_no_warning(
-    share: int, paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        paraphrasing.run([rows_of(many())], few_accepted(share))
-    assert caplog.records == []
-
-
-def test_verdicts_that_were_there_count_among_the_first(
-    paraphrasing: Any, elsewhere: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
-    paraphrasing.run([rows_of(many())], Scripted())
-    shutil.copytree(paraphrasing.cache.folder / "verdicts", elsewhere.cache.folder / "verdicts", dirs_exist_ok=True)
-    with caplog.at_level(logging.WARNING):
-        found = elsewhere.run([rows_of(many())], Scripted())
-    assert figures(found) == (100, 100, 0) and caplog.records == []
-
-
-def test_few_requests_are_no_sample(paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        paraphrasing.run([rows_of(many(64))], few_accepted(1), with_options(stop_below=0.9))
-    assert caplog.records == []
-
-
-def test_less_than_stop_below_stops_before_more_is_asked(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = few_accepted(40)
-    with pytest.raises(EngineError, match=r"^62% of the first 64 answers .*\(empty 24\)(.*\n)*.*stop_below is 0\.9"):
-        paraphrasing.run([rows_of(many())], engine, with_options(stop_below=0.9))
-    assert engine.texts == many(64)
-    # They are kept, and judged.
-    found = paraphrasing.run([rows_of(many(64))], engine)
-    assert figures(found) == (64, 0, 0)
-
-
-def test_a_sample_of_step_2_is_judged_beside_its_captions(paraphrasing: Any, rows_of: Rows) -> None:
-    first = paraphrasing.run([rows_of(many())], Scripted())
-    with pytest.raises(EngineError, match=r"^0% of the first 64 answers of scripted-1 at step 2"):
-        paraphrasing.run(first.input_of_step_2, Scripted(lambda p: ("",)), with_options(stop_below=0.1), step=2)
-
-
-# Asking again for the rows that a condition names.
-
-
-def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
-    before = paraphrasing.run([rows_of(FEW)], engine)
-    assert attempts(before.rejects) == [(text, 0) for text in BLUE]
-    engine.asked.clear()
-    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "empty"})))
-    assert asked(engine) == [(text, 1) for text in BLUE]
-    assert after.answers == before.answers | {text: f"{text} draw 1" for text in BLUE}
-    assert after.rows.column("caption").to_pylist() == FEW
-    # What was rejected before is still told.
-    assert attempts(after.rejects) == [(text, 0) for text in BLUE]
-    engine.asked.clear()
-    paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "echo"})))
-    assert engine.asked == []
-
-
-def test_floods_can_be_asked_for_again(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted(lambda p: ("one dog",) if "blue" in p.text and not p.seed else well(p))
-    options = with_options(**again({"reason": "repeated_flood"}))
-    found = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
-    assert asked(engine)[10:] == [(text, 1) for text in BLUE]
-    assert found.rows.num_rows == 10
-    assert [row["reason"] for row in found.rejects.to_pylist()] == ["repeated_flood"] * 5
-
-
-def test_an_accepted_answer_is_replaced_by_the_new_one(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing()
-    before = paraphrasing.run([rows_of(FEW)], engine)
-    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"where": "answer like 'photo 4 %'"})))
-    assert after.answers == before.answers | {FEW[4]: f"{FEW[4]} draw 1"}
-    keys = [outcome.rows.column("generation_1").to_pylist() for outcome in (before, after)]
-    assert [n for n in range(10) if keys[0][n] != keys[1][n]] == [4]
-    assert paraphrasing.cache.lookup(pa.array([keys[1][4]], pa.binary(16))).num_rows == 1
-    assert after.rejects.num_rows == 0
-
-
-def test_an_accepted_answer_stays_where_the_new_one_fails(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: draw == 1)
-    # It is no empty answer, so the second entry asks for nothing.
-    options = with_options(**again({"where": "accepted"}, {"reason": "empty"}))
-    found = paraphrasing.run([rows_of(FEW[:3])], engine, options)
-    assert asked(engine) == [(text, draw) for draw in (0, 1) for text in FEW[:3]]
-    assert found.answers == {text: f"{text} draw 0" for text in FEW[:3]}
-    assert attempts(found.rejects) == [(text, 1) for text in FEW[:3]]
-
-
-def test_each_entry_gives_one_more_attempt(paraphrasing: Any, rows_of: Rows) -> None:
-    engine, empty = drawing(lambda text, draw: draw < 2), {"reason": "empty"}
-    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty)))
-    assert found.rows.num_rows == 0
-    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty, empty, empty)))
-    assert found.answers == {text: f"{text} draw 2" for text in FEW[:2]}
-    assert attempts(found.rejects) == [(text, draw) for text in FEW[:2] for draw in (0, 1)]
-    assert asked(engine) == [(text, draw) for draw in (0, 1, 2) for text in FEW[:2]]
-
-
-def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
-    found = paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": "true"})))
-    assert found.answers == {text: f"{text} draw {2 if text in BLUE else 1}" for text in FEW}
-
-
-def test_the_columns_say_what_happened(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text)
-    where = (
-        "step = 1 and attempt = 1 and not accepted and reason = 'empty' and detail <> '' and input = caption and "
-        "answer = '' and similarity is null and image_id = 'image3' and licence = 'CC0'"
-    )
-    paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": where})))
-    assert [pair for pair in asked(engine) if pair[1] == 2] == [(FEW[3], 2)]
-
-
-def test_conditions_do_not_depend_on_how_the_input_is_cut(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
-    options = with_options(attempts=2, **again({"where": "caption like '%3%' or reason = 'empty'"}, {"where": "true"}))
-    expected = elsewhere.run([rows_of(FEW)], drawing(lambda text, draw: "blue" in text and draw < 2), options)
-    whole = rows_of(FEW)
-    engine = drawing(lambda text, draw: "blue" in text and draw < 2)
-    found = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engine, options)
-    assert (found.rows, found.rejects) == (expected.rows, expected.rejects)
 
 
 # What is told meanwhile.

@@ -1,0 +1,79 @@
+"""What both stories of rounds share: rows, options and engines whose answers say how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions
+from paraclip_core.paraphrase.engines.base import Prompt
+
+__all__ = [
+    "BLUE",
+    "CAPTIONS",
+    "FEW",
+    "OPTIONS",
+    "Rows",
+    "Told",
+    "again",
+    "asked",
+    "attempts",
+    "both_steps",
+    "drawing",
+    "figures",
+    "gated",
+    "with_options",
+]
+
+OFF = GateOptions(preset="off")
+OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
+CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
+FEW = CAPTIONS[:10]
+BLUE = FEW[1::2]
+Rows = Callable[[Sequence[str]], pa.RecordBatch]
+Told = list[tuple[int, int | None, dict[str, Any]]]
+
+
+def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
+    """An engine that names its draw, and has no word where `fails` says so."""
+
+    def answer(prompt: Prompt) -> tuple[str, ...]:
+        draw = prompt.seed // 7919
+        texts = [f"{prompt.text} draw {draw}" + f" answer {number}" * (n > 1) for number in range(n)]
+        return ("",) if fails(prompt.text, draw) else tuple(texts)
+
+    return Scripted(answer)
+
+
+def asked(engine: Scripted) -> list[tuple[str, int]]:
+    return [(prompt.text, prompt.seed // 7919) for prompt in engine.asked]
+
+
+def with_options(**changed: Any) -> ParaphraseOptions:
+    return OPTIONS.model_copy(update=changed)
+
+
+def gated(*names: str) -> ParaphraseOptions:
+    return with_options(gates=GateOptions(preset="off", extra=tuple(f"scripted_gates:{name}" for name in names)))
+
+
+def again(*entries: dict[str, str]) -> dict[str, tuple[RegenerateOptions, ...]]:
+    return {"regenerate": tuple(RegenerateOptions(**entry) for entry in entries)}
+
+
+def attempts(rejects: pa.Table) -> list[tuple[str, int]]:
+    return [(row["input"], row["attempt"]) for row in rejects.to_pylist()]
+
+
+def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options: ParaphraseOptions = OPTIONS) -> Any:
+    first = kit.run(batches, engine, options)
+    return first, kit.run(first.input_of_step_2, engine, options, step=2)
+
+
+def figures(outcome: Any) -> tuple[int, int, int]:
+    """Requests, answers and verdicts."""
+    counts = outcome.rounds.counts
+    return counts.requested, counts.generated, counts.judged
