@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,36 +83,39 @@ def lock(
         LockedError: the owner lives and the time is over; the text names the owner.
         ArtifactError: the folder cannot be written.
     """
-    me, watch = {"token": uuid.uuid4().hex, **this_process(), **(info or {})}, _Watch()
-
-    def attempt() -> Owner | None:
-        while not _create(path, me):
-            owner = _owner(path)
-            silent = watch.silence((owner.get("token"), _beat_time(path)))
-            if owner.get("token") in _left or is_dead(owner, silent, DEAD_SECONDS):
-                _take_over(path, owner)
-                continue
-            # How long it has been silent does not matter where the process can be looked for.
-            settled = not confirm or watch.signs > 1 or not is_dead(owner, math.inf, DEAD_SECONDS)
-            return owner if settled else {}
-        return None
-
-    def beat() -> float:
-        if _owner(path).get("token") != me["token"]:
-            log.error("lost the lock %s", path)
-            return 0
-        try:
-            os.utime(path)
-        except OSError as error:
-            log.warning("cannot renew the lock %s: %s", path, error)
-        return BEAT_SECONDS
-
-    _wait(attempt, str(path), wait_seconds, poll, PAUSES)
+    me = {"token": uuid.uuid4().hex, **this_process(), **(info or {})}
+    _wait(partial(_try_lock, path, me, _Watch(), confirm), str(path), wait_seconds, poll, PAUSES)
     try:
-        with _beating(BEAT_SECONDS, beat, path.name):
+        with _beating(BEAT_SECONDS, partial(_renew, path, me["token"]), path.name):
             yield
     finally:
         _release(path, me["token"])
+
+
+def _try_lock(path: Path, me: Owner, watch: _Watch, confirm: bool) -> Owner | None:
+    """Take the lock, from a dead owner, too; None where it is taken, else its living owner."""
+    while not _create(path, me):
+        owner = _owner(path)
+        silent = watch.silence((owner.get("token"), _beat_time(path)))
+        if owner.get("token") in _left or is_dead(owner, silent, DEAD_SECONDS):
+            _take_over(path, owner)
+            continue
+        # How long it has been silent does not matter where the process can be looked for.
+        settled = not confirm or watch.signs > 1 or not is_dead(owner, math.inf, DEAD_SECONDS)
+        return owner if settled else {}
+    return None
+
+
+def _renew(path: Path, token: str) -> float:
+    """Beat once; seconds until the next beat, 0 where the lock is another's by now."""
+    if _owner(path).get("token") != token:
+        log.error("lost the lock %s", path)
+        return 0
+    try:
+        os.utime(path)
+    except OSError as error:
+        log.warning("cannot renew the lock %s: %s", path, error)
+    return BEAT_SECONDS
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from storage.parquet import read_table
 from tasks.context import Run, run_node
 from tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
 from tasks.results import Result, why
-from tasks.stage import Node
+from tasks.stage import Node, software_versions
 from tasks.stages.evaluate import EVALUATE
 
 __all__ = ["Duel", "challenge", "check_channel", "decide", "duel_rows"]
@@ -96,7 +96,7 @@ def _node(run: Run, evaluation: Artifact, model: str) -> Node:
     manifest = evaluation.manifest
     inputs = {**manifest.inputs, "finetune": model}
     name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
-    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, run.versions)
+    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
     return Node(EVALUATE, draft)
 
 
@@ -159,19 +159,9 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
     """
     store = run.store
     current = store.channel(channel) or {}
-    before = current.get("fingerprint")
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
-    challenger = stages["finetune"]
-    moves, duel = False, None
-    if challenger == before:
-        reason = "kept: the challenger is the model that it serves already"
-    elif force:
-        moves, reason = True, f"moved to {challenger} by hand"
-    elif held := _held(current, challenger, result):
-        reason = f"kept at {before or 'no model'}, the challenger {challenger} is held: {held}"
-    else:
-        duel = challenge(run, before, stages["evaluate"], progress) if before else None
-        moves, reason = _verdict(before, challenger, why(result.summary), duel)
+    before, challenger = current.get("fingerprint"), stages["finetune"]
+    moves, reason, duel = _compare(run, current, stages, result, progress, force)
     if moves:
         now = _move(store, channel, before, stages, result.verdict, reason)
         if now != before:
@@ -187,6 +177,21 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
     }
     write_json(store.root / "results" / result.name / "promotion.json", decision)
     return decision
+
+
+def _compare(
+    run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
+) -> tuple[bool, str, Duel | None]:
+    """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
+    before, challenger = current.get("fingerprint"), stages["finetune"]
+    if challenger == before:
+        return False, "kept: the challenger is the model that it serves already", None
+    if force:
+        return True, f"moved to {challenger} by hand", None
+    if held := _held(current, challenger, result):
+        return False, f"kept at {before or 'no model'}, the challenger {challenger} is held: {held}", None
+    duel = challenge(run, before, stages["evaluate"], progress) if before else None
+    return *_verdict(before, challenger, why(result.summary), duel), duel
 
 
 def _held(current: Mapping[str, Any], challenger: str, result: Result) -> str | None:

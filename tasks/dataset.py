@@ -138,15 +138,7 @@ def export_dataset(
     schema = output_schema(artifact.path / "paraphrases")
     outs, tally = OptOuts(opt_outs or ()), Tally()
     with atomic_folder(folder) as draft:
-        shards = ShardWriter(draft / "data", schema, shard_rows)
-        for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
-            kept = _with_hex_ids(outs.without(batch))
-            if kept.num_rows:
-                tally.note(kept, schema.names)
-                shards.write(kept)
-        rows = shards.close()
-        if not rows:
-            raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
+        rows = _write_rows(artifact, captions, ShardWriter(draft / "data", schema, shard_rows), outs, tally)
         licenses = frequent_values(draft / "data", "license", MANY_LICENCES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
@@ -168,6 +160,19 @@ def export_dataset(
         write_atomic(draft / "README.md", lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return ExportedDataset(files, rows, roll_up(licenses), outs.rows, outs.unmatched)
+
+
+def _write_rows(
+    artifact: Artifact, captions: Artifact, shards: ShardWriter, outs: OptOuts, tally: Tally
+) -> dict[str, int]:
+    for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
+        published = _with_hex_ids(outs.without(batch))
+        if published.num_rows:
+            tally.note(published, shards.schema.names)
+            shards.write(published)
+    if not (rows := shards.close()):
+        raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
+    return rows
 
 
 def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:
@@ -234,8 +239,8 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
     columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
     # Artifacts keep the column's former spelling: another schema would make every one of them anew.
     names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
-    known = iter_batches(captions, ("caption_id", "split", "source"))
-    here = next(known, None)
+    caption_batches = iter_batches(captions, ("caption_id", "split", "source"))
+    here = next(caption_batches, None)
     for batch in iter_batches(paraphrases, columns):
         while batch.num_rows:
             if here is None:
@@ -252,7 +257,7 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
                 yield pa.RecordBatch.from_arrays(arrays, names=names)
             batch = batch.slice(count)
             if batch.num_rows:
-                here = next(known, None)
+                here = next(caption_batches, None)
 
 
 def read_opt_outs(path: Path) -> list[str]:
@@ -269,7 +274,7 @@ def read_opt_outs(path: Path) -> list[str]:
 
 
 class OptOuts:
-    """Finds the rows that an opt-out list names, and remembers what was found."""
+    """Finds the rows that an opt-out list names, and remembers which entries named one."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         """A caption counts as it is in the data set, or as it was before it was cleaned."""
@@ -283,7 +288,7 @@ class OptOuts:
             "caption": _grouped(texts),
         }
         self._sets = {name: pa.array(list(of)) for name, of in self._named.items() if of}
-        self._found: set[str] = set()
+        self._matched: set[str] = set()
 
     def without(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows that nothing names."""
@@ -292,16 +297,16 @@ class OptOuts:
             column = batch.column(name).cast(values.type)
             places = _compute("index_in", column, value_set=values)
             for place in places.drop_null().unique().to_pylist():
-                self._found |= self._named[name][values[place].as_py()]
+                self._matched |= self._named[name][values[place].as_py()]
             named = _compute("or_", named, places.is_valid())
-        kept = batch.filter(_compute("invert", named))
-        self.rows += batch.num_rows - kept.num_rows
-        return kept
+        others = batch.filter(_compute("invert", named))
+        self.rows += batch.num_rows - others.num_rows
+        return others
 
     @property
     def unmatched(self) -> list[str]:
         """Entries that named no row, in the list's order."""
-        return [entry for entry in self.entries if entry not in self._found]
+        return [entry for entry in self.entries if entry not in self._matched]
 
 
 def _is_id(entry: str) -> bool:
@@ -309,10 +314,10 @@ def _is_id(entry: str) -> bool:
 
 
 def _grouped(pairs: Any) -> dict[Any, set[str]]:
-    found: dict[Any, set[str]] = {}
+    entries: dict[Any, set[str]] = {}
     for value, entry in pairs:
-        found.setdefault(value, set()).add(entry)
-    return found
+        entries.setdefault(value, set()).add(entry)
+    return entries
 
 
 class ShardWriter:
@@ -320,7 +325,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, schema: pa.Schema, rows: int = SHARD_ROWS) -> None:
         """Write into `folder` shards of `rows` rows."""
-        self._folder, self._schema, self._rows = folder, schema, rows
+        self._folder, self.schema, self._rows = folder, schema, rows
         self._writers: dict[str, PartWriter] = {}
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -328,8 +333,8 @@ class ShardWriter:
         for split in map(str, _compute("unique", batch.column("split")).to_pylist()):
             rows = batch.filter(_compute("equal", batch.column("split"), split))
             if split not in self._writers:
-                self._writers[split] = PartWriter(self._folder, self._schema, SPLITS.get(split, split), self._rows)
-            self._writers[split].write(rows.select(self._schema.names).cast(self._schema))
+                self._writers[split] = PartWriter(self._folder, self.schema, SPLITS.get(split, split), self._rows)
+            self._writers[split].write(rows.select(self.schema.names).cast(self.schema))
 
     def close(self) -> dict[str, int]:
         """Write what is left and name the shards; returns the rows of each split, training first."""
