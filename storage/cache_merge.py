@@ -55,7 +55,7 @@ class Merged:
     """Parts that cannot be read; they stay where they are."""
 
 
-def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] | None = None) -> Merged:
+def merge(store: GenerationStore, other: Path | str, patterns: Mapping[str, str] | None = None) -> Merged:
     """Take over what `store` does not answer yet; what it answers stays as it is, so merging twice changes nothing.
 
     Verdicts are not taken over: they are made again from the generations.
@@ -63,7 +63,7 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
     Args:
         store: the cache that grows.
         other: folder of the other cache, which is only read.
-        wanted: column → pattern (`*` and `?` stand for anything); only rows that fit all of them are taken.
+        patterns: column → pattern (`*` and `?` stand for anything); only rows that fit all of them are taken.
 
     Raises:
         UnknownNameError: `other` is no cache folder.
@@ -78,7 +78,7 @@ def merge(store: GenerationStore, other: Path | str, wanted: Mapping[str, str] |
         while names := [name for name in theirs.names() if name not in done]:
             con.execute(FOREIGN)
             for name in names:
-                merged.damaged += not _list_rows(con, theirs, name, wanted or {})
+                merged.damaged += not _list_rows(con, theirs, name, patterns or {})
                 ((listed,),) = con.execute("SELECT count(*) FROM foreign_rows").fetchall()
                 if name == names[-1] or listed >= COMPARED_ROWS:
                     with answered(con):
@@ -101,7 +101,7 @@ def _foreign_parts(store: GenerationStore, folder: Path) -> PartFolder:
     return parts
 
 
-def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wanted: Mapping[str, str]) -> bool:
+def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, patterns: Mapping[str, str]) -> bool:
     """List a part's rows in the table `foreign_rows`; False where it is damaged."""
     try:
         table = theirs.read(name)
@@ -113,8 +113,8 @@ def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, wa
             raise
         return True
     # A column that its writer did not keep fits no pattern.
-    fits = [f"{column}::VARCHAR GLOB ${column}" if column in table.column_names else "false" for column in wanted]
-    values = {column: pattern for column, pattern in wanted.items() if column in table.column_names}
+    fits = [f"{column}::VARCHAR GLOB ${column}" if column in table.column_names else "false" for column in patterns]
+    values = {column: pattern for column, pattern in patterns.items() if column in table.column_names}
     con.register("part", table.append_column("row", pa.array(np.arange(len(table)))))
     query = "INSERT INTO foreign_rows SELECT $name, row, key, {fits} FROM part"
     con.execute(query.format(fits=" AND ".join(["true", *fits])), {"name": name, **values})

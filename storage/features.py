@@ -217,21 +217,21 @@ class IdIndex:
         if self._collides and len(self.ids.unique()) != len(self.ids):
             raise ValueError("an id comes twice")
 
-    def find(self, wanted: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """int64 [n]: the row of each id, -1 for null and for ids that are not there."""
-        chunks = wanted.chunks if isinstance(wanted, pa.ChunkedArray) else [wanted]
+        chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
         return np.concatenate([np.zeros(0, np.int64), *(self._find(chunk.cast(pa.large_string())) for chunk in chunks)])
 
-    def _find(self, wanted: pa.Array) -> NDArray[np.int64]:
+    def _find(self, ids: pa.Array) -> NDArray[np.int64]:
         if self._collides:
-            rows = pc.call_function("index_in", [wanted], pc.SetLookupOptions(self.ids, skip_nulls=True))
+            rows = pc.call_function("index_in", [ids], pc.SetLookupOptions(self.ids, skip_nulls=True))
             return np.asarray(rows.fill_null(-1), dtype=np.int64)
         if not len(self.ids):
-            return np.full(len(wanted), -1, np.int64)
-        hashes = _hashes(wanted)
+            return np.full(len(ids), -1, np.int64)
+        hashes = _hashes(ids)
         places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         rows = self._order[places]
-        equal = pc.call_function("equal", [self.ids.take(pa.array(rows)), wanted])
+        equal = pc.call_function("equal", [self.ids.take(pa.array(rows)), ids])
         return np.where(np.asarray(equal.fill_null(False)), rows, -1)
 
 

@@ -123,10 +123,10 @@ def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
     skipped = _below(folder, without)
     hashes = _listed_hashes(listing)
     if hashes:
-        seen = hashlib.blake2b(digest_size=DIGEST_SIZE)
+        states = hashlib.blake2b(digest_size=DIGEST_SIZE)
         for name, stat in _files(folder, skipped):
-            seen.update(_encoded(name) + _state(stat))
-        if hashes.get("seen") == seen.hexdigest():
+            states.update(_encoded(name) + _state(stat))
+        if hashes.get("seen") == states.hexdigest():
             return hashes["content"]
     return _read_folder(folder, listing, skipped)
 
@@ -140,7 +140,7 @@ def _below(folder: Path, other: Path | None) -> Path | None:
 
 def _read_folder(folder: Path, listing: Path, skipped: Path | None) -> str:
     listed = _listed_files(listing)
-    seen, content = (hashlib.blake2b(digest_size=DIGEST_SIZE) for _ in range(2))
+    states, content = (hashlib.blake2b(digest_size=DIGEST_SIZE) for _ in range(2))
     rows: list[tuple[str, bytes, str]] = []
     lasting = True
     for name, stat in _files(folder, skipped):
@@ -151,11 +151,11 @@ def _read_folder(folder: Path, listing: Path, skipped: Path | None) -> str:
         except OSError as error:
             raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
         lasting &= settled(stat)
-        seen.update(_encoded(name) + state)
+        states.update(_encoded(name) + state)
         content.update(_encoded(name) + sha256.encode())
         rows.append((name, state, sha256))
     if lasting:
-        _write_listing(listing, rows, {"seen": seen.hexdigest(), "content": content.hexdigest()})
+        _write_listing(listing, rows, {"seen": states.hexdigest(), "content": content.hexdigest()})
     return content.hexdigest()
 
 

@@ -79,22 +79,22 @@ def collect(
     young = datetime.now(UTC) - timedelta(days=keep_days)
     needed = _of_channels(store, keep_models)
     recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
-    kept = _with_origins([*needed, *recent], artifacts)
-    found = [
+    staying = _with_origins([*needed, *recent], artifacts)
+    candidates = [
         Rubbish(a.stage, a.fingerprint, a.path, a.manifest.size(), a, store)
         for key, a in artifacts.items()
-        if key not in kept
+        if key not in staying
     ]
-    found += [
+    candidates += [
         Rubbish(stage, name, path, _size(path), None, store)
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing goes on with.
         if unfinished or (stage, name) in artifacts
     ]
-    names = {(item.stage, item.fingerprint) for item in found}
+    names = {(item.stage, item.fingerprint) for item in candidates}
     left = [Left(*key, why) for key, why in sorted(used.items()) if key in names]
-    rubbish = [item for item in found if (item.stage, item.fingerprint) not in used]
-    return Collected(rubbish, left, len(kept) - len(_with_origins(needed, artifacts)))
+    rubbish = [item for item in candidates if (item.stage, item.fingerprint) not in used]
+    return Collected(rubbish, left, len(staying) - len(_with_origins(needed, artifacts)))
 
 
 def remove(rubbish: Sequence[Rubbish], keep_models: int = KEPT_MODELS) -> list[Left]:
@@ -131,25 +131,25 @@ def _artifacts(store: ArtifactStore) -> tuple[dict[Key, Artifact], dict[Key, str
     # First who makes what: what is not being made any more is then in the list.
     holders = store.holders()
     artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
-    found: dict[Key, str] = {}
+    used: dict[Key, str] = {}
     for holder in holders:
-        found[holder.stage, holder.fingerprint] = holder.description
+        used[holder.stage, holder.fingerprint] = holder.description
     for holder in holders:
         # Unfinished work of a run's later stages, too.
         for key in {*holder.reads.items(), *_with_origins(list(holder.reads.items()), artifacts)}:
-            found.setdefault(key, holder.description)
-    return artifacts, found
+            used.setdefault(key, holder.description)
+    return artifacts, used
 
 
 def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
     """The artifacts with these names, and all that they were made from."""
-    found: set[Key] = set()
+    reached: set[Key] = set()
     while keys:
         key = keys.pop()
-        if key not in found and key in artifacts:
-            found.add(key)
+        if key not in reached and key in artifacts:
+            reached.add(key)
             keys += list(artifacts[key].manifest.inputs.items())
-    return found
+    return reached
 
 
 def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:

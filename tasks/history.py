@@ -62,11 +62,11 @@ class Move:
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
     """The moves that a channel's file holds, the oldest first; the last one led to the model that it serves."""
-    known, entries = {item.name for item in fields(Move)}, channel.get("history")
+    names, entries = {item.name for item in fields(Move)}, channel.get("history")
     # What is no move is passed over: a file edited by hand must not block the way back.
     entries = entries if isinstance(entries, list) else []
     sound = [entry for entry in entries if isinstance(entry, dict) and entry.get("after")]
-    moves = [Move(**{name: value for name, value in entry.items() if name in known}) for entry in sound]
+    moves = [Move(**{name: value for name, value in entry.items() if name in names}) for entry in sound]
     served = channel.get("fingerprint")
     if served and (not moves or moves[-1].after != served):
         # A file without a history tells its last move.
@@ -249,5 +249,5 @@ def _stages(store: ArtifactStore, artifact: Artifact) -> dict[str, str]:
         inputs = waiting.pop().manifest.inputs.items()
         new = {name: value for name, value in inputs if not name.startswith(SOURCE) and name not in stages}
         stages |= new
-        waiting += [found for item in new.items() if (found := store.peek(*item)) is not None]
+        waiting += [upstream for item in new.items() if (upstream := store.peek(*item)) is not None]
     return stages

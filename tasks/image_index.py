@@ -55,17 +55,17 @@ def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> di
 
 
 def _captions(model: FoundModel, image_ids: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     if model.captions is None:
-        return found
+        return texts
     for batch in iter_batches(model.captions.path / "captions", ["image_id", "caption"]):
         rows: list[dict[str, Any]] = batch.to_pylist()
         for row in rows:
             if row["image_id"] in image_ids:
-                found.setdefault(row["image_id"], row["caption"])
-        if len(found) == len(image_ids):
+                texts.setdefault(row["image_id"], row["caption"])
+        if len(texts) == len(image_ids):
             break
-    return found
+    return texts
 
 
 @dataclass(frozen=True)

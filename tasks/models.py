@@ -100,9 +100,9 @@ def find_model(name: str, store: ArtifactStore, base: str | None = None) -> Foun
         raise ArtifactError(
             f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
         )
-    found = _bootstrapped(name, artifact, store) if "bootstrap" in inputs else _base(name, artifact, store, base)
+    base_model = _bootstrapped(name, artifact, store) if "bootstrap" in inputs else _base(name, artifact, store, base)
     captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
-    return FoundModel(str(artifact.path / RELEASE), found, features, captions)
+    return FoundModel(str(artifact.path / RELEASE), base_model, features, captions)
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
@@ -175,11 +175,11 @@ def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artif
     if folder.is_dir():
         folder = folder.resolve()
         folder = folder.parent if folder.name == RELEASE else folder
-        found = store.find(folder.parent.name, folder.name)
-        if found is None or found.path.resolve() != folder:
+        artifact = store.find(folder.parent.name, folder.name)
+        if artifact is None or artifact.path.resolve() != folder:
             raise UnknownNameError(
                 f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
                 f"give --root, or the model's channel or fingerprint"
             )
-        return found
+        return artifact
     return store.download(store.named(name, stages))

@@ -106,11 +106,11 @@ class Census:
                     names.setdefault(name, source)
 
     def _pool(self, image_ids: Sequence[str]) -> ImagePool:
-        wanted = pa.array(list(dict.fromkeys(image_ids)), pa.string())
+        named = pa.array(list(dict.fromkeys(image_ids)), pa.string())
         ingested = pc.SetLookupOptions(pa.chunked_array(self._images, pa.string()))
-        ids = wanted.filter(pc.call_function("is_in", [wanted], ingested)).to_pylist()
+        ids = named.filter(pc.call_function("is_in", [named], ingested)).to_pylist()
         if not ids:
-            raise BenchmarkError(f"none of its {len(wanted)} images is among the ingested ones; are they the same?")
+            raise BenchmarkError(f"none of its {len(named)} images is among the ingested ones; are they the same?")
         return ImagePool(ids, _no_features)
 
 
@@ -219,10 +219,10 @@ def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -
 
 
 def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:
-    found: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
     for key, count in counts.items():
-        found[key[place]] += count
-    return found
+        sums[key[place]] += count
+    return sums
 
 
 def _count(table: pa.Table, into: Counter[tuple[str, str]]) -> None:

@@ -246,7 +246,7 @@ def worst_pairs(evaluation: Path, count: int = 20) -> list[dict[str, Any]]:
         ArtifactError: a file cannot be read.
     """
     files = sorted((evaluation / "per_query").glob("*.parquet"))
-    worst = heapq.nsmallest(count, _pairs(files), key=lambda found: found[:3])
+    worst = heapq.nsmallest(count, _pairs(files), key=lambda pair: pair[:3])
     return [
         {
             "benchmark": name,

@@ -267,11 +267,11 @@ class KeySet:
     def _members(self, unique: Keys) -> npt.NDArray[np.bool_]:
         members = np.zeros(len(unique), dtype=np.bool_)
         for part, piece in enumerate(_parts_of(unique)):
-            wanted = unique[piece]
+            keys = unique[piece]
             for run in self._parts[part]:
-                places = np.searchsorted(run, wanted)
+                places = np.searchsorted(run, keys)
                 np.minimum(places, len(run) - 1, out=places)
-                members[piece] |= run[places] == wanted
+                members[piece] |= run[places] == keys
         return members
 
     def _insert(self, fresh: Keys) -> None:

@@ -248,11 +248,11 @@ def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
 
 
-def _caption_files(files: list[Path], wanted: str) -> list[Path]:
-    if ":" in wanted:
+def _caption_files(files: list[Path], form: str) -> list[Path]:
+    if ":" in form:
         return files
-    if wanted != "auto":
-        expected = "json" if wanted in ("coco", "karpathy") else wanted
+    if form != "auto":
+        expected = "json" if form in ("coco", "karpathy") else form
         return [path for path in files if named_format(path) == expected]
     return _structured(files) or _texts(files)
 

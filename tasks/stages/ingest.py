@@ -114,8 +114,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if unread := overlooked(root, ctx.settings.data.sources, own):
         names = _first_names(unread)
         log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
-    if told := without_images(files):
-        log.warning("%s", told)
+    if warning := without_images(files):
+        log.warning("%s", warning)
     pipeline = CaptionPipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):

@@ -85,12 +85,12 @@ def _plain(name: str) -> str:
     return _IGNORED.sub("", name).casefold()
 
 
-def match_column(names: Collection[str], wanted: str, option: str, where: str, explicit: bool = True) -> str | None:
-    """The column that `wanted` means: the one of exactly this name, or else the one that :func:`plain_name` equates.
+def match_column(names: Collection[str], expected: str, option: str, where: str, explicit: bool = True) -> str | None:
+    """The column that `expected` means: the one of exactly this name, or else the one that :func:`plain_name` equates.
 
     Args:
         names: the table's columns.
-        wanted: the name that is looked for.
+        expected: the name that is looked for.
         option: what names the column, such as ``paraphrase.file.caption``, for the message.
         where: the table, for the message.
         explicit: whether the user chose the name. Otherwise a second column like it is an error, too.
@@ -98,11 +98,11 @@ def match_column(names: Collection[str], wanted: str, option: str, where: str, e
     Returns:
         The column as the table has it, None where there is none.
     """
-    plain = plain_name(wanted)
-    alike = [name for name in names if name == wanted or (plain and plain_name(name) == plain)]
-    exact = [name for name in alike if name == wanted]
+    plain = plain_name(expected)
+    alike = [name for name in names if name == expected or (plain and plain_name(name) == plain)]
+    exact = [name for name in alike if name == expected]
     if len(exact) == 1 and (explicit or len(alike) == 1):
-        return wanted
+        return expected
     if len(alike) > 1:
         raise _ambiguous(exact if len(exact) > 1 else alike, option, where)
     return alike[0] if alike else None
@@ -121,21 +121,21 @@ def usual_column(names: Collection[str], usual: Sequence[str], option: str, wher
     return None if name is None else match_column(names, name, f"{OPTIONS}.{option}", where, explicit=False)
 
 
-def choose_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns:
+def choose_columns(available: Sequence[str], chosen: ColumnNames, where: str) -> Columns:
     """Pick the columns: those that the user names, otherwise the first usual name that is there.
 
     Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
     """
-    columns = find_columns(available, wanted, where)
+    columns = find_columns(available, chosen, where)
     if columns is None:
         raise no_caption(available, where)
     return columns
 
 
-def find_columns(available: Sequence[str], wanted: ColumnNames, where: str) -> Columns | None:
+def find_columns(available: Sequence[str], chosen: ColumnNames, where: str) -> Columns | None:
     """As :func:`choose_columns`, but None where no column looks like a caption."""
     named: dict[str, list[str]] = {}
-    for option, name in wanted.named():
+    for option, name in chosen.named():
         column = match_column(available, name, f"{OPTIONS}.{option}", where)
         if column is None:
             raise no_column(option, name, available, where)

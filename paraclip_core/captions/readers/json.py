@@ -88,7 +88,7 @@ class _Chooser:
     """Chooses the columns of each record by its fields; most records of a file have the same ones."""
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path, self._options, self._wanted = path, options, options.columns
+        self._path, self._options, self._named = path, options, options.columns
         self._chosen: dict[tuple[str, ...], Columns | None] = {}
         self._has_caption = self._has_image = False
         self._unseen = {name for _, name in options.columns.named()}
@@ -113,17 +113,17 @@ class _Chooser:
             raise self._error
         fields = next((fields for fields, columns in self._chosen.items() if columns), ())
         if self._has_caption and self._unseen:
-            option, name = next(pair for pair in self._wanted.named() if pair[1] in self._unseen)
+            option, name = next(pair for pair in self._named.named() if pair[1] in self._unseen)
             raise no_column(option, name, fields, str(self._path))
         if self._has_caption and not self._has_image:
             need_image(None, fields, self._options, str(self._path))
 
     def _choose(self, fields: tuple[str, ...]) -> Columns | None:
-        present = _present(self._wanted, fields, str(self._path))
+        present = _present(self._named, fields, str(self._path))
         self._unseen -= {name for _, name in present.named()}
         columns = None
-        if self._wanted.captions and not present.captions:
-            self.note(no_column("caption", self._wanted.captions[0], fields, str(self._path)))
+        if self._named.captions and not present.captions:
+            self.note(no_column("caption", self._named.captions[0], fields, str(self._path)))
         elif (columns := find_columns(fields, present, str(self._path))) is None:
             self.note(no_caption(fields, str(self._path)))
         else:
@@ -132,14 +132,14 @@ class _Chooser:
         return columns
 
 
-def _present(wanted: ColumnNames, fields: tuple[str, ...], where: str) -> ColumnNames:
+def _present(chosen: ColumnNames, fields: tuple[str, ...], where: str) -> ColumnNames:
     """The wanted fields without those that are absent, which JSON writers leave out."""
     absent = {
-        name for option, name in wanted.named() if match_column(fields, name, f"{OPTIONS}.{option}", where) is None
+        name for option, name in chosen.named() if match_column(fields, name, f"{OPTIONS}.{option}", where) is None
     }
-    others: dict[str, Any] = {option: None for option, name in wanted.named() if name in absent and option != "caption"}
-    captions = tuple(name for name in wanted.captions if name not in absent)
-    return wanted.model_copy(update={**others, "caption": captions or None})
+    others: dict[str, Any] = {option: None for option, name in chosen.named() if name in absent and option != "caption"}
+    captions = tuple(name for name in chosen.captions if name not in absent)
+    return chosen.model_copy(update={**others, "caption": captions or None})
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:

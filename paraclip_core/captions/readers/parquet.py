@@ -68,15 +68,15 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
     """The columns that are used; those of pictures are looked at only where a source has no other images."""
     columns = choose_columns(schema.names, options.columns, str(path))
-    wanted = options.columns.image
-    picture = None if options.images is not None else picture_column(schema, wanted, str(path))
+    image_column = options.columns.image
+    picture = None if options.images is not None else picture_column(schema, image_column, str(path))
     if picture is None:
         return columns
     texts = [field.name for field in schema if not is_picture(field.type)]
-    if wanted is None:
+    if image_column is None:
         key = usual_column(texts, IMAGE, "image", str(path))
     else:
-        key = match_column(texts, wanted, f"{OPTIONS}.image", str(path))
+        key = match_column(texts, image_column, f"{OPTIONS}.image", str(path))
     return replace(columns, image=key, path=None, picture=picture)
 
 

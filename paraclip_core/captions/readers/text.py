@@ -172,14 +172,14 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
     yield from batcher.rest()
 
 
-def _columns(first: list[str], wanted: ColumnNames, path: Path) -> tuple[Columns, list[str]]:
+def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns, list[str]]:
     """The columns, and the header's names: empty where the file has no header."""
     names = [field.strip() for field in first]
-    captions = wanted.captions
+    captions = chosen.captions
     if captions and all(name.isdecimal() and name not in names for name in captions):
-        return choose_columns([str(n) for n in range(len(first))], wanted, f"{path} (without a header)"), []
-    if wanted.named() or has_caption(names):
-        return choose_columns(names, wanted, str(path)), names
+        return choose_columns([str(n) for n in range(len(first))], chosen, f"{path} (without a header)"), []
+    if chosen.named() or has_caption(names):
+        return choose_columns(names, chosen, str(path)), names
     if len(first) == 1 and (separator := table_header(first[0], ";\t|,")):
         raise InputError(
             f"{path} is separated by {separator!r} (its first line is {first[0][:80]!r}), expected commas in CSV and "

@@ -94,13 +94,13 @@ def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def _caption(sample: _Sample, options: SourceOptions) -> Any:
-    wanted, record = options.columns.captions, sample.record
-    if not wanted and sample.text is not None:
+    columns, record = options.columns.captions, sample.record
+    if not columns and sample.text is not None:
         return sample.text
-    if len(wanted) > 1:
-        texts = [_first(record, (name,)) for name in wanted]
+    if len(columns) > 1:
+        texts = [_first(record, (name,)) for name in columns]
         return [text for text in texts if text is not None] or None
-    return _first(record, wanted or CAPTION)
+    return _first(record, columns or CAPTION)
 
 
 def _check_order(alone: dict[str, bool], sample: _Sample, captioned: bool, path: Path) -> None:
@@ -202,8 +202,8 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member | None:
     if not info.isreg() or not stem:
         return None
     extension = extension.lower()
-    wanted = extension.rpartition(".")[2] in READ and info.size <= LONGEST_RECORD
-    file = tar.extractfile(info) if wanted else None
+    is_read = extension.rpartition(".")[2] in READ and info.size <= LONGEST_RECORD
+    file = tar.extractfile(info) if is_read else None
     return _Member(info.name, str(name.with_name(stem)), extension, info.size, None if file is None else file.read())
 
 
