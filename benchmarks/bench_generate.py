@@ -40,10 +40,10 @@ from instant import caption, instant_run, stage_here, write_captions
 from record import record, wait_as_stages_do
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
-from paraclip_core.paraphrase.engines import make_engine
+from paraclip_core.paraphrase.engines import Paraphraser, make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.meaning import SentenceEncoder
-from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
 from tasks.context import Run
@@ -93,7 +93,7 @@ def warm_calls(options: ParaphraseOptions) -> list[Call]:
     template = prompt_for(options, 1)
     texts = [caption(number) for number in range(WARM_FROM, WARM_FROM + WARM)]
     calls = [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
-    if swaps_words(options, template):
+    if Paraphraser(options).asks_words(1):
         words = [Prompt(THESAURUS.messages(word), word, WORD_STEP, 0) for word in WARM_WORDS]
         calls.append((words, WORD_SAMPLING))
     return calls

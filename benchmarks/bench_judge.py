@@ -33,10 +33,11 @@ from record import record, wait_as_stages_do
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
+from paraclip_core.paraphrase.rounds import judge_spec
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
 from tasks.context import Run
-from tasks.stages.paraphrase import judge_spec, paraphrasing
+from tasks.stages.paraphrase import paraphrasing
 
 SCALE, BUSY = 1.8, 0.98
 PROCESSES = (1, 2)
@@ -95,7 +96,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
         one, two = map(artifact_files, runs)
         if one != two:
             raise SystemExit(f"{preset}: the artifact depends on the number of processes")
-    spec = judge_spec(Run(runs[0]), 1)
+    spec = judge_spec(Run(runs[0]).paraphraser, 1, runs[0].data.context_length)
     warm, blocks = blocks_of(runs[0], captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(runs[0], 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()

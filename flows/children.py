@@ -80,7 +80,7 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
 def _start(run: Run, node: Node) -> FlowRun:
     name = node.name
     # A GPU worker would wait for a server elsewhere.
-    deployed = f"{name}-api" if name in STEPS and not run.engine_facts.local else name
+    deployed = f"{name}-api" if name in STEPS and not run.paraphraser.facts.local else name
     try:
         # Prefect types it as awaitable too, which it is in async code only.
         return cast(

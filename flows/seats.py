@@ -47,7 +47,7 @@ class Seats:
         options = run.settings.run
         on_device, every = stage.pool == "gpu", stage.trains and options.processes > 1
         if stage.name in STEPS:
-            facts = run.engine_facts
+            facts = run.paraphraser.facts
             if not facts.local:
                 return (), 0
             # Such an engine, or each shard, has a process on every GPU.

@@ -219,10 +219,3 @@ class ParaphraseOptions(Options):
     @classmethod
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
         return json_fields(options)
-
-    def chosen_gates(self) -> GateOptions:
-        """The gates with `auto` resolved."""
-        # Engines need the options, and the options need an engine's facts for this alone.
-        from paraclip_core.paraphrase.engines import engine_facts
-
-        return self.gates.resolved(engine_facts(self).gates)

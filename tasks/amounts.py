@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import PaidEngine
 from storage.artifacts import Artifact
 from storage.cache_tools import paid_tokens
@@ -89,7 +90,7 @@ class _Rates:
 
 
 def _rates(run: Run, step: int, left: StepLeft) -> _Rates:
-    options, preset, stage = run.paraphrase, run.gates.preset, f"paraphrase_{step}"
+    options, preset, stage = run.paraphraser.options, run.paraphraser.gates.preset, f"paraphrase_{step}"
     judged = left.accepted + left.rejected
     alike = [
         artifact.manifest
@@ -121,8 +122,8 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
     if len(done) == len(STEPS):
         return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
-    options = run.paraphrase
-    if not run.engine_facts.asks:
+    options = run.paraphraser.options
+    if not run.paraphraser.facts.asks:
         return _looked_up(done, round(captions.train * options.fraction))
     left = steps_left(run, artifacts, captions)
     # A finished step 1 hands its rows on.
@@ -139,8 +140,8 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     if not second.prompt_tokens and coming:
         second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
     amounts = {
-        "paraphrase_1": _asked(run, first.rows, first, rates[0], ""),
-        "paraphrase_2": _asked(run, rows_2, second, rates[1], rates[0].basis if coming else ""),
+        "paraphrase_1": _asked(run.paraphraser, first.rows, first, rates[0], ""),
+        "paraphrase_2": _asked(run.paraphraser, rows_2, second, rates[1], rates[0].basis if coming else ""),
     } | finished
     pairs = min(left[2].accepted + round(open_2 * rates[1].share), first.accepted + coming)
     return _under_cap(run, amounts) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
@@ -152,16 +153,16 @@ def _looked_up(done: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, Am
     return {name: Amount(rows, 0, 0, rows / 30) for name in STEPS} | {"pairs": Amount(rows)}
 
 
-def _asked(run: Run, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amount:
+def _asked(paraphraser: Paraphraser, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amount:
     prompt = left.missing * (rates.prompt_tokens or left.prompt_tokens) + left.words * WORD_TOKENS[0]
     answers = left.missing * (rates.completion_tokens or left.completion_tokens) + left.words * WORD_TOKENS[1]
-    options, engine = run.paraphrase, run.engine()
+    attempts, engine = paraphraser.options.attempts, paraphraser.engine()
     priced = isinstance(engine, PaidEngine) and engine.priced
     spend = round(engine.cost(prompt, answers), 4) if isinstance(engine, PaidEngine) and priced else None
     words = f"about {left.words} requests for single words among them (half to twice as many)" if left.words else ""
     # Nobody knows how often an answer that is not there yet leads to another request.
-    further = f"requests after a rejected answer (attempts={options.attempts}) come on top"
-    again = further if options.attempts > 1 and left.missing and run.gates.preset != "off" else ""
+    further = f"requests after a rejected answer (attempts={attempts}) come on top"
+    again = further if attempts > 1 and left.missing and paraphraser.gates.preset != "off" else ""
     requests = left.missing + left.words
     return Amount(
         rows, requests, round(prompt + answers), float(requests), spend, "; ".join(filter(None, (note, words, again)))
@@ -170,7 +171,7 @@ def _asked(run: Run, rows: int, left: StepLeft, rates: _Rates, note: str) -> Amo
 
 def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
     """The same, with a note on the steps that the spending cap stops."""
-    engine = run.engine()
+    engine = run.paraphraser.engine()
     if not isinstance(engine, PaidEngine) or not engine.max_spend:
         return dict(asked)
     left = engine.max_spend - engine.cost(*paid_tokens(run.store.cache, engine.name, engine.model))

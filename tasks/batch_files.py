@@ -144,11 +144,11 @@ def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, p
 
         write_atomic(path, write)
         left = missing.unanswered, missing.words, missing.unjudged
-        return Exported(str(path), missing.run.paraphrase.model, counts[1], counts[2], *left)
+        return Exported(str(path), missing.options.model, counts[1], counts[2], *left)
 
 
 def _write(missing: MissingRequests, file: BinaryIO, steps: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    options = missing.run.paraphrase
+    options = missing.options
     for block in missing.blocks():
         if block.request.step not in steps:
             continue
@@ -216,9 +216,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     ):
         con.execute("SET temp_directory = $folder", {"folder": str(missing.scratch / "duckdb.tmp")})
         files = {"lines": str(missing.scratch / "lines.parquet"), "wanted": str(missing.scratch / "wanted.parquet")}
-        imported = Imported(
-            lines=_write_lines(paths, Path(files["lines"]), draws(missing.run.paraphrase.sampling), progress)
-        )
+        imported = Imported(lines=_write_lines(paths, Path(files["lines"]), draws(missing.options.sampling), progress))
         _write_wanted(missing, Path(files["wanted"]))
         with missing.cache.attached(con):
             con.execute(PLACE, files)
@@ -276,7 +274,7 @@ def _write_wanted(missing: MissingRequests, target: Path) -> None:
                 "step": [request.step] * count,
                 "attempt": [request.attempt] * count,
                 "input": list(map(storable, block.texts)),
-                "engine": [missing.run.engine().name] * count,
+                "engine": [missing.paraphraser.engine().name] * count,
                 "model": [request.model] * count,
                 "prompt": [request.prompt_id] * count,
                 "prompt_hash": [request.prompt_hash] * count,
@@ -294,18 +292,18 @@ def _keep_new(
     imported: Imported,
     progress: Progress,
 ) -> None:
-    wanted = draws(missing.run.paraphrase.sampling)
+    expected = draws(missing.options.sampling)
     for batch in con.sql(NEW, params=files).to_arrow_reader(PART_ROWS):
         table = pa.Table.from_batches([batch]).select(GENERATIONS.names).cast(GENERATIONS)
         missing.cache.append(table)
         counts = [len(texts) for texts in table.column("completions").to_pylist()]
         imported.new += len(counts)
         imported.declined += counts.count(0)
-        imported.short += sum(0 < count < wanted for count in counts)
+        imported.short += sum(0 < count < expected for count in counts)
         imported.prompt_tokens += sum(table.column("prompt_tokens").to_pylist())
         imported.completion_tokens += sum(table.column("completion_tokens").to_pylist())
         progress(imported.new, None, phase="keeping answers")
-    engine = missing.run.engine()
+    engine = missing.paraphraser.engine()
     if isinstance(engine, PaidEngine) and engine.priced:
         imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip_core.config import GateOptions, ParaphraseOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options
-from paraclip_core.paraphrase.engines.base import Engine, EngineFacts
+from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 from storage.artifacts import Artifact, ArtifactStore, Draft
@@ -54,52 +52,21 @@ class Run:
         self.stages = stages_of(settings) if stages is None else stages
         self.stop = Stop()
         """Set to end every process that works for this run."""
-        self._nodes: dict[str, Node] = {}
-
-    @cached_property
-    def hashes(self) -> FileHashes:
+        self.hashes = FileHashes(self.store.cache / "source_hashes.json")
         """Hashes of source files."""
-        return FileHashes(self.store.cache / "source_hashes.json")
-
-    @cached_property
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
-        return software_versions()
-
-    @cached_property
-    def paraphrase(self) -> ParaphraseOptions:
-        """The paraphrase options, with fixed values for those that the engine does not read."""
-        return relevant_options(self.settings.paraphrase)
-
-    @cached_property
-    def engine_facts(self) -> EngineFacts:
-        """What is known of the engine before it is asked."""
-        return engine_facts(self.paraphrase)
-
-    @cached_property
-    def gates(self) -> GateOptions:
-        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
-        return self.paraphrase.gates.resolved(self.engine_facts.gates)
-
-    @cached_property
-    def model(self) -> str:
-        """Name and revision of the model that paraphrases, a part of every request's key."""
-        return self.engine().model
-
-    @property
-    def judges(self) -> int:
+        data, options = settings.data, settings.run
+        self.paraphraser = Paraphraser(
+            settings.paraphrase, data.root, options.device, self._model_hashes, RunCorpus(self)
+        )
+        """The engine that is asked, its options as far as they matter, and its gates."""
+        self.judges = options.judges or options.threads
         """Processes that judge answers; 0: one for each CPU core."""
-        return self.settings.run.judges or self.settings.run.threads
-
-    def engine(self) -> Engine:
-        """A new engine, which loads no model before its first request; close it when it was asked."""
-        data, device = self.settings.data.root, self.settings.run.device
-        return make_engine(self.paraphrase, data, device, self._model_hashes, RunCorpus(self))
+        self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
         """Hashes of a language model's weights, which are read once for each root and change."""
-        wanted = list(files)
-        return FileHashes(self.store.cache / "model_hashes.json").of(wanted) if wanted else {}
+        weights = list(files)
+        return FileHashes(self.store.cache / "model_hashes.json").of(weights) if weights else {}
 
     @property
     def nodes(self) -> dict[str, Node]:
@@ -126,7 +93,9 @@ class Run:
             inputs |= {f"{SOURCE}{key}": value for key, value in stage.sources(self).items()}
             options = dict(stage.options(self))
             name_of_all = fingerprint(name, stage.version, options, inputs)
-            self._nodes[name] = Node(stage, Draft(name, name_of_all, stage.version, inputs, options, self.versions))
+            self._nodes[name] = Node(
+                stage, Draft(name, name_of_all, stage.version, inputs, options, software_versions())
+            )
         return self._nodes[name]
 
     def artifact(self, name: str) -> Artifact | None:

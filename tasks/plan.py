@@ -104,10 +104,11 @@ def plan_run(run: Run, count: Count = amounts, check: Check = check_before_payin
 
 def _notes(run: Run, requests: int) -> list[str]:
     """The gates, and whether the engine can be asked."""
-    engine, chosen = run.paraphrase.engine, run.paraphrase.gates.preset
+    paraphraser = run.paraphraser
+    engine, chosen = paraphraser.options.engine, paraphraser.options.gates.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
-    notes = [f"gates: {run.gates.preset} ({why}; docs/gates.md)"]
-    if requests and isinstance(checked := run.engine(), CheckedEngine):
+    notes = [f"gates: {paraphraser.gates.preset} ({why}; docs/gates.md)"]
+    if requests and isinstance(checked := paraphraser.engine(), CheckedEngine):
         with closing(checked):
             try:
                 checked.check()

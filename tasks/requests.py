@@ -27,7 +27,7 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import rows_named, word_requests
+from paraclip_core.paraphrase.rounds import judge_spec, rows_named, word_requests
 from paraclip_core.paraphrase.select import select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
@@ -36,7 +36,7 @@ from storage.generations import GenerationStore
 from storage.roots import open_generations
 from tasks.context import Run
 from tasks.stages.ingest import IngestedCaptions, ingested_captions
-from tasks.stages.paraphrase import judge_spec, step_batches
+from tasks.stages.paraphrase import step_batches
 
 __all__ = ["MissingRequests", "RequestBlock", "StepLeft", "looking_for_requests", "step_left", "steps_left"]
 
@@ -84,7 +84,7 @@ def steps_left(
         if "paraphrase_1" in artifacts:
             return {2: look.step_left(2, step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0))[0]}
         captions = captions or ingested_captions(run, artifacts, look.scratch)
-        first, tables = look.step_left(1, step_batches(captions.folder, 1, run.paraphrase.fraction))
+        first, tables = look.step_left(1, step_batches(captions.folder, 1, run.paraphraser.options.fraction))
         first = replace(first, new_inputs=look.new_inputs(tables))
         return {1: first, 2: look.step_left(2, look.selected(tables))[0]}
 
@@ -92,7 +92,7 @@ def steps_left(
 def step_left(run: Run, step: int, upstream: Artifact) -> StepLeft:
     """What a step has left whose input is finished."""
     with _opened(run) as look:
-        return look.step_left(step, step_batches(upstream.path, step, run.paraphrase.fraction))[0]
+        return look.step_left(step, step_batches(upstream.path, step, run.paraphraser.options.fraction))[0]
 
 
 @contextmanager
@@ -103,8 +103,8 @@ def looking_for_requests(run: Run, progress: Progress = silent) -> Iterator[Miss
         ConfigError: the engine asks nothing, or it is not known which model would be asked.
         InputError: a source file is missing or bad as a whole.
     """
-    options = run.paraphrase
-    if not run.engine_facts.asks:
+    options = run.paraphraser.options
+    if not run.paraphraser.facts.asks:
         raise ConfigError(
             f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
             "shall answer them"
@@ -151,6 +151,7 @@ class MissingRequests:
     ) -> None:
         """Look with an open cache; `resources` are closed at the end."""
         self.run, self.cache, self.scratch = run, cache, scratch
+        self.paraphraser, self.options = run.paraphraser, run.paraphraser.options
         self.words = False
         """Whether the run also asks for single words, without which nothing can be judged."""
         self.unjudged = 0
@@ -165,9 +166,8 @@ class MissingRequests:
         rounds = [missing for _, missing in self._rounds(tables, spec)]
         rejected, accepted = len(tables.rejected()), tables.accepted()
         texts = _sample(batches, step, np.unique(np.concatenate(rounds)))
-        options = self.run.paraphrase
-        prompt, answers = _tokens(prompt_for(options, step), texts, options.sampling.n)
-        request = word_requests(options, self.run.model)
+        prompt, answers = _tokens(prompt_for(self.options, step), texts, self.options.sampling.n)
+        request = word_requests(self.options, self.paraphraser.model)
         words = _words(texts, len(rounds[0]), request, self.cache) if spec.words else 0
         return StepLeft(tables.rows, sum(map(len, rounds)), accepted, rejected, prompt, answers, words), tables
 
@@ -179,7 +179,7 @@ class MissingRequests:
             block = next(blocks, None)
         if block is None:
             return count
-        request = step_requests(self.run.paraphrase, 2, self.run.model)
+        request = step_requests(self.options, 2, self.paraphraser.model)
         completions = block.column("completions").to_pylist()
         keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
         cached = self.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
@@ -191,7 +191,7 @@ class MissingRequests:
     def prompts(self, block: RequestBlock) -> list[Prompt]:
         """What is asked in each request of a block."""
         request = block.request
-        template, seed = prompt_for(self.run.paraphrase, request.step), attempt_seed(request.seed, request.attempt)
+        template, seed = prompt_for(self.options, request.step), attempt_seed(request.seed, request.attempt)
         return [Prompt(template.messages(text), text, request.step, seed) for text in block.texts]
 
     def blocks(self) -> Iterator[RequestBlock]:
@@ -201,7 +201,7 @@ class MissingRequests:
             rows = step_batches(self.run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
         else:
             captions = ingested_captions(self.run, artifacts, self.scratch)
-            tables, spec = self._tables(1, step_batches(captions.folder, 1, self.run.paraphrase.fraction))
+            tables, spec = self._tables(1, step_batches(captions.folder, 1, self.options.fraction))
             for block in self._blocks(tables, spec):
                 self.unanswered += len(block.texts)
                 yield block
@@ -210,11 +210,14 @@ class MissingRequests:
 
     def selected(self, tables: StepTables) -> Batches:
         """Step 2's rows, as far as step 1's answers are known."""
-        selection = select(tables, self.run.paraphrase.keep, judge_spec(self.run, tables.step).max_repeats)
+        selection = select(tables, self.options.keep, self._spec(tables.step).max_repeats)
         return lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())
 
+    def _spec(self, step: int) -> JudgeSpec:
+        return judge_spec(self.paraphraser, step, self.run.settings.data.context_length)
+
     def _tables(self, step: int, rows: Batches) -> tuple[StepTables, JudgeSpec]:
-        spec = judge_spec(self.run, step)
+        spec = self._spec(step)
         self.words = self.words or bool(spec.words)
         tables = StepTables(step, self.cache, rows, spec.digest, self.scratch / f"step-{step}")
         return self._resources.enter_context(closing(tables)), spec
@@ -233,19 +236,19 @@ class MissingRequests:
         """Each round's request, and the numbers of the rows that it adds to those without an answer."""
 
         def ask(attempt: int, rows: np.ndarray | None) -> tuple[RequestKeys, np.ndarray]:
-            request = step_requests(self.run.paraphrase, tables.step, self.run.model, attempt)
+            request = step_requests(self.options, tables.step, self.paraphraser.model, attempt)
             before = tables.missing(attempt)
             tables.ask(request, rows)
             judge(attempt)
             return request, np.setdiff1d(tables.missing(attempt), before)
 
         rows: np.ndarray | None = None
-        for attempt in range(self.run.paraphrase.attempts):
+        for attempt in range(self.options.attempts):
             yield ask(attempt, rows)
             rows = tables.rejected()
             if not len(rows):
                 break
-        for condition in conditions_of(self.run.paraphrase):
+        for condition in conditions_of(self.options):
             for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
                 yield ask(attempt, named)
 

@@ -57,18 +57,18 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
         ParaclipError: the cache or the rows cannot be read.
     """
     settings = run.settings
-    step, wanted = STEPS.get(node.name), settings.run.shards
-    if step is None or wanted < 2:
+    step, most = STEPS.get(node.name), settings.run.shards
+    if step is None or most < 2:
         return None
-    options, one_machine = run.paraphrase, settings.run.runner == "threads"
-    if reason := run.engine_facts.unshardable(one_machine):
+    options, one_machine = run.paraphraser.options, settings.run.runner == "threads"
+    if reason := run.paraphraser.facts.unshardable(one_machine):
         log.info("%s is not cut into shards: %s", node.name, reason)
         return None
     upstream = inputs[UPSTREAM[step]]
     left = step_left(run, step, upstream)
     # Where rejected rows are asked for again, more may be missing than can be counted now.
     further = options.attempts > 1 or bool(options.regenerate)
-    shards = min(wanted, (left.rows if further else left.missing) // SHARD_REQUESTS)
+    shards = min(most, (left.rows if further else left.missing) // SHARD_REQUESTS)
     if shards < 2:
         return None
     place = settings.run
@@ -167,7 +167,7 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 def _device(run: Run, shard: int) -> str:
     """On one machine with several GPUs each shard takes another one; Ray shows a shard its own GPUs only."""
     device = run.settings.run.device
-    if device != "auto" or run.settings.run.runner != "threads" or not run.engine_facts.local:
+    if device != "auto" or run.settings.run.runner != "threads" or not run.paraphraser.facts.local:
         return device
     import torch
 

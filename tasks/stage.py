@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,8 +160,9 @@ def _keeping(progress: Progress, keep: Callable[[], None]) -> Progress:
     return report
 
 
+@cache
 def software_versions() -> dict[str, str]:
-    """Versions of the packages that decide what an artifact holds."""
+    """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
     versions = {}
     for package in PACKAGES:
         try:

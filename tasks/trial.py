@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from paraclip_core.captions.clean import clean, cleaned
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
@@ -18,18 +17,16 @@ from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEng
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.judge import Candidate, Judge, JudgeSpec, Request, Verdict
-from paraclip_core.paraphrase.meaning import NliModel, SentenceEncoder
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
-from paraclip_core.paraphrase.rounds import word_requests
+from paraclip_core.paraphrase.rounds import judge_spec, word_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 from storage.artifacts import ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.generations import GenerationStore
 from storage.roots import open_generations
 from tasks.context import Run
-from tasks.stages.paraphrase import judge_spec
 
 __all__ = ["Attempt", "CaptionTrial", "Rewrite", "Trial", "try_captions"]
 
@@ -150,7 +147,7 @@ def _opened(run: Run, keep: bool, say: Say) -> Iterator[_Trial]:
         if not keep and not run.store.root.exists():
             # None is made where nothing is kept.
             run = Run(run.settings, ArtifactStore(stack.enter_context(TempDir("trial-root-"))))
-        engine = run.engine()
+        engine = run.paraphraser.engine()
         if engine.facts.by_image:
             raise ConfigError(
                 f"paraphrase.engine={engine.name} looks captions up by their image, so there is none to try; "
@@ -170,17 +167,12 @@ class _Trial:
     def __init__(self, run: Run, engine: Engine, cache: GenerationStore, target: GenerationStore, say: Say) -> None:
         """Answers are looked for in `cache` and `target`, and kept in `target`."""
         self._run, self._engine, self._say = run, engine, say
-        self._options = run.paraphrase
+        self._paraphraser, self._options = run.paraphraser, run.paraphraser.options
         self._cache, self._target = cache, target
         self._counts = Counts()
         self._sender = RequestSender(engine, target, self._counts, self._options.chunk)
-        gates = judge_spec(run, 2).gates
-        self._gates = gates_of(gates)
-        place = "cpu" if gates.device == "auto" else gates.device
-        self._encoder = SentenceEncoder(gates.encoder, place) if self._gates.meaning else None
-        self._nli = NliModel(gates.nli, place) if gates.nli else None
-        whole = Tokenizer(context_length=4096)
-        self._pieces = lambda text: len(whole.encode(text)) - 2
+        spec = self._spec(2)
+        self._gates, self._models = gates_of(spec.gates), Judge.with_models(spec)
 
     def run(self, captions: Sequence[str]) -> Trial:
         """Try both steps of each caption."""
@@ -197,7 +189,7 @@ class _Trial:
         return Trial(
             engine.name,
             engine.model,
-            self._run.gates.preset,
+            self._paraphraser.gates.preset,
             (*self._gates.text, *self._gates.meaning),
             tuple(_caption(text, why, first, second) for text, why in zip(texts, left_out, strict=True)),
             counts.generated,
@@ -214,7 +206,7 @@ class _Trial:
 
     def _step(self, step: int, rows: Sequence[Texts]) -> list[list[Attempt]]:
         """The attempts of each row, until one has an accepted answer or none is left."""
-        spec, options = judge_spec(self._run, step), self._options
+        spec, options = self._spec(step), self._options
         attempts: list[list[Attempt]] = [[] for _ in rows]
         pending = list(range(len(rows)))
         for attempt in range(options.attempts if rows else 0):
@@ -232,6 +224,9 @@ class _Trial:
             if not pending:
                 break
         return attempts
+
+    def _spec(self, step: int) -> JudgeSpec:
+        return judge_spec(self._paraphraser, step, self._run.settings.data.context_length)
 
     def _attempt(
         self, request: RequestKeys, asked: Request, cached: bool, candidates: list[Candidate], verdict: Verdict
@@ -280,10 +275,10 @@ class _Trial:
         self._say(f"asking {engine.name}: {what}{loading}")
 
     def _judge(self, spec: JudgeSpec, requests: Sequence[Request]) -> Judge:
-        judge = Judge(spec, self._encoder, self._nli, self._pieces)
-        if spec.words and self._encoder is not None:
+        judge = Judge(spec, self._models.encoder, self._models.nli, self._models.pieces)
+        if spec.words and judge.encoder is not None:
             texts = [text for one in requests for text in bases(one.source, one.caption, one.answers, spec.step)]
-            judge.synonyms = find_synonyms(texts, self._words, self._encoder.encode, self._pieces)
+            judge.synonyms = find_synonyms(texts, self._words, judge.encoder.encode, judge.pieces)
         return judge
 
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:

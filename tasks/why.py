@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.errors import ConfigError, UnknownNameError
-from paraclip_core.paraphrase.requests import RequestKeys, sampling_json, step_requests
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
+from paraclip_core.paraphrase.requests import RequestKeys, step_requests
+from paraclip_core.paraphrase.rounds import word_requests
+from paraclip_core.paraphrase.small_model.synonyms import WORD_STEP
 from storage.cache_tools import find_generation, nearest_generation
 from storage.generations import GenerationStore
 from tasks.context import Run
@@ -92,15 +93,14 @@ def explain(run: Run, store: GenerationStore, what: str, step: int = 1, attempt:
 
 
 def _request(run: Run, step: int, attempt: int) -> RequestKeys:
-    options, model = run.paraphrase, run.model
+    options, model = run.paraphraser.options, run.paraphraser.model
     if step != WORD_STEP:
         return step_requests(options, step, model, attempt)
-    sampling = sampling_json(WORD_SAMPLING)
-    return RequestKeys(step, model, THESAURUS.id, THESAURUS.hash, sampling, options.seed, attempt)
+    return replace(word_requests(options, model), attempt=attempt)
 
 
 def _last_attempt(run: Run) -> int:
-    return run.paraphrase.attempts - 1 + len(run.paraphrase.regenerate)
+    return run.paraphraser.options.attempts - 1 + len(run.paraphraser.options.regenerate)
 
 
 def _parts(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _parts(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(asked: dict[str, Any], kept: dict[str, Any]) -> tuple[Difference, ...]:
-    names = [*asked, *(name for name in kept if name not in asked)]
+def _differences(asked: dict[str, Any], stored: dict[str, Any]) -> tuple[Difference, ...]:
+    names = [*asked, *(name for name in stored if name not in asked)]
     return tuple(
-        Difference(name, asked.get(name), kept.get(name)) for name in names if asked.get(name) != kept.get(name)
+        Difference(name, asked.get(name), stored.get(name)) for name in names if asked.get(name) != stored.get(name)
     )

@@ -161,7 +161,7 @@ class Judge:
         pass those on CLIP tokens.
         """
         self._options, self._gates = spec.gates, gates_of(spec.gates)
-        self.encoder, self._nli, self.pieces = encoder, nli, pieces
+        self.encoder, self.nli, self.pieces = encoder, nli, pieces
         self._pair = Pair("", "", "", spec.step, spec.examples, pieces, spec.context_length)
         self.synonyms: SynonymTable | None = None
         """Word → other words, with which further answers are made; None: none are."""
@@ -218,8 +218,8 @@ class Judge:
         """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
         if self.encoder is None or not self._gates.meaning:
             return None
-        compare = Compare(self.encoder, self._nli)
-        ways = [(pair.caption, pair.answer) for pair in pairs] if self._nli else []
+        compare = Compare(self.encoder, self.nli)
+        ways = [(pair.caption, pair.answer) for pair in pairs] if self.nli else []
         both_ways = [*ways, *((answer, caption) for caption, answer in ways)]
         compare.prepare((text for pair in pairs for text in self._gates.compared(pair)), both_ways)
         return compare

@@ -13,7 +13,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.small_model.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralize", "prompt_for", "swaps_words", "tidy"]
+__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralize", "prompt_for", "tidy"]
 
 Turns = tuple[tuple[str, str], ...]
 RULES = "neutralise-1 tidy-1"
@@ -93,7 +93,7 @@ def neutralize(text: str) -> str:
     overrides) go, and the brackets that begin a template's tokens are set apart from what follows.
     """
     line = " ".join((text if text.isascii() and text.isprintable() else _visible(text)).split())
-    return _TOKEN_START.sub(lambda found: f"{found.group()} ", line)
+    return _TOKEN_START.sub(lambda match: f"{match.group()} ", line)
 
 
 def _visible(text: str) -> str:
@@ -130,11 +130,6 @@ def bare(text: str) -> str:
     while words and (not any(map(str.isalpha, words[-1])) or words[-1].strip(".,;:!|").lower() in NOISE_WORDS):
         words.pop()
     return " ".join(words) or text
-
-
-def swaps_words(options: ParaphraseOptions, prompt: PromptTemplate) -> bool:
-    """Whether a step with this prompt asks for other words for single words, too, as far as its options say."""
-    return options.synonyms and prompt.id.startswith("few-shot")
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:

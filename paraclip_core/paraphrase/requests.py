@@ -162,6 +162,8 @@ def own_share(batches: Batches, step: int, first: RequestKeys, shard: int, shard
 
     So one text is asked for by one shard only, and by the same one however many captions say it.
     """
+    if shards == 1:
+        return batches
     source = source_column(step)
 
     def own(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,10 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.conditions import Condition, conditions_of
+from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.generate import Counts, RequestSender
-from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import (
     GenerationCache,
@@ -28,13 +30,12 @@ from paraclip_core.paraphrase.requests import (
     StepTables,
     answers_block,
     sampling_json,
-    step_requests,
 )
 from paraclip_core.paraphrase.select import Selection, latest_rows, select
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Rounds", "Sample", "rows_named", "word_requests"]
+__all__ = ["Rounds", "Sample", "judge_spec", "rows_named", "word_requests"]
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +72,12 @@ class Rounds:
         cache: GenerationCache,
         tables: StepTables,
         pool: JudgePool,
+        request: RequestKeys,
         *,
         max_repeats: int | None = None,
         with_words: bool = False,
     ) -> None:
-        """Prepare a step; `options` are those that matter to the engine.
+        """Prepare a step; `options` are those that matter to the engine, `request` has the keys of the first attempt.
 
         An answer to more than `max_repeats` inputs is a flood, None: no answer is. `with_words`: also ask for other
         words for single words, and try answers with those swapped.
@@ -87,6 +89,7 @@ class Rounds:
         self.progress: Progress = silent
         """Told how far it is, phase by phase."""
         self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
+        self._prompt, self._request = prompt_for(options, tables.step), request
         self._sender = RequestSender(engine, cache, self.counts, options.chunk)
         self._warning, self._accepted = "", 0
         self._verdicts: list[pa.RecordBatch] = []
@@ -124,7 +127,7 @@ class Rounds:
         return selection
 
     def _round(self, attempt: int, rows: np.ndarray | None) -> None:
-        request = step_requests(self.options, self.tables.step, self.engine.model, attempt)
+        request = replace(self._request, attempt=attempt)
         before = self.tables.requests(attempt)
         self.tables.ask(request, rows)
         requested, missing = self.tables.requests(attempt) - before, self.tables.missing(attempt)
@@ -148,12 +151,11 @@ class Rounds:
         """Send the requests of these rows; verdicts come meanwhile where judging takes nothing from the engine."""
         # Processes that judge take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._with_words)
-        prompt = prompt_for(self.options, request.step)
         for asked in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = asked.column("generation").to_pylist()
             place = {key: number for number, key in enumerate(keys)}
             todo = list(zip(asked.column("asked").to_pylist(), keys, strict=True))
-            for part in self._sender.ask(request, prompt, self.options.sampling, todo):
+            for part in self._sender.ask(request, self._prompt, self.options.sampling, todo):
                 if ahead:
                     block = asked.take([place[key] for _, key, _ in part])
                     self._pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
@@ -275,6 +277,19 @@ def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None
         for attempt in np.unique(attempts).tolist():
             rows.setdefault(attempt, []).append(numbers[chosen][attempts == attempt])
     return {attempt: np.concatenate(rows[attempt]) for attempt in sorted(rows)}
+
+
+def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
+    """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
+    gates = paraphraser.gates
+    if step == 1:
+        # Only step 2 has it, and changing it must not make step 1's verdicts new.
+        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
+    words = ""
+    if paraphraser.asks_words(step):
+        request = word_requests(paraphraser.options, paraphraser.model)
+        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words)
 
 
 def word_requests(options: ParaphraseOptions, model: str) -> RequestKeys:

@@ -100,8 +100,8 @@ class Selection:
         start = 0
         for batch in self.tables.batches(INPUT_COLUMNS[self.tables.step]):
             stop = start + batch.num_rows
-            kept = _paraphrases(batch, chosen.before(stop), start, self.tables.step)
-            yield kept, _rejects(batch, rejected.before(stop), start, self.tables.step)
+            rows = _paraphrases(batch, chosen.before(stop), start, self.tables.step)
+            yield rows, _rejects(batch, rejected.before(stop), start, self.tables.step)
             start = stop
 
 

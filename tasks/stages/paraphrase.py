@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,22 @@ from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.conditions import conditions_of
-from paraclip_core.paraphrase.engines import engine_facts
-from paraclip_core.paraphrase.engines.base import MeasuredEngine, PaidEngine
+from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
+from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.generate import Counts
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
-from paraclip_core.paraphrase.prompts import prompt_for, swaps_words
-from paraclip_core.paraphrase.requests import Batches, StepTables, in_fraction, own_share, step_requests
-from paraclip_core.paraphrase.rounds import Rounds, word_requests
+from paraclip_core.paraphrase.judge import JudgePool
+from paraclip_core.paraphrase.requests import Batches, RequestKeys, StepTables, in_fraction, own_share, step_requests
+from paraclip_core.paraphrase.rounds import Rounds, judge_spec
+from paraclip_core.paraphrase.select import Selection
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
-from storage.artifacts import Artifact
+from storage.artifacts import Artifact, ArtifactStore
 from storage.cache_tools import paid_tokens
 from storage.duckdb_file import environment_error
+from storage.generations import GenerationStore
 from storage.locks import lock
 from storage.parquet import PartWriter, iter_batches
 from storage.roots import open_generations
@@ -48,7 +49,6 @@ __all__ = [
     "STEPS",
     "UPSTREAM",
     "finished_samples",
-    "judge_spec",
     "paraphrasing",
     "step_batches",
 ]
@@ -66,42 +66,22 @@ WAITING = "for another run that asks the same"
 SHOWN = 20
 
 
-def _body(step: int) -> Callable[[StageContext], dict[str, Any]]:
-    def body(ctx: StageContext) -> dict[str, Any]:
-        return _paraphrase(ctx, step)
-
-    return body
-
-
-def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
+def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
     # An earlier try that was killed may have left parts and half-written files. Nothing of the tables is worth keeping
     # or sending to an object store, as `ctx.work.scratch` would be: the cache has it all.
     scratch = ctx.work.out.parent / "tables"
     for folder in (ctx.work.out, scratch):
         shutil.rmtree(folder, ignore_errors=True)
-    options, upstream = ctx.run.paraphrase, ctx.inputs[UPSTREAM[step]]
-    with paraphrasing(ctx.run, step, upstream, scratch, ctx.progress) as rounds:
+    with paraphrasing(ctx.run, step, ctx.inputs[UPSTREAM[step]], scratch, ctx.progress) as rounds:
         rounds.run()
-        selection = rounds.select()
-        rows = PartWriter(ctx.work.out / "paraphrases", PARAPHRASES)
-        rejects = PartWriter(ctx.work.out / "rejects", PARAPHRASE_REJECTS)
-        counts, engine, last = rounds.counts, rounds.engine, None
-        counts.accepted = 0
-        for kept, refused in selection.batches():
-            rows.write(kept)
-            rejects.write(refused)
-            # Rewrites of a caption are neighbours.
-            if len(ids := kept.column("caption_id")):
-                counts.accepted += len(ids.unique()) - (ids[0] == last)
-                last = ids[-1]
-        rows.close()
-        rejects.close()
+        counts, engine = rounds.counts, rounds.engine
+        counts.accepted = _write(rounds.select(), ctx.work.out)
         if counts.captions and not counts.accepted:
-            raise _nothing(ctx.run, step, counts, ctx.work.out / "rejects")
+            raise _nothing(ctx.run.paraphraser, step, counts, ctx.work.out / "rejects")
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
         about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
         if engine.facts.asks:
-            about["prompts"] = prompt_for(options, step).id
+            about["prompts"] = ctx.run.paraphraser.prompts[step].id
         if isinstance(engine, MeasuredEngine):
             about |= engine.metrics
         if isinstance(engine, PaidEngine) and engine.priced:
@@ -110,14 +90,25 @@ def _paraphrase(ctx: StageContext, step: int) -> dict[str, Any]:
     return counts.metrics() | about
 
 
+def _write(selection: Selection, out: Path) -> int:
+    """Write a step's rows and rejects; how many captions have a row."""
+    rows, rejects = PartWriter(out / "paraphrases", PARAPHRASES), PartWriter(out / "rejects", PARAPHRASE_REJECTS)
+    captions, last = 0, None
+    for accepted, rejected in selection.batches():
+        rows.write(accepted)
+        rejects.write(rejected)
+        # Rewrites of a caption are neighbors.
+        if len(ids := accepted.column("caption_id")):
+            captions += len(ids.unique()) - (ids[0] == last)
+            last = ids[-1]
+    rows.close()
+    rejects.close()
+    return captions
+
+
 @contextmanager
 def paraphrasing(
-    run: Run,
-    step: int,
-    upstream: Artifact,
-    scratch: Path,
-    progress: Progress,
-    share: tuple[int, int] = (0, 1),
+    run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Rounds]:
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
@@ -135,30 +126,43 @@ def paraphrasing(
     Raises:
         ArtifactError: the disk is full or at fault, or there is too little memory for the step's tables.
     """
-    options, engine, spec = run.paraphrase, run.engine(), judge_spec(run, step)
-    batches = step_batches(upstream.path, step, options.fraction)
-    if share[1] > 1:
-        batches = own_share(batches, step, step_requests(options, step, engine.model), *share)
+    spec = judge_spec(run.paraphraser, step, run.settings.data.context_length)
+    options, engine = run.paraphraser.options, run.paraphraser.engine()
+    request = step_requests(options, step, engine.model)
+    batches = own_share(step_batches(upstream.path, step, options.fraction), step, request, *share)
     with ExitStack() as stack:
-        stack.enter_context(_generation_lock(run, step, upstream, progress, share))
+        stack.enter_context(_generation_lock(run.store, request, upstream, progress, share))
         cache = stack.enter_context(closing(open_generations(run.store)))
         stack.enter_context(closing(engine))
         tables = stack.enter_context(
             closing(StepTables(step, cache, batches, spec.digest, scratch, by_image=engine.facts.by_image))
         )
         pool = stack.enter_context(closing(JudgePool(spec, run.judges, scratch)))
-        if isinstance(engine, PaidEngine) and engine.max_spend:
-            # What other machines have paid for may not be here yet.
-            cache.refresh()
-            engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
-        rounds = Rounds(options, engine, cache, tables, pool, max_repeats=spec.max_repeats, with_words=bool(spec.words))
+        _charge(engine, cache)
+        rounds = Rounds(
+            options, engine, cache, tables, pool, request, max_repeats=spec.max_repeats, with_words=bool(spec.words)
+        )
         rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
-        try:
-            yield rounds
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            raise environment_error(error, scratch) or ArtifactError(
-                f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
-            ) from error
+        stack.enter_context(_table_errors(scratch))
+        yield rounds
+
+
+def _charge(engine: Engine, cache: GenerationStore) -> None:
+    """Count what was paid for earlier, where there is a cap."""
+    if isinstance(engine, PaidEngine) and engine.max_spend:
+        # What other machines have paid for may not be here yet.
+        cache.refresh()
+        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+
+
+@contextmanager
+def _table_errors(scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise environment_error(error, scratch) or ArtifactError(
+            f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
+        ) from error
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
@@ -185,31 +189,14 @@ def _training_rows(
         yield rows.select(list(columns))
 
 
-def judge_spec(run: Run, step: int) -> JudgeSpec:
-    """What a process needs to judge a step's answers."""
-    prompt, gates = prompt_for(run.paraphrase, step), run.gates
-    if step == 1:
-        # Only step 2 has it, and changing it must not make step 1's verdicts new.
-        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
-    words = ""
-    if _asks_words(run, step):
-        request = word_requests(run.paraphrase, run.model)
-        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    return JudgeSpec(gates, step, prompt.examples, run.settings.data.context_length, words)
-
-
-def _asks_words(run: Run, step: int) -> bool:
-    """Whether other words for single words are asked for: a capable model needs none, and they would be paid for."""
-    small = run.engine_facts.asks and run.gates.preset == "small-model"
-    return small and swaps_words(run.paraphrase, prompt_for(run.paraphrase, step))
-
-
-def _generation_lock(run: Run, step: int, upstream: Artifact, progress: Progress, share: tuple[int, int]) -> Any:
+def _generation_lock(
+    store: ArtifactStore, request: RequestKeys, upstream: Artifact, progress: Progress, share: tuple[int, int]
+) -> Any:
     """Held by one of the runs that ask the same, on machines that share a cache folder."""
-    captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
+    captions = upstream.fingerprint if request.step == 1 else upstream.manifest.inputs["ingest"]
     part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
-    name = step_requests(run.paraphrase, step, run.model).key(f"{captions} {part}").hex()
-    return lock(run.store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
+    name = request.key(f"{captions} {part}").hex()
+    return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
 def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
@@ -224,18 +211,18 @@ def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
     return {"file_rejected": counts}
 
 
-def _nothing(run: Run, step: int, counts: Counts, rejects: Path) -> ParaclipError:
+def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
-    options = run.paraphrase
-    if not run.engine_facts.asks and not options.file.path:
+    options = paraphraser.options
+    if not paraphraser.facts.asks and not options.file.path:
         return InputError(
             f"paraphrase.engine={options.engine} has a paraphrase {step} {none}; images need several captions, or "
             "near-duplicates (paraphrase.mined.across)"
         )
-    if not run.engine_facts.asks:
+    if not paraphraser.facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
             f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
@@ -246,57 +233,54 @@ def _nothing(run: Run, step: int, counts: Counts, rejects: Path) -> ParaclipErro
     )
 
 
-def _options(step: int) -> Callable[[Run], Mapping[str, Any]]:
-    def options(run: Run) -> Mapping[str, Any]:
-        chosen, gates = run.paraphrase, meaning(run.gates)
-        if step == 1:
-            del gates["min_caption_similarity"]
-        if gates["preset"] == "off" and not chosen.gates.extra:
-            gates = {"preset": "off"}
-        common = {
-            "engine": chosen.engine,
-            "fraction": chosen.fraction if step == 1 else 1.0,
-            "gates": gates,
-            "context_length": run.settings.data.context_length,
-            **({"keep": chosen.keep} if chosen.keep > 1 and step == 1 else {}),
-        }
-        return common | (_asking(run, step) if run.engine_facts.asks else dict(run.engine_facts.look_up))
+def _options(step: int, run: Run) -> Mapping[str, Any]:
+    paraphraser, options = run.paraphraser, run.paraphraser.options
+    asked = _asking(paraphraser, step) if paraphraser.facts.asks else dict(paraphraser.facts.look_up)
+    gates = meaning(paraphraser.gates)
+    if step == 1:
+        del gates["min_caption_similarity"]
+    if gates["preset"] == "off" and not options.gates.extra:
+        gates = {"preset": "off"}
+    return {
+        "engine": options.engine,
+        "fraction": options.fraction if step == 1 else 1.0,
+        "gates": gates,
+        "context_length": run.settings.data.context_length,
+        **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
+        **asked,
+    }
 
-    return options
 
-
-def _asking(run: Run, step: int) -> dict[str, Any]:
+def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
-    chosen = run.paraphrase
-    prompt = prompt_for(chosen, step)
-    conditions = [condition.text for condition in conditions_of(chosen)]
+    model, synonyms = paraphraser.model, paraphraser.asks_words(step)
+    options, prompt = paraphraser.options, paraphraser.prompts[step]
+    conditions = [condition.text for condition in conditions_of(options)]
     return ({"regenerate": conditions} if conditions else {}) | {
-        "model": run.model,
+        "model": model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": _asks_words(run, step),
-        "sampling": meaning(chosen.sampling),
-        "attempts": chosen.attempts,
-        "seed": chosen.seed,
+        "synonyms": synonyms,
+        "sampling": meaning(options.sampling),
+        "attempts": options.attempts,
+        "seed": options.seed,
     }
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    chosen = run.settings.paraphrase
-    gates = _gate_sources(run)
-    if run.engine_facts.asks or run.engine_facts.by_image:
-        return gates
-    run.engine()
-    path = input_path(run.settings, chosen.file.path)
-    columns = f"{chosen.file.caption}|{chosen.file.paraphrase_1}|{chosen.file.paraphrase_2}"
-    return gates | {"paraphrases": f"{run.hashes.of([path])[str(path)]}|{columns}"}
-
-
-def _gate_sources(run: Run) -> dict[str, str]:
-    """The code of the user's own gates, and the files of a sentence encoder or NLI model that lies in a folder."""
-    sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(run.gates).items()}
-    models = {"encoder": run.gates.encoder if gates_of(run.gates).meaning else "", "nli": run.gates.nli}
+    """The user's file, the code of own gates, and the files of a sentence encoder or NLI model in a folder."""
+    paraphraser, file = run.paraphraser, run.settings.paraphrase.file
+    gates, hashes = paraphraser.gates, run.hashes
+    sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
+    models = {"encoder": gates.encoder if gates_of(gates).meaning else "", "nli": gates.nli}
     folders = {name: user_path(model) for name, model in models.items() if model and user_path(model).is_dir()}
-    return sources | {name: run.hashes.of_folder(folder) for name, folder in folders.items()}
+    sources |= {name: hashes.of_folder(folder) for name, folder in folders.items()}
+    if not (paraphraser.facts.asks or paraphraser.facts.by_image):
+        # Says so where the path is missing from the options.
+        paraphraser.engine()
+        path = input_path(run.settings, file.path)
+        columns = f"{file.caption}|{file.paraphrase_1}|{file.paraphrase_2}"
+        sources["paraphrases"] = f"{hashes.of([path])[str(path)]}|{columns}"
+    return sources
 
 
 def _stage(step: int) -> Stage:
@@ -304,9 +288,9 @@ def _stage(step: int) -> Stage:
         name=f"paraphrase_{step}",
         version=VERSION,
         inputs=lambda settings: tuple(dict.fromkeys((UPSTREAM[step], *engine_facts(settings.paraphrase).inputs))),
-        options=_options(step),
+        options=partial(_options, step),
         sources=_sources,
-        body=_body(step),
+        body=partial(_paraphrase, step),
         about=ABOUT[step],
         pool="gpu",
         units=("generated",),
@@ -327,11 +311,11 @@ def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
         ArtifactError: they cannot be read.
     """
     text = "caption" if step == 1 else "paraphrase_1"
-    kept = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
-    refused = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))
-    rows = [{"input": row[text], "answer": row[f"paraphrase_{step}"], "outcome": "kept"} for row in kept]
+    accepted = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
+    rejected = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))
+    rows = [{"input": row[text], "answer": row[f"paraphrase_{step}"], "outcome": "kept"} for row in accepted]
     return rows + [
-        {"input": row["input"], "answer": row["answer"] or "", "outcome": row["reason"] or ""} for row in refused
+        {"input": row["input"], "answer": row["answer"] or "", "outcome": row["reason"] or ""} for row in rejected
     ]
 
 

@@ -6,18 +6,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import ENGINES, EngineEntry
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines.base import Corpus, Engine, EngineContext, EngineFacts, HashFiles, read_hashes
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paths import user_path
 from paraclip_core.plugins import import_path
 
-__all__ = ["engine_facts", "make_engine", "relevant_options", "unguarded"]
+__all__ = ["Paraphraser", "engine_facts", "make_engine", "relevant_options", "unguarded"]
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -81,9 +84,61 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
     return options.model_copy(update=fixed | ({} if engine_facts(options).asks else LOOKED_UP))
 
 
+@dataclass
+class Paraphraser:
+    """The engine that options name, with what follows from them; each is found out when it is asked for first.
+
+    Its fields are the arguments of :func:`make_engine`.
+
+    Raises:
+        ConfigError: the engine's class cannot be used, or an option that it needs is missing.
+    """
+
+    given: ParaphraseOptions
+    data_root: Path | str = "."
+    device: str = "auto"
+    hash_files: HashFiles = read_hashes
+    corpus: Corpus | None = None
+
+    @cached_property
+    def options(self) -> ParaphraseOptions:
+        """The options, with fixed values for those that the engine does not read."""
+        return relevant_options(self.given)
+
+    @cached_property
+    def facts(self) -> EngineFacts:
+        """What is known of the engine before it is asked."""
+        return engine_facts(self.options)
+
+    @cached_property
+    def gates(self) -> GateOptions:
+        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
+        return self.options.gates.resolved(self.facts.gates)
+
+    @cached_property
+    def model(self) -> str:
+        """Name and revision of the model, a part of every request's key."""
+        return self.engine().model
+
+    @cached_property
+    def prompts(self) -> dict[int, PromptTemplate]:
+        """The prompt of each step."""
+        return {step: prompt_for(self.options, step) for step in (1, 2)}
+
+    def asks_words(self, step: int) -> bool:
+        """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
+        small = self.facts.asks and self.gates.preset == "small-model"
+        return small and self.options.synonyms and self.prompts[step].id.startswith("few-shot")
+
+    def engine(self) -> Engine:
+        """A new engine, which loads no model before its first request; close it when it was asked."""
+        return make_engine(self.options, self.data_root, self.device, self.hash_files, self.corpus)
+
+
 def unguarded(options: ParaphraseOptions) -> str | None:
     """What to tell who has turned the gates off for the answers of a language model; None where they have not."""
-    if options.chosen_gates().preset != "off" or not engine_facts(options).asks:
+    paraphraser = Paraphraser(options)
+    if paraphraser.gates.preset != "off" or not paraphraser.facts.asks:
         return None
     return (
         f"paraphrase.gates.preset={options.gates.preset} keeps whatever {options.engine} answers that holds a word: "

@@ -243,11 +243,11 @@ def _columns(
     """The columns as the file writes them, whatever their case, blanks and underscores."""
     columns: dict[str, str | None] = {}
     for role in ROLES:
-        wanted, explicit = getattr(options, role), role in options.model_fields_set
-        columns[role] = match_column(names, wanted, f"paraphrase.file.{role}", str(where), explicit)
+        column, explicit = getattr(options, role), role in options.model_fields_set
+        columns[role] = match_column(names, column, f"paraphrase.file.{role}", str(where), explicit)
         if columns[role] is None and role in needed:
             raise InputError(
-                f"{where} has no column {wanted!r}; it has {', '.join(names) or 'none'} "
+                f"{where} has no column {column!r}; it has {', '.join(names) or 'none'} "
                 "(name yours with paraphrase.file.caption, .paraphrase_1 and .paraphrase_2)"
             )
     return columns

@@ -335,14 +335,14 @@ class _Run:
     async def _complete(self, prompt: Prompt, number: int | None) -> Completion:
         """All draws of a prompt; where an exception ends it, `begun` gets those that were there."""
         # Greedy decoding has one answer.
-        wanted = 1 if self.sampling.temperature == 0 else self.sampling.n
+        expected = 1 if self.sampling.temperature == 0 else self.sampling.n
         texts, asked, drawn = [*prompt.begun], 0, 0
-        aside = await self.budget.set_aside(*self.client.most(prompt, self.sampling, wanted - len(texts)))
+        aside = await self.budget.set_aside(*self.client.most(prompt, self.sampling, expected - len(texts)))
         try:
             if self.halt.is_set():
                 raise _HaltedError
-            while len(texts) < wanted:
-                answer = await self.client.ask(prompt, self.sampling, wanted - len(texts), len(texts), self._rest)
+            while len(texts) < expected:
+                answer = await self.client.ask(prompt, self.sampling, expected - len(texts), len(texts), self._rest)
                 self.doubts.clear()
                 self.budget.add(answer.prompt_tokens, answer.completion_tokens)
                 texts += answer.texts

@@ -128,8 +128,8 @@ def find_synonyms(
         encode: the sentence encoder: unit vectors, float32 [n, d].
         pieces: number of CLIP tokens of a word; None: any number is fine.
     """
-    wanted = sorted({word for text in texts for word in swappable(text)})
-    forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(wanted).items())}
+    targets = sorted({word for text in texts for word in swappable(text)})
+    forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(targets).items())}
     if pieces is not None:
         forward = {
             w: [o for o in others if all(pieces(part) == 1 for part in o.split())] for w, others in forward.items()

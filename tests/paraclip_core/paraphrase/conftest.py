@@ -16,7 +16,7 @@ from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Engine
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables
+from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, step_requests
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from storage.generations import GenerationStore
@@ -83,7 +83,10 @@ class Paraphrasing:
         spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = JudgePool(spec, processes, self._scratch)
-        return Rounds(options, engine, self.cache, tables, pool, max_repeats=max_repeats, with_words=with_words)
+        request = step_requests(options, step, engine.model)
+        return Rounds(
+            options, engine, self.cache, tables, pool, request, max_repeats=max_repeats, with_words=with_words
+        )
 
     def run(
         self,

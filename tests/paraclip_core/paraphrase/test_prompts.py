@@ -20,7 +20,6 @@ from paraclip_core.paraphrase.prompts import (
     bare,
     neutralize,
     prompt_for,
-    swaps_words,
     tidy,
 )
 
@@ -139,15 +138,6 @@ def test_own_prompts_replace_one_step_only() -> None:
     assert prompt_for(options, 1) is FEW_SHOT[1]
     assert prompt_for(options, 2).messages("a {} dog") == (("user", "Say a {} dog in other words."),)
     assert prompt_for(ParaphraseOptions(prompts="paper"), 1) is PAPER[1]
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [({}, [1, 2]), ({"synonyms": False}, []), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
-)
-def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
-    options = ParaphraseOptions(**changed)
-    assert [step for step in (1, 2) if swaps_words(options, prompt_for(options, step))] == expected
 
 
 @pytest.mark.parametrize("own", ["no slot", "{} twice {}"])

@@ -29,7 +29,9 @@ from paraclip_core.config import (
 )
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.file import FileEngine
+from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.requests import in_fraction
+from paraclip_core.paraphrase.rounds import judge_spec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.cache_tools import cache_stats
@@ -40,7 +42,7 @@ from tasks.context import Run
 from tasks.requests import steps_left
 from tasks.stage import Stage, carry_out
 from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
+from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
 
 FEW = 40
 """Images of the small data set; each has five captions."""
@@ -366,8 +368,11 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
 
-    def spec(step: int, **gates: Any) -> Any:
-        return judge_spec(Run(asking(tmp_path / "data", CARS, gates=GateOptions(**gates))), step)
+    def judging(settings: Settings, step: int = 1) -> JudgeSpec:
+        return judge_spec(Run(settings).paraphraser, step, settings.data.context_length)
+
+    def spec(step: int, **gates: Any) -> JudgeSpec:
+        return judging(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
@@ -375,10 +380,10 @@ def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path
     # Words are asked for where a small model's gates judge what is made of them.
     with_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="small-model"))
     capable_words = asking(tmp_path / "data", CARS, synonyms=True, gates=GateOptions(preset="capable"))
-    assert not judge_spec(Run(capable_words), 1).words
-    assert judge_spec(Run(with_words), 1).words and not spec(1).words
+    assert not judging(capable_words).words
+    assert judging(with_words).words and not spec(1).words
     unguarded = asking(tmp_path / "data", CARS, synonyms=True)
-    assert not judge_spec(Run(unguarded), 1).words
+    assert not judging(unguarded).words
 
 
 UNUSED: dict[str, Any] = {

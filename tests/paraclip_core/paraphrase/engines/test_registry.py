@@ -19,7 +19,7 @@ from paraclip_core.config import (
 )
 from paraclip_core.engine_options import ENGINES, MinedOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines import engine_facts, make_engine, relevant_options, unguarded
+from paraclip_core.paraphrase.engines import Paraphraser, engine_facts, make_engine, relevant_options, unguarded
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.settings import parse_settings
 
@@ -184,3 +184,12 @@ def test_what_can_be_no_engine_is_refused_with_the_names(name: str) -> None:
 def test_an_option_that_is_missing_is_named(engine: str) -> None:
     with pytest.raises(ConfigError, match=f"engine={engine} needs paraphrase.{ENGINES[engine].needs[0]}, "):
         make_engine(options(engine))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({}, [1, 2]), ({"synonyms": False}, []), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
+)
+def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
+    paraphraser = Paraphraser(ParaphraseOptions(**changed))
+    assert [step for step in (1, 2) if paraphraser.asks_words(step)] == expected
