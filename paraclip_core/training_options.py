@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from paraclip_core.options import LATER, OPERATIONAL, Options
 
-__all__ = ["AlphaOptions", "BootstrapOptions", "FinetuneOptions", "LossWeights", "OptimizerOptions", "RankOptions"]
+__all__ = [
+    "AlphaOptions",
+    "BootstrapOptions",
+    "FinetuneOptions",
+    "LossWeights",
+    "NegativeOptions",
+    "OptimizerOptions",
+    "RankOptions",
+]
 
 
 class OptimizerOptions(Options):
@@ -95,6 +103,26 @@ class RankOptions(Options):
     """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
 
+class NegativeOptions(Options):
+    """Hard negatives: an image prefers its caption to a text that is nearly that, see
+    :mod:`paraclip_core.training.negatives`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean cross-entropy over caption and negative; 0: none."""
+    rejects: bool = True
+    """Take answers that were stopped because they say another number, color, relation or denial."""
+    rules: bool = True
+    """Take captions with a word replaced or two swapped."""
+    rows: Annotated[int, Field(ge=1, le=100_000)] = 128
+    """Captions with a negative that each step sees besides its batch."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> NegativeOptions:
+        if self.weight and not (self.rejects or self.rules):
+            raise ValueError("negatives have a weight and no source: turn rejects or rules on")
+        return self
+
+
 class AlphaOptions(Options):
     """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
 
@@ -125,6 +153,8 @@ class FinetuneOptions(OptimizerOptions):
     """Weight of half the squared distance to the base's weights: against forgetting."""
     ranks: RankOptions = Field(default=RankOptions(), json_schema_extra=LATER)
     """Rank consistency with the base."""
+    negatives: NegativeOptions = Field(default=NegativeOptions(), json_schema_extra=LATER)
+    """Hard negatives."""
     image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""

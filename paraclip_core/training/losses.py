@@ -6,7 +6,7 @@ of the cross-entropies of rows and columns of the scaled cosine matrix, with kno
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's, and ``l2_sp``
 is weight / 2 · ‖θ - θ_base‖² (L2-SP, arXiv 1802.01483). ``ranks`` trains rankings, see
-:mod:`paraclip_core.training.ranks`.
+:mod:`paraclip_core.training.ranks`, and ``negatives`` details, see :mod:`paraclip_core.training.negatives`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from paraclip_core.training.batches import IMAGE, Prepared
 from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.memory import GIB, anonymous_memory
+from paraclip_core.training.negatives import NEGATIVES, negative_loss
 from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.ranks import rank_divergence
 
@@ -262,6 +263,8 @@ class Objective:
     """Memory for what the backward pass needs of a batch; larger batches are embedded twice."""
     anchor: Anchor | None = None
     processes: Processes = ALONE
+    negatives: float = 0.0
+    """Weight of the hard negatives, see :mod:`paraclip_core.training.negatives`."""
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
@@ -293,6 +296,9 @@ class Objective:
             text_embeddings = texts.embed().requires_grad_()
             embeddings = prepared.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
+            if self.negatives:
+                value = negative_loss(*prepared.contrast(text_embeddings), scale.float().exp().reshape(()))
+                loss, terms = loss + self.negatives * value, terms | {NEGATIVES: value.detach()}
             if anchor is not None:
                 held = anchor.terms(prepared, embeddings, self.precision, most_bytes, self.processes)
                 for name, (weight, value) in held.items():

@@ -23,10 +23,18 @@ from torch import Tensor
 
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.towers import text_tower
-from paraclip_core.config import OptimizerOptions, RankOptions, meaning
+from paraclip_core.config import NegativeOptions, OptimizerOptions, RankOptions, meaning
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
-from paraclip_core.training.batches import IMAGE, DataOrder, ImageFeatures, Prepared, prefetch_batches, save_batch
+from paraclip_core.training.batches import (
+    IMAGE,
+    DataOrder,
+    ImageFeatures,
+    Prepared,
+    negatives_of,
+    prefetch_batches,
+    save_batch,
+)
 from paraclip_core.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -88,6 +96,10 @@ class TrainingJob:
     """Weight of the distance to the base's weights."""
     ranks: RankOptions = field(default_factory=RankOptions)
     """Rank consistency with the base, see :mod:`paraclip_core.training.ranks`."""
+    negatives: NegativeOptions = field(default_factory=NegativeOptions)
+    """Hard negatives, see :mod:`paraclip_core.training.negatives`."""
+    negative_rows: TrainingRows | None = None
+    """Captions with their negatives, where these have a weight."""
     trackers: Trackers = field(default_factory=Trackers)
     """They get the figures of every step and validation, and are closed at the end."""
     processes: Processes = ALONE
@@ -147,6 +159,7 @@ class _Run:
             job.options.memory_gib or memory_for_batches(self.device, job.processes.count),
             Anchor(job.clip, job.distil, job.l2_sp, job.ranks),
             job.processes,
+            job.negatives.weight,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
@@ -178,6 +191,8 @@ class _Run:
         keys = job.image_keys if job.mask_duplicates else None
         ranks, seed = job.ranks, self.options.seed
         gallery = gallery_of(job.rows.image_rows, ranks.bank, seed) if ranks.weight else None
+        several = None if job.negative_rows is None or not job.negatives.weight else job.negative_rows
+        negatives = None if several is None else negatives_of(several, job.negatives.rows, seed)
         # Only a packed tower's arithmetic is counted.
         packed = text_tower(job.clip).packed
         dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
@@ -187,7 +202,9 @@ class _Run:
         saved = time.monotonic()
         with (
             sigterm_noticed() as terminated,
-            prefetch_batches(job.rows, self.order, self.kinds, job.features, keys, steps, gallery) as batches,
+            prefetch_batches(
+                job.rows, self.order, self.kinds, job.features, keys, steps, gallery, negatives
+            ) as batches,
         ):
             for step in steps:
                 with throughput.waiting():
@@ -351,6 +368,8 @@ class _Run:
         anchor = [self.job.distil, self.job.l2_sp, *([meaning(self.job.ranks)] if self.job.ranks.weight else [])]
         run = [shapes, pairs, meaning(self.options), anchor, self.job.mask_duplicates, self.job.keep_best]
         run += [weights_digest(self.job.clip.model), data_digest(self.job.rows, self.job.image_keys)]
+        if self.job.negative_rows is not None:
+            run += [meaning(self.job.negatives), data_digest(self.job.negative_rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -69,8 +69,8 @@ def test_later_options_count_where_they_are_used() -> None:
     assert later == {
         ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
-        ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "ranks"),
-        ("BenchmarkOptions", "images"),
+        ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "negatives"),
+        ("FinetuneOptions", "ranks"), ("BenchmarkOptions", "images"),
         ("FinetuneOptions", "validations"),
         ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "mined"), ("ParaphraseOptions", "options"),
         ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),
