@@ -163,13 +163,9 @@ def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
         return None
     along, up = ([point[name] - points[0][name] for point in points] for name in names)
     labels = [(x, y, f"{point['alpha']:g}") for x, y, point in zip(along, up, points, strict=True)]
-    chosen = [point["alpha"] for point in points].index(sweep["chosen"]) if _swept(sweep) else None
-    axes = [f"{_words(str(name))}, change in points" for name in names]
-    return line_chart("agreement against recall", [Line("α", along, up, True)], *axes, labels=labels, ring=chosen)
-
-
-def _swept(sweep: Mapping[str, Any]) -> bool:
-    return any(point["alpha"] == sweep.get("chosen") for point in sweep["alphas"])
+    chosen = next((place for place, point in enumerate(points) if point["alpha"] == sweep.get("chosen")), None)
+    x, y = (f"{_words(str(name))}, change in points" for name in names)
+    return line_chart("agreement against recall", [Line("α", along, up, True)], x, y, labels=labels, ring=chosen)
 
 
 def _parts(lines: Sequence[Mapping[str, Any]]) -> int:

@@ -29,7 +29,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_release(clip, folder / name, "card")
         with torch.no_grad():
             torch.manual_seed(seed)
-            weight: Any = clip.model.token_embedding.weight
+            model: Any = clip.model
+            weight = model.token_embedding.weight
             weight.add_(0.05 * torch.randn_like(weight))
     return folder
 
