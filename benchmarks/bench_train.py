@@ -86,7 +86,7 @@ class Bench:
         self.model: Any = self.clip.model
         self.parameters = trained_parameters(self.clip.model)
         self.optimizer = build_optimizer(self.clip.model, 0.1)
-        self.transform: Any = open_clip.image_transform(224, is_train=False)
+        self.transform: Any = open_clip.image_transform(self.clip.preprocess_cfg["size"][0], is_train=False)
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
@@ -118,11 +118,11 @@ class Bench:
         shapes = ((rows, into), (rows, out), (out, into))
         return tuple(torch.ones(shape, dtype=dtype, device=self.clip.device) for shape in shapes)
 
-    def ours(self, number: int, precision: str) -> None:
-        """Ragged texts, stored features, masked losses, as the trainer computes them."""
+    def ours(self, number: int, precision: str) -> Tensor:
+        """Ragged texts, stored features, masked losses, as the trainer computes them; the loss."""
         prepared = prepare(self.rows.take(self.indices(number), KINDS), self.features, self.keys)
         with deterministic():
-            Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(prepared)
+            return Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(prepared)[0]
 
     def ranked(self, number: int, precision: str) -> None:
         """The same with rank consistency over a bank."""
@@ -134,7 +134,7 @@ class Bench:
                 prepared
             )
 
-    def padded(self, number: int, precision: str) -> None:
+    def padded(self, number: int, precision: str) -> Tensor:
         """Texts padded to the context, stored features."""
         batch = self.rows.take(self.indices(number), KINDS)
         images = torch.from_numpy(image_features(self.features, batch.image_rows)).to(self.clip.device)
@@ -143,9 +143,9 @@ class Bench:
             for kind in KINDS:
                 tokens = torch.from_numpy(batch.texts[kind].padded(CONTEXT)).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
-        self._backward(embeddings)
+        return self._backward(embeddings)
 
-    def open_clip(self, number: int, precision: str) -> None:
+    def open_clip(self, number: int, precision: str) -> Tensor:
         """open_clip's locked loop: pixels every step."""
         rows = self.indices(number)
         files = [self.images[self.rows.image_rows[row]] for row in rows]
@@ -156,14 +156,16 @@ class Bench:
             for kind in KINDS:
                 tokens = self.tokenize([self.texts[kind][row] for row in rows]).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
-        self._backward(embeddings)
+        return self._backward(embeddings)
 
-    def _backward(self, embeddings: dict[str, Tensor]) -> None:
+    def _backward(self, embeddings: dict[str, Tensor]) -> Tensor:
         scale = self.clip.model.get_parameter("logit_scale").exp()
         losses = [self.loss(embeddings[p.first].float(), embeddings[p.second].float(), scale) for p in PAIRS]
-        torch.stack(losses).sum().backward()
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        return loss.detach()
 
-    def seconds(self, side: Callable[[int, str], None], number: int, precision: str) -> float:
+    def seconds(self, side: Callable[[int, str], Any], number: int, precision: str) -> float:
         """Time of a whole step: batch, forward, backward, clipping, update."""
         began = self.clock()
         self.optimizer.zero_grad(set_to_none=True)
@@ -208,17 +210,32 @@ def generated(count: int) -> tuple[dict[str, list[str]], list[bytes]]:
     return texts, images
 
 
-def set_up(batch: int, device: torch.device, name: str = "ViT-B-32") -> tuple[Bench, float]:
-    """The model and its rows; and the mean length of the texts in tokens."""
-    folder = data_folder("flickr8k")
+def set_up(
+    batch: int,
+    device: torch.device,
+    name: str = "ViT-B-32",
+    config: dict[str, Any] | None = None,
+    folder: Path | None = None,
+) -> tuple[Bench, float]:
+    """The model and its rows; and the mean length of the texts in tokens.
+
+    Args:
+        batch: rows of a step.
+        device: where the model is.
+        name: open_clip's name of the model.
+        config: open_clip's `model_cfg` of a model that it does not know.
+        folder: Flickr8k; None generates captions and images.
+    """
     count = min(4 * batch, 8000)  # Flickr8k has hardly more; larger batches take rows again
     texts, images = flickr(folder, count) if folder else generated(count)
     encode = Tokenizer().encode_batch
     ragged = {kind: Ragged.from_arrow(encode(texts[kind])) for kind in KINDS}
     logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     torch.manual_seed(0)
-    config = open_clip.get_model_config(name) or {}
-    clip = ClipModel(open_clip.create_model(name, device=device), config, {}, name)
+    model = open_clip.CLIP(**config).to(device) if config else open_clip.create_model(name, device=device)
+    config = config or open_clip.get_model_config(name)
+    assert config is not None
+    clip = ClipModel(model, config, {"size": [config["vision_cfg"]["image_size"]] * 2}, name)
     stored = max(len(images), 4 * BANK)
     features = functional.normalize(torch.randn(stored, clip.embed_dim), dim=-1).half().numpy()
     bench = Bench(clip, TrainingRows(ragged, np.arange(len(images))), texts, images, features, batch)
@@ -236,6 +253,19 @@ def rank_bank(bench: Bench, rounds: int) -> tuple[float, float]:
     return with_bank, without
 
 
+def measure(bench: Bench, other: str, precision: str, rounds: int) -> tuple[float, float, float]:
+    """Seconds of our step, of its matrix products alone, and of the step of `other`, in turns; medians."""
+    times: dict[str, list[float]] = {"ours": [], "matmuls": [], other: []}
+    for number in range(rounds + 1):
+        times["ours"].append(bench.seconds(bench.ours, number, precision))
+        bench.matmuls(number, precision)  # builds the kernels for its shapes, which are not the padded ones of ours
+        times["matmuls"].append(bench.matmul_seconds(number, precision))
+        times[other].append(bench.seconds(getattr(bench, other), number, precision))
+    # The first round warms up: memory that the process has for the first time is cleared, page by page.
+    ours, matmuls, theirs = (statistics.median(seconds[1:]) for seconds in times.values())
+    return ours, matmuls, theirs
+
+
 def main() -> None:
     """Measure and print one JSON line a comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -248,7 +278,9 @@ def main() -> None:
     options = parser.parse_args()
     bound_kernel_cache()
     keep_freed_memory()
-    bench, length = set_up(options.batch or max(BATCHES.values()), pick_device(options.device), options.model)
+    folder = data_folder("flickr8k")
+    batch = options.batch or max(BATCHES.values())
+    bench, length = set_up(batch, pick_device(options.device), options.model, folder=folder)
     if options.clock == "cpu":
         bench.clock = time.process_time
     print(f"{length:.1f} tokens a text, {torch.get_num_threads()} threads")
@@ -257,14 +289,7 @@ def main() -> None:
     for name in (name for name in options.only if name in PLANS):
         other, precision, against = PLANS[name]
         bench.batch = options.batch or BATCHES[precision]
-        times: dict[str, list[float]] = {"ours": [], "matmuls": [], other: []}
-        for number in range(options.rounds + 1):
-            times["ours"].append(bench.seconds(bench.ours, number, precision))
-            bench.matmuls(number, precision)  # builds the kernels for its shapes, which are not the padded ones of ours
-            times["matmuls"].append(bench.matmul_seconds(number, precision))
-            times[other].append(bench.seconds(getattr(bench, other), number, precision))
-        # The first round warms up: memory that the process has for the first time is cleared, page by page.
-        ours, matmuls, theirs = (statistics.median(seconds[1:]) for seconds in times.values())
+        ours, matmuls, theirs = measure(bench, other, precision, options.rounds)
         rates = f"{bench.batch / ours:.1f} against {bench.batch / theirs:.1f} samples/s"
         print(f"{name}, batch {bench.batch}: {rates}; {100 * matmuls / ours:.0f} % of the matmul rate", flush=True)
         results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
