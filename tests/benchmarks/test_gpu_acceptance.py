@@ -44,7 +44,7 @@ def test_every_bar_holds(tmp_path: Path) -> None:
     with_bar = [row["check"] for row in report["rows"] if row["bar"] is not None]
     assert set(with_bar) == set(CORRECTNESS) and done.stdout.count(" ok\n") == len(with_bar) == 10
     measured = [row for row in report["rows"] if row["check"] in ("speed", "kernels")]
-    assert len(measured) == 14 and all(row["value"] > 0 for row in measured)
+    assert len(measured) == 15 and all(row["value"] > 0 for row in measured)
 
 
 def test_a_wrong_tower_fails_the_run(tmp_path: Path) -> None:
