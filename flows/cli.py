@@ -18,7 +18,8 @@ from flows.commands import artifacts, cache, channel
 from flows.commands.common import ConfigOption, JsonOption, SetOption, print_json, printable, settings_from
 from flows.commands.dataset import export_dataset
 from flows.commands.evaluate import evaluate
-from flows.commands.models import export, search, verify_index
+from flows.commands.index import audit, search, ui, verify_index
+from flows.commands.models import export
 from flows.commands.paraphrase import paraphrase, requests
 from flows.commands.run import plan, promote, run
 from flows.commands.serve import serve, stop
@@ -48,6 +49,8 @@ for command in (
     evaluate,
     promote,
     search,
+    ui,
+    audit,
     export,
     export_dataset,
     verify_index,

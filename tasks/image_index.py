@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,71 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.index import ImageIndex, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ConfigError, InputError
+from storage.artifacts import Artifact, ArtifactStore
 from storage.features import FeatureStore
 from storage.parquet import iter_batches
-from tasks.models import FoundModel
+from tasks.models import base_of, find_model, find_release
 
-__all__ = ["Hit", "IndexProof", "search", "verify_index"]
+__all__ = ["Hit", "IndexProof", "SearchTarget", "captions_of", "search", "search_target", "verify_index"]
+
 SAMPLE = 16
+
+
+@dataclass(frozen=True)
+class SearchTarget:
+    """Two models, and the image index that both can search."""
+
+    base: str
+    """Reference of the model that the index was made with."""
+    tuned: str
+    index: ImageIndex
+    captions: Artifact | None
+    """Captions of the images; None with an index of the user's own, or where they were deleted."""
+    images: Path | None = None
+    """Where the images lie, if the user says so."""
+
+
+def search_target(
+    model: str,
+    store: ArtifactStore,
+    base: str | None = None,
+    features: Path | None = None,
+    ids: Path | None = None,
+    images: Path | None = None,
+) -> SearchTarget:
+    """What to search with which models.
+
+    Args:
+        model: a channel, an artifact, a release folder or a name that open_clip knows.
+        store: where the first two are looked for.
+        base: the model before it was tuned; by default what the artifact says, or with an index of one's own and a
+            model that no run made, the model itself.
+        features: an index of one's own, see :func:`paraclip_core.clip.index.read_index`; by default the run's images.
+        ids: the ids of its rows.
+        images: folder, tar or Parquet with the images, whose names are the ids.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        ArtifactError: what it was made from was deleted.
+        InputError: the index cannot be read.
+        ConfigError: there are ids without an index.
+    """
+    if features is None:
+        if ids is not None:
+            raise ConfigError("--ids belongs to --features; give both, or neither")
+        pair = find_model(model, store, base)
+        stored = FeatureStore(pair.features.path)
+        index = ImageIndex(stored.view(), stored.image_ids, str(pair.features.path))
+        return SearchTarget(pair.base, pair.tuned, index, pair.captions, images)
+    tuned = str(find_release(model, store))
+    before = str(find_release(base, store)) if base else base_of(model, store) or tuned
+    return SearchTarget(before, tuned, read_index(features, ids), None, images)
 
 
 @dataclass(frozen=True)
@@ -31,41 +86,42 @@ class Hit:
     score: float
     """Cosine of query and image."""
     caption: str | None
-    """One of its captions, None where they were deleted."""
+    """One of its captions, None where there are none."""
 
 
-def search(model: FoundModel, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
+def search(target: SearchTarget, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
     """The `count` nearest images for `query`, by `base` and by `tuned`.
 
     Raises:
         ModelError: a model cannot be loaded, or does not fit the image features.
+        InputError: the image features are not finite.
         ArtifactError: the image features are damaged.
     """
-    store = FeatureStore(model.features.path)
-    gallery, ids = store.view(), store.image_ids
+    index = target.index
     nearest = {
-        name: nearest_images(load_clip(reference, pick_device(device)), gallery, ids, query, min(count, len(ids)))
-        for name, reference in (("base", model.base), ("tuned", model.tuned))
+        name: nearest_images(load_clip(reference, pick_device(device)), index.features, index.ids, query, count)
+        for name, reference in (("base", target.base), ("tuned", target.tuned))
     }
-    captions = _captions(model, {image for hits in nearest.values() for image, _ in hits})
+    captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})
     return {
         name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
         for name, hits in nearest.items()
     }
 
 
-def _captions(model: FoundModel, image_ids: set[str]) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    if model.captions is None:
-        return texts
-    for batch in iter_batches(model.captions.path / "captions", ["image_id", "caption"]):
+def captions_of(captions: Artifact | None, image_ids: set[str]) -> dict[str, str]:
+    """The first caption of each of some images, as far as there are any."""
+    first: dict[str, str] = {}
+    if captions is None:
+        return first
+    for batch in iter_batches(captions.path / "captions", ["image_id", "caption"]):
         rows: list[dict[str, Any]] = batch.to_pylist()
         for row in rows:
             if row["image_id"] in image_ids:
-                texts.setdefault(row["image_id"], row["caption"])
-        if len(texts) == len(image_ids):
+                first.setdefault(row["image_id"], row["caption"])
+        if len(first) == len(image_ids):
             break
-    return texts
+    return first
 
 
 @dataclass(frozen=True)
@@ -88,7 +144,12 @@ class IndexProof:
 
 
 def verify_index(
-    base: str, tuned: str, images: Path | None = None, features: Path | None = None, sample: int = SAMPLE
+    base: str,
+    tuned: str,
+    images: Path | None = None,
+    features: Path | None = None,
+    sample: int = SAMPLE,
+    ids: Path | None = None,
 ) -> IndexProof:
     """Compare two models' image towers and preprocessing, and what they make of images.
 
@@ -96,8 +157,10 @@ def verify_index(
         base: reference of the model that the index was made with.
         tuned: reference of the model that is to use it.
         images: folder or tar of images; evenly spread ones are encoded with both models.
-        features: ``.npy`` file with the embedding of every image, in the order of the names in `images`.
+        features: an index of these images, see :func:`paraclip_core.clip.index.read_index`; without ids its rows are in
+            the order of the images' names.
         sample: how many images.
+        ids: the names of the index's rows.
 
     Raises:
         ModelError: a model cannot be loaded.
@@ -109,24 +172,28 @@ def verify_index(
         raise InputError(f"{features} cannot be checked without its images; give --images as well")
     if images is not None:
         with ImageArchive(images) as archive:
-            names = sorted(archive.names())
+            names: Sequence[str] = sorted(archive.names())
             if not names:
                 raise InputError(f"{images} has no images")
+            index = None if features is None else read_index(features, ids)
+            if index is not None:
+                names = _names_of_rows(index, names)
             rows = np.unique(np.linspace(0, len(names) - 1, min(sample, len(names))).round().astype(int))
-            chosen = [names[row] for row in rows]
+            places: list[int] = rows.tolist()
+            chosen = [names[place] for place in places]
             check, computed = check_images(first, second, [archive.open(name) for name in chosen], chosen)
         checks.append(check)
-        if features is not None:
-            checks.append(check_features(_stored(features, rows, len(names)), computed, chosen))
+        if index is not None:
+            checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
     return IndexProof(base, tuned, tuple(checks))
 
 
-def _stored(path: Path, rows: np.ndarray, images: int) -> np.ndarray:
-    try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy gives a damaged header to Python's own parsers
-        raise InputError(f"cannot read features from {path}: {error}; expected a .npy file") from error
-    if not isinstance(stored, np.ndarray) or stored.ndim != 2 or len(stored) != images:
-        shape = getattr(stored, "shape", "several arrays")
-        raise InputError(f"{path} holds {shape}; expected one row for each of the {images} images")
-    return np.asarray(stored[rows])
+def _names_of_rows(index: ImageIndex, names: Sequence[str]) -> Sequence[str]:
+    if index.named:
+        return index.ids
+    if len(index) != len(names):
+        raise InputError(
+            f"{index.source} holds {index.features.shape}; expected one row for each of the {len(names)} images, "
+            "or the rows' names with --ids"
+        )
+    return names

@@ -23,6 +23,7 @@ __all__ = [
     "EMBEDDED",
     "FoundModel",
     "base_inputs",
+    "base_of",
     "base_reference",
     "base_sources",
     "find_model",
@@ -100,9 +101,27 @@ def find_model(name: str, store: ArtifactStore, base: str | None = None) -> Foun
         raise ArtifactError(
             f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
         )
-    base_model = _bootstrapped(name, artifact, store) if "bootstrap" in inputs else _base(name, artifact, store, base)
     captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
-    return FoundModel(str(artifact.path / RELEASE), base_model, features, captions)
+    return FoundModel(str(artifact.path / RELEASE), _base_of(name, artifact, store, base), features, captions)
+
+
+def base_of(name: str, store: ArtifactStore) -> str | None:
+    """Reference of the base of a model that a run tuned; None for any other model.
+
+    Raises:
+        UnknownModelError: its base is not where it was.
+        ArtifactError: its base was deleted.
+    """
+    try:
+        artifact = _artifact(name, store, ("finetune",))
+    except UnknownNameError:
+        return None
+    return _base_of(name, artifact, store, None) if artifact.stage == "finetune" else None
+
+
+def _base_of(name: str, artifact: Artifact, store: ArtifactStore, base: str | None) -> str:
+    bootstrapped = "bootstrap" in artifact.manifest.inputs
+    return _bootstrapped(name, artifact, store) if bootstrapped else _base(name, artifact, store, base)
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:

@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import InputError, ModelError
 
-__all__ = ["search"]
+__all__ = ["Gallery", "Searcher", "search"]
 
 BLOCK = 65_536
-"""Images whose features are in memory at once."""
+"""Images whose features are in memory at once, where not all are."""
+HELD_BYTES = 2 << 30
+"""Size up to which all features stay in memory, as float32."""
 
 
 class Gallery(Protocol):
-    """Image features, float16 [n, d]: an array, or anything that gives rows of one."""
+    """Image features, [n, d] of a floating dtype: an array, or anything that gives rows of one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,6 +33,98 @@ class Gallery(Protocol):
     def __getitem__(self, rows: NDArray[np.int64], /) -> np.ndarray: ...
 
 
+class Searcher:
+    """Ranks the images of one index by cosine, for many queries."""
+
+    def __init__(self, features: Gallery, ids: Sequence[str]) -> None:
+        """Keep the features in memory if they are small, else read them block by block at every search.
+
+        Args:
+            features: [n, d] of any length; a row that is not finite is refused when it is read.
+            ids: n ids, one for each row.
+        """
+        self._features = features
+        self.ids = ids
+        self._held: list[torch.Tensor] | None = None
+        if features.shape[0] * features.shape[1] * 4 <= HELD_BYTES:
+            self._held = [self._read(start) for start in self._starts()]
+
+    @property
+    def dimension(self) -> int:
+        """Width of a feature."""
+        return int(self._features.shape[1])
+
+    def check(self, clip: ClipModel) -> None:
+        """Refuse a model of another width.
+
+        Raises:
+            ModelError: the features have another dimension than the model.
+        """
+        if self.dimension != clip.embed_dim:
+            raise ModelError(
+                f"the features have {self.dimension} dimensions, but {clip.reference} has {clip.embed_dim}; "
+                "they were made with another image tower"
+            )
+
+    def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `k` images with the largest inner product for each vector.
+
+        Args:
+            vectors: [q, d]; of length 1, scores are cosines.
+            k: how many images.
+
+        Returns:
+            Rows, int64 [q, min(k, n)], best first, of equal ones the lower row first; and their scores, float32.
+
+        Raises:
+            InputError: an image's features are not finite.
+        """
+        queries = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+        values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
+        for number, start in enumerate(self._starts()):
+            block = self._held[number] if self._held is not None else self._read(start)
+            best, places = _top(queries @ block.T, k)
+            # What was first stays first among equals: earlier blocks hold the lower rows.
+            values, rows = torch.cat([values, best], 1), torch.cat([rows, places + start], 1)
+            values, order = torch.sort(values, dim=1, descending=True, stable=True)
+            values, rows = values[:, :k], rows.gather(1, order[:, :k])
+        return rows.numpy(), values.numpy()
+
+    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit features of some images, float32 [len(rows), d]."""
+        return self._unit(rows).numpy()
+
+    def _starts(self) -> range:
+        return range(0, len(self._features), BLOCK)
+
+    def _read(self, start: int) -> torch.Tensor:
+        return self._unit(np.arange(start, min(start + BLOCK, len(self._features))))
+
+    def _unit(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        features = torch.from_numpy(np.asarray(self._features[rows], np.float32))
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            row = int(rows[int((~finite).nonzero()[0])])
+            raise InputError(
+                f"the features of image {self.ids[row]!r} (row {row}) are not finite; make them anew, or leave it out"
+            )
+        # Rounding to float16 left the rows not quite of length 1.
+        return F.normalize(features, dim=1)
+
+
+def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and columns of the `k` largest of each row, of equal ones the lower column first."""
+    if k < scores.shape[1]:
+        values, columns = torch.topk(scores, k, dim=1)
+        # `topk` takes any of several that equal the last one.
+        if not ((scores >= values[:, -1:]).sum(dim=1) > k).any():
+            columns, order = torch.sort(columns, dim=1)
+            values, order = torch.sort(values.gather(1, order), dim=1, descending=True, stable=True)
+            return values, columns.gather(1, order)
+    values, columns = torch.sort(scores, dim=1, descending=True, stable=True)
+    return values[:, :k], columns[:, :k]
+
+
 def search(
     clip: ClipModel, gallery: Gallery, image_ids: Sequence[str], query: str, k: int = 10
 ) -> list[tuple[str, float]]:
@@ -36,7 +132,7 @@ def search(
 
     Args:
         clip: the model; base and tuned ones share the features, for their image tower is the same.
-        gallery: the images' features, read in blocks.
+        gallery: the images' features.
         image_ids: n ids, one for each row.
         query: the text.
         k: how many images, at most n.
@@ -46,21 +142,10 @@ def search(
 
     Raises:
         ModelError: the features have another dimension than the model.
+        InputError: an image's features are not finite.
     """
-    if gallery.shape[1] != clip.embed_dim:
-        raise ModelError(
-            f"the features have {gallery.shape[1]} dimensions, but {clip.reference} has {clip.embed_dim}; "
-            "they were made with another image tower"
-        )
-    text = encode_texts(clip, [query])[0]
-    count = len(gallery)
-    blocks = [_cosines(gallery[np.arange(start, min(start + BLOCK, count))], text) for start in range(0, count, BLOCK)]
-    scores = np.concatenate([np.zeros(0, np.float32), *blocks])
-    nearest: list[int] = np.argsort(-scores, kind="stable")[:k].tolist()
-    return [(image_ids[row], float(scores[row])) for row in nearest]
-
-
-def _cosines(features: np.ndarray, text: np.ndarray) -> np.ndarray:
-    rows = features.astype(np.float32)
-    # Rounding to float16 left the rows not quite of length 1.
-    return (rows @ text) / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
+    searcher = Searcher(gallery, image_ids)
+    searcher.check(clip)
+    rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
+    nearest: list[int] = rows[0].tolist()
+    return [(image_ids[row], float(score)) for row, score in zip(nearest, scores[0], strict=True)]

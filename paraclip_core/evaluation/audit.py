@@ -1,0 +1,183 @@
+"""How far an image index agrees with itself when a query is worded otherwise: no labels, no training.
+
+Each pair is a query and a rewording of it. Both are ranked over the index; AO@10 and JS@10 say how much of the two
+lists is the same (:mod:`paraclip_core.evaluation.metrics`). Whether the images are the right ones is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.clip.search import Searcher
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.compare import delta_interval
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.evaluation.pool import unique_features
+from paraclip_core.evaluation.results import Sample
+from paraclip_core.evaluation.rows import field, records
+
+__all__ = ["Audit", "AuditedPair", "Figure", "audit_index", "read_queries"]
+
+DEPTH = 10
+RESAMPLES, CONFIDENCE = 1000, 0.95
+LONGEST_QUERY = 10_000
+"""Characters; a text tower reads some 300 of them."""
+
+Pairs = Sequence[tuple[str, str]]
+Encode = Callable[[Sequence[str]], NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean in percent with its bootstrap interval over queries; the interval is None with a single query."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class AuditedPair:
+    """A query, its rewording, and what each model finds for both, by the model's name."""
+
+    query: str
+    rewording: str
+    ao: Mapping[str, float]
+    """AO@10 in percent."""
+    nearest: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    """Ids of the images for the query and for the rewording, best first."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Figures of each model over all pairs."""
+
+    images: int
+    queries: int
+    depth: int
+    figures: Mapping[str, Mapping[str, Figure]]
+    """Model → ao or js → figure."""
+    gain: Mapping[str, Figure]
+    """ao or js → second model minus first, in points; empty with one model."""
+    pairs: tuple[AuditedPair, ...]
+    """Worst of the first model first."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def audit_index(searcher: Searcher, models: Mapping[str, Encode], pairs: Pairs, seed: int = 0) -> Audit:
+    """Rank both wordings of each pair with each model.
+
+    Args:
+        searcher: the index.
+        models: by name, one or two; each gives unit features of texts, float [n, d].
+        pairs: query and rewording; the pairs of one query form a cluster of the interval.
+        seed: of the interval's draws.
+
+    Raises:
+        BenchmarkError: there is no pair.
+        InputError: features in the index are not finite.
+    """
+    if not pairs:
+        raise BenchmarkError("no query has a rewording, so there is nothing to compare")
+    depth = min(DEPTH, len(searcher.ids))
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    places = {query: place for place, query in enumerate(queries)}
+    clusters = np.array([places[query] for query, _ in pairs], np.int64)
+    ranked = {name: _ranked(searcher, encode, pairs, depth) for name, encode in models.items()}
+    values = {
+        name: {"ao": average_overlap(*lists, k=depth), "js": jaccard(*lists, k=depth)} for name, lists in ranked.items()
+    }
+    zero = np.zeros(len(pairs))
+    figures = {
+        name: {metric: _figure(zero, value, clusters, seed) for metric, value in measured.items()}
+        for name, measured in values.items()
+    }
+    names = list(models)
+    gain = {}
+    if len(names) > 1:
+        first, second = (values[name] for name in names[:2])
+        gain = {metric: _figure(first[metric], second[metric], clusters, seed) for metric in first}
+    worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
+    audited = tuple(_pair(row, pairs, values, ranked, searcher.ids) for row in worst)
+    return Audit(len(searcher.ids), len(queries), depth, figures, gain, audited)
+
+
+def _ranked(
+    searcher: Searcher, encode: Encode, pairs: Pairs, depth: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    features, index = unique_features(encode, [text for side in zip(*pairs, strict=True) for text in side])
+    rows = searcher.nearest(features, depth)[0][index]
+    return rows[: len(pairs)], rows[len(pairs) :]
+
+
+def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: NDArray[np.int64], seed: int) -> Figure:
+    mean = round(100 * float((after - before).mean()), 2)
+    if len(np.unique(clusters)) < 2:
+        return Figure(mean, None, None)
+    interval = delta_interval(
+        Sample(before, clusters), Sample(after, clusters), resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
+    )
+    return Figure(mean, round(100 * interval.low, 2), round(100 * interval.high, 2))
+
+
+def _pair(
+    row: int,
+    pairs: Pairs,
+    values: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    ranked: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
+    ids: Sequence[str],
+) -> AuditedPair:
+    nearest = {name: (_named(first[row], ids), _named(second[row], ids)) for name, (first, second) in ranked.items()}
+    overlaps = {name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()}
+    return AuditedPair(*pairs[row], overlaps, nearest)
+
+
+def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:
+    places: list[int] = rows.tolist()
+    return tuple(ids[place] for place in places)
+
+
+def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Queries without rewordings, and pairs with them.
+
+    A text file has a query a line. Any other has the columns `query` (or caption) and `rewording` (or paraphrase): CSV,
+    TSV, JSONL, JSON or Parquet. Empty lines and repeated ones are left out.
+
+    Raises:
+        BenchmarkError: a row lacks a field, or the format is unknown.
+        InputError: the file cannot be read, holds nothing, or a query is too long.
+    """
+    if path.suffix.lower() in (".txt", ""):
+        try:
+            texts = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read queries from {path}: {error}; expected UTF-8 text") from error
+        queries, pairs = list(dict.fromkeys(text.strip() for text in texts if text.strip())), []
+    else:
+        queries, pairs = [], _read_pairs(path)
+    if not queries and not pairs:
+        raise InputError(f"{path} holds no query; expected one a line, or rows with query and rewording")
+    for text in (*queries, *(text for pair in pairs for text in pair)):
+        if len(text) > LONGEST_QUERY:
+            raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
+    return queries, pairs
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    rows = (
+        (
+            field(path, number, row, "query", "caption"),
+            field(path, number, row, "rewording", "paraphrase", "caption2"),
+        )
+        for number, row in records(path)
+    )
+    return list(dict.fromkeys(row for row in rows if row[0] != row[1]))

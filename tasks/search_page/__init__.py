@@ -1,0 +1,1 @@
+"""The search page: one index, base beside tuned, marks that re-rank."""

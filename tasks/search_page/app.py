@@ -1,0 +1,230 @@
+"""The search page and its HTTP interface: `/search`, `/feedback`, `/images/ROW`, described by `/openapi.json`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from paraclip_core.errors import ParaclipError
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from tasks.search_page.catalogue import Catalogue
+from tasks.search_page.engine import BASE, Ranking, SearchEngine
+from tasks.search_page.marks import Marks
+
+__all__ = ["SearchRequest", "make_app"]
+
+HERE = Path(__file__).parent
+LONGEST_QUERY = 2_000
+LARGEST_BODY = 65_536
+MOST_IMAGES, MOST_MARKS = 100, 500
+DEPTH = 10
+COOKIE = "paraclip-token"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+
+ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
+
+
+class SearchRequest(BaseModel):
+    """A query in words, or an image of the index to find others like it."""
+
+    query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    rewording: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    """Other words for the query: how far both rankings agree is a part of the answer."""
+    like: str | None = None
+    """Id of an image to search with, in place of a query."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the tuned side: 0 is the base, 1 the tuned model, between them their weights are interpolated."""
+    count: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 20
+    contains: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    """Only images whose id or caption holds this text."""
+    right: ImageIds = []
+    """Ids of images marked as right; with any mark the ranking follows them."""
+    wrong: ImageIds = []
+
+
+class Feedback(BaseModel):
+    """A mark on an image that a query found."""
+
+    query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
+    image_id: str
+    mark: Annotated[int, Field(ge=-1, le=1)]
+    """1 right, -1 wrong, 0 taken back."""
+
+
+def make_app(
+    engine: SearchEngine, catalogue: Catalogue, marks: Marks, facts: dict[str, Any], token: str | None = None
+) -> FastAPI:
+    """The application.
+
+    Args:
+        engine: ranks.
+        catalogue: names, captions and pictures.
+        marks: keeps feedback.
+        facts: what the page says of the models and the index.
+        token: asked of every request, by `?token=` once or `Authorization: Bearer`; None asks for nothing.
+    """
+    app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
+
+    @app.middleware("http")
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.query_params.get("token")
+        if token is not None and not _allowed(request, given, token):
+            return JSONResponse({"detail": "this page needs the token that `paraclip ui` printed"}, 401)
+        if int(request.headers.get("content-length") or 0) > LARGEST_BODY:
+            return JSONResponse({"detail": f"the request is larger than {LARGEST_BODY} bytes"}, 413)
+        response = await answer(request)
+        response.headers.update(HEADERS)
+        if token is not None and given:
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return response
+
+    @app.exception_handler(ParaclipError)
+    async def failed(_: Request, error: ParaclipError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
+
+    for path, (name, kind) in FILES.items():
+        app.get(path, include_in_schema=False)(_file(HERE / name, kind))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/facts")
+    def describe() -> dict[str, Any]:
+        """The models, the index, and what can be shown."""
+        return {
+            **facts,
+            "images": len(catalogue.ids),
+            "repaired": engine.repaired,
+            "pictures": catalogue.has_pictures,
+            "captions": catalogue.captions is not None,
+        }
+
+    @app.post("/search")
+    def search(asked: SearchRequest) -> dict[str, Any]:
+        """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
+        if not asked.query.strip() and asked.like is None:
+            raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
+        return _Search(engine, catalogue, asked).answer()
+
+    @app.post("/feedback")
+    def feedback(given: Feedback) -> dict[str, Any]:
+        """Keep a mark."""
+        _row(catalogue, given.image_id)
+        marks.mark(given.query, given.image_id, given.mark)
+        return {"kept": True}
+
+    @app.get("/images/{row}", response_class=Response)
+    def image(row: int) -> Response:
+        """A small JPEG of the image in this row of the index."""
+        if not 0 <= row < len(catalogue.ids):
+            raise HTTPException(404, f"the index has no row {row}")
+        try:
+            picture = catalogue.picture(row)
+        except ParaclipError as error:
+            raise HTTPException(404, str(error)) from error
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    return app
+
+
+class _Search:
+    """One request, by both models."""
+
+    def __init__(self, engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> None:
+        self._engine, self._catalogue, self._asked = engine, catalogue, asked
+        self._within = catalogue.matching(asked.contains)
+        self._right = [_row(catalogue, name) for name in asked.right]
+        self._wrong = [_row(catalogue, name) for name in asked.wrong]
+
+    def answer(self) -> dict[str, Any]:
+        sides = {"base": BASE, "tuned": self._asked.alpha} if self._engine.repaired else {"base": BASE}
+        return {name: self._side(alpha) for name, alpha in sides.items()}
+
+    def _side(self, alpha: float) -> dict[str, Any]:
+        asked = self._asked
+        if asked.like is not None:
+            vector = self._engine.searcher.rows(np.array([_row(self._catalogue, asked.like)]))[0]
+            return {"hits": self._hits(self._rank(vector))}
+        texts = [asked.query, *([asked.rewording] if asked.rewording.strip() else [])]
+        vectors = self._engine.embed(texts, alpha)
+        ranking = self._rank(vectors[0])
+        side: dict[str, Any] = {"hits": self._hits(ranking)}
+        if len(texts) == 2:
+            side |= self._agreement(ranking, self._rank(vectors[1]))
+        return side
+
+    def _rank(self, vector: NDArray[np.float32]) -> Ranking:
+        if self._right or self._wrong:
+            vector = self._engine.with_marks(vector, self._right, self._wrong)
+        return self._engine.rank(vector, max(self._asked.count, DEPTH), self._within)
+
+    def _agreement(self, first: Ranking, second: Ranking) -> dict[str, Any]:
+        depth = min(DEPTH, len(first.rows))
+        if not depth:
+            return {}
+        lists = first.rows[None, :depth], second.rows[None, :depth]
+        shared = set(second.rows[:depth].tolist())
+        return {
+            "depth": depth,
+            "ao": round(100 * float(average_overlap(*lists, k=depth)[0]), 1),
+            "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
+            "shared": [row for row in first.rows[:depth].tolist() if row in shared],
+            "rewording_hits": self._hits(second),
+        }
+
+    def _hits(self, ranking: Ranking) -> list[dict[str, Any]]:
+        rows: list[int] = ranking.rows[: self._asked.count].tolist()
+        return [
+            {
+                "row": row,
+                "image_id": self._catalogue.ids[row],
+                "score": round(float(score), 4),
+                "caption": self._catalogue.caption(row),
+            }
+            for row, score in zip(rows, ranking.scores, strict=False)
+        ]
+
+
+def _row(catalogue: Catalogue, image_id: str) -> int:
+    row = catalogue.row(image_id)
+    if row is None:
+        raise HTTPException(404, f"the index has no image {image_id[:200]!r}; it may be gone since the page was loaded")
+    return row
+
+
+def _allowed(request: Request, given: str | None, token: str) -> bool:
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    offered = (given, bearer, request.cookies.get(COOKIE))
+    return any(secrets.compare_digest(text.encode(), token.encode()) for text in offered if text)
+
+
+def _file(path: Path, kind: str) -> Callable[[], FileResponse]:
+    def send() -> FileResponse:
+        return FileResponse(path, media_type=kind)
+
+    return send

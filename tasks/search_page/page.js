@@ -1,0 +1,167 @@
+"use strict";
+// Texts reach the page as textContent alone: ids and captions are other people's words.
+const $ = (id) => document.getElementById(id);
+const state = { marks: new Map(), like: null, latest: 0, timer: 0 };
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function say(text, error = false) {
+  $("message").textContent = text;
+  $("message").classList.toggle("error", error);
+}
+
+async function ask(path, body) {
+  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer; is `paraclip ui` still running?");
+  }
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.detail || response.statusText);
+  return answer;
+}
+
+function marked(value) {
+  return [...state.marks].filter(([, mark]) => mark === value).map(([id]) => id);
+}
+
+async function search() {
+  const query = $("query").value.trim();
+  const number = ++state.latest;
+  $("clear").hidden = !state.marks.size;
+  $("like").hidden = state.like === null;
+  if (!query && state.like === null) {
+    $("sides").replaceChildren();
+    say("Type what to look for. Other words for it in the second box show how far both agree.");
+    return;
+  }
+  $("sides").classList.add("waiting");
+  try {
+    const answer = await ask("search", {
+      query, rewording: $("rewording").value.trim(), like: state.like, alpha: Number($("alpha").value),
+      contains: $("contains").value.trim(), right: marked(1), wrong: marked(-1),
+    });
+    // A later request may have been answered first.
+    if (number === state.latest) show(answer);
+  } catch (error) {
+    if (number === state.latest) say(error.message, true);
+  }
+  if (number === state.latest) $("sides").classList.remove("waiting");
+}
+
+function show(answer) {
+  const names = Object.keys(answer);
+  const single = names.length === 1;
+  $("sides").replaceChildren(...names.map((name) => side(single ? "results" : name, answer[name])));
+  const empty = names.every((name) => !answer[name].hits.length);
+  const count = state.marks.size;
+  say(empty ? "No image fits the filter." : count ? `Ranked anew by ${count} mark${count > 1 ? "s" : ""}.` : "");
+}
+
+function side(name, answer) {
+  const heading = element("h2", {}, name);
+  if (answer.ao !== undefined) {
+    heading.append(element("span", {}, `AO@${answer.depth} `, element("b", { textContent: answer.ao.toFixed(0) }),
+      ` JS@${answer.depth} `, element("b", { textContent: answer.js.toFixed(0) })));
+  }
+  const shared = new Set(answer.shared);
+  const section = element("section", {}, heading, grid(answer.hits, shared, name));
+  section.setAttribute("aria-label", name);
+  if (answer.rewording_hits) {
+    section.append(element("h2", { textContent: "in other words" }), grid(answer.rewording_hits, shared, `${name}, in other words`));
+  }
+  return section;
+}
+
+function grid(hits, shared, name) {
+  const list = element("ol", { className: "grid" }, ...hits.map((hit) => item(hit, shared.has(hit.row))));
+  list.setAttribute("aria-label", `images, ${name}`);
+  return list;
+}
+
+function item(hit, shared) {
+  const mark = state.marks.get(hit.image_id);
+  const open = element("button", { type: "button", className: "open", title: "images like this one" });
+  open.setAttribute("aria-label", `images like ${hit.image_id}`);
+  if (state.pictures) {
+    const picture = element("img", { src: `images/${hit.row}`, alt: "", loading: "lazy" });
+    picture.onerror = () => open.replaceChildren("picture is gone");
+    open.append(picture);
+  } else {
+    open.append("no picture");
+  }
+  open.onclick = () => like(hit.image_id);
+  const buttons = [[1, "+", "right"], [-1, "−", "wrong"]].map(([value, sign, word]) => {
+    const button = element("button", { type: "button", textContent: sign });
+    button.setAttribute("aria-label", `${word}: ${hit.image_id}`);
+    button.setAttribute("aria-pressed", String(mark === value));
+    button.onclick = () => give(hit.image_id, mark === value ? 0 : value);
+    return button;
+  });
+  const made = element("li", { className: "hit" }, open, element("p", { textContent: hit.caption || hit.image_id }),
+    element("div", { className: "marks" }, buttons[0], hit.score.toFixed(2), buttons[1]));
+  made.classList.toggle("shared", shared);
+  if (mark) made.classList.add(mark > 0 ? "right" : "wrong");
+  made.onkeydown = (event) => {
+    if (event.key === "+" || event.key === "-") give(hit.image_id, event.key === "+" ? 1 : -1);
+  };
+  return made;
+}
+
+async function give(id, mark) {
+  const query = $("query").value.trim();
+  if (mark) state.marks.set(id, mark); else state.marks.delete(id);
+  search();
+  if (!query) return;
+  try {
+    await ask("feedback", { query, image_id: id, mark });
+  } catch (error) {
+    state.marks.delete(id);
+    say(error.message, true);
+  }
+}
+
+function like(id) {
+  state.like = id;
+  state.marks.clear();
+  const back = element("button", { type: "button", textContent: "back to words" });
+  back.onclick = () => { state.like = null; search(); $("query").focus(); };
+  $("like").replaceChildren("Images like ", element("b", { textContent: id }), " ", back);
+  search();
+}
+
+function later() {
+  clearTimeout(state.timer);
+  state.timer = setTimeout(search, 200);
+}
+
+document.addEventListener("DOMContentLoaded", async () => {
+  $("form").onsubmit = (event) => { event.preventDefault(); search(); };
+  $("query").oninput = () => { state.marks.clear(); state.like = null; later(); };
+  $("rewording").oninput = later;
+  $("contains").oninput = later;
+  $("alpha").oninput = () => { $("alpha-value").value = $("alpha").value; later(); };
+  $("clear").onclick = () => { state.marks.clear(); search(); };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && document.activeElement.tagName !== "INPUT") {
+      event.preventDefault();
+      $("query").focus();
+    }
+  });
+  try {
+    const facts = await ask("facts");
+    state.pictures = facts.pictures;
+    $("facts").textContent = `${facts.images.toLocaleString("en")} images · ${facts.model}`;
+    document.querySelector(".only-repaired").hidden = !facts.repaired;
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  search();
+});

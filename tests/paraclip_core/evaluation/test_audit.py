@@ -1,0 +1,85 @@
+"""The audit's figures against a plain computation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paraclip_core.clip.search import Searcher
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.audit import audit_index, read_queries
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(60, 8))
+IDS = [f"i{row}" for row in range(60)]
+PAIRS = [("a dog", "a hound"), ("a dog", "the dog"), ("two cats", "a pair of cats"), ("a red car", "a crimson car")]
+
+
+def vectors(texts: Sequence[str]) -> np.ndarray:
+    """A direction for each text, by its letters."""
+    rows = np.array([[text.count(letter) + 0.1 for letter in "adehorst"] for text in texts], np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def overlap(first: list[int], second: list[int]) -> float:
+    return sum(len(set(first[:depth]) & set(second[:depth])) / depth for depth in range(1, 11)) / 10
+
+
+def test_overlaps_of_every_pair() -> None:
+    audit = audit_index(Searcher(IMAGES, IDS), {"base": vectors}, PAIRS)
+    unit = IMAGES / np.linalg.norm(IMAGES, axis=1, keepdims=True)
+
+    def ranked(text: str) -> list[int]:
+        return np.argsort(-(unit @ vectors([text])[0]), kind="stable")[:10].tolist()
+
+    expected = {pair: 100 * overlap(*map(ranked, pair)) for pair in PAIRS}
+    assert {(pair.query, pair.rewording): pair.ao["base"] for pair in audit.pairs} == pytest.approx(expected, abs=0.01)
+    assert audit.figures["base"]["ao"].mean == pytest.approx(np.mean(list(expected.values())), abs=0.01)
+    overlaps = [pair.ao["base"] for pair in audit.pairs]
+    assert overlaps == sorted(overlaps) and audit.queries == 3 and not audit.gain
+    low, high = audit.figures["base"]["ao"].low, audit.figures["base"]["ao"].high
+    assert low is not None and high is not None and low <= audit.figures["base"]["ao"].mean <= high
+
+
+def test_a_model_to_which_all_texts_are_one_agrees_with_itself() -> None:
+    def collapsed(texts: Sequence[str]) -> np.ndarray:
+        return np.eye(1, 8, dtype=np.float32).repeat(len(texts), 0)
+
+    audit = audit_index(Searcher(IMAGES, IDS), {"base": vectors, "tuned": collapsed}, PAIRS)
+    assert audit.figures["tuned"]["ao"].mean == audit.figures["tuned"]["js"].mean == 100
+    assert audit.gain["ao"].mean == pytest.approx(100 - audit.figures["base"]["ao"].mean, abs=0.02)
+
+
+def test_one_query_has_no_interval_and_few_images_are_ranked_whole() -> None:
+    audit = audit_index(Searcher(IMAGES[:4], IDS[:4]), {"base": vectors}, PAIRS[:1])
+    assert audit.depth == 4 and audit.figures["base"]["js"].mean == 100 and audit.figures["base"]["js"].low is None
+    with pytest.raises(BenchmarkError, match="no query has a rewording"):
+        audit_index(Searcher(IMAGES, IDS), {"base": vectors}, [])
+
+
+def test_queries_from_text_and_tables(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("﻿a dog\n\ntwo cats\r\na dog\n", "utf-8")
+    assert read_queries(tmp_path / "q.txt") == (["a dog", "two cats"], [])
+    (tmp_path / "q.csv").write_text("query,rewording\na dog,a hound\na dog,a hound\na cat,a cat\n")
+    assert read_queries(tmp_path / "q.csv") == ([], [("a dog", "a hound")])
+    (tmp_path / "q.jsonl").write_text('{"caption": "a dog", "paraphrase": "a hound"}\n')
+    assert read_queries(tmp_path / "q.jsonl") == ([], [("a dog", "a hound")])
+
+
+def test_files_without_queries_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "long.txt").write_text("x" * 1_000_000)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, message in (
+        ("empty.txt", "holds no query"),
+        ("long.txt", "1000000 characters"),
+        ("latin.txt", "expected UTF-8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_queries(tmp_path / name)
+    with pytest.raises(BenchmarkError, match="row 2: no field query or caption"):
+        read_queries(tmp_path / "other.csv")

@@ -1,0 +1,197 @@
+"""The search page's HTTP interface, over two small models and an index of drawn images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from paraclip_core.clip.encode import encode_images, encode_texts
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.errors import InputError, ModelError
+from storage.artifacts import ArtifactStore
+from tasks.image_index import search_target
+from tasks.search_page.app import make_app
+from tasks.search_page.catalogue import Catalogue
+from tasks.search_page.engine import SearchEngine
+from tasks.search_page.marks import Marks
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+COUNT = 40
+
+
+def release(folder: Path, shift: float) -> str:
+    model: Any = build_model(CONFIG, {}, "test")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        model.text_projection.add_(shift * torch.randn_like(model.text_projection))
+    clip = ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
+    save_release(clip, folder, "")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two releases of one image tower, pictures, and their features."""
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("page")
+    base = load_clip(release(home / "base", 0.0))
+    release(home / "tuned", 0.3)
+    (home / "pictures").mkdir()
+    rng, pictures = np.random.default_rng(0), []
+    for number in range(COUNT):
+        picture = Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8))
+        picture.save(home / "pictures" / f"{number:02d} <b>.png")
+        pictures.append(picture)
+    np.save(home / "index.npy", encode_images(base, pictures))
+    (home / "ids.txt").write_text("\n".join(f"{number:02d} <b>.png" for number in range(COUNT)))
+    return home
+
+
+def client(home: Path, folder: Path, token: str | None = None, **paths: Path) -> TestClient:
+    given = {"features": home / "index.npy", "ids": home / "ids.txt", "images": home / "pictures"} | paths
+    store = ArtifactStore(folder)
+    target = search_target(str(home / "tuned"), store, str(home / "base"), **given)
+    app = make_app(SearchEngine(target), Catalogue(target, store), Marks(folder / "feedback"), {"model": "m"}, token)
+    return TestClient(app)
+
+
+@pytest.fixture
+def page(home: Path, tmp_path: Path) -> Iterator[TestClient]:
+    with client(home, tmp_path) as opened:
+        yield opened
+
+
+def ids(side: dict[str, Any]) -> list[str]:
+    return [hit["image_id"] for hit in side["hits"]]
+
+
+def test_base_and_tuned_are_ranked_as_their_models_say(page: TestClient, home: Path) -> None:
+    answer = page.post("/search", json={"query": "a dog", "count": COUNT}).json()
+    features = np.load(home / "index.npy").astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    for name in ("base", "tuned"):
+        scores = features @ encode_texts(load_clip(str(home / name)), ["a dog"])[0]
+        expected = [f"{row:02d} <b>.png" for row in np.argsort(-scores, kind="stable")]
+        assert ids(answer[name]) == expected
+    assert ids(answer["base"]) != ids(answer["tuned"])
+
+
+def test_alpha_goes_from_base_to_tuned(page: TestClient) -> None:
+    def tuned(alpha: float) -> list[float]:
+        answer = page.post("/search", json={"query": "a dog", "count": 5, "alpha": alpha}).json()
+        if not alpha:
+            assert answer["base"] == answer["tuned"]
+        return [hit["score"] for hit in answer["tuned"]["hits"]]
+
+    assert tuned(0) != tuned(0.5) != tuned(1) and tuned(0.5) == tuned(0.5)
+
+
+def test_two_wordings_are_compared(page: TestClient) -> None:
+    answer = page.post("/search", json={"query": "a dog", "rewording": "A  DOG"}).json()
+    assert answer["base"]["ao"] == answer["base"]["js"] == 100 and len(answer["base"]["shared"]) == 10
+    answer = page.post("/search", json={"query": "a dog", "rewording": "rain on the roof"}).json()
+    side = answer["tuned"]
+    both = {hit["row"] for hit in side["hits"][:10]} & {hit["row"] for hit in side["rewording_hits"][:10]}
+    assert set(side["shared"]) == both and side["js"] == pytest.approx(100 * len(both) / (20 - len(both)), abs=0.1)
+
+
+def test_images_like_one_and_a_filter(page: TestClient) -> None:
+    answer = page.post("/search", json={"like": "07 <b>.png", "count": 3}).json()
+    assert ids(answer["base"])[0] == "07 <b>.png" and answer["base"]["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+    answer = page.post("/search", json={"query": "a dog", "contains": "1", "count": COUNT}).json()
+    assert sorted(ids(answer["base"])) == [f"{row:02d} <b>.png" for row in range(COUNT) if "1" in f"{row:02d}"]
+    assert page.post("/search", json={"query": "a dog", "contains": "nowhere"}).json()["base"]["hits"] == []
+
+
+def test_marks_change_the_ranking_and_are_kept(page: TestClient, tmp_path: Path) -> None:
+    before = page.post("/search", json={"query": "a dog", "count": COUNT}).json()
+    right, wrong = ids(before["tuned"])[-1], ids(before["tuned"])[0]
+    after = page.post("/search", json={"query": "a dog", "count": COUNT, "right": [right], "wrong": [wrong]}).json()
+    places = [[ids(answer["tuned"]).index(image) for answer in (before, after)] for image in (right, wrong)]
+    assert places[0][1] < places[0][0] - 10 and places[1][1] > places[1][0]
+    for image, mark in ((right, 1), (wrong, -1), (ids(before["base"])[1], 1), (ids(before["base"])[1], 0)):
+        assert page.post("/feedback", json={"query": "a dog", "image_id": image, "mark": mark}).json() == {"kept": True}
+    lines = (tmp_path / "feedback" / "captions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"image_id": right, "image": right, "caption": "a dog", "source": "feedback"}
+    ]
+
+
+def test_pictures(page: TestClient, home: Path) -> None:
+    answer = page.get("/images/3")
+    assert answer.headers["content-type"] == "image/jpeg" and answer.content[:2] == b"\xff\xd8"
+    assert page.get(f"/images/{COUNT}").status_code == 404
+    assert page.get("/images/..%2f..%2fetc%2fpasswd").status_code in (404, 422)
+
+
+def test_bad_requests_say_what_is_wrong(page: TestClient) -> None:
+    for body, message in (
+        ({"query": "  "}, "expected words to search for"),
+        ({"query": "x" * 5000}, "query: String should have at most 2000 characters"),
+        ({"query": "a", "alpha": 2}, "alpha: Input should be less than or equal to 1"),
+        ({"query": "a", "right": ["gone.png"]}, "no image 'gone.png'"),
+        ({"like": "gone.png"}, "no image 'gone.png'"),
+    ):
+        answer = page.post("/search", json=body)
+        assert answer.status_code in (404, 422) and message in answer.json()["detail"]
+    assert page.post("/search", json={"query": "x" * 1_000_000}).status_code == 413
+    answer = page.post("/feedback", json={"query": "a dog", "image_id": "gone.png", "mark": 1})
+    assert answer.status_code == 404 and "may be gone since the page was loaded" in answer.json()["detail"]
+
+
+def test_a_token_is_asked_of_everything(home: Path, tmp_path: Path) -> None:
+    with client(home, tmp_path, token="secret") as page:
+        for path in ("/", "/facts", "/images/0", "/openapi.json"):
+            assert page.get(path).status_code == 401
+        assert page.get("/facts", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert page.get("/?token=wrong").status_code == 401 and page.get("/?token=secret").status_code == 200
+        # The browser has it as a cookie from now on.
+        assert page.get("/facts").status_code == 200
+
+
+def test_many_at_once_get_their_own_answers(page: TestClient) -> None:
+    queries = [f"{number} dogs" for number in range(40)]
+    alone = {query: page.post("/search", json={"query": query}).json() for query in queries[:5]}
+    with ThreadPoolExecutor(16) as threads:
+        answers = dict(
+            zip(queries, threads.map(lambda q: page.post("/search", json={"query": q}).json(), queries), strict=True)
+        )
+    for query, answer in alone.items():
+        assert ids(answers[query]["tuned"]) == ids(answer["tuned"])
+
+
+def test_the_interface_is_described_and_guarded(page: TestClient) -> None:
+    assert {"/search", "/feedback", "/facts"} <= page.get("/openapi.json").json()["paths"].keys()
+    answer = page.get("/")
+    assert "default-src 'none'" in answer.headers["content-security-policy"] and "paraclip" in answer.text
+
+
+def test_an_index_that_does_not_fit_is_refused_before_the_page_is_served(home: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "narrow.npy", np.ones((COUNT, 8), np.float32))
+    with pytest.raises(ModelError, match="made with another image tower"):
+        client(home, tmp_path / "a", features=tmp_path / "narrow.npy")
+    broken = np.load(home / "index.npy")
+    broken[5, 3] = np.nan
+    np.save(tmp_path / "broken.npy", broken)
+    with pytest.raises(InputError, match=r"'05 <b>.png' \(row 5\) are not finite"):
+        client(home, tmp_path / "b", features=tmp_path / "broken.npy")
+    with pytest.raises(InputError, match="cannot read images"):
+        client(home, tmp_path / "c", images=tmp_path / "nowhere")
