@@ -56,7 +56,8 @@ def test_a_run_that_is_not_finished_cannot_be_compared(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_function_without_prefect(tmp_path: Path) -> None:
-    with OpenAIServer(written) as server:
+    with OpenAIServer() as server:
+        server.answer = written
         tree = tiny_run(tmp_path / "root", served(server.url))
         done = subprocess.run(
             [sys.executable, "-c", RUN, json.dumps(tree), str(tmp_path / "root"), str(tmp_path / "exported")],

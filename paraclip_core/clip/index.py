@@ -134,8 +134,8 @@ def _read_parquet(path: Path) -> Matrix:
         for batch in files.to_batches(columns=[column, *([names] if names else [])], batch_size=BLOCK):
             lists = batch.column(0)
             values = np.asarray(lists.flatten(), np.float32)
-            width = width or (len(values) // len(batch) if len(batch) else 0)
-            lengths = np.asarray(lists.value_lengths().fill_null(0)) if len(batch) else np.zeros(0)
+            lengths = np.asarray(lists.value_lengths().fill_null(0))
+            width = width or int(lengths[0] if len(lengths) else 0)
             if (lengths != width).any():
                 row = start + int(np.flatnonzero(lengths != width)[0])
                 raise InputError(f"{path}: row {row} of {column!r} is no vector of {width} numbers as the others are")

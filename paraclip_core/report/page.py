@@ -19,7 +19,7 @@ from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot
 
-__all__ = ["render_report", "thumbnail"]
+__all__ = ["difference", "figure", "render_report", "style_rules", "thumbnail"]
 
 SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""

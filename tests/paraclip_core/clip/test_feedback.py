@@ -32,7 +32,7 @@ def test_marks_find_what_the_query_missed() -> None:
     """The query lies between two groups of images; three marks each way say which one is meant."""
     query = unit(CENTERS[0] + CENTERS[1])
     refined = refine(query, IMAGES[50:53], IMAGES[:3], IMAGES[::20])
-    assert precision(query, 1) < 0.7 < 0.85 < precision(refined, 1)
+    assert precision(refined, 1) > precision(query, 1) + 0.15
     assert np.linalg.norm(refined) == pytest.approx(1, abs=1e-5)
 
 
