@@ -301,8 +301,8 @@ class RunOptions(Options):
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""
     stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
-    """Stages of your own, as `package.module:STAGE`. They run after the built-in ones; one with a built-in stage's name
-    takes its place."""
+    """Stages of your own, as `package.module:STAGE`. Each runs when its inputs are finished; one with the name of a
+    built-in stage takes its place."""
 
 
 class Settings(Options):

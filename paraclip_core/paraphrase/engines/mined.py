@@ -62,6 +62,7 @@ class MinedEngine:
         """Captions, which are looked up by their image."""
         across = self._options.across
         return EngineFacts(
+            on_device=False,
             shares_cores=True,
             deterministic=True,
             asks=False,
