@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from flows.server_database import ensure_database
 from paraclip_core.errors import StageError
 from paraclip_core.lifetime import TempDir, die_with
 
@@ -107,7 +106,6 @@ def _main() -> None:
     # Imported here, for the line above must come first.
     import uvicorn
 
-    ensure_database(Path(os.environ["PREFECT_HOME"]))
     application = "prefect.server.api.server:create_app"
     uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
 

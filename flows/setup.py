@@ -31,9 +31,9 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from flows.household import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from flows.environment import check_server
+from flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
 from flows.logs import OWN_LOGGERS
-from flows.quiet import check_server
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 

@@ -23,7 +23,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import Settings
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from flows import household
+from flows import local_stack
 from storage.roots import working_folder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytes
     assert server.docket.url.startswith("redis://")
 
 
-POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in household.POOLS]
+POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in local_stack.POOLS]
 
 
 @pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])

@@ -99,8 +99,8 @@ def _finished(settings: Settings) -> dict[str, Any] | None:
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
+    from flows.environment import check_server, prepare_prefect
     from flows.logs import show_own_logs
-    from flows.quiet import check_server, prepare_prefect
     from storage.roots import open_store
 
     prepare_prefect(open_store(settings.run.root).root)
@@ -108,7 +108,7 @@ def _carry_out(settings: Settings) -> dict[str, Any]:
     check_server()
     from prefect import tags
 
-    from flows.household import TAG
+    from flows.local_stack import TAG
     from flows.pipeline import pipeline
 
     show_own_logs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -26,25 +25,26 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
-    from flows.household import serve as start_household
+    from flows.local_stack import serve as start_stack
     from storage.roots import open_store
 
     store = open_store(root)
     leave_in_order()
-    household = start_household(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
+    processes = start_stack(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
+    url = processes[0].url
     if as_json:
-        print_json({"url": household.url, "processes": [asdict(process) for process in household.processes]})
+        print_json({"url": url, "processes": [{"name": process.name, "pid": process.pid} for process in processes]})
         return
-    typer.echo(f"UI: {household.url}  (PREFECT_API_URL={household.api_url})")
+    typer.echo(f"UI: {url}  (PREFECT_API_URL={url}/api)")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
 
 def stop(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """End exactly the processes that `serve` started under this root."""
-    from flows.household import stop as stop_household
+    from flows.local_stack import stop as stop_stack
     from storage.roots import open_store
 
-    ended = stop_household(open_store(root).root)
+    ended = stop_stack(open_store(root).root)
     if as_json:
         print_json({"ended": ended})
     else:

@@ -1,4 +1,4 @@
-"""What the tests that drive a household share."""
+"""What the tests that drive a local stack share."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def paraclip(*arguments: object, code: int = 0) -> str:
 
 @contextmanager
 def serving(root: Path, folder: Path, prefect_file: Path | None = None) -> Iterator[Api]:
-    """A household below `root`; at the end it is stopped, and nothing of it may be left."""
+    """A local stack below `root`; at the end it is stopped, and nothing of it may be left."""
     port = free_port()
     deployments = () if prefect_file is None else ("--prefect-file", prefect_file)
     try:

@@ -60,7 +60,7 @@ def tiny_run(root: Path, data: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def household(tmp_path: Path) -> Iterator[Api]:
+def stack(tmp_path: Path) -> Iterator[Api]:
     with serving(tmp_path / "root", tmp_path) as api:
         yield api
 
@@ -106,7 +106,7 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     # What comes before fine-tuning is made while the server starts.
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(lambda: [run_stage(name, Run(settings)) for name in BEFORE])
-        api: Api = request.getfixturevalue("household")
+        api: Api = request.getfixturevalue("stack")
         made = {artifact.stage: (artifact.path / "manifest.json").stat().st_mtime_ns for artifact in ahead.result()}
 
     pipeline = api.run_deployment("pipeline", plain)

@@ -16,7 +16,7 @@ import yaml
 from prefect_server import prefect_server, runs_of, states  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from flows.household import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The API's address; the server has the household's pools."""
+    """The API's address; the server has the stack's pools."""
     from flows.setup import create_pools
 
     with prefect_server() as url:

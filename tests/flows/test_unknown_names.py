@@ -53,7 +53,7 @@ UNKNOWN = {
     "config show": ["-c ABSENT"],
 }
 NAMELESS = {"stop", "config schema"}
-"""Commands that take no name of anything; without a household there is nothing to stop."""
+"""Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
     "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why", "config show"
 }  # fmt: skip

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from uuid import UUID
-
-import pytest
 
 __all__ = ["prefect_server", "runs_of", "states"]
 
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """Prefect's own harness, with the database that `paraclip run` keeps; gives the API's address."""
+    """Prefect's own harness; gives the API's address."""
     from prefect.settings import PREFECT_API_URL
-    from prefect.testing import utilities
+    from prefect.testing.utilities import prefect_test_harness
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utilities, "mkdtemp", _seeded_folder)
-        with utilities.prefect_test_harness(server_startup_timeout=900):
-            yield PREFECT_API_URL.value()
-
-
-def _seeded_folder() -> str:
-    from flows.server_database import NAME, seed_database
-
-    folder = Path(tempfile.mkdtemp())
-    if seed_database(folder):
-        (folder / NAME).rename(folder / "prefect-test.db")
-    return str(folder)
+    with prefect_test_harness(server_startup_timeout=900):
+        yield PREFECT_API_URL.value()
 
 
 def runs_of(

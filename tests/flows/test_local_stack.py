@@ -1,13 +1,16 @@
-"""The household's files: what is deployed where, and what is refused before anything starts."""
+"""The local stack: what is deployed where, what is refused before anything starts, which processes are its own."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,14 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from flows import household
+from flows import local_stack
 from flows.cli import run_cli
-from flows.household import POOLS, living_api_url, read_household, serve, stop
-from flows.processes import Process
+from flows.local_stack import MARK, POOLS, living_api_url, processes_of, serve, stop
 from flows.setup import PARENTS
-from paraclip_core.errors import ArtifactError, ConfigError, StageError
+from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
-from storage.files import write_json
 from tasks.registry import STAGES
 from tasks.stages.paraphrase import STEPS
 
@@ -81,12 +83,12 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} cannot be used .*--port"):
             serve(tmp_path, port, tmp_path, REPOSITORY / "prefect.yaml")
-    assert read_household(tmp_path) is None
+    assert processes_of(tmp_path) == []
 
 
 def test_a_password_that_only_the_server_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
-    monkeypatch.setattr(household, "start", lambda *_: pytest.fail("something was started"))
+    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
+    monkeypatch.setattr(local_stack, "_start", lambda *_: pytest.fail("something was started"))
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:one")
     for told in ("", "admin:other"):
         monkeypatch.setenv("PREFECT_API_AUTH_STRING", told)
@@ -99,52 +101,74 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "--folder" in capsys.readouterr().err
 
 
-def test_what_is_gone_is_neither_used_nor_ended(tmp_path: Path) -> None:
+class Marked:
+    """Processes that carry the mark of a stack, as its parts and what they start do."""
+
+    def __init__(self, root: Path) -> None:
+        self.environment = {**os.environ, MARK: str(root), "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str, deaf: bool = False, **changes: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", DEAF if deaf else SLEEP, *arguments]
+        process = subprocess.Popen(command, env={**self.environment, **changes}, stdout=subprocess.PIPE)
+        self.started.append(process)
+        assert process.stdout is not None and process.stdout.readline(), "it does not start"
+        return process
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Iterator[Marked]:
+    made = Marked(tmp_path)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+
+
+SLEEP = "import time; print(flush=True); time.sleep(600)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
+
+
+@pytest.mark.parametrize("proc", ["/proc", "/nowhere"], ids=["proc", "ps"])
+def test_what_serve_started_is_ended_and_nothing_else(
+    tmp_path: Path, marked: Marked, monkeypatch: pytest.MonkeyPatch, proc: str
+) -> None:
+    if (not Path(proc).is_dir() and proc == "/proc") or shutil.which("ps") is None:
+        pytest.skip("this system does not say what its processes were started with")
+    monkeypatch.setattr(local_stack, "PROC", Path(proc))
+    monkeypatch.setattr(local_stack, "STOP_SECONDS", 0.5)
     assert living_api_url(tmp_path) is None and stop(tmp_path) == []
-    gone = {"name": "server", "pid": 1, "started": "never"}
-    write_json(tmp_path / "prefect" / "household.json", {"url": "http://127.0.0.1:1", "processes": [gone]})
-    found = read_household(tmp_path)
-    assert found is not None and found.processes == (Process("server", 1, "never"),)
-    assert living_api_url(tmp_path) is None
-    assert stop(tmp_path) == [] and read_household(tmp_path) is None
-
-
-@pytest.mark.parametrize("text", ["null", "{}", '{"url": "x", "processes": [{"pid": 1}]}'])
-def test_a_damaged_file_of_a_household_says_what_to_do(text: str, tmp_path: Path) -> None:
-    (tmp_path / "prefect").mkdir()
-    (tmp_path / "prefect" / "household.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"household\.json is not as `paraclip serve` writes it .*; delete it"):
-        stop(tmp_path)
+    server = marked.start("-m", "prefect", "server", "start", "--port", "1")
+    worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", deaf=True)
+    run = marked.start()
+    other = marked.start(**{MARK: f"{tmp_path}-other"})
+    eventually(lambda: len(processes_of(tmp_path)) == 3)
+    assert {(process.name, process.pid) for process in processes_of(tmp_path)} == {
+        ("server", server.pid),
+        (POOLS[0], worker.pid),
+        ("", run.pid),
+    }
+    assert living_api_url(tmp_path) == "http://127.0.0.1:1/api"
+    assert sorted(stop(tmp_path)) == [POOLS[0], "server"]
+    assert [process.wait() for process in (server, worker, run)] == [-signal.SIGTERM, -signal.SIGKILL, -signal.SIGKILL]
+    assert other.poll() is None and processes_of(tmp_path) == []
 
 
 def test_workers_open_the_root_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own data lies in the folder here, the workers' artifacts in the object store."""
     started: list[dict[str, str]] = []
 
-    def start(_name: str, _command: object, environment: dict[str, str], *_: object) -> Process:
+    def start(_root: Path, _name: str, _command: object, environment: dict[str, str], *_: object) -> None:
         started.append(environment)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(household, "start", start)
-    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
+    monkeypatch.setattr(local_stack, "_start", start)
+    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
     for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
         with pytest.raises(KeyboardInterrupt):
             serve(tmp_path, 4999, tmp_path, REPOSITORY / "prefect.yaml", location)
         assert started[-1]["PARACLIP_ROOT"] == expected
         assert started[-1]["PREFECT_HOME"].startswith(str(tmp_path))
-
-
-def test_a_full_disk_does_not_keep_a_household_from_being_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(*_: Any) -> None:
-        raise ArtifactError("no space left")
-
-    write_json(tmp_path / "prefect" / "household.json", {"url": "http://127.0.0.1:1", "processes": []})
-    monkeypatch.setattr(household, "carriers", lambda *_: {2**22 + 1: "never started"})
-    monkeypatch.setattr(household, "remember", full)
-    assert stop(tmp_path) == []
-    assert read_household(tmp_path) is None and "stay marked as running: no space left" in caplog.text
 
 
 def test_a_restarted_server_knows_who_holds_a_concurrency_limit(
@@ -153,11 +177,11 @@ def test_a_restarted_server_knows_who_holds_a_concurrency_limit(
     started: list[dict[str, str]] = []
 
     def refuse(*arguments: Any) -> None:
-        started.append(arguments[5])
+        started.append(arguments[3])
         raise StageError("it does not start")
 
-    monkeypatch.setattr(household, "_need_free_port", lambda port: None)
-    monkeypatch.setattr(household, "_start", refuse)
+    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
+    monkeypatch.setattr(local_stack, "_start", refuse)
     with pytest.raises(StageError):
         serve(tmp_path, 4200, tmp_path, REPOSITORY / "prefect.yaml")
     compose = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())

@@ -1,12 +1,12 @@
-"""Prefect for `paraclip run`: quiet, local, and silent towards the network."""
+"""The environment of Prefect for `paraclip run`: quiet, local, and silent towards the network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from flows.household import HEARTBEAT, PASSWORD_VARIABLE, living_api_url
 from flows.local_server import start_local_server
+from flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, living_api_url
 from paraclip_core.errors import ConfigError
 from storage.files import storage_error
 
