@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import State
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.deployments import run_deployment
 from prefect.states import Completed
 
 from flows.alerts import emit
@@ -17,13 +22,16 @@ from paraclip_core.config import Settings
 from paraclip_core.settings import at_environment_root
 from storage.roots import open_store
 from tasks.channels import check_channel, decide
+from tasks.context import Run
 from tasks.history import rollback as move_back
 from tasks.publish import artifact_key, mark_decision, publish_markdown, publish_table
 from tasks.status import shown_progress
 
-__all__ = ["regenerate", "rollback"]
+__all__ = ["regenerate", "rollback", "watch"]
 
 log = logging.getLogger(__name__)
+
+UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 
 
 @flow(name="regenerate", flow_run_name=run_name)
@@ -49,7 +57,7 @@ def regenerate(
         ConfigError: the channel is a run's own, or the run has the name of a promoted channel.
         ParaclipError: what a stage raised.
     """
-    run = run_of(config, overrides, settings)
+    run = _compared_with(channel, run_of(config, overrides, settings))
     check_channel(run.settings.name, channel, run.store)
     result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
@@ -65,6 +73,15 @@ def regenerate(
     emit(event, name, text, channel=channel, before=decision["before"], after=decision["after"])
     mark_decision("moved" if decision["moved"] else "held")
     return Completed(message=text, data={"decision": decision, **result.as_json()})
+
+
+def _compared_with(channel: str, run: Run) -> Run:
+    """The run, whose captions are compared with the channel's where the settings name no other."""
+    drift = run.settings.run.drift
+    if drift.channel:
+        return run
+    options = run.settings.run.model_copy(update={"drift": drift.model_copy(update={"channel": channel})})
+    return Run(run.settings.model_copy(update={"run": options}), run.store)
 
 
 @flow(name="rollback", flow_run_name="rollback-{channel}")
@@ -87,3 +104,49 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
         text = f"{channel}: {decision['reason']}"
         emit("channel.rolled_back", channel, text, channel=channel, before=decision["before"], after=decision["after"])
     return decision
+
+
+@flow(name="watch", flow_run_name="watch-{deployment}")
+def watch(deployment: str = "regenerate/regenerate", settle_seconds: float = 10.0) -> State[None]:
+    """Start a run of another deployment where its captions are new: files came, went or changed.
+
+    Nothing is kept between two runs of this flow. Captions are new if the model of them is not finished, and this flow
+    starts one run of them at most, whatever becomes of it.
+
+    Args:
+        deployment: what to start, with the parameters that it has.
+        settle_seconds: files that change within this time are still being written, and looked at again next time.
+
+    Raises:
+        InputError: a source file is missing.
+    """
+    with get_client(sync_client=True) as client:
+        watched = client.read_deployment_by_name(deployment)
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}}),
+        )
+    now = datetime.now(UTC)
+    due = [run for run in runs if run.expected_start_time is None or run.expected_start_time <= now]
+    if due:
+        return Completed(message=f"{due[0].name} is under way and takes what is there when it begins")
+    captions = _new_captions(watched)
+    if captions is None:
+        return Completed(message="no new captions")
+    time.sleep(settle_seconds)
+    if _new_captions(watched) != captions:
+        return Completed(message="files are still being written; looked at again next time")
+    started: Any = run_deployment(
+        deployment, timeout=0, as_subflow=False, idempotency_key=f"watch-{watched.id}-{captions}"
+    )
+    if started.state and started.state.is_final():
+        return Completed(message=f"{started.name} was started for these captions before; Retry it, or start a new run")
+    return Completed(message=f"new captions: started {started.name}")
+
+
+def _new_captions(watched: DeploymentResponse) -> str | None:
+    """Fingerprint of the captions that a run of the deployment would take now; None where it has a model of them."""
+    parameters = watched.parameters
+    settings = Settings.model_validate(parameters.get("settings", {}))
+    run = run_of(parameters.get("config", ""), parameters.get("overrides", ()), settings)
+    return None if run.artifact("finetune") else run.node("ingest").fingerprint

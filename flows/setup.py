@@ -25,10 +25,10 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import Event, RelatedResource, Resource, get_events_client
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows.environment import check_server
@@ -38,6 +38,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
 __all__ = [
+    "ASKED",
     "PARENTS",
     "PARENT_RUNS",
     "SILENT",
@@ -48,6 +49,7 @@ __all__ = [
     "create_pools",
     "deploy",
     "put_automation",
+    "regenerate_when_asked",
     "watch_unfinished",
 ]
 
@@ -61,6 +63,9 @@ SETTLE_SECONDS = 5.0
 """How long a server may take to act on a changed automation."""
 PAGE = 200
 """The most that Prefect's API gives at once."""
+
+ASKED = "paraclip.regenerate"
+"""Event that starts `regenerate`."""
 
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
@@ -153,6 +158,17 @@ def create_automation(watch: Watch) -> None:
     put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
 
 
+def regenerate_when_asked() -> None:
+    """Let the event `paraclip.regenerate`, of whatever resource, start the deployment of that name."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        deployment = client.read_deployment_by_name("regenerate/regenerate").id
+        trigger = EventTrigger(
+            expect={ASKED}, match=ResourceSpecification({}), posture=Posture.Reactive, threshold=1, within=timedelta(0)
+        )
+        action = RunDeployment(source="selected", deployment_id=deployment)
+        put_automation(Automation(name=f"paraclip: {ASKED} starts regenerate", trigger=trigger, actions=[action]))
+
+
 def put_automation(automation: Any) -> None:
     """Create an automation, or update the one of its name, which keeps its id and stays off where it was turned off."""
     try:
@@ -196,7 +212,7 @@ def deploy(prefect_file: Path) -> int:
     """Register every deployment of `prefect_file`; returns an exit code.
 
     Each gets this project's tag and, for its runs, the variables of :func:`_run_environment`. What an operator paused
-    stays paused.
+    or resumed stays so.
     """
     declared: dict[str, Any] = yaml.safe_load(prefect_file.read_text())
     with get_client(sync_client=True) as client:
@@ -220,8 +236,9 @@ def _completed(declared: Mapping[str, Any], existing: DeploymentResponse | None)
     deployment["tags"] = sorted({TAG, *declared.get("tags", ())})
     if existing is not None:
         deployment["paused"] = existing.paused
-        if existing.schedules and not any(schedule.active for schedule in existing.schedules):
-            deployment["schedules"] = [{**one, "active": False} for one in declared.get("schedules", ())]
+        if existing.schedules:
+            active = any(schedule.active for schedule in existing.schedules)
+            deployment["schedules"] = [{**one, "active": active} for one in declared.get("schedules", ())]
     return deployment
 
 
@@ -245,6 +262,7 @@ def _main(prefect_file: Path) -> int:
     create_pools()
     code = deploy(prefect_file)
     create_automations()
+    regenerate_when_asked()
     watch_unfinished()
     return code
 

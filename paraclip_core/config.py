@@ -263,6 +263,22 @@ class EvaluateOptions(Options):
         return self
 
 
+class DriftOptions(Options):
+    """How far captions may be from those of the model in use; beyond a limit a run fails before it pays."""
+
+    channel: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Channel whose model's captions are compared with. Empty: the one that `regenerate` moves; other runs compare
+    nothing."""
+    max_changed: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Share of those captions that changed or vanished, at most."""
+    max_new_words: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Share of the words that those captions never had, at most."""
+    max_length_change: Annotated[float, Field(ge=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Relative change of the mean number of words, at most; 0.5: from ten to fifteen, or to five."""
+    max_shift: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Cosine distance between the mean sentence embeddings of 256 captions of each, at most."""
+
+
 class RunOptions(Options):
     """How a run is carried out; nothing here changes a result, but for rounding where it is said."""
 
@@ -297,6 +313,8 @@ class RunOptions(Options):
     Unset: twice in a deployment, never in `paraclip run`."""
     stage_timeout: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Seconds after which a process of a stage is ended; the next try goes on from there. Unset: never."""
+    drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
+    """When new captions hold a run."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""

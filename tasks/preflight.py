@@ -24,6 +24,7 @@ from paraclip_core.lifetime import TempDir
 from storage.artifacts import Artifact
 from storage.parquet import iter_batches
 from tasks.context import Run
+from tasks.drift import check_drift
 from tasks.stage import input_path
 from tasks.stages.evaluate import benchmark_tasks
 from tasks.stages.ingest import IngestedCaptions, ingested_captions
@@ -126,7 +127,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> l
 
     Raises:
         InputError: no caption is of the training split, none of it has an image, none is of the split that is
-            evaluated, or none of the images that they name is where they should be.
+            evaluated, none of the images that they name is where they should be, or they drifted (`run.drift`).
         BenchmarkError: a benchmark cannot be measured, or has too few images.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
@@ -141,7 +142,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> l
     if settings.data.scenes is None or scenes is not None:
         _check_images(settings, scenes, census)
         benchmark_tasks(settings, scenes, census.stored)
-    return notices
+    return notices + check_drift(run)
 
 
 def _finished(run: Run, name: str) -> Artifact | None:

@@ -39,7 +39,8 @@ def declared() -> dict[str, Any]:
 
 def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
     names = [deployment["name"] for deployment in declared["deployments"]]
-    assert sorted(names) == sorted([*STAGES, *(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback"])
+    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback", "watch")
+    assert sorted(names) == sorted([*STAGES, *others])
     for deployment in declared["deployments"]:
         module, _, flow = deployment["entrypoint"].rpartition(".")
         assert getattr(importlib.import_module(module), flow).name == deployment["name"].removesuffix("-api")
@@ -51,8 +52,8 @@ def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
 def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
     demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
     for deployment in declared["deployments"]:
-        if deployment["name"] == "rollback":
-            continue  # a channel's history is all that it needs
+        if deployment["name"] in ("rollback", "watch"):
+            continue  # what a channel's file or another deployment holds is all that they need
         assert parse_settings(deployment["parameters"]["settings"]) == demo
 
 
