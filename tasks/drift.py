@@ -206,7 +206,7 @@ def _shift(encoder: Encoder, before: list[str], now: list[str]) -> float | None:
 
 
 def _encoder(run: Run) -> Encoder:
-    return SentenceEncoder(run.gates.encoder, run.gates.device)
+    return SentenceEncoder(run.paraphraser.gates.encoder, run.paraphraser.gates.device)
 
 
 def _parts(run: Run, ingest: Artifact) -> list[str]:
