@@ -1,4 +1,4 @@
-"""`paraclip serve` and `paraclip stop`: a Prefect server, two work pools, a worker each, and every deployment, here.
+"""`paraclip serve` and `paraclip stop`: a Prefect server, report pages, two pools with a worker each, deployments, here.
 
 No file says what runs: each process that `serve` starts, and each that those start, has the root in its environment.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.logs import OWN_LOGGERS
+from flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError, StageError
 from storage.locks import lock
 
@@ -35,6 +36,7 @@ __all__ = [
     "TAG",
     "Process",
     "living_api_url",
+    "pages_url",
     "processes_of",
     "serve",
     "stop",
@@ -43,7 +45,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 POOLS = ("paraclip-cpu", "paraclip-gpu")
-SERVER = "server"
+SERVER, PAGES = "server", "pages"
 TAG = "paraclip"
 """Tag of every deployment and so of its runs; automations touch no others."""
 HEARTBEAT = "30"
@@ -61,7 +63,7 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_STACK"
 """Environment variable with the root, of all that `serve` has started."""
 PROC = Path("/proc")
-PART = re.compile(r" -m prefect (?:(server) start|worker start --pool (\S+)) ")
+PART = re.compile(r" -m (?:prefect (server) start|prefect worker start --pool (\S+)|flows\.(pages)) ")
 URL = re.compile(r" PREFECT_API_URL=(\S+)/api ")
 
 
@@ -69,7 +71,7 @@ class Process(NamedTuple):
     """A living process of a local stack."""
 
     name: str
-    """`server`, the pool of a worker, or nothing for what a worker has started."""
+    """`server`, `pages`, the pool of a worker, or nothing for what a worker has started."""
     pid: int
     url: str
     """Where the stack's UI is."""
@@ -82,7 +84,7 @@ def processes_of(root: Path) -> list[Process]:
     for pid, text in _all_processes():
         if mark in text and (url := URL.search(text)):
             part = PART.search(text)
-            found.append(Process((part[1] or part[2]) if part else "", pid, url[1]))
+            found.append(Process((part[1] or part[2] or part[3]) if part else "", pid, url[1]))
     return found
 
 
@@ -107,12 +109,18 @@ def living_api_url(root: Path) -> str | None:
     return f"{servers[0].url}/api" if servers else None
 
 
+def pages_url(url: str) -> str:
+    """Where the results are, report pages among them: at the port after that of the UI's `url`."""
+    address, _, port = url.rpartition(":")
+    return f"{address}:{int(port) + 1}"
+
+
 def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> list[Process]:
     """Start what does not run and deploy everything; a server that lives keeps its port.
 
     Args:
         root: artifact root; logs and Prefect's own data go below it.
-        port: port of the server, on 127.0.0.1.
+        port: port of the server, on 127.0.0.1; the next one is that of the report pages.
         folder: working folder of the workers, which relative paths in settings start from.
         prefect_file: the deployments.
         location: what the workers open as their root, where that is not `root` itself.
@@ -130,7 +138,8 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
             log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
         _need_its_password(os.environ)
         if url is None:
-            _need_free_port(port)
+            for needed in (port, port + 1):
+                _need_free_port(needed)
         environment = _environment(root, location or str(root), url or f"http://{HOST}:{port}/api", folder)
         before = {process.pid for process in processes_of(root)}
         try:
@@ -144,7 +153,7 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
 def _start_missing(root: Path, port: int, environment: Mapping[str, str], folder: Path, prefect_file: Path) -> None:
     running = {process.name for process in processes_of(root)}
     if SERVER not in running:
-        command = ["server", "start", "--host", HOST, "--port", str(port)]
+        command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
         server = _start(root, SERVER, command, environment, folder)
         try:
             _wait_for_health(root, f"{environment['PREFECT_API_URL']}/health", server)
@@ -155,9 +164,12 @@ def _start_missing(root: Path, port: int, environment: Mapping[str, str], folder
     for pool in POOLS:
         if pool not in running:
             limit = "1" if pool.endswith("gpu") else str(CPU_RUNS)
-            command = ["worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
+            command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
             command += ["--limit", limit, "--install-policy", "never"]
             _start(root, pool, command, environment, folder).returncode = 0
+    if PAGES not in running:
+        command = ["flows.pages", str(root / "results"), HOST, environment[ADDRESS_VARIABLE].rpartition(":")[2]]
+        _start(root, PAGES, command, environment, folder).returncode = 0
 
 
 def stop(root: Path) -> list[str]:
@@ -209,6 +221,7 @@ def _environment(root: Path, location: str, api_url: str, folder: Path) -> dict[
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
+        ADDRESS_VARIABLE: pages_url(api_url.removesuffix("/api")),
         MARK: str(root),
     }
 
@@ -241,7 +254,7 @@ def _start(
     try:
         with path.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "prefect", *arguments],
+                [sys.executable, "-P", "-m", *arguments],
                 cwd=folder,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,

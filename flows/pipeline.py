@@ -12,6 +12,7 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
 from flows.children import run_child
+from flows.form import FormSettings, Overrides
 from flows.logs import let_own_logs_through
 from flows.seats import Seats
 from flows.work import (
@@ -24,7 +25,6 @@ from flows.work import (
     run_of,
     stage_task,
 )
-from paraclip_core.config import Settings
 from tasks.context import Run
 from tasks.preflight import check_before_paying
 from tasks.publish import artifact_key, publish_table
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @flow(name="pipeline", flow_run_name=run_name)
-def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> State[Any]:
+def pipeline(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> State[Any]:
     """Run every stage and return what came out; stages that do not need each other run side by side.
 
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
@@ -47,8 +47,8 @@ def pipeline(config: str = "", overrides: tuple[str, ...] = (), settings: Settin
 
     Args:
         config: YAML file in place of `settings`: a path on the worker, or a URL.
-        overrides: single options over either, `finetune.epochs=3` each.
-        settings: every option.
+        overrides: any options, put over either: `finetune.epochs=3`; `paraclip config schema` lists them.
+        settings: what is set most often.
     """
     result = run_stages(run_of(config, overrides, settings))
     return Completed(message=result.decision, data=result.as_json())

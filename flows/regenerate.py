@@ -16,6 +16,7 @@ from prefect.deployments import run_deployment
 from prefect.states import Completed
 
 from flows.alerts import emit
+from flows.form import FormSettings, Overrides
 from flows.pipeline import run_stages
 from flows.work import DEFAULTS, run_name, run_of
 from paraclip_core.config import Settings
@@ -38,8 +39,8 @@ UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 def regenerate(
     channel: str = "production",
     config: str = "",
-    overrides: tuple[str, ...] = (),
-    settings: Settings = DEFAULTS,
+    overrides: Overrides = (),
+    settings: FormSettings = DEFAULTS,
 ) -> State[dict[str, Any]]:
     """Make a challenger from the captions as they are now, and let it take over if it is good enough.
 
@@ -50,8 +51,8 @@ def regenerate(
     Args:
         channel: the channel that serves the production model; not the run's own, which follows every run.
         config: YAML file in place of `settings`: a path on the worker, or a URL.
-        overrides: single options over either, `finetune.epochs=3` each.
-        settings: every option.
+        overrides: any options, put over either: `finetune.epochs=3`; `paraclip config schema` lists them.
+        settings: what is set most often.
 
     Raises:
         ConfigError: the channel is a run's own, or the run has the name of a promoted channel.

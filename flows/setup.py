@@ -34,6 +34,7 @@ from prefect.workers.process import ProcessWorker
 from flows.environment import check_server
 from flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
 from flows.logs import OWN_LOGGERS
+from flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
@@ -57,7 +58,7 @@ PARENTS = "pipelines"
 """Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
 PARENT_RUNS = CPU_RUNS * 3 // 4
 
-PLACES = ("PARACLIP_ROOT", "PARACLIP_HOME")
+PLACES = ("PARACLIP_ROOT", "PARACLIP_HOME", ADDRESS_VARIABLE)
 """Variables of this process that every flow run gets, whatever its worker has."""
 SETTLE_SECONDS = 5.0
 """How long a server may take to act on a changed automation."""

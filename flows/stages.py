@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import Flow, flow
 
+from flows.form import FormSettings, Overrides
 from flows.work import DEFAULTS, run_name, run_of, run_stage
-from paraclip_core.config import Settings
 from tasks.registry import STAGES
 from tasks.stage import Stage
 
@@ -15,7 +15,7 @@ __all__ = ["STAGE_FLOWS"]
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
-    def run(config: str = "", overrides: tuple[str, ...] = (), settings: Settings = DEFAULTS) -> dict[str, Any]:
+    def run(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
         return run_stage(stage.name, run_of(config, overrides, settings))
 
     run.__name__ = stage.name

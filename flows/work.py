@@ -18,6 +18,7 @@ from prefect.states import Cancelled, Completed
 
 from flows.alerts import emit
 from flows.logs import let_own_logs_through, outlive_worker
+from flows.pages import ADDRESS_VARIABLE
 from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes, worth_a_retry
@@ -210,5 +211,5 @@ def publish_result(settings: Settings, result: Result) -> None:
             rows = [as_text(pair) for pair in pairs]
             publish_table(artifact_key(settings.name, "worst-pairs"), rows, "Pairs whose two rankings agree least")
     if result.report and result.summary_path:
-        note = report_note(result.report, result.summary_path)
+        note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))
         publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from paraclip_core.progress import Fact, Progress, silent
@@ -203,11 +204,19 @@ def published_samples(key: str, description: str) -> Progress:
     return progress
 
 
-def report_note(report: str, summary: str) -> str:
-    """Markdown that says where the report lies; the UI does not follow links to files."""
-    return (
-        f"The report is a page of its own. Open it in a browser:\n\n`{report}`\n\nThe same for machines: `{summary}`\n"
-    )
+def report_note(name: str, report: str, summary: str, pages: str | None = None) -> str:
+    """Markdown that leads to a run's report.
+
+    Args:
+        name: the run's.
+        report: its file; the UI does not follow links to files.
+        summary: the file for machines.
+        pages: address at which the folder of all results is served, if it is.
+    """
+    files = f"the file `{report}`, for machines `{summary}`\n"
+    if not pages:
+        return f"The report is a page of its own, to be opened in a browser: {files}"
+    return f"[The report]({pages.rstrip('/')}/{quote(name)}/report.html) · {files}"
 
 
 def _try(failure: str, tell: Callable[[], None]) -> None:

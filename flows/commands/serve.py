@@ -17,7 +17,9 @@ PREFECT_FILE = "prefect.yaml"
 
 def serve(
     root: RootOption = DEFAULT_ROOT,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65534, help="Port of the server, on 127.0.0.1; reports get the next one.")
+    ] = 4200,
     folder: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
     ] = Path(),
@@ -25,6 +27,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
+    from flows.local_stack import pages_url
     from flows.local_stack import serve as start_stack
     from storage.roots import open_store
 
@@ -33,9 +36,11 @@ def serve(
     processes = start_stack(store.root, port, folder.absolute(), prefect_file or _prefect_file(), store.location)
     url = processes[0].url
     if as_json:
-        print_json({"url": url, "processes": [{"name": process.name, "pid": process.pid} for process in processes]})
+        parts = [{"name": process.name, "pid": process.pid} for process in processes]
+        print_json({"url": url, "pages": pages_url(url), "processes": parts})
         return
     typer.echo(f"UI: {url}  (PREFECT_API_URL={url}/api)")
+    typer.echo(f"reports: {pages_url(url)}")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
 

@@ -1,0 +1,85 @@
+"""Secrets get nowhere: a run that fails and one that goes on, and then every byte that they left is looked through."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai_server import OpenAIServer, status  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.settings import parse_settings
+
+# The second is of a library of Prefect's.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")]
+
+KEY, PASSWORD = "sk-canary-3f9c2a7e51", "canary-of-a-mailbox-77"
+BUCKET = "canary-of-a-bucket-12"
+CONTROL = "run-that-is-found"
+"""What is no secret, and so must be found by the same search."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
+    with prefect_server():
+        yield
+
+
+def database() -> list[Path]:
+    """The server's database, with what is not yet in its main file."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    path = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    return sorted(path.parent.glob(f"{path.name}*"))
+
+
+def holding(text: str, places: list[Path]) -> set[str]:
+    """Names of the files with this text in them."""
+    files = [file for place in places for file in ([place] if place.is_file() else place.rglob("*"))]
+    return {file.name for file in files if file.is_file() and text.encode() in file.read_bytes()}
+
+
+def test_no_secret_is_left_anywhere(
+    tmp_path: Path,
+    openai_server: OpenAIServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from flows.alerts import pass_on
+    from flows.pipeline import pipeline
+    from flows.stages import STAGE_FLOWS
+
+    caplog.set_level(logging.DEBUG, "paraclip_core")
+    monkeypatch.setenv("CANARY_KEY", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", BUCKET)
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    pass_on(f"mailto://ops:{PASSWORD}@127.0.0.1:9?from=a@example.org&to=b@example.org")
+    paraphrase = served(openai_server.url)
+    paraphrase["openai"] |= {"api_key_env": "CANARY_KEY", "retries": 0}
+    plain = tiny_run(tmp_path / "root", paraphrase) | {"name": CONTROL}
+    settings = parse_settings(plain)
+
+    # A server that refuses the key says which.
+    openai_server.answer = lambda _: status(401, f"Incorrect API key provided: {KEY}")
+    state = pipeline(settings=settings, return_state=True)
+    assert state.is_failed() and "401" in (state.message or "") and KEY not in (state.message or "")
+    openai_server.answer = written
+    STAGE_FLOWS["paraphrase_1"](settings=settings)
+    assert openai_server.keys == {f"Bearer {KEY}"}
+
+    root = tmp_path / "root"
+    end = time.monotonic() + 60
+    # The server writes logs and events a moment later.
+    while not holding("401", database()) and time.monotonic() < end:
+        time.sleep(0.5)
+    time.sleep(3)
+    assert holding("Incorrect API key provided", [root]) and holding("Incorrect API key provided", database())
+    assert holding(CONTROL, database()) and holding("CANARY_KEY", [root])
+    for secret in (KEY, PASSWORD, BUCKET):
+        assert not holding(secret, [root, *database()])
+        assert secret not in caplog.text
