@@ -1,4 +1,4 @@
-"""`paraclip serve` and `paraclip stop`: a Prefect server, report pages, two pools with a worker each, deployments, here.
+"""`paraclip serve` and `paraclip stop`: a Prefect server, report pages, two pools with workers, deployments.
 
 No file says what runs: each process that `serve` starts, and each that those start, has the root in its environment.
 """

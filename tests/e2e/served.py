@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def paraclip(*arguments: object, code: int = 0) -> str:
-    """Run a command in an environment without Prefect's and this project's variables; gives what it said."""
+def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> str:
+    """Run a command without Prefect's and this project's variables but these; gives what it said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
+    environment |= variables or {}
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
@@ -83,15 +84,17 @@ def paraclip(*arguments: object, code: int = 0) -> str:
 
 
 @contextmanager
-def serving(root: Path, folder: Path, prefect_file: Path | None = None) -> Iterator[Api]:
+def serving(
+    root: Path, folder: Path, prefect_file: Path | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[Api]:
     """A local stack below `root`; at the end it is stopped, and nothing of it may be left."""
     port = free_port()
     deployments = () if prefect_file is None else ("--prefect-file", prefect_file)
     try:
-        paraclip("serve", "--root", root, "--port", port, "--folder", folder, *deployments)
-        yield Api(f"http://127.0.0.1:{port}")
+        paraclip("serve", "--root", root, "--port", port, "--folder", folder, *deployments, variables=variables)
+        yield Api(f"http://127.0.0.1:{port}", (variables or {}).get("PREFECT_API_AUTH_STRING", ""))
     finally:
-        paraclip("stop", "--root", root)
+        paraclip("stop", "--root", root, variables=variables)
         left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]
         assert not left, "`paraclip stop` left processes behind"
 

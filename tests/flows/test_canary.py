@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'imghdr' is d
 
 KEY, PASSWORD = "sk-canary-3f9c2a7e51", "canary-of-a-mailbox-77"
 BUCKET = "canary-of-a-bucket-12"
+REFUSED = "Incorrect API key provided"
 CONTROL = "run-that-is-found"
 """What is no secret, and so must be found by the same search."""
 
@@ -32,9 +33,11 @@ def server() -> Iterator[None]:
 
 def database() -> list[Path]:
     """The server's database, with what is not yet in its main file."""
-    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+    from prefect.settings import get_current_settings
 
-    path = Path(str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition("///")[2])
+    url = get_current_settings().server.database.connection_url
+    assert url is not None
+    path = Path(url.get_secret_value().partition("///")[2])
     return sorted(path.parent.glob(f"{path.name}*"))
 
 
@@ -65,9 +68,9 @@ def test_no_secret_is_left_anywhere(
     settings = parse_settings(plain)
 
     # A server that refuses the key says which.
-    openai_server.answer = lambda _: status(401, f"Incorrect API key provided: {KEY}")
+    openai_server.answer = lambda _: status(401, f"{REFUSED}: {KEY}")
     state = pipeline(settings=settings, return_state=True)
-    assert state.is_failed() and "401" in (state.message or "") and KEY not in (state.message or "")
+    assert state.is_failed() and REFUSED in (state.message or "") and KEY not in (state.message or "")
     openai_server.answer = written
     STAGE_FLOWS["paraphrase_1"](settings=settings)
     assert openai_server.keys == {f"Bearer {KEY}"}
@@ -75,11 +78,11 @@ def test_no_secret_is_left_anywhere(
     root = tmp_path / "root"
     end = time.monotonic() + 60
     # The server writes logs and events a moment later.
-    while not holding("401", database()) and time.monotonic() < end:
+    while not holding(REFUSED, database()) and time.monotonic() < end:
         time.sleep(0.5)
     time.sleep(3)
-    assert holding("Incorrect API key provided", [root]) and holding("Incorrect API key provided", database())
-    assert holding(CONTROL, database()) and holding("CANARY_KEY", [root])
+    assert holding(REFUSED, [root]) and holding(CONTROL, database()) and holding("CANARY_KEY", [root])
+    assert holding(REFUSED, database())
     for secret in (KEY, PASSWORD, BUCKET):
         assert not holding(secret, [root, *database()])
         assert secret not in caplog.text

@@ -22,7 +22,7 @@ Fault = Callable[["Handler"], None]
 class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
     """Counts what it is asked and answers `well TEXT SEED`, unless the next of `faults` is in its place."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.faults: list[Fault] = []
         self.answer: Callable[[dict[str, Any]], Any] = well
         """Request body → what is sent; a Fault where it returns one."""
@@ -40,7 +40,7 @@ class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
         self.times: list[float] = []
         self.lock = threading.Lock()
         self.stopping = threading.Event()
-        self._http = ThreadingHTTPServer((host, 0), Handler)
+        self._http = ThreadingHTTPServer((host, port), Handler)
         self._http.daemon_threads = True
         self._http.owner = self  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)

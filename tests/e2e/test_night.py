@@ -1,0 +1,288 @@
+"""A night that nobody watches: it fails, is retried, holds, tells, is followed by a better one, and is rolled back.
+
+A real server with a password, a worker, a browser and a receiver of alerts; at the end every byte is searched for what
+must not be there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from served import Api, free_port, paraclip, serving
+from test_cron import COLOURS, THINGS, every_minute, make_data, write_lines
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.nightly,
+    pytest.mark.timeout(2100),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+KEY, PASSWORD = "sk-canary-0b7d3a915c", "canary-of-the-server-41"
+LOGIN = f"admin:{PASSWORD}"
+
+
+def reworded(asked: dict[str, Any]) -> dict[str, Any]:
+    """Step 1 says `one red ball outside` of `a red ball`, and step 2 `the sphere is red` of that."""
+    words = re.findall(r"\w+", words_of(asked))
+    colour = next(word for word in reversed(words) if word in COLOURS)
+    thing = next(word for word in reversed(words) if word in THINGS)
+    text = f"the {THINGS[thing]} is {colour}" if "outside" in words else f"one {colour} {thing} outside"
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+
+
+def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
+    """Deployments of a tiny nightly run that asks the server at `url`, and nothing on a clock."""
+    path = every_minute(tmp_path / "prefect.yaml", root, data)
+    declared = yaml.safe_load(path.read_text())
+    (nightly,) = declared["deployments"]
+    nightly["schedules"] = []
+    settings = nightly["parameters"]["settings"]
+    settings["paraphrase"] = {
+        "engine": "openai",
+        "model": "smol",
+        "prompts": "paper",
+        "gates": {"preset": "off"},
+        "chunk": 8,
+        "sampling": {"n": 1, "max_tokens": 24},
+        "openai": {"base_url": url, "api_key_env": "CANARY_KEY", "concurrency": 2, "retries": 0, "max_failures": 1},
+    }
+    # Five tokens an answer, 86 answers: 0.43 in all.
+    prices = {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}
+    settings["paraphrase"]["openai"] |= prices
+    settings["run"] |= {"retries": 1, "drift": {"max_changed": 0.5}}
+    settings["finetune"]["epochs"] = 30
+    others = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    declared["deployments"] += [one for one in others if one["name"] in ("rollback", "watch")]
+    path.write_text(yaml.safe_dump(declared))
+    return path
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address that takes alerts, and what came."""
+    posted: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/hook", posted
+        http.shutdown()
+
+
+class Night:
+    """What an operator does and sees."""
+
+    def __init__(self, api: Api, root: Path, posted: list[dict[str, Any]]) -> None:
+        self.api, self.root, self.posted = api, root, posted
+        self.variables = {"PREFECT_API_URL": f"{api.url}/api", "PREFECT_API_AUTH_STRING": LOGIN}
+
+    def command(self, *arguments: str) -> str:
+        environment = {**os.environ, **self.variables, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-W", "ignore", "-m", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Start a run as the docs say; gives its id."""
+        before = {run["id"] for run in self.api.call("flow_runs/filter", {})}
+        given = [part for name, value in parameters.items() for part in ("--param", f"{name}={json.dumps(value)}")]
+        self.command("prefect", "deployment", "run", f"{deployment}/{deployment}", *given)
+        (run,) = {run["id"] for run in self.api.call("flow_runs/filter", {})} - before
+        return run
+
+    def nightly_runs(self) -> set[str]:
+        return {run["id"] for run in self.api.runs() if run["flow"] == "regenerate"}
+
+    def ended(self, run: str, wanted: str) -> str:
+        """The message of a run once it has ended, which must be as it should."""
+        final = ("Completed", "Failed", "Crashed", "Cancelled")
+        state = eventually(
+            lambda: self.api.state(run) in final and self.api.call(f"flow_runs/{run}")["state"], run, 600
+        )
+        assert state["name"] == wanted, state["message"]
+        return state["message"] or ""
+
+    def told(self, event: str) -> dict[str, Any]:
+        """The alert of this event, which is then forgotten."""
+
+        def came() -> dict[str, Any] | None:
+            return next((alert for alert in self.posted if alert["event"] == f"paraclip.{event}"), None)
+
+        alert = eventually(came, f"no alert of {event}, but {[one['event'] for one in self.posted]}", 60)
+        assert alert is not None
+        self.posted.remove(alert)
+        return alert
+
+
+@contextmanager
+def browser(night: Night) -> Iterator[Any]:
+    """A page of a browser that has logged in."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        context = chromium.new_context(http_credentials={"username": "admin", "password": PASSWORD})
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(f"{night.api.url}/v2/dashboard")
+        page.locator("input[type=password]").fill(LOGIN)
+        page.keyboard.press("Enter")
+        page.locator("input[type=password]").wait_for(state="detached")
+        yield page
+        chromium.close()
+
+
+def retry(night: Night, run: str) -> None:
+    with browser(night) as page:
+        page.goto(f"{night.api.url}/v2/runs/flow-run/{run}")
+        page.get_by_role("button", name="Open menu").click()
+        page.get_by_role("menuitem", name="Retry").click()
+        page.get_by_role("alertdialog").get_by_role("button", name="Retry").click()
+        page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
+
+
+def look(night: Night, run: str) -> None:
+    """Follow the link from the run's page to its report, and see that the form is short."""
+    with browser(night) as page:
+        page.goto(f"{night.api.url}/v2/runs/flow-run/{run}")
+        page.get_by_role("tab", name="Artifacts").click()
+        page.get_by_text("nightly-report").first.click()
+        page.get_by_role("link", name="The report").first.click()
+        eventually(lambda: any("/nightly/report.html" in tab.url for tab in page.context.pages), "no report", 60)
+        (report,) = [tab for tab in page.context.pages if "/nightly/report.html" in tab.url]
+        report.get_by_text("rewordings").first.wait_for()
+        deployment = night.api.call("deployments/name/regenerate/regenerate")["id"]
+        page = page.context.new_page()
+        page.goto(f"{night.api.url}/v2/deployments/deployment/{deployment}/run")
+        page.get_by_text("Distil").first.wait_for(timeout=120_000)
+        assert page.locator("form input:visible, form textarea:visible, form [role=combobox]:visible").count() < 45
+
+
+def holding(text: str, folder: Path) -> set[str]:
+    return {str(file) for file in folder.rglob("*") if file.is_file() and text.encode() in file.read_bytes()}
+
+
+def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
+    root, data, port = tmp_path / "root", tmp_path / "data", free_port()
+    captions = make_data(data)
+    file = nightly_file(tmp_path, root, data, f"http://127.0.0.1:{port}/v1")
+    variables = {
+        "PREFECT_SERVER_API_AUTH_STRING": LOGIN, "PREFECT_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY
+    }  # fmt: skip
+    with receiver() as (hook, posted), serving(root, tmp_path, file, variables) as api:
+        night = Night(api, root, posted)
+        night.command("flows.alerts", hook)
+        run = _fails(night)
+        with OpenAIServer(port=port) as engine:
+            engine.answer = reworded
+            first = _is_retried(night, run)
+            _holds(night, first)
+            second = _is_followed(night, data, captions, first)
+            _is_rolled_back(night, first, second)
+            _drifts(night, data, engine)
+            assert engine.keys == {f"Bearer {KEY}"}
+        # While all of it is still there.
+        assert holding("CANARY_KEY", root) and not holding(KEY, root) and not holding(PASSWORD, root)
+
+
+def served_model(night: Night) -> str:
+    return json.loads((night.root / "channels" / "production.json").read_text())["fingerprint"]
+
+
+def _fails(night: Night) -> str:
+    """The engine is away: tried twice, and told."""
+    run = night.start("regenerate")
+    message = night.ended(run, "Failed")
+    alert = night.told("stage.failed")
+    assert alert["run"] == "nightly" and alert["facts"]["stage"] == "paraphrase_1" and "127.0.0.1" in message
+    tasks = night.api.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert max(task["run_count"] for task in tasks if task["name"].startswith("paraphrase_1")) == 2
+    assert not (night.root / "channels" / "production.json").exists()
+    return run
+
+
+def _is_retried(night: Night, run: str) -> str:
+    """The engine is back, and somebody presses Retry: the first model serves."""
+    retry(night, run)
+    eventually(lambda: night.api.state(run) not in ("Failed", "AwaitingRetry"), "the retry did not begin", 120)
+    message = night.ended(run, "Completed")
+    assert "production: moved" in message and "its first model" in message
+    assert "moved" in night.api.call(f"flow_runs/{run}")["tags"]
+    near = night.told("cap.near")
+    assert 0.4 <= near["facts"]["spend"] < near["facts"]["cap"] == 0.5
+    assert night.told("run.promote") and night.told("channel.moved")["text"] == message
+    look(night, run)
+    return served_model(night)
+
+
+def _holds(night: Night, first: str) -> None:
+    """A challenger that learned nothing takes nobody's place."""
+    run = night.start("regenerate", overrides=["finetune.epochs=1", "finetune.learning_rate=1e-7"])
+    assert "is held" in night.ended(run, "Completed") and served_model(night) == first
+    assert "held" in night.api.call(f"flow_runs/{run}")["tags"]
+    assert night.told("run.hold") and night.told("channel.held")["facts"]["before"] == first
+
+
+def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first: str) -> str:
+    """New captions and longer training: another night's model takes over."""
+    trained = [row for row in captions if row["split"] == "train"]
+    write_lines(
+        data / "captions.jsonl", captions + [row | {"caption": f"{row['caption']} again"} for row in trained[:4]]
+    )
+    run = night.start("regenerate", overrides=["finetune.epochs=90", "paraphrase.openai.max_spend=5"])
+    assert f"moved from {first}" in night.ended(run, "Completed")
+    assert night.told("run.promote") and night.told("channel.moved")["facts"]["before"] == first
+    shown = json.loads((night.root / "results" / "nightly" / "drift.json").read_text())
+    assert (shown["new"], shown["vanished"], shown["held"]) == (4, 0, [])
+    return served_model(night)
+
+
+def _is_rolled_back(night: Night, first: str, second: str) -> None:
+    """The way back, told as well."""
+    run = night.start("rollback")
+    night.ended(run, "Completed")
+    alert = night.told("channel.rolled_back")
+    assert (alert["facts"]["before"], alert["facts"]["after"]) == (second, first) and served_model(night) == first
+    moves = json.loads(paraclip("channel", "history", "production", "--root", night.root, "--json"))["moves"]
+    assert [move["by"] for move in moves] == ["rollback", "promotion", "promotion"]
+
+
+def _drifts(night: Night, data: Path, engine: OpenAIServer) -> None:
+    """Most captions are others: `watch` starts the run, and it is held before anything is asked."""
+    rows = [json.loads(line) for line in (data / "captions.jsonl").read_text().splitlines()]
+    write_lines(data / "captions.jsonl", [row | {"caption": f"{row['caption']} seen from far away"} for row in rows])
+    asked = len(engine.asked)
+    before = night.nightly_runs()
+    watch = night.start("watch", settle_seconds=0.5)
+    assert "new captions: started" in night.ended(watch, "Completed")
+    (run,) = eventually(lambda: night.nightly_runs() - before, "watch started nothing", 120)
+    message = night.ended(run, "Failed")
+    assert "captions drifted from those of production's model" in message and len(engine.asked) == asked
+    assert night.told("drift")["facts"]["max_changed"] > 0.5
