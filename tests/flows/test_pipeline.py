@@ -176,8 +176,8 @@ def test_a_finished_stage_is_found_on_a_read_only_disk(
 def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:
     from flows.pipeline import pipeline
 
-    schema = pipeline.parameters.model_dump()
-    epochs = schema["definitions"]["FinetuneOptions"]["properties"]["epochs"]
+    groups = pipeline.parameters.model_dump()["properties"]["settings"]["properties"]
+    epochs = groups["finetune"]["properties"]["epochs"]
     assert epochs["maximum"] == 1000 and epochs["description"]
-    engine = schema["definitions"]["ParaphraseOptions"]["properties"]["engine"]
+    engine = groups["paraphrase"]["properties"]["engine"]
     assert "openai" in engine["anyOf"][0]["enum"] and engine["anyOf"][1]["pattern"] == ":"
