@@ -122,6 +122,7 @@ def assert_command(words: list[str], line: str) -> None:
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
 
 
+@pytest.mark.nightly
 @by_name
 def test_lines_fit_a_screen(page: Path) -> None:
     if page.name == "CHANGELOG.md":
