@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from prefect import get_client
@@ -166,7 +166,7 @@ def regenerate_when_asked() -> None:
         trigger = EventTrigger(
             expect={ASKED}, match=ResourceSpecification({}), posture=Posture.Reactive, threshold=1, within=timedelta(0)
         )
-        action = RunDeployment(source="selected", deployment_id=deployment)
+        action = cast(Any, RunDeployment)(source="selected", deployment_id=deployment)
         put_automation(Automation(name=f"paraclip: {ASKED} starts regenerate", trigger=trigger, actions=[action]))
 
 
