@@ -162,6 +162,10 @@ def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytes
     )
     assert {module.partition(".")[0] for module in modules} == {"prefect_redis"}
     assert server.docket.url.startswith("redis://")
+    # Of prefect-redis, which tests do not install; each has a default on this machine.
+    assert {"PREFECT_REDIS_MESSAGING_HOST", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"} <= pair["server"][
+        "environment"
+    ].keys()
 
 
 POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in local_stack.POOLS]
