@@ -109,9 +109,10 @@ class Marked:
         self.environment = {**os.environ, MARK: str(root), "PREFECT_API_URL": "http://127.0.0.1:1/api"}
         self.started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str, deaf: bool = False, **changes: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, deaf: bool = False, mark: str = "") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", DEAF if deaf else SLEEP, *arguments]
-        process = subprocess.Popen(command, env={**self.environment, **changes}, stdout=subprocess.PIPE)
+        environment = {**self.environment, MARK: mark or self.environment[MARK]}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         self.started.append(process)
         assert process.stdout is not None and process.stdout.readline(), "it does not start"
         return process
@@ -142,7 +143,7 @@ def test_what_serve_started_is_ended_and_nothing_else(
     server = marked.start("-m", "prefect", "server", "start", "--port", "1")
     worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", deaf=True)
     run = marked.start()
-    other = marked.start(**{MARK: f"{tmp_path}-other"})
+    other = marked.start(mark=f"{tmp_path}-other")
     eventually(lambda: len(processes_of(tmp_path)) == 3)
     assert {(process.name, process.pid) for process in processes_of(tmp_path)} == {
         ("server", server.pid),
