@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
-from PIL import Image
+from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.clip.encode import encode_images, encode_texts
-from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import build_model, load_clip
-from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.load import load_clip
 from paraclip_core.errors import InputError, ModelError
 from storage.artifacts import ArtifactStore
 from tasks.image_index import search_target
@@ -26,42 +23,12 @@ from tasks.search_page.catalogue import Catalogue
 from tasks.search_page.engine import SearchEngine
 from tasks.search_page.marks import Marks
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-COUNT = 40
-
-
-def release(folder: Path, shift: float) -> str:
-    model: Any = build_model(CONFIG, {}, "test")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-        model.text_projection.add_(shift * torch.randn_like(model.text_projection))
-    clip = ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
-    save_release(clip, folder, "")
-    return str(folder)
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two releases of one image tower, pictures, and their features."""
-    torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("page")
-    base = load_clip(release(home / "base", 0.0))
-    release(home / "tuned", 0.3)
-    (home / "pictures").mkdir()
-    rng, pictures = np.random.default_rng(0), []
-    for number in range(COUNT):
-        picture = Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8))
-        picture.save(home / "pictures" / f"{number:02d} <b>.png")
-        pictures.append(picture)
-    np.save(home / "index.npy", encode_images(base, pictures))
-    (home / "ids.txt").write_text("\n".join(f"{number:02d} <b>.png" for number in range(COUNT)))
+    make_home(home)
     return home
 
 

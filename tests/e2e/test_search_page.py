@@ -1,0 +1,136 @@
+"""`paraclip ui` in headless Chromium: two wordings, α, marks, keyboard, narrow screens, accessibility."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from search_home import make_home  # pyright: ignore[reportMissingImports]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Where the page is served, and the root that keeps marks."""
+    home = tmp_path_factory.mktemp("ui")
+    make_home(home)
+    command = f"""ui --model {home}/tuned --base {home}/base --features {home}/index.npy --ids {home}/ids.txt
+        --images {home}/pictures --root {home}/root --port 0""".split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if match := re.search(r"search page: (\S+)", line):
+                yield match[1], home / "root"
+                break
+        else:
+            pytest.fail("the page was not served")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def opened(browser: Any, url: str, errors: list[str], **view: Any) -> Any:
+    page = browser.new_page(**view)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    return page
+
+
+def says(page: Any, text: str | re.Pattern[str]) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator("#message")).to_have_text(text)
+
+
+def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], browser: Any) -> None:
+    from playwright.sync_api import expect
+
+    (url, root), errors = address, []
+    page = opened(browser, url, errors, viewport={"width": 1280, "height": 900})
+    says(page, re.compile("^Type what"))
+    page.keyboard.type("a dog")
+    page.wait_for_selector("section[aria-label=tuned] li img")
+    page.fill("#rewording", "rain on the roof")
+    page.wait_for_selector("section[aria-label=tuned] h2 b")
+    figures = page.inner_text("section[aria-label=tuned] h2")
+    assert re.search(r"AO@10 \d+ JS@10 \d+", figures)
+    page.focus("#alpha")
+    page.keyboard.press("Home")
+    grids = [page.locator(f"section[aria-label={name}] .grid").first for name in ("base", "tuned")]
+    expect(grids[1]).to_have_text(grids[0].text_content(), use_inner_text=False)
+    second = page.locator("section[aria-label=base] .grid").first.locator("li").nth(1)
+    image = second.locator("p").inner_text()
+    assert "<b>" in image, "ids are text, not HTML"
+    second.locator(".open").focus()
+    page.keyboard.press("+")
+    says(page, "Ranked anew by 1 mark.")
+    marks = root / "feedback" / "captions.jsonl"
+    page.wait_for_selector("[aria-pressed=true]")
+    page.wait_for_timeout(300)
+    assert [json.loads(line)["image_id"] for line in marks.read_text().splitlines()] == [image]
+    page.locator(f"[aria-label='images like {image}']").first.click()
+    page.wait_for_selector("#like b")
+    assert page.inner_text("section[aria-label=base] li:first-child p") == image
+    page.fill("#contains", "nowhere")
+    says(page, "No image fits the filter.")
+    assert not errors
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_nothing_overflows_and_axe_has_no_serious_finding(
+    address: tuple[str, Path], browser: Any, width: int, scheme: Any
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    errors: list[str] = []
+    page = opened(browser, address[0], errors, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.fill("#query", "a dog")
+    page.fill("#rewording", "the hound")
+    page.wait_for_selector("section[aria-label=tuned] h2 b")
+    page.wait_for_selector("#sides:not(.waiting)")
+    assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    violations = Axe().run(page).response["violations"]
+    assert not [one["id"] for one in violations if one["impact"] in ("serious", "critical")]
+    assert not errors
+    page.close()
+
+
+def test_a_server_that_is_gone_is_said(address: tuple[str, Path], browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(address[0])
+    says(page, re.compile("^Type what"))
+    page.route("**/search", lambda route: route.abort())
+    page.fill("#query", "a dog")
+    says(page, re.compile("does not answer"))
+    page.close()

@@ -1,0 +1,53 @@
+"""What the search page needs, in small: two models of one image tower, pictures, and an index of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.model import ClipModel
+
+__all__ = ["COUNT", "make_home"]
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+COUNT = 40
+
+
+def make_home(home: Path) -> None:
+    """Write ``base``, ``tuned``, ``pictures``, ``index.npy`` and ``ids.txt`` into a folder."""
+    torch.set_num_threads(1)
+    base = load_clip(_release(home / "base", 0.0))
+    _release(home / "tuned", 0.3)
+    (home / "pictures").mkdir()
+    rng, pictures = np.random.default_rng(0), []
+    for number in range(COUNT):
+        picture = Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8))
+        picture.save(home / "pictures" / f"{number:02d} <b>.png")
+        pictures.append(picture)
+    np.save(home / "index.npy", encode_images(base, pictures))
+    (home / "ids.txt").write_text("\n".join(f"{number:02d} <b>.png" for number in range(COUNT)))
+
+
+def _release(folder: Path, shift: float) -> str:
+    model: Any = build_model(CONFIG, {}, "test")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        model.text_projection.add_(shift * torch.randn_like(model.text_projection))
+    clip = ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
+    save_release(clip, folder, "")
+    return str(folder)
