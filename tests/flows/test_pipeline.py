@@ -47,7 +47,7 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     from flows.pipeline import pipeline
 
     run = finished_run("name=shown")
-    outcome = pipeline(settings=run.settings)
+    outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     assert [row["stage"] for row in shown("shown-stages")] == [row["stage"] for row in outcome["stages"]]
     assert shown("shown-comparison")[0]["delta"] == 2.5
@@ -134,7 +134,8 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
     # Where nothing is left to train, nothing is missing.
     run = finished_run("name=tracked", "run.trackers=[wandb, file]")
-    assert {row["state"] for row in pipeline(settings=run.settings)["stages"]} == {"cached"}
+    outcome: Any = pipeline(settings=run.settings)
+    assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
     monkeypatch.setattr("flows.work.run_node", None)
     with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
@@ -154,7 +155,7 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
         captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')
 
     monkeypatch.setattr(work, "let_own_logs_through", feed)
-    outcome = pipeline.pipeline(settings=run.settings)
+    outcome: Any = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
 

@@ -101,7 +101,8 @@ def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teach
     anchor = Anchor(clip, 0.0, 0.0, RankOptions(weight=2, temperature=20, teacher=teacher))  # type: ignore[arg-type]
     taught = KINDS if teacher == "wordings" else KINDS[:1]
     with torch.no_grad():
-        base = functional.normalize(sum(encode_ragged(clip, prepared.batch.texts[kind]) for kind in taught), dim=-1)
+        embedded = torch.stack([encode_ragged(clip, prepared.batch.texts[kind]) for kind in taught])
+        base = functional.normalize(embedded.sum(0), dim=-1)
         clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
     targets = torch.softmax(20 * base @ prepared.gallery(clip.device).T, 1)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
