@@ -15,8 +15,10 @@ import statistics
 import tempfile
 import time
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from record import record
@@ -49,8 +51,15 @@ def finish(root: Path) -> dict[str, Any]:
 def call(url: str, body: object = None) -> Any:
     """Ask Prefect's API."""
     data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
-        return json.load(answer)
+    while True:
+        try:
+            with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
+                return json.load(answer)
+        except HTTPError as error:
+            # SQLite was locked; Prefect's own clients ask again, too.
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+        time.sleep(0.2)
 
 
 def seconds(api: str, settings: dict[str, Any]) -> float:
