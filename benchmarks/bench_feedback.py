@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--model", default="flickr8k")
     parser.add_argument("--queries", type=int, default=150)
+    parser.add_argument("--skip", type=int, default=80, help="queries that the constants were chosen on")
     parser.add_argument("--marks", type=int, nargs="*", default=[1, 3, 10])
     given = parser.parse_args()
     target = search_target(given.model, open_store(given.root))
@@ -68,7 +69,7 @@ def main() -> None:
     captions = [(row["image_id"], row["caption"]) for batch in batches for row in batch.to_pylist()]
     meant = concepts(captions, 60, 1200)
     rng = np.random.default_rng(0)
-    queries = rng.permutation(sorted(meant))[: given.queries].tolist()
+    queries = rng.permutation(sorted(meant))[given.skip : given.skip + given.queries].tolist()
     vectors = encode_texts(load_clip(target.tuned), queries)
     places = {name: row for row, name in enumerate(searcher.ids)}
     unmarked = features[np.linspace(0, len(features) - 1, 512).astype(int)]

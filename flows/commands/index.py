@@ -149,8 +149,8 @@ def audit(
     from tasks import audit as audits
     from tasks.image_index import search_target
 
-    texts, pairs = read_queries(queries)
     target = search_target(model, open_store(root), base, features, ids, images)
+    texts, pairs = read_queries(queries)
     settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
     result = audits.audit(target, pairs or audits.reword(settings, texts, say), device)
     names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}

@@ -21,7 +21,7 @@ def run_benchmark(tmp_path: Path) -> Callable[..., list[Any]]:
 
     def run(script: str, *arguments: str) -> list[Any]:
         command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
-        apart = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        apart = {"TMPDIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
         done = subprocess.run(command, env=os.environ | apart, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) if line.startswith('{"') else line for line in done.stdout.splitlines()]

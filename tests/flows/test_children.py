@@ -264,5 +264,5 @@ def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(children, "run_deployment", with_a_new_option)
     settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
-    with pytest.raises(StageError, match=r"refuses the settings.*'novel' was unexpected.*paraclip serve"):
+    with pytest.raises(StageError, match=r"refuses the settings.*'novel' does not match.*paraclip serve"):
         children.run_child(Run(settings, ArtifactStore(tmp_path)).nodes["scenes"], Run(settings))

@@ -19,7 +19,6 @@ from storage.artifacts import ArtifactStore, Draft
 from storage.cache_tools import cache_stats
 from storage.generations import GenerationStore
 from tasks.image_index import Hit
-from tasks.models import FoundModel
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
@@ -119,7 +118,7 @@ def test_search_shows_hostile_captions_and_ids_safely(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hits = [Hit(rank, text, 0.5, text) for rank, text in enumerate(TEXTS, 1)]
-    monkeypatch.setattr("tasks.models.find_model", lambda *_: FoundModel)
+    monkeypatch.setattr("tasks.image_index.search_target", lambda *_: None)
     monkeypatch.setattr("tasks.image_index.search", lambda *_: {"base": hits, "tuned": hits})
     for more in ([], ["--json"]):
         assert run_cli(["search", TEXTS[0], "--model", "made", "--root", str(tmp_path), *more]) == 0

@@ -68,7 +68,8 @@ def test_new_captions_start_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     # A file that grows is left alone until it is still.
     def grow(_: float) -> None:
-        captions.write_text("image,caption\na.png,a red ball\nb.png,a blue")
+        with captions.open("a") as file:
+            file.write("b.png,a blue car\n")
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", grow)
