@@ -83,6 +83,44 @@ def make_app(
         token: asked of every request, by `?token=` once or `Authorization: Bearer`; None asks for nothing.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
+    _guard(app, token)
+    for path, (name, kind) in FILES.items():
+        app.get(path, include_in_schema=False)(_file(HERE / name, kind))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/facts")
+    def describe() -> dict[str, Any]:
+        """The models, the index, and what can be shown."""
+        shown = {"pictures": catalogue.has_pictures, "captions": catalogue.captions is not None}
+        return {**facts, "images": len(catalogue.ids), "repaired": engine.repaired, **shown}
+
+    @app.post("/search")
+    def search(asked: SearchRequest) -> dict[str, Any]:
+        """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
+        if not asked.query.strip() and asked.like is None:
+            raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
+        return _Search(engine, catalogue, asked).answer()
+
+    @app.post("/feedback")
+    def feedback(given: Feedback) -> dict[str, Any]:
+        """Keep a mark."""
+        _row(catalogue, given.image_id)
+        marks.mark(given.query, given.image_id, given.mark)
+        return {"kept": True}
+
+    @app.get("/images/{row}", response_class=Response)
+    def image(row: int) -> Response:
+        """A small JPEG of the image in this row of the index."""
+        return _picture(catalogue, row)
+
+    return app
+
+
+def _guard(app: FastAPI, token: str | None) -> None:
+    """Ask for the token, refuse large requests, and say in one line what is wrong with a request."""
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -106,50 +144,15 @@ def make_app(
         first = error.errors()[0]
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
 
-    for path, (name, kind) in FILES.items():
-        app.get(path, include_in_schema=False)(_file(HERE / name, kind))
 
-    @app.get("/favicon.ico", include_in_schema=False)
-    def icon() -> Response:
-        return Response(status_code=204)
-
-    @app.get("/facts")
-    def describe() -> dict[str, Any]:
-        """The models, the index, and what can be shown."""
-        return {
-            **facts,
-            "images": len(catalogue.ids),
-            "repaired": engine.repaired,
-            "pictures": catalogue.has_pictures,
-            "captions": catalogue.captions is not None,
-        }
-
-    @app.post("/search")
-    def search(asked: SearchRequest) -> dict[str, Any]:
-        """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
-        if not asked.query.strip() and asked.like is None:
-            raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
-        return _Search(engine, catalogue, asked).answer()
-
-    @app.post("/feedback")
-    def feedback(given: Feedback) -> dict[str, Any]:
-        """Keep a mark."""
-        _row(catalogue, given.image_id)
-        marks.mark(given.query, given.image_id, given.mark)
-        return {"kept": True}
-
-    @app.get("/images/{row}", response_class=Response)
-    def image(row: int) -> Response:
-        """A small JPEG of the image in this row of the index."""
-        if not 0 <= row < len(catalogue.ids):
-            raise HTTPException(404, f"the index has no row {row}")
-        try:
-            picture = catalogue.picture(row)
-        except ParaclipError as error:
-            raise HTTPException(404, str(error)) from error
-        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
-
-    return app
+def _picture(catalogue: Catalogue, row: int) -> Response:
+    if not 0 <= row < len(catalogue.ids):
+        raise HTTPException(404, f"the index has no row {row}")
+    try:
+        picture = catalogue.picture(row)
+    except ParaclipError as error:
+        raise HTTPException(404, str(error)) from error
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 class _Search:

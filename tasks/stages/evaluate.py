@@ -379,7 +379,7 @@ def _read(path: Path) -> Measured | None:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     inputs=_inputs,
     options=_options,
     body=_body,
