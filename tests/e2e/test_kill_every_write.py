@@ -41,7 +41,7 @@ def test_the_next_try_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert all(calls >= 25 for calls in figures["calls"].values())
 
 
-@pytest.mark.parametrize("fault", ["error", "full"])
+@pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.nightly), "full"])
 def test_a_disk_that_fails_is_told_and_costs_no_byte(tmp_path: Path, fault: str) -> None:
     stages = "ingest,paraphrase_1,former_cache,finetune"
     # A call that fails may be one that the stage can do without, so several are met.
