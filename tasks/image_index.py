@@ -13,6 +13,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import pick_device
+from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.errors import ConfigError, InputError
@@ -97,9 +98,9 @@ def search(target: SearchTarget, query: str, count: int, device: str = "cpu") ->
         InputError: the image features are not finite.
         ArtifactError: the image features are damaged.
     """
-    index = target.index
+    searcher = Searcher(target.index.features, target.index.ids)
     nearest = {
-        name: nearest_images(load_clip(reference, pick_device(device)), index.features, index.ids, query, count)
+        name: nearest_images(load_clip(reference, pick_device(device)), searcher, query, count)
         for name, reference in (("base", target.base), ("tuned", target.tuned))
     }
     captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})

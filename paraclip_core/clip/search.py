@@ -125,15 +125,12 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :k], columns[:, :k]
 
 
-def search(
-    clip: ClipModel, gallery: Gallery, image_ids: Sequence[str], query: str, k: int = 10
-) -> list[tuple[str, float]]:
+def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list[tuple[str, float]]:
     """The `k` images nearest to a text.
 
     Args:
         clip: the model; base and tuned ones share the features, for their image tower is the same.
-        gallery: the images' features.
-        image_ids: n ids, one for each row.
+        searcher: the images.
         query: the text.
         k: how many images, at most n.
 
@@ -144,8 +141,7 @@ def search(
         ModelError: the features have another dimension than the model.
         InputError: an image's features are not finite.
     """
-    searcher = Searcher(gallery, image_ids)
     searcher.check(clip)
     rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
     nearest: list[int] = rows[0].tolist()
-    return [(image_ids[row], float(score)) for row, score in zip(nearest, scores[0], strict=True)]
+    return [(searcher.ids[row], float(score)) for row, score in zip(nearest, scores[0], strict=True)]

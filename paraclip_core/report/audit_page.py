@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
 from paraclip_core.evaluation.audit import Audit, Figure
-from paraclip_core.report.page import difference, figure, style_rules
+from paraclip_core.report.page import difference, figure, page_environment, style_rules
 
 __all__ = ["render_audit"]
 
@@ -31,14 +29,8 @@ def render_audit(
     Returns:
         The page, to be written as UTF-8.
     """
-    environment = Environment(
-        loader=PackageLoader("paraclip_core.report", "."),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=figure, difference=difference, interval=_interval)
+    environment = page_environment()
+    environment.filters["interval"] = _interval
     first = next(iter(audit.figures.values()))
     shown = {image for pair in audit.pairs[:WORST] for lists in pair.nearest.values() for ids in lists for image in ids}
     classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}

@@ -19,7 +19,7 @@ from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot
 
-__all__ = ["difference", "figure", "render_report", "style_rules", "thumbnail"]
+__all__ = ["difference", "figure", "page_environment", "render_report", "style_rules", "thumbnail"]
 
 SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""
@@ -50,6 +50,19 @@ class ListOfImages:
     """Image id, CSS class, whether the model's other list has it too, whether it is the right one."""
 
 
+def page_environment() -> Environment:
+    """Templates of this folder: every text is escaped, and a name that is not there is an error."""
+    environment = Environment(
+        loader=PackageLoader("paraclip_core.report", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=figure, difference=difference)
+    return environment
+
+
 def render_report(data: ReportData) -> str:
     """Fill the template.
 
@@ -58,14 +71,8 @@ def render_report(data: ReportData) -> str:
     Returns:
         The page, to be written as UTF-8.
     """
-    environment = Environment(
-        loader=PackageLoader("paraclip_core.report", "."),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(figure=figure, difference=difference, share=_share, size=_size, compact=_compact)
+    environment = page_environment()
+    environment.filters.update(share=_share, size=_size, compact=_compact)
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
         data=data,
