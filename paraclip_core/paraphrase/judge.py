@@ -292,7 +292,9 @@ class JudgePool:
         """`processes` judge at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
         self._spec, self._scratch = spec, scratch
         self._processes = processes or os.cpu_count() or 1
-        self._pool: ProcessPoolExecutor | None = None
+        self._pools: deque[ProcessPoolExecutor] = deque()
+        """One for each process, in turn: of several processes in one pool, a killed one can make the others, and this
+        one, wait for ever (bpo-94777 and gh-109047), as when it is killed while another one is being started."""
         self._own: BlockJudge | None = None
         self._synonyms = ""
         """File with the table of synonyms."""
@@ -315,7 +317,7 @@ class JudgePool:
             StageError: a judging process died, or has other code than this one.
             EngineError: the sentence encoder cannot be loaded.
         """
-        if self._pool is None and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
+        if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
             judge = self._judge_here()
             yield from ((block, judge(block)) for block in blocks)
             return
@@ -339,24 +341,28 @@ class JudgePool:
 
     def close(self) -> None:
         """End the processes; what they are judging is given up."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        while self._pools:
+            self._pools.pop().shutdown()
 
     def _judge_here(self) -> BlockJudge:
         self._own = self._own or BlockJudge(self._spec)
         return self._own
 
     def _submit(self, block: pa.RecordBatch) -> None:
-        if self._pool is None:
+        if not self._pools:
             # Not forked: threads of torch and Arrow do not survive that.
             context = multiprocessing.get_context("spawn")
             arguments = os.getpid(), self._spec, self._spec.digest
-            self._pool = ProcessPoolExecutor(self._processes, context, _start_worker, arguments)
+            self._pools.extend(
+                ProcessPoolExecutor(1, context, _start_worker, arguments) for _ in range(self._processes)
+            )
         try:
-            self._waiting.append((block, self._pool.submit(_judge_block, block, self._synonyms)))
+            self._waiting.append((block, self._pools[0].submit(_judge_block, block, self._synonyms)))
         except BrokenProcessPool as error:
             raise CrashedError(KILLED) from error
+        self._pools.rotate(-1)
 
     def _next(self) -> Judged:
         block, future = self._waiting.popleft()

@@ -94,7 +94,8 @@ def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Callable[..
     from flows.pipeline import pipeline
 
     here = machine(*SERVER)
-    here.meet = {"paraphrase_1": "features", "features": "paraphrase_1", "paraphrase_2": "bootstrap"}
+    pairs = ("paraphrase_1", "features"), ("paraphrase_2", "bootstrap")
+    here.meet = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
     state = pipeline(settings=here.run.settings, return_state=True)
     outcome: Any = state.result()
     assert [row["stage"] for row in outcome["stages"]] == list(here.run.artifacts)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.
     with closing(JudgePool(spec, 2)) as pool:
         blocks = divided(answers, [20])
         assert together(pool.judge(iter(blocks), ROWS), blocks).equals(whole)
-        assert pool._pool is None
+        assert not pool._pools
 
 
 def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
@@ -189,10 +190,10 @@ def test_the_encoder_is_loaded_once(spec: JudgeSpec, tmp_path: Path) -> None:
 
 def kill(pool: JudgePool) -> None:
     """Kill one of its processes."""
-    assert pool._pool is not None
-    os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)
+    executor = pool._pools[-1]
+    os.kill(next(iter(executor._processes)), signal.SIGKILL)
     # The others may finish what little there is before anyone looks.
-    while not pool._pool._broken:
+    while not executor._broken:
         time.sleep(0.01)
 
 
@@ -238,6 +239,26 @@ def test_a_process_that_was_killed_is_told_whatever_is_asked_next(quick: JudgeSp
                 list(pool.offered(wait=True))
         with pytest.raises(StageError, match="was killed"):
             list(pool.judge(iter(blocks), MANY))
+
+
+def test_a_process_that_is_killed_while_another_one_starts_is_told(
+    quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = SpawnProcess.start, []
+
+    def start_slowly(process: SpawnProcess) -> None:
+        start(process)
+        started.append(process)
+        if len(started) == 2:
+            os.kill(started[0].pid, signal.SIGKILL)
+            time.sleep(1)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_slowly)
+    # Longer than what a pipe holds, so that one who writes it waits for one who reads.
+    wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
+    assert wide.nbytes > 2 * 64 * 1024
+    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
+        list(pool.judge(iter([wide] * 6), MANY))
 
 
 def test_a_process_that_has_read_other_code_is_told(
