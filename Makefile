@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-comp
 .PHONY: demo test test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
-	$(BIN)/paraclip run -c configs/demo.yaml --set run.root="$(ROOT)" $(DEMO_FLAGS)
+	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
 
 # Four workers share the tests, of which many wait for processes, the longest ones early; the real vLLM wants the cores
 # for itself and comes last. Its installation takes as long as the checks.
@@ -51,7 +51,7 @@ test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 # lowered. It downloads torch's usual build, some gigabytes.
 test-lowest: $(LOWEST)/.made
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W default tests/paraclip_core tests/storage tests/tasks
-	$(LOWEST)/bin/paraclip run -c configs/demo.yaml --set run.root="$(LOWEST)/runs" --set data.scenes.images=300 $(DEMO_FLAGS)
+	$(LOWEST)/bin/paraclip run -c configs/demo.yaml --root "$(LOWEST)/runs" --set data.scenes.images=300 $(DEMO_FLAGS)
 
 serve: $(VENV)/.demo
 	$(BIN)/paraclip serve --root "$(ROOT)" --port $(PORT)

@@ -11,11 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from flows.commands import artifacts, cache, channel
-from flows.commands.common import ConfigOption, JsonOption, SetOption, print_json, printable, settings_from
+from flows.commands.common import (
+    ConfigOption,
+    JsonOption,
+    RunRootOption,
+    SetOption,
+    print_json,
+    printable,
+    set_verbosity,
+    settings_from,
+)
 from flows.commands.dataset import export_dataset
 from flows.commands.evaluate import evaluate
 from flows.commands.index import audit, search, ui, verify_index
@@ -38,10 +48,33 @@ WrongUsage: type[Exception] = next(base for base in typer.BadParameter.__mro__ i
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Repair a CLIP text encoder with LLM paraphrases; the image encoder and every image index stay as they are.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"paraclip {version('paraclip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log lines of every library, too; -vv: debugging ones.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No log lines, bars and hints but warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+    set_verbosity(-1 if quiet else verbose)
+
+
 for command in (
     run,
     plan,
@@ -67,9 +100,11 @@ config = typer.Typer(no_args_is_help=True, help="Show the settings and every opt
 
 
 @config.command()
-def show(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def show(
+    config: ConfigOption = None, set_: SetOption = None, root: RunRootOption = None, as_json: JsonOption = False
+) -> None:
     """The whole settings, defaults included, as a file that `-c` takes."""
-    tree = settings_from(config, set_).model_dump(mode="json")
+    tree = settings_from(config, set_, root).model_dump(mode="json")
     if as_json:
         print_json(tree)
         return
@@ -80,9 +115,9 @@ def show(config: ConfigOption = None, set_: SetOption = None, as_json: JsonOptio
 
 @config.command()
 def schema(as_json: JsonOption = False) -> None:
-    """Every option with its type, bounds, default and description; a JSON schema with --json."""
+    """Every option with its type, bounds, default and description; with --json the JSON schema that editors take."""
     if as_json:
-        print_json(Settings.model_json_schema())
+        print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()})
         return
     for path, kind, default, text in describe_options():
         typer.echo(f"{path}  ({kind}, {default})\n    {text}")

@@ -152,7 +152,7 @@ def both(first: Progress, second: Progress) -> Progress:
 @contextmanager
 def shown_progress(stage: str) -> Iterator[Progress]:
     """A progress for as long as a stage runs, on standard error: a bar on a terminal, now and then a line elsewhere."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and log.manager.disable < logging.INFO:
         with _DISPLAY.bar(stage) as progress:
             yield progress
     else:

@@ -15,6 +15,7 @@ from flows.commands.common import (
     ConfigOption,
     JsonOption,
     RootOption,
+    RunRootOption,
     SetOption,
     print_json,
     print_table,
@@ -72,6 +73,7 @@ def why(
     ],
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
     step: Annotated[int, typer.Option(min=1, max=2, help="Step of the text; at step 2 it is paraphrase 1.")] = 1,
     attempt: Annotated[int, typer.Option(min=0, help="Attempt of the text.")] = 0,
     as_json: JsonOption = False,
@@ -80,7 +82,7 @@ def why(
     from tasks.context import Run
     from tasks.why import explain
 
-    run = Run(settings_from(config, set_))
+    run = Run(settings_from(config, set_, root))
     with _opened(run.settings.run.root, must_exist=False) as store:
         explanation = explain(run, store, what, step, attempt).as_json()
     if as_json:

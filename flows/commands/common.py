@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,8 @@ __all__ = [
     "ConfigOption",
     "JsonOption",
     "RootOption",
+    "RunDeviceOption",
+    "RunRootOption",
     "SetOption",
     "human_bytes",
     "human_seconds",
@@ -30,7 +34,10 @@ __all__ = [
     "print_json",
     "print_table",
     "printable",
+    "same_options",
     "say",
+    "say_next",
+    "set_verbosity",
     "settings_from",
 ]
 
@@ -44,6 +51,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 RootOption = Annotated[
     str, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder or URL of artifacts, unfinished work and caches.")
 ]
+RunRootOption = Annotated[
+    str | None, typer.Option("--root", help="run.root; default: PARACLIP_ROOT, or what the configuration says.")
+]
+RunDeviceOption = Annotated[str | None, typer.Option("--device", help="run.device: auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_ROOT = RunOptions().root
 """Where a command works that is told no root."""
@@ -58,13 +69,47 @@ def printable(text: str) -> str:
     return CONTROL.sub("\ufffd", text)
 
 
-def settings_from(config: Path | None, overrides: Sequence[str] | None) -> Settings:
-    """Settings from the file, the environment and the overrides.
+def settings_from(
+    config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
+) -> Settings:
+    """Settings from the file, the environment, the overrides and the options that have a name of their own.
 
     Raises:
         ConfigError: an option is wrong.
     """
-    return load_settings(config, overrides or (), os.environ)
+    named = {"run.root": root, "run.device": device}
+    # As JSON, which is YAML too, so that a root like 'a: b' stays text.
+    last = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items() if value is not None]
+    return load_settings(config, [*(overrides or ()), *last], os.environ)
+
+
+def same_options(
+    config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
+) -> list[str]:
+    """The arguments by which another command gets the same settings."""
+    given = [("-c", config), *(("--set", text) for text in overrides or ()), ("--root", root), ("--device", device)]
+    return [str(part) for name, value in given if value is not None for part in (name, value)]
+
+
+def set_verbosity(steps: int) -> None:
+    """Choose which log lines reach standard error.
+
+    Args:
+        steps: -1: warnings and errors; 0: those, and the lines of `paraclip run`; 1: INFO of every library and of
+            Prefect; 2: DEBUG.
+    """
+    # Nothing of INFO is made at all, bars and hints included.
+    logging.disable(logging.INFO if steps < 0 else logging.NOTSET)
+    if steps > 0:
+        level = logging.INFO if steps == 1 else logging.DEBUG
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", logging.getLevelName(level))
+
+
+def say_next(*command: str) -> None:
+    """The command that most people call after this one; not under `-q`."""
+    if logging.root.manager.disable < logging.INFO:
+        say(f"next: {shlex.join(['paraclip', *command])}")
 
 
 def leave_in_order() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, ConfigOption, JsonOption, SetOption, print_json, say, settings_from
+from flows.commands.common import ConfigOption, JsonOption, RunRootOption, SetOption, print_json, say, settings_from
 
 if TYPE_CHECKING:
     from storage.artifacts import Artifact
@@ -39,12 +39,7 @@ def export_dataset(
         list[str] | None, typer.Option(help="Language code of the captions, `en` if none is given; may be repeated.")
     ] = None,
     contact: Annotated[str, typer.Option(help="Where the card says to ask for removal, e.g. an e-mail address.")] = "",
-    root: Annotated[
-        str | None,
-        typer.Option(
-            "--root", help=f"Artifacts' folder or URL; default: PARACLIP_ROOT, the configuration's, or {DEFAULT_ROOT}."
-        ),
-    ] = None,
+    root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""

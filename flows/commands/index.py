@@ -18,6 +18,7 @@ from flows.commands.common import (
     print_table,
     printable,
     say,
+    say_next,
     settings_from,
 )
 from flows.commands.models import MODEL, DeviceOption
@@ -78,6 +79,7 @@ def search(
         for base, tuned in zip(hits["base"], hits["tuned"], strict=True)
     ]
     print_table("", ["rank", "base", " ", "tuned", "  "], rows)
+    say_next("ui", *_same_index(model, root, base, features, ids))
 
 
 def verify_index(
@@ -172,6 +174,7 @@ def audit(
     elif text := audits.expected_gain(result):
         say(text)
     say(f"page: {out}")
+    say_next("ui", *_same_index(model, root, base, features, ids, images))
 
 
 def ui(
@@ -217,6 +220,13 @@ def ui(
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _same_index(model: str, root: str, *more: str | Path | None) -> list[str]:
+    """The arguments by which another command searches the same index; `more` is base, features, ids, images."""
+    names = ("--model", "--base", "--features", "--ids", "--images")
+    given = [part for name, value in zip(names, (model, *more), strict=False) if value for part in (name, str(value))]
+    return [*given, "--root", root]
 
 
 def _shown(value: Figure) -> str:

@@ -13,11 +13,15 @@ from rich.console import Console
 from flows.commands.common import (
     ConfigOption,
     JsonOption,
+    RunDeviceOption,
+    RunRootOption,
     SetOption,
     print_json,
     print_table,
     printable,
+    same_options,
     say,
+    say_next,
     settings_from,
 )
 from paraclip_core.errors import ConfigError
@@ -41,6 +45,8 @@ def paraphrase(
     ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
+    device: RunDeviceOption = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Put the answers into the root's generation cache, where runs find them.")
     ] = False,
@@ -53,7 +59,7 @@ def paraphrase(
     from tasks.context import Run
     from tasks.trial import try_captions
 
-    settings = settings_from(config, set_)
+    settings = settings_from(config, set_, root, device)
     texts = [*(captions or ()), *(_lines(file) if file else ())]
     if not texts:
         raise ConfigError('no captions to try; give some, for example `paraclip paraphrase "a kid on a swing"`')
@@ -64,6 +70,7 @@ def paraphrase(
         print_json(trial.as_json())
     else:
         _print(trial)
+        say_next("plan", *same_options(config, set_, root, device))
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -149,6 +156,7 @@ def export(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="JSONL to write; one that is there is replaced.")],
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
     step: Annotated[int | None, typer.Option(min=1, max=2, help="Only this step's requests.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -160,7 +168,7 @@ def export(
     from tasks.batch_files import BOTH_STEPS, export_requests
     from tasks.context import Run
 
-    settings = settings_from(config, set_)
+    settings = settings_from(config, set_, root)
     with _watched() as progress:
         steps = BOTH_STEPS if step is None else (step,)
         exported = export_requests(Run(settings), file, steps, progress)
@@ -168,6 +176,8 @@ def export(
         print_json(exported.as_json())
     else:
         _print_exported(exported, step)
+        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else ("run",)
+        say_next(*following, *same_options(config, set_, root))
 
 
 @requests.command("import")
@@ -177,6 +187,7 @@ def import_(
     ],
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the answers to exported requests into the generation cache, where `plan` and `run` find them.
@@ -186,13 +197,14 @@ def import_(
     from tasks.batch_files import import_answers
     from tasks.context import Run
 
-    settings = settings_from(config, set_)
+    settings = settings_from(config, set_, root)
     with _watched() as progress:
         imported = import_answers(Run(settings), files, progress)
     if as_json:
         print_json(imported.as_json())
     else:
         _print_imported(imported)
+        say_next("requests", "export", "REQUESTS.jsonl", *same_options(config, set_, root))
 
 
 @contextmanager

@@ -12,13 +12,17 @@ from rich.console import Console
 from flows.commands.common import (
     ConfigOption,
     JsonOption,
+    RunDeviceOption,
+    RunRootOption,
     SetOption,
     human_bytes,
     human_seconds,
     leave_in_order,
     print_json,
     print_table,
+    same_options,
     say,
+    say_next,
     settings_from,
 )
 from paraclip_core.config import RegenerateOptions, Settings
@@ -63,6 +67,8 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Move it whatever the
 def run(
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
+    device: RunDeviceOption = None,
     as_json: JsonOption = False,
     gate: GateOption = False,
     require_work: WorkOption = False,
@@ -70,7 +76,7 @@ def run(
     regenerate_where: WhereOption = None,
 ) -> None:
     """Run every stage that is not finished, and compare base and tuned model."""
-    settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
+    settings = asking_again(settings_from(config, set_, root, device), regenerate, regenerate_where)
     outcome = _finished(settings) or _carry_out(settings)
     if as_json:
         print_json(outcome)
@@ -78,6 +84,10 @@ def run(
         _print_outcome(outcome)
         if regenerate or regenerate_where:
             say(how_to_keep(settings))
+        elif outcome["verdict"] == "promote":
+            say_next("promote", *same_options(config, set_, root, device))
+        elif outcome["verdict"]:
+            say_next("ui", "--model", settings.name, "--root", settings.run.root)
     if require_work and not any(row["state"] != "cached" for row in outcome["stages"]):
         raise typer.Exit(NOTHING_TO_DO)
     if gate and outcome["verdict"] != "promote":
@@ -178,6 +188,8 @@ def _figure(value: float | None, form: str = ".2f") -> str:
 def plan(
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
+    device: RunDeviceOption = None,
     as_json: JsonOption = False,
     regenerate: ReasonOption = None,
     regenerate_where: WhereOption = None,
@@ -186,33 +198,38 @@ def plan(
     from tasks.context import Run
     from tasks.plan import plan_run
 
-    settings = asking_again(settings_from(config, set_), regenerate, regenerate_where)
+    settings = asking_again(settings_from(config, set_, root, device), regenerate, regenerate_where)
     with Console(stderr=True).status("counting captions and answers"):
         planned = plan_run(Run(settings))
-    stages, notes = planned.stages, planned.notes
-    totals = {name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")}
-    to_write = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
+    total = _total(planned.stages)
+    if as_json:
+        stages = [stage.as_json() for stage in planned.stages]
+        print_json({"notes": planned.notes, "root": settings.run.root, "stages": stages, "total": total})
+        return
+    rows = [_row(stage, "spend" in total) for stage in planned.stages]
+    print_table("", list(rows[0]), rows)
+    bound = "" if total["complete"] else "at least "
+    say(
+        f"total: {bound}{human_seconds(total['seconds'])}, {human_bytes(total['bytes'])} to write, "
+        f"{total['requests']} requests, {total['tokens']} tokens"
+        + (f", about {total['spend']:.4g} to spend" if "spend" in total else "")
+    )
+    for note in planned.notes:
+        say(note)
+    say_next("run", *same_options(config, set_, root, device))
+
+
+def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
+    total: dict[str, Any] = {
+        name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")
+    }
+    total["bytes"] = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
     # A total of which a part is unknown is a lower bound.
-    complete = all(stage.seconds is not None for stage in stages)
-    total: dict[str, Any] = {**totals, "bytes": to_write, "complete": complete}
+    total["complete"] = all(stage.seconds is not None for stage in stages)
     prices = [stage.spend for stage in stages if stage.spend is not None]
     if prices:
         total["spend"] = round(sum(prices), 4)
-    if as_json:
-        print_json(
-            {"notes": notes, "root": settings.run.root, "stages": [stage.as_json() for stage in stages], "total": total}
-        )
-        return
-    rows = [_row(stage, bool(prices)) for stage in stages]
-    print_table("", list(rows[0]), rows)
-    bound = "" if complete else "at least "
-    typer.echo(
-        f"total: {bound}{human_seconds(totals['seconds'])}, {human_bytes(to_write)} to write, "
-        f"{totals['requests']} requests, {totals['tokens']} tokens"
-        + (f", about {total['spend']:.4g} to spend" if prices else "")
-    )
-    for note in notes:
-        say(note)
+    return total
 
 
 def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
@@ -238,6 +255,8 @@ def _some(why: Sequence[str]) -> str:
 def promote(
     config: ConfigOption = None,
     set_: SetOption = None,
+    root: RunRootOption = None,
+    device: RunDeviceOption = None,
     channel: ChannelOption = "production",
     force: ForceOption = False,
     gate: GateOption = False,
@@ -246,7 +265,7 @@ def promote(
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
     from tasks.status import shown_progress
 
-    settings = settings_from(config, set_)
+    settings = settings_from(config, set_, root, device)
     with shown_progress("evaluate champion") as progress:
         decision = _decide(settings, channel, force, progress)
     if as_json:
@@ -256,6 +275,8 @@ def promote(
             columns = ["benchmark", "metric", "champion", "challenger", "delta", "low", "high"]
             print_table("", columns, decision["against_champion"])
         say(f"{channel}: {decision['reason']}")
+        if decision["moved"]:
+            say_next("export", channel, "FOLDER", "--root", settings.run.root)
     if gate and not decision["moved"]:
         raise typer.Exit(HELD)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from flows.cli import run_cli
 from flows.commands.common import print_table
 from paraclip_core.config import Settings
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 Capture = pytest.CaptureFixture[str]
 STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report"]
 
@@ -327,6 +329,48 @@ def test_a_run_cannot_take_a_promoted_channels_name(finished_run: Callable[..., 
     assert run_cli(["promote", "-c", str(run.config), "--channel", "made"]) == 2
 
 
+@pytest.mark.parametrize(("words", "answer"), [("paraclip pl", "plan"), ("paraclip run --dev", "--device")])
+def test_a_shell_completes_commands_and_options(words: str, answer: str) -> None:
+    asked = {"_PARACLIP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    command = [sys.executable, "-c", "from flows.cli import main; main()"]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == [answer], done.stderr
+
+
+def test_version(capsys: Capture) -> None:
+    assert run_cli(["--version"]) == 0
+    assert re.fullmatch(r"paraclip \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_the_next_command_takes_the_same_settings(
+    finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture
+) -> None:
+    run = finished_run(verdict="promote")
+    root = str(run.store.root)
+    chosen = ["-c", str(run.config), "--set", "data.min_words=2", "--root", root, "--device", "cpu"]
+    for command in ("plan", "run", "promote"):
+        assert run_cli([command, *chosen]) == 0
+        following = capsys.readouterr().out.splitlines()[-1].removeprefix("next: paraclip ").split()
+        if command != "promote":
+            assert following == [{"plan": "run", "run": "promote"}[command], *chosen]
+    assert following == ["export", "production", "FOLDER", "--root", root]
+    assert run_cli(["-q", "plan", *chosen]) == 0
+    assert "next:" not in capsys.readouterr().out
+    assert run_cli(["config", "show", "--root", "a: [b"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run"]["root"] == "a: [b"
+
+
+@pytest.mark.parametrize(("flag", "lines"), [([], []), (["-v"], ["INFO"]), (["-vv"], ["DEBUG", "INFO"])])
+def test_log_lines_that_are_asked_for(flag: list[str], lines: list[str]) -> None:
+    code = (
+        "import logging, sys; from flows.cli import run_cli; run_cli([*sys.argv[1:], 'config', 'schema', '--json']);"
+        "log = logging.getLogger('httpx'); log.debug('a line'); log.info('a line'); log.warning('a warning')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flag], capture_output=True, text=True, timeout=300)
+    assert re.findall(r"(\w+) httpx: a line", done.stderr) == lines and "a warning" in done.stderr
+    assert json.loads(done.stdout)["title"] == "Settings"
+
+
 def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None:
     assert run_cli(["config", "show", "--set", "finetune.epochs=3"]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)
@@ -335,6 +379,29 @@ def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None
     assert told(capsys, ["config", "schema"])["properties"]["finetune"]
     assert run_cli(["config", "schema"]) == 0
     assert "data.sources.0.path" in capsys.readouterr().out
+
+
+class EditorsLoader(yaml.SafeLoader):
+    """YAML 1.2, as editors read it: `off` is a text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def test_an_editor_is_told_of_todays_options(capsys: Capture) -> None:
+    assert run_cli(["config", "schema", "--json"]) == 0
+    text = (CONFIGS / "schema.json").read_text()
+    assert text == capsys.readouterr().out, "paraclip config schema --json > configs/schema.json"
+    validator = jsonschema.Draft202012Validator(json.loads(text))
+    validator.check_schema(validator.schema)
+    for config in CONFIGS.glob("*.yaml"):
+        first, *_ = config.read_text().splitlines()
+        assert first == "# yaml-language-server: $schema=schema.json", config.name
+        assert list(validator.iter_errors(yaml.load(config.read_text(), EditorsLoader))) == []
+    wrong = {"finetune": {"epochs": "many", "lerning_rate": 1}, "data": {"on_error": "cry"}}
+    assert {error.validator for error in validator.iter_errors(wrong)} == {"type", "additionalProperties", "enum"}
 
 
 def test_cache_commands(tmp_path: Path, capsys: Capture) -> None:

@@ -84,7 +84,7 @@ def test_single_words_are_said_to_be_left_to_the_run(config: Path, tmp_path: Pat
     command(capsys, config, "import", "back.jsonl", *few_shot)
     out = command(capsys, config, "export", "ask.jsonl", *few_shot)
     assert "nothing to ask; ask.jsonl is empty" in out and "2 answers wait for these words" in out
-    assert "words" not in command(
+    assert "single words" not in command(
         capsys, config, "export", "ask.jsonl", *few_shot, "--set", "paraphrase.synonyms=false"
     )
 

@@ -16,7 +16,13 @@ Capture = pytest.CaptureFixture[str]
 
 UNKNOWN = {
     "run": ["-c ABSENT", "--set nonsense=1"],
-    "plan": ["-c ABSENT", "--set nonsense=1", "-c CONFIG --set run.root=~no-such-user/x"],
+    "plan": [
+        "-c ABSENT",
+        "--set nonsense=1",
+        "-c CONFIG --set run.root=~no-such-user/x",
+        "-c CONFIG --root ~no-such-user/x",
+        "-c CONFIG --device nonsense",
+    ],
     "paraphrase": ["a -c ABSENT", "a --set nonsense=1", "--file ABSENT"],
     "requests export": ["NEW -c ABSENT", "NEW -c CONFIG --set run.root=~no-such-user/x"],
     "requests import": ["ABSENT -c CONFIG", "FILE -c ABSENT"],
