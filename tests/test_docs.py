@@ -115,6 +115,8 @@ def test_commands_exist(page: Path) -> None:
 def assert_command(words: list[str], line: str) -> None:
     """The command and its options are those of the command line."""
     command: Any = get_command(app)
+    while words and words[0].startswith("-"):
+        assert {words.pop(0)} <= {option for parameter in command.params for option in parameter.opts}, line
     while (commands := getattr(command, "commands", None)) and words:
         assert words[0] in commands, line
         command = commands[words.pop(0)]
