@@ -293,8 +293,8 @@ class JudgePool:
         self._spec, self._scratch = spec, scratch
         self._processes = processes or os.cpu_count() or 1
         self._pools: deque[ProcessPoolExecutor] = deque()
-        """One for each process, in turn: of several processes in one pool, a killed one can make the others, and this
-        one, wait for ever (bpo-94777 and gh-109047), as when it is killed while another one is being started."""
+        """One for each process, in turn. When a process of several in one pool dies while another is being started,
+        CPython 3.11 does not end the other one, and both sides wait for each other for ever."""
         self._own: BlockJudge | None = None
         self._synonyms = ""
         """File with the table of synonyms."""
