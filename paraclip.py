@@ -80,17 +80,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Result(Table):
-    """A comparison of base and tuned model, a row for each metric."""
+    """A comparison, a row for each metric; of more than two models, a row for each metric and model."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     """``summary.json``: models, deltas, intervals, verdict, reason."""
     report: Path | None = None
-    """The report page of a run."""
+    """The report page; of more than two models, the folder that holds each comparison's in a folder of its name."""
 
     @property
     def verdict(self) -> str | None:
-        """promote or hold."""
+        """promote or hold; None where nothing or more than one model was compared with the base."""
         return self.summary.get("verdict")
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """promote or hold of each model that was compared with the base."""
+        if self.verdict is not None:
+            return {"tuned": self.verdict}
+        return {name: one["verdict"] for name, one in self.summary.get("comparisons", {}).items()}
 
 
 def _shown(value: Any) -> str:
@@ -146,7 +153,7 @@ def run(settings: Settings, progress: Progress = silent) -> Result:
 
 
 def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
-    """Both paraphrases of a few captions, as a run would make and judge them.
+    """Both paraphrases of a few captions, as a run would make and judge them; None where no answer is good enough.
 
     Args:
         captions: raw.
@@ -160,40 +167,71 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     from tasks.trial import try_captions
 
     trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
-    rows = [
-        {"caption": caption.caption, "paraphrase_1": rewrite.paraphrase_1, "paraphrase_2": rewrite.paraphrase_2}
-        for caption in trial.captions
-        for rewrite in caption.rewrites
-    ]
+    rows: list[dict[str, Any]] = []
+    for caption in trial.captions:
+        rewrites = [(one.paraphrase_1, one.paraphrase_2) for one in caption.rewrites] or [(None, None)]
+        rows += [{"caption": caption.caption, "paraphrase_1": one, "paraphrase_2": two} for one, two in rewrites]
     return Table(rows, f"{trial.engine}, {trial.model}")
 
 
-def evaluate(base: str, tuned: str, benchmarks: Sequence[str], root: str = "runs", device: str = "auto") -> Result:
-    """Compare two models on benchmarks in their published formats.
+def evaluate(
+    models: Mapping[str, str],
+    benchmarks: Sequence[str],
+    images: Sequence[str] = (),
+    split: str | None = None,
+    device: str = "auto",
+    root: str = "runs",
+    out: str | Path | None = None,
+    report: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Compare models with the first of them, on benchmarks in their published formats.
 
     Args:
-        base: a channel, an artifact, a release folder, or a name that open_clip knows.
-        tuned: likewise.
+        models: two or more, each a channel, an artifact, a release folder, or a name that open_clip knows, by the names
+            that the tables give them.
         benchmarks: ``NAME=PATH`` or ``LABEL:KIND=PATH`` each, as `paraclip evaluate` takes them.
-        root: where channels and artifacts are looked for.
+        images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one.
+        split: split of files with several.
         device: auto, cpu, cuda or cuda:N.
+        root: where channels and artifacts are looked for, and results are kept.
+        out: folder of the results; by default one of its own under the root.
+        report: write a page for each comparison beside the results.
+        progress: told now and then.
 
     Raises:
+        ConfigError: a name or a path cannot be used.
         BenchmarkError: a benchmark is absent or not in its published format.
         ModelError: a model cannot be loaded.
     """
-    from paraclip_core.evaluation.run import evaluate_models, parse_benchmark
+    from paraclip_core.evaluation.run import parse_benchmark
     from storage.roots import open_store
-    from tasks.models import find_release, name_in
+    from tasks.comparison import Request, compare_and_write, named_models, with_images
     from tasks.results import comparison_rows, why
 
-    store = open_store(root)
-    releases = {"base": find_release(base, store), "tuned": find_release(tuned, store)}
-    chosen = [parse_benchmark(text) for text in benchmarks]
-    evaluation = evaluate_models(str(releases["base"]), str(releases["tuned"]), chosen, device=device)
-    names = {which: name_in(store, release) for which, release in releases.items()}
-    summary = evaluation.comparison.summary(names)
-    return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary)
+    chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
+    request = Request(
+        named_models([f"{name}={model}" for name, model in models.items()]), chosen, split, device, report
+    )
+    folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), progress)
+    if request.is_pair:
+        page = folder / "report.html" if report else None
+        return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
+    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
+    return Result(_rows_of_all(summary), title, summary, folder if report else None)
+
+
+def _rows_of_all(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for model, figures in summary["models"].items():
+        of = summary["comparisons"].get(model)
+        for benchmark, metrics in figures.items():
+            for metric, value in metrics.items():
+                delta = None if of is None else of["deltas"][benchmark][metric]
+                low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
+                row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
+                rows.append(row | {"delta": delta, "low": low, "high": high})
+    return rows
 
 
 def compare(settings: Settings) -> Result:
@@ -223,6 +261,7 @@ def search(
     count: int = 10,
     base: str | None = None,
     root: str = "runs",
+    device: str = "cpu",
 ) -> Table:
     """The nearest images of a text, by the base and by the tuned model.
 
@@ -234,6 +273,7 @@ def search(
         count: how many images.
         base: the model before it was tuned, where no run knows it.
         root: where channels and artifacts are looked for.
+        device: auto, cpu, cuda or cuda:N.
 
     Raises:
         ModelError: the index was made with another image tower.
@@ -241,7 +281,7 @@ def search(
     """
     from tasks.image_index import search as nearest
 
-    hits = nearest(_target(model, root, base, features, ids), query, count)
+    hits = nearest(_target(model, root, base, features, ids), query, count, device)
     rows = [
         {
             "rank": one.rank,
@@ -262,6 +302,7 @@ def audit(
     ids: str | Path | None = None,
     base: str | None = None,
     root: str = "runs",
+    device: str = "cpu",
 ) -> Table:
     """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
 
@@ -272,13 +313,14 @@ def audit(
         ids: as for :func:`search`.
         base: as for :func:`search`.
         root: as for :func:`search`.
+        device: as for :func:`search`.
 
     Raises:
         ModelError: the index was made with another image tower.
     """
     from tasks.audit import audit as measure
 
-    result = measure(_target(model, root, base, features, ids), pairs)
+    result = measure(_target(model, root, base, features, ids), pairs, device)
     rows = [
         {"model": name, "metric": f"{metric}@{result.depth}", "mean": value.mean, "low": value.low, "high": value.high}
         for name, figures in [*result.figures.items(), *([("difference", result.gain)] if result.gain else [])]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
+import torch
+from scipy.stats import spearmanr
+from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 import paraclip
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import BenchmarkError, ConfigError
 
 
 def test_tables_show_themselves_and_become_data_frames() -> None:
@@ -24,3 +30,54 @@ def test_a_run_that_is_not_finished_cannot_be_compared(tmp_path: Path) -> None:
         paraclip.compare(settings)
     with pytest.raises(ConfigError, match=r"finetune\.epoch"):
         paraclip.load_config(None, ["finetune.epoch=3"])
+
+
+def spearman(model: str, path: Path) -> float:
+    """Of a STS file in percent, by open_clip and scipy alone."""
+    network: Any = paraclip.load(model).model
+    rows = list(csv.DictReader(path.read_text("utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    tokens = open_clip.SimpleTokenizer()
+    with torch.no_grad():
+        first, second = (
+            network.encode_text(tokens([row[name] for row in rows]), normalize=True)
+            for name in ("sentence1", "sentence2")
+        )
+    result: Any = spearmanr((first * second).sum(1), [float(row["score"]) for row in rows])
+    return 100 * result.statistic
+
+
+def test_any_number_of_models_on_a_real_benchmark(tmp_path: Path, data_root: Path) -> None:
+    make_home(tmp_path)
+    stsb = data_root / "sts" / "raw" / "STSB-test.tsv"
+    models = {"plain": str(tmp_path / "base"), "other": str(tmp_path / "tuned"), "same": str(tmp_path / "base")}
+    result = paraclip.evaluate(models, [f"stsb={stsb}"], root=str(tmp_path / "root"), device="cpu", report=True)
+    values = {row["model"]: row for row in result if row["metric"] == "spearman"}
+    for name, reference in models.items():
+        assert values[name]["value"] == pytest.approx(spearman(reference, stsb), abs=0.01)
+    assert values["plain"]["delta"] is None and values["same"]["delta"] == 0
+    assert values["other"]["low"] <= values["other"]["delta"] <= values["other"]["high"]
+    assert result.verdict is None and set(result.verdicts) == {"other", "same"}
+    assert result.report is not None and (result.report / "other" / "report.html").is_file()
+    assert list(result.to_pandas()["model"]) == ["plain", "other", "same"] and "stsb" in result._repr_html_()
+
+    pair = {"base": models["plain"], "tuned": models["other"]}
+    result = paraclip.evaluate(pair, [f"stsb={stsb}"], root=str(tmp_path / "root"), device="cpu")
+    (row,) = result
+    assert (row["base"], row["tuned"]) == (values["plain"]["value"], values["other"]["value"])
+    assert result.verdicts == {"tuned": result.verdict} == {"tuned": "hold"}
+    with pytest.raises(ConfigError, match="expected two at least"):
+        paraclip.evaluate({"plain": models["plain"]}, [f"stsb={stsb}"])
+    with pytest.raises(BenchmarkError, match=r"gone\.tsv"):
+        paraclip.evaluate(pair, [f"stsb={tmp_path}/gone.tsv"], root=str(tmp_path / "root"))
+
+
+def test_hits_and_audits_of_ones_own_index_are_tables(tmp_path: Path) -> None:
+    make_home(tmp_path)
+    index: dict[str, Any] = {"features": tmp_path / "index.npy", "ids": tmp_path / "ids.txt"}
+    index |= {"base": str(tmp_path / "base"), "root": str(tmp_path / "root")}
+    hits = paraclip.search("a dog", str(tmp_path / "tuned"), count=3, **index)
+    assert list(hits.to_pandas()["rank"]) == [1, 2, 3]
+    html = hits._repr_html_()
+    assert "&lt;b&gt;.png" in html and "<b>" not in html
+    audited = paraclip.audit(str(tmp_path / "tuned"), [("a dog", "one dog")], **index)
+    assert {row["model"] for row in audited} == {"base", "tuned", "difference"}

@@ -28,6 +28,8 @@ hits = paraclip.search("a red ball", name, root=root, count=3)
 assert [row["rank"] for row in hits] == [1, 2, 3]
 audited = paraclip.audit(name, [("a red ball", "a ball that is red")], root=root)
 assert {row["model"] for row in audited} == {"base", "tuned", "difference"}
+tried = paraclip.paraphrase(["a red ball on a table", "a"], settings)
+assert [(row["caption"], bool(row["paraphrase_2"])) for row in tried] == [("a red ball on a table", True), ("a", False)]
 assert paraclip.export(name, folder, root=root)
 assert paraclip.load(folder).embed_dim == paraclip.load(name, root=root).embed_dim
 assert "prefect" not in sys.modules
