@@ -31,7 +31,7 @@ from flows.commands.evaluate import evaluate
 from flows.commands.index import audit, search, ui, verify_index
 from flows.commands.models import export
 from flows.commands.paraphrase import paraphrase, requests
-from flows.commands.run import plan, promote, run
+from flows.commands.run import demo, plan, promote, run
 from flows.commands.serve import serve, stop
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
@@ -76,6 +76,7 @@ def common(
 
 
 for command in (
+    demo,
     run,
     plan,
     paraphrase,

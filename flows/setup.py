@@ -1,4 +1,4 @@
-"""Pools, deployments and the automations that a server needs; run as ``python -m flows.setup prefect.yaml``.
+"""Pools, deployments and the automations that a server needs; run as ``python -m flows.setup [prefect.yaml]``.
 
 It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
 Running it again creates what is missing and updates the rest in place.
@@ -269,4 +269,4 @@ def _main(prefect_file: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    sys.exit(_main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("prefect.yaml")))

@@ -1,4 +1,7 @@
-"""Settings from a YAML file, the environment and ``--set a.b=c``; errors name the field and the nearest option."""
+"""Settings from a YAML file, the environment and ``--set a.b=c``; errors name the field and the nearest option.
+
+A configuration that comes with the package is named without a path: ``demo``.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ __all__ = [
     "field_paths",
     "load_settings",
     "parse_settings",
+    "shipped_configs",
 ]
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
+SHIPPED = Path(__file__).with_name("configs")
 UNNAMED = "the settings"
 """Origin of options that come from no file."""
 
@@ -34,7 +39,8 @@ def load_settings(
     """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT, then the overrides.
 
     Args:
-        path: YAML file or fsspec URL of one; None takes the defaults.
+        path: YAML file, fsspec URL of one, or the name of one of :func:`shipped_configs`, before which a file of
+            that name comes; None takes the defaults.
         overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
         environ: environment to look into for PARACLIP_ROOT.
 
@@ -48,6 +54,11 @@ def load_settings(
     for override in overrides:
         _override(tree, override)
     return parse_settings(tree, str(path) if path else UNNAMED, overrides)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED, overrides: Sequence[str] = ()) -> Settings:
@@ -83,7 +94,7 @@ def deployed_settings(
 
     Args:
         settings: the typed tree, unless `config` names a file.
-        config: YAML file: a path on the worker, which starts from its folder, or an fsspec URL.
+        config: YAML file: a path on the worker, which starts from its folder, an fsspec URL, or a shipped one's name.
         overrides: ``a.b=value`` each, put over either.
         environ: environment to look into for PARACLIP_ROOT.
 
@@ -151,7 +162,10 @@ def _load_yaml(text: str) -> Any:
 
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        tree = _load_yaml(_fetch(path) if "://" in path else Path(path).read_text(encoding="utf-8"))
+        tree = _load_yaml(_fetch(path) if "://" in path else _file(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        names = ", ".join(shipped_configs())
+        raise ConfigError(f"cannot read {path}: {error.strerror}; by name there are {names}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -162,6 +176,10 @@ def _read_file(path: str) -> dict[str, Any]:
         return tree or {}
     kind = "a list" if isinstance(tree, list) else f"the single value {tree!r}"
     raise ConfigError(f"{path} must hold options (name: value), found {kind}")
+
+
+def _file(path: str) -> Path:
+    return Path(path) if Path(path).exists() else shipped_configs().get(path, Path(path))
 
 
 def _fetch(url: str) -> str:

@@ -43,7 +43,10 @@ __all__ = [
 
 TERMINATED = 143
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the settings.")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file with the settings, or the name of a shipped one: demo, flickr8k, …"),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one option, e.g. finetune.epochs=3; may be repeated.")
 ]

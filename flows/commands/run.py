@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -39,6 +40,7 @@ __all__ = [
     "ReasonOption",
     "WhereOption",
     "asking_again",
+    "demo",
     "how_to_keep",
     "plan",
     "print_comparison",
@@ -92,6 +94,11 @@ def run(
         raise typer.Exit(NOTHING_TO_DO)
     if gate and outcome["verdict"] != "promote":
         raise typer.Exit(HELD)
+
+
+def demo(set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Render captioned scenes, paraphrase, tune and compare: `run -c demo`, minutes on two cores, without a GPU."""
+    run(Path("demo"), set_, as_json)
 
 
 def _finished(settings: Settings) -> dict[str, Any] | None:

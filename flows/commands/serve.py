@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, leave_in_order, print_json
-from paraclip_core.errors import ConfigError
 
 __all__ = ["serve", "stop"]
 
-PREFECT_FILE = "prefect.yaml"
+SHIPPED = Path(__file__).parents[1] / "prefect.yaml"
 
 
 def serve(
@@ -23,7 +22,9 @@ def serve(
     folder: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
     ] = Path(),
-    prefect_file: Annotated[Path | None, typer.Option(exists=True, help="Deployments; default: prefect.yaml.")] = None,
+    prefect_file: Annotated[
+        Path | None, typer.Option(exists=True, help="Deployments; default: prefect.yaml here, or the shipped one.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
@@ -57,8 +58,5 @@ def stop(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
 
 
 def _prefect_file() -> Path:
-    places = [Path.cwd() / PREFECT_FILE, Path(__file__).resolve().parents[2] / PREFECT_FILE]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(f"no {PREFECT_FILE} in {' or '.join(str(place.parent) for place in places)}; give --prefect-file")
+    own = Path.cwd() / SHIPPED.name
+    return own if own.is_file() else SHIPPED

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import at_environment_root, deployed_settings, field_paths, load_settings, parse_settings
+from paraclip_core.settings import (
+    at_environment_root,
+    deployed_settings,
+    field_paths,
+    load_settings,
+    parse_settings,
+    shipped_configs,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -26,6 +33,21 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_defaults_without_a_file() -> None:
     assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_a_shipped_configuration_has_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_path = load_settings(CONFIGS / f"{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(name) == by_path
+    Path(name).write_text("name: mine\n")
+    assert load_settings(name).name == "mine", "a file comes before it"
+
+
+def test_an_unknown_configuration_is_told_what_there_is() -> None:
+    assert {"demo", "flickr8k"} <= set(shipped_configs())
+    with pytest.raises(ConfigError, match=r"cannot read demos: No such file .*; by name there are .*demo, flickr8k"):
+        load_settings("demos")
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
