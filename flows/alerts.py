@@ -16,16 +16,16 @@ Any other automation of Prefect can be made over the same events: `paraclip.*`, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from paraclip_core.errors import ConfigError
-from tasks.publish import EVENTS, emit
+from tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 
-__all__ = ["emit", "name_of", "pass_on"]
+__all__ = ["announce_rollback", "emit", "name_of", "pass_on"]
 
 BODY = (
     '{"event": {{ event.event | tojson }}, "run": {{ event.resource.name | tojson }}, '
@@ -65,6 +65,13 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
         within=timedelta(0),
     )
     put_automation(Automation(name=name_of(url), trigger=trigger, actions=[_action(url)]))
+
+
+def announce_rollback(decision: Mapping[str, Any]) -> None:
+    """Emit the event of a channel that went back, from a flow run or from a command."""
+    facts = {name: decision[name] for name in ("channel", "before", "after")}
+    send = emit if in_flow_run() else emit_from_command
+    send("channel.rolled_back", facts["channel"], f"{facts['channel']}: {decision['reason']}", **facts)
 
 
 def _kind(url: str) -> str:

@@ -15,7 +15,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import run_deployment
 from prefect.states import Completed
 
-from flows.alerts import emit
+from flows.alerts import announce_rollback, emit
 from flows.form import FormSettings, Overrides
 from flows.pipeline import run_stages
 from flows.work import DEFAULTS, run_name, run_of
@@ -102,8 +102,7 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
     log.info("%s: %s", channel, decision["reason"])
     publish_markdown(artifact_key(channel, "rollback"), f"**{channel}**: {decision['reason']}\n", "Rollback")
     if decision["moved"]:
-        text = f"{channel}: {decision['reason']}"
-        emit("channel.rolled_back", channel, text, channel=channel, before=decision["before"], after=decision["after"])
+        announce_rollback(decision)
     return decision
 
 

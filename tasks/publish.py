@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ __all__ = [
     "artifact_key",
     "as_text",
     "emit",
+    "emit_from_command",
     "in_flow_run",
     "mark_decision",
     "near_cap",
@@ -120,10 +122,29 @@ def emit(event: str, run: str, text: str, **facts: Any) -> None:
     def send() -> None:
         from prefect.events import emit_event
 
-        resource = {"prefect.resource.id": f"paraclip.run.{artifact_key(run)}", "prefect.resource.name": run}
-        emit_event(f"paraclip.{event}", resource, payload={"text": text, **facts})
+        emit_event(**_event(event, run, text, facts))
 
     _try(f"the event {event} is not sent", send)
+
+
+def emit_from_command(event: str, run: str, text: str, **facts: Any) -> None:
+    """As :func:`emit`, outside of a flow run: to the server that PREFECT_API_URL names; without one nothing happens."""
+    if not os.environ.get("PREFECT_API_URL"):
+        return
+    from prefect import get_client
+    from prefect.events import Event
+
+    try:
+        # Prefect's own way of sending events is a thread that tries for half a minute after the command's end.
+        with get_client(sync_client=True) as client:
+            client._client.post("/events", json=[Event(**_event(event, run, text, facts)).model_dump(mode="json")])
+    except Exception as error:
+        log.warning("the event %s is not sent: %s", event, error)
+
+
+def _event(event: str, run: str, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    resource = {"prefect.resource.id": f"paraclip.run.{artifact_key(run)}", "prefect.resource.name": run}
+    return {"event": f"paraclip.{event}", "resource": resource, "payload": {"text": text, **facts}}
 
 
 def mark_decision(decision: str) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import sqlite3
+import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -143,6 +147,19 @@ def test_what_keeps_a_server_from_its_database_is_said_in_words(error: Exception
     words = loaded("database").words(outer, "postgresql+asyncpg://prefect:secret@postgres:5432/prefect")
     assert words is None if text is None else re.search(text, words, re.DOTALL)
     assert "secret" not in (words or "")
+
+
+def test_one_service_makes_what_two_servers_would_make_at_once(tmp_path: Path) -> None:
+    for name in ("PREFECT_API_DATABASE_MIGRATE_ON_START", "PREFECT_SERVER_REGISTER_BLOCKS_ON_START"):
+        assert COMPOSE["x-server"][name] == "false"
+    path = tmp_path / "prefect.db"
+    variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
+    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "docker" / "database.py")]
+    subprocess.run(command, check=True, env={**os.environ, **variables}, timeout=300)
+    with closing(sqlite3.connect(path)) as database:
+        slugs = {slug for (slug,) in database.execute("select slug from block_type")}
+    # Of Prefect itself, and of its collections.
+    assert {"webhook", "slack-webhook", "aws-credentials"} <= slugs
 
 
 @pytest.mark.usefixtures("image_environment")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.alerts import announce_rollback
 from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, say
 from storage.artifacts import ArtifactStore
 from storage.roots import check_root, open_store
@@ -58,6 +59,8 @@ def rollback(
 ) -> None:
     """Move a channel to the model before the one that it serves, or to another one that is still there."""
     decision = move_back(_opened(root), name, to)
+    if decision["moved"]:
+        announce_rollback(decision)
     if as_json:
         print_json(decision)
     else:

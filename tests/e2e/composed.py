@@ -78,10 +78,14 @@ class Compose(Api):
     def in_worker(self, *command: str, code: int = 0) -> str:
         return self.compose("exec", "-T", "worker-cpu", *command, code=code).strip()
 
+    def inspect(self, name: str, template: str) -> str:
+        """What the engine knows of a container."""
+        command = ["docker", "inspect", "-f", template, f"{IMAGE}-{name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     def crash(self, name: str) -> None:
         """Kill a container's first process, as a lack of memory would; Docker starts it again."""
-        inspect = ["docker", "inspect", "-f", "{{.State.Pid}}", f"{IMAGE}-{name}"]
-        pid = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.strip()
+        pid = self.inspect(name, "{{.State.Pid}}")
         # Unlike `docker kill`, which counts as a wish that it stay away.
         as_host = ["docker", "run", "--rm", "--pid", "host", "--user", "0", IMAGE]
         subprocess.run([*as_host, "python", "-c", KILL, pid], check=True)

@@ -1,4 +1,4 @@
-"""A real server, real workers and a real browser: a stage is killed, Retry is pressed, the pipeline goes on."""
+"""A real server, workers and browser: a killed stage is retried, and goes on; so does the run after a cancelled one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
 from PIL import Image
+from pyarrow.parquet import read_metadata
 from served import Api, command_of, environment_of, processes, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
@@ -23,7 +27,12 @@ from storage.artifacts import ArtifactStore
 from tasks.child import log_path
 from tasks.context import Run, run_stage
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
 COLOURS = ("red", "blue", "green", "white", "black", "orange")
@@ -65,14 +74,14 @@ def stack(tmp_path: Path) -> Iterator[Api]:
         yield api
 
 
-def stage_process(root: Path) -> int | None:
-    """The child process in which a worker below this root carries out a stage."""
-    found = [
-        pid
-        for pid in processes()
-        if "tasks.child" in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)
-    ]
-    return found[0] if found else None
+def stage_processes(root: Path) -> dict[str, int]:
+    """The children in which workers below this root carry out stages, by stage."""
+    children = {}
+    for pid in processes():
+        command = command_of(pid).split()
+        if "tasks.child" in command and environment_of(pid).get("PARACLIP_ROOT") == str(root):
+            children[json.loads(Path(command[-1]).read_text())["request"]["draft"]["stage"]] = pid
+    return children
 
 
 def parent_of(pid: int) -> int:
@@ -96,7 +105,6 @@ def press_retry(url: str, run: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     root, data = tmp_path / "root", tmp_path / "data"
     make_data(data)
@@ -114,8 +122,7 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     work = store.work_path("finetune", fingerprint) / "scratch" / "checkpoints"
     # Not any file: one that is being written does not count, and the killed run could not go on from it.
     eventually(lambda: any(work.glob("step-*.safetensors")), "fine-tuning left no checkpoint")
-    child = eventually(lambda: stage_process(root), "fine-tuning has no process")
-    assert child is not None
+    child = stage_processes(root)["finetune"]
     os.kill(parent_of(child), signal.SIGKILL)
 
     eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 10)
@@ -142,3 +149,80 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     assert (root / "results" / "e2e" / "report.html").is_file()
     keys = {artifact["key"] for artifact in api.call("artifacts/latest/filter", {})}
     assert {"e2e-stages", "e2e-comparison", "e2e-report", "e2e-finetune-progress"} <= keys
+
+
+CHUNK = 4
+"""Requests, all of which are asked at the same time."""
+
+
+def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
+    """A run that trains its base model while it asks a server."""
+    settings = tiny_run(root, data)
+    server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
+    settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
+    settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
+    settings["bootstrap"] |= {"epochs": 100, "checkpoint_steps": 5}
+    settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
+    return settings | {"name": "cancelled", "run": settings["run"] | {"placement": "inline"}}
+
+
+@pytest.mark.nightly
+def test_a_cancel_stops_stages_side_by_side_and_the_next_run_goes_on(tmp_path: Path, stack: Api) -> None:
+    root, data, going = tmp_path / "root", tmp_path / "data", threading.Event()
+    make_data(data)
+    with OpenAIServer() as engine:
+
+        def say_nothing(handler: Any) -> None:
+            going.wait(600)
+            handler.close_connection = True
+
+        def answer(asked: dict[str, Any]) -> dict[str, Any] | Fault:
+            return well(asked) if going.is_set() or engine.asked.index(asked) < CHUNK else say_nothing
+
+        engine.answer = answer
+        plain = side_by_side(root, data, engine.url)
+        run = stack.run_deployment("pipeline", plain)
+        fingerprint = Run(parse_settings(plain)).node("bootstrap").fingerprint
+        folder = ArtifactStore(root).work_path("bootstrap", fingerprint) / "scratch" / "checkpoints"
+        eventually(lambda: any(folder.glob("step-*.safetensors")), "no checkpoint")
+        children = eventually(lambda: len(both := stage_processes(root)) == 2 and both, "not side by side")
+        segments = root / "cache" / "segments"
+        eventually(
+            lambda: sum(read_metadata(part).num_rows for part in segments.rglob("*.parquet")) == CHUNK, "no answers"
+        )
+        eventually(lambda: engine.under_way, "no requests")
+        # Short enough for a test, training waits here for its end.
+        os.kill(children["bootstrap"], signal.SIGSTOP)
+        checkpoints = set(folder.glob("step-*.safetensors"))
+        cancel(stack, run)
+        eventually(lambda: asked_to_end(children["bootstrap"]), "its end was not asked for")
+        os.kill(children["bootstrap"], signal.SIGCONT)
+        eventually(lambda: stack.state(run) == "Cancelled", "it is not cancelled")
+        assert not any(map(command_of, children.values()))
+        assert set(folder.glob("step-*.safetensors")) - checkpoints, "the last step was not saved"
+        ended = {"bootstrap": "Cancelled", "paraphrase_1": "Cancelled"}
+        eventually(lambda: ended.items() <= task_states(stack, run).items(), "the run's page says something else")
+
+        going.set()
+        later = stack.run_deployment("pipeline", plain)
+        eventually(lambda: stack.state(later) in ("Completed", "Failed", "Crashed"), "it did not end")
+        assert stack.state(later) == "Completed"
+        log = log_path(ArtifactStore(root), "bootstrap", fingerprint).read_text()
+        assert log.count(" starts in process ") == 2 and "going on after step" in log
+        assert set(engine.answered.values()) == {1}, "an answer was paid for twice"
+
+
+def task_states(api: Api, run: str) -> dict[str, str]:
+    tasks = api.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    return {task["name"]: task["state"]["name"] for task in tasks}
+
+
+def cancel(api: Api, run: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "prefect", "flow-run", "cancel", run]
+    subprocess.run(command, check=True, env={**os.environ, "PREFECT_API_URL": f"{api.url}/api"}, timeout=300)
+
+
+def asked_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +24,11 @@ Posted = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
+def server() -> Iterator[str]:
     from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    with prefect_server():
-        yield
+    with prefect_server() as url:
+        yield url
 
 
 @pytest.fixture
@@ -152,6 +155,36 @@ def tags_of(state: Any) -> set[str]:
 
     with get_client(sync_client=True) as client:
         return set(client.read_flow_run(state.state_details.flow_run_id).tags)
+
+
+def test_a_rollback_by_hand_is_told(
+    finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str
+) -> None:
+    from flows.alerts import pass_on
+    from flows.cli import run_cli
+
+    url, posted = receiver
+    pass_on(url)
+    runs = [finished_run(f"finetune.seed={seed}", verdict="promote") for seed in range(3)]
+    oldest, older, newest = (run.artifacts["finetune"].fingerprint for run in runs)
+    for seed in range(3):
+        assert run_cli(["promote", "-c", str(runs[0].config), "--set", f"finetune.seed={seed}", "--force"]) == 0
+
+    assert roll_back(runs[0], {"PREFECT_API_URL": server}) == ""
+    event = wait_for(posted, "channel.rolled_back")
+    assert event["run"] == "production" and event["text"] == f"production: rolled back from {newest} to {older}"
+    assert (event["facts"]["before"], event["facts"]["after"]) == (newest, older)
+    # A server that is away stops nobody who wants another model at once.
+    assert "channel.rolled_back is not sent" in roll_back(runs[0], {"PREFECT_API_URL": "http://127.0.0.1:1/api"})
+    assert runs[0].store.channel("production")["fingerprint"] == oldest
+
+
+def roll_back(run: Any, variables: dict[str, str]) -> str:
+    """Move `production` back as a process of its own; gives what it said besides its answer."""
+    command = [sys.executable, "-m", "flows.cli", "channel", "rollback", "production", "--root", str(run.store.root)]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "rolled back" in done.stdout, done.stderr
+    return done.stderr
 
 
 def test_an_address_of_slack_is_sent_there() -> None:
