@@ -29,6 +29,7 @@ from flows.commands.common import (
 from flows.commands.dataset import export_dataset
 from flows.commands.evaluate import evaluate
 from flows.commands.index import audit, search, ui, verify_index
+from flows.commands.init import init
 from flows.commands.models import export
 from flows.commands.paraphrase import paraphrase, requests
 from flows.commands.run import demo, plan, promote, run
@@ -77,6 +78,7 @@ def common(
 
 for command in (
     demo,
+    init,
     run,
     plan,
     paraphrase,

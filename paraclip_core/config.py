@@ -130,6 +130,9 @@ class DataOptions(Options):
     """Render the demo's scenes and read the sources from them."""
     sources: tuple[SourceOptions, ...] = ()
     """Files and folders to read."""
+    held_out: Annotated[float, Field(ge=0, le=0.9)] = Field(default=0.0, json_schema_extra=LATER)
+    """Share of the images whose captions become `val`, of rows that do not say their split and would be `train`. An
+    image's captions stay together; which images it are depends on their ids alone."""
     min_words: Annotated[int, Field(ge=1)] = 2
     """Captions with fewer words are rejected (published filter: 2)."""
     max_words: Annotated[int, Field(ge=1)] = 15

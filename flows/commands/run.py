@@ -96,9 +96,11 @@ def run(
         raise typer.Exit(HELD)
 
 
-def demo(set_: SetOption = None, as_json: JsonOption = False) -> None:
+def demo(
+    set_: SetOption = None, root: RunRootOption = None, device: RunDeviceOption = None, as_json: JsonOption = False
+) -> None:
     """Render captioned scenes, paraphrase, tune and compare: `run -c demo`, minutes on two cores, without a GPU."""
-    run(Path("demo"), set_, as_json)
+    run(Path("demo"), set_, root, device, as_json)
 
 
 def _finished(settings: Settings) -> dict[str, Any] | None:

@@ -112,8 +112,10 @@ class CaptionPipeline:
         splits: list[str | None] = []
         passed: list[bool] = []
         for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
-            split = default if named is None else split_name(named)
             text, problem = cleaned(raw, self._options)
+            split = default if named is None else split_name(named)
+            if named is None and split == "train" and self._is_held_out(batch.image_ids[n] or text):
+                split = "val"
             if problem is None and split is None:
                 problem = "unknown_split", f"split {str(named)[:80]!r}, expected train, val or test"
             if problem is None:
@@ -125,6 +127,10 @@ class CaptionPipeline:
         batch.keep(passed)
         batch.splits = splits
         return texts
+
+    def _is_held_out(self, image: str) -> bool:
+        share = self._options.held_out
+        return share > 0 and int(text_keys([image], "held out")[0]) < share * 2**64
 
     def _without_conflicts(self, batch: RowBatch, texts: list[str], file: SourceFile) -> list[str]:
         """The texts whose images' ids name no other images; the batch keeps their rows."""

@@ -302,3 +302,22 @@ def test_memory_is_eight_bytes_a_key() -> None:
     for _ in range(40):
         keys.add(rng.integers(0, 2**64, size=8192, dtype=np.uint64, endpoint=False))
     assert keys.nbytes == 8 * len(keys)
+
+
+def test_images_are_held_out_whole_and_whatever_else_there_is(tmp_path: Path) -> None:
+    records = [{"image": f"{n}.jpg", "caption": f"picture {n} says {m}"} for n in range(400) for m in range(2)]
+    said = [{**record, "split": "train"} for record in records[:4]]
+    source = SourceOptions(path=jsonl(tmp_path / "a.jsonl", *said, *records[4:]).name)
+    accepted, _, _ = run(tmp_path, source, held_out=0.25)
+    splits: dict[str, set[str]] = {}
+    for row in accepted.select(["image_id", "split"]).to_pylist():
+        splits.setdefault(row["image_id"], set()).add(row["split"])
+    assert all(len(each) == 1 for each in splits.values())
+    held = {image for image, each in splits.items() if each == {"val"}}
+    assert 60 < len(held) < 140 and held.isdisjoint({"0.jpg", "1.jpg"})
+    jsonl(tmp_path / "a.jsonl", *records[200:])
+    again, _, _ = run(tmp_path, source, held_out=0.25)
+    rows = zip(again["image_id"].to_pylist(), again["split"].to_pylist(), strict=True)
+    assert {image for image, split in rows if split == "val"} == {f"{n}.jpg" for n in range(100, 400)} & held
+    none, _, _ = run(tmp_path, source)
+    assert set(none["split"].to_pylist()) == {"train"}

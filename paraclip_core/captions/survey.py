@@ -1,0 +1,243 @@
+"""What a folder of a user's data holds: the captions, which columns count, where the images lie, and the splits.
+
+Files and columns are found as the readers find them, so what is said here is what ingest will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from paraclip_core.captions.clean import split_name
+from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.readers.columns import Columns, find_columns
+from paraclip_core.captions.readers.text import csv_records, tsv_records
+from paraclip_core.captions.rows import Counts, RowBatch
+from paraclip_core.captions.sources import SourceFile, expand, named_format, read, shard_split
+from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
+from paraclip_core.errors import InputError
+
+__all__ = ["LEAST_IMAGES", "Survey", "survey"]
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+LOOKED_UP = 200
+"""Images that are looked up in each place that may hold them."""
+LEAST_IMAGES = 10
+"""Images of a split that benchmarks need at least."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found, as options for `data`, and what ingest makes of them."""
+
+    data: DataOptions
+    columns: Columns | None
+    """Columns of a table; None for formats that have none."""
+    counts: Counts
+    images: dict[str, Counter[str]]
+    """For each split its images' ids, with how many captions each has."""
+    missing: list[str] = field(default_factory=list)
+    """Images that captions name and that are not where the others are, of those that were looked up."""
+    looked_up: int = 0
+    unused: list[str] = field(default_factory=list)
+    """Files that hold captions, too, but name no image."""
+
+    @property
+    def split(self) -> str | None:
+        """The split to evaluate: one with enough images that is not trained on."""
+        names = [name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES]
+        return names[0] if names else None
+
+    def pairs(self, split: str) -> int:
+        """Images of a split that have several captions, each a wording of the others."""
+        return sum(count > 1 for count in self.images.get(split, Counter()).values())
+
+
+def survey(
+    root: Path, captions: str | None = None, images: str | None = None, columns: ColumnNames | None = None
+) -> Survey:
+    """Look at a folder of captions and images.
+
+    Args:
+        root: the folder.
+        captions: file or folder with the captions, relative to `root`, where several could be meant.
+        images: folder or tar with the images, likewise.
+        columns: columns' names that are not the usual ones.
+
+    Raises:
+        InputError: no file holds captions, several do, or the images that they name are in no or in several places.
+    """
+    source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
+    if not (root / source.path).exists():
+        raise InputError(f"{root / source.path} does not exist; expected captions, and images beside them")
+    chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
+    first = chosen[0]
+    missing, looked_up = [], 0
+    if not first.file.images or images is not None:
+        names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
+        images = images or _find_images(root, names, first.file.name)
+        missing, looked_up = _missing(root / images, names), len(names)
+    sources = tuple(_source_of(source, each, images) for each in chosen)
+    data = DataOptions(root=str(root), sources=_as_folder(sources) if captions is None else sources)
+    counts, by_split = _count(data)
+    if not any(len(by_split.get(name, ())) >= LEAST_IMAGES for name in ("val", "test")):
+        data, counts, by_split = _with_held_out(data, counts, by_split)
+    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, unused)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    file: SourceFile
+    rows: RowBatch
+    split: str | None = None
+    """What its name says, where another file's says otherwise."""
+
+    @property
+    def image_names(self) -> list[str]:
+        return [path for path in self.rows.image_paths if path]
+
+
+def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
+    """The files in which a first batch of captions can be read."""
+    problems, candidates = [], []
+    for file in expand(root, [source], root / "runs"):
+        try:
+            rows = next((batch for batch in read(file.path, file.options, file.form) if len(batch)), None)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if rows is not None:
+            candidates.append(_Candidate(file, rows))
+    if not candidates:
+        found = "; ".join(problems[:SHOWN]) or "there is no file of a known format"
+        raise InputError(
+            f"no captions in {root / source.path}: {found}. Expected CSV, TSV, JSONL or Parquet with a column of "
+            "captions and one of images' names (name them with --caption-column and --image-column), COCO's or "
+            "Karpathy's JSON, or webdataset tars"
+        )
+    return candidates
+
+
+def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candidate], list[str]]:
+    """The files that belong together, and the names of those that are left out because they name no image."""
+    with_images = [each for each in candidates if each.file.images or each.image_names]
+    chosen = with_images or candidates
+    unused = [each.file.name for each in candidates if each not in chosen]
+    if len(chosen) == 1 or explicit:
+        return chosen, unused
+    splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
+    stems = {(each.file.path.parent, each.file.form, _without_digits(each.file.path.name)) for each in chosen}
+    if all(splits) and len({each.file.path.parent for each in chosen}) == 1:
+        return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
+    if len(stems) == 1:
+        return chosen, unused
+    names = ", ".join(each.file.name for each in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
+    raise InputError(f"{len(chosen)} files hold captions: {names}; say with --captions which one, or which folder")
+
+
+def _without_digits(name: str) -> str:
+    return "".join(letter for letter in name if not letter.isdigit())
+
+
+def _source_of(source: SourceOptions, candidate: _Candidate, images: str | None) -> SourceOptions:
+    """The source's options for one file."""
+    inside = candidate.file.images is not None and source.images is None
+    changes = {"path": candidate.file.name, "split": candidate.split, "images": None if inside else images}
+    return source.model_copy(update=changes)
+
+
+def _as_folder(sources: tuple[SourceOptions, ...]) -> tuple[SourceOptions, ...]:
+    """Numbered shards as the folder that they are in."""
+    if len(sources) < 2 or any(source.split for source in sources):
+        return sources
+    return (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
+
+
+def _find_images(root: Path, names: Sequence[str], where: str) -> str:
+    if not names:
+        raise InputError(
+            f"the captions of {where} name no image, so nothing can be trained on; add a column `image` with the file "
+            "names, or name the one that has them with --image-column"
+        )
+    places = {place: len(names) - len(_missing(root / place, names)) for place in _image_places(root)}
+    most = max(places.values(), default=0)
+    best = [place for place, count in places.items() if count == most]
+    if not most:
+        raise InputError(
+            f"none of the {len(names)} images that were looked up is below {root}; the first is {names[0]!r}, as "
+            f"{where} names it. Say with --images which folder or tar holds them, or with --image-column which column "
+            "has their file names"
+        )
+    if len(best) > 1:
+        raise InputError(f"the images are in {' and in '.join(best[:SHOWN])}; say with --images which ones to take")
+    return best[0]
+
+
+def _image_places(root: Path) -> Iterable[str]:
+    """Folders that hold pictures with the folders around them, and tars, relative to `root`."""
+    places: set[Path] = set()
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
+        here = Path(folder)
+        if any(name.lower().endswith(PICTURES) for name in files):
+            places |= {here, *(each for each in here.parents if each == root or root in each.parents)}
+        places |= {here / name for name in files if named_format(Path(name)) == "webdataset"}
+    return [place.relative_to(root).as_posix() for place in sorted(places)]
+
+
+def _missing(place: Path, names: Sequence[str]) -> list[str]:
+    if place.is_dir():
+        return [name for name in names if not holds_any(place, [name])]
+    try:
+        with ImageArchive(place) as archive:
+            members = archive.names()
+    except InputError:
+        return list(names)
+    there = {*members, *(Path(member).name for member in members)}
+    return [name for name in names if name not in there]
+
+
+def _count(data: DataOptions) -> tuple[Counts, dict[str, Counter[str]]]:
+    files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
+    pipeline, counts = CaptionPipeline(data, files), Counts()
+    images: dict[str, Counter[str]] = {}
+    for file in files:
+        for outcome in pipeline.run(file):
+            counts.note(outcome)
+            ids, splits = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "split"))
+            for image, split in zip(ids, splits, strict=True):
+                if image is not None:
+                    images.setdefault(split, Counter())[image] += 1
+    return counts, images
+
+
+def _with_held_out(
+    data: DataOptions, counts: Counts, images: dict[str, Counter[str]]
+) -> tuple[DataOptions, Counts, dict[str, Counter[str]]]:
+    """Hold out a tenth of the images, or a fifth of few, where that leaves enough to evaluate."""
+    total = len(images.get("train", ()))
+    share = 0.1 if total >= 50 * LEAST_IMAGES else 0.2
+    tried = data.model_copy(update={"held_out": share})
+    held = _count(tried)
+    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images)
+
+
+def _columns(file: SourceFile) -> Columns | None:
+    """The columns of a table with a header, for people."""
+    names: list[str] = []
+    if file.form == "parquet":
+        names = pq.read_schema(file.path).names
+    elif file.form in ("csv", "tsv"):
+        records = (csv_records if file.form == "csv" else tsv_records)(file.path)
+        names = [name.strip() for name in next(records, (0, None))[1] or []]
+    try:
+        return find_columns(names, file.options.columns, str(file.path)) if names else None
+    except InputError:  # columns by number, where there is no header
+        return None

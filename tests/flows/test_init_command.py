@@ -1,0 +1,175 @@
+"""`paraclip init`: what it finds in a folder, and that `plan` takes what it writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flows.cli import run_cli
+from paraclip_core.settings import load_settings
+
+Capture = pytest.CaptureFixture[str]
+HEADER = (" File_Name ", "CAPTION", "Remark", "LICENSE")
+
+
+def picture(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), (shade, 90, 255 - shade)).save(file, "PNG")
+    return file.getvalue()
+
+
+def captions(images: int, each: int = 2) -> list[tuple[str, str]]:
+    return [(f"2024/IMG {n}.PNG", f"picture {n} in words of kind {m}") for n in range(images) for m in range(each)]
+
+
+def photos(folder: Path, images: int = 60) -> None:
+    (folder / "2024").mkdir(parents=True)
+    for n in range(images):
+        (folder / f"2024/IMG {n}.PNG").write_bytes(picture(n))
+
+
+def table(path: Path, rows: list[tuple[str, str]], header: tuple[str, ...] = HEADER) -> None:
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([*row, "…", ""][: len(header)] for row in rows)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as a camera and a spreadsheet leave it."""
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "my data" / "Photos")
+    table(tmp_path / "my data" / "My export.csv", [*captions(60), ("2024/gone.png", "a picture that is gone")])
+    return tmp_path / "my data"
+
+
+def facts(*arguments: str) -> dict[str, Any]:
+    capture: Any = facts.capture  # pyright: ignore[reportFunctionMemberAccess]
+    capture.readouterr()
+    assert run_cli(["init", *arguments, "--json"]) == 0
+    return json.loads(capture.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def _capture(capsys: Capture) -> None:
+    facts.capture = capsys  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
+    assert run_cli(["init", data.name, "--name", "holiday"]) == 0
+    out = capsys.readouterr().out
+    assert "My export.csv: 121 of 121 rows" in out and "image 'File_Name'" in out
+    assert "1 of 61 images that were looked up are not there, the first is '2024/gone.png'" in out
+    assert "20% of the images are held out as val" in out and "next: paraclip plan -c paraclip.yaml" in out
+    settings = load_settings("paraclip.yaml")
+    assert (settings.name, settings.evaluate.split) == ("holiday", "val")
+    assert [benchmark.kind for benchmark in settings.evaluate.benchmarks] == ["paraphrased_retrieval", "retrieval"]
+    assert run_cli(["plan", "-c", "paraclip.yaml", "--json"]) == 0
+    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
+
+
+def test_nothing_is_written_over(data: Path, capsys: Capture) -> None:
+    Path("paraclip.yaml").write_text("name: kept\n")
+    assert run_cli(["init", data.name]) == 2
+    assert "paraclip.yaml is there already; give --force" in capsys.readouterr().err
+    assert Path("paraclip.yaml").read_text() == "name: kept\n"
+    assert run_cli(["init", data.name, "--force"]) == 0
+    assert load_settings("paraclip.yaml").name == "mine"
+
+
+def test_the_schema_that_editors_check_with_is_there(data: Path) -> None:
+    assert run_cli(["init", data.name]) == 0
+    first = Path("paraclip.yaml").read_text().splitlines()[0]
+    assert first.startswith("# yaml-language-server: $schema=") and Path(first.partition("=")[2]).is_file()
+
+
+def test_a_split_for_each_file(data: Path) -> None:
+    (data / "My export.csv").unlink()
+    for name, first, last in (("train", 0, 40), ("valid", 40, 60)):
+        table(data / f"{name}.tsv", [])
+        lines = ["caption\timage", *(f"{text}\t{image}" for image, text in captions(60)[2 * first : 2 * last])]
+        (data / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    found = facts(data.name)
+    assert [(source["path"], source["split"]) for source in found["sources"]] == [
+        ("train.tsv", "train"),
+        ("valid.tsv", "val"),
+    ]
+    assert found["images"] == {"train": 40, "val": 20}
+    assert load_settings("paraclip.yaml").data.held_out == 0
+
+
+def test_images_in_a_tar_and_captions_in_jsonl(data: Path) -> None:
+    (data / "My export.csv").unlink()
+    lines = [json.dumps({"text": text, "file name": Path(image).name}) for image, text in captions(60)]
+    (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    with tarfile.open(data / "pictures.tar", "w") as tar:
+        tar.add(data / "Photos", "Photos")
+    found = facts(data.name, "--images", "pictures.tar")
+    assert found["images_missing"] == [] and found["sources"][0]["images"] == "pictures.tar"
+
+
+def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in range(2):
+        rows = [{"image": {"bytes": picture(50 * part + n)}, "caption": f"picture {part} {n}"} for n in range(30)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data-{part}.parquet")
+    found = facts()
+    assert [source["path"] for source in found["sources"]] == ["."] and found["rows"]["accepted"] == 60
+    assert "rewording" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
+    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
+
+
+def test_a_file_without_images_is_left_out(data: Path) -> None:
+    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
+    found = facts(data.name)
+    assert [source["path"] for source in found["sources"]] == ["My export.csv"] and found["unused"] == ["notes.csv"]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("empty", "no captions in empty: empty is a folder without any caption file"),
+        ("columns", "its first line has 2 fields: 'Bild', 'Titel der Datei'. Name the one with the caption"),
+        ("two", "2 files hold captions: My export.csv, another.csv; say with --captions"),
+        ("no images", "none of the 60 images that were looked up is below no images; the first is '2024/IMG 0.PNG'"),
+        ("no names", "name no image, so nothing can be trained on; add a column `image`"),
+        ("twice", "the images are in Photos and in Thumbnails; say with --images"),
+    ],
+)
+def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Capture) -> None:
+    other = data.parent / case
+    folder = other
+    if case in ("two", "twice"):
+        folder = data
+        if case == "two":
+            table(data / "another.csv", captions(3))
+        else:
+            photos(data / "Thumbnails")
+    else:
+        other.mkdir()
+    if case == "columns":
+        (other / "a.csv").write_text("Bild,Titel der Datei\n1.png,ein Hund am Strand\n")
+    if case == "no images":
+        table(other / "a.csv", captions(60))
+    if case == "no names":
+        (other / "a.txt").write_text("a dog on a beach\n")
+    assert run_cli(["init", folder.name]) != 0
+    assert message in capsys.readouterr().err
+    assert not Path("paraclip.yaml").exists()
+
+
+def test_columns_of_other_names(data: Path) -> None:
+    table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
+    found = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
+    assert found["rows"]["accepted"] == 120 and found["images_missing"] == []
