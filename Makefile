@@ -14,7 +14,7 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo test test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
+.PHONY: demo docs test test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-passes bench-judge bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
@@ -34,6 +34,10 @@ check: $(VENV)/.dev
 
 vllm-if-possible: $(VENV)/.dev
 	@if $(MAKE) $(VLLM)/.made; then $(MAKE) $(VLLM)/smollm2; fi
+
+# The docs site, into build/site.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What waits for minutes, such as for the clock that starts the nightly run.
 test-nightly: $(VENV)/.dev

@@ -307,13 +307,13 @@ def audit(
     """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
 
     Args:
-        model: as for :func:`search`.
+        model: as for `search`.
         pairs: query and rewording.
-        features: as for :func:`search`.
-        ids: as for :func:`search`.
-        base: as for :func:`search`.
-        root: as for :func:`search`.
-        device: as for :func:`search`.
+        features: as for `search`.
+        ids: as for `search`.
+        base: as for `search`.
+        root: as for `search`.
+        device: as for `search`.
 
     Raises:
         ModelError: the index was made with another image tower.
