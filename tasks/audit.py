@@ -9,8 +9,6 @@ from typing import Any
 
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, InputError
@@ -19,7 +17,7 @@ from paraclip_core.report.audit_page import WORST, render_audit
 from paraclip_core.report.page import thumbnail
 from storage.files import write_atomic
 from tasks.context import Run
-from tasks.image_index import SearchTarget
+from tasks.image_index import SearchTarget, load_models
 from tasks.trial import try_captions
 
 __all__ = ["audit", "expected_gain", "reword", "write_page"]
@@ -58,19 +56,14 @@ def audit(target: SearchTarget, pairs: Pairs, device: str = "cpu", seed: int = 0
     """Measure the models of a target; where base and tuned are one model, that one alone.
 
     Raises:
-        ModelError: a model cannot be loaded, or does not fit the index.
+        ModelError: as :func:`tasks.image_index.load_models`.
         InputError: the index holds features that are not finite.
         BenchmarkError: there are no pairs.
     """
-    references = {"base": target.base, "tuned": target.tuned}
-    if target.base == target.tuned:
-        del references["tuned"]
     searcher = Searcher(target.index.features, target.index.ids)
-    models = {}
-    for name, reference in references.items():
-        clip = load_clip(reference, pick_device(device))
-        searcher.check(clip)
-        models[name] = partial(encode_texts, clip)
+    models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
+    if target.base == target.tuned:
+        del models["tuned"]
     return audit_index(searcher, models, pairs, seed)
 
 

@@ -12,17 +12,26 @@ import numpy as np
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, read_index
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import pick_device
+from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import ConfigError, InputError, ModelError
 from storage.artifacts import Artifact, ArtifactStore
 from storage.features import FeatureStore
 from storage.parquet import iter_batches
 from tasks.models import base_of, find_model, find_release
 
-__all__ = ["Hit", "IndexProof", "SearchTarget", "captions_of", "search", "search_target", "verify_index"]
+__all__ = [
+    "Hit",
+    "IndexProof",
+    "SearchTarget",
+    "captions_of",
+    "load_models",
+    "search",
+    "search_target",
+    "verify_index",
+]
 
 SAMPLE = 16
 
@@ -78,6 +87,28 @@ def search_target(
     return SearchTarget(before, tuned, read_index(features, ids), None, images)
 
 
+def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -> dict[str, ClipModel]:
+    """`base` and `tuned`, loaded; one model under both names where they are one.
+
+    Raises:
+        ModelError: a model cannot be loaded or has another width than the index, or their image towers differ, so that
+            one index cannot be both models'.
+    """
+    base = load_clip(target.base, pick_device(device))
+    searcher.check(base)
+    if target.tuned == target.base:
+        return {"base": base, "tuned": base}
+    tuned = load_clip(target.tuned, pick_device(device))
+    searcher.check(tuned)
+    towers = image_tower_hash(base), image_tower_hash(tuned)
+    if towers[0] != towers[1]:
+        raise ModelError(
+            f"{target.base} and {target.tuned} have different image towers ({towers[0][:12]} and {towers[1][:12]}), so "
+            f"{target.index.source} cannot be an index of both; give as --base what the tuned model was made from"
+        )
+    return {"base": base, "tuned": tuned}
+
+
 @dataclass(frozen=True)
 class Hit:
     """One ranked image."""
@@ -94,15 +125,13 @@ def search(target: SearchTarget, query: str, count: int, device: str = "cpu") ->
     """The `count` nearest images for `query`, by `base` and by `tuned`.
 
     Raises:
-        ModelError: a model cannot be loaded, or does not fit the image features.
+        ModelError: as :func:`load_models`.
         InputError: the image features are not finite.
         ArtifactError: the image features are damaged.
     """
     searcher = Searcher(target.index.features, target.index.ids)
-    nearest = {
-        name: nearest_images(load_clip(reference, pick_device(device)), searcher, query, count)
-        for name, reference in (("base", target.base), ("tuned", target.tuned))
-    }
+    models = load_models(target, searcher, device)
+    nearest = {name: nearest_images(clip, searcher, query, count) for name, clip in models.items()}
     captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})
     return {
         name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]

@@ -28,6 +28,7 @@ INPUTS = [
     "corrupt image",
     "Parquet whose pictures are absent or damaged",
     "NaN features",
+    "index of your own that does not fit",
     "truncated checkpoint",
     "weights that are NaN or infinite",
     "mistyped base model",

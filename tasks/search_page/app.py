@@ -127,7 +127,10 @@ def _guard(app: FastAPI, token: str | None) -> None:
         given = request.query_params.get("token")
         if token is not None and not _allowed(request, given, token):
             return JSONResponse({"detail": "this page needs the token that `paraclip ui` printed"}, 401)
-        if int(request.headers.get("content-length") or 0) > LARGEST_BODY:
+        length = request.headers.get("content-length")
+        if request.method == "POST" and length is None:
+            return JSONResponse({"detail": "the request does not say its length (Content-Length)"}, 411)
+        if int(length or 0) > LARGEST_BODY:
             return JSONResponse({"detail": f"the request is larger than {LARGEST_BODY} bytes"}, 413)
         response = await answer(request)
         response.headers.update(HEADERS)

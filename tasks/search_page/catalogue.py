@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Catalogue:
         """Read a caption and the picture's place of each image.
 
         Raises:
-            InputError: the images that the user names cannot be read.
+            InputError: the images that the user names cannot be read, or the index names none of them.
         """
         self.ids = target.index.ids
         self._places: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
@@ -43,7 +44,7 @@ class Catalogue:
         self._folders: list[str] = []
         self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
         self._paths: pa.Array | None = None
-        self._given = ImageArchive(target.images) if target.images is not None else None
+        self._given = None if target.images is None else _archive_of(target.images, self.ids)
         self._scenes = _scenes(target, store)
         if target.captions is not None:
             self._read(target)
@@ -119,6 +120,24 @@ class Catalogue:
         if archive is None:
             raise InputError(f"the images {images} are not here; give --images")
         return archive, self._paths[row].as_py()
+
+
+def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
+    archive = ImageArchive(images)
+    if not any(_holds(archive, name) for name in ids):
+        raise InputError(
+            f"{images} has none of the {len(ids)} images of the index (the first is {ids[0]!r}); expected their file "
+            "names as the index's ids, see --ids"
+        )
+    return archive
+
+
+def _holds(archive: ImageArchive, name: str) -> bool:
+    try:
+        archive.read(name)
+    except InputError:
+        return False
+    return True
 
 
 def _scenes(target: SearchTarget, store: ArtifactStore) -> Path | None:

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.feedback import refine
-from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, pick_device
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import Searcher
 from paraclip_core.training.alpha import interpolate
-from tasks.image_index import SearchTarget
+from tasks.image_index import SearchTarget, load_models
 
 __all__ = ["BASE", "Ranking", "SearchEngine"]
 
@@ -57,16 +56,14 @@ class SearchEngine:
         """Load both models once.
 
         Raises:
-            ModelError: a model cannot be loaded, or does not fit the index.
+            ModelError: as :func:`tasks.image_index.load_models`.
             InputError: the index holds features that are not finite.
         """
         self.searcher = Searcher(target.index.features, target.index.ids)
-        self._base = load_clip(target.base, pick_device(device))
-        self.searcher.check(self._base)
+        models = load_models(target, self.searcher, device)
+        self._base, self._tuned = models["base"], models["tuned"]
         self.repaired = target.base != target.tuned
-        self._tuned = load_clip(target.tuned, pick_device(device)) if self.repaired else self._base
-        self.searcher.check(self._tuned)
-        self._weights = {name: _text_weights(clip) for name, clip in (("base", self._base), ("tuned", self._tuned))}
+        self._weights = {name: _text_weights(clip) for name, clip in models.items()}
         self._blended: ClipModel | None = None
         self._alpha = -1.0
         self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()

@@ -36,6 +36,7 @@ def _of_length_1(score: float) -> list[float]:
 
 def test_images_of_several_shards_are_ranked_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "load_clip", lambda *_: SimpleNamespace(embed_dim=24))
+    monkeypatch.setattr(image_index, "image_tower_hash", lambda _: "one")
     monkeypatch.setattr(nearest, "encode_texts", lambda *_: np.eye(1, 24, dtype=np.float32))
     monkeypatch.setattr(nearest, "BLOCK", 2)
     scores = np.array([_of_length_1(score) for score in (0.25, 0.5, -0.5, 0.75, 0.0, 0.25, 0.75, 0.125, 0.75)])

@@ -88,6 +88,7 @@ def test_without_the_package_the_message_names_it(tmp_path: Path, monkeypatch: p
 def test_what_is_no_index_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", ROWS.reshape(-1))
     np.save(tmp_path / "whole.npy", ROWS.astype(np.int64))
+    np.save(tmp_path / "no-rows.npy", ROWS[:0])
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY nothing")
     (tmp_path / "index.bin").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
@@ -98,6 +99,7 @@ def test_what_is_no_index_is_named(tmp_path: Path) -> None:
         "gone.npy": "does not exist",
         "flat.npy": r"expected floating-point features \[n, d\]",
         "whole.npy": "int64",
+        "no-rows.npy": "expected a row for each image",
         "broken.npy": "cannot read features",
         "index.bin": f"expected one of {', '.join(READERS)}".replace(".", r"\."),
         "empty": "holds neither .npy nor Parquet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.errors import InputError, ModelError
 from storage.artifacts import ArtifactStore
-from tasks.image_index import search_target
+from tasks.audit import audit
+from tasks.image_index import search, search_target
 from tasks.search_page.app import make_app
 from tasks.search_page.catalogue import Catalogue
 from tasks.search_page.engine import SearchEngine
@@ -109,6 +113,32 @@ def test_pictures(page: TestClient, home: Path) -> None:
     assert page.get("/images/..%2f..%2fetc%2fpasswd").status_code in (404, 422)
 
 
+def test_a_picture_that_is_gone_can_be_marked_and_is_a_gap(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "pictures", tmp_path / "pictures")
+    with client(home, tmp_path, images=tmp_path / "pictures") as page:
+        (tmp_path / "pictures" / "03 <b>.png").unlink()
+        (tmp_path / "pictures" / "04 <b>.png").write_bytes(b"no picture")
+        for row in (3, 4):
+            answer = page.get(f"/images/{row}")
+            assert answer.status_code == 404 and f"0{row} <b>.png" in answer.json()["detail"]
+            mark = {"query": "a dog", "image_id": f"0{row} <b>.png", "mark": 1}
+            assert page.post("/feedback", json=mark).json() == {"kept": True}
+        assert page.get("/images/5").status_code == 200
+        marked = {"query": "a dog", "right": ["03 <b>.png"], "count": 3}
+        assert len(page.post("/search", json=marked).json()["tuned"]["hits"]) == 3
+
+
+def test_without_images_it_searches_and_shows_none(home: Path, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    target = search_target(str(home / "tuned"), store, str(home / "base"), home / "index.npy", home / "ids.txt")
+    app = make_app(SearchEngine(target), Catalogue(target, store), Marks(tmp_path / "feedback"), {})
+    with TestClient(app) as page:
+        assert page.get("/facts").json() | {"pictures": False} == page.get("/facts").json()
+        assert len(page.post("/search", json={"query": "a dog"}).json()["tuned"]["hits"]) == 20
+        answer = page.get("/images/0")
+        assert answer.status_code == 404 and "give --images" in answer.json()["detail"]
+
+
 def test_bad_requests_say_what_is_wrong(page: TestClient) -> None:
     for body, message in (
         ({"query": "  "}, "expected words to search for"),
@@ -120,6 +150,8 @@ def test_bad_requests_say_what_is_wrong(page: TestClient) -> None:
         answer = page.post("/search", json=body)
         assert answer.status_code in (404, 422) and message in answer.json()["detail"]
     assert page.post("/search", json={"query": "x" * 1_000_000}).status_code == 413
+    # Nor does it help to keep its length to oneself.
+    assert page.post("/search", content=iter([b'{"query": "', b"x" * 1_000_000, b'"}'])).status_code == 411
     answer = page.post("/feedback", json={"query": "a dog", "image_id": "gone.png", "mark": 1})
     assert answer.status_code == 404 and "may be gone since the page was loaded" in answer.json()["detail"]
 
@@ -145,6 +177,17 @@ def test_many_at_once_get_their_own_answers(page: TestClient) -> None:
         assert ids(answers[query]["tuned"]) == ids(answer["tuned"])
 
 
+def test_marks_of_two_users_at_once_are_all_kept(page: TestClient, tmp_path: Path) -> None:
+    marks = [(user, f"{row:02d} <b>.png") for user in ("a dog", "one dog") for row in range(20)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(
+            lambda mark: page.post("/feedback", json={"query": mark[0], "image_id": mark[1], "mark": 1}), marks
+        )
+        assert {answer.status_code for answer in answers} == {200}
+    rows = [json.loads(line) for line in (tmp_path / "feedback" / "captions.jsonl").read_text().splitlines()]
+    assert sorted((row["caption"], row["image_id"]) for row in rows) == sorted(marks)
+
+
 def test_the_interface_is_described_and_guarded(page: TestClient) -> None:
     assert {"/search", "/feedback", "/facts"} <= page.get("/openapi.json").json()["paths"].keys()
     answer = page.get("/")
@@ -162,3 +205,20 @@ def test_an_index_that_does_not_fit_is_refused_before_the_page_is_served(home: P
         client(home, tmp_path / "b", features=tmp_path / "broken.npy")
     with pytest.raises(InputError, match="cannot read images"):
         client(home, tmp_path / "c", images=tmp_path / "nowhere")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match=r"none of the 40 images of the index \(the first is '00 <b>.png'\)"):
+        client(home, tmp_path / "d", images=tmp_path / "nothing")
+
+
+def test_models_of_different_image_towers_share_no_index(home: Path, tmp_path: Path) -> None:
+    other = load_clip(str(home / "base"))
+    visual: Any = other.model.visual
+    with torch.no_grad():
+        next(visual.parameters()).add_(0.01)
+    save_release(other, tmp_path / "other", "")
+    target = search_target(
+        str(home / "tuned"), ArtifactStore(tmp_path), str(tmp_path / "other"), home / "index.npy", home / "ids.txt"
+    )
+    for use in (SearchEngine, lambda target: search(target, "a dog", 3), lambda target: audit(target, [("a", "b")])):
+        with pytest.raises(ModelError, match=r"different image towers \(\w{12} and \w{12}\).*give as --base"):
+            use(target)
