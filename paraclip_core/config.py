@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from paraclip_core.clip.reference import canonical
 from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
 from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
@@ -88,7 +89,8 @@ class SourceOptions(Options):
     """A file or folder with captions."""
 
     path: str
-    """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set)."""
+    """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set), or on the hub:
+    `hf://datasets/ORG/NAME[@REVISION][/FILE]`. So can be any other path of data."""
     format: SourceFormat = "auto"
     """Format of the file; `auto` decides by its name and first bytes. A reader of your own is named by its dotted path,
     such as `my_package.module:read`: called with a path and these options, it yields batches of rows
@@ -159,9 +161,9 @@ class ModelOptions(Options):
 
     base: str = "embedded"
     """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
-    `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example `ViT-B-32-quickgelu:laion400m_e32`, or
-    `ARCHITECTURE:FILE` with weights in a published format (OpenAI's and LaCLIP's: `ViT-L-14-quickgelu:FILE`). A path
-    is relative to where `paraclip` is called."""
+    `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
+    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights in a published format (OpenAI's and
+    LaCLIP's: `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
     text_width: Annotated[int, Field(ge=32, le=2048)] = 256
     """Width of the embedded model's text tower."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
@@ -172,6 +174,11 @@ class ModelOptions(Options):
     """Dimension of the shared space of the embedded model."""
     seed: int = 0
     """Seed of the embedded model's new weights."""
+
+    @field_validator("base")
+    @classmethod
+    def _hub_address(cls, value: str) -> str:
+        return canonical(value)
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> ModelOptions:

@@ -103,6 +103,8 @@ class DatasetFacts:
     languages: Sequence[str] = ("en",)
     contact: str = ""
     """Where to ask for removal, in the publisher's words."""
+    models: Sequence[str] = ()
+    """Models on the hub that were tuned on it."""
 
     @property
     def by_model(self) -> bool:
@@ -301,4 +303,7 @@ def _origin(facts: DatasetFacts) -> str:
         f"Options of reading and filtering the captions:\n\n{fenced(options, 'json')}",
         table(("software", "version"), sorted(facts.versions.items())),
     ]
+    if facts.models:
+        links = ", ".join(f"[{inert(name)}](https://huggingface.co/{name})" for name in facts.models)
+        parts.append(f"Models that were tuned on it: {links}.")
     return "\n\n".join(parts)

@@ -111,6 +111,7 @@ def export_dataset(
     opt_outs: Sequence[str] | None = None,
     languages: Sequence[str] = ("en",),
     contact: str = "",
+    models: Sequence[str] = (),
     shard_rows: int = SHARD_ROWS,
 ) -> ExportedDataset:
     """Write finished paraphrases as a data set; the folder appears whole or not at all.
@@ -126,6 +127,7 @@ def export_dataset(
         opt_outs: caption ids, image ids and captions whose rows are left out; None where there is no list.
         languages: codes of the captions' languages, for the card.
         contact: where the card says to ask for removal.
+        models: models on the hub that were tuned on it, for the card.
         shard_rows: rows of a shard.
 
     Raises:
@@ -155,6 +157,7 @@ def export_dataset(
             versions=artifact.manifest.versions,
             languages=languages,
             contact=contact,
+            models=models,
         )
         card = dataset_card(facts).encode()
         write_atomic(draft / "README.md", lambda file: file.write(card))

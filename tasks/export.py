@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,11 @@ PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n#
 
 
 def export_model(
-    release: Path | str, folder: Path, layout: Layout = "open_clip", store: ArtifactStore | None = None
+    release: Path | str,
+    folder: Path,
+    layout: Layout = "open_clip",
+    store: ArtifactStore | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write a model in a layout; the target appears whole or not at all.
 
@@ -30,6 +35,7 @@ def export_model(
         layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, ONNX of the text tower, or
             sentence-transformers'.
         store: where the training's log and the evaluation of a run's model are found.
+        about: fields of the card's front matter: `language`, `datasets`, `license`.
 
     Returns:
         The names of its files.
@@ -45,8 +51,9 @@ def export_model(
             _copy(release, draft)
         else:
             _convert(str(release), draft, layout, card or PLAIN_CARD.format(release))
-        if card is not None:
-            (draft / CARD).write_text(_completed(card, release, draft, layout, store), "utf-8")
+        if card is not None or about:
+            written = card or (draft / CARD).read_text("utf-8")
+            (draft / CARD).write_text(_completed(written, release, draft, layout, store, about), "utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -81,14 +88,21 @@ def _card(release: Path | str) -> str | None:
     return path.read_text("utf-8") if isinstance(release, Path) and path.is_file() else None
 
 
-def _completed(card: str, release: Path | str, draft: Path, layout: Layout, store: ArtifactStore | None) -> str:
+def _completed(
+    card: str,
+    release: Path | str,
+    draft: Path,
+    layout: Layout,
+    store: ArtifactStore | None,
+    about: Mapping[str, Any] | None,
+) -> str:
     from paraclip_core.training.card import completed_card
 
     own = layout == "onnx" and _has_own_tokens(draft)
 
     artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
     if store is None or artifact is None:
-        return completed_card(card, layout=layout, own_tokens=own)
+        return completed_card(card, layout=layout, own_tokens=own, about=about)
     return completed_card(
         card,
         layout=layout,
@@ -96,6 +110,7 @@ def _completed(card: str, release: Path | str, draft: Path, layout: Layout, stor
         name=f"paraclip-{artifact.fingerprint[:8]}",
         comparison=_comparison(artifact, store),
         log=_log(artifact.path / "training_log.jsonl"),
+        about=about,
     )
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paraclip_core.clip.reference import check_reference, is_model_folder, local_file, model_files, place_free_name
+from paraclip_core.clip.reference import (
+    canonical,
+    check_reference,
+    is_model_folder,
+    local_file,
+    model_files,
+    place_free_name,
+)
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
 from paraclip_core.paths import user_path
@@ -131,6 +138,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
         UnknownNameError: an artifact's name fits none or several, or the artifact holds no model.
         UnknownModelError: the folder holds no model, or open_clip has none of that name.
     """
+    name = canonical(name)
     if (file := local_file(name)) is not None and not file[1].exists():
         raise UnknownModelError(f"model {name!r}: {file[1]} does not exist")
     if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):

@@ -24,6 +24,8 @@ __all__ = [
     "DEFAULT_ROOT",
     "ConfigOption",
     "JsonOption",
+    "PrivateOption",
+    "PushOption",
     "RootOption",
     "RunDeviceOption",
     "RunRootOption",
@@ -54,6 +56,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 RootOption = Annotated[
     str, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder or URL of artifacts, unfinished work and caches.")
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push", metavar="ORG/NAME", help="Push it to the Hugging Face hub, too, with `hf auth login`'s token."
+    ),
+]
+PrivateOption = Annotated[bool, typer.Option("--private", help="A repository that the push makes is private.")]
 RunRootOption = Annotated[
     str | None, typer.Option("--root", help="run.root; default: PARACLIP_ROOT, or what the configuration says.")
 ]

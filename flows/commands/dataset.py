@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import ConfigOption, JsonOption, RunRootOption, SetOption, print_json, say, settings_from
+from flows.commands.common import (
+    ConfigOption,
+    JsonOption,
+    PrivateOption,
+    PushOption,
+    RunRootOption,
+    SetOption,
+    print_json,
+    say,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from storage.artifacts import Artifact
@@ -39,6 +49,12 @@ def export_dataset(
         list[str] | None, typer.Option(help="Language code of the captions, `en` if none is given; may be repeated.")
     ] = None,
     contact: Annotated[str, typer.Option(help="Where the card says to ask for removal, e.g. an e-mail address.")] = "",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORG/NAME", help="Model on the hub that was tuned on it, for the card; may be repeated."),
+    ] = None,
+    push: PushOption = None,
+    private: PrivateOption = False,
     root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,7 +62,10 @@ def export_dataset(
     from storage.roots import check_root, open_store
     from tasks.dataset import export_dataset as write
     from tasks.dataset import find_paraphrases, read_opt_outs
+    from tasks.hub import check_push, push_folder
 
+    if push is not None:
+        check_push(push)
     settings = settings_from(config, set_)
     store = open_store(settings.run.root if root is None else root)
     check_root(store)
@@ -63,11 +82,16 @@ def export_dataset(
         opt_outs=entries,
         languages=language or ["en"],
         contact=contact,
+        models=model or (),
     )
+    address = None if push is None else push_folder(folder, push, private)
     if as_json:
-        print_json(_facts(paraphrases, written, folder.absolute(), len(entries or ())))
-    else:
-        _print(written, folder, None if entries is None else len(entries))
+        pushed = {} if address is None else {"pushed": address}
+        print_json(_facts(paraphrases, written, folder.absolute(), len(entries or ())) | pushed)
+        return
+    _print(written, folder, None if entries is None else len(entries))
+    if address is not None:
+        say(f"pushed to {address}")
 
 
 def _facts(found: Artifact, written: ExportedDataset, folder: Path, opt_outs: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`paraclip export`, and how models are named on the command line."""
+"""`paraclip export` and `push`, and how models are named on the command line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json
+from flows.commands.common import DEFAULT_ROOT, JsonOption, PrivateOption, PushOption, RootOption, print_json
 
-__all__ = ["MODEL", "DeviceOption", "export"]
+__all__ = ["MODEL", "DeviceOption", "export", "push"]
 
 LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
@@ -32,18 +32,55 @@ def export(
         Literal["open_clip", "hf", "onnx", "sentence-transformers"],
         typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text tower alone."),
     ] = "open_clip",
+    push: PushOption = None,
+    private: PrivateOption = False,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language code of the texts, for the card; may be repeated.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORG/NAME", help="Data set on the hub that it was tuned on, for the card; may be repeated."
+        ),
+    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Its license, as the hub calls it.")] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
     """Write a model for open_clip, transformers, sentence-transformers or ONNX, with its evaluation in the card."""
     from storage.roots import open_store
     from tasks.export import export_model
+    from tasks.hub import check_push, push_folder
     from tasks.models import find_release
 
+    if push is not None:
+        check_push(push)
     store = open_store(root)
-    files = export_model(find_release(model, store), folder, layout, store)
+    stated = {"language": language, "datasets": dataset, "license": license_}
+    about = {name: value for name, value in stated.items() if value}
+    files = export_model(find_release(model, store), folder, layout, store, about)
+    address = None if push is None else push_folder(folder, push, private)
     if as_json:
-        print_json({"folder": str(folder.absolute()), "format": layout, "files": files})
+        pushed = {} if address is None else {"pushed": address}
+        print_json({"folder": str(folder.absolute()), "format": layout, "files": files, **pushed})
+        return
+    typer.echo(f"{len(files)} files in {folder}. Load it with")
+    typer.echo(f"  {LOADED_BY[layout].format(folder.absolute())}")
+    if address is not None:
+        typer.echo(f"pushed to {address}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What an export wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to on the hub.")],
+    private: PrivateOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""
+    from tasks.hub import push_folder
+
+    address = push_folder(folder, repo, private)
+    if as_json:
+        print_json({"pushed": address})
     else:
-        typer.echo(f"{len(files)} files in {folder}. Load it with")
-        typer.echo(f"  {LOADED_BY[layout].format(folder.absolute())}")
+        typer.echo(f"pushed to {address}")

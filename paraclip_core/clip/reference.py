@@ -19,6 +19,7 @@ __all__ = [
     "LOCAL",
     "TEXT_CONFIG",
     "WEIGHTS",
+    "canonical",
     "check_reference",
     "fixed_place",
     "is_model_folder",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
+HUB_URL = "hf://"
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
@@ -53,6 +55,11 @@ FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
 """Names the embedded model's image trunk; part of the fingerprint of what is computed with it."""
+
+
+def canonical(reference: str) -> str:
+    """The reference with ``hf-hub:ORG/NAME`` in place of ``hf://ORG/NAME``."""
+    return HUB + reference.removeprefix(HUB_URL).rstrip("/") if reference.startswith(HUB_URL) else reference
 
 
 def local_folder(reference: str) -> Path | None:

@@ -131,6 +131,7 @@ def completed_card(
     name: str = "tuned",
     comparison: Mapping[str, Any] | None = None,
     log: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> str:
     """A release's card for another layout, with the training's curve and the evaluation.
 
@@ -143,16 +144,21 @@ def completed_card(
         name: the model's name in the index.
         comparison: an evaluation's ``comparison.json``.
         log: lines of the training log, with `step` and `loss`.
+        about: fields of the front matter that the publisher states: `language`, `datasets`, `license`.
     """
     head, body = _parted(card)
     load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
     for other in (EARLIER, *LOAD.values()):  # the release may be an export
         body = body.replace(other, load)
     head["library_name"] = LIBRARIES.get(layout, "open_clip")
+    head |= about or {}
+    if "license" in (about or {}):
+        head.pop("license_name", None)
     curve = _curve(log)
     if curve:
         body += "\n## Training\n\n" + _table(("step", "loss"), curve) + "\n"
     if comparison is not None:
+        head["metrics"] = list(dict.fromkeys(str(row["metric"]) for row in comparison["rows"]))
         head["model-index"] = [{"name": name, "results": _results(comparison["rows"])}]
         body += f"\n## Evaluation\n\n{_evaluation(comparison)}\n"
     return f"{_front_matter(head)}\n{body}"

@@ -1,0 +1,191 @@
+"""Exports on their way to the hub and sources from it, against a stand-in that keeps what it was sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from hub_server import HubServer  # pyright: ignore[reportMissingImports]
+
+from flows.cli import run_cli
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import build_model
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.reference import canonical
+from paraclip_core.config import ModelOptions
+from tasks.hub import published_card
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+CARD = """---
+library_name: open_clip
+license: other
+license_name: CC-BY-4.0
+base_model: laion/base
+---
+
+# Tuned
+
+```python
+model = open_clip.create_model("local-dir:PATH_OF_THIS_FOLDER")
+```
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+def started(hub: HubServer, home: Path, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, since huggingface_hub reads its environment once."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": hub.token if token is None else token,
+        "HF_HUB_DISABLE_XET": "1",
+        "PARACLIP_ROOT": str(home / "runs"),
+    }
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
+
+
+def paraclip(hub: HubServer, home: Path, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command."""
+    return started(hub, home, "-m", "flows.cli", *arguments, token=token)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    clip: Any = build_model(CONFIG, {}, "test")
+    save_release(ClipModel(clip.eval(), CONFIG, dict(clip.visual.preprocess_cfg), "test"), tmp_path / "model", CARD)
+    return tmp_path / "model"
+
+
+def secrets(hub: HubServer, folder: Path) -> list[str]:
+    """Where the token lies below a folder, or went beyond the hub's own headers."""
+    token = hub.token.encode()
+    files = [str(path) for path in folder.rglob("*") if path.is_file() and token in path.read_bytes()]
+    sent = [f"{each.method} {each.path}" for each in hub.requests if token in each.body or hub.token in each.path]
+    return files + sent + [each.path for each in hub.requests if each.method == "PUT" and each.authorization]
+
+
+def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, model: Path, tmp_path: Path) -> None:
+    options = ["--push", "me/tuned", "--language", "en", "--dataset", "me/words", "--license", "cc-by-4.0"]
+    done = paraclip(hub, tmp_path, "export", str(model), "out", *options)
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to {hub.url}/me/tuned" in done.stdout and len(hub.commits) == 1
+    repo = hub.repos["model", "me/tuned"]
+    assert set(repo) == {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
+    assert repo["open_clip_model.safetensors"] == (tmp_path / "out" / "open_clip_model.safetensors").read_bytes()
+    head = yaml.safe_load(repo["README.md"].decode().split("---\n")[1])
+    stated = {"language": ["en"], "datasets": ["me/words"], "license": "cc-by-4.0", "base_model": "laion/base"}
+    assert {name: head[name] for name in stated} == stated and "license_name" not in head
+    assert 'create_model("hf-hub:me/tuned")' in repo["README.md"].decode()
+    assert 'create_model("local-dir:PATH_OF_THIS_FOLDER")' in (tmp_path / "out" / "README.md").read_text()
+    assert hub.token not in done.stdout + done.stderr and secrets(hub, tmp_path) == []
+    back = paraclip(hub, tmp_path, "export", "hf://me/tuned", "back", "--format", "hf")
+    assert back.returncode == 0 and (tmp_path / "back" / "model.safetensors").is_file(), back.stderr
+
+
+def test_a_folder_that_was_exported_before_is_pushed(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.table({"caption": ["a dog"]}), folder / "data" / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text("---\nlanguage: [en]\n---\nload_dataset('PATH_OF_THIS_FOLDER')\n")
+    done = paraclip(hub, tmp_path, "push", "words", "me/words", "--private", "--json")
+    assert json.loads(done.stdout) == {"pushed": f"{hub.url}/datasets/me/words"}, done.stderr
+    made = next(json.loads(each.body) for each in hub.requests if each.path == "/api/repos/create")
+    assert (made["type"], made.get("private") or made.get("visibility")) in [("dataset", True), ("dataset", "private")]
+    repo = hub.repos["dataset", "me/words"]
+    assert b"load_dataset('me/words')" in repo["README.md"]
+    assert secrets(hub, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a b", "is no name on the hub"), ("x", "expected ORG/NAME"), ("me/x", "HF_HUB_OFFLINE is set")],
+)
+def test_a_name_is_looked_at_before_anything_is_exported(
+    name: str, message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["export", str(model), str(tmp_path / "out"), "--push", name]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_card_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(["push", str(tmp_path), "me/x"]) == 2
+    assert f"{tmp_path} holds no README.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("", "without a login; log in with `hf auth login`"), ("hf_wrong", "refuses to write to me/x")],
+)
+def test_a_login_is_needed(token: str, message: str, hub: HubServer, model: Path, tmp_path: Path) -> None:
+    done = paraclip(hub, tmp_path, "push", str(model), "me/x", token=token)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert hub.commits == [] and "hf_wrong" not in done.stderr
+
+
+READ = """
+import sys
+from pathlib import Path
+from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.sources import expand
+from paraclip_core.config import DataOptions, SourceOptions
+for place in sys.argv[1:]:
+    data = DataOptions(sources=[SourceOptions(path=place)])
+    files = expand(Path(), data.sources)
+    rows = [outcome.accepted.num_rows for file in files for outcome in CaptionPipeline(data, files).run(file)]
+    print(files[0].name, *rows)
+"""
+
+
+def test_captions_are_read_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"caption": f"picture number {n}", "image": f"{n}.png"}) + "\n" for n in range(5))
+    hub.repos["dataset", "them/captions"] = {"text/a.jsonl": rows.encode(), "big.bin": b"x"}
+    places = ["hf://datasets/them/captions/text", "hf://datasets/them/captions@main/text/a.jsonl"]
+    done = started(hub, tmp_path, "-c", READ, *places, "hf://datasets/them/nothing")
+    assert done.stdout.splitlines() == [
+        "hf:/datasets/them/captions/text/a.jsonl 5",
+        f"{places[1].replace('//', '/')} 5",
+    ]
+    assert "InputError: hf://datasets/them/nothing cannot be fetched" in done.stderr
+    assert not any("big.bin" in each.path for each in hub.requests), "only what is named is fetched"
+
+
+def test_addresses_of_models() -> None:
+    assert ModelOptions(base="hf://org/name").base == "hf-hub:org/name" == canonical("hf://org/name/")
+    assert canonical("ViT-B-32:openai") == "ViT-B-32:openai"
+
+
+def test_a_published_card_loads_from_the_hub() -> None:
+    card = (
+        'import onnxruntime\nInferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")\n'
+        "read_parquet('PATH_OF_THIS_FOLDER/data/train-*.parquet')\nfrom_pretrained(\"PATH_OF_THIS_FOLDER\")\n"
+    )
+    published = published_card(card, "me/x")
+    assert (
+        'from huggingface_hub import hf_hub_download\nInferenceSession(hf_hub_download("me/x", "text_model.onnx"))'
+        in (published)
+    )
+    assert "'hf://datasets/me/x/data/train-*.parquet'" in published and 'from_pretrained("me/x")' in published
