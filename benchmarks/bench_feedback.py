@@ -2,8 +2,8 @@
 
 Queries are words and word pairs that many captions hold; an image is right if at least two of its captions hold all of
 them. A simulated user sees the first 20 images and marks up to `--marks` right and as many wrong ones; precision@20 is
-taken over the images that were not marked. Alternatives: Rocchio's formula, and decision branches, boxes in a few
-random feature dimensions around the right images (CLIP-Branches, arXiv 2406.13322).
+taken over the images that were not marked. Alternatives: Rocchio's formula with its usual weights and plain means, and
+decision branches, boxes in a few random feature dimensions around the right images (CLIP-Branches, arXiv 2406.13322).
 
     python benchmarks/bench_feedback.py --root ROOT --model flickr8k
 """
@@ -72,7 +72,6 @@ def main() -> None:
     queries = rng.permutation(sorted(meant))[given.skip : given.skip + given.queries].tolist()
     vectors = encode_texts(load_clip(target.tuned), queries)
     places = {name: row for row, name in enumerate(searcher.ids)}
-    unmarked = features[np.linspace(0, len(features) - 1, 512).astype(int)]
     print(f"{len(features)} images, {len(queries)} queries, precision@{DEPTH} over unmarked images")
     for marks in given.marks:
         totals: dict[str, list[float]] = defaultdict(list)
@@ -90,7 +89,7 @@ def main() -> None:
                     @ (v + 0.75 * features[r].sum(0) / max(len(r), 1) - 0.15 * features[w].sum(0) / max(len(w), 1))
                 ),
                 "decision branches": lambda f=first, r=right: branch(features, features[r], rng) + f if len(r) else f,
-                "paraclip": lambda v=vector, r=right, w=wrong: features @ refine(v, features[r], features[w], unmarked),
+                "paraclip": lambda v=vector, r=right, w=wrong: features @ refine(v, features[r], features[w]),
             }
             for name, way in ways.items():
                 started = time.perf_counter()

@@ -29,8 +29,6 @@ TOGETHER = 64
 """Requests that are answered in one pass over the index."""
 TEXTS = 20_000
 """Texts whose embeddings stay in memory, some 2 kB each."""
-UNMARKED = 512
-"""Unmarked images that feedback takes as faint negatives."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ class SearchEngine:
         self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
         self._models = threading.Lock()
         self._requests: SimpleQueue[_Request] = SimpleQueue()
-        sample = np.linspace(0, len(self.searcher.ids) - 1, min(UNMARKED, len(self.searcher.ids))).astype(np.int64)
-        self._unmarked = self.searcher.rows(np.unique(sample))
         threading.Thread(target=self._answer, name="search", daemon=True).start()
 
     def embed(self, texts: Sequence[str], alpha: float) -> NDArray[np.float32]:
@@ -97,7 +93,7 @@ class SearchEngine:
     ) -> NDArray[np.float32]:
         """The vector after relevance feedback, see :func:`paraclip_core.clip.feedback.refine`."""
         marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (positive, negative)]
-        return refine(vector, marked[0], marked[1], self._unmarked)
+        return refine(vector, marked[0], marked[1])
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, 1.0) or not self.repaired:
