@@ -250,6 +250,8 @@ def _run_environment() -> dict[str, str]:
         **places,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
         "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
+        # What a server says whose Postgres is away; by default a run that meets it crashes.
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
     }
 
 

@@ -140,6 +140,7 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import get_client
+    from prefect.settings import Settings
 
     from flows.setup import deploy
 
@@ -155,6 +156,10 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     environment = deployment.job_variables["env"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == HEARTBEAT and environment["PYTHONSAFEPATH"] == "1"
     assert "paraclip_core" in environment["PREFECT_LOGGING_EXTRA_LOGGERS"]
+    with monkeypatch.context() as patch:
+        name = "PREFECT_CLIENT_RETRY_EXTRA_CODES"
+        patch.setenv(name, environment[name])
+        assert Settings().client.retry_extra_codes == {500}
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(deployment.id)
     assert run.tags == [TAG]
