@@ -14,7 +14,7 @@ from storage.files import atomic_folder
 
 __all__ = ["Layout", "export_model"]
 
-Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
+Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers", "immich"]
 CARD = "README.md"
 CLIP_CONTEXT = 77
 PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
@@ -32,8 +32,8 @@ def export_model(
     Args:
         release: a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes.
         folder: where to.
-        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, ONNX of the text tower, or
-            sentence-transformers'.
+        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, ONNX of the text tower,
+            sentence-transformers', or Immich's.
         store: where the training's log and the evaluation of a run's model are found.
         about: fields of the card's front matter: `language`, `datasets`, `license`.
 
@@ -70,14 +70,15 @@ def _convert(reference: str, draft: Path, layout: Layout, card: str) -> None:
     # Here, because torch takes seconds to import and copying a folder does not need it.
     from paraclip_core.clip.export import save_hf, save_release, save_sentence_transformers
     from paraclip_core.clip.load import load_clip
-    from paraclip_core.clip.onnx import save_onnx
+    from paraclip_core.clip.onnx import save_immich, save_onnx
     from paraclip_core.tensor_file import set_default_mode
 
     clip = load_clip(reference)
     if layout == "open_clip":
         save_release(clip, draft, card)
         return
-    {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}[layout](clip, draft)
+    writers = {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}
+    (writers | {"immich": save_immich})[layout](clip, draft)
     for weights in draft.rglob("*.safetensors"):
         set_default_mode(weights)
     (draft / CARD).write_text(card, "utf-8")

@@ -15,6 +15,7 @@ LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
     "hf": 'transformers.CLIPModel.from_pretrained("{}")',
     "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
+    "immich": "cp -r {}/. MODEL_CACHE/clip/NAME/  # see its README.md",
     "sentence-transformers": 'sentence_transformers.SentenceTransformer("{}")',
 }
 MODEL = (
@@ -29,7 +30,7 @@ def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     layout: Annotated[
-        Literal["open_clip", "hf", "onnx", "sentence-transformers"],
+        Literal["open_clip", "hf", "onnx", "sentence-transformers", "immich"],
         typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text tower alone."),
     ] = "open_clip",
     push: PushOption = None,
@@ -47,7 +48,7 @@ def export(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model for open_clip, transformers, sentence-transformers or ONNX, with its evaluation in the card."""
+    """Write a model for another library, for ONNX or for Immich, with its evaluation in the card."""
     from storage.roots import open_store
     from tasks.export import export_model
     from tasks.hub import check_push, push_folder

@@ -22,7 +22,7 @@ from paraclip_core.clip.tokenizer import save_tokenizer
 from paraclip_core.errors import ModelError
 from paraclip_core.tensor_file import write_tensors
 
-__all__ = ["hf_obstacle", "save_hf", "save_release", "save_sentence_transformers"]
+__all__ = ["clip_tokenizer", "hf_obstacle", "save_hf", "save_release", "save_sentence_transformers"]
 
 VISION_SIZES = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
 TEXT_SIZES = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
@@ -124,7 +124,7 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # drawn without a terminal, too
     _hf_model(clip).save_pretrained(folder)
-    tokenizer = _hf_tokenizer(clip)
+    tokenizer = clip_tokenizer(clip)
     images = CLIPImageProcessor(**_image_processing(clip))
     CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
     # Older versions look for each part's own file.
@@ -190,7 +190,7 @@ def _hf_tower(clip: ClipModel, tower: dict[str, Any], width: int) -> dict[str, A
     }
 
 
-def _hf_tokenizer(clip: ClipModel) -> Any:
+def clip_tokenizer(clip: ClipModel) -> Any:
     """CLIP's byte pairs as Hugging Face's tokenizer, which gives special tokens other names."""
     from transformers import CLIPTokenizer
 
