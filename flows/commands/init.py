@@ -45,6 +45,9 @@ def init(
         raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")
     if base != "embedded":
         check_reference(base)
+    for option, place in (("--captions", captions), ("--images", images)):
+        if place is not None and not (folder / place).exists():
+            raise ConfigError(f"{option}: {folder / place} does not exist")
     columns = ColumnNames(caption=caption_column, image=image_column)
     survey_ = survey(folder, captions, images, columns)
     text = _configuration(survey_, name, base)

@@ -15,6 +15,9 @@ from flows.commands import artifacts
 Capture = pytest.CaptureFixture[str]
 
 UNKNOWN = {
+    "demo": ["--set nonsense=1", "--device nonsense"],
+    "init": ["ABSENT", "FILE", "FOLDER --captions ABSENT", "FOLDER --images ABSENT", "FOLDER --base ViT-B-33:openai"],
+    "push": ["ABSENT org/name", "FILE org/name"],
     "run": ["-c ABSENT", "--set nonsense=1"],
     "plan": [
         "-c ABSENT",
@@ -61,7 +64,7 @@ UNKNOWN = {
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
-    "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why", "config show"
+    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why", "config show"
 }  # fmt: skip
 
 
@@ -90,6 +93,7 @@ def test_a_name_that_nothing_has_ends_with_2(
         "CONFIG": run.config,
         "NEW": tmp_path / "new",
         "FILE": tmp_path / "file.txt",
+        "FOLDER": run.config.parent,
     }
     for text in UNKNOWN[command]:
         given = [str(places.get(word, word)) for word in text.split()]
