@@ -64,7 +64,8 @@ UNKNOWN = {
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
-    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why", "config show"
+    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why",
+    "config show"
 }  # fmt: skip
 
 
