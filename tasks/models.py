@@ -147,12 +147,16 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     folder = user_path(name.removeprefix("local-dir:"))
     if folder.is_dir():
         folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
-        if not is_model_folder(folder):
+        if is_model_folder(folder):
+            return folder
+        # A folder of data may be called as the run that was tuned on it.
+        try:
+            return store.download(store.named(name, MODEL_STAGES)).path / RELEASE
+        except UnknownNameError:
             raise UnknownModelError(
                 f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model, or one of "
                 "Hugging Face's CLIPModel"
-            )
-        return folder
+            ) from None
     if folder.is_file():
         return name
     artifact = _artifact(name, store, MODEL_STAGES)
@@ -203,10 +207,13 @@ def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artif
         folder = folder.resolve()
         folder = folder.parent if folder.name == RELEASE else folder
         artifact = store.find(folder.parent.name, folder.name)
-        if artifact is None or artifact.path.resolve() != folder:
+        if artifact is not None and artifact.path.resolve() == folder:
+            return artifact
+        try:
+            return store.download(store.named(name, stages))
+        except UnknownNameError:
             raise UnknownNameError(
                 f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
                 f"give --root, or the model's channel or fingerprint"
-            )
-        return artifact
+            ) from None
     return store.download(store.named(name, stages))

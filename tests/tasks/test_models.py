@@ -10,7 +10,7 @@ from paraclip_core.clip.reference import fixed_place
 from paraclip_core.errors import UnknownModelError
 from storage.artifacts import ArtifactStore, Draft
 from storage.fingerprint import FileHashes
-from tasks.models import find_model, reference_sources
+from tasks.models import find_model, find_release, reference_sources
 
 TUNED = "a" * 32
 
@@ -71,3 +71,16 @@ def test_a_tuning_of_an_earlier_release_asks_for_its_base(tmp_path: Path, option
 def test_a_base_from_elsewhere_is_its_name(tmp_path: Path) -> None:
     store = _tuned(tmp_path, "ViT-B-32:openai", "ViT-B-32:openai")
     assert find_model(TUNED, store).base == "ViT-B-32:openai"
+
+
+def test_a_folder_of_data_may_be_called_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _folder(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    store = _tuned(tmp_path, "local-dir:base", "local")
+    store.set_channel("holiday", {"stage": "finetune", "fingerprint": TUNED})
+    (tmp_path / "holiday").mkdir()
+    assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
+    assert find_model("holiday", store).base == f"local-dir:{tmp_path / 'base'}"
+    with pytest.raises(UnknownModelError, match="base2 holds no open_clip_config"):
+        (tmp_path / "base2").mkdir()
+        find_release("base2", store)

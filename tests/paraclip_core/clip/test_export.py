@@ -203,7 +203,7 @@ def as_immich_does(folder: Path, texts: list[str], images: list[Image.Image]) ->
     tokenizer = Tokenizer.from_file(str(folder / "textual" / "tokenizer.json"))
     tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
     tokenizer.enable_truncation(max_length=length)
-    textual = onnxruntime.InferenceSession(folder / "textual" / "model.onnx")
+    textual: Any = onnxruntime.InferenceSession(folder / "textual" / "model.onnx")
     texts = [" ".join(text.split()) for text in texts]
     if text_cfg.get("tokenizer_kwargs", {}).get("clean") == "canonicalize":
         texts = [text.translate(str.maketrans("", "", string.punctuation)).lower() for text in texts]
@@ -212,7 +212,7 @@ def as_immich_does(folder: Path, texts: list[str], images: list[Image.Image]) ->
     size = cfg["size"][0] if isinstance(cfg["size"], list) else cfg["size"]
     mean, std = (np.array(cfg[name], dtype=np.float32) for name in ("mean", "std"))
     filters = {each.name.lower(): each for each in Image.Resampling}
-    visual = onnxruntime.InferenceSession(folder / "visual" / "model.onnx")
+    visual: Any = onnxruntime.InferenceSession(folder / "visual" / "model.onnx")
     pixels = []
     for image in images:
         small = image.resize((size, size), resample=filters[cfg["interpolation"]])
