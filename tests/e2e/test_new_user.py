@@ -1,4 +1,4 @@
-"""A new user's way: a wheel in an environment of their own, and a folder of photos.
+"""A new user's way: a wheel in an environment of their own, a folder of photos, and the tuned model in other software.
 
 The commands do not see the repository: their environment has the wheel, and the dependencies by a path file.
 """
@@ -14,12 +14,31 @@ import sys
 import sysconfig
 import tarfile
 import venv
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hub_server import HubServer  # pyright: ignore[reportMissingImports]
+from numpy.typing import NDArray
+from PIL import Image
+from tiny_run import written  # pyright: ignore[reportMissingImports]
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "results")
+VIT: dict[str, Any] = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TEXTS = ["a dog on a beach", "a red car in the snow", "two cats in a room"]
+SMALL = (
+    "features.shard_images=16", "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32",
+    "evaluate.resamples=200", "run.threads=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +103,106 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     assert "120 of 120 rows" in out and "Photos: " in out
     planned = json.loads(call(environment, home, "plan", "-c", "paraclip.yaml", "--json"))
     assert next(stage["rows"] for stage in planned["stages"] if stage["stage"] == "ingest") == 120
+
+
+@pytest.fixture
+def base(home: Path) -> Any:
+    """The CLIP model of the user's index, of which they have the release in `base`."""
+    import torch
+
+    from paraclip_core.clip.export import save_release
+    from paraclip_core.clip.load import build_model
+    from paraclip_core.clip.model import ClipModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model: Any = build_model(VIT, {}, "base")
+    clip = ClipModel(model.eval(), VIT, deepcopy(model.visual.preprocess_cfg), "base")
+    save_release(clip, home / "base", "---\nlibrary_name: open_clip\n---\n# Base\n")
+    return clip
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.mark.nightly
+def test_from_photos_to_other_software(
+    environment: Path, home: Path, base: Any, hub: HubServer, openai_server: Any
+) -> None:
+    openai_server.answer = written
+    call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
+    engine = {"engine": "openai", "model": "smol", "prompts": "paper", "gates": {"preset": "off"}}
+    engine["openai"] = {"base_url": openai_server.url, "api_key_env": "NO_KEY"}
+    sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
+    options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
+    call(environment, home, "plan", *options)
+    outcome = json.loads(call(environment, home, "run", *options, "--json"))
+    assert outcome["verdict"] in ("promote", "hold")
+    pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+    call(environment, home, "export", "trip", "open_clip", "--push", "me/holiday", "--dataset", "me/words", **pushed)
+    for layout in ("onnx", "immich", "sentence-transformers"):
+        call(environment, home, "export", "trip", layout, "--format", layout)
+    call(
+        environment, home, "export-dataset", "words", *options, "--push", "me/words", "--model", "me/holiday", **pushed
+    )
+    assert set(hub.repos) == {("model", "me/holiday"), ("dataset", "me/words")}
+    assert b"datasets:\n- me/words" in hub.repos["model", "me/holiday"]["README.md"]
+    assert b"](https://huggingface.co/me/holiday)" in hub.repos["dataset", "me/words"]["README.md"]
+    assert_same_rankings(home)
+    audit_of_own_index(environment, home, base)
+
+
+def assert_same_rankings(home: Path) -> None:
+    """Each library ranks the photos as open_clip does, from the files of its own export alone."""
+    import onnxruntime
+    import open_clip
+    import torch
+    from tokenizers import Tokenizer
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{home / 'open_clip'}")
+    tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{home / 'open_clip'}")
+    photos = [Image.open(path) for path in sorted((home / "holiday" / "Photos").rglob("*.jpg"))]
+    loaded: Any = model.eval()
+    transform: Any = preprocess
+    pixels = torch.stack([transform(photo) for photo in photos])
+    with torch.no_grad():
+        images = loaded.encode_image(pixels, normalize=True).numpy()
+        texts = loaded.encode_text(tokenizer(TEXTS), normalize=True).numpy()
+    expected = ranking(texts, images)
+    onnx: Any = onnxruntime.InferenceSession(home / "onnx" / "text_model.onnx")
+    assert (ranking(onnx.run(None, {"input_ids": tokenizer(TEXTS).numpy()})[0], images) == expected).all()
+
+    textual: Any = onnxruntime.InferenceSession(home / "immich" / "textual" / "model.onnx")
+    visual: Any = onnxruntime.InferenceSession(home / "immich" / "visual" / "model.onnx")
+    immich = Tokenizer.from_file(str(home / "immich" / "textual" / "tokenizer.json"))
+    pad = json.loads((home / "immich" / "textual" / "tokenizer_config.json").read_text())["pad_token"]
+    immich.enable_padding(length=77, pad_token=pad, pad_id=immich.token_to_id(pad))
+    ids = np.array([immich.encode(text).ids for text in TEXTS], dtype=np.int32)
+    seen = visual.run(None, {"image": pixels.numpy()})[0]
+    assert (ranking(textual.run(None, {"text": ids})[0], seen) == expected).all()
+
+    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    other = library.SentenceTransformer(str(home / "sentence-transformers"), device="cpu")
+    assert (ranking(other.encode(TEXTS, normalize_embeddings=True), images) == expected).all()
+
+
+def ranking(texts: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The ten nearest images of each text; cosines nearer than 1e-5 count as equal and go by place."""
+    return np.argsort(-np.round(texts @ images.T, 5), axis=1, kind="stable")[:, :10]
+
+
+def audit_of_own_index(environment: Path, home: Path, base: Any) -> None:
+    """An index that other software made with the base is searched with both towers."""
+    from paraclip_core.clip.encode import encode_images
+
+    photos = sorted((home / "holiday" / "Photos").rglob("*.jpg"))
+    np.save(home / "index.npy", encode_images(base, [Image.open(path) for path in photos]).astype(np.float32))
+    (home / "ids.txt").write_text("\n".join(path.name for path in photos) + "\n")
+    lines = ["query,rewording", *(f"{text},there is {text}" for text in TEXTS)]
+    (home / "queries.csv").write_text("\n".join(lines) + "\n")
+    index = ["--features", "index.npy", "--ids", "ids.txt", "--queries", "queries.csv"]
+    audit = json.loads(call(environment, home, "audit", "--model", "trip", *index, "--json"))
+    assert audit and (home / "audit.html").is_file()
