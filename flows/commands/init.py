@@ -49,14 +49,14 @@ def init(
         if place is not None and not (folder / place).exists():
             raise ConfigError(f"{option}: {folder / place} does not exist")
     columns = ColumnNames(caption=caption_column, image=image_column)
-    survey_ = survey(folder, captions, images, columns)
-    text = _configuration(survey_, name, base)
+    overview = survey(folder, captions, images, columns)
+    text = _configuration(overview, name, base)
     _check(text, output)
     write_atomic(output, lambda file: file.write(text.encode()))
     if as_json:
-        print_json(_facts(survey_, output))
+        print_json(_facts(overview, output))
         return
-    for line in _lines(survey_):
+    for line in _lines(overview):
         say(line)
     say(f"wrote {output}")
     say_next("plan", "-c", str(output))
@@ -68,47 +68,51 @@ def _check(text: str, output: Path) -> None:
     parse_settings(yaml.safe_load(text), str(output))
 
 
-def _facts(found: Survey, output: Path) -> dict[str, Any]:
+def _facts(overview: Survey, output: Path) -> dict[str, Any]:
     return {
         "configuration": str(output.absolute()),
-        "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in found.data.sources],
-        "rows": {"read": found.counts.read, "accepted": found.counts.accepted, "rejected": dict(found.counts.rejected)},
-        "captions": dict(found.counts.splits),
-        "images": {split: len(ids) for split, ids in found.images.items()},
-        "images_missing": found.missing,
-        "unused": found.unused,
+        "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in overview.data.sources],
+        "rows": {
+            "read": overview.counts.read,
+            "accepted": overview.counts.accepted,
+            "rejected": dict(overview.counts.rejected),
+        },
+        "captions": dict(overview.counts.splits),
+        "images": {split: len(ids) for split, ids in overview.images.items()},
+        "images_missing": overview.missing,
+        "unused": overview.unused,
     }
 
 
-def _lines(found: Survey) -> list[str]:
+def _lines(overview: Survey) -> list[str]:
     """What was found, a line each."""
-    counts, sources = found.counts, found.data.sources
+    counts, sources = overview.counts, overview.data.sources
     rejected = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common())
     places = dict.fromkeys(source.images or f"in {source.path}" for source in sources)
     lines = [
         f"captions: {', '.join(source.path for source in sources)}: {counts.accepted} of {counts.read} rows"
         + (f" (left out: {rejected})" if rejected else ""),
-        *([f"columns: {_columns(found)}"] if found.columns else []),
+        *([f"columns: {_columns(overview)}"] if overview.columns else []),
         f"images: {', '.join(places)}: "
-        + ", ".join(f"{len(ids)} {split}" for split, ids in sorted(found.images.items())),
-        f"splits: {_splits(found)}",
+        + ", ".join(f"{len(ids)} {split}" for split, ids in sorted(overview.images.items())),
+        f"splits: {_splits(overview)}",
     ]
-    if found.missing:
+    if overview.missing:
         lines.append(
-            f"{len(found.missing)} of {found.looked_up} images that were looked up are not there, the first is "
-            f"{found.missing[0]!r}"
+            f"{len(overview.missing)} of {overview.looked_up} images that were looked up are not there, the first is "
+            f"{overview.missing[0]!r}"
         )
-    if found.unused:
-        lines.append(f"not used, for they name no image: {', '.join(found.unused)}")
-    if found.split is None:
+    if overview.unused:
+        lines.append(f"not used, for they name no image: {', '.join(overview.unused)}")
+    if overview.split is None:
         lines.append("too few images are held out to evaluate, so the verdict will be `hold`")
-    elif not found.pairs(found.split):
+    elif not overview.pairs(overview.split):
         lines.append("no held-out image has two captions, so the verdict will be `hold`; see evaluate in the file")
     return lines
 
 
-def _columns(found: Survey) -> str:
-    columns = found.columns
+def _columns(overview: Survey) -> str:
+    columns = overview.columns
     assert columns is not None
     roles = {"caption": columns.captions, "image": (columns.path,), "split": (columns.split,)}
     roles["license"] = (columns.licence,)
@@ -116,23 +120,23 @@ def _columns(found: Survey) -> str:
     return ", ".join(f"{role} {' '.join(map(repr, names))}" for role, names in named.items() if names)
 
 
-def _splits(found: Survey) -> str:
-    counts = ", ".join(f"{split} {count}" for split, count in sorted(found.counts.splits.items()))
-    held = found.data.held_out
+def _splits(overview: Survey) -> str:
+    counts = ", ".join(f"{split} {count}" for split, count in sorted(overview.counts.splits.items()))
+    held = overview.data.held_out
     return f"{counts} captions" + (f"; {held:.0%} of the images are held out as val" if held else "")
 
 
-def _configuration(found: Survey, name: str, base: str) -> str:
+def _configuration(overview: Survey, name: str, base: str) -> str:
     """The YAML; names of files are quoted as JSON, which YAML reads."""
     return (
         f"{_schema()}# Written by `paraclip init`. All options: `paraclip config schema`.\n"
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
-        f"data:\n  root: {_quoted(found.data.root)}  # from where paraclip is called; the paths below start there\n"
-        f"  sources:\n{_sources(found)}{_held_out(found)}"
+        f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
+        f"  sources:\n{_sources(overview)}{_held_out(overview)}"
         f"paraphrase:\n{_engine()}"
         f"model:\n  # embedded: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
-        f"  base: {_quoted(base)}\n{_batch(found)}{_evaluate(found)}"
+        f"  base: {_quoted(base)}\n{_batch(overview)}{_evaluate(overview)}"
     )
 
 
@@ -141,9 +145,9 @@ def _schema() -> str:
     return f"# yaml-language-server: $schema={path}\n" if path.is_file() else ""
 
 
-def _sources(found: Survey) -> str:
+def _sources(overview: Survey) -> str:
     lines = []
-    for source in found.data.sources:
+    for source in overview.data.sources:
         options = source.model_dump(mode="json", exclude_defaults=True)
         options["license"] = "unknown"
         lines.append("    - " + "\n      ".join(f"{key}: {_quoted(value)}" for key, value in options.items()))
@@ -151,8 +155,8 @@ def _sources(found: Survey) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _held_out(found: Survey) -> str:
-    share = found.data.held_out
+def _held_out(overview: Survey) -> str:
+    share = overview.data.held_out
     return f"  held_out: {share}  # share of the images to evaluate; no column says a split\n" if share else ""
 
 
@@ -170,22 +174,22 @@ def _engine() -> str:
     )
 
 
-def _batch(found: Survey) -> str:
+def _batch(overview: Survey) -> str:
     from paraclip_core.config import FinetuneOptions
 
-    rows, usual = found.counts.splits["train"], FinetuneOptions().batch_size
+    rows, usual = overview.counts.splits["train"], FinetuneOptions().batch_size
     if rows >= 2 * usual:
         return ""
     size = max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
     return f"finetune:\n  batch_size: {size}  # of {rows} captions; usually {usual}\n"
 
 
-def _evaluate(found: Survey) -> str:
-    split = found.split
+def _evaluate(overview: Survey) -> str:
+    split = overview.split
     if split is None:
         return "# evaluate:  # needs at least 10 images that are not trained on: split val or test\n"
     pairs = "- {name: rewordings, kind: paraphrased_retrieval}"
-    if not found.pairs(split):
+    if not overview.pairs(split):
         pairs = (
             f"# The verdict needs two wordings of a caption: a second caption of each image, or a file with\n"
             f'    # {{"image": …, "caption": …, "rewording": …}} a line.\n'

@@ -116,9 +116,9 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
         if rows is not None:
             candidates.append(_Candidate(file, rows))
     if not candidates:
-        found = "; ".join(problems[:SHOWN]) or "there is no file of a known format"
+        reason = "; ".join(problems[:SHOWN]) or "there is no file of a known format"
         raise InputError(
-            f"no captions in {root / source.path}: {found}. Expected CSV, TSV, JSONL or Parquet with a column of "
+            f"no captions in {root / source.path}: {reason}. Expected CSV, TSV, JSONL or Parquet with a column of "
             "captions and one of images' names (name them with --caption-column and --image-column), COCO's or "
             "Karpathy's JSON, or webdataset tars"
         )
@@ -185,10 +185,10 @@ def _image_places(root: Path) -> Iterable[str]:
     places: set[Path] = set()
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
-        here = Path(folder)
+        path = Path(folder)
         if any(name.lower().endswith(PICTURES) for name in files):
-            places |= {here, *(each for each in here.parents if each == root or root in each.parents)}
-        places |= {here / name for name in files if named_format(Path(name)) == "webdataset"}
+            places |= {path, *(each for each in path.parents if each == root or root in each.parents)}
+        places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
