@@ -292,12 +292,11 @@ class JudgePool:
         """`processes` judge at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
         self._spec, self._scratch = spec, scratch
         self._processes = processes or os.cpu_count() or 1
+        # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
+        # for the other one for ever.
         self._pools: deque[ProcessPoolExecutor] = deque()
-        """One for each process, in turn. When a process of several in one pool dies while another is being started,
-        CPython 3.11 does not end the other one, and both sides wait for each other for ever."""
         self._own: BlockJudge | None = None
-        self._synonyms = ""
-        """File with the table of synonyms."""
+        self._synonyms = ""  # file with the table
         self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
 
     def find_synonyms(self, fetch: Fetch, texts: Iterable[str]) -> None:
@@ -341,10 +340,8 @@ class JudgePool:
 
     def close(self) -> None:
         """End the processes; what they are judging is given up."""
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
         while self._pools:
-            self._pools.pop().shutdown()
+            self._pools.pop().shutdown(cancel_futures=True)
 
     def _judge_here(self) -> BlockJudge:
         self._own = self._own or BlockJudge(self._spec)
@@ -354,10 +351,8 @@ class JudgePool:
         if not self._pools:
             # Not forked: threads of torch and Arrow do not survive that.
             context = multiprocessing.get_context("spawn")
-            arguments = os.getpid(), self._spec, self._spec.digest
-            self._pools.extend(
-                ProcessPoolExecutor(1, context, _start_worker, arguments) for _ in range(self._processes)
-            )
+            initargs = os.getpid(), self._spec, self._spec.digest
+            self._pools.extend(ProcessPoolExecutor(1, context, _start_worker, initargs) for _ in range(self._processes))
         try:
             self._waiting.append((block, self._pools[0].submit(_judge_block, block, self._synonyms)))
         except BrokenProcessPool as error:

@@ -248,9 +248,8 @@ def calibrated(
     same = np.mean([_agreement(*islice(captions.of(int(image)), 2)) for image in siblings])
     strangers = rng.integers(0, len(counts), (SAMPLE, 2))
     apart = np.mean([_agreement(captions.of(int(a))[0], captions.of(int(b))[0]) for a, b in strangers])
-    order = np.argsort(-cosines, kind="stable")
+    order, least = np.argsort(-cosines, kind="stable"), 2.0
     order = order[one[order] < other[order]]
-    least = 2.0
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
         overlaps = [_agreement(captions.of(int(one[pair]))[0], captions.of(int(other[pair]))[0]) for pair in window]
