@@ -1,13 +1,21 @@
 """Queries a second that the search page answers, and milliseconds a search over an index of 512 dimensions.
 
-python benchmarks/bench_search.py --images 10000 100000 1000000
+    python benchmarks/bench_search.py --images 10000 100000 1000000
+    python benchmarks/bench_search.py --url http://127.0.0.1:7860/ --queries queries.txt
+
+The second asks a running page (`paraclip ui`) for as many queries at once as it searches together, each a line of the
+file that no other request had.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import numpy as np
 
 from paraclip_core.clip.search import Searcher
@@ -25,11 +33,41 @@ def seconds(searcher: Searcher, queries: np.ndarray, rounds: int) -> float:
     return float(np.median(took))
 
 
+async def ask(url: str, queries: list[str]) -> list[float]:
+    """Milliseconds that each query took, with `TOGETHER` of them on the way at any time."""
+    waiting: Iterator[str] = iter(queries)
+    took: list[float] = []
+
+    async def one_after_the_other(client: httpx.AsyncClient) -> None:
+        for query in waiting:
+            started = time.perf_counter()
+            (await client.post("/search", json={"query": query})).raise_for_status()
+            took.append(1000 * (time.perf_counter() - started))
+
+    limits = httpx.Limits(max_connections=TOGETHER)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+        await asyncio.gather(*(one_after_the_other(client) for _ in range(TOGETHER)))
+    return took
+
+
+def served(url: str, queries: list[str]) -> None:
+    """Print what a running page answers in a second."""
+    started = time.perf_counter()
+    took = asyncio.run(ask(url, queries))
+    rate = len(took) / (time.perf_counter() - started)
+    middle, late = np.percentile(took, [50, 95])
+    print(f"{rate:.0f} queries/s by HTTP, {TOGETHER} at once: median {middle:.0f} ms, 95 % within {late:.0f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--url", help="of a running page")
+    parser.add_argument("--queries", type=Path, help="file with a query a line")
     given = parser.parse_args()
+    if given.url:
+        return served(given.url, given.queries.read_text("utf-8").splitlines())
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((TOGETHER, DIMENSION), np.float32)
     for images in given.images:
