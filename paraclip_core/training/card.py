@@ -47,6 +47,15 @@ import onnxruntime
 textual = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/textual/model.onnx")  # text: int32 [batch, context]
 visual = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/visual/model.onnx")  # image: float32 [batch, 3, size, size]
 """,
+    "delta": """# The changes of the text tower alone: add them to the base, here or where the base is already.
+#   hf download ORG/NAME --local-dir PATH_OF_THIS_FOLDER   # where this is on the hub
+#   paraclip apply BASE PATH_OF_THIS_FOLDER -o my-model
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:my-model")
+model.eval()
+tokenizer = open_clip.get_tokenizer("local-dir:my-model")
+""",
     "onnx, other tokens": """import onnxruntime
 
 ids = ...  # int64 [batch, length]: made as text_model.json says, by the tokenizer in this folder
@@ -148,7 +157,7 @@ def completed_card(
 
     Args:
         card: the text of a :class:`ReleaseCard`.
-        layout: open_clip, hf, onnx, sentence-transformers or immich; decides how to load the model.
+        layout: open_clip, hf, onnx, sentence-transformers, immich or delta; decides how to load the model.
         own_tokens: whether its tokens are others than CLIP's, or its context is shorter.
         name: the model's name in the index.
         comparison: an evaluation's ``comparison.json``.
