@@ -67,7 +67,7 @@ def test_later_options_count_where_they_are_used() -> None:
     groups = {group: part.get("properties", {}) for group, part in schema["$defs"].items()}
     later = {(group, name) for group, fields in groups.items() for name, field in fields.items() if "later" in field}
     assert later == {
-        ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
+        ("DataOptions", "held_out"), ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
         ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "negatives"),
         ("FinetuneOptions", "ranks"), ("BenchmarkOptions", "images"),
