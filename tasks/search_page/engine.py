@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ __all__ = ["BASE", "Ranking", "SearchEngine"]
 BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
 TOGETHER = 64
-"""Requests that are answered in one pass over the index."""
+"""Requests that are answered in one go."""
 TEXTS = 20_000
 """Texts whose embeddings stay in memory, some 2 kB each."""
 
@@ -40,11 +41,45 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Query:
     vector: NDArray[np.float32]
     count: int
     within: NDArray[np.int64] | None
-    answer: Future[Ranking]
+
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+class _Batcher(Generic[Asked, Answer]):
+    """Answers requests of several threads in one go: those that came in while it was busy."""
+
+    def __init__(self, name: str, answer: Callable[[list[Asked]], Sequence[Answer]]) -> None:
+        self._answer_all = answer
+        self._requests: SimpleQueue[tuple[Asked, Future[Answer]]] = SimpleQueue()
+        threading.Thread(target=self._loop, name=name, daemon=True).start()
+
+    def __call__(self, request: Asked) -> Answer:
+        future: Future[Answer] = Future()
+        self._requests.put((request, future))
+        return future.result()
+
+    def _loop(self) -> None:
+        while True:
+            batch = [self._requests.get()]
+            while len(batch) < TOGETHER:
+                try:
+                    batch.append(self._requests.get_nowait())
+                except Empty:
+                    break
+            try:
+                answers = self._answer_all([request for request, _ in batch])
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    future.set_result(answer)
+            except BaseException as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
 
 
 class SearchEngine:
@@ -65,28 +100,16 @@ class SearchEngine:
         self._blended: ClipModel | None = None
         self._alpha = -1.0
         self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
-        self._models = threading.Lock()
-        self._requests: SimpleQueue[_Request] = SimpleQueue()
-        threading.Thread(target=self._answer, name="search", daemon=True).start()
+        self._embed = _Batcher("texts", self._embed_together)
+        self._rank = _Batcher("search", self._rank_together)
 
     def embed(self, texts: Sequence[str], alpha: float) -> NDArray[np.float32]:
         """Unit embeddings of texts by the model at `alpha`, float32 [n, d]."""
-        alpha = alpha if self.repaired else BASE
-        with self._models:
-            missing = [text for text in dict.fromkeys(texts) if (alpha, text) not in self._texts]
-            if missing:
-                for text, vector in zip(missing, encode_texts(self._model(alpha), missing), strict=True):
-                    self._texts[alpha, text] = vector
-            vectors = np.stack([self._texts[alpha, text] for text in texts])
-            while len(self._texts) > TEXTS:
-                self._texts.popitem(last=False)
-        return vectors
+        return self._embed((alpha if self.repaired else BASE, tuple(texts)))
 
     def rank(self, vector: NDArray[np.float32], count: int, within: NDArray[np.int64] | None = None) -> Ranking:
         """The nearest images of a vector, among all or among some rows."""
-        answer: Future[Ranking] = Future()
-        self._requests.put(_Request(vector, count, within, answer))
-        return answer.result()
+        return self._rank(_Query(vector, count, within))
 
     def with_marks(
         self, vector: NDArray[np.float32], positive: Sequence[int], negative: Sequence[int]
@@ -107,33 +130,37 @@ class SearchEngine:
             self._alpha = alpha
         return self._blended
 
-    def _answer(self) -> None:
-        while True:
-            batch = [self._requests.get()]
-            while len(batch) < TOGETHER:
-                try:
-                    batch.append(self._requests.get_nowait())
-                except Empty:
-                    break
-            try:
-                self._rank_together(batch)
-            except BaseException as error:
-                for request in batch:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
+    def _embed_together(self, batch: list[tuple[float, tuple[str, ...]]]) -> list[NDArray[np.float32]]:
+        """Embeddings of each request's texts; a model encodes all that are new to it at once."""
+        missing: dict[float, dict[str, None]] = {}
+        for alpha, texts in batch:
+            new = (text for text in texts if (alpha, text) not in self._texts)
+            missing.setdefault(alpha, {}).update(dict.fromkeys(new))
+        for alpha, texts in missing.items():
+            if texts:
+                vectors = encode_texts(self._model(alpha), list(texts))
+                self._texts.update(((alpha, text), vector) for text, vector in zip(texts, vectors, strict=True))
+        embeddings = [np.stack([self._texts[alpha, text] for text in texts]) for alpha, texts in batch]
+        while len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return embeddings
 
-    def _rank_together(self, batch: Sequence[_Request]) -> None:
-        whole = [request for request in batch if request.within is None]
-        if whole:
-            vectors = np.stack([request.vector for request in whole])
-            rows, scores = self.searcher.nearest(vectors, max(request.count for request in whole))
-            for number, request in enumerate(whole):
-                request.answer.set_result(Ranking(rows[number, : request.count], scores[number, : request.count]))
-        for request in batch:
-            if request.within is not None:
-                scores = self.searcher.rows(request.within) @ request.vector
-                order = np.argsort(-scores, kind="stable")[: request.count]
-                request.answer.set_result(Ranking(request.within[order], scores[order].astype(np.float32)))
+    def _rank_together(self, batch: list[_Query]) -> list[Ranking]:
+        """Rankings, read off the whole index once for all queries that are not about some rows."""
+        everywhere = [number for number, query in enumerate(batch) if query.within is None]
+        rankings: dict[int, Ranking] = {}
+        if everywhere:
+            vectors = np.stack([batch[number].vector for number in everywhere])
+            rows, scores = self.searcher.nearest(vectors, max(batch[number].count for number in everywhere))
+            for number, own_rows, own_scores in zip(everywhere, rows, scores, strict=True):
+                count = batch[number].count
+                rankings[number] = Ranking(own_rows[:count], own_scores[:count])
+        for number, query in enumerate(batch):
+            if query.within is not None:
+                scores = self.searcher.rows(query.within) @ query.vector
+                order = np.argsort(-scores, kind="stable")[: query.count]
+                rankings[number] = Ranking(query.within[order], scores[order].astype(np.float32))
+        return [rankings[number] for number in range(len(batch))]
 
 
 def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:

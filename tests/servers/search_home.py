@@ -41,9 +41,9 @@ def make_home(home: Path) -> None:
 
 
 def _release(folder: Path, shift: float) -> str:
-    model: Any = build_model(CONFIG, {}, "test")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
+        model: Any = build_model(CONFIG, {}, "test")
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.2)

@@ -96,8 +96,9 @@ def test_marks_change_the_ranking_and_are_kept(page: TestClient, tmp_path: Path)
     before = page.post("/search", json={"query": "a dog", "count": COUNT}).json()
     right, wrong = ids(before["tuned"])[-1], ids(before["tuned"])[0]
     after = page.post("/search", json={"query": "a dog", "count": COUNT, "right": [right], "wrong": [wrong]}).json()
-    places = [[ids(answer["tuned"]).index(image) for answer in (before, after)] for image in (right, wrong)]
-    assert places[0][1] < places[0][0] and places[1][1] > places[1][0]
+    scores = [{hit["image_id"]: hit["score"] for hit in answer["tuned"]["hits"]} for answer in (before, after)]
+    ahead = [each[right] - each[wrong] for each in scores]
+    assert ahead[1] > ahead[0]
     for image, mark in ((right, 1), (wrong, -1), (ids(before["base"])[1], 1), (ids(before["base"])[1], 0)):
         assert page.post("/feedback", json={"query": "a dog", "image_id": image, "mark": mark}).json() == {"kept": True}
     lines = (tmp_path / "feedback" / "captions.jsonl").read_text().splitlines()
