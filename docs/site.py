@@ -53,10 +53,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path, hash_, anchor = target.partition("#")
         # As seen from the repository's root.
         path = path if at_root else path.removeprefix("../") if path.startswith("../") else f"docs/{path}"
-        here = "decisions/index.md" if path == "docs/decisions" else ROOT_PAGES.get(path, path.removeprefix("docs/"))
-        if files.get_file_from_path(here) is None and not path.startswith("docs/"):
+        linked = "decisions/index.md" if path == "docs/decisions" else ROOT_PAGES.get(path, path.removeprefix("docs/"))
+        if files.get_file_from_path(linked) is None and not path.startswith("docs/"):
             return label
-        return f"[{label}]({here}{hash_}{anchor})"
+        return f"[{label}]({linked}{hash_}{anchor})"
 
     if "/" in page.file.src_uri:
         return markdown

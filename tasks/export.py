@@ -16,7 +16,7 @@ from tasks.models import base_of
 if TYPE_CHECKING:
     from paraclip_core.clip.model import ClipModel
 
-__all__ = ["Layout", "apply_to_base", "export_model", "measured", "said_of"]
+__all__ = ["Layout", "apply_to_base", "export_model", "in_words", "measured"]
 
 Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers", "immich", "onnx-int8", "delta"]
 CARD = "README.md"
@@ -121,14 +121,15 @@ def _write_int8(clip: ClipModel, release: Path | str, draft: Path, store: Artifa
     save_onnx(clip, draft)
     artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
     inputs = {} if artifact is None else artifact.manifest.inputs
-    made = {stage: store.find(stage, inputs[stage]) for stage in ("ingest", "features") if store and stage in inputs}
+    stages = [stage for stage in ("ingest", "features") if stage in inputs]
+    artifacts = {stage: store.find(stage, inputs[stage]) for stage in stages if store}
     texts, images = list(EVERYDAY), None
-    if (ingest := made.get("ingest")) is not None:
+    if (ingest := artifacts.get("ingest")) is not None:
         # The first batch is enough, and fits in memory whatever the number of captions.
         batch = next(iter_batches(ingest.path / "captions", ["caption"]), None)
         captions = [] if batch is None else batch.column("caption").to_pylist()
         texts = captions[:: max(1, len(captions) // MEASURED_TEXTS)][:MEASURED_TEXTS] or texts
-    if (features := made.get("features")) is not None:
+    if (features := artifacts.get("features")) is not None:
         stored = FeatureStore(features.path)
         images = Searcher(stored.view(), stored.image_ids)
         images.check(clip)
@@ -156,10 +157,10 @@ def measured(folder: Path, layout: Layout) -> dict[str, Any]:
 
 def _section(figures: Mapping[str, Any]) -> str:
     """The card's section on what int8 costs."""
-    return "".join(f"\n## {name.capitalize()}\n\n{said_of(figures)}\n" for name in figures)
+    return "".join(f"\n## {name.capitalize()}\n\n{in_words(figures)}\n" for name in figures)
 
 
-def said_of(figures: Mapping[str, Any]) -> str:
+def in_words(figures: Mapping[str, Any]) -> str:
     """The figures of :func:`measured` in a sentence; empty where there are none."""
     if (loss := figures.get("int8")) is not None:
         same = loss["same_of_ten"]

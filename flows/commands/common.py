@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "RunDeviceOption",
     "RunRootOption",
     "SetOption",
+    "arguments",
     "human_bytes",
     "human_seconds",
     "leave_in_order",
@@ -99,8 +100,13 @@ def same_options(
     config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
 ) -> list[str]:
     """The arguments by which another command gets the same settings."""
-    given = [("-c", config), *(("--set", text) for text in overrides or ()), ("--root", root), ("--device", device)]
-    return [str(part) for name, value in given if value is not None for part in (name, value)]
+    sets = [("--set", text) for text in overrides or ()]
+    return arguments([("-c", config), *sets, ("--root", root), ("--device", device)])
+
+
+def arguments(options: Iterable[tuple[str, object]]) -> list[str]:
+    """Options as a command line has them, without those that are None."""
+    return [str(part) for name, value in options if value is not None for part in (name, value)]
 
 
 def set_verbosity(steps: int) -> None:

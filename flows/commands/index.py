@@ -14,6 +14,7 @@ from flows.commands.common import (
     JsonOption,
     RootOption,
     SetOption,
+    arguments,
     print_json,
     print_table,
     printable,
@@ -225,8 +226,7 @@ def ui(
 def _same_index(model: str, root: str, *more: str | Path | None) -> list[str]:
     """The arguments by which another command searches the same index; `more` is base, features, ids, images."""
     names = ("--model", "--base", "--features", "--ids", "--images")
-    given = [part for name, value in zip(names, (model, *more), strict=False) if value for part in (name, str(value))]
-    return [*given, "--root", root]
+    return arguments([*zip(names, (model, *more), strict=False), ("--root", root)])
 
 
 def _shown(value: Figure) -> str:

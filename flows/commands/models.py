@@ -65,7 +65,7 @@ def export(
 ) -> None:
     """Write a model for another library, for ONNX or for Immich, with its evaluation in the card."""
     from storage.roots import open_store
-    from tasks.export import export_model, measured, said_of
+    from tasks.export import export_model, in_words, measured
     from tasks.hub import check_push, push_folder
     from tasks.models import find_release
 
@@ -84,7 +84,7 @@ def export(
         print_json({"folder": str(folder.absolute()), "format": chosen, "files": files, **figures, **pushed})
         return
     if figures:
-        typer.echo(said_of(figures))
+        typer.echo(in_words(figures))
     typer.echo(f"{len(files)} files in {folder}. Load it with")
     typer.echo(f"  {LOADED_BY[chosen].format(folder.absolute())}")
     if address is not None:

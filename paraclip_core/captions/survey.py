@@ -75,8 +75,6 @@ def survey(
         InputError: no file holds captions, several do, or the images that they name are in no or in several places.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
-    if not (root / source.path).exists():
-        raise InputError(f"{root / source.path} does not exist; expected captions, and images beside them")
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
     first = chosen[0]
     missing, looked_up = [], 0

@@ -58,8 +58,7 @@ def save_delta(base: ClipModel, tuned: ClipModel, path: Path) -> DeltaFacts:
         ModelError: the models differ in more than the text tower's weights.
         OSError: the file cannot be written.
     """
-    _check_pair(base, tuned)
-    hashes = {"base_weights": weights_hash(base), "image_tower": image_tower_hash(base)}
+    hashes = {"image_tower": _common_tower(base, tuned), "base_weights": weights_hash(base)}
     before, after = base.model.state_dict(), tuned.model.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     factors: dict[str, float] = {}
@@ -72,9 +71,9 @@ def save_delta(base: ClipModel, tuned: ClipModel, path: Path) -> DeltaFacts:
             continue
         parts, factors[name] = _pack(_matrix(old), _matrix(new))
         tensors |= {f"{name}:{part}": torch.from_numpy(values) for part, values in parts.items()}
-        made = _unpack(_matrix(old), factors[name], parts)
-        restored[name] = torch.from_numpy(made).reshape(old.shape)
-        off = np.abs(made.astype(np.float64) - _matrix(new))
+        total = _unpack(_matrix(old), factors[name], parts)
+        restored[name] = torch.from_numpy(total).reshape(old.shape)
+        off = np.abs(total.astype(np.float64) - _matrix(new))
         largest = max(largest, float(off.max()))
         error += float((off**2).sum())
         change += float(((_matrix(new).astype(np.float64) - _matrix(old)) ** 2).sum())
@@ -138,9 +137,11 @@ def _restored(name: str, old: torch.Tensor, facts: DeltaFacts, tensors: Mapping[
     return torch.from_numpy(_unpack(_matrix(old), facts.factors[name], parts)).reshape(old.shape)
 
 
-def _check_pair(base: ClipModel, tuned: ClipModel) -> None:
+def _common_tower(base: ClipModel, tuned: ClipModel) -> str:
+    """The hash of the image tower of two models that differ in the text tower's weights alone."""
     both = f"{tuned.reference} cannot be a delta to {base.reference}"
-    if image_tower_hash(base) != image_tower_hash(tuned) or preprocess_hash(base) != preprocess_hash(tuned):
+    tower = image_tower_hash(base)
+    if tower != image_tower_hash(tuned) or preprocess_hash(base) != preprocess_hash(tuned):
         raise ModelError(
             f"{both}: their image towers or preprocessings differ, and a delta holds the text tower alone; give as "
             "--base the model that it was tuned from"
@@ -149,6 +150,7 @@ def _check_pair(base: ClipModel, tuned: ClipModel) -> None:
               for clip in (base, tuned)]  # fmt: skip
     if base.model_cfg != tuned.model_cfg or shapes[0] != shapes[1]:
         raise ModelError(f"{both}: their architectures differ; give as --base the model that it was tuned from")
+    return tower
 
 
 def _matrix(tensor: torch.Tensor) -> Matrix:
@@ -171,9 +173,9 @@ def _pack(old: Matrix, new: Matrix) -> tuple[dict[str, np.ndarray], float]:
 
 def _unpack(old: Matrix, factor: float, parts: Mapping[str, np.ndarray]) -> Matrix:
     """float32 sums in one order: the same bits on every machine."""
-    made = _scaled(old, factor)
-    made[parts["rows"]] += parts["values"].astype(np.float32) * parts["steps"][:, None]
-    return made
+    total = _scaled(old, factor)
+    total[parts["rows"]] += parts["values"].astype(np.float32) * parts["steps"][:, None]
+    return total
 
 
 def _scaled(old: Matrix, factor: float) -> Matrix:

@@ -100,12 +100,12 @@ def test_a_split_for_each_file(data: Path) -> None:
         table(data / f"{name}.tsv", [])
         lines = ["caption\timage", *(f"{text}\t{image}" for image, text in captions(60)[2 * first : 2 * last])]
         (data / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    found = facts(data.name)
-    assert [(source["path"], source["split"]) for source in found["sources"]] == [
+    report = facts(data.name)
+    assert [(source["path"], source["split"]) for source in report["sources"]] == [
         ("train.tsv", "train"),
         ("valid.tsv", "val"),
     ]
-    assert found["images"] == {"train": 40, "val": 20}
+    assert report["images"] == {"train": 40, "val": 20}
     assert load_settings("paraclip.yaml").data.held_out == 0
 
 
@@ -115,8 +115,8 @@ def test_images_in_a_tar_and_captions_in_jsonl(data: Path) -> None:
     (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
     with tarfile.open(data / "pictures.tar", "w") as tar:
         tar.add(data / "Photos", "Photos")
-    found = facts(data.name, "--images", "pictures.tar")
-    assert found["images_missing"] == [] and found["sources"][0]["images"] == "pictures.tar"
+    report = facts(data.name, "--images", "pictures.tar")
+    assert report["images_missing"] == [] and report["sources"][0]["images"] == "pictures.tar"
 
 
 def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,16 +124,16 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for part in range(2):
         rows = [{"image": {"bytes": picture(50 * part + n)}, "caption": f"picture {part} {n}"} for n in range(30)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data-{part}.parquet")
-    found = facts()
-    assert [source["path"] for source in found["sources"]] == ["."] and found["rows"]["accepted"] == 60
+    report = facts()
+    assert [source["path"] for source in report["sources"]] == ["."] and report["rows"]["accepted"] == 60
     assert "rewording" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
     assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
 
 
 def test_a_file_without_images_is_left_out(data: Path) -> None:
     (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
-    found = facts(data.name)
-    assert [source["path"] for source in found["sources"]] == ["My export.csv"] and found["unused"] == ["notes.csv"]
+    report = facts(data.name)
+    assert [source["path"] for source in report["sources"]] == ["My export.csv"] and report["unused"] == ["notes.csv"]
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Ca
 
 def test_columns_of_other_names(data: Path) -> None:
     table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
-    found = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
-    assert found["rows"]["accepted"] == 120 and found["images_missing"] == []
+    report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
+    assert report["rows"]["accepted"] == 120 and report["images_missing"] == []

@@ -174,8 +174,10 @@ def test_a_delta_and_its_base_are_a_model_again(
     assert (
         run_cli(["export", release, str(tmp_path / "delta"), "--delta", "--base", str(tmp_path / "base"), *root]) == 0
     )
-    said = capsys.readouterr().out
-    assert f"changes to the base with weights `{weights_hash(base)}`, 0.0 MB" in said and "paraclip apply BASE" in said
+    output = capsys.readouterr().out
+    assert (
+        f"changes to the base with weights `{weights_hash(base)}`, 0.0 MB" in output and "paraclip apply BASE" in output
+    )
     assert sorted(path.name for path in (tmp_path / "delta").iterdir()) == ["README.md", DELTA_FILE]
     card = (tmp_path / "delta/README.md").read_text()
     assert "paraclip apply BASE PATH_OF_THIS_FOLDER -o my-model" in card and "## Delta" in card and "+2.00" in card
@@ -214,9 +216,9 @@ def test_int8_is_measured_on_the_runs_captions(
     _commit(store, "ingest", "1" * 32, {}, write)
     monkeypatch.setattr("tasks.export.MEASURED_TEXTS", 10)
     release = tuned.path / "release"
-    made = _commit(store, "finetune", "2" * 32, {"ingest": "1" * 32}, lambda out: _copy(release, out / "release"))
+    finetuned = _commit(store, "finetune", "2" * 32, {"ingest": "1" * 32}, lambda out: _copy(release, out / "release"))
     arguments = ["--format", "onnx", "--int8", "--root", str(store.root), "--json"]
-    assert run_cli(["export", str(made.path), str(tmp_path / "onnx"), *arguments]) == 0
+    assert run_cli(["export", str(finetuned.path), str(tmp_path / "onnx"), *arguments]) == 0
     loss = json.loads(capsys.readouterr().out)["int8"]
     assert loss["texts"] == 10 and loss["same_of_ten"] is None and 0.98 < loss["least_cosine"] < 1
     card = (tmp_path / "onnx/README.md").read_text()

@@ -113,8 +113,11 @@ def test_a_folder_that_was_exported_before_is_pushed(hub: HubServer, tmp_path: P
     (folder / "README.md").write_text("---\nlanguage: [en]\n---\nload_dataset('PATH_OF_THIS_FOLDER')\n")
     done = paraclip(hub, tmp_path, "push", "words", "me/words", "--private", "--json")
     assert json.loads(done.stdout) == {"pushed": f"{hub.url}/datasets/me/words"}, done.stderr
-    made = next(json.loads(each.body) for each in hub.requests if each.path == "/api/repos/create")
-    assert (made["type"], made.get("private") or made.get("visibility")) in [("dataset", True), ("dataset", "private")]
+    created = next(json.loads(each.body) for each in hub.requests if each.path == "/api/repos/create")
+    assert (created["type"], created.get("private") or created.get("visibility")) in [
+        ("dataset", True),
+        ("dataset", "private"),
+    ]
     repo = hub.repos["dataset", "me/words"]
     assert b"load_dataset('me/words')" in repo["README.md"]
     assert secrets(hub, tmp_path) == []

@@ -306,8 +306,8 @@ def test_memory_is_eight_bytes_a_key() -> None:
 
 def test_images_are_held_out_whole_and_whatever_else_there_is(tmp_path: Path) -> None:
     records = [{"image": f"{n}.jpg", "caption": f"picture {n} says {m}"} for n in range(400) for m in range(2)]
-    said = [{**record, "split": "train"} for record in records[:4]]
-    source = SourceOptions(path=jsonl(tmp_path / "a.jsonl", *said, *records[4:]).name)
+    labeled = [{**record, "split": "train"} for record in records[:4]]
+    source = SourceOptions(path=jsonl(tmp_path / "a.jsonl", *labeled, *records[4:]).name)
     accepted, _, _ = run(tmp_path, source, held_out=0.25)
     splits: dict[str, set[str]] = {}
     for row in accepted.select(["image_id", "split"]).to_pylist():

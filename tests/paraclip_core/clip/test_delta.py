@@ -66,13 +66,13 @@ def test_base_and_delta_are_the_tuned_model(extra: dict[str, Any], tiny: Tiny, t
     stored = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     errors = []
     for name, new in after.items():
-        made = base.model.state_dict()[name].numpy()
+        restored = base.model.state_dict()[name].numpy()
         if f"{name}:values" not in stored:
-            np.testing.assert_array_equal(made, new)
+            np.testing.assert_array_equal(restored, new)
             continue
         expected = before[name].astype(np.float64) * (1 + facts.factors[name])
         expected[stored[f"{name}:rows"]] += stored[f"{name}:values"] * stored[f"{name}:steps"][:, None].astype(float)
-        np.testing.assert_allclose(made, expected, atol=1e-6)
+        np.testing.assert_allclose(restored, expected, atol=1e-6)
         errors.append(np.abs(expected - new))
         rest = np.abs(new.astype(np.float64) - before[name] * (1 + facts.factors[name])).max()
         assert errors[-1].max() <= rest / 254 + 1e-6
