@@ -115,11 +115,11 @@ class Searcher:
 def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and columns of the `k` largest of each row, of equal ones the lower column first."""
     if k < scores.shape[1]:
-        values, columns = torch.topk(scores, k, dim=1)
+        values, columns = torch.topk(scores, k + 1, dim=1)
         # `topk` takes any of several that equal the last one.
-        if not ((scores >= values[:, -1:]).sum(dim=1) > k).any():
-            columns, order = torch.sort(columns, dim=1)
-            values, order = torch.sort(values.gather(1, order), dim=1, descending=True, stable=True)
+        if not (values[:, k - 1] == values[:, k]).any():
+            columns, order = torch.sort(columns[:, :k], dim=1)
+            values, order = torch.sort(values[:, :k].gather(1, order), dim=1, descending=True, stable=True)
             return values, columns.gather(1, order)
     values, columns = torch.sort(scores, dim=1, descending=True, stable=True)
     return values[:, :k], columns[:, :k]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from paraclip_core.errors import ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from tasks.search_page.catalogue import Catalogue
-from tasks.search_page.engine import BASE, Ranking, SearchEngine
+from tasks.search_page.engine import BASE, Query, Ranking, SearchEngine
 from tasks.search_page.marks import Marks
 
 __all__ = ["SearchRequest", "make_app"]
@@ -163,31 +162,27 @@ class _Search:
 
     def __init__(self, engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> None:
         self._engine, self._catalogue, self._asked = engine, catalogue, asked
-        self._within = catalogue.matching(asked.contains)
-        self._right = [_row(catalogue, name) for name in asked.right]
-        self._wrong = [_row(catalogue, name) for name in asked.wrong]
 
     def answer(self) -> dict[str, Any]:
-        sides = {"base": BASE, "tuned": self._asked.alpha} if self._engine.repaired else {"base": BASE}
-        return {name: self._side(alpha) for name, alpha in sides.items()}
+        asked, catalogue = self._asked, self._catalogue
+        sides = {"base": BASE, "tuned": asked.alpha} if self._engine.repaired else {"base": BASE}
+        wordings = [asked.query, *([asked.rewording] if asked.rewording.strip() else [])]
+        query = Query(
+            alphas=tuple(sides.values()),
+            wordings=tuple(wordings) if asked.like is None else (),
+            count=max(asked.count, DEPTH),
+            like=None if asked.like is None else _row(catalogue, asked.like),
+            within=catalogue.matching(asked.contains),
+            right=tuple(_row(catalogue, name) for name in asked.right),
+            wrong=tuple(_row(catalogue, name) for name in asked.wrong),
+        )
+        rankings = iter(self._engine.search(query))
+        of_each = len(query.wordings) or 1
+        return {name: self._side(*islice(rankings, of_each)) for name in sides}
 
-    def _side(self, alpha: float) -> dict[str, Any]:
-        asked = self._asked
-        if asked.like is not None:
-            vector = self._engine.searcher.rows(np.array([_row(self._catalogue, asked.like)]))[0]
-            return {"hits": self._hits(self._rank(vector))}
-        texts = [asked.query, *([asked.rewording] if asked.rewording.strip() else [])]
-        vectors = self._engine.embed(texts, alpha)
-        ranking = self._rank(vectors[0])
+    def _side(self, ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
         side: dict[str, Any] = {"hits": self._hits(ranking)}
-        if len(texts) == 2:
-            side |= self._agreement(ranking, self._rank(vectors[1]))
-        return side
-
-    def _rank(self, vector: NDArray[np.float32]) -> Ranking:
-        if self._right or self._wrong:
-            vector = self._engine.with_marks(vector, self._right, self._wrong)
-        return self._engine.rank(vector, max(self._asked.count, DEPTH), self._within)
+        return side if of_rewording is None else side | self._agreement(ranking, of_rewording)
 
     def _agreement(self, first: Ranking, second: Ranking) -> dict[str, Any]:
         depth = min(DEPTH, len(first.rows))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.training.alpha import interpolate
 from tasks.image_index import SearchTarget, load_models
 
-__all__ = ["BASE", "Ranking", "SearchEngine"]
+__all__ = ["BASE", "Query", "Ranking", "SearchEngine"]
 
 BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
@@ -41,45 +40,21 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class _Query:
-    vector: NDArray[np.float32]
+class Query:
+    """What one request searches for: words, or an image of the index, by each of some models."""
+
+    alphas: tuple[float, ...]
+    wordings: tuple[str, ...]
+    """Texts that each model ranks images by; empty with `like`."""
     count: int
-    within: NDArray[np.int64] | None
-
-
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-
-
-class _Batcher(Generic[Asked, Answer]):
-    """Answers requests of several threads in one go: those that came in while it was busy."""
-
-    def __init__(self, name: str, answer: Callable[[list[Asked]], Sequence[Answer]]) -> None:
-        self._answer_all = answer
-        self._requests: SimpleQueue[tuple[Asked, Future[Answer]]] = SimpleQueue()
-        threading.Thread(target=self._loop, name=name, daemon=True).start()
-
-    def __call__(self, request: Asked) -> Answer:
-        future: Future[Answer] = Future()
-        self._requests.put((request, future))
-        return future.result()
-
-    def _loop(self) -> None:
-        while True:
-            batch = [self._requests.get()]
-            while len(batch) < TOGETHER:
-                try:
-                    batch.append(self._requests.get_nowait())
-                except Empty:
-                    break
-            try:
-                answers = self._answer_all([request for request, _ in batch])
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    future.set_result(answer)
-            except BaseException as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+    """How many images each ranking has."""
+    like: int | None = None
+    """Row of the image to search with."""
+    within: NDArray[np.int64] | None = None
+    """Rows to search among; None: all."""
+    right: tuple[int, ...] = ()
+    """Rows of images marked as right, which rankings follow."""
+    wrong: tuple[int, ...] = ()
 
 
 class SearchEngine:
@@ -100,23 +75,61 @@ class SearchEngine:
         self._blended: ClipModel | None = None
         self._alpha = -1.0
         self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
-        self._embed = _Batcher("texts", self._embed_together)
-        self._rank = _Batcher("search", self._rank_together)
+        self._requests: SimpleQueue[tuple[Query, Future[list[Ranking]]]] = SimpleQueue()
+        threading.Thread(target=self._loop, name="search", daemon=True).start()
 
-    def embed(self, texts: Sequence[str], alpha: float) -> NDArray[np.float32]:
-        """Unit embeddings of texts by the model at `alpha`, float32 [n, d]."""
-        return self._embed((alpha if self.repaired else BASE, tuple(texts)))
+    def search(self, query: Query) -> list[Ranking]:
+        """A ranking for each wording (or the image) by the model at each α, models outermost."""
+        future: Future[list[Ranking]] = Future()
+        self._requests.put((query, future))
+        return future.result()
 
-    def rank(self, vector: NDArray[np.float32], count: int, within: NDArray[np.int64] | None = None) -> Ranking:
-        """The nearest images of a vector, among all or among some rows."""
-        return self._rank(_Query(vector, count, within))
+    def _loop(self) -> None:
+        """Answer requests of several threads in one go: those that came in while it was busy."""
+        while True:
+            batch = [self._requests.get()]
+            while len(batch) < TOGETHER:
+                try:
+                    batch.append(self._requests.get_nowait())
+                except Empty:
+                    break
+            try:
+                answers = self._answer([query for query, _ in batch])
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    future.set_result(answer)
+            except BaseException as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
 
-    def with_marks(
-        self, vector: NDArray[np.float32], positive: Sequence[int], negative: Sequence[int]
-    ) -> NDArray[np.float32]:
-        """The vector after relevance feedback, see :func:`paraclip_core.clip.feedback.refine`."""
-        marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (positive, negative)]
-        return refine(vector, marked[0], marked[1])
+    def _answer(self, queries: list[Query]) -> list[list[Ranking]]:
+        """Rankings, read off the whole index once for all queries that are not about some rows."""
+        embeddings = self._embed(
+            [[(alpha, text) for alpha in query.alphas for text in query.wordings] for query in queries]
+        )
+        vectors = [self._vectors(query, own) for query, own in zip(queries, embeddings, strict=True)]
+        everywhere = [number for number, query in enumerate(queries) if query.within is None]
+        nearest = iter(())
+        if everywhere:
+            count = max(queries[number].count for number in everywhere)
+            together = np.concatenate([vectors[number] for number in everywhere])
+            nearest = zip(*self.searcher.nearest(together, count), strict=True)
+        return [
+            self._rank_within(query, query.within, own)
+            if query.within is not None
+            else [Ranking(rows[: query.count], scores[: query.count]) for rows, scores in islice(nearest, len(own))]
+            for query, own in zip(queries, vectors, strict=True)
+        ]
+
+    def _vectors(self, query: Query, embeddings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """What each model searches with, float32 [alphas · wordings, d]; marks move it, see :func:`refine`."""
+        rows = self.searcher.rows
+        if query.like is not None:
+            embeddings = list(rows(np.full(len(query.alphas), query.like)))
+        if query.right or query.wrong:
+            right, wrong = rows(np.array(query.right, np.int64)), rows(np.array(query.wrong, np.int64))
+            embeddings = [refine(vector, right, wrong) for vector in embeddings]
+        return np.stack(embeddings)
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, 1.0) or not self.repaired:
@@ -130,37 +143,27 @@ class SearchEngine:
             self._alpha = alpha
         return self._blended
 
-    def _embed_together(self, batch: list[tuple[float, tuple[str, ...]]]) -> list[NDArray[np.float32]]:
-        """Embeddings of each request's texts; a model encodes all that are new to it at once."""
+    def _embed(self, requests: list[list[tuple[float, str]]]) -> list[list[NDArray[np.float32]]]:
+        """Unit embeddings of each request's texts, by the model at the α before each.
+
+        A model encodes all that are new to it at once.
+        """
         missing: dict[float, dict[str, None]] = {}
-        for alpha, texts in batch:
-            new = (text for text in texts if (alpha, text) not in self._texts)
-            missing.setdefault(alpha, {}).update(dict.fromkeys(new))
+        for alpha, text in chain.from_iterable(requests):
+            if (alpha, text) not in self._texts:
+                missing.setdefault(alpha, {})[text] = None
         for alpha, texts in missing.items():
-            if texts:
-                vectors = encode_texts(self._model(alpha), list(texts))
-                self._texts.update(((alpha, text), vector) for text, vector in zip(texts, vectors, strict=True))
-        embeddings = [np.stack([self._texts[alpha, text] for text in texts]) for alpha, texts in batch]
+            vectors = encode_texts(self._model(alpha), list(texts))
+            self._texts.update(((alpha, text), vector) for text, vector in zip(texts, vectors, strict=True))
+        embeddings = [[self._texts[text] for text in texts] for texts in requests]
         while len(self._texts) > TEXTS:
             self._texts.popitem(last=False)
         return embeddings
 
-    def _rank_together(self, batch: list[_Query]) -> list[Ranking]:
-        """Rankings, read off the whole index once for all queries that are not about some rows."""
-        everywhere = [number for number, query in enumerate(batch) if query.within is None]
-        rankings: dict[int, Ranking] = {}
-        if everywhere:
-            vectors = np.stack([batch[number].vector for number in everywhere])
-            rows, scores = self.searcher.nearest(vectors, max(batch[number].count for number in everywhere))
-            for number, own_rows, own_scores in zip(everywhere, rows, scores, strict=True):
-                count = batch[number].count
-                rankings[number] = Ranking(own_rows[:count], own_scores[:count])
-        for number, query in enumerate(batch):
-            if query.within is not None:
-                scores = self.searcher.rows(query.within) @ query.vector
-                order = np.argsort(-scores, kind="stable")[: query.count]
-                rankings[number] = Ranking(query.within[order], scores[order].astype(np.float32))
-        return [rankings[number] for number in range(len(batch))]
+    def _rank_within(self, query: Query, within: NDArray[np.int64], vectors: NDArray[np.float32]) -> list[Ranking]:
+        scores = vectors @ self.searcher.rows(within).T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : query.count]
+        return [Ranking(within[places], own[places]) for places, own in zip(best, scores, strict=True)]
 
 
 def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:
