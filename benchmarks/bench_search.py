@@ -1,6 +1,7 @@
 """Queries a second that the search page answers, and milliseconds a search over an index of 512 dimensions.
 
     python benchmarks/bench_search.py --images 10000 100000 1000000
+    python benchmarks/bench_search.py --images 5000000 --memory 10
     python benchmarks/bench_search.py --url http://127.0.0.1:7860/ --queries queries.txt
 
 The second asks a running page (`paraclip ui`) for as many queries at once as it searches together, each a line of the
@@ -78,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", type=float, default=2.0, help="GiB that the features may take as float32")
     parser.add_argument("--url", help="of a running page")
     parser.add_argument("--queries", type=Path, help="file with a query a line")
     given = parser.parse_args()
@@ -87,8 +89,9 @@ def main() -> None:
     queries = rng.standard_normal((TOGETHER, DIMENSION), np.float32)
     for images in given.images:
         features = random_features(rng, images)
-        searcher = Searcher(features, list(map(str, range(images))))
+        searcher = Searcher(features, list(map(str, range(images))), int(given.memory * 2**30))
         alone, together = (seconds(searcher, queries[:count], given.rounds) for count in (1, TOGETHER))
+        del searcher
         # What one would write first: a product with every row, and a whole sort.
         started = time.perf_counter()
         np.argsort(-(features.astype(np.float32) @ queries[0]), kind="stable")[:DEPTH]

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_texts
@@ -19,7 +18,9 @@ __all__ = ["Gallery", "Searcher", "search"]
 BLOCK = 65_536
 """Images whose features are in memory at once, where not all are."""
 HELD_BYTES = 2 << 30
-"""Size up to which all features stay in memory, as float32."""
+"""Size up to which all features stay in memory, as float32, unless told otherwise."""
+SHORTEST = 1e-12
+"""Length below which a feature is not scaled to 1."""
 
 
 class Gallery(Protocol):
@@ -36,17 +37,18 @@ class Gallery(Protocol):
 class Searcher:
     """Ranks the images of one index by cosine, for many queries."""
 
-    def __init__(self, features: Gallery, ids: Sequence[str]) -> None:
+    def __init__(self, features: Gallery, ids: Sequence[str], memory: int = HELD_BYTES) -> None:
         """Keep the features in memory if they are small, else read them block by block at every search.
 
         Args:
             features: [n, d] of any length; a row that is not finite is refused when it is read.
             ids: n ids, one for each row.
+            memory: bytes that the features may take as float32 to stay in memory.
         """
         self._features = features
         self.ids = ids
         self._held: list[torch.Tensor] | None = None
-        if features.shape[0] * features.shape[1] * 4 <= HELD_BYTES:
+        if features.shape[0] * features.shape[1] * 4 <= memory:
             self._held = [self._read(start) for start in self._starts()]
 
     @property
@@ -101,15 +103,16 @@ class Searcher:
         return self._unit(np.arange(start, min(start + BLOCK, len(self._features))))
 
     def _unit(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        features = torch.from_numpy(np.asarray(self._features[rows], np.float32))
-        finite = torch.isfinite(features).all(dim=1)
+        features = torch.from_numpy(np.ascontiguousarray(self._features[rows])).float()
+        norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+        finite = torch.isfinite(norms[:, 0])
         if not finite.all():
             row = int(rows[int((~finite).nonzero()[0])])
             raise InputError(
                 f"the features of image {self.ids[row]!r} (row {row}) are not finite; make them anew, or leave it out"
             )
         # Rounding to float16 left the rows not quite of length 1.
-        return F.normalize(features, dim=1)
+        return features.div_(norms.clamp_min(SHORTEST))
 
 
 def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

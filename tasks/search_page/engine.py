@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.feedback import refine
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import Searcher
+from paraclip_core.clip.search import HELD_BYTES, Searcher
 from paraclip_core.training.alpha import interpolate
+from paraclip_core.training.memory import free_memory
 from tasks.image_index import SearchTarget, load_models
 
 __all__ = ["BASE", "Query", "Ranking", "SearchEngine"]
 
 BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
+HELD_SHARE = 0.5
+"""Share of the free memory that the index may take; a larger one is read from the disk at every search."""
 TOGETHER = 64
 """Requests that are answered in one go."""
 TEXTS = 20_000
@@ -67,7 +70,8 @@ class SearchEngine:
             ModelError: as :func:`tasks.image_index.load_models`.
             InputError: the index holds features that are not finite.
         """
-        self.searcher = Searcher(target.index.features, target.index.ids)
+        free = free_memory(torch.device("cpu")) or 0
+        self.searcher = Searcher(target.index.features, target.index.ids, max(HELD_BYTES, int(HELD_SHARE * free)))
         models = load_models(target, self.searcher, device)
         self._base, self._tuned = models["base"], models["tuned"]
         self.repaired = target.base != target.tuned
