@@ -131,6 +131,8 @@ class AlphaOptions(Options):
     max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
     """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
     of the held-out images in place of ten where there are fewer than twenty."""
+    recall_weight: Annotated[float, Field(ge=0, le=100)] = Field(default=0.0, json_schema_extra=LATER)
+    """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
 
 
 class FinetuneOptions(OptimizerOptions):

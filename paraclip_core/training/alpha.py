@@ -20,6 +20,7 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
 from paraclip_core.training.checkpoint import rounded
+from paraclip_core.training_options import AlphaOptions
 
 __all__ = [
     "AO",
@@ -157,23 +158,24 @@ def sweep(
 
 
 def best_so_far(
-    measure: Callable[[], Mapping[str, float]], base: Mapping[str, float], max_recall_drop: float
+    measure: Callable[[], Mapping[str, float]], base: Mapping[str, float], rule: AlphaOptions
 ) -> Callable[[], dict[str, float]]:
     """Add a figure `by_rule` to `measure` that orders weights in training by α's rule.
 
-    It is AO@10 (recall without pairs), or, where more recall against the base is lost than α's rule allows, the loss
-    below zero.
+    It is what the rule compares (recall without pairs), or, where more recall against the base is lost than the rule
+    allows, the loss below zero.
     """
 
     def measured() -> dict[str, float]:
         figures = dict(measure())
         lost = base[RECALL] - figures[RECALL]
-        return figures | {BY_RULE: figures.get(AO, figures[RECALL]) if lost <= max_recall_drop + 1e-9 else -lost}
+        worth = _worth(figures, rule) if AO in figures else figures[RECALL]
+        return figures | {BY_RULE: worth if lost <= rule.max_recall_drop + 1e-9 else -lost}
 
     return measured
 
 
-def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) -> dict[str, Any]:
+def choose_alpha(points: Sequence[Mapping[str, float]], rule: AlphaOptions) -> dict[str, Any]:
     """Choose among the points of a sweep, in percent.
 
     Without pairs there is no overlap, and the largest α within the limit wins: a tie at the base would undo the
@@ -182,20 +184,25 @@ def choose_alpha(points: Sequence[Mapping[str, float]], max_recall_drop: float) 
     Returns:
         ``alpha_sweep.json``: the points, the chosen α and the rule in words.
     """
-    floor = points[0][RECALL] - max_recall_drop
+    floor = points[0][RECALL] - rule.max_recall_drop
     # Recalls are rounded figures, so a drop of exactly the limit must not fail on its last binary digit.
     allowed = [point for point in points if point[RECALL] >= floor - 1e-9]
-    within = f"{RECALL} is at most {max_recall_drop:g} points below that of α = 0 (the base)"
+    within = f"{RECALL} is at most {rule.max_recall_drop:g} points below that of α = 0 (the base)"
     if AO not in points[0]:
-        rule = (
+        words = (
             f"highest α whose {within}; {AO} could not be looked at, because one image alone is held out for "
             "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
             "it is below 1)"
         )
-        return _chosen(points, max(allowed, key=lambda point: point["alpha"]), rule)
-    chosen = max(allowed, key=lambda point: (point[AO], -point["alpha"]))
-    rule = f"highest {AO} on validation among the α whose {within}; the smaller α where two are equal"
-    return _chosen(points, chosen, rule)
+        return _chosen(points, max(allowed, key=lambda point: point["alpha"]), words)
+    chosen = max(allowed, key=lambda point: (_worth(point, rule), -point["alpha"]))
+    highest = f"{AO} + {rule.recall_weight:g} · {RECALL}" if rule.recall_weight else AO
+    words = f"highest {highest} on validation among the α whose {within}; the smaller α where two are equal"
+    return _chosen(points, chosen, words)
+
+
+def _worth(figures: Mapping[str, float], rule: AlphaOptions) -> float:
+    return figures[AO] + rule.recall_weight * figures[RECALL]
 
 
 def _chosen(points: Sequence[Mapping[str, float]], chosen: Mapping[str, float], rule: str) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class Preparation:
         clip, validation = self.clip, self.validation
         # Of the base, as the model still is here, also where training goes on from a checkpoint later.
         base = measure(clip, validation)
-        return best_so_far(lambda: measure(clip, validation), base, self.options.alpha.max_recall_drop)
+        return best_so_far(lambda: measure(clip, validation), base, self.options.alpha)
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     validation = made.validation
     chosen = choose_alpha(
         sweep(parameters, base, tuned, options.alpha.grid, lambda: measure(clip, validation)),
-        options.alpha.max_recall_drop,
+        options.alpha,
     )
     if AO not in chosen["alphas"][0]:
         log.warning("α = %g is chosen without paraphrases: %s", chosen["chosen"], chosen["rule"])

@@ -71,7 +71,7 @@ def test_later_options_count_where_they_are_used() -> None:
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
         ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "negatives"),
         ("FinetuneOptions", "ranks"), ("BenchmarkOptions", "images"),
-        ("FinetuneOptions", "validations"),
+        ("FinetuneOptions", "validations"), ("AlphaOptions", "recall_weight"),
         ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "mined"), ("ParaphraseOptions", "options"),
         ("GateOptions", "encoder"), ("GateOptions", "extra"), ("GateOptions", "min_entailment"), ("GateOptions", "nli"),
     }  # fmt: skip

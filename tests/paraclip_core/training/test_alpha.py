@@ -25,6 +25,9 @@ from paraclip_core.training.alpha import (
     measure,
     sweep,
 )
+from paraclip_core.training_options import AlphaOptions
+
+RULE = AlphaOptions(max_recall_drop=0.5)
 
 
 def points(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
@@ -53,17 +56,17 @@ def test_weights_are_ordered_as_alphas_are() -> None:
     base = {AO: 20.0, RECALL: 50.0}
     tried = [{AO: 25.0, RECALL: 49.5}, {AO: 60.0, RECALL: 49.4}, {AO: 0.0, RECALL: 60.0}, {AO: 90.0, RECALL: 10.0}]
     figures = iter(tried)
-    measured = best_so_far(lambda: next(figures), base, 0.5)
+    measured = best_so_far(lambda: next(figures), base, RULE)
     found = [measured() for _ in tried]
     assert [{AO: figure[AO], RECALL: figure[RECALL]} for figure in found] == tried
     assert [figure[BY_RULE] for figure in found] == pytest.approx([25.0, -0.6, 0.0, -40.0])
-    assert best_so_far(lambda: {RECALL: 51.0}, {RECALL: 50.0}, 0.5)() == {RECALL: 51.0, BY_RULE: 51.0}
+    assert best_so_far(lambda: {RECALL: 51.0}, {RECALL: 50.0}, RULE)() == {RECALL: 51.0, BY_RULE: 51.0}
 
 
 @pytest.mark.parametrize(("recalls", "chosen"), [((50, 49.8, 49.5, 49.4), 0.75), ((50, 40, 40, 40), 0.0)])
 def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[float, ...], chosen: float) -> None:
     found = choose_alpha(
-        [{"alpha": alpha, RECALL: recall} for alpha, recall in zip((0.0, 0.5, 0.75, 1.0), recalls, strict=True)], 0.5
+        [{"alpha": alpha, RECALL: recall} for alpha, recall in zip((0.0, 0.5, 0.75, 1.0), recalls, strict=True)], RULE
     )
     assert found["chosen"] == chosen
     assert all(part in found["rule"] for part in ("could not be", "finetune.validation", "paraphrase.fraction"))
@@ -79,10 +82,22 @@ def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[
     ],
 )
 def test_rule(rows: list[tuple[float, float, float]], chosen: float) -> None:
-    found = choose_alpha(points(*rows), 0.5)
+    found = choose_alpha(points(*rows), RULE)
     assert found["chosen"] == chosen
     assert "0.5 points" in found["rule"]
     assert [point["alpha"] for point in found["alphas"]] == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize(("weight", "chosen"), [(0.0, 1.0), (1.0, 0.5), (100.0, 0.25)])
+def test_recall_counts_by_its_weight(weight: float, chosen: float) -> None:
+    rule = AlphaOptions(recall_weight=weight)
+    rows = [(0, 20, 50), (0.25, 22, 53), (0.5, 25, 52), (1, 26, 50)]
+    found = choose_alpha(points(*rows), rule)
+    assert found["chosen"] == chosen
+    assert ("+" in found["rule"]) == bool(weight)
+    worth = {alpha: best_so_far(lambda ao=ao, recall=recall: {AO: ao, RECALL: recall}, {RECALL: 50.0}, rule)()[BY_RULE]
+             for alpha, ao, recall in rows}  # fmt: skip
+    assert max(worth, key=worth.__getitem__) == chosen
 
 
 @pytest.mark.parametrize(("images", "measured"), [(1, {RECALL}), (2, {RECALL, AO, JS, PARAPHRASE_RECALL})])
@@ -96,7 +111,7 @@ def test_one_image_tells_nothing_of_rankings(tiny: ModuleType, images: int, meas
     assert set(figures) == measured
     if images == 1:
         # Every α finds the one image, and that must not undo the training.
-        assert choose_alpha([{"alpha": alpha, **figures} for alpha in np.linspace(0, 1, 3)], 0.5)["chosen"] == 1
+        assert choose_alpha([{"alpha": alpha, **figures} for alpha in np.linspace(0, 1, 3)], RULE)["chosen"] == 1
 
 
 def test_some_images_can_be_missed_however_few_there_are(tiny: ModuleType) -> None:
