@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.settings import load_settings
@@ -71,6 +72,8 @@ RunDeviceOption = Annotated[str | None, typer.Option("--device", help="run.devic
 
 DEFAULT_ROOT = RunOptions().root
 """Where a command works that is told no root."""
+NARROW = 60
+"""Columns of a terminal, as on a phone, below which tables are not drawn."""
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it; tabs and line breaks are harmless. And what no output can encode: lone
@@ -147,15 +150,30 @@ def say(text: str, newline: bool = True) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table on standard output; text is shown as it is, markup in it included."""
+    """Rows as a table on standard output, or one below the other where a table would fold every word.
+
+    Text is shown as it is, markup in it included.
+    """
+    if _console().width < NARROW:
+        return _print_records(title, columns, rows)
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         numeric = bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # A Text is never parsed for markup, and captions may hold anything.
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     _console().print(table)
+
+
+def _print_records(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    if title:
+        say(title)
+    for row in rows:
+        say("")
+        for column in columns:
+            if text := _cell(row.get(column)):
+                say(f"{column}: {text}" if column.strip() else text)
 
 
 def human_bytes(count: float | None) -> str:
@@ -180,12 +198,10 @@ def human_seconds(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _cell(value: Any) -> Any:
-    from rich.text import Text
-
+def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return Text(f"{value:.4g}" if isinstance(value, float) else printable(str(value)))
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _console() -> Console:

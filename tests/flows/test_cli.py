@@ -14,8 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from rich.console import Console
 
 from flows.cli import run_cli
+from flows.commands import common
 from flows.commands.common import print_table
 from paraclip_core.config import Settings
 
@@ -210,6 +212,15 @@ def test_a_terminal_is_not_told_what_to_do(capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "\x9b" not in shown
     assert "[bold]c[/]" in shown
+
+
+def test_a_narrow_terminal_shows_rows_one_below_the_other(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"stage": "paraphrase_1", "rows": 4500, "why": None}, {"stage": "[b]x", "rows": 0.25, "why": "a\x1bb"}]
+    monkeypatch.setattr(common, "_console", lambda: Console(width=44))
+    print_table("plan", ["stage", "rows", "why"], rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "plan", "", "stage: paraphrase_1", "rows: 4500", "", "stage: [b]x", "rows: 0.25", "why: a\ufffdb",
+    ]  # fmt: skip
 
 
 def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:
