@@ -1,7 +1,7 @@
 """Pairs that the engine `mined` would take across images, to be judged by hand; or what finding neighbors costs.
 
     python benchmarks/mined_pairs.py -c CONFIG [--set …] --min-cosine 0.6 --min-similarity 0.6 --pairs 80
-    python benchmarks/mined_pairs.py --random 100000
+    python benchmarks/mined_pairs.py --random 100000 --dimensions 512
 
 The first prints, for captions drawn by chance, both cosines, the caption, and the nearest image's caption that is near
 in meaning. The second plants a near-duplicate (cosine 0.95) of every tenth of so many random images, and prints CPU
@@ -11,6 +11,7 @@ time, memory and how many of them were found.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.settings import load_settings
 from tasks.context import Run, RunCorpus
 
-DIMENSIONS = 512
 COSINE = 0.95
+BLOCK = 65_536
 
 
 def main() -> None:
@@ -34,10 +35,11 @@ def main() -> None:
     parser.add_argument("--min-similarity", type=float, default=0.7)
     parser.add_argument("--most-images", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=80)
-    parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--random", type=int, default=0, help="so many random images, in a temporary file")
+    parser.add_argument("--dimensions", type=int, default=512, help="of the random images")
     arguments = parser.parse_args()
     if arguments.random:
-        random_images(arguments.random)
+        random_images(arguments.random, arguments.dimensions)
     else:
         show_pairs(arguments)
 
@@ -66,29 +68,44 @@ def show_pairs(arguments: argparse.Namespace) -> None:
         print(f"{near.cosines[pair]:.2f} {similarity[pair]:.2f} | {texts[one[pair]]} | {texts[other[pair]]}")
 
 
-def random_images(count: int) -> None:
-    rng, copies = np.random.default_rng(0), count // 10
-    features = rng.standard_normal((count, DIMENSIONS), np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    away = rng.standard_normal((copies, DIMENSIONS), np.float32)
-    away -= (away * features[:copies]).sum(1, keepdims=True) * features[:copies]
-    away /= np.linalg.norm(away, axis=1, keepdims=True)
-    features[-copies:] = COSINE * features[:copies] + (1 - COSINE**2) ** 0.5 * away
-    torch.set_num_threads(1)
-    before, began = anonymous_gib(), time.process_time()
-    peak = before
+def random_images(count: int, dimensions: int) -> None:
+    copies = count // 10
+    with tempfile.TemporaryFile(prefix="paraclip-features-") as file:
+        features = np.memmap(file, np.float16, mode="w+", shape=(count, dimensions))
+        plant(features, copies)
+        torch.set_num_threads(1)
+        before, began = anonymous_gib(), time.process_time()
+        peak = before
 
-    def watch(done: int, total: int | None, **facts: object) -> None:
-        nonlocal peak
-        peak = max(peak, anonymous_gib())
+        def watch(done: int, total: int | None, **facts: object) -> None:
+            nonlocal peak
+            peak = max(peak, anonymous_gib())
 
-    near = near_images(features.astype(np.float16), np.arange(count), 0.9, 16, progress=watch)
-    found = near.first()[near.rows == near.first() + count - copies]
+        near = near_images(features, np.arange(count), 0.9, 16, progress=watch)
+    duplicates = near.first()[near.rows == near.first() + count - copies]
     print(
         f"{count} images: {time.process_time() - began:.1f} s of one core, "
         f"{peak - before:.2f} GiB besides the features, "
-        f"{len(found) / copies:.2%} of the near-duplicates are found"
+        f"{len(duplicates) / copies:.2%} of the near-duplicates are found"
     )
+
+
+def plant(features: np.ndarray, copies: int) -> None:
+    """Random unit vectors, the last `copies` of them near the first ones."""
+    rng = np.random.default_rng(0)
+    for start in range(0, len(features) - copies, BLOCK):
+        block = features[start : min(start + BLOCK, len(features) - copies)]
+        block[:] = unit(rng.standard_normal(block.shape, np.float32))
+    for start in range(0, copies, BLOCK):
+        ones = features[start : min(start + BLOCK, copies)].astype(np.float32)
+        away = rng.standard_normal(ones.shape, np.float32)
+        away -= (away * ones).sum(1, keepdims=True) * ones
+        place = len(features) - copies + start
+        features[place : place + len(ones)] = COSINE * ones + (1 - COSINE**2) ** 0.5 * unit(away)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def anonymous_gib() -> float:
