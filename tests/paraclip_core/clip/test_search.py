@@ -39,8 +39,7 @@ def test_as_sorting_all_scores_does(held: int, seed: int, count: int, k: int) ->
     features, queries = corners[rng.integers(0, 4, count)], corners[rng.integers(0, 4, 3)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", 7)
-        patch.setattr(module, "HELD_BYTES", held)
-        rows, scores = Searcher(features, [str(row) for row in range(count)]).nearest(queries, k)
+        rows, scores = Searcher(features, [str(row) for row in range(count)], held).nearest(queries, k)
     expected = np.argsort(-(queries @ features.T), axis=1, kind="stable")[:, :k]
     assert np.array_equal(rows, expected)
     assert np.array_equal(scores, np.take_along_axis(queries @ features.T, expected, 1))
