@@ -108,22 +108,22 @@ class SearchEngine:
 
     def _answer(self, queries: list[Query]) -> list[list[Ranking]]:
         """Rankings, read off the whole index once for all queries that are not about some rows."""
-        embeddings = self._embed(
-            [[(alpha, text) for alpha in query.alphas for text in query.wordings] for query in queries]
-        )
-        vectors = [self._vectors(query, own) for query, own in zip(queries, embeddings, strict=True)]
-        everywhere = [number for number, query in enumerate(queries) if query.within is None]
+        texts = [[(alpha, text) for alpha in query.alphas for text in query.wordings] for query in queries]
+        vectors = [self._vectors(*asked) for asked in zip(queries, self._embed(texts), strict=True)]
+        of_whole_index = [number for number, query in enumerate(queries) if query.within is None]
         nearest = iter(())
-        if everywhere:
-            count = max(queries[number].count for number in everywhere)
-            together = np.concatenate([vectors[number] for number in everywhere])
-            nearest = zip(*self.searcher.nearest(together, count), strict=True)
-        return [
-            self._rank_within(query, query.within, own)
-            if query.within is not None
-            else [Ranking(rows[: query.count], scores[: query.count]) for rows, scores in islice(nearest, len(own))]
-            for query, own in zip(queries, vectors, strict=True)
-        ]
+        if of_whole_index:
+            count = max(queries[number].count for number in of_whole_index)
+            all_vectors = np.concatenate([vectors[number] for number in of_whole_index])
+            nearest = zip(*self.searcher.nearest(all_vectors, count), strict=True)
+        rankings: list[list[Ranking]] = []
+        for query, query_vectors in zip(queries, vectors, strict=True):
+            if query.within is not None:
+                rankings.append(self._rank_within(query, query.within, query_vectors))
+            else:
+                best = islice(nearest, len(query_vectors))
+                rankings.append([Ranking(rows[: query.count], scores[: query.count]) for rows, scores in best])
+        return rankings
 
     def _vectors(self, query: Query, embeddings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """What each model searches with, float32 [alphas · wordings, d]; marks move it, see :func:`refine`."""
@@ -167,7 +167,7 @@ class SearchEngine:
     def _rank_within(self, query: Query, within: NDArray[np.int64], vectors: NDArray[np.float32]) -> list[Ranking]:
         scores = vectors @ self.searcher.rows(within).T
         best = np.argsort(-scores, axis=1, kind="stable")[:, : query.count]
-        return [Ranking(within[places], own[places]) for places, own in zip(best, scores, strict=True)]
+        return [Ranking(within[places], row[places]) for places, row in zip(best, scores, strict=True)]
 
 
 def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:

@@ -167,15 +167,22 @@ def test_a_token_is_asked_of_everything(home: Path, tmp_path: Path) -> None:
         assert page.get("/facts").status_code == 200
 
 
-def test_many_at_once_get_their_own_answers(page: TestClient) -> None:
-    queries = [f"{number} dogs" for number in range(40)]
-    alone = {query: page.post("/search", json={"query": query}).json() for query in queries[:5]}
+def test_many_at_once_get_their_own_answers(page: TestClient, home: Path, tmp_path: Path) -> None:
+    """Requests of every kind, which one batch answers together."""
+    kinds: list[dict[str, Any]] = [
+        {"count": 3}, {"rewording": "a hound", "alpha": 0.5}, {"contains": "1"}, {"like": "05 <b>.png"},
+        {"right": ["03 <b>.png"], "wrong": ["04 <b>.png"], "rewording": "cats"},
+    ]  # fmt: skip
+    requests = [{"query": f"{number} dogs", **kinds[number % len(kinds)]} for number in range(40)]
+    with client(home, tmp_path / "alone") as quiet:
+        alone = [quiet.post("/search", json=request).json() for request in requests]
     with ThreadPoolExecutor(16) as threads:
-        answers = dict(
-            zip(queries, threads.map(lambda q: page.post("/search", json={"query": q}).json(), queries), strict=True)
-        )
-    for query, answer in alone.items():
-        assert ids(answers[query]["tuned"]) == ids(answer["tuned"])
+        answers = threads.map(lambda request: page.post("/search", json=request).json(), reversed(requests))
+        for expected, answer in zip(reversed(alone), answers, strict=True):
+            assert answer.keys() == expected.keys() == {"base", "tuned"}
+            for side in answer:
+                assert ids(answer[side]) == ids(expected[side])
+                assert answer[side].get("shared") == expected[side].get("shared")
 
 
 def test_marks_of_two_users_at_once_are_all_kept(page: TestClient, tmp_path: Path) -> None:
