@@ -81,21 +81,22 @@ def main() -> None:
         return validate(chosen, variants)
     print(f"| variant | α | validation | {' | '.join(METRICS)} | verdicts |\n|---|---|---|{'---|' * len(METRICS)}---|")
     for name, overrides in variants.items():
-        results = []
-        for seed in range(chosen.seeds):
-            every = [*chosen.overrides, *overrides, f"finetune.seed={seed}"]
-            results.append(measure(load_settings(chosen.config, every, os.environ)))
-        print(row(name, results), flush=True)
+        print(row(name, [measure(settings) for settings in of_seeds(chosen, overrides)]), flush=True)
+
+
+def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]:
+    """The settings of a variant with each seed."""
+    return [
+        load_settings(chosen.config, [*chosen.overrides, *overrides, f"finetune.seed={seed}"], os.environ)
+        for seed in range(chosen.seeds)
+    ]
 
 
 def validate(chosen: argparse.Namespace, variants: dict[str, list[str]]) -> None:
     """Print what each α of each variant gains on held-out images, AO@10 and recall@10 in points, means over seeds."""
     lines: list[Line] = []
     for name, overrides in variants.items():
-        sweeps = [
-            finetune(load_settings(chosen.config, [*chosen.overrides, *overrides, f"finetune.seed={seed}"], os.environ))
-            for seed in range(chosen.seeds)
-        ]
+        sweeps = [sweep_of(run_until("finetune", settings)) for settings in of_seeds(chosen, overrides)]
         gains = {figure: mean_gains(sweeps, figure) for figure in (AO, RECALL)}
         alphas = [point["alpha"] for point in sweeps[0]["alphas"]]
         if not lines:
@@ -117,12 +118,15 @@ def mean_gains(sweeps: list[dict[str, Any]], figure: str) -> list[float]:
     return [statistics.mean(of_alpha) for of_alpha in zip(*gains, strict=True)]
 
 
-def finetune(settings: Settings) -> dict[str, Any]:
-    """The sweep of α of one variant."""
+def run_until(last: str, settings: Settings) -> dict[str, Artifact]:
+    """The artifacts of all stages up to one."""
     run = Run(settings)
     stages = list(run.stages)
-    artifacts = [run_stage(name, run) for name in stages[: stages.index("finetune") + 1]]
-    return json.loads((artifacts[-1].path / "alpha_sweep.json").read_text())
+    return {name: run_stage(name, run) for name in stages[: stages.index(last) + 1]}
+
+
+def sweep_of(artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    return json.loads((artifacts["finetune"].path / "alpha_sweep.json").read_text())
 
 
 def standard(settings: Settings) -> dict[str, list[str]]:
@@ -142,14 +146,9 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Deltas, intervals, the sweep of α and verdict of one variant."""
-    made: dict[str, Artifact] = {}
-    run = Run(settings)
-    for name in run.stages:
-        if name != "report":
-            made[name] = run_stage(name, run)
-    comparison = json.loads((made["evaluate"].path / "comparison.json").read_text())
-    sweep = json.loads((made["finetune"].path / "alpha_sweep.json").read_text())
-    return {"comparison": comparison, "sweep": sweep}
+    artifacts = run_until("evaluate", settings)
+    comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
+    return {"comparison": comparison, "sweep": sweep_of(artifacts)}
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:

@@ -4,7 +4,7 @@
     python benchmarks/bench_search.py --images 5000000 --memory 10
     python benchmarks/bench_search.py --url http://127.0.0.1:7860/ --queries queries.txt
 
-The second asks a running page (`paraclip ui`) for as many queries at once as it searches together, each a line of the
+The last asks a running page (`paraclip ui`) for as many queries at once as it searches together, each a line of the
 file that no other request had.
 """
 

@@ -136,7 +136,7 @@ class SearchEngine:
         return np.stack(embeddings)
 
     def _model(self, alpha: float) -> ClipModel:
-        if alpha in (BASE, 1.0) or not self.repaired:
+        if alpha in (BASE, 1.0):
             return self._tuned if alpha == 1.0 else self._base
         if self._blended is None:
             self._blended = deepcopy(self._tuned)

@@ -82,19 +82,19 @@ def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[
     ],
 )
 def test_rule(rows: list[tuple[float, float, float]], chosen: float) -> None:
-    found = choose_alpha(points(*rows), RULE)
-    assert found["chosen"] == chosen
-    assert "0.5 points" in found["rule"]
-    assert [point["alpha"] for point in found["alphas"]] == [row[0] for row in rows]
+    choice = choose_alpha(points(*rows), RULE)
+    assert choice["chosen"] == chosen
+    assert "0.5 points" in choice["rule"]
+    assert [point["alpha"] for point in choice["alphas"]] == [row[0] for row in rows]
 
 
 @pytest.mark.parametrize(("weight", "chosen"), [(0.0, 1.0), (1.0, 0.5), (100.0, 0.25)])
 def test_recall_counts_by_its_weight(weight: float, chosen: float) -> None:
     rule = AlphaOptions(recall_weight=weight)
     rows = [(0, 20, 50), (0.25, 22, 53), (0.5, 25, 52), (1, 26, 50)]
-    found = choose_alpha(points(*rows), rule)
-    assert found["chosen"] == chosen
-    assert ("+" in found["rule"]) == bool(weight)
+    choice = choose_alpha(points(*rows), rule)
+    assert choice["chosen"] == chosen
+    assert ("+" in choice["rule"]) == bool(weight)
     worth = {alpha: best_so_far(lambda ao=ao, recall=recall: {AO: ao, RECALL: recall}, {RECALL: 50.0}, rule)()[BY_RULE]
              for alpha, ao, recall in rows}  # fmt: skip
     assert max(worth, key=worth.__getitem__) == chosen
