@@ -33,7 +33,6 @@ from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
-from paraclip_core.training_options import NegativeOptions as NegativeOptions
 from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 from paraclip_core.training_options import RankOptions as RankOptions
 

@@ -13,7 +13,6 @@ __all__ = [
     "BootstrapOptions",
     "FinetuneOptions",
     "LossWeights",
-    "NegativeOptions",
     "OptimizerOptions",
     "RankOptions",
 ]
@@ -36,11 +35,6 @@ class OptimizerOptions(Options):
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the text tower; the loss is always fp32."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate from each layer to the one below it; 1 lets all learn as fast."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of the weights, which is validated and released in their place; 0: none.
-    Short runs use less of it: at most (1 + step) / (10 + step)."""
     seed: int = 0
     """Seed of the data order."""
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
@@ -103,26 +97,6 @@ class RankOptions(Options):
     """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
 
-class NegativeOptions(Options):
-    """Hard negatives: an image prefers its caption to a text that is nearly that, see
-    :mod:`paraclip_core.training.negatives`."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean cross-entropy over caption and negative; 0: none."""
-    rejects: bool = True
-    """Take answers that were stopped because they say another number, color, relation or denial."""
-    rules: bool = True
-    """Take captions with a word replaced or two swapped."""
-    rows: Annotated[int, Field(ge=1, le=100_000)] = 128
-    """Captions with a negative that each step sees besides its batch."""
-
-    @model_validator(mode="after")
-    def _some_source(self) -> NegativeOptions:
-        if self.weight and not (self.rejects or self.rules):
-            raise ValueError("negatives have a weight and no source: turn rejects or rules on")
-        return self
-
-
 class AlphaOptions(Options):
     """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
 
@@ -140,8 +114,6 @@ class FinetuneOptions(OptimizerOptions):
 
     weights: LossWeights = LossWeights()
     """Weights of the losses."""
-    mask_duplicates: bool = True
-    """Leave same-text and same-image pairs of a batch out of the negatives."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
     train: str = "text"
@@ -151,12 +123,8 @@ class FinetuneOptions(OptimizerOptions):
     """Whether the factor of the cosines is trained (it stays between 1 and 100) or left as the base has it."""
     distil: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
-    l2_sp: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of half the squared distance to the base's weights: against forgetting."""
     ranks: RankOptions = Field(default=RankOptions(), json_schema_extra=LATER)
     """Rank consistency with the base."""
-    negatives: NegativeOptions = Field(default=NegativeOptions(), json_schema_extra=LATER)
-    """Hard negatives."""
     image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""

@@ -45,7 +45,6 @@ from tasks.training.data import (
     validation_set,
 )
 from tasks.training.image_gate import ImageGate
-from tasks.training.negatives import negative_rows
 from tasks.training.processes import train_together
 from tasks.training.release import paraphraser_of, provenance_of, release
 
@@ -115,18 +114,7 @@ class Preparation:
 
         gate = self._image_gate()
         folder = self.ctx.work.scratch / "rows"
-        keys = self.images.keys if self.options.mask_duplicates else None
-        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", keys)
-
-    @cached_property
-    def negatives(self) -> TrainingRows | None:
-        """Captions with hard negatives; None where these have no weight."""
-        options, ctx = self.options.negatives, self.ctx
-        if not options.weight:
-            return None
-        steps = [ctx.inputs[name].path / "rejects" for name in ("paraphrase_1", "paraphrase_2") if options.rejects]
-        folder, length = ctx.work.scratch / "negatives", ctx.settings.data.context_length
-        return negative_rows(folder, self.captions, steps, self.held_out, self.tokens, options, length)
+        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", self.images.keys)
 
     def _image_gate(self) -> ImageGate | None:
         margin = self.options.image_gate
@@ -146,12 +134,8 @@ class Preparation:
             options=options,
             scratch=self.ctx.work.scratch / "checkpoints",
             log_path=self.ctx.work.out / "training_log.jsonl",
-            mask_duplicates=options.mask_duplicates,
             distil=options.distil,
-            l2_sp=options.l2_sp,
             ranks=options.ranks,
-            negatives=options.negatives,
-            negative_rows=self.negatives,
             validate=self._validate() if options.validations and validates else None,
             validations=options.validations,
             keep_best=BY_RULE if options.validations and self.held_out.ranks else None,
@@ -189,7 +173,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
         **({} if "bootstrap" in ctx.inputs else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(made.rows),
-        **({} if made.negatives is None else {"negatives": dict(made.negatives.facts)}),
         **({} if made.rows.starts is None else {"rewrites": len(made.rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
