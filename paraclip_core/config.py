@@ -161,8 +161,8 @@ class ModelOptions(Options):
     base: str = "embedded"
     """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
-    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights in a published format (OpenAI's and
-    LaCLIP's: `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
+    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
+    `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
     text_width: Annotated[int, Field(ge=32, le=2048)] = 256
     """Width of the embedded model's text tower."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4

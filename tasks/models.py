@@ -154,8 +154,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
             return store.download(store.named(name, MODEL_STAGES)).path / RELEASE
         except UnknownNameError:
             raise UnknownModelError(
-                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model, or one of "
-                "Hugging Face's CLIPModel"
+                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model"
             ) from None
     if folder.is_file():
         return name

@@ -19,7 +19,7 @@ LOADED_BY = {
 }
 MODEL = (
     "A channel, the start of a fingerprint or STAGE/START, a model folder, an open_clip name such as "
-    "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights in a published format."
+    "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights."
 )
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
