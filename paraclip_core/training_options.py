@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from paraclip_core.options import LATER, OPERATIONAL, Options
+from paraclip_core.options import OPERATIONAL, Options
 
 __all__ = [
     "AlphaOptions",
@@ -105,7 +105,7 @@ class AlphaOptions(Options):
     max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
     """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
     of the held-out images in place of ten where there are fewer than twenty."""
-    recall_weight: Annotated[float, Field(ge=0, le=100)] = Field(default=0.0, json_schema_extra=LATER)
+    recall_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
 
 
@@ -123,14 +123,14 @@ class FinetuneOptions(OptimizerOptions):
     """Whether the factor of the cosines is trained (it stays between 1 and 100) or left as the base has it."""
     distil: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
-    ranks: RankOptions = Field(default=RankOptions(), json_schema_extra=LATER)
+    ranks: RankOptions = RankOptions()
     """Rank consistency with the base."""
-    image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
+    image_gate: Annotated[float, Field(ge=0, le=2)] | None = None
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
-    validations: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, json_schema_extra=LATER)
+    validations: Annotated[int, Field(ge=0, le=10_000)] = 0
     """How often training is validated on these images, at even intervals, the last time at its end. The curve is in log
     and report, and α is chosen for the best of the weights by α's own rule. 0: never; the last weights are taken."""
     alpha: AlphaOptions = AlphaOptions()

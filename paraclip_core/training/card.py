@@ -45,12 +45,6 @@ session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,
 }
-EARLIER = """import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
-"""
-"""In cards of earlier releases, in place of the first of :data:`LOAD`."""
 LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
 CURVE_POINTS = 12
 
@@ -148,7 +142,7 @@ def completed_card(
     """
     head, body = _parted(card)
     load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
-    for other in (EARLIER, *LOAD.values()):  # the release may be an export
+    for other in LOAD.values():  # the release may be an export
         body = body.replace(other, load)
     head["library_name"] = LIBRARIES.get(layout, "open_clip")
     head |= about or {}

@@ -17,7 +17,7 @@ def served(url: str) -> dict[str, Any]:
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "chunk": 4,
         "fraction": 0.35,
         "sampling": {"n": 1, "max_tokens": 24},
