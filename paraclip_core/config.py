@@ -163,27 +163,17 @@ class ModelOptions(Options):
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
     `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
     `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
-    text_width: Annotated[int, Field(ge=32, le=2048)] = 256
-    """Width of the embedded model's text tower."""
+    text_width: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] = 256
+    """Width of the embedded model's text tower; each 64 of it are an attention head."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
     """Layers of the embedded model's text tower."""
-    text_heads: Annotated[int, Field(ge=1, le=32)] = 4
-    """Attention heads of the embedded model's text tower."""
     embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
     """Dimension of the shared space of the embedded model."""
-    seed: int = 0
-    """Seed of the embedded model's new weights."""
 
     @field_validator("base")
     @classmethod
     def _hub_address(cls, value: str) -> str:
         return canonical(value)
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> ModelOptions:
-        if self.text_width % self.text_heads:
-            raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
-        return self
 
 
 class FeatureOptions(Options):

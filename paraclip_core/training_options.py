@@ -31,8 +31,6 @@ class OptimizerOptions(Options):
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Largest gradient norm."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the text tower; the loss is always fp32."""
     seed: int = 0
@@ -41,10 +39,8 @@ class OptimizerOptions(Options):
     """Memory for what the backward pass needs of a batch; none: a third of what the device has free when training
     begins. A batch that needs more has its texts embedded twice (gradient caching): within this memory, 1.2 to 1.7
     times slower, and the same to the last bit."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
-    """Time between two checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Steps between two checkpoints, 0: by time only."""
+    """Steps between two checkpoints; 0: by time only. There is one each minute in any case."""
 
 
 class BootstrapOptions(OptimizerOptions):
@@ -73,8 +69,6 @@ class LossWeights(Options):
     """Weight of paraphrase 1 against paraphrase 2."""
     image_caption: Annotated[float, Field(ge=0)] = 0.0
     """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
-    image_paraphrase_1: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against paraphrase 1; not in the published method."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossWeights:
@@ -130,8 +124,5 @@ class FinetuneOptions(OptimizerOptions):
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
-    validations: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """How often training is validated on these images, at even intervals, the last time at its end. The curve is in log
-    and report, and α is chosen for the best of the weights by α's own rule. 0: never; the last weights are taken."""
     alpha: AlphaOptions = AlphaOptions()
     """Interpolation with the base."""

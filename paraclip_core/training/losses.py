@@ -63,7 +63,6 @@ def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
         Pair("caption", "paraphrase_1", weights.caption_paraphrase_1),
         Pair("paraphrase_1", "paraphrase_2", weights.paraphrase_1_paraphrase_2),
         Pair(IMAGE, "caption", weights.image_caption),
-        Pair(IMAGE, "paraphrase_1", weights.image_paraphrase_1),
     )
     return tuple(pair for pair in pairs if pair.weight > 0)
 

@@ -55,6 +55,11 @@ __all__ = ["TrainingJob", "TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
 
+CLIP_NORM = 1.0
+"""Largest gradient norm."""
+CHECKPOINT_SECONDS = 60.0
+"""Time between two checkpoints."""
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -74,9 +79,7 @@ class TrainingJob:
     log_path: Path
     """The training log, JSON lines."""
     validate: Callable[[], Mapping[str, float]] | None = None
-    """Measures the model as it is; called `validations` times, last after the last step."""
-    validations: int = 0
-    """Number of validations, at even distances; 0: once an epoch."""
+    """Measures the model as it is, once an epoch, last after the last step."""
     keep_best: str | None = None
     """The figure of `validate` that chooses the weights; None: the last ones."""
     distil: float = 0.0
@@ -127,7 +130,7 @@ class _Run:
         freeze_image_tower(job.clip)
         self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed, job.rows.starts)
         self.steps = self.order.steps(job.options.epochs)
-        self.checks = job.validations or max(1, round(job.options.epochs))
+        self.checks = max(1, round(job.options.epochs))
         self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))
         needed = TEXTS if job.ranks.weight else ("caption",) if job.distil else ()
         self.kinds = tuple(dict.fromkeys((*self.kinds, *needed)))
@@ -204,7 +207,7 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = self.objective.gradients(prepared, options.seed * 1_000_003 + step)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), options.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), CLIP_NORM)
         self.loss = float(loss)
         if not math.isfinite(self.loss) or not math.isfinite(float(norm)):
             raise self._diverged(step, prepared, float(norm))
@@ -242,7 +245,7 @@ class _Run:
 
     def _due(self, done: int, seconds: float) -> bool:
         every = self.options.checkpoint_steps
-        return seconds >= 60 * self.options.checkpoint_minutes or (every > 0 and done % every == 0)
+        return seconds >= CHECKPOINT_SECONDS or (every > 0 and done % every == 0)
 
     def _save(self, done: int) -> None:
         if not self.job.processes.first:
@@ -328,7 +331,7 @@ class _Run:
             save_batch(path, self.job.rows, self.order.batch(step), prepared.batch)
         return TrainingError(
             f"step {step + 1} of {self.steps}: loss {self.loss}, gradient norm {norm}; the batch is in {path}, its "
-            "rows' caption_ids among it. Lower learning_rate or clip_norm, or use precision: fp32"
+            "rows' caption_ids among it. Lower learning_rate, or use precision: fp32"
         )
 
     def _identity(self) -> str:

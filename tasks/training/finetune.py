@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,7 @@ from paraclip_core.clip.reference import fixed_place, place_free_name
 from paraclip_core.config import meaning
 from paraclip_core.training.alpha import (
     AO,
-    BY_RULE,
     ValidationSet,
-    best_so_far,
     choose_alpha,
     copy_weights,
     interpolate,
@@ -123,7 +121,7 @@ class Preparation:
         return ImageGate(self.clip, self.images, margin, self.ctx.work.out / "rejects")
 
     def job(self, validates: bool = True) -> TrainingJob:
-        """The training run; one process `validates`."""
+        """The training run; nothing is validated before α is chosen, whichever process `validates`."""
         options = self.options
         return TrainingJob(
             clip=self.clip,
@@ -136,16 +134,7 @@ class Preparation:
             log_path=self.ctx.work.out / "training_log.jsonl",
             distil=options.distil,
             ranks=options.ranks,
-            validate=self._validate() if options.validations and validates else None,
-            validations=options.validations,
-            keep_best=BY_RULE if options.validations and self.held_out.ranks else None,
         )
-
-    def _validate(self) -> Callable[[], Mapping[str, float]]:
-        clip, validation = self.clip, self.validation
-        # Of the base, as the model still is here, also where training goes on from a checkpoint later.
-        base = measure(clip, validation)
-        return best_so_far(lambda: measure(clip, validation), base, self.options.alpha)
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -156,7 +145,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before, weights = same_image_tower(clip, ctx.inputs["features"]), weights_hash(clip)
     parameters = trained_parameters(clip.model)
     base = copy_weights(parameters)
-    result = train_together(ctx, "finetune", made.job(validates=ctx.settings.run.processes == 1))
+    result = train_together(ctx, "finetune", made.job())
     tuned = copy_weights(parameters)
     validation = made.validation
     chosen = choose_alpha(
@@ -177,7 +166,6 @@ def run(ctx: StageContext) -> dict[str, Any]:
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,
-        **({"best_step": result.best_step} if options.validations else {}),
         "batch_size": result.batch_size,
         "alpha": chosen["chosen"],
         "validation": {str(point["alpha"]): point for point in chosen["alphas"]},

@@ -30,7 +30,7 @@ Tiny = Callable[..., ClipModel]
 TEXTS = ["a dog on a beach", "two men & a boat, 3 o'clock", "A", "word " * 100, "naïve café ❤ photo"]
 
 
-SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -118,7 +118,7 @@ def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_clip_model_does_not_have_is_named(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
-    small = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+    small = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     cases = {
         "tf_efficientnet_lite0": embedded_clip(small),

@@ -76,7 +76,7 @@ def test_the_whole_tower_and_a_frozen_scale(tiny: ModuleType) -> None:
 
 
 def test_options_that_change_the_weights_are_in_the_fingerprint() -> None:
-    assert {"clip_norm", "train", "logit_scale", "distil"} <= set(meaning(FinetuneOptions()))
+    assert {"warmup", "train", "logit_scale", "distil"} <= set(meaning(FinetuneOptions()))
     assert "memory_gib" not in meaning(FinetuneOptions())
 
 

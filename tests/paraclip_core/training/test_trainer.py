@@ -60,16 +60,19 @@ def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: 
     assert not job.clip.model.training
 
 
-def one_step(tiny: ModuleType, folder: Path, **options: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def one_step(tiny: ModuleType, folder: Path, **changed: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights before and after a single step of at most 0.002."""
-    options = {"epochs": 0.2, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 1e9, **options}
+    options = {"epochs": 0.2, "warmup": 0.0, "weight_decay": 0.0, **changed}
     job = tiny.tiny_job(folder, validate=None, keep_best=None, options=options)
     before = {name: value.clone() for name, value in job.clip.model.state_dict().items()}
     assert train(job).steps == 1
     return before, job.clip.model.state_dict()
 
 
-def test_each_option_does_to_a_step_what_it_says(tiny: ModuleType, tmp_path: Path) -> None:
+def test_each_option_does_to_a_step_what_it_says(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "CLIP_NORM", 1e9)
     top, gain = "text_projection", "ln_final.weight"
     before, plain = one_step(tiny, tmp_path / "plain")
     assert float((plain[top] - before[top]).abs().max()) == pytest.approx(0.002, rel=1e-2)
@@ -77,7 +80,8 @@ def test_each_option_does_to_a_step_what_it_says(tiny: ModuleType, tmp_path: Pat
     torch.testing.assert_close(decayed[top], plain[top] - 0.001 * before[top])
     assert torch.equal(decayed[gain], plain[gain])
     # Gradients far below AdamW's epsilon move nothing.
-    _, clipped = one_step(tiny, tmp_path / "clip", clip_norm=1e-9)
+    monkeypatch.setattr(trainer, "CLIP_NORM", 1e-9)
+    _, clipped = one_step(tiny, tmp_path / "clip")
     assert float((clipped[top] - before[top]).abs().max()) < 1e-5
 
 
@@ -233,11 +237,13 @@ def test_other_options_do_not_go_on_from_its_checkpoints(tiny: ModuleType, tmp_p
             weights(tiny, tmp_path, **{"options": short, **changed})
 
 
-def test_checkpoints_by_the_clock_and_validations_at_even_distances(tiny: ModuleType, tmp_path: Path) -> None:
-    options = {"epochs": 1.0, "checkpoint_steps": 0, "checkpoint_minutes": 1e-9}
-    weights(tiny, tmp_path, options=options, validations=2)
-    assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [3, 5]
-    assert (tmp_path / "scratch/step-00000004.safetensors").exists()
+def test_checkpoints_by_the_clock_and_a_validation_an_epoch(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    weights(tiny, tmp_path, options={"epochs": 2.0, "checkpoint_steps": 0})
+    assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [5, 10]
+    assert (tmp_path / "scratch/step-00000009.safetensors").exists()
 
 
 @pytest.mark.parametrize("other", ["base", "frozen part of the base", "images", "captions", "paraphrases"])

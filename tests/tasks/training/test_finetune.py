@@ -22,7 +22,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
-from paraclip_core.training_options import AlphaOptions, LossWeights, RankOptions
+from paraclip_core.training_options import LossWeights, RankOptions
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.fingerprint import fingerprint
 from tasks.context import Run
@@ -97,34 +97,6 @@ def test_the_release_is_what_was_chosen_of_what_was_trained(
     changed, line = trained(1.0, **some, distil=0.01)
     assert changed == {"text_projection"}
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(line["losses"])
-
-
-def test_it_can_be_validated_and_keeps_the_best_weights(
-    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
-) -> None:
-    # A rate at which the last weights are not the best.
-    changed = {"validations": 4, "learning_rate": 0.05, "alpha": AlphaOptions(max_recall_drop=100.0)}
-    checked = settings.model_copy(update={"finetune": settings.finetune.model_copy(update=changed)})
-    made = run_stage(FINETUNE, inputs, "d" * 32, checked)
-    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
-    curve = {line["step"]: line["validation"] for line in log if "validation" in line}
-    assert len(curve) == 4 and max(curve) == made.manifest.metrics["steps"]
-    best = max(curve, key=lambda step: curve[step]["by_rule"])
-    assert made.manifest.metrics["best_step"] == best < max(curve)
-    tuned = json.loads((made.path / "alpha_sweep.json").read_text())["alphas"][-1]
-    assert tuned == {"alpha": 1.0, **{name: value for name, value in curve[best].items() if name != "by_rule"}}
-    plain = run_stage(FINETUNE, inputs)
-    assert "validation" not in (plain.path / "training_log.jsonl").read_text()
-    assert "best_step" not in plain.manifest.metrics
-
-
-def test_one_image_that_is_held_out_chooses_no_weights(
-    run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings
-) -> None:
-    few = settings.finetune.model_copy(update={"validation": 1e-9, "epochs": 1.0, "validations": 2})
-    metrics = run_stage(FINETUNE, inputs, changed=settings.model_copy(update={"finetune": few})).manifest.metrics
-    assert metrics["validation_images"] == 1
-    assert metrics["best_step"] == metrics["steps"] > 2
 
 
 def test_killed_and_gone_on_with_it_gives_the_same_files(
