@@ -90,7 +90,7 @@ class Bench:
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
-        self.anchor = Anchor(self.clip, 0, 0, RankOptions(weight=1, bank=BANK))
+        self.anchor = Anchor(self.clip, 0, RankOptions(weight=1, bank=BANK))
 
     def indices(self, number: int) -> np.ndarray:
         """Rows of a step."""

@@ -5,7 +5,7 @@
 With each combination the run's engine is asked for step 1 of so many training captions that have no answer yet, after a
 few that load the model. Every combination gets captions of its own, whose answers stay in the run's cache, so that
 nothing is paid for in vain. With `--dry` all work under a root that is deleted at the end, over the same captions.
-A value that holds commas goes in braces: `--try 'paraphrase.vllm.speculative_config=null,{method: ngram}'`. An engine
+A value that holds commas goes in braces: `--try 'paraphrase.vllm.extra={},{kv_cache_dtype: fp8}'`. An engine
 is as fast as it can be only where there are several times as many captions as it has requests under way.
 """
 

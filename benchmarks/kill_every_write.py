@@ -1,14 +1,14 @@
 """Kill every stage at calls that change a file, and see that the next try ends with the same bytes.
 
-    python benchmarks/kill_every_write.py [--kills 40] [--stages former_cache,finetune] [--seed 0] [--folder FOLDER]
+    python benchmarks/kill_every_write.py [--kills 40] [--stages all_answered,finetune] [--seed 0] [--folder FOLDER]
                                           [--fault kill|error|full]
 
 A small run of the whole DAG is carried out undisturbed. Then each stage begins anew many times in a forked process,
 which a preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and
 flushes below the root, whichever library makes the call; one in three is killed again while it goes on. The try after
 that must leave the artifact of the undisturbed run, no unfinished work beside that of a stage killed when it was
-finished, and no draft outside the cache, which sweeps its own after a day. `former_cache` stands for step 1 with a
-cache of the former layout that has every answer: it is migrated, and all is judged and selected while nothing is asked.
+finished, and no draft outside the cache, which sweeps its own after a day. `all_answered` stands for step 1 with a
+cache that has every answer: its table is made, and all is judged and selected while nothing is asked.
 The last line is JSON; the exit status is 1 where something differs.
 
 With `--fault error` the call fails as on a disk that is damaged there, and with `--fault full` it and all later ones
@@ -38,7 +38,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
-from former_cache import former_cache
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
@@ -59,8 +58,8 @@ TOLD = 3
 """Exit status of a try that ended with an error for the user."""
 PATIENCE_SECONDS = 120
 DRAFT = ".*"
-FORMER, MIGRATED = "former_cache", "paraphrase_1"
-"""What is begun with a cache of the former layout, and the stage that it is."""
+ANSWERED, STEP = "all_answered", "paraphrase_1"
+"""What is begun with a cache of every answer, and the stage that it is."""
 IMPORTED = ("open_clip", "duckdb", "scipy.stats", "tasks.training.bootstrap", "tasks.training.finetune")
 """What stages import when they begin, and every try would import anew. None of it starts a thread."""
 
@@ -120,14 +119,14 @@ class Killer:
         for name in IMPORTED:
             importlib.import_module(name)
         self.stages = tuple(stages_of(parse_settings(self._run("undisturbed"))))
-        self.all = [*self.stages, FORMER]
-        """What can be killed: the stages, and step 1 over a former cache."""
+        self.all = [*self.stages, ANSWERED]
+        """What can be killed: the stages, and step 1 over a cache of every answer."""
 
     def undisturbed(self) -> None:
         """Carry out the whole run and count each stage's calls."""
         for stage in self.all:
             told, root = self._folder / f"{stage}.calls", "undisturbed"
-            if stage == FORMER:
+            if stage == ANSWERED:
                 root = "disturbed"
                 self._begin_anew(stage)
             self._undisturbed(partial(self._carry_out, root, stage, 0, told))
@@ -175,10 +174,8 @@ class Killer:
         shutil.rmtree(root, ignore_errors=True)
         for name in before:
             shutil.copytree(self._folder / "undisturbed" / "artifacts" / name, root / "artifacts" / name)
-        if stage == FORMER:
-            parts = sorted((self._folder / "undisturbed" / "cache" / "segments").glob("*.parquet"))
-            # Not here: DuckDB has threads.
-            self._undisturbed(partial(former_cache, root / "cache", parts))
+        if stage == ANSWERED:
+            shutil.copytree(self._folder / "undisturbed" / "cache" / "segments", root / "cache" / "segments")
 
     def _undisturbed(self, work: Callable[[], object]) -> None:
         if forked(work, self._log) != 0:
@@ -193,7 +190,7 @@ class Killer:
         there, wanted = artifacts[0].manifest.files, expected[0].manifest.files
         if there != wanted:
             return f"other bytes: {sorted(n for n in {*there, *wanted} if there.get(n) != wanted.get(n))}"
-        if stage == FORMER and (asked := artifacts[0].manifest.metrics["generated"]):
+        if stage == ANSWERED and (asked := artifacts[0].manifest.metrics["generated"]):
             return f"{asked} requests were made, whose answers had been there"
         drafts = [path for path in root.rglob(DRAFT) if path.is_file() and root / "cache" not in path.parents]
         return f"drafts stay: {drafts}" if drafts else None
@@ -203,7 +200,7 @@ class Killer:
 
 
 def _stage_of(name: str) -> str:
-    return MIGRATED if name == FORMER else name
+    return STEP if name == ANSWERED else name
 
 
 def serve(pipe: int) -> None:

@@ -3,9 +3,8 @@
     python benchmarks/kill_paraphrasing.py --captions 20000 --kills 24 [--seed 0] [--chunk 256] [--folder FOLDER]
 
 Both steps run twice through the engine `openai` against a server that counts: undisturbed, and with kills. The
-disturbed run begins with a cache of the former layout that has some of the answers. What is killed:
+disturbed run begins with a cache that has some of the answers. What is killed:
 
-- `migration`: the stage's process, while that cache is brought to today's layout;
 - `worker`: the stage's process, at any moment;
 - `part`: the same, the moment that a part of answers is there and the table does not know it;
 - `table`: the same, while the tables catch up with the parts;
@@ -42,7 +41,6 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
 from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
-from former_cache import FORMER_INDEX, former_cache
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
@@ -53,14 +51,12 @@ from tasks.context import Run, run_stage
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]
 """What is killed when so many requests were made; a table that is behind catches up when the stage begins again."""
-BEGINNING = ("migration", "table", "judge")
+BEGINNING = ("table", "judge")
 """What is killed first, as soon as it is there."""
 CARRIED = 3
-"""One part in so many of step 1's is in the cache of the former layout."""
+"""One part in so many of step 1's is in the cache from the start."""
 REQUESTS_PER_MINUTE = 36_000
 """Slow enough for kills to come in time."""
-FORMER_FILES = 2000
-"""Of the former index: deleting them takes long enough to be killed in between."""
 
 
 @dataclass
@@ -77,7 +73,7 @@ class Figures:
     distinct: int = 0
     """Different requests, of the undisturbed run."""
     carried: int = 0
-    """Those that the former cache has the answers to."""
+    """Those that the cache has the answers to from the start."""
     distinct_seen: int = 0
     """Different requests, of the disturbed run."""
     asked: int = 0
@@ -200,7 +196,6 @@ class Killer:
         parts, verdicts = self._names("segments"), self._names("verdicts")
         its_moment: Callable[[], bool] = {
             "worker": lambda: True,
-            "migration": lambda: 0 < len(self._names(FORMER_INDEX)) < FORMER_FILES,
             "part": lambda: any(name.endswith(".parquet") for name in self._names("segments") - parts),
             "verdicts": lambda: any(name.endswith(".parquet") for name in self._names("verdicts") - verdicts),
             "table": (self._cache / "generations.duckdb.wal").exists,
@@ -337,7 +332,9 @@ def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int =
     write_captions(folder, captions)
     expected = undisturbed(folder, chunk, figures)
     parts = sorted((folder / "undisturbed" / "cache" / "segments").glob("*.parquet"))
-    former_cache(folder / "disturbed" / "cache", parts[: len(parts) // 2 : CARRIED], FORMER_FILES)
+    (folder / "disturbed" / "cache" / "segments").mkdir(parents=True)
+    for part in parts[: len(parts) // 2 : CARRIED]:
+        shutil.copy(part, folder / "disturbed" / "cache" / "segments")
     figures.carried = cached(folder / "disturbed")[0]
 
     server = CountingServer(folder / "disturbed.log")

@@ -30,7 +30,7 @@ from flows.commands.dataset import export_dataset
 from flows.commands.evaluate import evaluate
 from flows.commands.index import audit, search, ui, verify_index
 from flows.commands.init import init
-from flows.commands.models import apply, export, push
+from flows.commands.models import export, push
 from flows.commands.paraphrase import paraphrase, requests
 from flows.commands.run import demo, plan, promote, run
 from flows.commands.serve import serve, stop
@@ -88,7 +88,6 @@ for command in (
     ui,
     audit,
     export,
-    apply,
     export_dataset,
     push,
     verify_index,

@@ -30,7 +30,7 @@ FORM = (
     *(f"run.{name}" for name in ("placement", "device", "shards", "processes")),
 )
 """Dotted paths of the options that the form shows; an item of a list is written ``0``."""
-DROPPED = ("$defs", "fingerprinted_as", "later", "operational")
+DROPPED = ("$defs", "operational")
 """Of a schema, what means nothing to a form."""
 
 

@@ -19,9 +19,9 @@ from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
-from paraclip_core.options import LATER, json_fields, renamed
 from paraclip_core.options import OPERATIONAL as OPERATIONAL
 from paraclip_core.options import Options as Options
+from paraclip_core.options import json_fields
 from paraclip_core.options import meaning as meaning
 from paraclip_core.paraphrase_options import FileEngineOptions as FileEngineOptions
 from paraclip_core.paraphrase_options import GateOptions as GateOptions
@@ -33,7 +33,6 @@ from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
-from paraclip_core.training_options import NegativeOptions as NegativeOptions
 from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 from paraclip_core.training_options import RankOptions as RankOptions
 
@@ -60,7 +59,7 @@ class ColumnNames(Options):
     In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
     struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
     or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
-    license: str | None = renamed("license", "licence", None)
+    license: str | None = None
     """Column with the row's license. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
     """Column with the row's split. Default: split, if there is one."""
@@ -98,7 +97,7 @@ class SourceOptions(Options):
     images: str | None = None
     """Tar or folder with the images, relative to `data.root`; absent where a source has captions only, or holds its
     images itself, as webdataset tars do and Parquet with a column of pictures."""
-    image_prefix: str = Field(default="", json_schema_extra=LATER)
+    image_prefix: str = ""
     """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
     columns: ColumnNames = ColumnNames()
     """Column names of Parquet, CSV, TSV and JSONL sources; headers match whatever their case, blanks and
@@ -106,7 +105,7 @@ class SourceOptions(Options):
     split: str | None = None
     """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
     `validation-00000-of-00002.parquet` is of that split."""
-    license: str = renamed("license", "licence", "unknown")
+    license: str = "unknown"
     """License of rows that do not say their own; report and model card name all that were used."""
 
 
@@ -132,14 +131,14 @@ class DataOptions(Options):
     """Render the demo's scenes and read the sources from them."""
     sources: tuple[SourceOptions, ...] = ()
     """Files and folders to read."""
-    held_out: Annotated[float, Field(ge=0, le=0.9)] = Field(default=0.0, json_schema_extra=LATER)
+    held_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of the images whose captions become `val`, of rows that do not say their split and would be `train`. An
     image's captions stay together; which images it are depends on their ids alone."""
     min_words: Annotated[int, Field(ge=1)] = 2
     """Captions with fewer words are rejected (published filter: 2)."""
     max_words: Annotated[int, Field(ge=1)] = 15
     """Captions with more words are rejected (published filter: 15)."""
-    unspaced_scripts: bool = Field(default=False, json_schema_extra=LATER)
+    unspaced_scripts: bool = False
     """Count words in scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word for two Chinese or
     Japanese characters or four letters of the others. Otherwise words are what blanks separate (published filter)."""
     max_chars: Annotated[int, Field(ge=10)] = 2000
@@ -162,29 +161,19 @@ class ModelOptions(Options):
     base: str = "embedded"
     """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
-    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights in a published format (OpenAI's and
-    LaCLIP's: `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
-    text_width: Annotated[int, Field(ge=32, le=2048)] = 256
-    """Width of the embedded model's text tower."""
+    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
+    `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
+    text_width: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] = 256
+    """Width of the embedded model's text tower; each 64 of it are an attention head."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
     """Layers of the embedded model's text tower."""
-    text_heads: Annotated[int, Field(ge=1, le=32)] = 4
-    """Attention heads of the embedded model's text tower."""
     embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
     """Dimension of the shared space of the embedded model."""
-    seed: int = 0
-    """Seed of the embedded model's new weights."""
 
     @field_validator("base")
     @classmethod
     def _hub_address(cls, value: str) -> str:
         return canonical(value)
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> ModelOptions:
-        if self.text_width % self.text_heads:
-            raise ValueError(f"text_width ({self.text_width}) must be a multiple of text_heads ({self.text_heads})")
-        return self
 
 
 class FeatureOptions(Options):
@@ -210,10 +199,10 @@ class BenchmarkOptions(Options):
     with pictures, a file or a folder of shards, does for both kinds of retrieval."""
     optional: bool = False
     """Leave the benchmark out, and say so, where its path is absent."""
-    images: str | None = Field(default=None, json_schema_extra=LATER)
+    images: str | None = None
     """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, where they do not lie beside its
     path."""
-    options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
+    options: dict[str, Any] = Field(default={})
     """Options of the kind (docs/benchmarks.md), or of a benchmark of your own, as it documents them."""
 
     @model_validator(mode="after")
@@ -231,7 +220,7 @@ class GateRule(Options):
 
     metric: str = "paraphrased_retrieval/ao@10"
     """`kind/metric` whose interval must lie above zero (below, where lower is better)."""
-    over_control: bool = Field(default=False, json_schema_extra=LATER)
+    over_control: bool = False
     """The same interval must lie above zero against the control, too; see `evaluate.control`."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
     """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
@@ -260,10 +249,10 @@ class EvaluateOptions(Options):
     """Seed of the resampling."""
     gate: GateRule = GateRule()
     """The verdict's rule."""
-    control: bool = Field(default=False, json_schema_extra=LATER)
+    control: bool = False
     """Train and measure the control in the same run: the same fine-tuning on captions alone. The gain over it is what
     the paraphrases are worth. It costs a second fine-tuning, of a third of the texts."""
-    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, json_schema_extra=LATER)
+    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """The control's learning rate, where another than `finetune.learning_rate` suits captions better."""
 
     @model_validator(mode="after")

@@ -272,8 +272,7 @@ def _prompt(what: str, prompt: PromptTemplate) -> str:
 
 def _gates(facts: DatasetFacts) -> str:
     one, two = (dict(step.options.get("gates", {})) for step in facts.steps)
-    # Artifacts of earlier releases have the published method's preset under its former name.
-    if {one.get("preset"), two.get("preset")} <= {"off", "paper"}:
+    if one.get("preset") == two.get("preset") == "off":
         return "Off: every answer that is not empty was kept."
     rows = [(name, _plain(one.get(name)), _plain(two.get(name))) for name in sorted(one | two)]
     return "An answer is kept if it passes every gate; these are the thresholds.\n\n" + table(

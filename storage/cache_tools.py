@@ -238,8 +238,6 @@ def _digests(file: CacheFile) -> dict[str, tuple[int, ...]]:
 
 IMPORTED = "imported.json"
 """Engine → model → part's digest → prompt and completion tokens of the generations that came from other caches."""
-ANY_PART = ""
-"""Stands for the parts that earlier releases imported: they noted the tokens of all of them together."""
 TOKENS = ("prompt_tokens", "completion_tokens")
 Tokens = tuple[int, int]
 
@@ -263,7 +261,7 @@ def paid_tokens(cache_folder: Path, engine: str, model: str) -> Tokens:
                 what = f"cannot read {error.filename or folder.folder}: {error.strerror or error}"
                 raise ArtifactError(f"{what}; `paraclip cache verify` finds what is damaged") from error
             continue
-        elsewhere = _of(imported, {ANY_PART, *map(digest_of, names)})
+        elsewhere = _of(imported, set(map(digest_of, names)))
         return max(0, spent[0] - elsewhere[0]), max(0, spent[1] - elsewhere[1])
 
 
@@ -302,7 +300,7 @@ def note_joined(cache_folder: Path, present: Iterable[str], old: Iterable[str], 
         old: digests of those that are joined.
         new: digest of the one that holds their rows.
     """
-    imported, remaining, joined = _imported(cache_folder), {ANY_PART, *present}, set(old)
+    imported, remaining, joined = _imported(cache_folder), set(present), set(old)
     if not imported:
         return
     for models in imported.values():
@@ -323,9 +321,8 @@ def _imported(cache_folder: Path) -> dict[str, dict[str, dict[str, Tokens]]]:
         return {}
 
 
-def _by_part(value: Any) -> dict[str, Tokens]:
-    by_part = value if isinstance(value, dict) else {ANY_PART: value}
-    return {digest: (int(prompt), int(completion)) for digest, (prompt, completion) in by_part.items()}
+def _by_part(value: dict[str, Any]) -> dict[str, Tokens]:
+    return {digest: (int(prompt), int(completion)) for digest, (prompt, completion) in value.items()}
 
 
 def _of(tokens: Mapping[str, Tokens], digests: Collection[str]) -> Tokens:

@@ -33,8 +33,8 @@ __all__ = ["GENERATIONS", "PARTS", "VERDICTS", "CacheFile", "CacheTable", "Gener
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 6
-"""Version of the tables; a file of an earlier one is deleted and made again."""
+LAYOUT = 1
+"""Version of the tables; a file of another one is deleted and made again."""
 NAME = "cache"
 GROUP_ROWS = 500_000
 PART_ROWS = 100_000
@@ -279,12 +279,11 @@ class CacheFile:
             yield
 
     def delete(self) -> None:
-        """Delete the file, what a kill left of its memory on disk, and what earlier layouts kept beside it."""
+        """Delete the file, and what a kill left of its memory on disk."""
         with storage_errors(self.path):
-            for name in (f"{self.path.name}.tmp", "generations.index", "judged"):
-                if (self.path.parent / name).exists():
-                    shutil.rmtree(self.path.parent / name)
-            # Last, as its layout says that the others may still be there; a log without its file would be replayed.
+            if (memory := self.path.with_name(f"{self.path.name}.tmp")).exists():
+                shutil.rmtree(memory)
+            # The log first: without its file it would be replayed.
             for suffix in (".wal", ""):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
@@ -297,13 +296,7 @@ class CacheFile:
     def _opened(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """The file, writable, with all tables."""
         with opened(self.path, NAME) as con:
-            layout = _layout(con)
-            if layout > LAYOUT:
-                raise ArtifactError(
-                    f"the cache's index has layout {layout}, this release knows up to {LAYOUT}; install the later "
-                    "paraclip, or delete generations.duckdb to have it rebuilt from its segments"
-                )
-            if layout == LAYOUT:
+            if (layout := _layout(con)) == LAYOUT:
                 yield con
                 return
         if layout:

@@ -240,7 +240,6 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
         ArtifactError: a row's caption is not among the captions from there on.
     """
     columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
-    # Artifacts keep the column's former spelling: another schema would make every one of them anew.
     names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
     caption_batches = iter_batches(captions, ("caption_id", "split", "source"))
     here = next(caption_batches, None)

@@ -14,7 +14,6 @@ from paraclip_core.clip.reference import (
     is_model_folder,
     local_file,
     model_files,
-    place_free_name,
 )
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
@@ -154,8 +153,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
             return store.download(store.named(name, MODEL_STAGES)).path / RELEASE
         except UnknownNameError:
             raise UnknownModelError(
-                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model, or one of "
-                "Hugging Face's CLIPModel"
+                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model"
             ) from None
     if folder.is_file():
         return name
@@ -184,13 +182,10 @@ def _bootstrapped(name: str, artifact: Artifact, store: ArtifactStore) -> str:
 def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
     """Reference of a base that no stage made, with the same contents as when the model was tuned."""
     manifest = artifact.manifest
-    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    base = str(given or manifest.metrics["base"])
     then = sources_of(manifest.inputs)
     if not then:
         return base
-    # Tunings of earlier releases do not say where their base lies.
-    if given is None and base == place_free_name(base):
-        raise UnknownModelError(f"the base of {name!r} is in local files; say with --base where they lie")
     missing = next((path for path in model_files(base) if not path.exists()), None)
     if missing is not None:
         raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")

@@ -17,6 +17,7 @@ from paraclip_core.errors import ModelError
 __all__ = ["embedded_clip"]
 
 ARCHITECTURE = "tf_efficientnet_lite0"
+SEED, HEAD_WIDTH = 0, 64
 PREPROCESS: dict[str, Any] = {
     "size": [224, 224],
     "mode": "RGB",
@@ -29,12 +30,12 @@ PREPROCESS: dict[str, Any] = {
 
 
 def embedded_clip(options: ModelOptions) -> ClipModel:
-    """Build the embedded model: pretrained image trunk, fixed projection, text tower drawn from `options.seed`.
+    """Build the embedded model: pretrained image trunk, fixed projection, text tower with random weights.
 
     The image tower is frozen from the start, its projection to the shared space included. That is orthonormal and drawn
-    from the seed, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
+    at random, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
     a Gaussian one, or batch-norm statistics, gave the same retrieval. Image tower and preprocessing depend on
-    `embed_dim` and `seed` alone.
+    `embed_dim` alone.
 
     Raises:
         ModelError: the package with the weights is not installed, or its file is damaged.
@@ -42,21 +43,17 @@ def embedded_clip(options: ModelOptions) -> ClipModel:
     config = _model_cfg(options)
     # The caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(SEED)
         model = open_clip.CLIP(**config)
     visual: Any = model.visual
     visual.trunk.load_state_dict(_trunk_weights(_weights_file()), strict=True)
     with torch.no_grad():
-        visual.head.proj.weight.copy_(_orthonormal(*visual.head.proj.weight.shape, seed=options.seed))
+        visual.head.proj.weight.copy_(_orthonormal(*visual.head.proj.weight.shape, seed=SEED))
     set_model_preprocess_cfg(model, dict(PREPROCESS))
     return ClipModel(model.eval(), config, dict(PREPROCESS), "embedded")
 
 
 def _model_cfg(options: ModelOptions) -> dict[str, Any]:
-    if options.text_width % options.text_heads:
-        raise ModelError(
-            f"model.text_width ({options.text_width}) must be a multiple of model.text_heads ({options.text_heads})"
-        )
     return {
         "embed_dim": options.embed_dim,
         "vision_cfg": {
@@ -70,7 +67,7 @@ def _model_cfg(options: ModelOptions) -> dict[str, Any]:
             "context_length": 77,
             "vocab_size": 49408,
             "width": options.text_width,
-            "heads": options.text_heads,
+            "heads": options.text_width // HEAD_WIDTH,
             "layers": options.text_layers,
         },
     }

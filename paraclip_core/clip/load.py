@@ -1,4 +1,4 @@
-"""Loading CLIP models: folders and files of every published format, the Hugging Face hub, open_clip's list."""
+"""Loading CLIP models: open_clip's folders, weights files, the Hugging Face hub, open_clip's list."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from PIL import Image
 
 from paraclip_core.clip.encode import image_transform
-from paraclip_core.clip.formats import is_torchscript, openai_model_cfg, read_weights
-from paraclip_core.clip.hf_format import from_hf, hf_model_cfg, hf_preprocess_cfg
+from paraclip_core.clip.formats import read_weights
 from paraclip_core.clip.model import ClipModel, stay_in_eval
 from paraclip_core.clip.reference import (
     CONFIG,
-    HF_CONFIG,
     HUB,
     LOCAL,
     TEXT_CONFIG,
@@ -50,11 +48,10 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
     Args:
         reference: one of
 
-            - a release folder of open_clip or Hugging Face's ``CLIPModel``, with or without ``local-dir:`` before it;
+            - a release folder of open_clip, with or without ``local-dir:`` before it;
             - ``ARCHITECTURE:PATH``, weights for one of open_clip's architectures: open_clip's and LaCLIP's checkpoints,
-              safetensors, OpenAI's archives (the latter also without the architecture). An archive's activation is
-              QuickGELU. Other files get the architecture's: OpenAI's and LaCLIP's state dicts need its name with
-              QuickGELU, for example ``ViT-L-14-quickgelu:PATH``;
+              safetensors. OpenAI's and LaCLIP's need the architecture's name with QuickGELU, for example
+              ``ViT-L-14-quickgelu:PATH``;
             - ``hf-hub:ORG/NAME``;
             - ``ARCHITECTURE:TAG`` of open_clip.
         device: where the weights go.
@@ -105,13 +102,10 @@ def _need_transform(clip: ClipModel, reference: str) -> None:
 
 def _load_local(place: Path, reference: str) -> ClipModel:
     if place.is_file():
-        return _load_openai(place, reference)
+        raise ModelError(f"{place} does not say which architecture it is for; use ARCHITECTURE:{place}")
     config_file, weights = model_files(reference)[:2]
     if not weights.is_file() and config_file.is_file():
         raise ModelError(f"{place} has no weights; expected {weights.name} beside {config_file.name}")
-    if config_file.name == HF_CONFIG:
-        model_cfg, preprocess_cfg = hf_model_cfg(place), hf_preprocess_cfg(place)
-        return _local(model_cfg, preprocess_cfg, from_hf(read_weights(weights)), reference, f"{weights} does not fit")
     config = _read_config(config_file)
     source = place / TEXT_CONFIG if (place / TEXT_CONFIG).is_file() else None
     return _local(
@@ -124,29 +118,16 @@ def _load_local(place: Path, reference: str) -> ClipModel:
     )
 
 
-def _load_openai(file: Path, reference: str) -> ClipModel:
-    if not is_torchscript(file):
-        raise ModelError(f"{file} does not say which architecture it is for; use ARCHITECTURE:{file}")
-    tensors = read_weights(file)
-    return _local(openai_model_cfg(tensors, str(file)), {}, tensors, reference, f"{file} is no CLIP model of OpenAI")
-
-
 def _load_file(architecture: str, file: Path, reference: str) -> ClipModel:
     config = _architecture(architecture)
     tensors = read_weights(file)
-    if is_torchscript(file):
-        # The format of OpenAI's models, which were all trained with QuickGELU.
-        config["quick_gelu"] = True
-        log.info("%s is an archive of OpenAI's format, so its activation is QuickGELU", file)
-    else:
-        activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
-        log.info(
-            "%s does not tell its activation; %s has %s (state dicts of OpenAI and LaCLIP need "
-            "QuickGELU, which open_clip has in architectures named …-quickgelu)",
-            file,
-            architecture,
-            activation,
-        )
+    log.info(
+        "%s does not tell its activation; %s has %s (state dicts of OpenAI and LaCLIP need QuickGELU, which open_clip "
+        "has in architectures named …-quickgelu)",
+        file,
+        architecture,
+        "QuickGELU" if config.get("quick_gelu") else "GELU",
+    )
     if "image_projection" in tensors:
         raise ModelError(
             f"{file} has an image tower that open_clip does not have (LaCLIP's for CC3M, CC12M and RedCaps); "

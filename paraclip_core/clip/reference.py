@@ -13,7 +13,6 @@ from paraclip_core.paths import user_path
 
 __all__ = [
     "CONFIG",
-    "HF_CONFIG",
     "HUB",
     "IMAGE_WEIGHTS",
     "LOCAL",
@@ -44,9 +43,6 @@ WEIGHTS = (
 )
 """Names of a release folder's weights, best first."""
 
-HF_CONFIG = "config.json"
-HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-HF_PREPROCESS = "preprocessor_config.json"
 TEXT_CONFIG = "hf_text_config.json"
 """A release's copy of its Hugging Face text tower's configuration, so that it loads where there is no network."""
 
@@ -144,8 +140,8 @@ def _keywords(value: ast.expr, values: dict[str, ast.expr]) -> dict[str, ast.exp
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder claims to hold a model, open_clip's or Hugging Face's."""
-    return (folder / CONFIG).is_file() or (folder / HF_CONFIG).is_file()
+    """Whether a folder claims to hold a model of open_clip."""
+    return (folder / CONFIG).is_file()
 
 
 def model_files(reference: str) -> list[Path]:
@@ -157,10 +153,9 @@ def model_files(reference: str) -> list[Path]:
         return []
     if place.is_file():
         return [place]
-    config, names = (CONFIG, WEIGHTS) if not _is_hf(place) else (HF_CONFIG, HF_WEIGHTS)
-    weights = next((place / name for name in names if (place / name).is_file()), place / names[0])
-    more = [place / name for name in (HF_PREPROCESS, TEXT_CONFIG, *TOKENIZER)]
-    return [place / config, weights, *(path for path in more if path.is_file())]
+    weights = next((place / name for name in WEIGHTS if (place / name).is_file()), place / WEIGHTS[0])
+    more = [place / name for name in (TEXT_CONFIG, *TOKENIZER)]
+    return [place / CONFIG, weights, *(path for path in more if path.is_file())]
 
 
 def place_free_name(reference: str) -> str:
@@ -179,13 +174,9 @@ def fixed_place(reference: str) -> str:
     return reference if folder is None else f"{LOCAL}{folder.absolute()}"
 
 
-def tokenizer_reference(reference: str) -> str | None:
-    """The name that open_clip finds the model's tokenizer by, None where only the model's configuration has it."""
+def tokenizer_reference(reference: str) -> str:
+    """The name that open_clip finds the model's tokenizer by."""
     folder = local_folder(reference)
     if folder is not None:
-        return None if folder.is_file() or _is_hf(folder) else f"{LOCAL}{folder}"
+        return f"{LOCAL}{folder}"
     return reference if reference.startswith(HUB) else reference.partition(":")[0]
-
-
-def _is_hf(folder: Path) -> bool:
-    return not (folder / CONFIG).is_file() and (folder / HF_CONFIG).is_file()

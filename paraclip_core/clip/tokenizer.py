@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-from open_clip.tokenizer import HFTokenizer
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
@@ -102,16 +101,8 @@ def _load(clip: ClipModel) -> Any:
     text = clip.model_cfg["text_cfg"]
     source = tokenizer_reference(clip.reference)
     try:
-        if source is not None and not text.get("hf_tokenizer_name"):
-            return open_clip.get_tokenizer(source, context_length=clip.context_length)
-        if source is not None:
-            return open_clip.get_tokenizer(source, context_length=clip.context_length, **NO_CODE)
-        return HFTokenizer(
-            text["hf_tokenizer_name"],
-            context_length=clip.context_length,
-            tokenizer_mode=text.get("tokenizer_mode"),
-            **{**(text.get("tokenizer_kwargs") or {}), **NO_CODE},
-        )
+        no_code = NO_CODE if text.get("hf_tokenizer_name") else {}
+        return open_clip.get_tokenizer(source, context_length=clip.context_length, **no_code)
     except Exception as error:  # the hub client's or tokenizers' own
         raise ModelError(
             f"cannot load the tokenizer of {clip.reference}: {one_line(error)}; "

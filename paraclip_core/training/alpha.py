@@ -24,12 +24,10 @@ from paraclip_core.training_options import AlphaOptions
 
 __all__ = [
     "AO",
-    "BY_RULE",
     "JS",
     "PARAPHRASE_RECALL",
     "RECALL",
     "ValidationSet",
-    "best_so_far",
     "choose_alpha",
     "copy_weights",
     "image_cosines",
@@ -42,7 +40,6 @@ K = 10
 AO, JS = f"ao@{K}", f"js@{K}"
 RECALL = f"text_to_image_recall@{K}"
 PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
-BY_RULE = "by_rule"
 # Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
 COSINE_DECIMALS = 4
 
@@ -155,24 +152,6 @@ def sweep(
         interpolate(parameters, base, tuned, alpha)
         points.append({"alpha": alpha, **measure()})
     return points
-
-
-def best_so_far(
-    measure: Callable[[], Mapping[str, float]], base: Mapping[str, float], rule: AlphaOptions
-) -> Callable[[], dict[str, float]]:
-    """Add a figure `by_rule` to `measure` that orders weights in training by α's rule.
-
-    It is what the rule compares (recall without pairs), or, where more recall against the base is lost than the rule
-    allows, the loss below zero.
-    """
-
-    def measured() -> dict[str, float]:
-        figures = dict(measure())
-        lost = base[RECALL] - figures[RECALL]
-        worth = _worth(figures, rule) if AO in figures else figures[RECALL]
-        return figures | {BY_RULE: worth if lost <= rule.max_recall_drop + 1e-9 else -lost}
-
-    return measured
 
 
 def choose_alpha(points: Sequence[Mapping[str, float]], rule: AlphaOptions) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A batch is a pure function of the rows, the batch size, the seed and the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from torch.nn import functional
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.data import Batch, TrainingRows
-from paraclip_core.training.negatives import NEGATIVE, POSITIVE
 from paraclip_core.training.ranks import Gallery
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "draw",
     "epoch_order",
     "image_features",
-    "negatives_of",
     "prefetch_batches",
     "prepare",
     "save_batch",
@@ -43,8 +41,6 @@ IMAGE = "image"
 """The kind that is no text, beside caption, paraphrase_1 and paraphrase_2."""
 DRAWS = 2**128
 """Where Philox's numbers for the draws begin, far behind those for the order."""
-NEGATIVE_DRAWS = 3 * 2**128
-"""Where those for hard negatives begin."""
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -136,12 +132,10 @@ class Prepared:
     """Each kind's n texts among them."""
     features: NDArray[np.float32]
     """Stored features of the images, [n, d]."""
-    keys: Mapping[str, NDArray[np.int64]] | None
-    """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images. None: no masking."""
+    keys: Mapping[str, NDArray[np.int64]]
+    """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images."""
     ranked: NDArray[np.float32] | None = None
     """Stored features of the images that rankings are compared over, [m, d]; None: rankings are not trained."""
-    contrasted: NDArray[np.float32] | None = None
-    """Stored features of the images that have a hard negative, [k, d]; None: there are none."""
 
     def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
         """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
@@ -152,16 +146,8 @@ class Prepared:
         assert self.ranked is not None
         return _unit(self.ranked, device)
 
-    def contrast(self, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, captions and hard negatives, float32 [k, d] each."""
-        assert self.contrasted is not None
-        images = _unit(self.contrasted, texts.device)
-        return images, texts[self.parts[POSITIVE]], texts[self.parts[NEGATIVE]]
-
-    def key_tensors(self, device: torch.device) -> dict[str, Tensor] | None:
+    def key_tensors(self, device: torch.device) -> dict[str, Tensor]:
         """The keys on a device."""
-        if self.keys is None:
-            return None
         return {kind: torch.from_numpy(values).to(device) for kind, values in self.keys.items()}
 
 
@@ -173,13 +159,10 @@ def _unit(features: NDArray[np.float32], device: torch.device) -> Tensor:
 def prepare(
     batch: Batch,
     features: ImageFeatures,
-    image_keys: NDArray[np.int64] | None,
+    image_keys: NDArray[np.int64],
     gallery: NDArray[np.int64] | None = None,
-    negatives: Batch | None = None,
 ) -> Prepared:
-    """Look up a batch's features, and with `image_keys` its keys.
-
-    `gallery` has the feature rows of images to rank, `negatives` captions and their hard negatives.
+    """Look up a batch's features and keys; `gallery` has the feature rows of images to rank.
 
     Raises:
         TrainingError: an image's features are not finite numbers.
@@ -188,20 +171,12 @@ def prepare(
     n = len(batch.image_rows)
     places = {id(tokens): slice(number * n, (number + 1) * n) for number, tokens in enumerate(unique)}
     tokens = Ragged.concatenate(unique)
-    keys = None
-    if image_keys is not None:
-        by_text = token_keys(tokens)
-        keys = {kind: by_text[places[id(texts)]] for kind, texts in batch.texts.items()}
-        keys[IMAGE] = np.asarray(image_keys[batch.image_rows])
+    by_text = token_keys(tokens)
+    keys = {kind: by_text[places[id(texts)]] for kind, texts in batch.texts.items()}
+    keys[IMAGE] = np.asarray(image_keys[batch.image_rows])
     parts = {kind: places[id(texts)] for kind, texts in batch.texts.items()}
     ranked = None if gallery is None else image_features(features, gallery)
-    contrasted = None
-    if negatives is not None:
-        contrasted = image_features(features, negatives.image_rows)
-        for kind, texts in negatives.texts.items():
-            parts[kind] = slice(len(tokens), len(tokens) + len(texts))
-            tokens = Ragged.concatenate([tokens, texts])
-    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys, ranked, contrasted)
+    return Prepared(batch, tokens, parts, image_features(features, batch.image_rows), keys, ranked)
 
 
 def image_features(features: ImageFeatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -241,17 +216,16 @@ def prefetch_batches(
     order: DataOrder,
     kinds: tuple[str, ...],
     features: ImageFeatures,
-    image_keys: NDArray[np.int64] | None,
+    image_keys: NDArray[np.int64],
     steps: range,
     gallery: Gallery | None = None,
-    negatives: Callable[[int], Batch] | None = None,
 ) -> Iterator[Iterator[Prepared]]:
     """The batches of these steps; a thread makes the next one while the caller trains on one."""
 
     def make(step: int) -> Prepared:
         batch = rows.take(order.batch(step), kinds)
         ranked = None if gallery is None else gallery(step, batch.image_rows)
-        return prepare(batch, features, image_keys, ranked, None if negatives is None else negatives(step))
+        return prepare(batch, features, image_keys, ranked)
 
     def batches() -> Iterator[Prepared]:
         futures = (pool.submit(make, step) for step in steps)
@@ -262,17 +236,6 @@ def prefetch_batches(
 
     with ThreadPoolExecutor(1, "batches") as pool:
         yield batches()
-
-
-def negatives_of(rows: TrainingRows, count: int, seed: int) -> Callable[[int], Batch]:
-    """The captions with a hard negative that a step sees, a function of (seed, step): `count` draws."""
-
-    def negatives(step: int) -> Batch:
-        key = np.array([seed % 2**64, step], np.uint64)
-        drawn = np.random.Philox(counter=NEGATIVE_DRAWS, key=key).random_raw(count) % np.uint64(len(rows.image_rows))
-        return rows.take(drawn.astype(np.int64), (POSITIVE, NEGATIVE))
-
-    return negatives
 
 
 def save_batch(path: Path, rows: TrainingRows, indices: NDArray[np.int64], batch: Batch) -> None:

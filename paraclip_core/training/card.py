@@ -38,24 +38,6 @@ ids = open_clip.SimpleTokenizer()(["a dog on a beach"]).numpy()  # int64 [batch,
 session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,
-    "immich": """# Immich takes an open_clip model by its name. Put this folder where it keeps the one that was tuned,
-# NAME, for example ViT-B-32__laion2b-s34b-b79k (and REVISION, where the folder there has one); restart it.
-# The image tower is the same, so nothing has to be indexed again. The name must be one that Immich knows.
-#   docker compose cp PATH_OF_THIS_FOLDER/. immich-machine-learning:/cache/clip/NAME/[REVISION/]
-import onnxruntime
-
-textual = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/textual/model.onnx")  # text: int32 [batch, context]
-visual = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/visual/model.onnx")  # image: float32 [batch, 3, size, size]
-""",
-    "delta": """# The changes of the text tower alone: add them to the base, here or where the base is already.
-#   hf download ORG/NAME --local-dir PATH_OF_THIS_FOLDER   # where this is on the hub
-#   paraclip apply BASE PATH_OF_THIS_FOLDER -o my-model
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:my-model")
-model.eval()
-tokenizer = open_clip.get_tokenizer("local-dir:my-model")
-""",
     "onnx, other tokens": """import onnxruntime
 
 ids = ...  # int64 [batch, length]: made as text_model.json says, by the tokenizer in this folder
@@ -63,13 +45,7 @@ session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,
 }
-EARLIER = """import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
-tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
-"""
-"""In cards of earlier releases, in place of the first of :data:`LOAD`."""
-LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx", "immich": "onnx"}
+LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
 CURVE_POINTS = 12
 
 
@@ -157,7 +133,7 @@ def completed_card(
 
     Args:
         card: the text of a :class:`ReleaseCard`.
-        layout: open_clip, hf, onnx, sentence-transformers, immich or delta; decides how to load the model.
+        layout: open_clip, hf, onnx or sentence-transformers; decides how to load the model.
         own_tokens: whether its tokens are others than CLIP's, or its context is shorter.
         name: the model's name in the index.
         comparison: an evaluation's ``comparison.json``.
@@ -166,7 +142,7 @@ def completed_card(
     """
     head, body = _parted(card)
     load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
-    for other in (EARLIER, *LOAD.values()):  # the release may be an export
+    for other in LOAD.values():  # the release may be an export
         body = body.replace(other, load)
     head["library_name"] = LIBRARIES.get(layout, "open_clip")
     head |= about or {}

@@ -179,9 +179,7 @@ def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{len(rows)} {[(kind, len(tokens.values)) for kind, tokens in rows.texts.items()]};".encode())
-    # Without `starts` the digest stays that of older versions, in which each row was a caption.
-    starts = () if rows.starts is None else (rows.starts,)
-    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids, *starts)
+    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids, rows.starts)
     for part in parts:
         digest.update(f"{None if part is None else part.shape};".encode())
         if part is not None:

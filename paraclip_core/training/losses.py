@@ -4,9 +4,8 @@ The published method sums three InfoNCE terms with equal weights: image against 
 paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
 
-Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's, and ``l2_sp``
-is weight / 2 · ‖θ - θ_base‖² (L2-SP, arXiv 1802.01483). ``ranks`` trains rankings, see
-:mod:`paraclip_core.training.ranks`, and ``negatives`` details, see :mod:`paraclip_core.training.negatives`.
+Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks``
+trains rankings, see :mod:`paraclip_core.training.ranks`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
@@ -29,7 +28,6 @@ from paraclip_core.training.batches import IMAGE, Prepared
 from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.memory import GIB, anonymous_memory
-from paraclip_core.training.negatives import NEGATIVES, negative_loss
 from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.ranks import rank_divergence
 
@@ -37,7 +35,7 @@ __all__ = ["TEXTS", "Anchor", "Objective", "Pair", "contrastive_loss", "false_ne
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
-DISTIL, L2_SP, RANKS, CAPTION = "distil", "l2_sp", "ranks", "caption"
+DISTIL, RANKS, CAPTION = "distil", "ranks", "caption"
 TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
 """The wordings that a row has."""
 LeftOut = Callable[[int, int], Tensor]
@@ -65,7 +63,6 @@ def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
         Pair("caption", "paraphrase_1", weights.caption_paraphrase_1),
         Pair("paraphrase_1", "paraphrase_2", weights.paraphrase_1_paraphrase_2),
         Pair(IMAGE, "caption", weights.image_caption),
-        Pair(IMAGE, "paraphrase_1", weights.image_paraphrase_1),
     )
     return tuple(pair for pair in pairs if pair.weight > 0)
 
@@ -196,11 +193,9 @@ def contrastive_loss(
 class Anchor:
     """The base as it was when training began."""
 
-    def __init__(self, clip: ClipModel, distil: float, l2_sp: float, ranks: RankOptions | None = None) -> None:
+    def __init__(self, clip: ClipModel, distil: float, ranks: RankOptions | None = None) -> None:
         """Copy what the terms need of the model as it is; a weight of 0 leaves a term out."""
-        self.distil, self.l2_sp, self.ranks = distil, l2_sp, ranks or RankOptions()
-        trained = {name: p for name, p in clip.model.named_parameters() if p.requires_grad}
-        self._weights = {name: p.detach().clone() for name, p in trained.items()} if l2_sp else {}
+        self.distil, self.ranks = distil, ranks or RankOptions()
         self._tower: ClipModel | None = None
         if distil or self.ranks.weight:
             # The image tower is large and stays the same, so it is shared.
@@ -238,19 +233,6 @@ class Anchor:
             terms[RANKS] = (self.ranks.weight, divergence)
         return terms
 
-    @torch.no_grad()
-    def pull_back(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
-        """Add L2-SP's gradient to those of the parameters; its value without the weight, a scalar."""
-        value = torch.zeros(())
-        for name, base in self._weights.items():
-            parameter = parameters[name]
-            away = parameter - base
-            value = value + away.square().sum().cpu() / 2
-            parameter.grad = (
-                self.l2_sp * away if parameter.grad is None else parameter.grad.add_(away, alpha=self.l2_sp)
-            )
-        return value
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -263,8 +245,6 @@ class Objective:
     """Memory for what the backward pass needs of a batch; larger batches are embedded twice."""
     anchor: Anchor | None = None
     processes: Processes = ALONE
-    negatives: float = 0.0
-    """Weight of the hard negatives, see :mod:`paraclip_core.training.negatives`."""
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
@@ -296,9 +276,6 @@ class Objective:
             text_embeddings = texts.embed().requires_grad_()
             embeddings = prepared.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
-            if self.negatives:
-                value = negative_loss(*prepared.contrast(text_embeddings), scale.float().exp().reshape(()))
-                loss, terms = loss + self.negatives * value, terms | {NEGATIVES: value.detach()}
             if anchor is not None:
                 held = anchor.terms(prepared, embeddings, self.precision, most_bytes, self.processes)
                 for name, (weight, value) in held.items():
@@ -307,11 +284,7 @@ class Objective:
             assert text_embeddings.grad is not None
             texts.backward(text_embeddings.grad, [*vocabulary, *tower])
         self.processes.sum_gradients(tower)
-        loss = loss.detach()
-        if anchor is not None and anchor.l2_sp:
-            distance = anchor.pull_back(parameters).to(loss.device)
-            loss, terms = loss + anchor.l2_sp * distance, terms | {L2_SP: distance}
-        return loss, terms
+        return loss.detach(), terms
 
     def fits(self, prepared: Prepared) -> bool:
         """Whether this process's share of the batch can be kept for the backward pass."""

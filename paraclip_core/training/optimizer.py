@@ -1,22 +1,18 @@
-"""The parameters that are trained, their AdamW, its learning rate, and their moving average."""
+"""The parameters that are trained, their AdamW and its learning rate."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from paraclip_core.clip.model import UNSEEN
 from paraclip_core.errors import TrainingError
 
 __all__ = [
-    "WeightAverage",
     "build_optimizer",
     "clamp_scale",
     "learning_rate",
@@ -33,7 +29,6 @@ MAX_LOGIT_SCALE = math.log(100)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALE = "logit_scale"
 WHOLE_TOWER = "text"
-LAYER = re.compile(r"(?:^|\.)(?:resblocks|layers?|blocks?|h)\.(\d+)\.")
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,44 +70,19 @@ def select_parameters(model: nn.Module, pattern: str, learn_scale: bool = True) 
     model.get_parameter(SCALE).requires_grad_(learn_scale)
 
 
-def build_optimizer(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> torch.optim.AdamW:
-    """Fused AdamW with open_clip's betas over the trained parameters; only matrices decay.
-
-    With a `layer_decay` below 1 a parameter d layers below the top has layer_decay^d times the rate. What follows the
-    last layer is the top, embeddings are one below the first layer.
-    """
-    parameters = trained_parameters(model)
-    depths = _depths(model, parameters)
-    groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        depth = 0 if layer_decay == 1.0 else depths[name]
-        groups.setdefault((parameter.ndim < 2, depth), []).append(parameter)
-    options = [
-        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "rate": layer_decay ** key[1]}
-        for key in sorted(groups)
-    ]
-    return torch.optim.AdamW(options, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
-
-
-def _depths(model: nn.Module, parameters: Iterable[str]) -> dict[str, int]:
-    """How many layers below the top each parameter is; layers that are not trained count."""
-    tower = [name for name, _ in model.named_parameters() if not name.startswith(("visual.", *UNSEEN))]
-    top = max(map(_layer, tower), default=0) + 1
-    tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    lowest = {name for name in parameters if name in tables or "embedding" in name or "cls_emb" in name}
-    return {name: top - (_layer(name) or (0 if name in lowest else top)) for name in parameters}
-
-
-def _layer(name: str) -> int:
-    """The layer of a parameter, from 1; 0 outside of layers."""
-    match = LAYER.search(name)
-    return 0 if match is None else int(match[1]) + 1
+def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """Fused AdamW with open_clip's betas over the trained parameters; only matrices decay."""
+    parameters = list(trained_parameters(model).values())
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.AdamW, rate: float) -> None:
-    """Give every group its share of the rate."""
+    """Give every group the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
+        group["lr"] = rate
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -153,54 +123,3 @@ def restore_optimizer(
         if f"step.{name}" in tensors:
             state = {key: tensors[f"{key}.{name}"].to(parameter.device, copy=True) for key in MOMENTS}
             optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device, copy=True), **state}
-
-
-class WeightAverage:
-    """avg ← d · avg + (1 - d) · weights after every step, with d = min(decay, (1 + step) / (10 + step)).
-
-    The second term lets short runs forget their starting point, as in TensorFlow's ``ExponentialMovingAverage``. With
-    a decay of 0 there is no average, and all methods leave the weights as they are.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        """Start from the weights as they are."""
-        self._parameters, self._decay = parameters, decay
-        self.tensors: dict[str, Tensor] = {}
-        """Averages by parameter name; a checkpoint holds them."""
-        if decay:
-            self.tensors = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Add the weights after `step` steps, from 1."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        for name, average in self.tensors.items():
-            average.lerp_(self._parameters[name], 1 - decay)
-
-    @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a checkpoint's averages."""
-        for name, average in self.tensors.items():
-            average.copy_(tensors[name])
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Put the averages in place of the weights, for as long as the block lasts."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Replace the weights by the averages."""
-        for name, average in self.tensors.items():
-            self._parameters[name].copy_(average)
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for name, average in self.tensors.items():
-            weights = self._parameters[name].detach().clone()
-            self._parameters[name].copy_(average)
-            average.copy_(weights)

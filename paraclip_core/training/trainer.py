@@ -23,18 +23,10 @@ from torch import Tensor
 
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.towers import text_tower
-from paraclip_core.config import NegativeOptions, OptimizerOptions, RankOptions, meaning
+from paraclip_core.config import OptimizerOptions, RankOptions, meaning
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
-from paraclip_core.training.batches import (
-    IMAGE,
-    DataOrder,
-    ImageFeatures,
-    Prepared,
-    negatives_of,
-    prefetch_batches,
-    save_batch,
-)
+from paraclip_core.training.batches import IMAGE, DataOrder, ImageFeatures, Prepared, prefetch_batches, save_batch
 from paraclip_core.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -48,7 +40,6 @@ from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.losses import TEXTS, Anchor, Objective, Pair
 from paraclip_core.training.memory import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
 from paraclip_core.training.optimizer import (
-    WeightAverage,
     build_optimizer,
     clamp_scale,
     learning_rate,
@@ -63,6 +54,11 @@ from paraclip_core.training.trackers import Trackers
 __all__ = ["TrainingJob", "TrainingResult", "train"]
 
 log = logging.getLogger(__name__)
+
+CLIP_NORM = 1.0
+"""Largest gradient norm."""
+CHECKPOINT_SECONDS = 60.0
+"""Time between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -82,24 +78,14 @@ class TrainingJob:
     """Folder of the checkpoints."""
     log_path: Path
     """The training log, JSON lines."""
-    mask_duplicates: bool = True
-    """Leave same-text and same-image pairs out of the negatives."""
     validate: Callable[[], Mapping[str, float]] | None = None
-    """Measures the model as it is; called `validations` times, last after the last step."""
-    validations: int = 0
-    """Number of validations, at even distances; 0: once an epoch."""
+    """Measures the model as it is, once an epoch, last after the last step."""
     keep_best: str | None = None
     """The figure of `validate` that chooses the weights; None: the last ones."""
     distil: float = 0.0
     """Weight of the distance to the base's caption embeddings, see :mod:`paraclip_core.training.losses`."""
-    l2_sp: float = 0.0
-    """Weight of the distance to the base's weights."""
     ranks: RankOptions = field(default_factory=RankOptions)
     """Rank consistency with the base, see :mod:`paraclip_core.training.ranks`."""
-    negatives: NegativeOptions = field(default_factory=NegativeOptions)
-    """Hard negatives, see :mod:`paraclip_core.training.negatives`."""
-    negative_rows: TrainingRows | None = None
-    """Captions with their negatives, where these have a weight."""
     trackers: Trackers = field(default_factory=Trackers)
     """They get the figures of every step and validation, and are closed at the end."""
     processes: Processes = ALONE
@@ -144,22 +130,20 @@ class _Run:
         freeze_image_tower(job.clip)
         self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed, job.rows.starts)
         self.steps = self.order.steps(job.options.epochs)
-        self.checks = job.validations or max(1, round(job.options.epochs))
+        self.checks = max(1, round(job.options.epochs))
         self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))
         needed = TEXTS if job.ranks.weight else ("caption",) if job.distil else ()
         self.kinds = tuple(dict.fromkeys((*self.kinds, *needed)))
         self.parameters = trained_parameters(job.clip.model)
         self.logit_scale = job.clip.model.get_parameter("logit_scale")
-        self.optimizer = build_optimizer(job.clip.model, job.options.weight_decay, job.options.layer_decay)
-        self.average = WeightAverage(self.parameters, job.options.ema)
+        self.optimizer = build_optimizer(job.clip.model, job.options.weight_decay)
         self.objective = Objective(
             job.clip,
             job.pairs,
             job.options.precision,
             job.options.memory_gib or memory_for_batches(self.device, job.processes.count),
-            Anchor(job.clip, job.distil, job.l2_sp, job.ranks),
+            Anchor(job.clip, job.distil, job.ranks),
             job.processes,
-            job.negatives.weight,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
@@ -174,7 +158,6 @@ class _Run:
         self.job.clip.model.train()
         self._loop(first, progress)
         seconds = time.monotonic() - start
-        self.average.apply()
         self._take_best()
         self.job.clip.model.eval()
         return TrainingResult(
@@ -188,11 +171,8 @@ class _Run:
 
     def _loop(self, first: int, progress: Progress) -> None:
         job, processes, steps = self.job, self.job.processes, range(first, self.steps)
-        keys = job.image_keys if job.mask_duplicates else None
         ranks, seed = job.ranks, self.options.seed
         gallery = gallery_of(job.rows.image_rows, ranks.bank, seed) if ranks.weight else None
-        several = None if job.negative_rows is None or not job.negatives.weight else job.negative_rows
-        negatives = None if several is None else negatives_of(several, job.negatives.rows, seed)
         # Only a packed tower's arithmetic is counted.
         packed = text_tower(job.clip).packed
         dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
@@ -202,9 +182,7 @@ class _Run:
         saved = time.monotonic()
         with (
             sigterm_noticed() as terminated,
-            prefetch_batches(
-                job.rows, self.order, self.kinds, job.features, keys, steps, gallery, negatives
-            ) as batches,
+            prefetch_batches(job.rows, self.order, self.kinds, job.features, job.image_keys, steps, gallery) as batches,
         ):
             for step in steps:
                 with throughput.waiting():
@@ -229,14 +207,13 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss, parts = self.objective.gradients(prepared, options.seed * 1_000_003 + step)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), options.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), CLIP_NORM)
         self.loss = float(loss)
         if not math.isfinite(self.loss) or not math.isfinite(float(norm)):
             raise self._diverged(step, prepared, float(norm))
         self.optimizer.step()
         if self.logit_scale.requires_grad:
             clamp_scale(self.logit_scale)
-        self.average.update(step + 1)
         self._log_step(step + 1, parts, rate, float(norm))
 
     def _log_step(self, done: int, parts: Mapping[str, Tensor], rate: float, norm: float) -> None:
@@ -260,23 +237,21 @@ class _Run:
     def _validate(self, done: int) -> None:
         if self.job.validate is None or not self.job.processes.first:
             return
-        with self.average.in_place():
-            figures = dict(self.job.validate())
-            self._write({"step": done, "validation": figures})
-            if self.job.keep_best is not None and figures[self.job.keep_best] > self.best:
-                self.best_step, self.best = done, figures[self.job.keep_best]
-                self.checkpoints.save_best(done, self.parameters)
+        figures = dict(self.job.validate())
+        self._write({"step": done, "validation": figures})
+        if self.job.keep_best is not None and figures[self.job.keep_best] > self.best:
+            self.best_step, self.best = done, figures[self.job.keep_best]
+            self.checkpoints.save_best(done, self.parameters)
 
     def _due(self, done: int, seconds: float) -> bool:
         every = self.options.checkpoint_steps
-        return seconds >= 60 * self.options.checkpoint_minutes or (every > 0 and done % every == 0)
+        return seconds >= CHECKPOINT_SECONDS or (every > 0 and done % every == 0)
 
     def _save(self, done: int) -> None:
         if not self.job.processes.first:
             return
         tensors = {f"model.{name}": parameter for name, parameter in self.parameters.items()}
         tensors |= {f"adam.{name}": value for name, value in optimizer_tensors(self.optimizer, self.parameters).items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.tensors.items()}
         best = self.best if math.isfinite(self.best) else None
         facts = {"log_bytes": self.log.sync(), "best_step": self.best_step, "best": best}
         self.checkpoints.save(Checkpoint(done, tensors, facts))
@@ -314,7 +289,6 @@ class _Run:
         processes = self.job.processes
         with torch.no_grad():
             processes.broadcast(list(self.parameters.values()))
-            processes.broadcast(list(self.average.tensors.values()))
         if not resumed:
             return
         tensors = optimizer_tensors(self.optimizer, self.parameters)
@@ -332,7 +306,6 @@ class _Run:
 
         self._copy_in(part("model."))
         restore_optimizer(self.optimizer, self.parameters, part("adam."))
-        self.average.restore(part("average."))
         best = checkpoint.facts["best"]
         self.best_step = self.saved_best = int(checkpoint.facts["best_step"])
         self.best = -math.inf if best is None else float(best)
@@ -358,18 +331,16 @@ class _Run:
             save_batch(path, self.job.rows, self.order.batch(step), prepared.batch)
         return TrainingError(
             f"step {step + 1} of {self.steps}: loss {self.loss}, gradient norm {norm}; the batch is in {path}, its "
-            "rows' caption_ids among it. Lower learning_rate or clip_norm, or use precision: fp32"
+            "rows' caption_ids among it. Lower learning_rate, or use precision: fp32"
         )
 
     def _identity(self) -> str:
         """Digest of the run, computed while the weights are those of the start."""
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
-        anchor = [self.job.distil, self.job.l2_sp, *([meaning(self.job.ranks)] if self.job.ranks.weight else [])]
-        run = [shapes, pairs, meaning(self.options), anchor, self.job.mask_duplicates, self.job.keep_best]
+        anchor = [self.job.distil, *([meaning(self.job.ranks)] if self.job.ranks.weight else [])]
+        run = [shapes, pairs, meaning(self.options), anchor, self.job.keep_best]
         run += [weights_digest(self.job.clip.model), data_digest(self.job.rows, self.job.image_keys)]
-        if self.job.negative_rows is not None:
-            run += [meaning(self.job.negatives), data_digest(self.job.negative_rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -190,7 +190,7 @@ def _options(run: Run) -> Mapping[str, Any]:
     """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
     model = run.settings.model
     if model.base == "embedded":
-        tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim, "seed": model.seed}
+        tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
     else:
         tower = {"base": place_free_name(model.base)}
     return {"image_tower": tower, "shard_images": run.settings.features.shard_images}

@@ -23,9 +23,7 @@ def _bootstrap_options(run: Run) -> dict[str, Any]:
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
-    negatives = settings.finetune.negatives
-    rejects = ("paraphrase_1",) if negatives.weight and negatives.rejects else ()
-    return ("ingest", *rejects, "paraphrase_2", "features", *base_inputs(settings))
+    return ("ingest", "paraphrase_2", "features", *base_inputs(settings))
 
 
 def _finetune_options(run: Run) -> dict[str, Any]:

@@ -207,13 +207,13 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
     return HeldOut(held_out, looked_at[:MAX_IMAGES], images)
 
 
-def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64] | None = None) -> TrainingRows:
+def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:
     """The rows, if there are enough to train on.
 
     Args:
         rows: the rows.
         source: the stage that they come from.
-        keys: equal for equal images, for each image of the matrix; None where rows of one image are told apart, too.
+        keys: equal for equal images, for each image of the matrix.
 
     Raises:
         TrainingError: there are fewer than 2, or all are of one image, which leaves nothing to tell it from.
@@ -225,7 +225,7 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64] | None = Non
             f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
             f"add captions of images that can be read, or loosen the gates ({gates})"
         )
-    if keys is not None and (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
+    if (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
         raise TrainingError(
             f"all {len(rows)} rows of {source} that can be trained on are of one image, and training tells images from "
             "others; add captions of other images"

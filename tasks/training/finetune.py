@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,7 @@ from paraclip_core.clip.reference import fixed_place, place_free_name
 from paraclip_core.config import meaning
 from paraclip_core.training.alpha import (
     AO,
-    BY_RULE,
     ValidationSet,
-    best_so_far,
     choose_alpha,
     copy_weights,
     interpolate,
@@ -45,7 +43,6 @@ from tasks.training.data import (
     validation_set,
 )
 from tasks.training.image_gate import ImageGate
-from tasks.training.negatives import negative_rows
 from tasks.training.processes import train_together
 from tasks.training.release import paraphraser_of, provenance_of, release
 
@@ -115,18 +112,7 @@ class Preparation:
 
         gate = self._image_gate()
         folder = self.ctx.work.scratch / "rows"
-        keys = self.images.keys if self.options.mask_duplicates else None
-        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", keys)
-
-    @cached_property
-    def negatives(self) -> TrainingRows | None:
-        """Captions with hard negatives; None where these have no weight."""
-        options, ctx = self.options.negatives, self.ctx
-        if not options.weight:
-            return None
-        steps = [ctx.inputs[name].path / "rejects" for name in ("paraphrase_1", "paraphrase_2") if options.rejects]
-        folder, length = ctx.work.scratch / "negatives", ctx.settings.data.context_length
-        return negative_rows(folder, self.captions, steps, self.held_out, self.tokens, options, length)
+        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", self.images.keys)
 
     def _image_gate(self) -> ImageGate | None:
         margin = self.options.image_gate
@@ -135,7 +121,7 @@ class Preparation:
         return ImageGate(self.clip, self.images, margin, self.ctx.work.out / "rejects")
 
     def job(self, validates: bool = True) -> TrainingJob:
-        """The training run; one process `validates`."""
+        """The training run; nothing is validated before α is chosen, whichever process `validates`."""
         options = self.options
         return TrainingJob(
             clip=self.clip,
@@ -146,22 +132,9 @@ class Preparation:
             options=options,
             scratch=self.ctx.work.scratch / "checkpoints",
             log_path=self.ctx.work.out / "training_log.jsonl",
-            mask_duplicates=options.mask_duplicates,
             distil=options.distil,
-            l2_sp=options.l2_sp,
             ranks=options.ranks,
-            negatives=options.negatives,
-            negative_rows=self.negatives,
-            validate=self._validate() if options.validations and validates else None,
-            validations=options.validations,
-            keep_best=BY_RULE if options.validations and self.held_out.ranks else None,
         )
-
-    def _validate(self) -> Callable[[], Mapping[str, float]]:
-        clip, validation = self.clip, self.validation
-        # Of the base, as the model still is here, also where training goes on from a checkpoint later.
-        base = measure(clip, validation)
-        return best_so_far(lambda: measure(clip, validation), base, self.options.alpha)
 
 
 def run(ctx: StageContext) -> dict[str, Any]:
@@ -172,7 +145,7 @@ def run(ctx: StageContext) -> dict[str, Any]:
     before, weights = same_image_tower(clip, ctx.inputs["features"]), weights_hash(clip)
     parameters = trained_parameters(clip.model)
     base = copy_weights(parameters)
-    result = train_together(ctx, "finetune", made.job(validates=ctx.settings.run.processes == 1))
+    result = train_together(ctx, "finetune", made.job())
     tuned = copy_weights(parameters)
     validation = made.validation
     chosen = choose_alpha(
@@ -189,12 +162,10 @@ def run(ctx: StageContext) -> dict[str, Any]:
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
         **({} if "bootstrap" in ctx.inputs else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(made.rows),
-        **({} if made.negatives is None else {"negatives": dict(made.negatives.facts)}),
         **({} if made.rows.starts is None else {"rewrites": len(made.rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,
-        **({"best_step": result.best_step} if options.validations else {}),
         "batch_size": result.batch_size,
         "alpha": chosen["chosen"],
         "validation": {str(point["alpha"]): point for point in chosen["alphas"]},

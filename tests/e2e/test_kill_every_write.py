@@ -36,14 +36,14 @@ def met(folder: Path, *options: str) -> dict[str, Any]:
 
 def test_the_next_try_ends_with_the_same_bytes(tmp_path: Path) -> None:
     figures = met(tmp_path / "work", "--kills", "3")
-    assert figures["good"] and "former_cache" in figures["kills"]
+    assert figures["good"] and "all_answered" in figures["kills"]
     assert all(kills >= 3 for kills in figures["kills"].values())
     assert all(calls >= 25 for calls in figures["calls"].values())
 
 
 @pytest.mark.parametrize("fault", [pytest.param("error", marks=pytest.mark.nightly), "full"])
 def test_a_disk_that_fails_is_told_and_costs_no_byte(tmp_path: Path, fault: str) -> None:
-    stages = "ingest,paraphrase_1,former_cache,finetune"
+    stages = "ingest,paraphrase_1,all_answered,finetune"
     # A call that fails may be one that the stage can do without, so several are met.
     figures = met(tmp_path / "work", "--kills", "6", "--stages", stages, "--fault", fault)
     assert figures["good"]

@@ -96,7 +96,7 @@ def options(url: str, tmp_path: Path) -> list[str]:
         "data.sources.0.path=captions.jsonl",
         "paraphrase.engine=file",
         "paraphrase.file.path=answers.jsonl",
-        "paraphrase.gates.preset=paper",
+        "paraphrase.gates.preset=off",
         "paraphrase.chunk=4",
     ]
 

@@ -59,8 +59,8 @@ def tiny_run(root: Path, data: Path) -> dict[str, Any]:
     return {
         "name": "e2e",
         "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
-        "paraphrase": {"engine": "file", "file": {"path": "captions.jsonl"}, "gates": {"preset": "paper"}},
-        "model": {"base": "embedded", "text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+        "paraphrase": {"engine": "file", "file": {"path": "captions.jsonl"}, "gates": {"preset": "off"}},
+        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "bootstrap": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
         "finetune": {"epochs": 60, "batch_size": 8, "checkpoint_steps": 5, "precision": "fp32"},
         "evaluate": {"resamples": 100, "benchmarks": [{"name": "captions", "kind": "retrieval"}]},

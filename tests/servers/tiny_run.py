@@ -17,7 +17,7 @@ def served(url: str) -> dict[str, Any]:
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "paper"},
+        "gates": {"preset": "off"},
         "chunk": 4,
         "fraction": 0.35,
         "sampling": {"n": 1, "max_tokens": 24},
@@ -42,7 +42,7 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
             "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
         },
         "paraphrase": paraphrase,
-        "model": {"base": "embedded", "text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "features": {"shard_images": 16, "batch_size": 8},
         "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
         "finetune": {

@@ -232,3 +232,23 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
     assert cache_stats(store).keys == len(model)
     assert judged(store) == [verdict_model[k] for k in sorted(verdict_model)]
     shutil.rmtree(folder)
+
+
+def test_a_file_of_another_layout_is_made_again(store: GenerationStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    store.append(numbered(range(5)))
+    store.refresh()
+    for note in ("INSERT INTO schema_migrations VALUES (99, 'unheard of')", "DROP TABLE schema_migrations"):
+        with duckdb.connect(store.file.path) as con:
+            con.execute(note)
+        with pytest.raises(ArtifactError, match=r"layout \d+, this release reads 1; .* where its folder can be"):
+            store.file.check()
+        assert len(answers(store, range(5))) == 5
+        store.file.check()
+    assert "has layout 99 and is made again from its parts" in caplog.text
+    store.file.path.write_bytes(b"no database")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        store.file.check()
+    store.file.path.unlink()
+    with pytest.raises(ArtifactError, match="is read-only and has no index"):
+        store.file.check()

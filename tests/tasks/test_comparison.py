@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models with one image tower."""
     folder = tmp_path_factory.mktemp("models")
-    clip = embedded_clip(ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32))
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     for seed, name in enumerate(("plain", "one", "two")):
         save_release(clip, folder / name, "card")
         with torch.no_grad():

@@ -49,7 +49,7 @@ NOT_ARGUMENTS = ("python", "data_parallel_size", "extra")
 SERVED = "paraclip"
 """What the server calls the model."""
 # What is not asked for is vLLM's own default and not the model's: options alone decide how answers are drawn.
-ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log")
+ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log", "--enable-prefix-caching")
 SERVER_OPTIONS = OpenAIOptions(api_key_env="PARACLIP_NO_KEY", timeout_seconds=3600, retries=1, max_failures=1)
 GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 """A name in CUDA_VISIBLE_DEVICES."""

@@ -62,7 +62,7 @@ def any_clip(request: pytest.FixtureRequest) -> ClipModel:
     """One model of each kind that takes the padding-free path."""
     match request.param:
         case "embedded":
-            return embedded_clip(ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32))
+            return embedded_clip(ModelOptions(text_width=64, text_layers=2, embed_dim=32))
         case "vit":
             return tiny_clip()
         case "quick-gelu":

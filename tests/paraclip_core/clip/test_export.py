@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import string
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from paraclip_core.clip.export import hf_obstacle, save_hf, save_release, save_s
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
-from paraclip_core.clip.onnx import ONNX_FILE, ONNX_TEXTS, save_immich, save_onnx
+from paraclip_core.clip.onnx import ONNX_FILE, ONNX_TEXTS, save_onnx
 from paraclip_core.clip.tokenizer import model_tokenizer
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
@@ -30,7 +30,7 @@ Tiny = Callable[..., ClipModel]
 TEXTS = ["a dog on a beach", "two men & a boat, 3 o'clock", "A", "word " * 100, "naïve café ❤ photo"]
 
 
-SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -118,7 +118,7 @@ def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_clip_model_does_not_have_is_named(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
-    small = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+    small = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     cases = {
         "tf_efficientnet_lite0": embedded_clip(small),
@@ -192,53 +192,38 @@ def test_weights_that_cannot_be_written_are_said(tiny: Tiny, tmp_path: Path) -> 
     assert not list(tmp_path.glob(".*"))
 
 
-def as_immich_does(folder: Path, texts: list[str], images: list[Image.Image]) -> tuple[Any, Any]:
-    """Embeddings of texts and images, made from the files alone as Immich's loader makes them, one at a time."""
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    text_cfg = json.loads((folder / "config.json").read_text())["text_cfg"]
-    length = text_cfg.get("context_length", 77)
-    pad = json.loads((folder / "textual" / "tokenizer_config.json").read_text())["pad_token"]
-    tokenizer = Tokenizer.from_file(str(folder / "textual" / "tokenizer.json"))
-    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
-    tokenizer.enable_truncation(max_length=length)
-    textual: Any = onnxruntime.InferenceSession(folder / "textual" / "model.onnx")
-    texts = [" ".join(text.split()) for text in texts]
-    if text_cfg.get("tokenizer_kwargs", {}).get("clean") == "canonicalize":
-        texts = [text.translate(str.maketrans("", "", string.punctuation)).lower() for text in texts]
-    ids = [np.array([tokenizer.encode(text).ids], dtype=np.int32) for text in texts]
-    cfg = json.loads((folder / "visual" / "preprocess_cfg.json").read_text())
-    size = cfg["size"][0] if isinstance(cfg["size"], list) else cfg["size"]
-    mean, std = (np.array(cfg[name], dtype=np.float32) for name in ("mean", "std"))
-    filters = {each.name.lower(): each for each in Image.Resampling}
-    visual: Any = onnxruntime.InferenceSession(folder / "visual" / "model.onnx")
-    pixels = []
-    for image in images:
-        small = image.resize((size, size), resample=filters[cfg["interpolation"]])
-        pixels.append(((np.asarray(small, dtype=np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None])
-    return (
-        np.concatenate([textual.run(None, {"text": each})[0] for each in ids]),
-        np.concatenate([visual.run(None, {"image": each})[0] for each in pixels]),
-    )
+def recipe(heading: str) -> str:
+    """The Python of a section of docs/tuned-model.md."""
+    section = (Path(__file__).parents[3] / "docs/tuned-model.md").read_text("utf-8").partition(f"## {heading}\n")[2]
+    return section.partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["quick-gelu", "embedded", "siglip", pytest.param("roberta", marks=pytest.mark.nightly)]
 )
-def test_immich_ranks_as_open_clip_does(kind: str, towers: Any, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_recipes_for_immich_and_int8_give_the_models_own_queries(
+    kind: str, towers: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed)
+    import onnxruntime
+
     models = {"quick-gelu": lambda: tiny(quick_gelu=True), "embedded": lambda: embedded_clip(SMALL)}
     clip = models.get(kind, lambda: towers.model_of(kind, tmp_path))()
-    save_immich(clip, tmp_path / "immich")
-    shades = np.random.default_rng(0).integers(0, 255, (6, 40, 40, 3), np.uint8)
-    images = [Image.fromarray(shade) for shade in shades]
+    save_release(clip, tmp_path / "my-model", "card")
+    save_onnx(clip, tmp_path / "my-onnx")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        exec(recipe("Immich"), {})
+    exec(recipe("The text tower in int8"), {})
     texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip" else 60)]
-    text_vectors, image_vectors = as_immich_does(tmp_path / "immich", texts, images)
-    expected = encode_texts(clip, texts).astype(np.float32), encode_images(clip, images).astype(np.float32)
-    np.testing.assert_allclose(np.linalg.norm(text_vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(text_vectors, expected[0], atol=2e-3)
-    np.testing.assert_allclose(image_vectors, expected[1], atol=2e-3)
-    assert (np.argsort(-text_vectors @ image_vectors.T) == np.argsort(-expected[0] @ expected[1].T)).all()
+    rows = [row[None] for row in model_tokenizer(clip)(texts).numpy()]
+    immich: Any = onnxruntime.InferenceSession("model.onnx")
+    vectors = np.concatenate([immich.run(None, {"text": row.astype(np.int32)})[0] for row in rows])
+    expected = encode_texts(clip, texts).astype(np.float32)
+    np.testing.assert_allclose(vectors, expected, atol=2e-3)
+    int8: Any = onnxruntime.InferenceSession("my-onnx/text_model_int8.onnx")
+    rough = np.concatenate([int8.run(None, {"input_ids": row})[0] for row in rows])
+    assert ((rough * expected).sum(axis=1) > 0.98).all() and not np.array_equal(rough, vectors)

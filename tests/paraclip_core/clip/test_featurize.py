@@ -16,7 +16,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import ModelOptions
 
-SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 Tiny = Callable[..., ClipModel]
 
 

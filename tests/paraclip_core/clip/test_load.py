@@ -23,7 +23,7 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 
-SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 TEXTS = ["a dog on a beach", "two men & a boat", "A"]
 WEIGHTS = "open_clip_model.safetensors"
 

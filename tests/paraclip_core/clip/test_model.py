@@ -19,7 +19,7 @@ from paraclip_core.clip.model import ClipModel, freeze_image_tower, image_tower_
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ConfigError
 
-SMALL = ModelOptions(text_width=64, text_layers=2, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 
 Tiny = Callable[..., ClipModel]
 
@@ -80,10 +80,10 @@ def test_the_embedded_model_follows_its_options_only() -> None:
     again = embedded_clip(SMALL)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
-    wider = embedded_clip(SMALL.model_copy(update={"text_width": 32, "text_layers": 1}))
+    wider = embedded_clip(SMALL.model_copy(update={"text_width": 128, "text_layers": 1}))
     assert image_tower_hash(wider) == image_tower_hash(first)
     assert preprocess_hash(wider) == preprocess_hash(first)
-    assert image_tower_hash(embedded_clip(SMALL.model_copy(update={"seed": 1}))) != image_tower_hash(first)
+    assert image_tower_hash(embedded_clip(SMALL.model_copy(update={"embed_dim": 16}))) != image_tower_hash(first)
 
 
 @pytest.mark.parametrize("embed_dim", [32, 1280, 1500])

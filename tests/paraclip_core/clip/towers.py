@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -122,13 +123,12 @@ def model_of(kind: str, folder: Path) -> ClipModel:
         text["hf_tokenizer_name"] = str(_tokenizer("bert" if hf == "bert" else "t5" if hf == "mt5" else hf, folder))
     elif "hf_tokenizer_name" in text:
         text["hf_tokenizer_name"] = str(_tokenizer(text["hf_tokenizer_name"], folder))
-    # Its place is no reference, so that the tokenizer is found by the configuration.
-    file = folder / "weights.pt"
-    file.touch()
+    # Under a name that open_clip knows, so that the tokenizer is found by the configuration.
+    open_clip.factory._MODEL_CONFIGS[f"tower-{kind}"] = config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = _drawn(config)
-    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), str(file))
+    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), f"tower-{kind}:drawn")
 
 
 def _drawn(config: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.run import check_names, evaluate_models, parse_benchmark, source_files
 
-SMALL = ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32)
+SMALL = ModelOptions(text_width=64, text_layers=1, embed_dim=32)
 
 
 @pytest.fixture(scope="module")

@@ -186,10 +186,6 @@ def test_captions_of_other_images_pass_if_they_are_not_the_caption(judges: dict[
     assert [answer for answer, _ in verdict.accepted] == [near]
 
 
-def test_the_former_name_of_off_is_read() -> None:
-    assert GateOptions.model_validate({"preset": "paper"}).preset == "off"
-
-
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
 def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int) -> None:
     example = Pair(caption, source, answer, step, EXAMPLES, pieces)

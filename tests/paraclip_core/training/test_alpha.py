@@ -12,12 +12,10 @@ from torch import nn
 from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.training.alpha import (
     AO,
-    BY_RULE,
     JS,
     PARAPHRASE_RECALL,
     RECALL,
     ValidationSet,
-    best_so_far,
     choose_alpha,
     copy_weights,
     image_cosines,
@@ -52,17 +50,6 @@ def test_sweep_measures_the_base_too() -> None:
     assert found == [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.5, "w": 4.0}, {"alpha": 1.0, "w": 8.0}]
 
 
-def test_weights_are_ordered_as_alphas_are() -> None:
-    base = {AO: 20.0, RECALL: 50.0}
-    tried = [{AO: 25.0, RECALL: 49.5}, {AO: 60.0, RECALL: 49.4}, {AO: 0.0, RECALL: 60.0}, {AO: 90.0, RECALL: 10.0}]
-    figures = iter(tried)
-    measured = best_so_far(lambda: next(figures), base, RULE)
-    found = [measured() for _ in tried]
-    assert [{AO: figure[AO], RECALL: figure[RECALL]} for figure in found] == tried
-    assert [figure[BY_RULE] for figure in found] == pytest.approx([25.0, -0.6, 0.0, -40.0])
-    assert best_so_far(lambda: {RECALL: 51.0}, {RECALL: 50.0}, RULE)() == {RECALL: 51.0, BY_RULE: 51.0}
-
-
 @pytest.mark.parametrize(("recalls", "chosen"), [((50, 49.8, 49.5, 49.4), 0.75), ((50, 40, 40, 40), 0.0)])
 def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[float, ...], chosen: float) -> None:
     found = choose_alpha(
@@ -95,9 +82,6 @@ def test_recall_counts_by_its_weight(weight: float, chosen: float) -> None:
     choice = choose_alpha(points(*rows), rule)
     assert choice["chosen"] == chosen
     assert ("+" in choice["rule"]) == bool(weight)
-    worth = {alpha: best_so_far(lambda ao=ao, recall=recall: {AO: ao, RECALL: recall}, {RECALL: 50.0}, rule)()[BY_RULE]
-             for alpha, ao, recall in rows}  # fmt: skip
-    assert max(worth, key=worth.__getitem__) == chosen
 
 
 @pytest.mark.parametrize(("images", "measured"), [(1, {RECALL}), (2, {RECALL, AO, JS, PARAPHRASE_RECALL})])

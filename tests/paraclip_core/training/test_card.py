@@ -120,12 +120,5 @@ def test_a_release_that_is_exported_again_says_how_it_is_loaded_now() -> None:
     assert text == completed_card(card(), layout="sentence-transformers")
 
 
-def test_a_card_made_before_models_were_put_into_evaluation_mode_is_mended() -> None:
-    lines = card().splitlines(keepends=True)
-    earlier = "".join(line for line in lines if not line.startswith("model.eval()"))
-    assert earlier != card() and completed_card(earlier) == card()
-    assert completed_card(earlier, layout="hf") == completed_card(card(), layout="hf")
-
-
 def test_a_card_of_unknown_origin_is_kept() -> None:
     assert completed_card("# Mine\n").endswith("# Mine\n")

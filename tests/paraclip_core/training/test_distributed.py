@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
-OPTIONS = {"ema": 0.9, "checkpoint_steps": 4, "batch_size": 13}
-ANCHORED = {"distil": 0.5, "l2_sp": 0.01, "ranks": {"weight": 0.5, "bank": 9}, "negatives": {"weight": 0.5, "rows": 5}}
+OPTIONS = {"checkpoint_steps": 4, "batch_size": 13}
+ANCHORED = {"distil": 0.5, "ranks": {"weight": 0.5, "bank": 9}}
 
 
 def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:

@@ -98,7 +98,7 @@ def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[s
 @pytest.mark.parametrize("teacher", ["caption", "wordings"])
 def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teacher: str) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 0.0, 0.0, RankOptions(weight=2, temperature=20, teacher=teacher))  # type: ignore[arg-type]
+    anchor = Anchor(clip, 0.0, RankOptions(weight=2, temperature=20, teacher=teacher))  # type: ignore[arg-type]
     taught = KINDS if teacher == "wordings" else KINDS[:1]
     with torch.no_grad():
         embedded = torch.stack([encode_ragged(clip, prepared.batch.texts[kind]) for kind in taught])
@@ -127,7 +127,7 @@ def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teach
 @pytest.mark.parametrize("anchored", [False, True])
 def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, 0.1, RankOptions(weight=1)) if anchored else None
+    anchor = Anchor(clip, 1.0, RankOptions(weight=1)) if anchored else None
     found = []
     for memory, fits in ((4.0, True), (1e-9, False)):
         objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anc
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, 0.0)
+    anchor = Anchor(clip, 1.0)
     trimmed: list[bool] = []
     monkeypatch.setattr(grad_cache, "free_heap", lambda: trimmed.append(True))
     monkeypatch.setattr(grad_cache, "anonymous_memory", lambda: 2 * 2**30)
@@ -227,7 +227,7 @@ def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
     tiny: ModuleType, precision: str, memory: float, cores: Callable[[int], None]
 ) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor, found = Anchor(clip, 1.0, 0.0), []
+    anchor, found = Anchor(clip, 1.0), []
     for count in (1, 2):
         cores(count)
         loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]

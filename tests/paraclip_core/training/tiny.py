@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
-from paraclip_core.config import FinetuneOptions, LossWeights, NegativeOptions, RankOptions
+from paraclip_core.config import FinetuneOptions, LossWeights, RankOptions
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.losses import named_pairs
@@ -69,14 +68,6 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
     return TrainingRows(texts, image_rows), features
 
 
-def tiny_negatives(rows: TrainingRows) -> TrainingRows:
-    """Each third caption of the first 30, and the same with another last word."""
-    taken = rows.texts["caption"].take(np.arange(0, 30, 3))
-    lists = [taken.values[start:stop].tolist() for start, stop in pairwise(taken.offsets)]
-    wrong = Ragged.from_lists([[*words[:-2], (words[-2] + 9) % (VOCABULARY - 2), words[-1]] for words in lists])
-    return TrainingRows({"positive": taken, "negative": wrong}, rows.image_rows[:30:3])
-
-
 def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     """A run of 45 steps with a validation after every 5; `rewrites` makes so many rows of the 60 one caption."""
     clip = tiny_clip()
@@ -98,8 +89,6 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
         "keep_best": RECALL,
     }
     changed["ranks"] = RankOptions.model_validate(changed.get("ranks", {}))
-    if negatives := changed.pop("negatives", {}):
-        changed |= {"negatives": NegativeOptions.model_validate(negatives), "negative_rows": tiny_negatives(rows)}
     return TrainingJob(**{**job, **changed})
 
 

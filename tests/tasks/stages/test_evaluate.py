@@ -35,7 +35,7 @@ from tasks.stages.evaluate import EVALUATE, check_benchmarks
 from tasks.stages.training import BOOTSTRAP, FINETUNE
 
 IMAGES = 30
-MODEL = {"text_width": 32, "text_layers": 1, "text_heads": 2, "embed_dim": 32}
+MODEL = {"text_width": 64, "text_layers": 1, "embed_dim": 32}
 
 
 def settings_with(root: Path, benchmarks: list[dict[str, Any]] | None = None, **more: Any) -> Settings:

@@ -34,7 +34,7 @@ from tasks.context import Run
 from tasks.stage import carry_out
 from tasks.stages.features import FEATURES
 
-SMALL = ModelOptions(embed_dim=16, text_width=32, text_layers=1, text_heads=1)
+SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def settings() -> Settings:
     """A small embedded model, trained in a few seconds on one thread."""
     return Settings.model_validate(
         {
-            "model": {"text_width": 64, "text_layers": 1, "text_heads": 2, "embed_dim": 32},
+            "model": {"text_width": 64, "text_layers": 1, "embed_dim": 32},
             "run": {"threads": 1, "device": "cpu"},
             "bootstrap": TRAINING,
             "finetune": {**TRAINING, "epochs": 3.0, "learning_rate": 1e-3, "validation": 0.3},

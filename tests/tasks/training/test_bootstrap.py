@@ -48,6 +48,6 @@ def test_one_image_that_is_held_out_chooses_no_epoch(
 def test_features_of_another_model_are_refused(
     run_stage: RunStage, sources: dict[str, Artifact], settings: Settings
 ) -> None:
-    other = settings.model_copy(update={"model": settings.model.model_copy(update={"seed": 5})})
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"embed_dim": 16})})
     with pytest.raises(ModelError, match="run the features stage for this model"):
         run_stage(BOOTSTRAP, sources, changed=other)

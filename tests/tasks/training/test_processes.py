@@ -15,12 +15,10 @@ from safetensors.torch import load_file
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
 from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
-from storage.artifacts import Artifact, ArtifactStore, WorkFolder
-from tasks.context import Run
-from tasks.stage import StageContext
-from tasks.stages.training import BOOTSTRAP, FINETUNE
+from storage.artifacts import Artifact, ArtifactStore
+from tasks.stages.training import BOOTSTRAP
 from tasks.status import read_failure
-from tasks.training import finetune, processes
+from tasks.training import processes
 
 RunStage = Callable[..., Artifact]
 
@@ -47,29 +45,6 @@ def test_two_processes_make_the_model_that_one_makes(
     moved = weights[0]["token_embedding.weight"] - weights[1]["token_embedding.weight"]
     assert float(moved.abs().max()) < 1e-2
     assert all(torch.isfinite(value).all() for value in weights[1].values())
-
-
-def test_one_process_alone_measures_the_base(
-    run_stage: RunStage,
-    sources: dict[str, Artifact],
-    two: Settings,
-    store: ArtifactStore,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    inputs = {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
-    checked = two.model_copy(update={"finetune": two.finetune.model_copy(update={"validations": 2})})
-    counted: list[dict[str, float]] = []
-    measure = finetune.measure
-    monkeypatch.setattr(finetune, "measure", lambda *given: counted.append(measure(*given)) or counted[-1])
-    made = run_stage(FINETUNE, inputs, "4" * 32, checked)
-    # The one that trains none of it measures the interpolations only.
-    assert len(counted) == len(json.loads((made.path / "alpha_sweep.json").read_text())["alphas"])
-    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
-    assert len([line for line in log if "by_rule" in line.get("validation", {})]) == 2
-    counted.clear()
-    work = WorkFolder(made.path, store.root / "scratch")
-    assert finetune.Preparation(StageContext(Run(checked, store), inputs, work)).job(validates=False).validate is None
-    assert counted == []
 
 
 def test_what_a_process_raises_is_raised_by_the_stage(

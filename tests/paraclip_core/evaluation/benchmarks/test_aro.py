@@ -90,7 +90,7 @@ def test_a_real_tower_sees_the_part_alone(tmp_path: Path) -> None:
     from paraclip_core.config import ModelOptions
     from paraclip_core.evaluation.candidate import Candidate
 
-    clip = embedded_clip(ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32))
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     save_release(clip, tmp_path / "model", "card")
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     (tmp_path / "images").mkdir()

@@ -96,7 +96,7 @@ def test_the_hubs_parquet(tmp_path: Path) -> None:
     table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
     (tmp_path / "data").mkdir()
     pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
-    clip = embedded_clip(ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32))
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     save_release(clip, tmp_path / "model", "card")
     candidate = Candidate(str(tmp_path / "model"), "cpu")
     measured = prepare(BenchmarkOptions(name="w", kind="winoground", path="data"), tmp_path / "data").measure(candidate)

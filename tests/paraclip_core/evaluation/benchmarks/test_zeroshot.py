@@ -93,7 +93,7 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None
         for number in range(3):
             pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "val" / synset / f"{number}.png")
-    clip = embedded_clip(ModelOptions(text_width=32, text_layers=1, text_heads=2, embed_dim=32))
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     save_release(clip, tmp_path / "model", "card")
     simple = BENCHMARK.model_copy(update={"options": {"templates": "simple"}})
     measured = prepare(simple, tmp_path / "val").measure(Candidate(str(tmp_path / "model"), "cpu"))

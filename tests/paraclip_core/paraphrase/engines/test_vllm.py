@@ -39,7 +39,7 @@ def test_the_model_id_holds_what_changes_answers_and_nothing_else(tmp_path: Path
 
 
 def test_operational_options_are_no_part_of_the_meaning() -> None:
-    assert sorted(meaning(VllmOptions())) == ["dtype", "extra", "kv_cache_dtype", "quantization", "revision"]
+    assert sorted(meaning(VllmOptions())) == ["dtype", "extra", "revision"]
 
 
 @pytest.mark.parametrize("name", ["dtype", "max_num_seqs", "model", "seed"])
