@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from paraclip_core.engine_options import (
     ENGINES,
@@ -22,7 +22,6 @@ __all__ = [
     "FileEngineOptions",
     "GateOptions",
     "ParaphraseOptions",
-    "RegenerateOptions",
     "SamplingOptions",
 ]
 
@@ -141,22 +140,6 @@ class GateOptions(Options):
         return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
 
 
-class RegenerateOptions(Options):
-    """Rows that are asked for once more, after the usual attempts; one of the two says which."""
-
-    reason: str = ""
-    """Those whose last answer was rejected with this reason code."""
-    where: str = ""
-    """Those for which this SQL condition is true, e.g. `step = 2 and similarity < 0.8`. Columns: step, attempt,
-    accepted, reason, detail, caption, input, answer, similarity, image_id, licence."""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RegenerateOptions:
-        if bool(self.reason) == bool(self.where.strip()):
-            raise ValueError("give either reason or where")
-        return self
-
-
 class ParaphraseOptions(Options):
     """How captions are paraphrased."""
 
@@ -193,9 +176,9 @@ class ParaphraseOptions(Options):
     """How often a caption with no accepted answer is asked for, first time included."""
     stop_below: Annotated[float, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Stop where a smaller share of the first 64 answers is accepted; 0: below a third there is a warning only."""
-    regenerate: tuple[RegenerateOptions, ...] = ()
-    """Rows to ask for once more; each entry gives its rows one more attempt, in order. An accepted answer stays where
-    the new one is not accepted."""
+    regenerate: tuple[str, ...] = ()
+    """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
+    by code. A code that is given twice gives two more attempts."""
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)

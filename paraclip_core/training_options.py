@@ -157,9 +157,6 @@ class FinetuneOptions(OptimizerOptions):
     """Rank consistency with the base."""
     negatives: NegativeOptions = Field(default=NegativeOptions(), json_schema_extra=LATER)
     """Hard negatives."""
-    image_gate: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, json_schema_extra=LATER)
-    """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
-    more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
     validations: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, json_schema_extra=LATER)

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.generate import attempt_seed
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
@@ -27,8 +26,8 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import judge_spec, rows_named, word_requests
-from paraclip_core.paraphrase.select import select
+from paraclip_core.paraphrase.rounds import judge_spec, word_requests
+from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact
@@ -248,9 +247,9 @@ class MissingRequests:
             rows = tables.rejected()
             if not len(rows):
                 break
-        for condition in conditions_of(self.options):
-            for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
-                yield ask(attempt, named)
+        for reason in self.options.regenerate:
+            for attempt, again in rejected_for(tables, reason, spec.max_repeats).items():
+                yield ask(attempt, again)
 
     def _judge(self, tables: StepTables, spec: JudgeSpec, attempt: int) -> None:
         count = tables.find_unjudged(attempt)

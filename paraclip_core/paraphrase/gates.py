@@ -26,7 +26,17 @@ from paraclip_core.paraphrase.small_model import details
 from paraclip_core.paraphrase.small_model import gates as small
 from paraclip_core.plugins import import_path, module_source
 
-__all__ = ["PRESETS", "REASONS", "Gate", "Gates", "MeaningGate", "extra_gates_source", "first_failure", "gates_of"]
+__all__ = [
+    "PRESETS",
+    "REASONS",
+    "Gate",
+    "Gates",
+    "MeaningGate",
+    "check_reasons",
+    "extra_gates_source",
+    "first_failure",
+    "gates_of",
+]
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
@@ -324,6 +334,21 @@ def gates_of(options: GateOptions) -> Gates:
             )
         (gates.meaning if _parameters(gate) == 3 else gates.text)[gate.__name__] = gate
     return gates
+
+
+def check_reasons(reasons: Iterable[str], options: GateOptions) -> None:
+    """See that an answer can be rejected for each of these reasons.
+
+    Raises:
+        ConfigError: no gate has such a reason.
+    """
+    gates = gates_of(options)
+    codes = dict.fromkeys((*REASONS, *gates.text, *gates.meaning))
+    for reason in reasons:
+        if reason not in codes:
+            raise ConfigError(
+                f"paraphrase.regenerate: {reason!r} is no reason for a rejection; there are {', '.join(codes)}"
+            )
 
 
 def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) -> tuple[str, str] | None:

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.conditions import Condition, conditions_of
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.generate import Counts, RequestSender
@@ -31,11 +30,11 @@ from paraclip_core.paraphrase.requests import (
     answers_block,
     sampling_json,
 )
-from paraclip_core.paraphrase.select import Selection, latest_rows, select
+from paraclip_core.paraphrase.select import Selection, rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Rounds", "Sample", "judge_spec", "rows_named", "word_requests"]
+__all__ = ["Rounds", "Sample", "judge_spec", "word_requests"]
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +109,8 @@ class Rounds:
                     rows = self.tables.rejected()
                     if not len(rows):
                         break
-            for condition in conditions_of(self.options):
-                for attempt, again in rows_named(self.tables, condition, self._max_repeats).items():
+            for reason in self.options.regenerate:
+                for attempt, again in rejected_for(self.tables, reason, self._max_repeats).items():
                     self._round(attempt, again)
         finally:
             # Nothing that was judged before a failure is judged again.
@@ -266,17 +265,6 @@ def _sample(source: str, verdict: Mapping[str, Any]) -> Sample:
     answer = accepted[0]["answer"] if accepted else verdict["answer"] or ""
     outcome = "kept" if accepted else f"{reason}: {detail}" if detail else str(reason)
     return Sample(*(text[:LONGEST_SAMPLE] for text in (source, answer, outcome)))
-
-
-def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None) -> dict[int, np.ndarray]:
-    """Attempt → rows that a condition wants asked for at it, the lowest attempt first."""
-    rows: dict[int, list[np.ndarray]] = {}
-    for numbers, table in latest_rows(tables, max_repeats):
-        chosen = condition.rows(table)
-        attempts = table.column("attempt").to_numpy()[chosen] + 1
-        for attempt in np.unique(attempts).tolist():
-            rows.setdefault(attempt, []).append(numbers[chosen][attempts == attempt])
-    return {attempt: np.concatenate(rows[attempt]) for attempt in sorted(rows)}
 
 
 def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:

@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
 from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
 from paraclip_core.paraphrase.engines.file import FileEngine
-from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
+from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
 from paraclip_core.paraphrase.generate import Counts
 from paraclip_core.paraphrase.judge import JudgePool
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, StepTables, in_fraction, own_share, step_requests
@@ -255,8 +254,8 @@ def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
     model, synonyms = paraphraser.model, paraphraser.asks_words(step)
     options, prompt = paraphraser.options, paraphraser.prompts[step]
-    conditions = [condition.text for condition in conditions_of(options)]
-    return ({"regenerate": conditions} if conditions else {}) | {
+    check_reasons(options.regenerate, options.gates)
+    return ({"regenerate": list(options.regenerate)} if options.regenerate else {}) | {
         "model": model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
         "synonyms": synonyms,

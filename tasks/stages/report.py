@@ -223,17 +223,13 @@ def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
     if inputs["paraphrase_1"].manifest.metrics.get("file_rejected"):
         yield from _source_rejects("file of paraphrases", inputs["paraphrase_1"], "file_rejects")
     for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
-        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects", (step,)))
-    # Only a fine-tuning with an image gate has rejects.
-    if inputs["finetune"].manifest.metrics.get("rejected"):
-        yield from _groups("finetune", _answers(inputs["finetune"].path / "rejects", (1, 2)))
+        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects"))
 
 
-def _answers(folder: Path, steps: Sequence[int]) -> Iterator[tuple[str, RejectSample]]:
-    for row in _rows(folder, ["step", "reason", "detail", "input", "answer"]):
-        if row["step"] in steps:
-            answer = row["answer"] and _cut(row["answer"])
-            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
+def _answers(folder: Path) -> Iterator[tuple[str, RejectSample]]:
+    for row in _rows(folder, ["reason", "detail", "input", "answer"]):
+        answer = row["answer"] and _cut(row["answer"])
+        yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
 
 
 def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:

@@ -69,7 +69,7 @@ def test_later_options_count_where_they_are_used() -> None:
     assert later == {
         ("DataOptions", "held_out"), ("DataOptions", "unspaced_scripts"), ("SourceOptions", "image_prefix"),
         ("BenchmarkOptions", "options"), ("EvaluateOptions", "control"), ("EvaluateOptions", "control_learning_rate"),
-        ("GateRule", "over_control"), ("FinetuneOptions", "image_gate"), ("FinetuneOptions", "negatives"),
+        ("GateRule", "over_control"), ("FinetuneOptions", "negatives"),
         ("FinetuneOptions", "ranks"), ("BenchmarkOptions", "images"),
         ("FinetuneOptions", "validations"), ("AlphaOptions", "recall_weight"),
         ("ParaphraseOptions", "keep"), ("ParaphraseOptions", "mined"), ("ParaphraseOptions", "options"),
