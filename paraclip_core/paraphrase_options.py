@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.engine_options import (
     ENGINES,
@@ -179,12 +179,15 @@ class ParaphraseOptions(Options):
     regenerate: tuple[str, ...] = ()
     """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
     by code. A code that is given twice gives two more attempts."""
+    judge: dict[str, Any] | None = None
+    """Ask a language model whether each accepted answer says the same as its caption, and reject it where it says no:
+    the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model. null: off."""
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Most requests in flight, and so the most that a killed worker loses (with `openai` and `vllm`: half as many, plus
-    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes
-    together may answer new requests differently."""
+    """Requests that an engine is given at once, and so what a killed worker computes again of a local model's. Answers
+    of `openai` and `vllm` are written every two seconds, however large it is. Cached answers do not depend on it; an
+    engine whose draws depend on what it computes together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
     mined: MinedOptions = Field(default=MinedOptions(), json_schema_extra=LATER)
@@ -198,7 +201,32 @@ class ParaphraseOptions(Options):
     vllm: VllmOptions = VllmOptions()
     """Options of the `vllm` engine."""
 
+    def as_judge(self) -> ParaphraseOptions | None:
+        """The options of who judges; None where nobody does."""
+        if self.judge is None:
+            return None
+        return ParaphraseOptions.model_validate(_merged(self.model_dump(), self.judge) | {"judge": None})
+
+    @model_validator(mode="after")
+    def _judge_options(self) -> ParaphraseOptions:
+        try:
+            self.as_judge()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return self
+
     @field_validator("options")
     @classmethod
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
         return json_fields(options)
+
+
+def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The options with these changes, below each group, too."""
+    below = {name: _merged(options[name], value) for name, value in changes.items() if _groups(options, name, value)}
+    return options | changes | below
+
+
+def _groups(options: dict[str, Any], name: str, value: object) -> bool:
+    return isinstance(value, dict) and isinstance(options.get(name), dict)

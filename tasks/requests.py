@@ -108,6 +108,11 @@ def looking_for_requests(run: Run, progress: Progress = silent) -> Iterator[Miss
             f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
             "shall answer them"
         )
+    if options.judge is not None:
+        raise ConfigError(
+            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
+            "paraphrase.judge=null, and let `paraclip run` ask the judge"
+        )
     if not options.model:
         raise ConfigError(
             f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
@@ -218,7 +223,9 @@ class MissingRequests:
     def _tables(self, step: int, rows: Batches) -> tuple[StepTables, JudgeSpec]:
         spec = self._spec(step)
         self.words = self.words or bool(spec.words)
-        tables = StepTables(step, self.cache, rows, spec.digest, self.scratch / f"step-{step}")
+        tables = StepTables(
+            step, self.cache, rows, spec.last_digest, self.scratch / f"step-{step}", text_gates=spec.digest
+        )
         return self._resources.enter_context(closing(tables)), spec
 
     def _blocks(self, tables: StepTables, spec: JudgeSpec) -> Iterator[RequestBlock]:

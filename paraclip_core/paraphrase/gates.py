@@ -287,6 +287,7 @@ REASONS = (
     ),
     "repeated_flood",
     "no_paraphrase",
+    "judge",
 )
 """Every reason code of the package's own."""
 
