@@ -22,6 +22,7 @@ from paraclip_core.engine_options import ENGINES
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.options import unusual
+from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -137,9 +138,13 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     """What was trained on what, when, and how to do it again."""
     base = settings.model.base
     rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
+    about = inputs["paraphrase_1"].manifest.options
+    preset, judge = about.get("gates", {}).get("preset", ""), about.get("judge", {}).get("model")
+    wrong = KNOWN_WRONG.get(preset, "") if "sampling" in about else ""
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
+        "gates": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
         "base model": "a text tower trained on these captions" if base == EMBEDDED else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",
