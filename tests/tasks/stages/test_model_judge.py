@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.model_judge import QUESTION, says_same
+from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same
 from paraclip_core.settings import parse_settings
 from storage.artifacts import Artifact
 from storage.parquet import read_table
+from storage.roots import open_generations
 from tasks.context import Run
 from tasks.plan import plan_run
 from tasks.requests import looking_for_requests
 from tasks.stage import carry_out
+from tasks.why import explain
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
@@ -57,6 +60,11 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
     assert (reject["input"], reject["answer"], reject["reason"]) == (DOGS[4], f"first {DOGS[4]}", "judge")
     assert "well m: 'No, it does not.'" in reject["detail"]
     # The best of each, and the next one of two.
+    settings = settings_of(tmp_path, judge={})
+    key = judge_requests("well m", settings.paraphrase.sampling).key(f"{DOGS[0]}\nfirst {DOGS[0]}")
+    with closing(open_generations(Run(settings).store)) as store:
+        assert explain(Run(settings), store, key.hex()).cached
+        assert not explain(Run(settings_of(tmp_path, judge={"model": "other"})), store, key.hex()).cached
     assert asked(first) == [8, 0, 8] and first.manifest.metrics["rejected"] == {"judge": 1}
     # The second step is compared with the caption, too.
     assert answers(second, 2) == [f"{'second' if '3' in text else 'first'} {text}" for text in kept]
