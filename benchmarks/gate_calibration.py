@@ -1,6 +1,6 @@
 """What the gates cost and catch: good rewrites that they stop, and bad ones that they let through.
 
-    python benchmarks/gate_calibration.py --data FOLDER [--nli FOLDER] [--encoder FOLDER]
+    python benchmarks/gate_calibration.py --data FOLDER [--nli FOLDER] [--encoder FOLDER] [--judge URL MODEL]
 
 Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewrites in the style of a 7 B model
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
@@ -27,14 +27,19 @@ from flickr8k_pairs import read_pairs
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions
+from paraclip_core.config import GateOptions, SamplingOptions
+from paraclip_core.engine_options import OpenAIOptions
+from paraclip_core.paraphrase.engines.base import Engine, Prompt
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import Encoder, Nli, NliModel, SentenceEncoder
+from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 WHOLE = Tokenizer(context_length=4096)
+JUDGED = "capable+judge"
 
 Texts = tuple[str, str, str]
 """Caption, input, answer."""
@@ -54,14 +59,18 @@ class Group:
 class Presets:
     """Judges by preset and step, which share their models."""
 
-    def __init__(self, encoder: Encoder, nli: Nli | None) -> None:
-        self._encoder, self._nli = encoder, nli
+    def __init__(self, encoder: Encoder, nli: Nli | None, judge: Engine | None = None) -> None:
+        self._encoder, self._nli, self._judge = encoder, nli, judge
         self._judges: dict[tuple[str, int], Judge] = {}
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
     def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
         """Why each answer is stopped, None where it is not, by the gates of `step` (default: the group's own)."""
         key = name, step or group.step
+        if name == JUDGED:
+            if (*key, group.name) not in self._reasons:
+                self._reasons[*key, group.name] = self._judged(group, key[1])
+            return self._reasons[*key, group.name]
         if key not in self._judges:
             options = GateOptions.model_validate(
                 {"preset": name.partition("+")[0], "nli": "named" if "+" in name else ""}
@@ -72,6 +81,18 @@ class Presets:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
             self._reasons[*key, group.name] = [verdict.reason for verdict in self._judges[key].judge(requests)]
         return self._reasons[*key, group.name]
+
+    def _judged(self, group: Group, step: int) -> list[str | None]:
+        """The same for `capable`, with a language model that is asked about what it accepts."""
+        assert self._judge is not None
+        reasons = list(self.reasons("capable", group, step))
+        left = [number for number, reason in enumerate(reasons) if reason is None]
+        pairs = [f"{caption}\n{answer}" for caption, _, answer in (group.texts[number] for number in left)]
+        prompts = [Prompt(QUESTION.messages(pair), pair, JUDGE_STEP, 0) for pair in pairs]
+        answers = self._judge.generate(prompts, SamplingOptions(temperature=0, n=1, max_tokens=8))
+        for number, answer in zip(left, answers, strict=True):
+            reasons[number] = None if says_same(" ".join(answer.texts)) else "judge"
+        return reasons
 
     def stopped(self, name: str, group: Group, step: int | None = None) -> float:
         """Percentage of the answers that are stopped."""
@@ -179,9 +200,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=400, help="foils of each source")
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
     parser.add_argument("--nli", default="", help="folder or hub id of a cross-encoder for NLI")
+    parser.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server and its model")
     chosen = parser.parse_args()
-    presets = Presets(SentenceEncoder(chosen.encoder), NliModel(chosen.nli) if chosen.nli else None)
-    names = ["capable", *(["capable+nli"] if chosen.nli else []), "small-model"]
+    judge = OpenAIEngine(chosen.judge[1], OpenAIOptions(base_url=chosen.judge[0])) if chosen.judge else None
+    presets = Presets(SentenceEncoder(chosen.encoder), NliModel(chosen.nli) if chosen.nli else None, judge)
+    names = ["capable", *(["capable+nli"] if chosen.nli else []), *([JUDGED] if judge else []), "small-model"]
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
     parts = [(small, "labelled")]
     if chosen.data:

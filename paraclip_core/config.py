@@ -26,7 +26,6 @@ from paraclip_core.options import meaning as meaning
 from paraclip_core.paraphrase_options import FileEngineOptions as FileEngineOptions
 from paraclip_core.paraphrase_options import GateOptions as GateOptions
 from paraclip_core.paraphrase_options import ParaphraseOptions as ParaphraseOptions
-from paraclip_core.paraphrase_options import RegenerateOptions as RegenerateOptions
 from paraclip_core.paraphrase_options import SamplingOptions as SamplingOptions
 from paraclip_core.plugins import NameOrPath
 from paraclip_core.training_options import AlphaOptions as AlphaOptions

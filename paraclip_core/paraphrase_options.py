@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.engine_options import (
     ENGINES,
@@ -22,7 +22,6 @@ __all__ = [
     "FileEngineOptions",
     "GateOptions",
     "ParaphraseOptions",
-    "RegenerateOptions",
     "SamplingOptions",
 ]
 
@@ -141,22 +140,6 @@ class GateOptions(Options):
         return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
 
 
-class RegenerateOptions(Options):
-    """Rows that are asked for once more, after the usual attempts; one of the two says which."""
-
-    reason: str = ""
-    """Those whose last answer was rejected with this reason code."""
-    where: str = ""
-    """Those for which this SQL condition is true, e.g. `step = 2 and similarity < 0.8`. Columns: step, attempt,
-    accepted, reason, detail, caption, input, answer, similarity, image_id, licence."""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RegenerateOptions:
-        if bool(self.reason) == bool(self.where.strip()):
-            raise ValueError("give either reason or where")
-        return self
-
-
 class ParaphraseOptions(Options):
     """How captions are paraphrased."""
 
@@ -193,15 +176,18 @@ class ParaphraseOptions(Options):
     """How often a caption with no accepted answer is asked for, first time included."""
     stop_below: Annotated[float, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Stop where a smaller share of the first 64 answers is accepted; 0: below a third there is a warning only."""
-    regenerate: tuple[RegenerateOptions, ...] = ()
-    """Rows to ask for once more; each entry gives its rows one more attempt, in order. An accepted answer stays where
-    the new one is not accepted."""
+    regenerate: tuple[str, ...] = ()
+    """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
+    by code. A code that is given twice gives two more attempts."""
+    judge: dict[str, Any] | None = None
+    """Ask a language model whether each accepted answer says the same as its caption, and reject it where it says no:
+    the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model. null: off."""
     seed: int = 0
     """Seed of the sampling."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Most requests in flight, and so the most that a killed worker loses (with `openai` and `vllm`: half as many, plus
-    the requests under way). Cached answers do not depend on it; an engine whose draws depend on what it computes
-    together may answer new requests differently."""
+    """Requests that an engine is given at once, and so what a killed worker computes again of a local model's. Answers
+    of `openai` and `vllm` are written every two seconds, however large it is. Cached answers do not depend on it; an
+    engine whose draws depend on what it computes together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
     mined: MinedOptions = MinedOptions()
@@ -215,7 +201,32 @@ class ParaphraseOptions(Options):
     vllm: VllmOptions = VllmOptions()
     """Options of the `vllm` engine."""
 
+    def as_judge(self) -> ParaphraseOptions | None:
+        """The options of who judges; None where nobody does."""
+        if self.judge is None:
+            return None
+        return ParaphraseOptions.model_validate(_merged(self.model_dump(), self.judge) | {"judge": None})
+
+    @model_validator(mode="after")
+    def _judge_options(self) -> ParaphraseOptions:
+        try:
+            self.as_judge()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return self
+
     @field_validator("options")
     @classmethod
     def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
         return json_fields(options)
+
+
+def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The options with these changes, below each group, too."""
+    below = {name: _merged(options[name], value) for name, value in changes.items() if _groups(options, name, value)}
+    return options | changes | below
+
+
+def _groups(options: dict[str, Any], name: str, value: object) -> bool:
+    return isinstance(value, dict) and isinstance(options.get(name), dict)

@@ -119,9 +119,6 @@ class FinetuneOptions(OptimizerOptions):
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
     ranks: RankOptions = RankOptions()
     """Rank consistency with the base."""
-    image_gate: Annotated[float, Field(ge=0, le=2)] | None = None
-    """Leave out rows where the base's cosine with the row's own image is lower for a paraphrase than for the caption by
-    more than this; null: none. Small bases know too little for it, see docs/gates.md."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
     alpha: AlphaOptions = AlphaOptions()

@@ -26,6 +26,9 @@ ENOUGH = 50
 WORD_TOKENS = 60, 24
 """Of a request for one word: its prompt, and all its answers together; measured."""
 
+QUESTION_TOKENS = 340
+"""Of a question to the judge, its examples included; measured."""
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -163,10 +166,18 @@ def _asked(paraphraser: Paraphraser, rows: int, left: StepLeft, rates: _Rates, n
     # Nobody knows how often an answer that is not there yet leads to another request.
     further = f"requests after a rejected answer (attempts={attempts}) come on top"
     again = further if attempts > 1 and left.missing and paraphraser.gates.preset != "off" else ""
-    requests = left.missing + left.words
-    return Amount(
-        rows, requests, round(prompt + answers), float(requests), spend, "; ".join(filter(None, (note, words, again)))
-    )
+    requests, judged = left.missing + left.words, ""
+    if (judge := paraphraser.judge) is not None:
+        # One for each row that will be accepted; where it is refused, another one.
+        questions = round((rows - left.accepted - left.rejected) * rates.share)
+        judged = f"{questions} questions to the judge {judge.model} among them, at least" if questions else ""
+        tokens = questions * QUESTION_TOKENS, questions * 2
+        asked = judge.engine()
+        if isinstance(asked, PaidEngine) and asked.priced:
+            spend = round((spend or 0) + asked.cost(*tokens), 4)
+        requests, prompt, answers = requests + questions, prompt + tokens[0], answers + tokens[1]
+    notes = "; ".join(filter(None, (note, words, judged, again)))
+    return Amount(rows, requests, round(prompt + answers), float(requests), spend, notes)
 
 
 def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine
+from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import storage_error
 from storage.manifests import SOURCE
@@ -108,6 +109,12 @@ def _notes(run: Run, requests: int) -> list[str]:
     engine, chosen = paraphraser.options.engine, paraphraser.options.gates.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
     notes = [f"gates: {paraphraser.gates.preset} ({why}; docs/gates.md)"]
+    if paraphraser.facts.asks and (wrong := KNOWN_WRONG.get(paraphraser.gates.preset)):
+        judge = paraphraser.judge
+        after = (
+            "; paraphrase.judge asks a model about each" if judge is None else f"; {judge.model} judges what is left"
+        )
+        notes.append(f"what the gates do not see: {wrong}{after}")
     if requests and isinstance(checked := paraphraser.engine(), CheckedEngine):
         with closing(checked):
             try:

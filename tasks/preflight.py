@@ -21,6 +21,7 @@ from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.pool import ImagePool
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.gates import gates_of
 from storage.artifacts import Artifact
 from storage.parquet import iter_batches
 from tasks.context import Run
@@ -37,6 +38,20 @@ USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & p
 """Captions that name an image."""
 LOOKED_UP, MOST_LOOKED_UP = 16, 1000
 """Images of an archive that are looked up, of each batch of captions and of all."""
+NOTICED, NOTICED_SHARE = 1, 0.002
+"""Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
+
+
+OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
+ENGLISH, OTHERS = (
+    rf"(?i)\b(?:{words})\b"
+    for words in (
+        "the|a|an|of|in|on|and|with|is|are|at|to|for|by|from|it|his|her|their",
+        "le|la|les|des|du|un|une|en|est|et|dans|pour|avec|sur|aux|der|das|und|mit|auf|ein|eine|einer|einem|im|dem|zu|für|ist|el|los|las"
+        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett",
+    )
+)
+"""Function words that tell English from languages that are written in Latin letters, too."""
 
 
 class Census:
@@ -55,6 +70,8 @@ class Census:
         """Those that name an image."""
         self.first_images: dict[str, dict[str, str]] = {}
         """For each tar or folder some of the images that captions name in it, with the source that does."""
+        self.unread = 0
+        """Captions to be paraphrased that are hardly English: in another script, or with another language's words."""
         self._split = evaluate.split
         self._others = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
         self._ids: list[str] = []
@@ -89,6 +106,7 @@ class Census:
         usable = table.filter(USABLE)
         _count(table, self.rows)
         _count(usable, self.with_image)
+        self.unread += _not_english(table.filter(pc.field("split") == "train")["caption"])
         evaluated = table.filter((pc.field("split") == self._split) & pc.field("image_id").is_valid())
         self._ids += evaluated["image_id"].to_pylist()
         self._captions += evaluated["caption"].to_pylist()
@@ -137,7 +155,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> l
     # Where nothing is accepted, ingest says why.
     if census is None or not census.rows:
         return []
-    notices = _check_training(census)
+    notices = _check_training(census) + _check_language(run, census)
     _check_split(settings, census)
     if settings.data.scenes is None or scenes is not None:
         _check_images(settings, scenes, census)
@@ -183,6 +201,31 @@ def _check_training(census: Census) -> list[str]:
     return [
         f"{without.total()} of {rows} training captions have no image ({_listed(without)}): they are paraphrased and "
         "then not trained on; name their images in data.sources[].images, or leave the source out"
+    ]
+
+
+def _not_english(captions: pa.ChunkedArray) -> int:
+    """How many captions are hardly English, by their letters and function words; a guess that errs with short ones."""
+    letters, english, others = (
+        pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
+        for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
+    )
+    foreign = pc.and_(pc.greater(others, 1), pc.greater(others, english))
+    return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
+
+
+def _check_language(run: Run, census: Census) -> list[str]:
+    gates, facts = run.paraphraser.gates, run.paraphraser.facts
+    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
+        return []
+    least = max(NOTICED, round(NOTICED_SHARE * census.splits["train"]))
+    if census.unread < least:
+        return []
+    return [
+        f"about {census.unread} of {census.splits['train']} training captions are not in English, by their letters and "
+        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
+        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
+        "leave these captions out of data.sources"
     ]
 
 

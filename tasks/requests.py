@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.generate import attempt_seed
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
@@ -27,8 +26,8 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import judge_spec, rows_named, word_requests
-from paraclip_core.paraphrase.select import select
+from paraclip_core.paraphrase.rounds import judge_spec, word_requests
+from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact
@@ -108,6 +107,11 @@ def looking_for_requests(run: Run, progress: Progress = silent) -> Iterator[Miss
         raise ConfigError(
             f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
             "shall answer them"
+        )
+    if options.judge is not None:
+        raise ConfigError(
+            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
+            "paraphrase.judge=null, and let `paraclip run` ask the judge"
         )
     if not options.model:
         raise ConfigError(
@@ -219,7 +223,9 @@ class MissingRequests:
     def _tables(self, step: int, rows: Batches) -> tuple[StepTables, JudgeSpec]:
         spec = self._spec(step)
         self.words = self.words or bool(spec.words)
-        tables = StepTables(step, self.cache, rows, spec.digest, self.scratch / f"step-{step}")
+        tables = StepTables(
+            step, self.cache, rows, spec.last_digest, self.scratch / f"step-{step}", text_gates=spec.digest
+        )
         return self._resources.enter_context(closing(tables)), spec
 
     def _blocks(self, tables: StepTables, spec: JudgeSpec) -> Iterator[RequestBlock]:
@@ -248,9 +254,9 @@ class MissingRequests:
             rows = tables.rejected()
             if not len(rows):
                 break
-        for condition in conditions_of(self.options):
-            for attempt, named in rows_named(tables, condition, spec.max_repeats).items():
-                yield ask(attempt, named)
+        for reason in self.options.regenerate:
+            for attempt, again in rejected_for(tables, reason, spec.max_repeats).items():
+                yield ask(attempt, again)
 
     def _judge(self, tables: StepTables, spec: JudgeSpec, attempt: int) -> None:
         count = tables.find_unjudged(attempt)

@@ -61,13 +61,14 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
     if step is None or most < 2:
         return None
     options, one_machine = run.paraphraser.options, settings.run.runner == "threads"
-    if reason := run.paraphraser.facts.unshardable(one_machine):
-        log.info("%s is not cut into shards: %s", node.name, reason)
-        return None
+    for asked in filter(None, (run.paraphraser, run.paraphraser.judge)):
+        if reason := asked.facts.unshardable(one_machine):
+            log.info("%s is not cut into shards: %s", node.name, reason)
+            return None
     upstream = inputs[UPSTREAM[step]]
     left = step_left(run, step, upstream)
-    # Where rejected rows are asked for again, more may be missing than can be counted now.
-    further = options.attempts > 1 or bool(options.regenerate)
+    # Where rejected rows are asked for again, or a judge is asked, more may be missing than can be counted now.
+    further = options.attempts > 1 or bool(options.regenerate) or options.judge is not None
     shards = min(most, (left.rows if further else left.missing) // SHARD_REQUESTS)
     if shards < 2:
         return None

@@ -125,7 +125,7 @@ class Trial:
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
     """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
-    Floods and `paraphrase.regenerate` are about many rows, and not tried.
+    Floods and `paraphrase.regenerate` are about many rows, and not tried; nor is `paraphrase.judge` asked.
 
     Args:
         run: the run; the answers in its generation cache are used.

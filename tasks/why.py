@@ -10,6 +10,7 @@ from typing import Any
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.errors import ConfigError, UnknownNameError
+from paraclip_core.paraphrase.model_judge import JUDGE_STEP, judge_requests
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
 from paraclip_core.paraphrase.small_model.synonyms import WORD_STEP
@@ -94,6 +95,9 @@ def explain(run: Run, store: GenerationStore, what: str, step: int = 1, attempt:
 
 def _request(run: Run, step: int, attempt: int) -> RequestKeys:
     options, model = run.paraphraser.options, run.paraphraser.model
+    if step == JUDGE_STEP:
+        judge = run.paraphraser.judge or run.paraphraser
+        return judge_requests(judge.model, judge.options.sampling)
     if step != WORD_STEP:
         return step_requests(options, step, model, attempt)
     return replace(word_requests(options, model), attempt=attempt)

@@ -33,7 +33,9 @@ app = typer.Typer(no_args_is_help=True, help="The generation cache.")
 
 EngineOption = Annotated[str | None, typer.Option(help="Only generations of this engine; * stands for anything.")]
 ModelOption = Annotated[str | None, typer.Option(help="Only generations of this model; * stands for anything.")]
-StepOption = Annotated[int | None, typer.Option(min=0, max=2, help="Only this step; 0: single words.")]
+StepOption = Annotated[
+    int | None, typer.Option(min=0, max=3, help="Only this step; 0: single words, 3: questions to a judge.")
+]
 
 
 @app.command()

@@ -26,7 +26,7 @@ from flows.commands.common import (
     say_next,
     settings_from,
 )
-from paraclip_core.config import RegenerateOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import engine_facts
 from paraclip_core.report.data import shares_of_asked
@@ -38,7 +38,6 @@ __all__ = [
     "HELD",
     "NOTHING_TO_DO",
     "ReasonOption",
-    "WhereOption",
     "asking_again",
     "demo",
     "how_to_keep",
@@ -50,11 +49,7 @@ __all__ = [
 
 ReasonOption = Annotated[
     list[str] | None,
-    typer.Option("--regenerate", metavar="reason=CODE", help="Ask again for rows rejected with this reason."),
-]
-WhereOption = Annotated[
-    list[str] | None,
-    typer.Option("--regenerate-where", metavar="SQL", help="Ask again for rows that fit, e.g. 'similarity < 0.8'."),
+    typer.Option("--regenerate", metavar="REASON", help="Ask again for rows rejected with this reason, e.g. echo."),
 ]
 NOTHING_TO_DO = 3
 HELD = 4
@@ -75,16 +70,15 @@ def run(
     gate: GateOption = False,
     require_work: WorkOption = False,
     regenerate: ReasonOption = None,
-    regenerate_where: WhereOption = None,
 ) -> None:
     """Run every stage that is not finished, and compare base and tuned model."""
-    settings = asking_again(settings_from(config, set_, root, device), regenerate, regenerate_where)
+    settings = asking_again(settings_from(config, set_, root, device), regenerate)
     outcome = _finished(settings) or _carry_out(settings)
     if as_json:
         print_json(outcome)
     else:
         _print_outcome(outcome)
-        if regenerate or regenerate_where:
+        if regenerate:
             say(how_to_keep(settings))
         elif outcome["verdict"] == "promote":
             say_next("promote", *same_options(config, set_, root, device))
@@ -200,13 +194,12 @@ def plan(
     device: RunDeviceOption = None,
     as_json: JsonOption = False,
     regenerate: ReasonOption = None,
-    regenerate_where: WhereOption = None,
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
     from tasks.context import Run
     from tasks.plan import plan_run
 
-    settings = asking_again(settings_from(config, set_, root, device), regenerate, regenerate_where)
+    settings = asking_again(settings_from(config, set_, root, device), regenerate)
     with Console(stderr=True).status("counting captions and answers"):
         planned = plan_run(Run(settings))
     total = _total(planned.stages)
@@ -307,39 +300,26 @@ def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dic
     return decide(run, channel, gather_result(run, rows, artifacts), progress, force)
 
 
-def asking_again(settings: Settings, reasons: Sequence[str] | None, wheres: Sequence[str] | None) -> Settings:
-    """The settings with one more entry of `paraphrase.regenerate` for each option.
+def asking_again(settings: Settings, reasons: Sequence[str] | None) -> Settings:
+    """The settings with one more entry of `paraphrase.regenerate` for each reason.
 
     Raises:
-        ConfigError: an option is not of its form, or the engine would only give the same answers again.
+        ConfigError: the engine would only give the same answers again.
     """
-    entries = [RegenerateOptions(reason=_code(text)) for text in reasons or ()]
-    for text in wheres or ():
-        if not text.strip():
-            raise ConfigError("--regenerate-where is empty; expected a condition, for example 'similarity < 0.8'")
-        entries.append(RegenerateOptions(where=text))
-    if not entries:
+    if not reasons:
         return settings
     chosen = settings.paraphrase
     if not engine_facts(chosen).asks:
         raise ConfigError(
             f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
         )
-    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *entries)})
+    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *reasons)})
     return settings.model_copy(update={"paraphrase": changed})
 
 
 def how_to_keep(settings: Settings) -> str:
     """What to write into the configuration, so that later runs find the same answers."""
-    entries = [entry.model_dump(exclude_defaults=True) for entry in settings.paraphrase.regenerate]
     return (
         "a run without these options finds the answers from before; to keep the new ones, write under `paraphrase:`\n"
-        f"  regenerate: {json.dumps(entries, ensure_ascii=False)}"
+        f"  regenerate: {json.dumps(settings.paraphrase.regenerate)}"
     )
-
-
-def _code(text: str) -> str:
-    name, separator, code = text.partition("=")
-    if name.strip() != "reason" or not separator or not code.strip():
-        raise ConfigError(f"--regenerate {text!r} must look like reason=echo; for anything else use --regenerate-where")
-    return code.strip()

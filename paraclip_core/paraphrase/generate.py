@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -19,13 +19,15 @@ from paraclip_core.paraphrase.prompts import PromptTemplate
 from paraclip_core.paraphrase.requests import KEY_BYTES, GenerationCache, RequestKeys
 from paraclip_core.tables import GENERATIONS
 
-__all__ = ["Counts", "Part", "RequestSender"]
+__all__ = ["Counts", "Part", "RequestSender", "Started"]
 
-KEEP_SECONDS = 60.0
-"""What an engine hands over one by one is kept at least so often."""
+KEEP_SECONDS = 2.0
+"""What an engine hands over one by one is kept at least so often: a kill loses no more of what was paid for."""
 
 Part = list[tuple[str, bytes, Completion]]
 """Text, key and completion of some requests."""
+Started = Callable[[int], Callable[[int], None]]
+"""Told how many requests are to be answered; returns who is told how many more are."""
 Numbered = list[tuple[int, Completion]]
 """Number of the prompt, and its completion."""
 
@@ -65,7 +67,37 @@ class RequestSender:
 
     def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
         """What is asked and kept is added to `counts`."""
-        self._engine, self._cache, self._counts, self._chunk = engine, cache, counts, chunk
+        self._engine, self._cache, self.counts, self._chunk = engine, cache, counts, chunk
+
+    def answers(
+        self,
+        request: RequestKeys,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        texts: Sequence[str],
+        started: Started,
+    ) -> dict[str, Sequence[str]]:
+        """Text → raw answers, asked for where the cache does not hold them; without those that the engine has none for.
+
+        `started` is told how many are to be asked for, where any are, and returns who is told of each that came.
+
+        Raises:
+            EngineError: as :meth:`ask`.
+        """
+        array = request.keys(texts)
+        keys: list[bytes] = array.to_pylist()
+        cached = self._cache.lookup(array)
+        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
+        answers = {text: by_key[key] for text, key in zip(texts, keys, strict=True) if key in by_key}
+        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in by_key]
+        self.counts.requested += len(texts)
+        self.counts.cached += len(answers)
+        if todo:
+            came = started(len(todo))
+            for part in self.ask(request, template, sampling, todo):
+                answers |= {text: completion.texts for text, _, completion in part}
+                came(len(part))
+        return answers
 
     def ask(
         self,
@@ -88,7 +120,7 @@ class RequestSender:
                 part = _part(todo, numbered)
                 if part:
                     self._keep(part, request, request.prompt_id)
-                self._counts.generated += len(part)
+                self.counts.generated += len(part)
                 done += len(part)
                 yield part
         except EngineError as error:
@@ -108,7 +140,7 @@ class RequestSender:
             except EngineError as error:
                 # Answers that came before the failure are paid for.
                 completions, failure = error.finished, error
-            self._counts.engine_seconds += time.monotonic() - began
+            self.counts.engine_seconds += time.monotonic() - began
             if failure is None and len(completions) != len(some):
                 raise EngineError(f"{self._engine.name} gave {len(completions)} completions for {len(some)} prompts")
             yield [(start + number, completions[number]) for number in sorted(completions)]
@@ -143,12 +175,11 @@ class RequestSender:
             "completion_tokens": [completion.completion_tokens for _, _, completion in part],
         }
         self._cache.append(pa.Table.from_pydict(columns, schema=GENERATIONS))
-        self._counts.prompt_tokens += sum(columns["prompt_tokens"])
-        self._counts.completion_tokens += sum(columns["completion_tokens"])
+        self.counts.prompt_tokens += sum(columns["prompt_tokens"])
+        self.counts.completion_tokens += sum(columns["completion_tokens"])
 
     def _streamed(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
         assert isinstance(self._engine, StreamingEngine)
-        # With as many under way again, a kill costs a chunk at most.
         enough = max(1, self._chunk // 2)
         waiting: Numbered = []
         failure: BaseException | None = None
@@ -157,16 +188,17 @@ class RequestSender:
             began = time.monotonic()
             while not ended:
                 try:
-                    item = next(stream, None)
+                    item = next(stream)
+                except StopIteration:
+                    ended = True
                 except BaseException as error:
                     # An interrupt, too, must not cost what was answered before it.
-                    failure, item = error, None
-                ended = item is None
-                if item is not None:
-                    waiting.append(item)
+                    failure, ended = error, True
+                else:
+                    waiting += [item] if item is not None else []
                 now = time.monotonic()
                 if waiting and (ended or len(waiting) >= enough or now - began >= KEEP_SECONDS):
-                    self._counts.engine_seconds += now - began
+                    self.counts.engine_seconds += now - began
                     yield sorted(waiting, key=itemgetter(0))
                     waiting, began = [], time.monotonic()
         if failure is not None:

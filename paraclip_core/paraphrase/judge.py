@@ -107,6 +107,15 @@ class JudgeSpec:
     """Of the text tower."""
     words: str = ""
     """What names the requests for single words, where answers with swapped words are tried; empty elsewhere."""
+    opinion: str = ""
+    """What names the questions to a language model that has the last word; empty where none has."""
+
+    @property
+    def last_digest(self) -> bytes:
+        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model that is asked."""
+        if not self.opinion:
+            return self.digest
+        return hashlib.blake2b(self.digest + self.opinion.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.tables import ANSWERS
+from paraclip_core.tables import ANSWERS, VERDICTS
 
 __all__ = [
     "INPUT_COLUMNS",
@@ -76,6 +76,16 @@ CREATE OR REPLACE VIEW judged AS
 SELECT a.row, a.attempt, a.key, v.accepted, v.answer, v.reason, v.detail, v.similarity
 FROM asked a JOIN cache.verdicts v ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
 WHERE v.gates = getvariable('gates')
+"""
+UNDECIDED = """
+CREATE OR REPLACE TABLE undecided AS
+SELECT min(a.row) AS row, any_value(v) AS v
+FROM asked a JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v
+ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
+ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('gates')) w
+ON w.generation = a.key AND w.parent = coalesce(a.parent, getvariable('no_parent'))
+WHERE a.attempt = ? AND (?::BIGINT[] IS NULL OR list_contains(?::BIGINT[], a.row))
+GROUP BY a.key, a.parent
 """
 
 
@@ -233,9 +243,12 @@ class StepTables:
         gates: bytes,
         scratch: Path,
         *,
+        text_gates: bytes | None = None,
         by_image: bool = False,
     ) -> None:
         """Begin with nothing asked. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files.
+
+        `text_gates`: digest of the verdicts that come first, where a language model makes those of `gates` of them.
 
         `by_image`: requests name the image, too (:class:`EngineFacts`).
         """
@@ -244,7 +257,9 @@ class StepTables:
         scratch.mkdir(parents=True, exist_ok=True)
         self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})
         self.con.execute("CREATE TABLE asked (row BIGINT, attempt SMALLINT, key BLOB, parent BLOB)")
+        self.gates = gates
         self.con.execute("SET VARIABLE gates = ?::BLOB", [gates])
+        self.con.execute("SET VARIABLE text_gates = ?::BLOB", [text_gates or gates])
         self.con.execute("SET VARIABLE no_parent = ?::BLOB", [NO_PARENT])
         self.rows = 0
         """Rows of the step, known once the first attempt is asked."""
@@ -322,7 +337,7 @@ class StepTables:
                 "CREATE OR REPLACE TABLE unjudged AS "
                 "SELECT min(a.row) AS row, a.key, a.parent, any_value(g.completions) AS completions "
                 "FROM asked a JOIN cache.generations g ON g.key = a.key "
-                "ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('gates')) v "
+                "ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v "
                 "ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent')) "
                 "WHERE a.attempt = ? AND (?::BIGINT[] IS NULL OR list_contains(?::BIGINT[], a.row)) "
                 "GROUP BY a.key, a.parent",
@@ -343,6 +358,29 @@ class StepTables:
                 parents = batch.column("parent").fill_null(NO_PARENT)
                 columns = [batch.column("key"), parents, taken.column("caption"), taken.column(source)]
                 yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
+        finally:
+            cursor.close()
+
+    def find_undecided(self, attempt: int, rows: np.ndarray | None = None) -> int:
+        """Collect the first verdicts that no last one has followed, for :meth:`undecided`; their number."""
+        chosen = None if rows is None else rows.tolist()
+        with self.cache.attached(self.con):
+            self.con.execute(UNDECIDED, [attempt, chosen, chosen])
+        return self._count("SELECT count(*) FROM undecided")
+
+    def undecided(self, block_rows: int) -> Generator[tuple[list[str], pa.RecordBatch], None, None]:
+        """Captions and verdicts (`tables.VERDICTS`) of what :meth:`find_undecided` collected, by row."""
+        captions = RowCursor(self.batches(["caption"]))
+        cursor = self.con.cursor()
+        try:
+            for batch in cursor.sql("SELECT row, unnest(v) FROM undecided ORDER BY row").to_arrow_reader(block_rows):
+                texts = captions.take(batch.column("row").to_numpy()).column("caption").to_pylist()
+                yield (
+                    texts,
+                    pa.RecordBatch.from_arrays(
+                        [batch.column(field.name).cast(field.type) for field in VERDICTS], schema=VERDICTS
+                    ),
+                )
         finally:
             cursor.close()
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,11 @@ import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.conditions import Condition, conditions_of
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
 from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool, JudgeSpec
+from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import (
     GenerationCache,
@@ -31,11 +32,11 @@ from paraclip_core.paraphrase.requests import (
     answers_block,
     sampling_json,
 )
-from paraclip_core.paraphrase.select import Selection, latest_rows, select
+from paraclip_core.paraphrase.select import Selection, rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Rounds", "Sample", "judge_spec", "rows_named", "word_requests"]
+__all__ = ["Rounds", "Sample", "judge_spec", "word_requests"]
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ class Rounds:
         *,
         max_repeats: int | None = None,
         with_words: bool = False,
+        model_judge: ModelJudge | None = None,
     ) -> None:
         """Prepare a step; `options` are those that matter to the engine, `request` has the keys of the first attempt.
 
         An answer to more than `max_repeats` inputs is a flood, None: no answer is. `with_words`: also ask for other
-        words for single words, and try answers with those swapped.
+        words for single words, and try answers with those swapped. `model_judge` has the last word.
         """
         self.options, self.engine, self.cache, self.tables = options, engine, cache, tables
         self.counts = Counts()
@@ -89,6 +91,7 @@ class Rounds:
         self.progress: Progress = silent
         """Told how far it is, phase by phase."""
         self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
+        self.model_judge = model_judge
         self._prompt, self._request = prompt_for(options, tables.step), request
         self._sender = RequestSender(engine, cache, self.counts, options.chunk)
         self._warning, self._accepted = "", 0
@@ -110,8 +113,8 @@ class Rounds:
                     rows = self.tables.rejected()
                     if not len(rows):
                         break
-            for condition in conditions_of(self.options):
-                for attempt, again in rows_named(self.tables, condition, self._max_repeats).items():
+            for reason in self.options.regenerate:
+                for attempt, again in rejected_for(self.tables, reason, self._max_repeats).items():
                     self._round(attempt, again)
         finally:
             # Nothing that was judged before a failure is judged again.
@@ -142,7 +145,8 @@ class Rounds:
             self._judge(request, first)
             self._check_first(first)
         self._generate(request, missing, phase)
-        if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words):
+        shared = self.model_judge is not None and self.model_judge.engine is self.engine
+        if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words or shared):
             # Nothing more will be asked: others may have the GPU while answers are judged.
             self.engine.close()
         self._judge(request)
@@ -167,14 +171,31 @@ class Rounds:
     def _judge(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
         """Judge the round's answers that have no verdict, of all rows or of these."""
         count = self.tables.find_unjudged(request.attempt, rows)
-        if not count:
-            return
+        if count:
+            self._judge_texts(count)
+        if self.model_judge is not None and self.tables.find_undecided(request.attempt, rows):
+            self._ask_judge(self.model_judge)
+
+    def _judge_texts(self, count: int) -> None:
         if self._with_words:
             texts = (text for block in self.tables.unjudged(BLOCK_ROWS) for text in _bases(block, self.tables.step))
             self._pool.find_synonyms(self._words, texts)
         began = time.monotonic()
         self._take(self._pool.judge(self.tables.unjudged(BLOCK_ROWS), count), self._phase("judging", count))
         self._keep_verdicts()
+        self.counts.judge_seconds += time.monotonic() - began
+
+    def _ask_judge(self, judge: ModelJudge) -> None:
+        """Let a language model decide on what the gates accepted."""
+        if judge.engine is not self.engine:
+            # One of them at a time has the GPU.
+            self.engine.close()
+        began = time.monotonic()
+        for captions, verdicts in self.tables.undecided(SENT_ROWS):
+            decided = judge.judge(verdicts, captions, self.tables.gates, partial(self._phase, "asking the judge"))
+            self.cache.append_verdicts(pa.Table.from_batches([decided]))
+        if judge.engine is not self.engine:
+            judge.engine.close()
         self.counts.judge_seconds += time.monotonic() - began
 
     def _take(self, judged: Iterable[Judged], phase: Phase | None = None) -> None:
@@ -222,18 +243,7 @@ class Rounds:
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         """Word → raw answers, asked for where the cache does not hold them."""
         request = word_requests(self.options, self.engine.model)
-        array = request.keys(words)
-        keys: list[bytes] = array.to_pylist()
-        cached = self.cache.lookup(array)
-        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
-        answers = {word: by_key[key] for word, key in zip(words, keys, strict=True) if key in by_key}
-        todo = [(word, key) for word, key in zip(words, keys, strict=True) if key not in by_key]
-        self.counts.requested += len(words)
-        self.counts.cached += len(answers)
-        phase = self._phase("words", len(todo))
-        for part in self._sender.ask(request, THESAURUS, WORD_SAMPLING, todo) if todo else ():
-            answers |= {word: completion.texts for word, _, completion in part}
-            phase(len(part))
+        answers = self._sender.answers(request, THESAURUS, WORD_SAMPLING, words, partial(self._phase, "words"))
         return {word: answers[word] for word in words if word in answers}
 
     def _phase(self, name: str, total: int) -> Phase:
@@ -268,17 +278,6 @@ def _sample(source: str, verdict: Mapping[str, Any]) -> Sample:
     return Sample(*(text[:LONGEST_SAMPLE] for text in (source, answer, outcome)))
 
 
-def rows_named(tables: StepTables, condition: Condition, max_repeats: int | None) -> dict[int, np.ndarray]:
-    """Attempt → rows that a condition wants asked for at it, the lowest attempt first."""
-    rows: dict[int, list[np.ndarray]] = {}
-    for numbers, table in latest_rows(tables, max_repeats):
-        chosen = condition.rows(table)
-        attempts = table.column("attempt").to_numpy()[chosen] + 1
-        for attempt in np.unique(attempts).tolist():
-            rows.setdefault(attempt, []).append(numbers[chosen][attempts == attempt])
-    return {attempt: np.concatenate(rows[attempt]) for attempt in sorted(rows)}
-
-
 def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
     """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
     gates = paraphraser.gates
@@ -289,7 +288,12 @@ def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> Judg
     if paraphraser.asks_words(step):
         request = word_requests(paraphraser.options, paraphraser.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words)
+    opinion = ""
+    if paraphraser.judge is not None:
+        asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
+        keep = paraphraser.options.keep if step == 1 else 1
+        opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words, opinion)
 
 
 def word_requests(options: ParaphraseOptions, model: str) -> RequestKeys:

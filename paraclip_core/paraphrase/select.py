@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.paraphrase.conditions import ROWS
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, StepTables, source_column
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
-__all__ = ["Selection", "latest_rows", "select"]
+__all__ = ["Selection", "rejected_for", "select"]
 
 # Punctuation and case make no other answer.
 PLAIN = r"""
@@ -63,21 +62,10 @@ LAST_CHOSEN = f"{CHOSEN} QUALIFY attempt = max(attempt) OVER (PARTITION BY row)"
 REJECTED = """
 SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM outcomes WHERE len(accepted) = 0
 """
-LATEST = """
-SELECT row, attempt, one IS NOT NULL AS accepted,
-  CASE WHEN one IS NULL THEN other.reason END AS reason,
-  CASE WHEN one IS NULL THEN other.detail ELSE '' END AS detail,
-  CASE WHEN one IS NULL THEN other.answer ELSE one.answer END AS answer,
-  CASE WHEN one IS NULL THEN other.similarity ELSE one.similarity END AS similarity
-FROM (
-  SELECT row, max(attempt) AS attempt,
-    arg_max(accepted[1], attempt) FILTER (len(accepted) > 0) AS one,
-    arg_max({'answer': answer, 'reason': reason, 'detail': detail, 'similarity': similarity}, attempt) AS other
-  FROM outcomes GROUP BY row
-)
+LAST_REJECTED = """
+SELECT row, max(attempt) + 1 AS attempt FROM outcomes
+GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND arg_max(reason, attempt) = ? ORDER BY row
 """
-
-CONDITION_COLUMNS = ("caption", "image_id", "licence")
 
 
 @dataclass
@@ -123,18 +111,14 @@ def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
     return selection
 
 
-def latest_rows(tables: StepTables, max_repeats: int | None) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """The rows as conditions see them (`conditions.ROWS`), batch by batch, with their numbers."""
-    path = tables.scratch / "latest.parquet"
+def rejected_for(tables: StepTables, reason: str, max_repeats: int | None) -> dict[int, np.ndarray]:
+    """Rows (int64, ascending) without an accepted answer whose last one was rejected for this reason, by the number of
+    their next attempt, the lowest first."""
     with tables.judged():
         _view_outcomes(tables, max_repeats)
-        _copy(tables, LATEST, "row", path)
-    latest, start = _Sorted(path), 0
-    for batch in tables.batches(list(dict.fromkeys((*CONDITION_COLUMNS, source_column(tables.step))))):
-        stop = start + batch.num_rows
-        rows = latest.before(stop)
-        yield rows.column("row").to_numpy(), _conditioned(batch, rows, start, tables.step)
-        start = stop
+        columns = tables.con.execute(LAST_REJECTED, [reason]).fetchnumpy()
+    rows, attempts = columns["row"].astype(np.int64), columns["attempt"]
+    return {attempt: rows[attempts == attempt] for attempt in np.unique(attempts).tolist()}
 
 
 def _view_outcomes(tables: StepTables, max_repeats: int | None) -> None:
@@ -207,17 +191,6 @@ def _rejects(batch: pa.RecordBatch, rejected: pa.Table, start: int, step: int) -
         "generation": _whole(rejected.column("key")),
     }
     return _batch(columns, PARAPHRASE_REJECTS, rows.num_rows)
-
-
-def _conditioned(batch: pa.RecordBatch, latest: pa.Table, start: int, step: int) -> pa.Table:
-    rows = batch.take(pa.array(latest.column("row").to_numpy() - start))
-    columns = {name: _whole(latest.column(name)) for name in latest.column_names}
-    columns |= {name: rows.column(name) for name in CONDITION_COLUMNS}
-    columns |= {
-        "step": pa.repeat(pa.scalar(step, pa.int8()), rows.num_rows),
-        "input": rows.column(source_column(step)),
-    }
-    return pa.Table.from_batches([_batch(columns, ROWS, rows.num_rows)])
 
 
 def _batch(columns: dict[str, pa.Array], schema: pa.Schema, rows: int) -> pa.RecordBatch:

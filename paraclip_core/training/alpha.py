@@ -30,7 +30,6 @@ __all__ = [
     "ValidationSet",
     "choose_alpha",
     "copy_weights",
-    "image_cosines",
     "interpolate",
     "measure",
     "sweep",
@@ -40,8 +39,6 @@ K = 10
 AO, JS = f"ao@{K}", f"js@{K}"
 RECALL = f"text_to_image_recall@{K}"
 PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
-# Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
-COSINE_DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -82,26 +79,6 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
         if held_out.pair_targets is not None:
             figures[PARAPHRASE_RECALL] = _percent(recall_at_k(second, held_out.pair_targets, k))
     return figures
-
-
-def image_cosines(clip: ClipModel, texts: Ragged, features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Cosine of each text with its own image.
-
-    Args:
-        clip: the model; texts are encoded in fp32.
-        texts: n token lists.
-        features: stored features of the n images, [n, d], of any length.
-
-    Returns:
-        float64 [n], rounded to four decimals.
-
-    Raises:
-        InputError: a text is longer than the model's context.
-    """
-    embeddings = _encoded(clip, texts).astype(np.float64)
-    images = np.asarray(features, np.float64)
-    norms = np.maximum(np.linalg.norm(images, axis=1), np.finfo(np.float32).tiny)
-    return np.round((embeddings * images).sum(axis=1) / norms, COSINE_DECIMALS)
 
 
 def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.conditions import conditions_of
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
 from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
 from paraclip_core.paraphrase.engines.file import FileEngine
-from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
-from paraclip_core.paraphrase.generate import Counts
+from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
+from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.judge import JudgePool
+from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
 from paraclip_core.paraphrase.requests import Batches, RequestKeys, StepTables, in_fraction, own_share, step_requests
 from paraclip_core.paraphrase.rounds import Rounds, judge_spec
 from paraclip_core.paraphrase.select import Selection
@@ -84,10 +84,20 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         if isinstance(engine, MeasuredEngine):
             about |= engine.metrics
-        if isinstance(engine, PaidEngine) and engine.priced:
-            about["spend"] = round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)
+        about |= _spend(engine, counts)
+        if (judge := rounds.model_judge) is not None:
+            asked = judge.sender.counts
+            names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
+            about["judge"] = {"model": judge.engine.model, **{name: getattr(asked, name) for name in names}}
+            about["judge"] |= _spend(judge.engine, asked)
     shutil.rmtree(scratch, ignore_errors=True)
     return counts.metrics() | about
+
+
+def _spend(engine: Engine, counts: Counts) -> dict[str, float]:
+    if not isinstance(engine, PaidEngine) or not engine.priced:
+        return {}
+    return {"spend": round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)}
 
 
 def _write(selection: Selection, out: Path) -> int:
@@ -135,16 +145,48 @@ def paraphrasing(
         cache = stack.enter_context(closing(open_generations(run.store)))
         stack.enter_context(closing(engine))
         tables = stack.enter_context(
-            closing(StepTables(step, cache, batches, spec.digest, scratch, by_image=engine.facts.by_image))
+            closing(
+                StepTables(
+                    step,
+                    cache,
+                    batches,
+                    spec.last_digest,
+                    scratch,
+                    text_gates=spec.digest,
+                    by_image=engine.facts.by_image,
+                )
+            )
         )
         pool = stack.enter_context(closing(JudgePool(spec, run.judges, scratch)))
         _charge(engine, cache)
         rounds = Rounds(
-            options, engine, cache, tables, pool, request, max_repeats=spec.max_repeats, with_words=bool(spec.words)
+            options,
+            engine,
+            cache,
+            tables,
+            pool,
+            request,
+            max_repeats=spec.max_repeats,
+            with_words=bool(spec.words),
+            model_judge=_model_judge(run.paraphraser, engine, cache, step, stack),
         )
         rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
         stack.enter_context(_table_errors(scratch))
         yield rounds
+
+
+def _model_judge(
+    paraphraser: Paraphraser, engine: Engine, cache: GenerationStore, step: int, stack: ExitStack
+) -> ModelJudge | None:
+    judge, options = paraphraser.judge, paraphraser.options
+    if judge is None:
+        return None
+    if not set(options.judge or ()) <= {"sampling"}:
+        # One of its own, with prices and a cap of its own.
+        engine = stack.enter_context(closing(judge.engine()))
+        _charge(engine, cache)
+    sender = RequestSender(engine, cache, Counts(), judge.options.chunk)
+    return ModelJudge(engine, sender, judge.options.sampling, options.keep if step == 1 else 1)
 
 
 def _charge(engine: Engine, cache: GenerationStore) -> None:
@@ -247,16 +289,23 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "gates": gates,
         "context_length": run.settings.data.context_length,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
+        **({} if paraphraser.judge is None else {"judge": _judging(paraphraser.judge)}),
         **asked,
     }
+
+
+def _judging(judge: Paraphraser) -> dict[str, Any]:
+    request = judge_requests(judge.model, judge.options.sampling)
+    prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
+    return {"engine": judge.options.engine, "model": request.model, "prompt": prompt, "sampling": request.sampling}
 
 
 def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
     model, synonyms = paraphraser.model, paraphraser.asks_words(step)
     options, prompt = paraphraser.options, paraphraser.prompts[step]
-    conditions = [condition.text for condition in conditions_of(options)]
-    return ({"regenerate": conditions} if conditions else {}) | {
+    check_reasons(options.regenerate, options.gates)
+    return ({"regenerate": list(options.regenerate)} if options.regenerate else {}) | {
         "model": model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
         "synonyms": synonyms,

@@ -22,6 +22,7 @@ from paraclip_core.engine_options import ENGINES
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.options import unusual
+from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -137,9 +138,13 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     """What was trained on what, when, and how to do it again."""
     base = settings.model.base
     rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
+    about = inputs["paraphrase_1"].manifest.options
+    preset, judge = about.get("gates", {}).get("preset", ""), about.get("judge", {}).get("model")
+    wrong = KNOWN_WRONG.get(preset, "") if "sampling" in about else ""
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
+        "gates": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
         "base model": "a text tower trained on these captions" if base == EMBEDDED else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",
@@ -223,17 +228,13 @@ def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
     if inputs["paraphrase_1"].manifest.metrics.get("file_rejected"):
         yield from _source_rejects("file of paraphrases", inputs["paraphrase_1"], "file_rejects")
     for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
-        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects", (step,)))
-    # Only a fine-tuning with an image gate has rejects.
-    if inputs["finetune"].manifest.metrics.get("rejected"):
-        yield from _groups("finetune", _answers(inputs["finetune"].path / "rejects", (1, 2)))
+        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects"))
 
 
-def _answers(folder: Path, steps: Sequence[int]) -> Iterator[tuple[str, RejectSample]]:
-    for row in _rows(folder, ["step", "reason", "detail", "input", "answer"]):
-        if row["step"] in steps:
-            answer = row["answer"] and _cut(row["answer"])
-            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
+def _answers(folder: Path) -> Iterator[tuple[str, RejectSample]]:
+    for row in _rows(folder, ["reason", "detail", "input", "answer"]):
+        answer = row["answer"] and _cut(row["answer"])
+        yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
 
 
 def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,6 @@ __all__ = [
     "HeldOut",
     "Images",
     "RowCounts",
-    "RowGate",
     "RowTexts",
     "TextTokens",
     "caption_rows",
@@ -89,19 +88,6 @@ def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
 def _lists(tokens: Ragged, clip: ClipModel) -> pa.ListArray:
     values = pa.array(np.asarray(tokens.values, clip.token_dtype))
     return pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), values)
-
-
-class RowGate(Protocol):
-    """Looks at rows that would be trained on."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """What it wants to see of the table."""
-        ...
-
-    def __call__(self, rows: pa.RecordBatch, texts: RowTexts, image_rows: NDArray[np.int64], /) -> NDArray[np.bool_]:
-        """Which of them stay, bool [n]."""
-        ...
 
 
 class Images:
@@ -220,10 +206,9 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
     """
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
-        gates = "finetune.image_gate" if rows.facts.get("rejected") else "paraphrase.gates"
         raise TrainingError(
             f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
-            f"add captions of images that can be read, or loosen the gates ({gates})"
+            f"add captions of images that can be read, or loosen the gates (paraphrase.gates)"
         )
     if (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
         raise TrainingError(
@@ -277,7 +262,6 @@ def paraphrase_rows(
     counts: RowCounts | None = None,
     keep: Keep | None = None,
     tokens: TextTokens = STORED,
-    gate: RowGate | None = None,
     first_only: bool = False,
 ) -> Iterator[RowBatch]:
     """Rows that have both paraphrases, with the feature row of their image, in the order of the table.
@@ -286,12 +270,12 @@ def paraphrase_rows(
     """
     begins = CaptionStarts()
     columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
-    seen = list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *(gate.columns if gate is not None else ())]))
+    seen = list(dict.fromkeys([*columns, CAPTION_ID, "image_id"]))
     for batch in iter_batches(folder, seen):
         whole = batch.filter(batch[columns[-1]].is_valid())
         if first_only:
             whole = whole.filter(pa.array(begins(whole[CAPTION_ID])))
-        yield from _rows(whole, images, columns, counts, keep, tokens, gate)
+        yield from _rows(whole, images, columns, counts, keep, tokens)
 
 
 def validation_set(
@@ -339,7 +323,6 @@ def _rows(
     counts: RowCounts | None,
     keep: Keep | None,
     tokens: TextTokens,
-    gate: RowGate | None = None,
 ) -> Iterator[RowBatch]:
     found = images.find(batch["image_id"])
     usable = found >= 0
@@ -354,10 +337,4 @@ def _rows(
     if not kept.num_rows:
         return
     texts, image_rows = {c.removesuffix("_tokens"): tokens.convert(kept[c]) for c in columns}, found[wanted]
-    told = {**texts, CAPTION_ID: kept[CAPTION_ID]} if columns else texts
-    if gate is None:
-        yield told, image_rows
-        return
-    good = gate(kept, texts, image_rows)
-    if good.any():
-        yield {name: column.filter(pa.array(good)) for name, column in told.items()}, image_rows[good]
+    yield ({**texts, CAPTION_ID: kept[CAPTION_ID]} if columns else texts), image_rows

@@ -42,7 +42,6 @@ from tasks.training.data import (
     use_threads,
     validation_set,
 )
-from tasks.training.image_gate import ImageGate
 from tasks.training.processes import train_together
 from tasks.training.release import paraphraser_of, provenance_of, release
 
@@ -102,23 +101,11 @@ class Preparation:
 
         def stream() -> Iterator[RowBatch]:
             keep = self.held_out.trains
-            yield from paraphrase_rows(self.paraphrases, self.images, counts, keep, self.tokens, gate)
-            if gate is not None:
-                # Before the rows are called complete, because a later try would not make rejects again.
-                gate.close()
+            yield from paraphrase_rows(self.paraphrases, self.images, counts, keep, self.tokens)
 
-        def facts() -> dict[str, int]:
-            return asdict(counts) | ({"rejected": gate.rejected} if gate is not None else {})
-
-        gate = self._image_gate()
         folder = self.ctx.work.scratch / "rows"
-        return enough(spool_rows(folder, KINDS, stream(), facts, self.tokens.dtype), "paraphrase_2", self.images.keys)
-
-    def _image_gate(self) -> ImageGate | None:
-        margin = self.options.image_gate
-        if margin is None:
-            return None
-        return ImageGate(self.clip, self.images, margin, self.ctx.work.out / "rejects")
+        rows = spool_rows(folder, KINDS, stream(), lambda: asdict(counts), self.tokens.dtype)
+        return enough(rows, "paraphrase_2", self.images.keys)
 
     def job(self, validates: bool = True) -> TrainingJob:
         """The training run; nothing is validated before α is chosen, whichever process `validates`."""

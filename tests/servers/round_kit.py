@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import GateOptions, ParaphraseOptions, RegenerateOptions
+from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Prompt
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "OPTIONS",
     "Rows",
     "Told",
-    "again",
     "asked",
     "attempts",
     "both_steps",
@@ -58,10 +57,6 @@ def with_options(**changed: Any) -> ParaphraseOptions:
 
 def gated(*names: str) -> ParaphraseOptions:
     return with_options(gates=GateOptions(preset="off", extra=tuple(f"scripted_gates:{name}" for name in names)))
-
-
-def again(*entries: dict[str, str]) -> dict[str, tuple[RegenerateOptions, ...]]:
-    return {"regenerate": tuple(RegenerateOptions(**entry) for entry in entries)}
 
 
 def attempts(rejects: pa.Table) -> list[tuple[str, int]]:

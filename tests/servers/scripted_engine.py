@@ -7,8 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.model_judge import JUDGE_STEP
 
-__all__ = ["Refusing", "Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
+__all__ = ["Doubting", "Refusing", "Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
 
 Answer = Callable[[Prompt], Sequence[str]]
 
@@ -112,6 +113,20 @@ class Several(Well):
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
         super().__init__(options, context)
         self._answer = lambda prompt: (f"first {prompt.text}", f"second {prompt.text}")
+
+
+class Doubting(Several):
+    """Two answers; asked whether they say the same, it finds fault with the first about 3 and with both about 4."""
+
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        super().__init__(options, context)
+        paraphrase = self._answer
+        self._answer = lambda prompt: _opinion(prompt) if prompt.step == JUDGE_STEP else paraphrase(prompt)
+
+
+def _opinion(prompt: Prompt) -> tuple[str, ...]:
+    caption, answer = prompt.text.split("\n")
+    return ("No, it does not.",) if "4" in caption or ("3" in caption and "first" in answer) else ("Yes.",)
 
 
 class Refusing(Well):

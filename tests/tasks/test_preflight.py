@@ -224,3 +224,20 @@ def test_few_of_many_images_are_looked_up(settings_of: Make) -> None:
     assert census.splits == {"train": 20_000} and not census.without_image("train")
     looked_up = list(census.first_images["pics"])
     assert looked_up[:17] == [*(f"0-{image}.jpg" for image in range(16)), "1-0.jpg"] and len(looked_up) == 1008
+
+
+def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:
+    others = (
+        "ein Hund läuft auf der Straße", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
+    )  # fmt: skip
+    foreign = [(f"{image}.jpg", text, "train") for image, text in enumerate(others)]
+    write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("test", 12, 10)])
+    settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"unspaced_scripts": True})})
+    (notice,) = check_before_paying(Run(settings))
+    assert notice.startswith("about 4 of 24 training captions are not in English") and "gates.encoder" in notice
+    multilingual = settings.paraphrase.gates.model_copy(update={"encoder": "multilingual"})
+    settings = settings.model_copy(
+        update={"paraphrase": settings.paraphrase.model_copy(update={"gates": multilingual})}
+    )
+    assert check_before_paying(Run(settings)) == []

@@ -90,21 +90,17 @@ def test_what_is_counted_is_what_is_asked(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [({"reason": "empty"}, 11), ({"where": "caption like '%fast%'"}, 19), ({"where": "false"}, 0)],
-    ids=["reason", "where", "none"],
-)
-def test_rows_that_are_to_be_asked_again_are_counted(entry: dict[str, str], expected: int, bench: Bench) -> None:
+@pytest.mark.parametrize(("reason", "expected"), [("empty", 11), ("echo", 0)])
+def test_rows_that_are_to_be_asked_again_are_counted(reason: str, expected: int, bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS))
-    chosen = bench.settings(CARS, regenerate=[entry])
+    chosen = bench.settings(CARS, regenerate=[reason])
     left = steps_left(Run(chosen, bench.store), {})
     assert left[1].missing == bench.generated(PARAPHRASE_1, chosen) == expected
 
 
 def test_rules_that_name_the_same_rows_are_counted_once_as_long_as_their_answers_are_not_known(bench: Bench) -> None:
     bench.run(PARAPHRASE_1, bench.settings(CARS))
-    chosen = bench.settings(CARS, regenerate=[{"reason": "empty"}, {"reason": "empty"}])
+    chosen = bench.settings(CARS, regenerate=["empty", "empty"])
     assert steps_left(Run(chosen, bench.store), {})[1].missing == 11
     generated = bench.generated(PARAPHRASE_1, chosen)
     assert 11 <= generated <= 22

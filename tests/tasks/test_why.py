@@ -126,9 +126,7 @@ def test_steps_and_attempts(store: GenerationStore) -> None:
     found = explain(Run(settings_of()), store, second.hex())
     assert [(d.part, d.asked, d.kept) for d in found.differences] == [("attempt", 0, 2)]
     assert explain(Run(settings_of("paraphrase.attempts=3")), store, second.hex()).cached
-    assert explain(
-        Run(settings_of("paraphrase.regenerate=[{where: 'true'}, {where: 'true'}]")), store, second.hex()
-    ).cached
+    assert explain(Run(settings_of("paraphrase.regenerate=[echo, echo]")), store, second.hex()).cached
 
 
 def test_what_cannot_be_explained(store: GenerationStore) -> None:

@@ -121,6 +121,23 @@ class Paraphraser:
         return self.engine().model
 
     @cached_property
+    def judge(self) -> Paraphraser | None:
+        """Who is asked whether an answer says the same as its caption; None: nobody.
+
+        Raises:
+            ConfigError: its options cannot be used, or its engine only looks answers up.
+        """
+        if (options := self.given.as_judge()) is None:
+            return None
+        judge = Paraphraser(options, self.data_root, self.device, self.hash_files)
+        if not judge.facts.asks:
+            raise ConfigError(
+                f"paraphrase.judge: the engine {options.engine} asks no language model; name one that does, for "
+                "example paraphrase.judge={engine: openai, model: NAME}"
+            )
+        return judge
+
+    @cached_property
     def prompts(self) -> dict[int, PromptTemplate]:
         """The prompt of each step."""
         return {step: prompt_for(self.options, step) for step in (1, 2)}

@@ -192,8 +192,9 @@ class StreamingEngine(Protocol):
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
-    ) -> Generator[tuple[int, Completion], None, None]:
-        """Completions as they come, each with the number of its prompt.
+    ) -> Generator[tuple[int, Completion] | None, None, None]:
+        """Completions as they come, each with the number of its prompt; None now and then where none comes for a while,
+        so that those before it are kept.
 
         Raises:
             EngineError: not every prompt has one; those that have were handed over before.
@@ -273,7 +274,7 @@ def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
     return f"{folder.name}@{digest.hexdigest()}"
 
 
-def in_order(stream: Iterable[tuple[int, Completion]]) -> list[Completion]:
+def in_order(stream: Iterable[tuple[int, Completion] | None]) -> list[Completion]:
     """Completions by their numbers.
 
     Raises:
@@ -281,7 +282,7 @@ def in_order(stream: Iterable[tuple[int, Completion]]) -> list[Completion]:
     """
     completions: dict[int, Completion] = {}
     try:
-        completions.update(stream)
+        completions.update(filter(None, stream))
     except EngineError as error:
         error.finished = completions
         raise

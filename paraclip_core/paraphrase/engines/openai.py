@@ -9,7 +9,7 @@ import logging
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
@@ -27,6 +27,8 @@ NONE_SPEAKS = 16
 """So many empty answers and no other: the model cannot answer as it is asked."""
 PAUSE_SECONDS = 0.005
 """Between two looks whether there is room."""
+QUIET_SECONDS = 1.0
+"""Who takes the answers gets a turn at least so often, to keep those that came."""
 OTHER_TEXT = "a dog on a beach"
 """What a server is asked about to tell whether it answers any text."""
 SHOWN = 5
@@ -166,8 +168,8 @@ class OpenAIEngine:
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
-    ) -> Generator[tuple[int, Completion], None, None]:
-        """Completions as they come, each with the number of its prompt.
+    ) -> Generator[tuple[int, Completion] | None, None, None]:
+        """Completions as they come, each with the number of its prompt; None after a second without one.
 
         While `concurrency` completions wait to be taken, nothing more is asked for.
 
@@ -180,7 +182,12 @@ class OpenAIEngine:
         call = loop.submit(run.answer())
         call.add_done_callback(lambda _: answered.put(None))
         try:
-            while (item := answered.get()) is not None:
+            while True:
+                try:
+                    if (item := answered.get(timeout=QUIET_SECONDS)) is None:
+                        break
+                except Empty:
+                    item = None
                 yield item
             call.result()
         finally:

@@ -143,7 +143,7 @@ class VllmEngine:
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
-    ) -> Generator[tuple[int, Completion], None, None]:
+    ) -> Generator[tuple[int, Completion] | None, None, None]:
         """Completions as they come, each with the number of its prompt."""
         if not prompts:
             return

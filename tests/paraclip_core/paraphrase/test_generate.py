@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,6 +149,24 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: GenerationStor
 def test_a_slow_stream_is_kept_by_the_clock(cache: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.0)
     assert [len(part) for part in ask(Streaming(), cache)] == [1] * 20
+
+
+def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
+    cache: GenerationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
+
+    class Hanging(Streaming):
+        def stream(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            yield from super().stream(prompts[:3], sampling)
+            while len(stored(cache)) < 3:
+                time.sleep(0.01)
+                yield None
+            yield from ((number, Completion(("late",), 1, 1)) for number in range(3, len(prompts)))
+
+    # What came at once afterwards may be one part or several.
+    sizes = [len(part) for part in ask(Hanging(), cache, chunk=64)]
+    assert sum(sizes) == 20 and 3 in itertools.accumulate(sizes)
 
 
 @pytest.mark.parametrize("failure", [EngineError("died"), KeyboardInterrupt()], ids=["death", "interrupt"])

@@ -1,4 +1,4 @@
-"""Rounds that ask again, for several rewrites, after poor first answers and for the rows that a condition names."""
+"""Rounds that ask again: for several rewrites, after poor first answers and for rows rejected for a reason."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import logging
 import shutil
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from round_kit import (  # pyright: ignore[reportMissingImports]
     BLUE,
     FEW,
     Rows,
     Told,
-    again,
     asked,
     attempts,
     both_steps,
@@ -129,7 +127,7 @@ def test_a_sample_of_step_2_is_judged_beside_its_captions(paraphrasing: Any, row
         paraphrasing.run(first.input_of_step_2, Scripted(lambda p: ("",)), with_options(stop_below=0.1), step=2)
 
 
-# Asking again for the rows that a condition names.
+# Asking again for the rows of a reason.
 
 
 def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: Rows) -> None:
@@ -137,77 +135,46 @@ def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: R
     before = paraphrasing.run([rows_of(FEW)], engine)
     assert attempts(before.rejects) == [(text, 0) for text in BLUE]
     engine.asked.clear()
-    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "empty"})))
+    after = paraphrasing.run([rows_of(FEW)], engine, with_options(regenerate=("empty",)))
     assert asked(engine) == [(text, 1) for text in BLUE]
     assert after.answers == before.answers | {text: f"{text} draw 1" for text in BLUE}
     assert after.rows.column("caption").to_pylist() == FEW
     # What was rejected before is still told.
     assert attempts(after.rejects) == [(text, 0) for text in BLUE]
     engine.asked.clear()
-    paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"reason": "echo"})))
+    paraphrasing.run([rows_of(FEW)], engine, with_options(regenerate=("echo",)))
     assert engine.asked == []
 
 
 def test_floods_can_be_asked_for_again(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted(lambda p: ("one dog",) if "blue" in p.text and not p.seed else well(p))
-    options = with_options(**again({"reason": "repeated_flood"}))
+    options = with_options(regenerate=("repeated_flood",))
     found = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
     assert asked(engine)[10:] == [(text, 1) for text in BLUE]
     assert found.rows.num_rows == 10
     assert [row["reason"] for row in found.rejects.to_pylist()] == ["repeated_flood"] * 5
 
 
-def test_an_accepted_answer_is_replaced_by_the_new_one(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing()
-    before = paraphrasing.run([rows_of(FEW)], engine)
-    after = paraphrasing.run([rows_of(FEW)], engine, with_options(**again({"where": "answer like 'photo 4 %'"})))
-    assert after.answers == before.answers | {FEW[4]: f"{FEW[4]} draw 1"}
-    keys = [outcome.rows.column("generation_1").to_pylist() for outcome in (before, after)]
-    assert [n for n in range(10) if keys[0][n] != keys[1][n]] == [4]
-    assert paraphrasing.cache.lookup(pa.array([keys[1][4]], pa.binary(16))).num_rows == 1
-    assert after.rejects.num_rows == 0
-
-
-def test_an_accepted_answer_stays_where_the_new_one_fails(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: draw == 1)
-    # It is no empty answer, so the second entry asks for nothing.
-    options = with_options(**again({"where": "accepted"}, {"reason": "empty"}))
-    found = paraphrasing.run([rows_of(FEW[:3])], engine, options)
-    assert asked(engine) == [(text, draw) for draw in (0, 1) for text in FEW[:3]]
-    assert found.answers == {text: f"{text} draw 0" for text in FEW[:3]}
-    assert attempts(found.rejects) == [(text, 1) for text in FEW[:3]]
-
-
 def test_each_entry_gives_one_more_attempt(paraphrasing: Any, rows_of: Rows) -> None:
-    engine, empty = drawing(lambda text, draw: draw < 2), {"reason": "empty"}
-    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty)))
+    engine = drawing(lambda text, draw: draw < 2)
+    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(regenerate=("empty",)))
     assert found.rows.num_rows == 0
-    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(**again(empty, empty, empty)))
+    found = paraphrasing.run([rows_of(FEW[:2])], engine, with_options(regenerate=("empty",) * 3))
     assert found.answers == {text: f"{text} draw 2" for text in FEW[:2]}
     assert attempts(found.rejects) == [(text, draw) for text in FEW[:2] for draw in (0, 1)]
     assert asked(engine) == [(text, draw) for draw in (0, 1, 2) for text in FEW[:2]]
 
 
-def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
-    found = paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": "true"})))
-    assert found.answers == {text: f"{text} draw {2 if text in BLUE else 1}" for text in FEW}
-
-
-def test_the_columns_say_what_happened(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text)
-    where = (
-        "step = 1 and attempt = 1 and not accepted and reason = 'empty' and detail <> '' and input = caption and "
-        "answer = '' and similarity is null and image_id = 'image3' and licence = 'CC0'"
+def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
+    """However the input is cut."""
+    options, whole = (
+        with_options(attempts=2, gates=gated("short").gates, regenerate=("empty", "short", "empty")),
+        rows_of(FEW),
     )
-    paraphrasing.run([rows_of(FEW)], engine, with_options(attempts=2, **again({"where": where})))
-    assert [pair for pair in asked(engine) if pair[1] == 2] == [(FEW[3], 2)]
-
-
-def test_conditions_do_not_depend_on_how_the_input_is_cut(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
-    options = with_options(attempts=2, **again({"where": "caption like '%3%' or reason = 'empty'"}, {"where": "true"}))
-    expected = elsewhere.run([rows_of(FEW)], drawing(lambda text, draw: "blue" in text and draw < 2), options)
-    whole = rows_of(FEW)
-    engine = drawing(lambda text, draw: "blue" in text and draw < 2)
-    found = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engine, options)
+    engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
+    expected = elsewhere.run([whole], engines[0], options)
+    found = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
     assert (found.rows, found.rejects) == (expected.rows, expected.rejects)
+    assert found.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
+    assert attempts(found.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
+    assert asked(engines[0]) == asked(engines[1])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, NO_PARENT, Batches, StepTables, step_requests
-from paraclip_core.paraphrase.select import latest_rows, select
+from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 from storage.generations import GenerationStore
 
@@ -167,24 +167,17 @@ def test_rows_and_rejects_are_the_references(
 
 @settings(max_examples=15)
 @given(step=steps(), max_repeats=st.none() | st.integers(1, 3))
-def test_conditions_see_the_last_attempt_and_the_last_accepted_answer(
+def test_rows_without_an_accepted_answer_are_named_by_their_last_reason(
     rows_of: Rows, reading: Reading, step: Step, max_repeats: int | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
         rows, rejects = expected(step, 1, max_repeats)
-        best = {row: (answer, similarity, None) for row, _, answer, similarity in rows}
-        last = {row: (answer, reason) for row, _, reason, answer in rejects}
-        numbers, tables = zip(*latest_rows(bench.tables, max_repeats), strict=True)
-        assert np.concatenate(numbers).tolist() == list(range(len(step.inputs)))
-        for row, seen in enumerate(row for table in tables for row in table.to_pylist()):
-            assert (seen["step"], seen["attempt"]) == (1, step.attempts[row] - 1)
-            assert (seen["caption"], seen["input"]) == (step.inputs[row], step.inputs[row])
-            assert (seen["image_id"], seen["licence"]) == (f"image{row}", "CC0")
-            assert seen["accepted"] == (row in best)
-            if row in best:
-                assert (seen["answer"], seen["similarity"], seen["reason"], seen["detail"]) == (*best[row], "")
-            else:
-                assert (seen["answer"], seen["reason"]) == last[row] and seen["detail"]
+        last = {row: reason for row, _, reason, _ in rejects}
+        accepted = {row for row, *_ in rows}
+        for reason in ("echo", "empty", "repeated_flood"):
+            wanted = [(step.attempts[row], row) for row in last if row not in accepted and last[row] == reason]
+            named = rejected_for(bench.tables, reason, max_repeats)
+            assert [(attempt, row) for attempt in named for row in named[attempt].tolist()] == sorted(wanted)
 
 
 def test_a_flood_is_one_for_all_of_its_inputs_whatever_their_order(

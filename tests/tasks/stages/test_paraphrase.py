@@ -22,7 +22,6 @@ from paraclip_core.config import (
     FileEngineOptions,
     GateOptions,
     ParaphraseOptions,
-    RegenerateOptions,
     SamplingOptions,
     Settings,
     SourceOptions,
@@ -238,7 +237,7 @@ def uneven(folder: Path, encoder: Path, captions: Sequence[str] = CARS, **change
         engine="Writer",
         attempts=2,
         gates=GateOptions.model_validate(gates | {"min_caption_similarity": -1} | changed),
-        regenerate=(RegenerateOptions(reason="repeated_flood"), RegenerateOptions(where="answer like '% 4%'")),
+        regenerate=("repeated_flood", "echo"),
     )
 
 
@@ -336,7 +335,7 @@ def test_fingerprints_follow_meaning_only(flickr: Path, tmp_path: Path, monkeypa
     assert options(PARAPHRASE_1) == options(PARAPHRASE_1, prompt_2="other {}")
     assert options(PARAPHRASE_2) != options(PARAPHRASE_2, prompt_2="other {}")
     assert options(PARAPHRASE_1) != options(PARAPHRASE_1, keep=2)
-    assert options(PARAPHRASE_1, regenerate=(RegenerateOptions(reason="echo"),)) != options(PARAPHRASE_1)
+    assert options(PARAPHRASE_1, regenerate=("echo",)) != options(PARAPHRASE_1)
 
 
 def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

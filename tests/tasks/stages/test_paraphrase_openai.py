@@ -15,6 +15,7 @@ from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingIm
 
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
+from paraclip_core.paraphrase.generate import KEEP_SECONDS
 from paraclip_core.settings import parse_settings
 from storage.parquet import read_table
 from tasks.context import Run, run_stage
@@ -119,10 +120,12 @@ def test_runs_at_once_that_ask_the_same_pay_once(
 
 
 @pytest.mark.slow
-def test_kills_cost_a_chunk_each_at_most(
+def test_kills_cost_the_answers_of_two_seconds_each_whatever_the_chunk(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = begun(openai_server, tmp_path, monkeypatch, 0.02)
+    well, seconds = openai_server.answer, 0.25
+    settings = begun(openai_server, tmp_path, monkeypatch, seconds)
+    settings = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"chunk": 1024})})
     spawn = multiprocessing.get_context("spawn")
     kills = (50, 110)
     for least in kills:
@@ -136,7 +139,10 @@ def test_kills_cost_a_chunk_each_at_most(
     finished = run_stage("paraphrase_1", Run(settings))
     assert len(openai_server.answered) == CAPTIONS
     twice = len(openai_server.asked) - CAPTIONS
-    assert 0 <= twice <= len(kills) * settings.paraphrase.chunk
+    # What came since the last part, what waits to be taken, and what is under way.
+    concurrency = settings.paraphrase.openai.concurrency
+    assert 0 <= twice <= len(kills) * (concurrency * KEEP_SECONDS / seconds + 2 * concurrency)
+    openai_server.answer = well
     calm = settings_of(tmp_path, openai_server.url, root="calm")
     run_stage("ingest", Run(calm))
     undisturbed = run_stage("paraphrase_1", Run(calm))

@@ -87,27 +87,6 @@ def test_rows_of_a_file_of_paraphrases_that_were_left_out_are_shown(tmp_path: Pa
     assert group.samples[0].detail == "a.csv, row 3: 4 fields"
 
 
-@pytest.mark.parametrize("rejected", [None, 0, 2])
-def test_rows_that_the_image_gate_left_out_are_shown(tmp_path: Path, rejected: int | None) -> None:
-    """A fine-tuning without a gate has no rejects at all, and one whose gate stopped nothing an empty table."""
-    row = {"caption_id": bytes(16), "step": 1, "attempt": 0, "reason": "echo", "detail": "d", "input": "a dog"}
-    row |= {"answer": "a cat", "generation": bytes(16)}
-    inputs: dict[str, Artifact] = {}
-    for stage, rows in (
-        ("paraphrase_1", [row]),
-        ("paraphrase_2", []),
-        ("finetune", [{**row, "step": step, "reason": "far_from_image"} for step in (1, 2)][: rejected or 0]),
-    ):
-        if stage != "finetune" or rejected is not None:
-            table = pa.Table.from_pylist(rows, schema=tables.PARAPHRASE_REJECTS)
-            write_table(tmp_path / stage / "rejects" / "part-00000.parquet", table)
-        metrics: dict[str, Any] = {} if rejected is None else {"rejected": rejected}
-        inputs[stage] = Artifact(tmp_path / stage, replace(artifact({}).manifest, metrics=metrics))
-    groups = [(group.stage, group.reason, group.count) for group in _step_rejects(inputs)]
-    assert groups[0] == ("paraphrase step 1", "echo", 1)
-    assert groups[1:] == ([("finetune", "far_from_image", 2)] if rejected else [])
-
-
 def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
     names = [f"license {number:02d}" for number in range(40)]
     tables_of = {
