@@ -108,6 +108,7 @@ class ReportData:
     verdict: str
     """``promote`` or ``hold``."""
     reasons: Sequence[str]
+    """The first says most."""
     comparison: Sequence[Row]
     finetune: str = ""
     """Fingerprint of the tuned model; empty where no run of ours made it."""
@@ -115,6 +116,10 @@ class ReportData:
     image_tower_after: str = ""
     over_control: Sequence[Row] = ()
     """The same figures with a model that was tuned on captions alone as `base`; none without one."""
+    control: Sequence[Row] = ()
+    """The same figures with that model as `tuned`."""
+    untrained: bool = False
+    """Whether the base is near chance, so that no figure says anything."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What was trained on what, when and how, in a few words each."""
     settings: str = ""

@@ -104,9 +104,11 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],
-        reasons=[why(comparison | {"rows": totals})],
+        reasons=why(comparison | {"rows": totals}).split("; "),
         comparison=[Row(**row) for row in comparison["rows"]],
         over_control=[Row(**row) for row in comparison.get("over_control", ())],
+        control=[Row(**row) for row in comparison.get("control", ())],
+        untrained=comparison.get("untrained", False),
         protocols=comparison.get("protocols", {}),
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
@@ -362,7 +364,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=8,
+    version=9,
     inputs=_stages,
     options=_options,
     body=_body,
