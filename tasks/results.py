@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
-from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
 from storage.manifests import SOURCE
@@ -94,7 +94,9 @@ def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
     if "evaluate" in artifacts:
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        notes = filter(None, (warning, untuned(metrics.get("finetune", {}))))
+        tuned = metrics.get("finetune", {})
+        chosen_on = few_for_alpha(tuned.get("validation_pairs", 0), tuned.get("validation_images", 0))
+        notes = filter(None, (warning, untuned(tuned), chosen_on))
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:

@@ -7,10 +7,8 @@ make intervals too narrow. Both models are measured on the same draw.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +16,7 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.results import Sample
 
-__all__ = ["GAIN", "Interval", "delta_interval", "images_needed"]
-
-GAIN = 2.0
-"""Points that an evaluation should be able to tell."""
-POWER = 0.8
-"""How often it should tell them."""
+__all__ = ["Interval", "delta_interval"]
 
 CELLS = 1 << 21
 """Drawn items that are held at once."""
@@ -72,17 +65,6 @@ def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: f
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(np.mean(parts, axis=0), [tail, 1.0 - tail])
     return Interval(tuned.statistic() - base.statistic(), float(low), float(high), clusters)
-
-
-def images_needed(images: int, half: float, confidence: float) -> int:
-    """On how many images the interval of a true gain of two points lies above zero, four times in five.
-
-    The sample size of a paired comparison (Chow, Shao & Wang, Sample Size Calculations in Clinical Research, 2008, ch.
-    3.1): n = ((z_(1-α/2) + z_0.8) · σ / gain)², with the σ of an image's difference that an interval of ± `half` points
-    over `images` has, z_(1-α/2) · σ / √images = half.
-    """
-    z, power = (NormalDist().inv_cdf(share) for share in ((1 + confidence) / 2, POWER))
-    return math.ceil(images * ((1 + power / z) * half / GAIN) ** 2)
 
 
 def _draws(count: int, width: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -79,6 +79,18 @@ def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
     assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
 
 
+@pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])
+def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batch: int) -> None:
+    """Five steps leave it near chance, and everything measured on it is noise."""
+    table(data / "My export.csv", captions(images))
+    rows = facts(data.name)["captions"]["train"]
+    settings = load_settings("paraclip.yaml")
+    assert settings.bootstrap.batch_size == settings.finetune.batch_size == batch
+    assert settings.bootstrap.epochs * rows / batch == pytest.approx(300, rel=0.05)
+    facts(data.name, "--base", "ViT-B-32:laion2b_s34b_b79k", "--force")
+    assert load_settings("paraclip.yaml").bootstrap == settings.bootstrap.__class__()
+
+
 def test_nothing_is_written_over(data: Path, capsys: Capture) -> None:
     Path("paraclip.yaml").write_text("name: kept\n")
     assert run_cli(["init", data.name]) == 2
