@@ -112,12 +112,12 @@ class Comparison:
             deltas.setdefault(row.benchmark, {})[row.metric] = row.delta
             intervals.setdefault(row.benchmark, {})[row.metric] = [row.low, row.high]
         controls: dict[str, dict[str, dict[str, list[float]]]] = {}
-        for name, rows in (("over_control", self.over_control), ("control", self.control)):
-            for row in rows:
-                figures = controls.setdefault(name, {}).setdefault(row.benchmark, {})
-                figures[row.metric] = [row.delta, row.low, row.high]
-        for row in self.control:
+        for over, row in zip(self.over_control, self.control, strict=True):
             models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.tuned
+            # A gain over what fell would be read as the paraphrases'.
+            for name, shown in (("over_control", over), ("control", row))[row.side < 0 :]:
+                figures = controls.setdefault(name, {}).setdefault(row.benchmark, {})
+                figures[row.metric] = [shown.delta, shown.low, shown.high]
         return {
             "models": models,
             "deltas": deltas,
@@ -233,10 +233,10 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     if fell := [row for row in (*_matching(control, gate.metric), *lost) if row.side < 0]:
         text = (
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
-            "and what is gained over them says nothing; a lower evaluate.control_learning_rate may mend it"
+            "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
         )
     elif any(row.side < 0 for row in gains):
-        text = f"the paraphrases do not pay, for captions alone do better: {text}; take finetune.texts=captions"
+        text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
         text += ", not clear of zero, so the gain may be that of more training"
@@ -273,7 +273,7 @@ def _too_few(row: Row, confidence: float) -> str:
     what = "images" if images else "cases"
     return (
         f"too few to tell: {row.clusters} {what} make ±{half:.1f} points of {_name(row)}, and a gain of {GAIN:g} needs "
-        f"about {needed:,}; hold more out"
+        f"about {needed:,} held-out {what}"
     )
 
 
