@@ -247,21 +247,23 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
 
 
 def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
-    """Why nothing can be measured on a base that finds its captions' images no more often than chance does."""
+    """Why nothing can be measured on a base that finds no captions' images more often than chance does."""
     pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
-    for row in rows:
-        images = pools[row.benchmark]
-        if row.metric not in KNOWS or images < FEWEST_IMAGES:
-            continue
-        chance = RECALL_DEPTHS[-1] / images
-        # Three standard errors, beyond which chance is once in 700.
-        if row.base / 100 <= chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
-            return (
-                f"the base is near chance, so nothing can be measured on it: {_name(row)} is {row.base:.1f}, and "
-                f"{100 * chance:.1f} by chance among {images:,} images; train it longer (bootstrap.epochs, or a "
-                "smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
-            )
-    return ""
+    searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
+    if not searches or any(_beats_chance(row, pools[row.benchmark]) for row in searches):
+        return ""
+    row, images = searches[0], pools[searches[0].benchmark]
+    return (
+        f"the base is near chance, so nothing can be measured on it: {_name(row)} is {row.base:.1f}, and "
+        f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; train it longer "
+        "(bootstrap.epochs, or a smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
+    )
+
+
+def _beats_chance(row: Row, images: int) -> bool:
+    chance = RECALL_DEPTHS[-1] / images
+    # Three standard errors, which chance passes once in 700 times.
+    return row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters)
 
 
 def _too_few(row: Row, confidence: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,6 +233,9 @@ def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, unt
     if untrained:
         assert comparison.verdict == "hold" and "by chance among 400 images; train it longer" in comparison.reason
         assert with_control(comparison, *rows, GateRule()).reason == comparison.reason
+        # It knows the captions of another benchmark.
+        knows = replace(searched(0.3, 0.6), benchmark="second")
+        assert not compare([searched(0.3, 0.6, hits=hits), knows], EvaluateOptions()).untrained
 
 
 def test_a_gate_over_the_control_needs_one() -> None:
