@@ -11,8 +11,9 @@ GAIN = 2.0
 """Points that an evaluation should be able to tell."""
 POWER = 0.8
 """How often it should tell them."""
-SPREAD = 7.0, 15.0
-"""Standard deviations of AO@10's difference, in points: between images, and between the pairs of one."""
+SPREAD = 7.0, 13.0
+"""Standard deviations of AO@10's difference, in points: between images, and between the pairs of one. They give the
+intervals that the demo and Flickr8k have, see docs/benchmarks.md."""
 
 
 def images_needed(images: int, half: float, confidence: float) -> int:

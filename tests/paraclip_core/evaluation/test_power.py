@@ -16,6 +16,12 @@ def test_a_gain_is_told_four_times_in_five_on_the_images_that_it_needs(images: i
     assert np.mean(gains > 1.96 * spread / needed**0.5) == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize(("images", "pairs", "seen"), [(70, 70, 4.0), (750, 750, 0.97), (1000, 10_000, 0.51)])
+def test_the_interval_to_expect_is_that_of_runs_so_far(images: int, pairs: int, seen: float) -> None:
+    """Those of docs/benchmarks.md."""
+    assert expected_half(images, pairs, 0.95) == pytest.approx(seen, rel=0.15)
+
+
 def test_more_pairs_of_an_image_help_less_than_more_images() -> None:
     one, more_pairs, more_images = (expected_half(*of, 0.95) for of in ((100, 100), (100, 1000), (1000, 1000)))
     assert more_images == pytest.approx(one / 10**0.5)
