@@ -231,8 +231,9 @@ def _write_page(
     data = ReportData(
         name=title,
         verdict=comparison.verdict,
-        reasons=[why(summary)],
+        reasons=why(summary).split("; "),
         comparison=comparison.rows,
+        untrained=comparison.untrained,
         confidence=comparison.confidence,
         notes=comparison.notes,
         protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
+from paraclip_core.report.data import few_for_alpha
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import storage_error
 from storage.manifests import SOURCE
@@ -29,6 +31,7 @@ __all__ = ["Cost", "RunPlan", "StagePlan", "differences", "estimate", "plan_run"
 State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
 Check = Callable[[Run, IngestedCaptions | None], list[str]]
+PLANNED = partial(check_before_paying, planned=True)
 SHOWN = 60
 FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "control": 78_500_000, "report": 730_000}
 MOST_GROWTH = 30
@@ -73,7 +76,7 @@ class RunPlan:
     """What else to know before it runs."""
 
 
-def plan_run(run: Run, count: Count = amounts, check: Check = check_before_paying) -> RunPlan:
+def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPlan:
     """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
     Where captions are not ingested yet, the sources are read to count them.
@@ -100,6 +103,9 @@ def plan_run(run: Run, count: Count = amounts, check: Check = check_before_payin
             for name, node in run.nodes.items()
         ]
         notes = check(run, captions)
+    pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
+    held_out = round(pairs * run.settings.finetune.validation)
+    notes += filter(None, [few_for_alpha(held_out, held_out)])
     return RunPlan(stages, notes + _notes(run, sum(stage.requests or 0 for stage in stages)))
 
 

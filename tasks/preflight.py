@@ -19,7 +19,9 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.pool import ImagePool
+from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.published import Captions
+from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from storage.artifacts import Artifact
@@ -133,12 +135,13 @@ class Census:
         return ImagePool(ids, _no_features)
 
 
-def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> list[str]:
+def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
     """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
 
     Args:
         run: the run.
         captions: its captions, where ingest is not finished. Scenes that are not rendered are not looked at.
+        planned: say what the validation can show, too.
 
     Returns:
         What the user should hear before the run goes on.
@@ -159,7 +162,8 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None) -> l
     _check_split(settings, census)
     if settings.data.scenes is None or scenes is not None:
         _check_images(settings, scenes, census)
-        benchmark_tasks(settings, scenes, census.stored)
+        tasks, _ = benchmark_tasks(settings, scenes, census.stored)
+        notices += _shows(tasks, settings.evaluate.confidence) if planned else []
     return notices + check_drift(run)
 
 
@@ -248,6 +252,21 @@ def _check_split(settings: Settings, census: Census) -> None:
             f"{what}, but none of its {splits[split]} captions has an image ({_listed(without)}); name their tar or "
             "folder in data.sources[].images, or give the benchmark a path of its own"
         )
+
+
+def _shows(tasks: Sequence[Prepared], confidence: float) -> list[str]:
+    """What each benchmark of pairs can show."""
+    notices = []
+    for task in tasks:
+        if images := len(set(task.task.pairs)):
+            half = expected_half(images, len(task.task.pairs), confidence)
+            needed = images_needed(images, half, confidence)
+            notices.append(
+                f"validation: {task.name} has {len(task.task.pairs):,} pairs of {images:,} images; expect AO@10 "
+                f"± {half:.1f} points. A gain of {GAIN:g} points needs about {needed:,} images, so they are "
+                f"{'too few to tell' if needed > images else 'enough'} (docs/benchmarks.md)"
+            )
+    return notices
 
 
 def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> None:

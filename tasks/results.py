@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
-from paraclip_core.report.data import fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 from storage.artifacts import Artifact, ArtifactStore
 from storage.files import read_json, write_atomic, write_json
 from storage.manifests import SOURCE
@@ -94,7 +94,9 @@ def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
     if "evaluate" in artifacts:
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        notes = filter(None, (warning, untuned(metrics.get("finetune", {}))))
+        tuned = metrics.get("finetune", {})
+        chosen_on = few_for_alpha(tuned.get("validation_pairs", 0), tuned.get("validation_images", 0))
+        notes = filter(None, (warning, untuned(tuned), chosen_on))
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
@@ -141,7 +143,7 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first.
 
-    Where a control was measured, also the difference from it, `over_control`, and its interval.
+    Where a control was measured, also the difference from it, `over_control`, and its interval, None where it fell.
     """
     rows = []
     base, tuned = summary["models"]["base"], summary["models"]["tuned"]
@@ -159,7 +161,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "delta": summary.get("deltas", {}).get(benchmark, {}).get(metric),
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
-                    **({} if over is None else dict(zip(OVER_CONTROL, over, strict=True))),
+                    **(dict(zip(OVER_CONTROL, over or (None,) * 3, strict=True)) if "over_control" in summary else {}),
                 }
             )
     headlines = headline_metrics()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["init"]
 
 SMALL_BATCH = 8
+BASE_STEPS = 300
+"""After which a base of a few thousand captions has learned most, see docs/experiments.md."""
 
 
 def init(
@@ -136,7 +138,7 @@ def _configuration(overview: Survey, name: str, base: str) -> str:
         f"paraphrase:\n{_engine()}"
         f"model:\n  # embedded: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
-        f"  base: {_quoted(base)}\n{_batch(overview)}{_evaluate(overview)}"
+        f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
     )
 
 
@@ -174,14 +176,21 @@ def _engine() -> str:
     )
 
 
-def _batch(overview: Survey) -> str:
-    from paraclip_core.config import FinetuneOptions
+def _training(overview: Survey, base: str) -> str:
+    """Batches and epochs for few captions: by the defaults they would have a handful of steps."""
+    from paraclip_core.config import BootstrapOptions, FinetuneOptions
 
-    rows, usual = overview.counts.splits["train"], FinetuneOptions().batch_size
-    if rows >= 2 * usual:
-        return ""
-    size = max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
-    return f"finetune:\n  batch_size: {size}  # of {rows} captions; usually {usual}\n"
+    rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BootstrapOptions().epochs
+    batch = min(usual, max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1))
+    text = ""
+    if base == "embedded" and (passes := round(BASE_STEPS * batch / max(rows, 1))) > epochs:
+        text = (
+            f"bootstrap:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
+            f"  batch_size: {batch}  # usually {usual}\n  epochs: {passes}  # usually {epochs:g}\n"
+        )
+    if batch < usual:
+        text += f"finetune:\n  batch_size: {batch}  # of {rows} captions; usually {usual}\n"
+    return text
 
 
 def _evaluate(overview: Survey) -> str:

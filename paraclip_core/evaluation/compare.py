@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.benchmarks import Metric, find_benchmark, metric_of
+from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
 from paraclip_core.evaluation.intervals import delta_interval
+from paraclip_core.evaluation.power import GAIN, images_needed
 from paraclip_core.evaluation.results import Measured
 
 __all__ = [
@@ -22,6 +24,8 @@ FEWEST_IMAGES = 20
 """In a smaller pool most answers of chance are among the first ten, so that overlaps and recall@10 prove nothing."""
 DIGITS = 6
 """Decimals of a figure that are written: far below what any interval tells apart."""
+KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
+"""Figures that show whether a model knows its captions at all."""
 COLLAPSE = "agreement up and recall down is what a collapse looks like, for a tower that embeds all texts alike agrees"
 
 
@@ -83,12 +87,15 @@ class Comparison:
     resamples: int
     over_control: tuple[Row, ...] = ()
     """The same figures with the control, tuned on captions alone, as `base`; none without one."""
+    control: tuple[Row, ...] = ()
+    """The same figures with the control as `tuned`."""
+    untrained: bool = False
+    """Whether the base is near chance, so that nothing can be measured on it."""
 
     def as_json(self) -> dict[str, Any]:
-        """Itself as plain values."""
-        plain = asdict(self) | {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
-        plain["over_control"] = [asdict(row) for row in self.over_control]
-        return plain if self.over_control else {name: plain[name] for name in plain if name != "over_control"}
+        """Itself as plain values, without a control's where there is none."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain if self.over_control else {n: v for n, v in plain.items() if n not in ("over_control", "control")}
 
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
@@ -104,15 +111,18 @@ class Comparison:
             models["tuned"].setdefault(row.benchmark, {})[row.metric] = row.tuned
             deltas.setdefault(row.benchmark, {})[row.metric] = row.delta
             intervals.setdefault(row.benchmark, {})[row.metric] = [row.low, row.high]
-        over: dict[str, dict[str, list[float]]] = {}
-        for row in self.over_control:
-            models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.base
-            over.setdefault(row.benchmark, {})[row.metric] = [row.delta, row.low, row.high]
+        controls: dict[str, dict[str, dict[str, list[float]]]] = {}
+        for over, row in zip(self.over_control, self.control, strict=True):
+            models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.tuned
+            # A gain over what fell would be read as the paraphrases'.
+            for name, shown in (("over_control", over), ("control", row))[row.side < 0 :]:
+                figures = controls.setdefault(name, {}).setdefault(row.benchmark, {})
+                figures[row.metric] = [shown.delta, shown.low, shown.high]
         return {
             "models": models,
             "deltas": deltas,
             "intervals": intervals,
-            **({"over_control": over} if over else {}),
+            **controls,
             "verdict": self.verdict,
             "reason": self.reason,
             "notes": list(self.notes),
@@ -130,7 +140,8 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
     `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A drop rule whose kind was not
     measured is noted; one whose kind was measured without that metric is most likely misspelt, so the model is held. A
-    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval.
+    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval. The reason is of
+    clauses with `; ` between them, the first on `gate.metric`.
     """
     return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
@@ -161,7 +172,7 @@ def judge_challenger(
     gains = _matching(rows, gate.metric)
     if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
         # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
-        return "hold", f"{'; '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
+        return "hold", f"{', '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
     return verdict, why, notes
 
 
@@ -171,7 +182,10 @@ def compare(
     skipped: Mapping[str, str] | None = None,
     rule: Judge = judge,
 ) -> Comparison:
-    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`, never `promote` on a tiny pool.
+    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
+
+    It is never `promote` on a tiny pool or for a base near chance. Its reason also names every loss that is clear of
+    zero, and what would tell a gain where the queries are too few.
 
     Args:
         outcomes: what was measured.
@@ -185,26 +199,84 @@ def compare(
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
     verdict, reason, notes = rule(rows, options.gate)
     if verdict == "promote" and (small := _small_pools(outcomes)):
-        verdict, reason = "hold", f"{'; '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
+        verdict, reason = "hold", f"{', '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
-    return Comparison(rows, verdict, reason, tuple(notes), options.confidence, options.resamples)
+    rest = tuple(notes), options.confidence, options.resamples
+    if rule is judge and (untrained := _untrained(rows, outcomes)):
+        return Comparison(rows, "hold", untrained, *rest, untrained=True)
+    clauses = [reason]
+    if lost := [_shown(row) for row in rows if row.side < 0 and _shown(row) not in reason]:
+        clauses.append(f"significant losses: {', '.join(lost)}")
+    if verdict == "hold":
+        clauses += filter(None, (_too_few(row, options.confidence) for row in _matching(rows, options.gate.metric)))
+    return Comparison(rows, verdict, "; ".join(clauses), *rest)
 
 
-def with_control(comparison: Comparison, rows: Sequence[Row], gate: GateRule) -> Comparison:
-    """The comparison with the gain over a control beside it, which `gate.over_control` wants above zero.
+def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
+    """The comparison with the control beside it: a gain over captions alone is what the paraphrases are worth.
+
+    A control that fell below the base shows nothing. One that beats the tuned model holds it, for captions alone are
+    the better and cheaper choice; `gate.over_control` also holds what is not clear of zero over the control.
 
     Args:
         comparison: base against tuned.
-        rows: control against tuned.
+        over: control against tuned.
+        control: base against control.
         gate: the gate.
     """
-    gains = _matching(rows, gate.metric)
-    reason = f"over captions alone {'; '.join(map(_shown, gains))}; {comparison.reason}" if gains else comparison.reason
-    failed = [row for row in gains if row.gain[1] <= 0] if gate.over_control else []
-    if failed and comparison.verdict == "promote":
-        lacking = f"{'; '.join(map(_name, failed))} is not clear of zero over captions alone"
-        return replace(comparison, verdict="hold", reason=f"{lacking}: {reason}", over_control=tuple(rows))
-    return replace(comparison, reason=reason, over_control=tuple(rows))
+    comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
+    gains, verdict = _matching(over, gate.metric), comparison.verdict
+    if comparison.untrained or not gains:
+        return comparison
+    text = f"over captions alone {', '.join(map(_shown, gains))}"
+    lost = [row for row, _ in _lost(control, gate)]
+    if fell := [row for row in (*_matching(control, gate.metric), *lost) if row.side < 0]:
+        text = (
+            f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
+            "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
+        )
+    elif any(row.side < 0 for row in gains):
+        text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
+        verdict = "hold"
+    elif any(row.side == 0 for row in gains):
+        text += ", not clear of zero, so the gain may be that of more training"
+    if gate.over_control and (fell or any(row.side <= 0 for row in gains)):
+        verdict = "hold"
+    held = "held, as " if verdict != comparison.verdict else ""
+    return replace(comparison, verdict=verdict, reason=f"{comparison.reason}; {held}{text}")
+
+
+def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
+    """Why nothing can be measured on a base that finds no captions' images more often than chance does."""
+    pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
+    searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
+    if not searches or any(_beats_chance(row, pools[row.benchmark]) for row in searches):
+        return ""
+    row, images = searches[0], pools[searches[0].benchmark]
+    return (
+        f"the base is near chance, so nothing can be measured on it: {_name(row)} is {row.base:.1f}, and "
+        f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; train it longer "
+        "(bootstrap.epochs, or a smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
+    )
+
+
+def _beats_chance(row: Row, images: int) -> bool:
+    chance = RECALL_DEPTHS[-1] / images
+    # Three standard errors, which chance passes once in 700 times.
+    return row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters)
+
+
+def _too_few(row: Row, confidence: float) -> str:
+    """What would tell a gain, where an interval around zero is too wide to."""
+    half, images = (row.high - row.low) / 2, find_benchmark(row.kind).searches_images
+    needed = images_needed(row.clusters, half, confidence)
+    if row.side or row.facts.unit != "%" or needed <= row.clusters:
+        return ""
+    what = "images" if images else "cases"
+    return (
+        f"too few to tell: {row.clusters} {what} make ±{half:.1f} points of {_name(row)}, and a gain of {GAIN:g} needs "
+        f"about {needed:,} held-out {what}"
+    )
 
 
 def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
@@ -221,7 +293,11 @@ def _judge(
     if not gains:
         return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
     worse = "above" if gains[0].facts.lower_is_better else "below"
-    problems = [f"{_shown(row)} {failed.format(worse=worse)}" for row in gains if not passes(row)]
+    problems = [
+        f"{_shown(row)} {(failed if row.side >= 0 else 'lies {worse} zero').format(worse=worse)}"
+        for row in gains
+        if not passes(row)
+    ]
     for rule in sorted(gate.max_drop):
         ruled = _ruled(rows, rule, gate)
         if not ruled and any(row.kind == rule.partition("/")[0] for row in rows):
@@ -232,14 +308,16 @@ def _judge(
             notes.append(f"the rule on {rule} was applied to {_stand_in(rule)}: no such benchmark was measured")
     lost = _lost(rows, gate)
     problems += [_loss(row, points) for row, points in lost]
-    gained = "; ".join(map(_shown, gains))
-    ruled = "; ".join(_shown(row) for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate))
+    gained = ", ".join(map(_shown, gains))
+    watched = [row for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate)]
     if any("recall" in row.metric for row, _ in lost) and all(row.side > 0 for row in gains):
-        problems.append(f"{gained} with {ruled}: {COLLAPSE}")
+        problems.append(f"{gained} with {', '.join(map(_shown, watched))}: {COLLAPSE}")
     if problems:
         return "hold", "; ".join(problems), notes
-    beside = f", with {ruled}" if ruled else ""
-    return "promote", f"{gained} {passed.format(worse=worse)} and no other rule is broken{beside}", notes
+    # Losses that the rules allow have a clause of their own.
+    beside = ", ".join(_shown(row) for row in watched if row.side >= 0)
+    why = f"{gained} {passed.format(worse=worse)} and no other rule is broken"
+    return "promote", f"{why}, with {beside}" if beside else why, notes
 
 
 def _losses(rows: Sequence[Row], gate: GateRule) -> str:

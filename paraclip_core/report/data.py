@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from paraclip_core.evaluation.power import GAIN, expected_half
 from paraclip_core.licenses import RolledUp, roll_up
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "License", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow", "Training",
-    "fewer_than_a_batch", "row_totals", "shares_of_asked", "trained_on",
+    "few_for_alpha", "fewer_than_a_batch", "row_totals", "shares_of_asked", "trained_on",
 ]  # fmt: skip
 
 
@@ -108,6 +109,7 @@ class ReportData:
     verdict: str
     """``promote`` or ``hold``."""
     reasons: Sequence[str]
+    """The first says most."""
     comparison: Sequence[Row]
     finetune: str = ""
     """Fingerprint of the tuned model; empty where no run of ours made it."""
@@ -115,6 +117,10 @@ class ReportData:
     image_tower_after: str = ""
     over_control: Sequence[Row] = ()
     """The same figures with a model that was tuned on captions alone as `base`; none without one."""
+    control: Sequence[Row] = ()
+    """The same figures with that model as `tuned`."""
+    untrained: bool = False
+    """Whether the base is near chance, so that no figure says anything."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What was trained on what, when and how, in a few words each."""
     settings: str = ""
@@ -196,4 +202,17 @@ def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None
         f"{trained_on(totals)}, fewer than one batch (finetune.batch_size is {batch_size:,}), so its figures say "
         "little; add captions, loosen what rejected them (the table of stages and the report say what), or "
         "lower finetune.batch_size"
+    )
+
+
+def few_for_alpha(pairs: int, images: int) -> str | None:
+    """What to know and do where so many pairs of so many held-out images say little of α; None where they do, or none.
+
+    Without pairs the rule in ``alpha_sweep.json`` says that there were none.
+    """
+    if not pairs or (half := expected_half(min(images, pairs), pairs, 0.95)) <= GAIN:
+        return None
+    return (
+        f"α is chosen on {pairs:,} pairs of held-out training images, which tell AO@10 to ±{half:.1f} points, so its "
+        "choice is mostly chance; raise finetune.validation, or add captions"
     )

@@ -76,12 +76,13 @@ def render_report(data: ReportData) -> str:
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
         data=data,
-        headlines=_headlines(data.comparison),
+        headlines=[] if data.untrained else _headlines(data.comparison),
         benchmarks=[
             (name, _about(kind, data.protocols.get(name, {})), list(rows))
             for (name, kind), rows in groupby(data.comparison, key=lambda row: (row.benchmark, row.kind))
         ],
         over_control={(row.benchmark, row.metric): row for row in data.over_control},
+        control={(row.benchmark, row.metric): row for row in data.control},
         explained=_explained(data.comparison),
         reach=_reach(data.comparison),
         plots=_plots(data),

@@ -19,7 +19,7 @@ from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.compare import with_control
+from paraclip_core.evaluation.compare import compare, with_control
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.results import (
@@ -267,8 +267,11 @@ def _over_control(
     def remember(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
         return keep("control" if model == "base" else model, benchmark, compute)
 
-    rows = measure_all({"base": control, "tuned": tuned}, tasks, options, {}, remember, ctx.progress).comparison.rows
-    return replace(evaluation, comparison=with_control(evaluation.comparison, rows, options.gate))
+    measured = measure_all({"base": control, "tuned": tuned}, tasks, options, {}, remember, ctx.progress)
+    pairs = zip(evaluation.outcomes, measured.outcomes, strict=True)
+    fell = compare([replace(over, base=plain.base, tuned=over.base) for plain, over in pairs], options).rows
+    over = measured.comparison.rows
+    return replace(evaluation, comparison=with_control(evaluation.comparison, over, fell, options.gate))
 
 
 def benchmark_tasks(
@@ -379,7 +382,7 @@ def _read(path: Path) -> Measured | None:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=5,
+    version=6,
     inputs=_inputs,
     options=_options,
     body=_body,

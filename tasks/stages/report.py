@@ -32,6 +32,7 @@ from paraclip_core.report.data import (
     ReportData,
     StageRow,
     Training,
+    few_for_alpha,
     fewer_than_a_batch,
     row_totals,
     trained_on,
@@ -101,21 +102,25 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown = [image for pair in (*better, *worse) for image in _images(pair)]
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
-    warning = fewer_than_a_batch(totals, settings.finetune.batch_size)
+    tuned = inputs["finetune"].manifest.metrics
+    chosen_on = few_for_alpha(tuned.get("validation_pairs", 0), tuned.get("validation_images", 0))
+    warnings = filter(None, (fewer_than_a_batch(totals, settings.finetune.batch_size), chosen_on))
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],
-        reasons=[why(comparison | {"rows": totals})],
+        reasons=why(comparison | {"rows": totals}).split("; "),
         comparison=[Row(**row) for row in comparison["rows"]],
         over_control=[Row(**row) for row in comparison.get("over_control", ())],
+        control=[Row(**row) for row in comparison.get("control", ())],
+        untrained=comparison.get("untrained", False),
         protocols=comparison.get("protocols", {}),
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*comparison["notes"], *([warning] if warning else [])],
+        notes=[*comparison["notes"], *warnings],
         finetune=inputs["finetune"].fingerprint,
-        image_tower_before=inputs["finetune"].manifest.metrics.get("image_tower_hash_before", ""),
-        image_tower_after=inputs["finetune"].manifest.metrics.get("image_tower_hash_after", ""),
+        image_tower_before=tuned.get("image_tower_hash_before", ""),
+        image_tower_after=tuned.get("image_tower_hash_after", ""),
         funnel=_funnel(inputs, totals),
         trainings=[_training(name, inputs[name]) for name in ("bootstrap", "finetune") if name in inputs],
         alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
@@ -363,7 +368,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=8,
+    version=9,
     inputs=_stages,
     options=_options,
     body=_body,

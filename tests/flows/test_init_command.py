@@ -75,8 +75,25 @@ def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
     assert (settings.name, settings.evaluate.split) == ("holiday", "val")
     assert [benchmark.kind for benchmark in settings.evaluate.benchmarks] == ["paraphrased_retrieval", "retrieval"]
     assert run_cli(["plan", "-c", "paraclip.yaml", "--json"]) == 0
-    stages = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+    planned = json.loads(capsys.readouterr().out)
+    stages = {stage["stage"]: stage for stage in planned["stages"]}
     assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
+    images = stages["evaluate"]["rows"] // 2
+    assert f"validation: rewordings has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][0]
+    assert "so they are too few to tell" in planned["notes"][0]
+    assert planned["notes"][1].startswith("α is chosen on")
+
+
+@pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])
+def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batch: int) -> None:
+    """Five steps leave it near chance, and everything measured on it is noise."""
+    table(data / "My export.csv", captions(images))
+    rows = facts(data.name)["captions"]["train"]
+    settings = load_settings("paraclip.yaml")
+    assert settings.bootstrap.batch_size == settings.finetune.batch_size == batch
+    assert settings.bootstrap.epochs * rows / batch == pytest.approx(300, rel=0.05)
+    facts(data.name, "--base", "ViT-B-32:laion2b_s34b_b79k", "--force")
+    assert load_settings("paraclip.yaml").bootstrap == settings.bootstrap.__class__()
 
 
 def test_nothing_is_written_over(data: Path, capsys: Capture) -> None:

@@ -143,6 +143,8 @@ class Task:
     measure: Callable[[Encoder], Measured]
     per_query: Callable[[Measured, Measured], pa.Table] | None = None
     """Table of all query pairs from base and tuned outcome (:data:`paraclip_core.tables.PER_QUERY`)."""
+    pairs: Sequence[str] = ()
+    """The image of each pair of wordings, where there are some."""
 
 
 @dataclass(frozen=True)

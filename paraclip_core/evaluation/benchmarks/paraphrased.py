@@ -80,6 +80,7 @@ def load(source: Source) -> Task:
     return Task(
         lambda encoder: measure(pairs, pool, encoder, options.overlap_sum),
         lambda base, tuned: per_query(pairs, pool, base, tuned),
+        pairs.image_ids,
     )
 
 

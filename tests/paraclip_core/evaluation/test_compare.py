@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ RECALL = "text_to_image_recall@10"
         ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
         ([GAIN, row("sts", "spearman", -0.6, -1, "stsb")], "hold", "stsb spearman fell by 0.60"),
         ([row("paraphrased_retrieval", "ao@10", 1.0, 0.0)], "hold", "not clear of zero"),
+        ([row("paraphrased_retrieval", "ao@10", -2.8, -4.9)], "hold", "-2.80 [-4.90, -0.70] lies below zero"),
         ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "second ao@10 +0.10"),
         ([row("sts", "spearman", 1, 0.5)], "hold", "paraphrased_retrieval/ao@10 was not measured"),
         ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
@@ -52,7 +55,7 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
         (
             [row("paraphrased_retrieval", "ao@10", -0.5, -1.0), GAIN],
             "promote",
-            "[-1.00, +0.00]; paraphrased",
+            "[-1.00, +0.00], paraphrased",
         ),
         ([row("paraphrased_retrieval", "ao@10", 0.0, 0.0)], "promote", "does not lie below zero"),
         ([row("paraphrased_retrieval", "ao@10", -0.2, -0.9)], "hold", "-0.20 [-0.90, +0.50] is a step down"),
@@ -127,12 +130,12 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
     recall, sts = row("retrieval", RECALL, 0.5, -0.5), row("sts", "spearman", 0.4, -1, "stsb")
     assert judge([GAIN, recall, sts], GateRule())[1] == (
         "paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] is clear of zero and no other rule is broken, "
-        f"with retrieval {RECALL} +0.50 [-0.50, +1.50]; stsb spearman +0.40 [-1.00, +1.80]"
+        f"with retrieval {RECALL} +0.50 [-0.50, +1.50], stsb spearman +0.40 [-1.00, +1.80]"
     )
     verdict, why, _ = judge([GAIN, row("retrieval", RECALL, -15.5, -17), sts], GateRule())
     assert verdict == "hold" and why == (
         f"retrieval {RECALL} fell by 15.50, at most 1 is allowed; "
-        f"paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] with retrieval {RECALL} -15.50 [-17.00, -14.00]; "
+        f"paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] with retrieval {RECALL} -15.50 [-17.00, -14.00], "
         "stsb spearman +0.40 [-1.00, +1.80]: agreement up and recall down is what a collapse looks like, "
         "for a tower that embeds all texts alike agrees"
     )
@@ -141,24 +144,98 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "wanted", "verdict"),
-    [(0.2, True, "promote"), (0.2, False, "promote"), (-0.1, True, "hold"), (-0.1, False, "promote")],
+    ("over", "control", "wanted", "verdict", "text"),
+    [
+        ((0.8, 0.2), (0.1, -0.3), True, "promote", "; over captions alone rewordings ao@10 +0.80 [+0.20, +1.40]"),
+        (
+            (0.8, -0.1),
+            (0.1, -0.3),
+            False,
+            "promote",
+            "[-0.10, +1.70], not clear of zero, so the gain may be that of mo",
+        ),
+        ((0.8, -0.1), (0.1, -0.3), True, "hold", "; held, as over captions alone rewordings ao@10 +0.80 [-0.10"),
+        ((-0.6, -0.9), (0.9, 0.3), False, "hold", "; held, as the paraphrases do not pay, for captions alone do be"),
+        ((10.4, 8.0), (-13.2, -16.0), False, "promote", "; the control is worthless as one, for captions alone fell "),
+        ((10.4, 8.0), (-13.2, -16.0), True, "hold", "below the base (rewordings ao@10 -13.20 [-16.00, -10.40])"),
+        ((-9.0, -11.0), (20.0, 18.0), False, "promote", f"fell below the base (retrieval {RECALL} -30.00 [-34.00"),
+    ],
 )
-def test_the_gain_over_the_control_comes_first(low: float, wanted: bool, verdict: str) -> None:
+def test_the_control_comes_second(
+    over: tuple[float, float], control: tuple[float, float], wanted: bool, verdict: str, text: str
+) -> None:
     plain = compare([outcome()], EvaluateOptions(resamples=200))
-    control = [row("paraphrased_retrieval", "ao@10", 0.8, low, "rewordings"), row("sts", "spearman", 0.1, -1)]
-    found = with_control(plain, control, GateRule(over_control=wanted))
-    assert (plain.verdict, found.verdict) == ("promote", verdict)
-    over = f"over captions alone rewordings ao@10 +0.80 [{low:+.2f}, {1.6 - low:+.2f}]; {plain.reason}"
-    lacking = "rewordings ao@10 is not clear of zero over captions alone: " if verdict == "hold" else ""
-    assert found.reason == lacking + over
-    summary = found.summary({})
-    assert summary["over_control"]["rewordings"]["ao@10"] == [0.8, low, pytest.approx(1.6 - low)]
-    assert summary["models"]["control"] == {"rewordings": {"ao@10": 50.0}, "sts": {"spearman": 50.0}}
-    assert len(found.as_json()["over_control"]) == 2 and "over_control" not in plain.as_json()
+    rows = [[row("paraphrased_retrieval", "ao@10", *of, "rewordings")] for of in (over, control)]
+    # A collapsed tower agrees with itself, and finds nothing.
+    rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
+    rows[0].append(row("retrieval", RECALL, 0.0, -1.0))
+    judged = with_control(plain, *rows, GateRule(over_control=wanted))
+    assert (plain.verdict, judged.verdict) == ("promote", verdict)
+    assert judged.reason.startswith(f"{plain.reason}; ") and text in judged.reason
+    summary = judged.summary({})
+    gains = summary.get("over_control", {}).get("rewordings")
+    shown = {"ao@10": pytest.approx([*over, 2 * over[0] - over[1]])}
+    assert gains == (None if control[0] < -10 else shown), "a gain over what fell would be read as the paraphrases'"
+    assert summary["control"]["rewordings"]["ao@10"][0] == control[0]
+    assert summary["models"]["control"]["rewordings"] == {"ao@10": 50.0 + control[0]}
+    assert len(judged.as_json()["over_control"]) == 2 and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
     held = compare([outcome(0.0)], EvaluateOptions(resamples=200))
-    assert with_control(held, control, GateRule()).verdict == "hold"
+    assert with_control(held, *rows, GateRule()).verdict == "hold"
+
+
+def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10", hits: float = 0.5) -> Outcome:
+    """A figure whose single images vary as real ones do, and the recall of captions."""
+    rng = np.random.default_rng(1)
+    noise, clusters = rng.normal(0, 0.17, images), np.arange(images)
+    found = (rng.random(images) < hits).astype(float)
+
+    def measured(values: np.ndarray) -> Measured:
+        samples = {metric: Sample(values, clusters), f"caption_{RECALL}": Sample(found, clusters)}
+        return Measured(samples, {"images": images})
+
+    return Outcome("rewordings", "paraphrased_retrieval", measured(np.full(images, base)), measured(tuned + noise))
+
+
+def test_every_significant_loss_is_in_the_verdict() -> None:
+    lost = Outcome(
+        "second", "sts", *(Measured(searched(0, x, metric="accuracy").tuned.samples, {}) for x in (0.5, 0.4))
+    )
+    for gain, verdict in ((0.2, "promote"), (0.0, "hold")):
+        comparison = compare([outcome(gain), lost], EvaluateOptions(resamples=200, gate=GateRule(max_drop={})))
+        assert comparison.verdict == verdict
+        assert "; significant losses: second accuracy -10.00 [-10.00, -10.00]" in comparison.reason
+
+
+def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> None:
+    options = EvaluateOptions(gate=GateRule(max_drop={}))
+    few, enough = (compare([searched(0.3, 0.3, images)], options) for images in (70, 4000))
+    assert few.verdict == enough.verdict == "hold" and "too few" not in enough.reason
+    (told,) = re.findall(
+        r"too few to tell: 70 images make ±(.*) points of rewordings ao@10, and .* about (.*) held-out images",
+        few.reason,
+    )
+    assert float(told[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
+    # On so many, such a gain is found four times in five.
+    needed = int(told[1].replace(",", ""))
+    draws = np.random.default_rng(2).normal(2.0, 17 / needed**0.5, 10_000)
+    spread = float(told[0]) * (70 / needed) ** 0.5
+    assert np.mean(draws > spread) == pytest.approx(0.8, abs=0.08)
+    assert "too few" not in compare([searched(0.3, 0.6, 70)], options).reason
+
+
+@pytest.mark.parametrize(("hits", "images", "untrained"), [(0.025, 400, True), (0.1, 400, False), (0.5, 19, False)])
+def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, untrained: bool) -> None:
+    comparison = compare([searched(0.3, 0.6, images, hits=hits)], EvaluateOptions(gate=GateRule(max_drop={})))
+    assert comparison.untrained == untrained
+    assert comparison.reason.startswith("the base is near chance, so nothing can be measured on it") == untrained
+    rows = [[row("paraphrased_retrieval", "ao@10", 1.0, 0.5, "rewordings")]] * 2
+    if untrained:
+        assert comparison.verdict == "hold" and "by chance among 400 images; train it longer" in comparison.reason
+        assert with_control(comparison, *rows, GateRule()).reason == comparison.reason
+        # It knows the captions of another benchmark.
+        knows = replace(searched(0.3, 0.6), benchmark="second")
+        assert not compare([searched(0.3, 0.6, hits=hits), knows], EvaluateOptions()).untrained
 
 
 def test_a_gate_over_the_control_needs_one() -> None:

@@ -176,13 +176,40 @@ def test_a_thumbnail_is_a_small_square_jpeg_without_metadata() -> None:
     assert len(content) < 12_000
 
 
-def test_the_gain_over_the_control_is_the_headline() -> None:
-    control = [replace(row, base=row.base + 1, delta=row.delta - 1, low=row.low - 1, high=row.high - 1) for row in ROWS]
-    page = render_report(ReportData("demo", "promote", [], ROWS, "f" * 64, over_control=control))
-    text = " ".join(" ".join(Reader(page).text).split())
-    assert "+0.96 over the control, +0.20 to +1.70 29.0 → 31.0 (+1.96); the control 30.0" in text
-    assert "what is gained over it is the paraphrases' own" in text
-    assert "the control" not in " ".join(Reader(render_report(ReportData("demo", "hold", [], ROWS))).text)
+def tiles(data: ReportData) -> str:
+    page = render_report(data)
+    return page[page.index("<main>") : page.index('id="comparison"')]
+
+
+def moved(by: float, swap: bool = False) -> list[Row]:
+    """The rows, with the difference changed and the base or, with `swap`, the tuned model as well."""
+    at = "tuned" if swap else "base"
+    return [
+        replace(r, **{at: r.base - by, "delta": r.delta + by, "low": r.low + by, "high": r.high + by}) for r in ROWS
+    ]
+
+
+def test_the_tuned_model_against_its_base_comes_first_and_the_control_second() -> None:
+    shown = tiles(ReportData("demo", "promote", ["a", "b"], ROWS, over_control=moved(-1), control=moved(0, True)))
+    text = " ".join(" ".join(Reader(shown).text).split())
+    assert "+1.96 29.0 → 31.0, +1.20 to +2.70 over captions alone +0.96 , +0.20 to +1.70" in text
+    assert '<b class="up">+1.96' in shown and "what is gained over it is the paraphrases' own" in text
+    assert "captions alone" not in tiles(ReportData("demo", "hold", [], ROWS))
+
+
+def test_colors_follow_the_verdict_and_a_control_that_fell_shows_no_gain() -> None:
+    """Seen: three big green gains over a collapsed control, on a page that held a model worse than its base."""
+    data = ReportData("demo", "hold", ["it fell"], moved(-4), over_control=moved(10), control=moved(-14, True))
+    shown = tiles(data)
+    assert "up" not in set(re.findall(r'class="(\w+)"', shown)) and '<b class="down">−2.04' in shown
+    assert "no control: captions alone fell, −12.04" in shown and "over captions alone" not in shown
+    better = ReportData("demo", "hold", [], ROWS, over_control=moved(-9), control=moved(0, True))
+    assert '<b class="">+1.96' in tiles(better) and '<em class="down">−7.04</em>' in tiles(better)
+
+
+def test_nothing_is_shown_as_measured_on_an_untrained_base() -> None:
+    assert 'class="tiles"' in tiles(ReportData("demo", "hold", [], ROWS))
+    assert 'class="tiles"' not in tiles(ReportData("demo", "hold", [], ROWS, untrained=True))
 
 
 def test_it_says_what_measures_mean_and_what_was_counted() -> None:

@@ -429,7 +429,12 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(
     summary = json.loads((tuned.path / "summary.json").read_text())
     assert summary["models"]["control"] == summary["models"]["tuned"]
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
-    assert summary["reason"].startswith("over captions alone captions ao@10 +0.00 [+0.00, +0.00]; ")
+    assert summary["control"] == {
+        name: {metric: [delta, *summary["intervals"][name][metric]] for metric, delta in of.items()}
+        for name, of in summary["deltas"].items()
+    }
+    # Its weights are those of a tower that has seen nothing.
+    assert comparison["untrained"] and summary["reason"].startswith("the base is near chance, so nothing can be ")
 
 
 def test_a_collapsed_tower_is_held(
