@@ -201,7 +201,7 @@ def _new_bars() -> Any:
 
     columns = (
         TextColumn("{task.description:<12}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -226,10 +226,10 @@ def _lines(stage: str) -> Progress:
 
 
 def shown_facts(facts: Mapping[str, Fact]) -> str:
-    """Facts of a progress in one line, samples aside."""
+    """Facts of a progress in one line, samples aside; money first, for a narrow terminal cuts off the end."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in facts.items()
+        for name, value in sorted(facts.items(), key=lambda fact: fact[0] != "spend")
         if name != "samples"
     )
 

@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.captions.clean import split_name
+from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.readers.columns import Columns, find_columns
 from paraclip_core.captions.readers.text import csv_records, tsv_records
@@ -33,6 +36,10 @@ LEAST_IMAGES = 10
 SHOWN = 5
 
 
+_Counted: TypeAlias = tuple[Counts, dict[str, Counter[str]], list[pa.RecordBatch]]
+"""What became of the rows, the images of each split, and the accepted rows."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """What was found, as options for `data`, and what ingest makes of them."""
@@ -46,6 +53,8 @@ class Survey:
     missing: list[str] = field(default_factory=list)
     """Images that captions name and that are not where the others are, of those that were looked up."""
     looked_up: int = 0
+    shared: Shared | None = None
+    """What the splits share."""
     unused: list[str] = field(default_factory=list)
     """Files that hold captions, too, but name no image."""
 
@@ -84,10 +93,12 @@ def survey(
         missing, looked_up = _missing(root / images, names), len(names)
     sources = tuple(_source_of(source, each, images) for each in chosen)
     data = DataOptions(root=str(root), sources=_as_folder(sources) if captions is None else sources)
-    counts, by_split = _count(data)
+    counts, by_split, batches = _count(data)
     if not any(len(by_split.get(name, ())) >= LEAST_IMAGES for name in ("val", "test")):
-        data, counts, by_split = _with_held_out(data, counts, by_split)
-    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, unused)
+        data, counts, by_split, batches = _with_held_out(data, counts, by_split, batches)
+    contents = shared_contents(lambda: batches, lambda name: ImageArchive(root / name))
+    shared = find_shared(lambda: batches, contents)
+    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, shared, unused)
 
 
 @dataclass(frozen=True)
@@ -179,14 +190,22 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
 
 
 def _image_places(root: Path) -> Iterable[str]:
-    """Folders that hold pictures with the folders around them, and tars, relative to `root`."""
+    """Folders that hold pictures with the folders around them, and tars, relative to `root`.
+
+    A linked folder is looked into, links in it are not. A picture's name must not lead out of its folder through a
+    link, so the folders around a link are none of its pictures'.
+    """
     places: set[Path] = set()
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
-        path = Path(folder)
-        if any(name.lower().endswith(PICTURES) for name in files):
-            places |= {path, *(each for each in path.parents if each == root or root in each.parents)}
-        places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
+    tops = [root]
+    for top in tops:
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
+            path = Path(folder)
+            if top == root:
+                tops += [path / name for name in folders if (path / name).is_symlink()]
+            if any(name.lower().endswith(PICTURES) for name in files):
+                places |= {path, *(each for each in path.parents if each == top or top in each.parents)}
+            places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
@@ -202,29 +221,31 @@ def _missing(place: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in there]
 
 
-def _count(data: DataOptions) -> tuple[Counts, dict[str, Counter[str]]]:
+def _count(data: DataOptions) -> _Counted:
     files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
+    batches: list[pa.RecordBatch] = []
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
+            batches.append(outcome.accepted.select(list(SHARED_COLUMNS)))
             ids, splits = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "split"))
             for image, split in zip(ids, splits, strict=True):
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-    return counts, images
+    return counts, images, batches
 
 
 def _with_held_out(
-    data: DataOptions, counts: Counts, images: dict[str, Counter[str]]
-) -> tuple[DataOptions, Counts, dict[str, Counter[str]]]:
+    data: DataOptions, counts: Counts, images: dict[str, Counter[str]], batches: list[pa.RecordBatch]
+) -> tuple[DataOptions, Counts, dict[str, Counter[str]], list[pa.RecordBatch]]:
     """Hold out a tenth of the images, or a fifth of few, where that leaves enough to evaluate."""
     total = len(images.get("train", ()))
     share = 0.1 if total >= 50 * LEAST_IMAGES else 0.2
     tried = data.model_copy(update={"held_out": share})
     held = _count(tried)
-    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images)
+    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images, batches)
 
 
 def _columns(file: SourceFile) -> Columns | None:

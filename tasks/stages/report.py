@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import yaml
 
+from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -37,6 +40,7 @@ from paraclip_core.report.data import (
 )
 from storage.artifacts import Artifact
 from storage.duckdb_file import frequent_values
+from storage.features import FeatureStore
 from storage.files import read_json, write_atomic
 from storage.parquet import count_rows, iter_batches
 from tasks.models import EMBEDDED, base_inputs
@@ -58,6 +62,7 @@ REJECT_SAMPLES = 5
 OF_THE_TRY = frozenset(
     {
         "cached",
+        "encoded",
         "generated",
         "requested",
         "prompt_tokens",
@@ -111,7 +116,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*comparison["notes"], *([warning] if warning else [])],
+        notes=[*comparison["notes"], *([warning] if warning else []), *_shared(inputs).notices],
         finetune=inputs["finetune"].fingerprint,
         image_tower_before=inputs["finetune"].manifest.metrics.get("image_tower_hash_before", ""),
         image_tower_after=inputs["finetune"].manifest.metrics.get("image_tower_hash_after", ""),
@@ -268,6 +273,24 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(name, count) for name, count in steps if count is not None]
 
 
+def _shared(inputs: Inputs) -> Shared:
+    """What validation shares with training, with the contents of all images."""
+    store = FeatureStore(inputs["features"].path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return iter_batches(inputs["ingest"].path / "captions", SHARED_COLUMNS)
+
+    def compare(unseen: Mapping[str, Place], _: int) -> tuple[int, int]:
+        rows = store.find(list(unseen))
+        trained = np.zeros(len(store), np.bool_)
+        for batch in batches():
+            found = store.find(by_split(batch)[0]["image_id"])
+            trained[found[found >= 0]] = True
+        return int(np.isin(store.pixels[rows[rows >= 0], 0], store.pixels[trained, 0]).sum()), int((rows >= 0).sum())
+
+    return find_shared(batches, compare)
+
+
 def _training(name: str, artifact: Artifact) -> Training:
     path = artifact.path / "training_log.jsonl"
     try:
@@ -362,7 +385,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=8,
+    version=9,
     inputs=_stages,
     options=_options,
     body=_body,

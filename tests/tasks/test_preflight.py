@@ -135,11 +135,34 @@ def test_no_source_has_images(tmp_path: Path, settings_of: Make) -> None:
 def test_some_captions_have_no_image(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
     (tmp_path / "more.txt").write_text("a cat on a mat\na cow on a hill\n")
-    with_images = {"path": "captions.csv", "images": "pics"}
-    assert told(settings_of(with_images, {"path": "more.txt"})) == (
-        "2 of 102 training captions have no image (more.txt 2): they are paraphrased and then not trained on; name "
-        "their images in data.sources[].images, or leave the source out"
-    )
+    settings = settings_of({"path": "captions.csv", "images": "pics"}, {"path": "more.txt"})
+    ingested = run_stage("ingest", Run(settings)).manifest.metrics
+    assert (ingested["accepted"], ingested["rejected"]) == (120, {"no_image": 2})
+    assert told(settings) == ""
+
+
+@pytest.mark.parametrize("way", ["ids", "contents", "captions"])
+def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: str) -> None:
+    train, val = list(rows("train", 50)), list(rows("val", 10, first=50))
+    for number in range(60):
+        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%02d" % (number - (50 if way == "contents" else 0)))
+    if way == "ids":
+        val = [(train[n][0], caption, split) for n, (_, caption, split) in enumerate(val)]
+    if way == "captions":
+        val = [(image, train[n][1], split) for n, (image, _, split) in enumerate(val)]
+    write(tmp_path / "captions.csv", [*train, *val])
+    message = told(settings_of())
+    assert message.startswith("InputError: ") and "give all rows of an image one split" in message
+    expected = {
+        "ids": "10 of 10 validation images are trained on, too, by their ids",
+        "contents": "10 of 10 validation images have the contents of a training image",
+        "captions": "20 of 20 validation captions are training captions, too",
+    }
+    assert expected[way] in message
+    write(tmp_path / "captions.csv", [*train, *val[:1], *rows("val", 30, first=60)])
+    for number in range(60, 90):
+        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%02d" % number)
+    assert re.fullmatch(r"1 of \d+ validation (images|captions) .*", told(settings_of()))
 
 
 def test_captions_of_the_split_without_images(tmp_path: Path, settings_of: Make) -> None:

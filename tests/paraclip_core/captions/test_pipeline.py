@@ -217,6 +217,21 @@ def test_splits_and_licences(tmp_path: Path) -> None:
         run(tmp_path, SourceOptions(path="a.jsonl", split="trian"))
 
 
+def test_a_row_without_a_split_follows_its_image(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.jpg", "caption": f"picture {n}", "split": split} for n, split in enumerate(("val", "test"))]
+    main = jsonl(tmp_path / "main.jsonl", *rows)
+    marks = [{"image": f"{n}.jpg", "caption": f"query {n}"} for n in range(3)]
+    feedback = jsonl(tmp_path / "marks.jsonl", *marks, {"image": "0.jpg", "caption": "query four", "split": "train"})
+    sources = [SourceOptions(path=path.name, images="pics") for path in (main, feedback)]
+    accepted, _, _ = run(tmp_path, *sources)
+    assert accepted["split"].to_pylist() == ["val", "test", "val", "test", "train", "train"]
+    files = expand(tmp_path, sources)
+    resumed = CaptionPipeline(DataOptions(sources=tuple(sources)), files)
+    resumed.restore(pa.RecordBatch.from_pylist(accepted.slice(0, 2).to_pylist(), accepted.schema))
+    again = [outcome.accepted for outcome in resumed.run(files[1])]
+    assert pa.Table.from_batches(again)["split"].to_pylist() == ["val", "test", "train", "train"]
+
+
 @pytest.mark.parametrize("name", ["nope.csv", "nope", "empty", "bad.parquet", "bad.json", "odd", "pipe"])
 def test_bad_files_stop_or_are_skipped(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -209,6 +209,43 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos:
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
 
 
+def test_an_edited_caption_encodes_no_image_and_a_new_image_one(photos: Path, tmp_path: Path) -> None:
+    rows = _rows(photos)
+    first = _run(_settings(photos), _ingested(tmp_path / "all but one", rows[:14]), tmp_path / "root", "a" * 32)
+    assert first.manifest.metrics["encoded"] == len({image for image, _, _ in rows[:14]} - {None}) == 8
+    # One more image before the others, so that rows, shards and batches are others, too.
+    whole = _ingested(tmp_path / "all", rows[::-1])
+    again = _run(_settings(photos), whole, tmp_path / "root", "b" * 32)
+    assert again.manifest.metrics["encoded"] == 1
+    edited = _run(_settings(photos), whole, tmp_path / "root", "c" * 32)
+    assert edited.manifest.metrics["encoded"] == 0
+    alone = _run(_settings(photos), whole, tmp_path / "elsewhere")
+    assert alone.manifest.metrics["encoded"] == 9
+    assert _files(again) == _files(edited) == _files(alone)
+    other = _run(_settings(photos, seed=1), whole, tmp_path / "root", "d" * 32)
+    assert other.manifest.metrics["encoded"] == 9
+
+
+def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: Path) -> None:
+    names = _names(photos)[:3]
+    with ImageArchive(photos / "photos.tar") as images:
+        pictures = [images.read(name) for name in names]
+    for folder, order in (("before", (0, 1)), ("after", (2, 0))):
+        (tmp_path / folder).mkdir()
+        members = {name: pictures[n] for name, n in zip(names, order, strict=False)}
+        _tar(tmp_path / folder / "photos.tar", members)
+    ingest = _ingested(tmp_path / "ingest", [(name, name, "photos.tar") for name in names[:2]])
+    before = _run(_settings(tmp_path / "before"), ingest, tmp_path / "root", "a" * 32)
+    after = _run(_settings(tmp_path / "after"), ingest, tmp_path / "root", "b" * 32)
+    assert after.manifest.metrics["encoded"] == 1
+    np.testing.assert_array_equal(_all(FeatureStore(after.path))[1], _all(FeatureStore(before.path))[0])
+    # A damaged artifact costs encoding again, and stops nothing.
+    (after.path / "index.parquet").write_bytes(b"damaged")
+    (before.path / "features/shard-00000.npy").unlink()
+    last = _run(_settings(tmp_path / "after"), ingest, tmp_path / "root", "c" * 32)
+    assert last.manifest.metrics["encoded"] == 2
+
+
 def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -> None:
     clip = embedded_clip(SMALL)
     visual: Any = clip.model.visual
