@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.survey import missing_images
 from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
@@ -149,8 +150,7 @@ def _check(run: Run, folder: Path) -> list[str]:
     _check_split(settings, census)
     notices: list[str] = []
     if settings.data.scenes is None or scenes is not None:
-        _check_images(settings, scenes, census)
-        notices += _check_leakage(settings, scenes, folder)
+        notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
         benchmark_tasks(settings, scenes, census.stored)
     return notices + check_drift(run)
 
@@ -221,7 +221,8 @@ def _check_split(settings: Settings, census: Census) -> None:
         )
 
 
-def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> None:
+def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> list[str]:
+    notices = []
     for archive, names in census.first_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
         if not holds_any(path, list(names)):
@@ -231,6 +232,13 @@ def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -
                 f"{path} has none of the {count}; the first is {name!r}, as {source} names it. Correct "
                 "data.sources[].images, or name the column with the file names in data.sources[].columns.image"
             )
+        if missing := missing_images(path, list(names)):
+            notices.append(
+                f"{len(missing)} of {len(names)} images that were looked up in {archive} are not there, the first is "
+                f"{missing[0]!r}; their captions are paraphrased and then not trained on: add the images, or take the "
+                "captions out"
+            )
+    return notices
 
 
 def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:

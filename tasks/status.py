@@ -198,6 +198,7 @@ def _new_bars() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description:<12}"),
@@ -205,10 +206,10 @@ def _new_bars() -> Any:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        # Facts hold names that a user chose, and brackets in them are no markup.
-        TextColumn("{task.fields[facts]}", style="dim", markup=False),
+        # Facts hold names that a user chose, and brackets in them are no markup. They take what the others leave.
+        TextColumn("{task.fields[facts]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
     )
-    return Bars(*columns, console=Console(stderr=True), transient=True)
+    return Bars(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 def _lines(stage: str) -> Progress:

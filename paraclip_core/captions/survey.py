@@ -26,7 +26,7 @@ from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["LEAST_IMAGES", "Survey", "survey"]
+__all__ = ["LEAST_IMAGES", "Survey", "missing_images", "survey"]
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_UP = 200
@@ -90,7 +90,7 @@ def survey(
     if not first.file.images or images is not None:
         names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
         images = images or _find_images(root, names, first.file.name)
-        missing, looked_up = _missing(root / images, names), len(names)
+        missing, looked_up = missing_images(root / images, names), len(names)
     sources = tuple(_source_of(source, each, images) for each in chosen)
     data = DataOptions(root=str(root), sources=_as_folder(sources) if captions is None else sources)
     counts, by_split, batches = _count(data)
@@ -175,7 +175,7 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
             f"the captions of {where} name no image, so nothing can be trained on; add a column `image` with the file "
             "names, or name the one that has them with --image-column"
         )
-    places = {place: len(names) - len(_missing(root / place, names)) for place in _image_places(root)}
+    places = {place: len(names) - len(missing_images(root / place, names)) for place in _image_places(root)}
     most = max(places.values(), default=0)
     best = [place for place, count in places.items() if count == most]
     if not most:
@@ -209,7 +209,8 @@ def _image_places(root: Path) -> Iterable[str]:
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
-def _missing(place: Path, names: Sequence[str]) -> list[str]:
+def missing_images(place: Path, names: Sequence[str]) -> list[str]:
+    """Those of some images that a folder, tar or Parquet file does not have; all of one that cannot be read."""
     if place.is_dir():
         return [name for name in names if not holds_any(place, [name])]
     try:

@@ -56,7 +56,8 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Iterator[Make]:
         )
 
     (tmp_path / "pics").mkdir()
-    (tmp_path / "pics" / "3.jpg").write_bytes(b"x")
+    for number in range(100):
+        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%d" % number)
     yield make
     assert not openai_server.paths
 
@@ -144,8 +145,9 @@ def test_some_captions_have_no_image(tmp_path: Path, settings_of: Make) -> None:
 @pytest.mark.parametrize("way", ["ids", "contents", "captions"])
 def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: str) -> None:
     train, val = list(rows("train", 50)), list(rows("val", 10, first=50))
-    for number in range(60):
-        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%02d" % (number - (50 if way == "contents" else 0)))
+    if way == "contents":
+        for number in range(10):
+            (tmp_path / "pics" / f"{50 + number}.jpg").write_bytes(b"%d" % number)
     if way == "ids":
         val = [(train[n][0], caption, split) for n, (_, caption, split) in enumerate(val)]
     if way == "captions":
@@ -160,8 +162,6 @@ def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: s
     }
     assert expected[way] in message
     write(tmp_path / "captions.csv", [*train, *val[:1], *rows("val", 30, first=60)])
-    for number in range(60, 90):
-        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%02d" % number)
     assert re.fullmatch(r"1 of \d+ validation (images|captions) .*", told(settings_of()))
 
 
@@ -170,6 +170,14 @@ def test_captions_of_the_split_without_images(tmp_path: Path, settings_of: Make)
     write(tmp_path / "held.csv", rows("val", 20, first=50))
     message = told(settings_of({"path": "captions.csv", "images": "pics"}, {"path": "held.csv"}))
     assert "but none of its 40 captions has an image (held.csv 40); name their tar or folder in" in message
+
+
+def test_an_image_that_is_missing_is_told_before_its_captions_are_paid_for(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    (tmp_path / "pics" / "3.jpg").unlink()
+    assert told(settings_of()).startswith(
+        "1 of 16 images that were looked up in pics are not there, the first is '3.jpg'"
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

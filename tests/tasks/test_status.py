@@ -84,10 +84,9 @@ def test_what_is_spent_stands_first_and_fits_a_narrow_terminal() -> None:
     assert shown_facts(facts).startswith("spend 1.234, phase asking")
     file = io.StringIO()
     bars = _new_bars()
-    bars.live.console = Console(file=file, width=110, force_terminal=True)
     bars.add_task("paraphrase_1", total=1_000_000, completed=999_999, facts=shown_facts(facts))
-    bars.live.console.print(bars.get_renderable())
-    assert "spend 1.234" in file.getvalue()
+    Console(file=file, width=110).print(bars.get_renderable())
+    assert "999999/1000000" in file.getvalue() and "spend 1.234, phase asking" in file.getvalue()
 
 
 def test_a_stage_leaves_its_events(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import csv
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -218,9 +218,7 @@ def csv_records(path: Path, is_header: Callable[[list[str]], bool] = has_caption
     csv.field_size_limit(LONGEST_RECORD)
     lines = _text_lines(path)
     first = next(lines, "")
-    headers = {delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in ",;\t|"}
-    delimiter = next((each for each, names in headers.items() if len(names) > 1 and is_header(names)), ",")
-    reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([first] if first else [], lines), delimiter=_delimiter(first, is_header), strict=True)
     last = 0
     while True:
         try:
@@ -234,6 +232,15 @@ def csv_records(path: Path, is_header: Callable[[list[str]], bool] = has_caption
             ) from error
         yield last + 1, fields
         last = reader.line_num
+
+
+def _delimiter(first: str, is_header: Callable[[list[str]], bool]) -> str:
+    for delimiter in ",;\t|":
+        with suppress(csv.Error):  # which the records that follow tell with their line
+            names = next(csv.reader([first], delimiter=delimiter), [])
+            if len(names) > 1 and is_header(names):
+                return delimiter
+    return ","
 
 
 def _text_lines(path: Path) -> Iterator[str]:
