@@ -101,7 +101,7 @@ def find_shared(batches: Batches, contents: Contents | None = None) -> Shared:
         for image, *place in _rows(other):
             held.setdefault(image, (place[0], place[1]))
     by_id = trained.contains(text_keys(list(held)))
-    unseen = {image: place for (image, place), known in zip(held.items(), by_id, strict=True) if not known}
+    unseen = {image: place for (image, place), trains in zip(held.items(), by_id, strict=True) if not trains}
     by_content, compared = contents(unseen, len(trained)) if contents is not None else (0, 0)
     every = np.concatenate(captions)
     return Shared(len(held), int(by_id.sum()), len(every), int(texts.contains(every).sum()), compared, by_content)
@@ -130,28 +130,37 @@ def shared_contents(batches: Batches, archive: Callable[[str], ImageArchive]) ->
 
 
 class _Files:
-    """Sizes and digests of image files. A picture in Parquet has its digest in its name, and no size is asked for."""
+    """Sizes and digests of image files, None where one cannot be read: ingest and features tell of those.
+
+    A picture in Parquet has its digest in its name, and no size is asked for.
+    """
 
     def __init__(self, archive: Callable[[str], ImageArchive], stack: ExitStack) -> None:
         self._open, self._stack = archive, stack
-        self._archives: dict[str, ImageArchive] = {}
+        self._archives: dict[str, ImageArchive | None] = {}
 
     def size(self, place: Place) -> int | None:
-        return 0 if picture_place(place[1]) else self._archive(place[0]).size(place[1])
+        if picture_place(place[1]):
+            return 0
+        archive = self._archive(place[0])
+        return None if archive is None else archive.size(place[1])
 
     def digest(self, place: Place) -> tuple[int, str] | None:
-        """Size and digest; None where the image cannot be read, which is for ingest and features to tell."""
+        """Size and digest."""
         if picture_place(place[1]):
-            digest = place[1].partition("/")[2]
-            return (0, digest) if digest else None
+            digest = place[1].rpartition("/")[2]
+            return (0, digest) if "/" in place[1] else None
+        archive = self._archive(place[0])
         with suppress(InputError):
-            data = self._archive(place[0]).read(place[1])
-            return len(data), picture_digest(data)
+            data = b"" if archive is None else archive.read(place[1])
+            return (len(data), picture_digest(data)) if data else None
         return None
 
-    def _archive(self, name: str) -> ImageArchive:
+    def _archive(self, name: str) -> ImageArchive | None:
         if name not in self._archives:
-            self._archives[name] = self._stack.enter_context(self._open(name))
+            self._archives[name] = None
+            with suppress(InputError):
+                self._archives[name] = self._stack.enter_context(self._open(name))
         return self._archives[name]
 
 

@@ -66,7 +66,7 @@ def new_images(run: Run, captions: Path) -> int | None:
 
     def tower(options: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
         others = {name: value for name, value in inputs.items() if not name.startswith((f"{SOURCE}images/", "ingest"))}
-        return {"image_tower": options["image_tower"], **others}
+        return {"image_tower": options.get("image_tower"), **others}
 
     draft = run.node("features").draft
     indexes = [

@@ -284,8 +284,8 @@ def _shared(inputs: Inputs) -> Shared:
         rows = store.find(list(unseen))
         trained = np.zeros(len(store), np.bool_)
         for batch in batches():
-            found = store.find(by_split(batch)[0]["image_id"])
-            trained[found[found >= 0]] = True
+            places = store.find(by_split(batch)[0]["image_id"])
+            trained[places[places >= 0]] = True
         return int(np.isin(store.pixels[rows[rows >= 0], 0], store.pixels[trained, 0]).sum()), int((rows >= 0).sum())
 
     return find_shared(batches, compare)
