@@ -21,7 +21,7 @@ from paraclip_core.errors import ArtifactError
 from storage.duckdb_file import CONFIG
 from storage.files import write_atomic
 
-__all__ = ["FeatureRows", "FeatureStore", "IdIndex", "shard_path", "write_index", "write_shard"]
+__all__ = ["EarlierFeatures", "FeatureRows", "FeatureStore", "IdIndex", "shard_path", "write_index", "write_shard"]
 
 INFINITE = 0x7C00
 """The exponent of float16's infinities and NaNs."""
@@ -95,6 +95,12 @@ class FeatureStore:
         return table
 
     @cached_property
+    def pixels(self) -> NDArray[np.uint64]:
+        """The hash of each image's file as two numbers, uint64 [n, 2]: equal images share it."""
+        chunks = self._read(["pixels"])["pixels"].chunks
+        return np.concatenate([np.zeros((0, 2), "<u8"), *map(_fixed, chunks)])
+
+    @cached_property
     def image_ids(self) -> list[str]:
         """Ids of the images, in the order of the matrix's rows."""
         return self._ids.ids.to_pylist()
@@ -130,6 +136,29 @@ class FeatureStore:
         if shard.dtype != np.float16 or shard.ndim != 2 or len(shard) != rows:
             raise ArtifactError(f"{path} holds {shard.dtype} {shard.shape}, expected float16 with {rows} rows")
         return shard
+
+
+class EarlierFeatures:
+    """Looks up features by the contents of the image, in artifacts of one image tower: 32 bytes of memory an image."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        """Index the images of `stores`."""
+        self._views = [store.view() for store in stores]
+        self._starts = np.cumsum([0, *map(len, stores)])
+        pixels = np.concatenate([np.zeros((0, 2), "<u8"), *(store.pixels for store in stores)])
+        self._order = np.argsort(pixels[:, 0], kind="stable")
+        self._first, self._second = (pixels[self._order, half] for half in (0, 1))
+
+    def __call__(self, pixels: bytes) -> NDArray[np.float16] | None:
+        """Features float16 [d] of the image whose file has this hash, None where no artifact has it."""
+        first, second = np.frombuffer(pixels, "<u8")
+        place = int(np.searchsorted(self._first, first))
+        # Of two images with one first half, next to impossible, the second is encoded again.
+        if place == len(self._first) or (self._first[place], self._second[place]) != (first, second):
+            return None
+        row = int(self._order[place])
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self._views[number][np.array([row - self._starts[number]])][0]
 
 
 class FeatureRows:
@@ -233,6 +262,11 @@ class IdIndex:
         rows = self._order[places]
         equal = pc.call_function("equal", [self.ids.take(pa.array(rows)), ids])
         return np.where(np.asarray(equal.fill_null(False)), rows, -1)
+
+
+def _fixed(values: pa.Array) -> NDArray[np.uint64]:
+    """Binary values of 16 bytes each as two numbers each, uint64 [n, 2]."""
+    return np.frombuffer(values.buffers()[1], "<u8").reshape(-1, 2)[values.offset : values.offset + len(values)]
 
 
 def _hashes(strings: pa.Array) -> NDArray[np.uint64]:

@@ -14,6 +14,7 @@ from storage.cache_tools import paid_tokens
 from tasks.context import Run
 from tasks.requests import StepLeft, steps_left
 from tasks.stage import Stage
+from tasks.stages.features import new_images
 from tasks.stages.ingest import IngestedCaptions, ingested_captions
 from tasks.stages.paraphrase import STEPS
 
@@ -64,7 +65,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
-        "features": Amount(captions.images, units=captions.images),
+        "features": _image_amount(run, artifacts, captions),
         "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
         "report": Amount(units=1),
     }
@@ -78,6 +79,14 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
     return result
+
+
+def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
+    comes = "features" in run.stages and "features" not in artifacts
+    new = new_images(run, captions.folder / "captions") if comes and captions.images else None
+    if new is None:
+        return Amount(captions.images, units=captions.images)
+    return Amount(captions.images, units=new, note=f"{new} of {captions.images} images are new by their ids")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine
@@ -34,6 +35,8 @@ Check = Callable[[Run, IngestedCaptions | None], list[str]]
 PLANNED = partial(check_before_paying, planned=True)
 SHOWN = 60
 FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "control": 78_500_000, "report": 730_000}
+WRITES_ALL = {"paraphrase_1": "captions", "paraphrase_2": "captions", "features": "images"}
+"""Stages whose work is what is new and whose artifact holds everything, and the metric that counts its rows."""
 MOST_GROWTH = 30
 """A run that did less than this part of the work was mostly start, and says little about the rest."""
 
@@ -98,14 +101,17 @@ def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPla
     with TempDir("plan-") as scratch:
         captions = ingested_captions(run, artifacts, scratch) if "ingest" in run.stages else None
         sizes = count(run, artifacts, captions)
+        runs = _runs(run)
         stages = [
-            _plan(node, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
+            _plan(node, runs, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
             for name, node in run.nodes.items()
         ]
         notes = check(run, captions)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
     notes += filter(None, [few_for_alpha(held_out, held_out)])
+    if captions is not None and captions.rejected:
+        notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     return RunPlan(stages, notes + _notes(run, sum(stage.requests or 0 for stage in stages)))
 
 
@@ -144,14 +150,16 @@ def _expect_root(root: Path) -> None:
         raise storage_error(error, root) from error
 
 
-def _plan(node: Node, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount) -> StagePlan:
+def _plan(
+    node: Node, runs: _Runs, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount
+) -> StagePlan:
     name = node.name
     if artifact is not None:
         manifest = artifact.manifest
         return StagePlan(name, node.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, manifest.size(), "its manifest")
     state: State = "resumable" if store.resumable(name, node.fingerprint) else "to run"
     earlier = store.list(name)
-    why = (damage,) if damage else tuple(_reasons(node, earlier))
+    why = (damage,) if damage else tuple(_reasons(node, earlier, runs))
     # Another engine is another speed.
     alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
     cost = estimate(node.stage, amount, alike)
@@ -170,12 +178,39 @@ def _plan(node: Node, store: ArtifactStore, artifact: Artifact | None, damage: s
     )
 
 
-def _reasons(node: Node, earlier: list[Artifact]) -> list[str]:
+@dataclass(frozen=True)
+class _Runs:
+    """Whose the finished artifacts are, as far as a report says so."""
+
+    own: Mapping[str, str]
+    """Fingerprints of the last run of this name, by stage."""
+    others: Mapping[str, str]
+    """Fingerprint → name of another run."""
+
+
+def _runs(run: Run) -> _Runs:
+    own: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for report in run.store.list("report"):
+        stages = {**report.manifest.inputs, "report": report.fingerprint}
+        name = report.manifest.options.get("name")
+        if name == run.settings.name:
+            own = stages
+        else:
+            others |= dict.fromkeys(stages.values(), str(name))
+    return _Runs(own, others)
+
+
+def _reasons(node: Node, earlier: list[Artifact], runs: _Runs) -> list[str]:
     if not earlier:
         return ["never ran under this root"]
+    own = [artifact for artifact in earlier if artifact.fingerprint == runs.own.get(node.name)]
+    candidates = own or [one for one in earlier if one.fingerprint not in runs.others] or earlier
     # The newest of the nearest: what a user changed last is what is asked about.
-    candidates = [differences(artifact, node) for artifact in reversed(earlier)]
-    return min(candidates, key=len) or ["its artifact was deleted"]
+    nearest = min(reversed(candidates), key=lambda artifact: len(differences(artifact, node)))
+    other = None if own else runs.others.get(nearest.fingerprint)
+    reasons = differences(nearest, node) or ["its artifact was deleted"]
+    return reasons if other is None else [f"a run of another name, {other!r}, is the nearest:", *reasons]
 
 
 def differences(artifact: Artifact, node: Node) -> list[str]:
@@ -272,7 +307,8 @@ def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
     scaled = _scaled(stage, amount, amount.units, earlier[-1]) if earlier else None
     if scaled is not None:
         return scaled
-    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * amount.units
+    written = amount.units if amount.rows is None or stage.name not in WRITES_ALL else amount.rows
+    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * written
     return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
 
 
@@ -280,16 +316,15 @@ def _scaled(stage: Stage, amount: Amount, units: float, earlier: Artifact) -> Co
     manifest, rate = earlier.manifest, DEFAULTS.get(stage.name, OTHERS)
     basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
     before = units_of(stage, manifest.metrics)
-    if not before:
-        # Nothing says how much it had to do, so the same again is the best guess.
+    if before is None or before == units:
+        # As much again, or nothing says how much it had to do: the same again is the best guess.
         return Cost(manifest.wall_seconds, manifest.size(), basis)
-    if units > MOST_GROWTH * before:
+    if not before or units > MOST_GROWTH * before:
         return None
     # The start costs the same for any amount, so only what is above it grows.
     start, fixed = min(rate.start, manifest.wall_seconds), min(FIXED_BYTES.get(stage.name, 0), manifest.size())
     share = units / before
     seconds = start + (manifest.wall_seconds - start) * share
-    # A paraphrase stage asks for what is new and writes everything.
-    rows = manifest.metrics.get("captions") if manifest.stage.startswith("paraphrase") else None
+    rows = manifest.metrics.get(WRITES_ALL.get(stage.name, ""))
     written = amount.rows / rows if rows and amount.rows is not None else share
     return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * written), basis)

@@ -7,14 +7,16 @@ So what they need is checked when the captions are ingested, and when a run is p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.clip.images import holds_any
+from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.survey import missing_images
+from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
@@ -148,23 +150,43 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
     Raises:
         InputError: no caption is of the training split, none of it has an image, none is of the split that is
-            evaluated, none of the images that they name is where they should be, or they drifted (`run.drift`).
+            evaluated, none of the images that they name is where they should be, they drifted (`run.drift`), or
+            validation shares too much with training.
         BenchmarkError: a benchmark cannot be measured, or has too few images.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
+    with TempDir("captions-") as scratch:
+        folder = _captions_folder(run, captions, scratch)
+        return [] if folder is None else _check(run, folder, planned)
+
+
+def _check(run: Run, folder: Path, planned: bool) -> list[str]:
     settings, scenes = run.settings, _finished(run, "scenes")
-    census = _census(run, captions)
+    census = Census.of(settings, folder)
     # Where nothing is accepted, ingest says why.
-    if census is None or not census.rows:
+    if not census.rows:
         return []
-    notices = _check_training(census) + _check_language(run, census)
+    _check_training(census)
     _check_split(settings, census)
+    notices = _check_language(run, census)
     if settings.data.scenes is None or scenes is not None:
-        _check_images(settings, scenes, census)
+        notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
         tasks, _ = benchmark_tasks(settings, scenes, census.stored)
         notices += _shows(tasks, settings.evaluate.confidence) if planned else []
     return notices + check_drift(run)
+
+
+def _check_leakage(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
+    def archive(name: str) -> ImageArchive:
+        return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return iter_batches(folder / "captions", SHARED_COLUMNS)
+
+    shared = find_shared(batches, shared_contents(batches, archive))
+    shared.check()
+    return shared.notices
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
@@ -175,18 +197,16 @@ def _finished(run: Run, name: str) -> Artifact | None:
         return None
 
 
-def _census(run: Run, captions: IngestedCaptions | None) -> Census | None:
+def _captions_folder(run: Run, captions: IngestedCaptions | None, scratch: Path) -> Path | None:
     ingested = _finished(run, "ingest")
     if ingested is not None:
-        return Census.of(run.settings, run.store.download(ingested).path)
+        return run.store.download(ingested).path
     if run.settings.data.scenes is not None:
         return None
-    with TempDir("captions-") as scratch:
-        captions = captions or ingested_captions(run, {}, scratch)
-        return Census.of(run.settings, captions.folder)
+    return (captions or ingested_captions(run, {}, scratch)).folder
 
 
-def _check_training(census: Census) -> list[str]:
+def _check_training(census: Census) -> None:
     rows, without = census.splits["train"], census.without_image("train")
     if not rows:
         raise InputError(
@@ -200,12 +220,6 @@ def _check_training(census: Census) -> list[str]:
             "be trained; name their tar or folder in data.sources[].images, or give webdataset tars or Parquet with a "
             "column of pictures"
         )
-    if not without:
-        return []
-    return [
-        f"{without.total()} of {rows} training captions have no image ({_listed(without)}): they are paraphrased and "
-        "then not trained on; name their images in data.sources[].images, or leave the source out"
-    ]
 
 
 def _not_english(captions: pa.ChunkedArray) -> int:
@@ -269,7 +283,8 @@ def _shows(tasks: Sequence[Prepared], confidence: float) -> list[str]:
     return notices
 
 
-def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> None:
+def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> list[str]:
+    notices = []
     for archive, names in census.first_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
         if not holds_any(path, list(names)):
@@ -279,6 +294,13 @@ def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -
                 f"{path} has none of the {count}; the first is {name!r}, as {source} names it. Correct "
                 "data.sources[].images, or name the column with the file names in data.sources[].columns.image"
             )
+        if missing := missing_images(path, list(names)):
+            notices.append(
+                f"{len(missing)} of {len(names)} images that were looked up in {archive} are not there, the first is "
+                f"{missing[0]!r}; their captions are paraphrased and then not trained on: add the images, or take the "
+                "captions out"
+            )
+    return notices
 
 
 def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:

@@ -198,17 +198,18 @@ def _new_bars() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description:<12}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        # Facts hold names that a user chose, and brackets in them are no markup.
-        TextColumn("{task.fields[facts]}", style="dim", markup=False),
+        # Facts hold names that a user chose, and brackets in them are no markup. They take what the others leave.
+        TextColumn("{task.fields[facts]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
     )
-    return Bars(*columns, console=Console(stderr=True), transient=True)
+    return Bars(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 def _lines(stage: str) -> Progress:
@@ -226,10 +227,10 @@ def _lines(stage: str) -> Progress:
 
 
 def shown_facts(facts: Mapping[str, Fact]) -> str:
-    """Facts of a progress in one line, samples aside."""
+    """Facts of a progress in one line, samples aside; money first, for a narrow terminal cuts off the end."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in facts.items()
+        for name, value in sorted(facts.items(), key=lambda fact: fact[0] != "spend")
         if name != "samples"
     )
 

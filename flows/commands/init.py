@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.common import JsonOption, print_json, say, say_next
+from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -82,6 +83,7 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
         "captions": dict(overview.counts.splits),
         "images": {split: len(ids) for split, ids in overview.images.items()},
         "images_missing": overview.missing,
+        "shared_by_splits": overview.shared.notices if overview.shared is not None else [],
         "unused": overview.unused,
     }
 
@@ -89,7 +91,7 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
 def _lines(overview: Survey) -> list[str]:
     """What was found, a line each."""
     counts, sources = overview.counts, overview.data.sources
-    rejected = ", ".join(f"{reason} {count}" for reason, count in counts.rejected.most_common())
+    rejected = listed_reasons(counts.rejected)
     places = dict.fromkeys(source.images or f"in {source.path}" for source in sources)
     lines = [
         f"captions: {', '.join(source.path for source in sources)}: {counts.accepted} of {counts.read} rows"
@@ -104,6 +106,9 @@ def _lines(overview: Survey) -> list[str]:
             f"{len(overview.missing)} of {overview.looked_up} images that were looked up are not there, the first is "
             f"{overview.missing[0]!r}"
         )
+    if overview.shared is not None:
+        refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
+        lines += [f"{notice}{refused}" for notice in overview.shared.notices]
     if overview.unused:
         lines.append(f"not used, for they name no image: {', '.join(overview.unused)}")
     if overview.split is None:

@@ -176,7 +176,8 @@ def export(
         print_json(exported.as_json())
     else:
         _print_exported(exported, step)
-        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else ("run",)
+        first = ("requests", "export", exported.file, "--step", "1") if exported.unanswered_1 else ("run",)
+        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else first
         say_next(*following, *same_options(config, set_, root))
 
 
@@ -223,9 +224,14 @@ def _print_exported(exported: Exported, step: int | None) -> None:
     if exported.requests:
         counts = f"{exported.step_1} of step 1, {exported.step_2} of step 2"
         say(f"{exported.requests} requests ({counts}) to {exported.model} in {exported.file}")
+    elif exported.unanswered_1 and step == 2:
+        say(
+            f"{exported.unanswered_1} requests of step 1 have no answer yet, and step 2 asks about their answers; "
+            f"{exported.file} is empty. Export and import --step 1 first"
+        )
     else:
         say(f"nothing to ask{'' if step is None else f' at step {step}'}; {exported.file} is empty")
-    if exported.unanswered_1 and step != 1:
+    if exported.unanswered_1 and exported.requests and step != 1:
         say("what step 2 asks about their answers is exported when these are imported")
     if exported.words:
         say(

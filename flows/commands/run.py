@@ -26,6 +26,7 @@ from flows.commands.common import (
     say_next,
     settings_from,
 )
+from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import engine_facts
@@ -141,7 +142,7 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
     print_table("", ["stage", "state", "took", "rejected", "artifact"], rows)
     for row in stages:
         if reasons := row.get("reasons"):
-            typer.echo(f"{row['stage']} rejected {', '.join(f'{reason} {count}' for reason, count in reasons.items())}")
+            typer.echo(f"{row['stage']} rejected {listed_reasons(reasons)}")
     if any(row["rejected"] for row in stages):
         typer.echo("Rejected rows and their reasons are in the folder `rejects` of each artifact and in the report.")
     if totals := shares_of_asked(outcome["rows"]):

@@ -21,6 +21,7 @@ Every row that is not kept gets one of these reason codes and a detail:
 ``too_few_words``  fewer than `min_words` words, see :func:`count_words`
 ``too_many_words`` more than `max_words` of them
 ``unknown_split``  the row's split is none of train, val, test and their usual other names
+``no_image``       a training row names no image, while others do: it could be paraphrased and not trained on
 ``image_conflict`` the image id already names another image, of this archive or another
 ``duplicate``      the same caption of the same image came before
 ``unreadable``     the whole file is bad (`source_row` is null); only with `on_error: skip`
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 
 import ftfy
 import regex
@@ -38,12 +40,23 @@ import regex
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import ConfigError
 
-__all__ = ["REASONS", "clean", "cleaned", "configured_split", "count_words", "is_unspaced", "split_name"]
+__all__ = [
+    "REASONS",
+    "clean",
+    "cleaned",
+    "configured_split",
+    "count_words",
+    "is_unspaced",
+    "listed_reasons",
+    "split_name",
+]
 
 REASONS = (
     "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
-    "too_many_words", "unknown_split", "image_conflict", "duplicate", "unreadable",
+    "too_many_words", "unknown_split", "no_image", "image_conflict", "duplicate", "unreadable",
 )  # fmt: skip
+OPTIONS = {"too_long": "data.max_chars", "too_few_words": "data.min_words", "too_many_words": "data.max_words"}
+"""The option behind a reason."""
 
 SPLITS = {
     **dict.fromkeys(("train", "training", "restval"), "train"),
@@ -82,17 +95,23 @@ def _unescape(text: str) -> str:
 def cleaned(raw: str, options: DataOptions) -> tuple[str, tuple[str, str] | None]:
     """The cleaned caption, and reason and detail where a filter that looks at one caption alone stops it."""
     if len(raw) > options.max_chars:
-        return "", ("too_long", f"{len(raw)} characters, at most {options.max_chars}")
+        return "", ("too_long", f"{len(raw)} characters, at most {options.max_chars} (data.max_chars)")
     text = clean(raw)
     count = count_words(text, options.unspaced_scripts)
     if not text:
         return text, ("empty", "nothing is left after cleaning")
     if count < options.min_words:
         hint = "; see data.unspaced_scripts" if is_unspaced(text) and not options.unspaced_scripts else ""
-        return text, ("too_few_words", f"{count} words, at least {options.min_words}{hint}")
+        return text, ("too_few_words", f"{count} words, at least {options.min_words} (data.min_words){hint}")
     if count > options.max_words:
-        return text, ("too_many_words", f"{count} words, at most {options.max_words}")
+        return text, ("too_many_words", f"{count} words, at most {options.max_words} (data.max_words)")
     return text, None
+
+
+def listed_reasons(counts: Mapping[str, int]) -> str:
+    """Rejected rows by reason, the most frequent first, each with the option that decides it."""
+    ranked = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{reason} {n}" + (f" ({OPTIONS[reason]})" if reason in OPTIONS else "") for reason, n in ranked)
 
 
 def is_unspaced(text: str) -> bool:

@@ -37,8 +37,8 @@ _NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
 class CaptionPipeline:
     """Takes source files one after another; what it has seen in one counts as a duplicate in the next.
 
-    Memory: the keys of the duplicate filter (8 bytes an accepted caption, and 8 or 16 an image with an archive) and
-    one batch.
+    Memory: the keys of the duplicate filter (8 bytes an accepted caption, and 8 or 16 an image with an archive), 8
+    bytes an image that is not trained on, and one batch.
     """
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
@@ -53,6 +53,8 @@ class CaptionPipeline:
         self._options = options
         self._tokenizer = Tokenizer(options.context_length)
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
+        self._evaluated = {split: KeySet() for split in ("val", "test")}
+        self._trains_images = any(file.images is not None for file in files)
         self._pictures = {file.name for file in files if file.pictures}
         # One file alone names each image as it likes, but nothing but their ids says which pictures are the same.
         self._clashes = bool(self._pictures) or sum(file.images is not None for file in files) > 1
@@ -83,18 +85,19 @@ class CaptionPipeline:
             yield self._outcome(RowBatch(rejects=[Reject(None, "unreadable", detail)]), file)
 
     def restore(self, accepted: pa.RecordBatch) -> None:
-        """Remember captions that an earlier try accepted (columns caption_id, image_id, image_path and images)."""
+        """Remember captions that an earlier try accepted (columns caption_id, image_id, image_path, images, split)."""
         self._captions.add(id_keys(accepted.column("caption_id").to_pylist()))
         ids, paths, groups = (accepted.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
         for group in sorted({group for group in groups if group is not None}):
             mine = [of == group for of in groups]
             self._own(list(compress(ids, mine)), list(compress(paths, mine)), group)
+        self._note_splits(ids, accepted.column("split").to_pylist())
 
     def _outcome(self, batch: RowBatch, file: SourceFile) -> Outcome:
         batch.drop_undecodable()
         if prefix := file.options.image_prefix:
             batch.image_ids = [None if image is None else prefix + image for image in batch.image_ids]
-        texts = self._cleaned(batch, file.split)
+        texts = self._cleaned(batch, file.split, file.images)
         texts = self._without_conflicts(batch, texts, file)
         ids = caption_ids(batch.image_ids, texts)
         new = self._captions.add(id_keys(ids)).tolist()
@@ -104,18 +107,39 @@ class CaptionPipeline:
             ids, texts = list(compress(ids, new)), list(compress(texts, new))
             batch.keep(new)
         self._own(batch.image_ids, batch.image_paths, file.images)
+        self._note_splits(batch.image_ids, batch.splits)
         return Outcome(self._accepted(batch, file, ids, texts), reject_batch(batch.rejects, file.name))
 
-    def _cleaned(self, batch: RowBatch, default: str) -> list[str]:
+    def _splits_of(self, batch: RowBatch) -> dict[str | None, str]:
+        """The split of images that an earlier row held out: a row that states none, such as a mark, follows it."""
+        names = [image for image in dict.fromkeys(batch.image_ids) if image is not None]
+        if None not in batch.splits or not any(map(len, self._evaluated.values())):
+            return {}
+        keys = text_keys(names)
+        return {
+            image: split for split, seen in self._evaluated.items() for image in compress(names, seen.contains(keys))
+        }
+
+    def _note_splits(self, ids: list[str | None], splits: Sequence[str | None]) -> None:
+        for split, seen in self._evaluated.items():
+            names = [image for image, of in zip(ids, splits, strict=True) if of == split and image is not None]
+            seen.add(text_keys(list(dict.fromkeys(names))))
+
+    def _cleaned(self, batch: RowBatch, default: str, images: str | None) -> list[str]:
         """Cleaned texts of the rows that pass the filters; the batch keeps these rows, with the usual splits' names."""
         texts: list[str] = []
         splits: list[str | None] = []
         passed: list[bool] = []
+        evaluated = self._splits_of(batch)
         for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
             text, problem = cleaned(raw, self._options)
             split = default if named is None else split_name(named)
-            if named is None and split == "train" and self._is_held_out(batch.image_ids[n] or text):
-                split = "val"
+            if named is None and split == "train":
+                held_out = self._is_held_out(batch.image_ids[n] or text)
+                split = evaluated.get(batch.image_ids[n], "val" if held_out else split)
+            unusable = split == "train" and (batch.image_ids[n] is None or images is None)
+            if problem is None and self._trains_images and unusable:
+                problem = "no_image", "the row names no image, so it cannot be trained on"
             if problem is None and split is None:
                 problem = "unknown_split", f"split {str(named)[:80]!r}, expected train, val or test"
             if problem is None:

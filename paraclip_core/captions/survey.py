@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.captions.clean import split_name
+from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.readers.columns import Columns, find_columns
 from paraclip_core.captions.readers.text import csv_records, tsv_records
@@ -23,7 +26,7 @@ from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["LEAST_IMAGES", "Survey", "survey"]
+__all__ = ["LEAST_IMAGES", "Survey", "missing_images", "survey"]
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_UP = 200
@@ -31,6 +34,10 @@ LOOKED_UP = 200
 LEAST_IMAGES = 10
 """Images of a split that benchmarks need at least."""
 SHOWN = 5
+
+
+_Counted: TypeAlias = tuple[Counts, dict[str, Counter[str]], list[pa.RecordBatch]]
+"""What became of the rows, the images of each split, and the accepted rows."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Survey:
     missing: list[str] = field(default_factory=list)
     """Images that captions name and that are not where the others are, of those that were looked up."""
     looked_up: int = 0
+    shared: Shared | None = None
+    """What the splits share."""
     unused: list[str] = field(default_factory=list)
     """Files that hold captions, too, but name no image."""
 
@@ -81,13 +90,15 @@ def survey(
     if not first.file.images or images is not None:
         names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
         images = images or _find_images(root, names, first.file.name)
-        missing, looked_up = _missing(root / images, names), len(names)
+        missing, looked_up = missing_images(root / images, names), len(names)
     sources = tuple(_source_of(source, each, images) for each in chosen)
     data = DataOptions(root=str(root), sources=_as_folder(sources) if captions is None else sources)
-    counts, by_split = _count(data)
+    counts, by_split, batches = _count(data)
     if not any(len(by_split.get(name, ())) >= LEAST_IMAGES for name in ("val", "test")):
-        data, counts, by_split = _with_held_out(data, counts, by_split)
-    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, unused)
+        data, counts, by_split, batches = _with_held_out(data, counts, by_split, batches)
+    contents = shared_contents(lambda: batches, lambda name: ImageArchive(root / name))
+    shared = find_shared(lambda: batches, contents)
+    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, shared, unused)
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
             f"the captions of {where} name no image, so nothing can be trained on; add a column `image` with the file "
             "names, or name the one that has them with --image-column"
         )
-    places = {place: len(names) - len(_missing(root / place, names)) for place in _image_places(root)}
+    places = {place: len(names) - len(missing_images(root / place, names)) for place in _image_places(root)}
     most = max(places.values(), default=0)
     best = [place for place, count in places.items() if count == most]
     if not most:
@@ -179,18 +190,27 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
 
 
 def _image_places(root: Path) -> Iterable[str]:
-    """Folders that hold pictures with the folders around them, and tars, relative to `root`."""
+    """Folders that hold pictures with the folders around them, and tars, relative to `root`.
+
+    A linked folder is looked into, links in it are not. A picture's name must not lead out of its folder through a
+    link, so the folders around a link are none of its pictures'.
+    """
     places: set[Path] = set()
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
-        path = Path(folder)
-        if any(name.lower().endswith(PICTURES) for name in files):
-            places |= {path, *(each for each in path.parents if each == root or root in each.parents)}
-        places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
+    tops = [root]
+    for top in tops:
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".") and name != "runs"]
+            path = Path(folder)
+            if top == root:
+                tops += [path / name for name in folders if (path / name).is_symlink()]
+            if any(name.lower().endswith(PICTURES) for name in files):
+                places |= {path, *(each for each in path.parents if each == top or top in each.parents)}
+            places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
-def _missing(place: Path, names: Sequence[str]) -> list[str]:
+def missing_images(place: Path, names: Sequence[str]) -> list[str]:
+    """Those of some images that a folder, tar or Parquet file does not have; all of one that cannot be read."""
     if place.is_dir():
         return [name for name in names if not holds_any(place, [name])]
     try:
@@ -202,29 +222,31 @@ def _missing(place: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in there]
 
 
-def _count(data: DataOptions) -> tuple[Counts, dict[str, Counter[str]]]:
+def _count(data: DataOptions) -> _Counted:
     files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
+    batches: list[pa.RecordBatch] = []
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
+            batches.append(outcome.accepted.select(list(SHARED_COLUMNS)))
             ids, splits = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "split"))
             for image, split in zip(ids, splits, strict=True):
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-    return counts, images
+    return counts, images, batches
 
 
 def _with_held_out(
-    data: DataOptions, counts: Counts, images: dict[str, Counter[str]]
-) -> tuple[DataOptions, Counts, dict[str, Counter[str]]]:
+    data: DataOptions, counts: Counts, images: dict[str, Counter[str]], batches: list[pa.RecordBatch]
+) -> tuple[DataOptions, Counts, dict[str, Counter[str]], list[pa.RecordBatch]]:
     """Hold out a tenth of the images, or a fifth of few, where that leaves enough to evaluate."""
     total = len(images.get("train", ()))
     share = 0.1 if total >= 50 * LEAST_IMAGES else 0.2
     tried = data.model_copy(update={"held_out": share})
     held = _count(tried)
-    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images)
+    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images, batches)
 
 
 def _columns(file: SourceFile) -> Columns | None:

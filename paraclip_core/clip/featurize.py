@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -54,6 +55,8 @@ class Featurized:
     image_ids: list[str] = field(default_factory=list)
     pixels: list[bytes] = field(default_factory=list)
     """16 bytes of blake2b over each image file."""
+    encoded: int = 0
+    """Images that went through the image tower; the features of the others were at hand."""
     rejected: list[tuple[ImageFile, str, str]] = field(default_factory=list)
     """Image, reason code and detail."""
 
@@ -62,6 +65,7 @@ class Featurized:
 class _Decoded:
     file: ImageFile
     tensor: torch.Tensor | None = None
+    features: np.ndarray | None = None
     digest: bytes = b""
     reason: str = ""
     detail: str = ""
@@ -70,14 +74,29 @@ class _Decoded:
 class Featurizer:
     """Runs a model's image tower over image files, decoding in threads.
 
-    Batches are cut by position, so a resumed run computes the same batches. Another batch size may round differently
-    in fp32, which shows in the last bit of a few float16 values.
+    Every batch has the same shape, the last one padded, so an image's features do not depend on its neighbors, nor on
+    which images were encoded earlier. Another batch size may round differently in fp32, which shows in the last bit of
+    a few float16 values.
     """
 
     def __init__(
-        self, clip: ClipModel, archive: Callable[[str], ImageArchive], batch_size: int, workers: int | None = None
+        self,
+        clip: ClipModel,
+        archive: Callable[[str], ImageArchive],
+        batch_size: int,
+        workers: int | None = None,
+        earlier: Callable[[bytes], np.ndarray | None] = lambda digest: None,
     ) -> None:
-        """Encode with `clip`, which stays as it is; `archive` opens an archive by its name in the table."""
+        """Encode with `clip`, which stays as it is.
+
+        Args:
+            clip: the model.
+            archive: opens an archive by its name in the table.
+            batch_size: images that go through the tower together.
+            workers: threads that decode.
+            earlier: the tower's features float16 [embed_dim] for an image file with this hash, where they are at hand.
+        """
+        self._earlier = earlier
         height, width = clip.preprocess_cfg["size"]
         self._clip, self._archive, self._batch_size = clip, archive, batch_size
         self._tower = folded(clip.visual, (height, width))
@@ -106,19 +125,34 @@ class Featurizer:
             InputError: an archive is missing or damaged. A damaged image is no error: it is among the rejected.
             ModelError: the tower's output for an image is not finite; the message names it.
         """
-        result = Featurized(np.empty((0, self._clip.embed_dim), np.float16))
-        parts, done = [result.features], 0
+        result = Featurized(np.empty((len(files), self._clip.embed_dim), np.float16))
+        waiting: dict[int, _Decoded] = {}
+        done = 0
         for batch in self._decoded(files):
-            good = [item for item in batch if item.tensor is not None]
-            result.rejected += [(item.file, item.reason, item.detail) for item in batch if item.tensor is None]
-            if good:
-                parts.append(self._features(good))
-                result.image_ids += [item.file.image_id for item in good]
-                result.pixels += [item.digest for item in good]
+            for item in batch:
+                if item.reason:
+                    result.rejected.append((item.file, item.reason, item.detail))
+                    continue
+                row = len(result.image_ids)
+                result.image_ids.append(item.file.image_id)
+                result.pixels.append(item.digest)
+                if item.features is None:
+                    waiting[row] = item
+                else:
+                    result.features[row] = item.features
+                if len(waiting) == self._batch_size:
+                    self._encode(waiting, result)
             done += len(batch)
             on_batch(done)
-        result.features = np.concatenate(parts)
+        if waiting:
+            self._encode(waiting, result)
+        result.features = result.features[: len(result.image_ids)]
         return result
+
+    def _encode(self, waiting: dict[int, _Decoded], result: Featurized) -> None:
+        result.features[list(waiting)] = self._features(list(waiting.values()))
+        result.encoded += len(waiting)
+        waiting.clear()
 
     def _decoded(self, files: Sequence[ImageFile]) -> Iterator[list[_Decoded]]:
         waiting: deque[list[Future[_Decoded]]] = deque()
@@ -153,15 +187,19 @@ class Featurizer:
         if data is None:
             # Without the archive's full path, so that a moved data folder gives the same rejects.
             return _Decoded(file, reason="missing_image", detail=f"no readable image {file.name!r} in {file.archive}")
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if (features := self._earlier(digest)) is not None:
+            return _Decoded(file, features=features, digest=digest)
         try:
             image = decode_image(data, f"{file.archive}/{file.name}")
         except InputError as error:
             return _Decoded(file, reason="corrupt_image", detail=str(error))
-        return _Decoded(file, self._transform(image), hashlib.blake2b(data, digest_size=16).digest())
+        return _Decoded(file, self._transform(image), digest=digest)
 
     def _features(self, items: list[_Decoded]) -> np.ndarray:
         pixels = torch.stack([item.tensor for item in items if item.tensor is not None])
-        features = encode_pixels(self._clip, pixels, tower=self._tower)
+        padded = F.pad(pixels, (0,) * 7 + (self._batch_size - len(items),))
+        features = encode_pixels(self._clip, padded, tower=self._tower)[: len(items)]
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             file = items[int(bad[0])].file

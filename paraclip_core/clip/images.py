@@ -84,7 +84,7 @@ class ImageArchive:
         key = _key(name)
         if self._file is None:
             return self._read_from_folder(key, name)
-        place = self._index.get(key) or self._index.get(self._by_file_name.get(key, ""))
+        place = self._place(key)
         if place is None:
             raise InputError(f"{self.path} has no image {name!r}")
         offset, size = place
@@ -92,6 +92,17 @@ class ImageArchive:
             return os.pread(self._file.fileno(), size, offset)
         except OSError as error:
             raise _named(error, self.path) from error
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an image file of a tar or folder, which are not read for it; None where there is no such image."""
+        key = _key(name)
+        if self.path.is_dir():
+            return (self.path / key).stat().st_size if _is_file(self.path, key) else None
+        place = self._place(key)
+        return None if place is None else place[1]
+
+    def _place(self, key: str) -> tuple[int, int] | None:
+        return self._index.get(key) or self._index.get(self._by_file_name.get(key, ""))
 
     def open(self, name: str) -> Image.Image:
         """The decoded image, as RGB.

@@ -1,6 +1,7 @@
 """Features: the base model's image tower over every image of the ingested captions, once.
 
-The image tower is frozen, so this is all that training and evaluation will ever need of an image. It resumes at the
+The image tower is frozen, so this is all that training and evaluation will ever need of an image. An image that an
+earlier artifact of the same tower has is read, not encoded: its contents say which row is its own. It resumes at the
 grain of a shard: each finished shard leaves its matrix in the artifact and its rows of index and rejects in scratch.
 """
 
@@ -21,7 +22,8 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.pictures import picture_place
 from storage.duckdb_file import CONFIG, environment_error
-from storage.features import write_index, write_shard
+from storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
+from storage.manifests import SOURCE
 from storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
 from tasks.models import base_sources
 from tasks.stage import Stage, StageContext, input_path
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from paraclip_core.clip.model import ClipModel
     from tasks.context import Run
 
-__all__ = ["FEATURES"]
+__all__ = ["FEATURES", "new_images"]
 
 log = logging.getLogger(__name__)
+
+EARLIER = 4
+"""Finished artifacts whose features are looked at; a fifth one is hardly of the same images."""
 
 # The first caption of an image decides its place and its file. `spot` is the row's place among all parts.
 UNIQUE_IMAGES = """
@@ -46,6 +51,35 @@ UNIQUE_IMAGES = """
     GROUP BY image_id
     ORDER BY min(spot)
 """
+NEW_IMAGES = """
+    SELECT count(DISTINCT image_id) FROM read_parquet($parts, hive_partitioning = false)
+    WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
+    AND image_id NOT IN (SELECT image_id FROM read_parquet($indexes, hive_partitioning = false))
+"""
+
+
+def new_images(run: Run, captions: Path) -> int | None:
+    """Images of the captions in a folder whose ids no earlier artifact of the same tower has; None without any.
+
+    Contents decide when the stage runs, and reading them all is its work.
+    """
+
+    def tower(options: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        others = {name: value for name, value in inputs.items() if not name.startswith((f"{SOURCE}images/", "ingest"))}
+        return {"image_tower": options.get("image_tower"), **others}
+
+    draft = run.node("features").draft
+    indexes = [
+        str(artifact.path / "index.parquet")
+        for artifact in run.store.list("features")
+        if tower(artifact.manifest.options, artifact.manifest.inputs) == tower(draft.options, draft.inputs)
+        and artifact.path.is_dir()
+    ][-EARLIER:]
+    if not indexes:
+        return None
+    with duckdb.connect(":memory:", config=CONFIG) as connection:
+        parameters = {"parts": [str(path) for path in parquet_files(captions)], "indexes": indexes}
+        return connection.execute(NEW_IMAGES, parameters).fetchall()[0][0]
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -63,19 +97,37 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     clip.model.to(pick_device(settings.run.device))
     images = ctx.work.scratch / "images.parquet"
     total = _list_images(ctx.inputs["ingest"].path / "captions", images)
-    with Featurizer(clip, lambda name: ImageArchive(_archive(ctx, name)), settings.features.batch_size) as featurizer:
-        shards = _encode_shards(ctx, featurizer, images, total)
+    tower = {"image_tower_hash": image_tower_hash(clip), "preprocess_hash": preprocess_hash(clip)}
+    with Featurizer(
+        clip,
+        lambda name: ImageArchive(_archive(ctx, name)),
+        settings.features.batch_size,
+        earlier=_earlier(ctx, tower),
+    ) as featurizer:
+        shards, encoded = _encode_shards(ctx, featurizer, images, total)
     if not shards:
         write_shard(ctx.work.out, 0, torch.zeros(0, clip.embed_dim).half().numpy())
     rejected = _join(ctx, shards, total)
     return {
         "images": total - rejected,
+        "encoded": encoded,
         "rejected": rejected,
         "shards": max(shards, 1),
         "embed_dim": clip.embed_dim,
-        "image_tower_hash": image_tower_hash(clip),
-        "preprocess_hash": preprocess_hash(clip),
+        **tower,
     }
+
+
+def _earlier(ctx: StageContext, tower: Mapping[str, str]) -> EarlierFeatures:
+    """The features of the newest artifacts of the same image tower."""
+    stores = []
+    alike = [one for one in ctx.store.list("features") if tower.items() <= one.manifest.metrics.items()]
+    for artifact in alike[-EARLIER:]:
+        try:
+            stores.append(FeatureStore(ctx.store.download(artifact).path))
+        except ArtifactError as error:
+            log.warning("the features %s are not used, images are encoded again: %s", artifact.fingerprint, error)
+    return EarlierFeatures(stores)
 
 
 def _base(settings: Settings) -> ClipModel:
@@ -112,9 +164,9 @@ def _list_images(captions: Path, target: Path) -> int:
     return pq.read_metadata(target).num_rows
 
 
-def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, total: int) -> int:
-    """Encode what is not encoded yet; returns the number of shards."""
-    size, shard = ctx.settings.features.shard_images, -1
+def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, total: int) -> tuple[int, int]:
+    """Encode what is not encoded yet; returns the number of shards, and of images that were encoded now."""
+    size, shard, encoded = ctx.settings.features.shard_images, -1, 0
     for shard, files in enumerate(_shards(images, size)):
         if not _part(ctx, "index", shard).exists():
             first = shard * size
@@ -123,8 +175,9 @@ def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, tota
             write_table(_part(ctx, "rejects", shard), _reject_rows(result.rejected))
             # Last, because it marks the shard as finished.
             write_table(_part(ctx, "index", shard), _index_rows(shard, result.image_ids, result.pixels))
-        ctx.progress(min((shard + 1) * size, total), total)
-    return shard + 1
+            encoded += result.encoded
+        ctx.progress(min((shard + 1) * size, total), total, encoded=encoded)
+    return shard + 1, encoded
 
 
 def _shards(images: Path, size: int) -> Iterator[list[ImageFile]]:
@@ -227,5 +280,5 @@ FEATURES = Stage(
     sources=_sources,
     about="Run every image through the frozen image tower once.",
     pool="gpu",
-    units=("images",),
+    units=("encoded", "images"),
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paraclip_core import tables
+from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import (
@@ -46,7 +47,7 @@ __all__ = ["INGEST", "IngestedCaptions", "ingested_captions", "scan_outcomes"]
 
 log = logging.getLogger(__name__)
 
-RESTORED = ("caption_id", "image_id", "image_path", "images")
+RESTORED = ("caption_id", "image_id", "image_path", "images", "split")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class IngestedCaptions:
     """Those of the training split."""
     images: int | None
     """Different images."""
+    rejected: Mapping[str, int]
+    """Rows that are left out, by reason."""
 
     @property
     def folder(self) -> Path:
@@ -78,7 +81,9 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
         artifact = artifacts["ingest"]
         metrics = artifact.manifest.metrics
         counts = metrics.get("read"), metrics.get("accepted"), metrics.get("splits", {}).get("train", 0)
-        return IngestedCaptions(lambda: run.store.download(artifact).path, *counts, metrics.get("images"))
+        return IngestedCaptions(
+            lambda: run.store.download(artifact).path, *counts, metrics.get("images"), metrics.get("rejected", {})
+        )
     counts, images = Counts(), KeySet()
     writer = PartWriter(scratch / "ingest" / "captions", tables.CAPTIONS)
     for outcome in scan_outcomes(run):
@@ -87,7 +92,9 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
         writer.write(outcome.accepted)
     writer.close()
     folder = scratch / "ingest"
-    return IngestedCaptions(lambda: folder, counts.read, counts.accepted, counts.splits["train"], len(images))
+    return IngestedCaptions(
+        lambda: folder, counts.read, counts.accepted, counts.splits["train"], len(images), counts.rejected
+    )
 
 
 def scan_outcomes(run: Run) -> Iterator[Outcome]:
@@ -146,11 +153,10 @@ def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
     names = _first_names([file.name for file in files])
     if not total.read:
         return f"{names}: no rows; expected captions, see data.sources[].path"
-    reasons = ", ".join(f"{reason} {count}" for reason, count in total.rejected.most_common(3))
+    reasons = listed_reasons(dict(total.rejected.most_common(3)))
     return (
         f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. "
-        "Mend the files, or loosen data.min_words, data.max_words or data.max_chars; for scripts without blanks, such "
-        "as Chinese, set data.unspaced_scripts"
+        "Mend the files, or loosen the options; for scripts without blanks, such as Chinese, set data.unspaced_scripts"
     )
 
 
@@ -279,7 +285,7 @@ def _content(file: SourceFile, hashes: FileHashes) -> str:
 
 INGEST = Stage(
     name="ingest",
-    version=1,
+    version=2,
     inputs=_inputs,
     options=_options,
     body=_body,

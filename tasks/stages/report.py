@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import yaml
 
+from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -39,6 +42,7 @@ from paraclip_core.report.data import (
 )
 from storage.artifacts import Artifact
 from storage.duckdb_file import frequent_values
+from storage.features import FeatureStore
 from storage.files import read_json, write_atomic
 from storage.parquet import count_rows, iter_batches
 from tasks.models import EMBEDDED, base_inputs
@@ -60,6 +64,7 @@ REJECT_SAMPLES = 5
 OF_THE_TRY = frozenset(
     {
         "cached",
+        "encoded",
         "generated",
         "requested",
         "prompt_tokens",
@@ -117,7 +122,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*comparison["notes"], *warnings],
+        notes=[*comparison["notes"], *warnings, *_shared(inputs).notices],
         finetune=inputs["finetune"].fingerprint,
         image_tower_before=tuned.get("image_tower_hash_before", ""),
         image_tower_after=tuned.get("image_tower_hash_after", ""),
@@ -272,6 +277,24 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
         ("trained on", totals.get("trained_on")),
     ]
     return [(name, count) for name, count in steps if count is not None]
+
+
+def _shared(inputs: Inputs) -> Shared:
+    """What validation shares with training, with the contents of all images."""
+    store = FeatureStore(inputs["features"].path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return iter_batches(inputs["ingest"].path / "captions", SHARED_COLUMNS)
+
+    def compare(unseen: Mapping[str, Place], _: int) -> tuple[int, int]:
+        rows = store.find(list(unseen))
+        trained = np.zeros(len(store), np.bool_)
+        for batch in batches():
+            places = store.find(by_split(batch)[0]["image_id"])
+            trained[places[places >= 0]] = True
+        return int(np.isin(store.pixels[rows[rows >= 0], 0], store.pixels[trained, 0]).sum()), int((rows >= 0).sum())
+
+    return find_shared(batches, compare)
 
 
 def _training(name: str, artifact: Artifact) -> Training:

@@ -24,7 +24,7 @@ from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, Tra
 from paraclip_core.training.memory import bound_kernel_cache
 from storage.artifacts import Artifact
 from storage.features import FeatureRows, FeatureStore
-from storage.parquet import iter_batches, read_table
+from storage.parquet import iter_batches
 
 __all__ = [
     "STORED",
@@ -96,9 +96,7 @@ class Images:
     def __init__(self, artifact: Path) -> None:
         """Read the index of a features artifact."""
         self._store = FeatureStore(artifact)
-        index = read_table(artifact / "index.parquet", ["pixels"])
-        parts = [_fixed(chunk) for chunk in index["pixels"].chunks]
-        self._pixels = np.concatenate([np.zeros((0, 2), "<u8"), *parts])
+        self._pixels = self._store.pixels
 
     @cached_property
     def matrix(self) -> FeatureRows:
@@ -165,11 +163,6 @@ class HeldOut:
         positions = np.full(len(self.all), -1, np.int64)
         positions[self.gallery] = np.arange(len(self.gallery))
         return positions
-
-
-def _fixed(values: pa.Array) -> NDArray[np.uint64]:
-    """Binary values of 16 bytes each as two numbers each, uint64 [n, 2]."""
-    return np.frombuffer(values.buffers()[1], "<u8").reshape(-1, 2)[values.offset : values.offset + len(values)]
 
 
 def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) -> HeldOut:

@@ -147,6 +147,29 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
 
 
+def test_a_linked_folder_of_images_is_seen(data: Path) -> None:
+    (data / "Photos").rename(data.parent / "Elsewhere")
+    (data / "Photos").symlink_to(data.parent / "Elsewhere", target_is_directory=True)
+    report = facts(data.name)
+    assert report["sources"][0]["images"] == "Photos" and report["images_missing"] == ["2024/gone.png"]
+    # What is found can be read: names must not lead out of the folder.
+    assert load_settings(Path("paraclip.yaml"), []).data.sources[0].images == "Photos"
+    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
+
+
+def test_rows_that_an_option_leaves_out_and_splits_that_share_images_are_told(data: Path, capsys: Capture) -> None:
+    rows = [[*row, "val" if n % 4 else "train"] for n, row in enumerate(captions(60))]
+    with (data / "My export.csv").open("w", newline="") as file:
+        long = ["2024/IMG 1.PNG", " ".join(["word"] * 16), "train"]
+        csv.writer(file).writerows([["image", "caption", "split"], *rows, long])
+    assert run_cli(["init", data.name]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out: too_many_words 1 (data.max_words)" in out
+    assert "30 of 60 validation images are trained on, too, by their ids: `run` refuses that" in out
+    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 1
+    assert "give all rows of an image one split" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_file_without_images_is_left_out(data: Path) -> None:
     (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     report = facts(data.name)

@@ -55,6 +55,9 @@ def answer(asked: Path, target: Path, more: str = "") -> None:
 
 
 def test_the_way_there_and_back(config: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = command(capsys, config, "export", "ask.jsonl", "--step", "2")
+    assert "2 requests of step 1 have no answer yet" in out and "nothing to ask" not in out
+    assert "--step 1" in out
     out = command(capsys, config, "export", "ask.jsonl")
     assert "2 requests (2 of step 1, 0 of step 2) to smol in ask.jsonl" in out and "when these are imported" in out
     answer(tmp_path / "ask.jsonl", tmp_path / "back.jsonl", '{"custom_id": "\\u001b[2J"}\n')

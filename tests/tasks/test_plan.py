@@ -10,7 +10,7 @@ import pytest
 
 from paraclip_core.errors import ArtifactError
 from paraclip_core.settings import load_settings
-from storage.artifacts import ArtifactStore
+from storage.artifacts import ArtifactStore, Draft
 from tasks.amounts import Amount, amounts
 from tasks.context import Run, run_stage
 from tasks.plan import StagePlan, estimate, plan_run
@@ -95,6 +95,23 @@ def test_an_option_that_changed_is_named_old_and_new(tmp_path: Path) -> None:
         "option finetune.batch_size: 64 → 32",
         "option finetune.weights.image_caption: 0.0 → 0.5",
     ), "compared with the nearest artifact, not with the oldest"
+
+
+def test_a_stage_is_compared_with_the_last_run_of_the_same_name(tmp_path: Path) -> None:
+    run("first", tmp_path)
+    for name, batch_size in (("demo", 64), ("other", 32)):
+        run("second", tmp_path, finetune={"batch_size": batch_size})
+        made = ArtifactStore(tmp_path).list("second")[-1].fingerprint
+        draft = Draft("report", name.ljust(32, "0"), 1, {"second": made}, {"name": name})
+        with ArtifactStore(tmp_path).writing("report", draft.fingerprint):
+            ArtifactStore(tmp_path).commit(draft, {}, 0.0)
+    changes: dict[str, Any] = {"finetune": {"batch_size": 33}}
+    assert plan(tmp_path, name="demo", **changes)["second"].why == ("option finetune.batch_size: 64 → 33",)
+    assert plan(tmp_path, name="other", **changes)["second"].why == ("option finetune.batch_size: 32 → 33",)
+    assert plan(tmp_path, name="new", **changes)["second"].why == (
+        "a run of another name, 'other', is the nearest:",
+        "option finetune.batch_size: 32 → 33",
+    )
 
 
 def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> None:

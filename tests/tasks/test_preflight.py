@@ -56,7 +56,8 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Iterator[Make]:
         )
 
     (tmp_path / "pics").mkdir()
-    (tmp_path / "pics" / "3.jpg").write_bytes(b"x")
+    for number in range(100):
+        (tmp_path / "pics" / f"{number}.jpg").write_bytes(b"%d" % number)
     yield make
     assert not openai_server.paths
 
@@ -135,11 +136,33 @@ def test_no_source_has_images(tmp_path: Path, settings_of: Make) -> None:
 def test_some_captions_have_no_image(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
     (tmp_path / "more.txt").write_text("a cat on a mat\na cow on a hill\n")
-    with_images = {"path": "captions.csv", "images": "pics"}
-    assert told(settings_of(with_images, {"path": "more.txt"})) == (
-        "2 of 102 training captions have no image (more.txt 2): they are paraphrased and then not trained on; name "
-        "their images in data.sources[].images, or leave the source out"
-    )
+    settings = settings_of({"path": "captions.csv", "images": "pics"}, {"path": "more.txt"})
+    ingested = run_stage("ingest", Run(settings)).manifest.metrics
+    assert (ingested["accepted"], ingested["rejected"]) == (120, {"no_image": 2})
+    assert told(settings) == ""
+
+
+@pytest.mark.parametrize("way", ["ids", "contents", "captions"])
+def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: str) -> None:
+    train, val = list(rows("train", 50)), list(rows("val", 10, first=50))
+    if way == "contents":
+        for number in range(10):
+            (tmp_path / "pics" / f"{50 + number}.jpg").write_bytes(b"%d" % number)
+    if way == "ids":
+        val = [(train[n][0], caption, split) for n, (_, caption, split) in enumerate(val)]
+    if way == "captions":
+        val = [(image, train[n][1], split) for n, (image, _, split) in enumerate(val)]
+    write(tmp_path / "captions.csv", [*train, *val])
+    message = told(settings_of())
+    assert message.startswith("InputError: ") and "give all rows of an image one split" in message
+    expected = {
+        "ids": "10 of 10 validation images are trained on, too, by their ids",
+        "contents": "10 of 10 validation images have the contents of a training image",
+        "captions": "20 of 20 validation captions are training captions, too",
+    }
+    assert expected[way] in message
+    write(tmp_path / "captions.csv", [*train, *val[:1], *rows("val", 30, first=60)])
+    assert re.fullmatch(r"1 of \d+ validation (images|captions) .*", told(settings_of()))
 
 
 def test_captions_of_the_split_without_images(tmp_path: Path, settings_of: Make) -> None:
@@ -147,6 +170,14 @@ def test_captions_of_the_split_without_images(tmp_path: Path, settings_of: Make)
     write(tmp_path / "held.csv", rows("val", 20, first=50))
     message = told(settings_of({"path": "captions.csv", "images": "pics"}, {"path": "held.csv"}))
     assert "but none of its 40 captions has an image (held.csv 40); name their tar or folder in" in message
+
+
+def test_an_image_that_is_missing_is_told_before_its_captions_are_paid_for(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
+    (tmp_path / "pics" / "3.jpg").unlink()
+    assert told(settings_of()).startswith(
+        "1 of 16 images that were looked up in pics are not there, the first is '3.jpg'"
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

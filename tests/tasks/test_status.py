@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from paraclip_core.errors import ArtifactError, StageError
 from storage.artifacts import ArtifactStore
@@ -15,10 +17,12 @@ from tasks.context import Run, run_stage
 from tasks.status import (
     EventLog,
     StatusFile,
+    _new_bars,  # pyright: ignore[reportPrivateUsage]
     events_path,
     read_answer,
     read_failure,
     relay_from,
+    shown_facts,
     shown_progress,
     with_samples,
 )
@@ -73,6 +77,16 @@ def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def test_what_is_spent_stands_first_and_fits_a_narrow_terminal() -> None:
+    facts = {"phase": "asking", "eta_seconds": 3600, "generated": 12_345, "acceptance": 0.912, "spend": 1.2345}
+    assert shown_facts(facts).startswith("spend 1.234, phase asking")
+    file = io.StringIO()
+    bars = _new_bars()
+    bars.add_task("paraphrase_1", total=1_000_000, completed=999_999, facts=shown_facts(facts))
+    Console(file=file, width=110).print(bars.get_renderable())
+    assert "999999/1000000" in file.getvalue() and "spend 1.234, phase asking" in file.getvalue()
 
 
 def test_a_stage_leaves_its_events(tmp_path: Path) -> None:

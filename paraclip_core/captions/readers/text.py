@@ -1,6 +1,7 @@
 """Text files, plain or gzipped, in bounded memory: lines, plain text with a caption a line, CSV and TSV.
 
-CSV follows RFC 4180 (quoted fields may hold line breaks). TSV has no quoting: a quote is a letter there.
+CSV follows RFC 4180 (quoted fields may hold line breaks); where the header says so, semicolons, tabs or bars stand for
+its commas. TSV has no quoting: a quote is a letter there.
 A table has a header if its first record names a usual column. Without one, the caption column is given by its number
 (``columns.caption: "0"``) or guessed where that is safe: one column is the caption; of two, the one that is a URL or an
 image's file name is the image, as in Conceptual Captions (``caption TAB url``).
@@ -13,8 +14,8 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ from paraclip_core.captions.readers.columns import (
     choose_columns,
     has_caption,
     need_image,
+    plain_name,
     table_header,
 )
 from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
@@ -137,7 +139,12 @@ def _is_table(line: str) -> bool:
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Records of a CSV file; rows are the numbers of their first lines."""
-    return _read(path, options, csv_records(path))
+    named = {plain_name(name) for _, name in options.columns.named()}
+
+    def is_header(names: list[str]) -> bool:
+        return not named.isdisjoint(map(plain_name, names)) if named else has_caption(names)
+
+    return _read(path, options, csv_records(path, is_header))
 
 
 def read_tsv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -182,8 +189,8 @@ def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns
         return choose_columns(names, chosen, str(path)), names
     if len(first) == 1 and (separator := table_header(first[0], ";\t|,")):
         raise InputError(
-            f"{path} is separated by {separator!r} (its first line is {first[0][:80]!r}), expected commas in CSV and "
-            "tabs in TSV; set data.sources[].format to what it is, or save it as CSV"
+            f"{path} is separated by {separator!r} (its first line is {first[0][:80]!r}), expected tabs in TSV; set "
+            "data.sources[].format: csv, which reads commas, semicolons and bars, too"
         )
     if len(first) == 1:
         return Columns(("0",)), []
@@ -203,10 +210,15 @@ def tsv_records(path: Path) -> Iterator[Record]:
     return ((number, None if line is None else line.split("\t")) for number, line in numbered_lines(path))
 
 
-def csv_records(path: Path) -> Iterator[Record]:
-    """Records of a CSV file; the number is that of the first line."""
+def csv_records(path: Path, is_header: Callable[[list[str]], bool] = has_caption) -> Iterator[Record]:
+    """Records of a CSV file; the number is that of the first line.
+
+    Fields are separated by commas, or by the first of ``;``, tab and ``|`` that makes a header of the first line.
+    """
     csv.field_size_limit(LONGEST_RECORD)
-    reader = csv.reader(_text_lines(path), strict=True)
+    lines = _text_lines(path)
+    first = next(lines, "")
+    reader = csv.reader(chain([first] if first else [], lines), delimiter=_delimiter(first, is_header), strict=True)
     last = 0
     while True:
         try:
@@ -220,6 +232,15 @@ def csv_records(path: Path) -> Iterator[Record]:
             ) from error
         yield last + 1, fields
         last = reader.line_num
+
+
+def _delimiter(first: str, is_header: Callable[[list[str]], bool]) -> str:
+    for delimiter in ",;\t|":
+        with suppress(csv.Error):  # which the records that follow tell with their line
+            names = next(csv.reader([first], delimiter=delimiter), [])
+            if len(names) > 1 and is_header(names):
+                return delimiter
+    return ","
 
 
 def _text_lines(path: Path) -> Iterator[str]:

@@ -77,7 +77,7 @@ def test_every_filter(tmp_path: Path) -> None:
         (2, "too_few_words"), (3, "too_many_words"), (4, "empty"), (5, "empty"), (6, "too_long"), (7, "duplicate"),
         (9, "not_utf8"),
     ]  # fmt: skip
-    assert rejects["detail"].to_pylist()[1] == "5 words, at most 4"
+    assert rejects["detail"].to_pylist()[1] == "5 words, at most 4 (data.max_words)"
     assert rejects["caption_raw"].to_pylist()[-1] == "caf\ufffd dog"
 
 
@@ -85,7 +85,7 @@ def test_a_caption_of_a_megabyte(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x y " * 250_000 + "\n&amp;" * 3)
     _, rejects, _ = run(tmp_path, SourceOptions(path="a.txt"))
     row = rejects.to_pylist()[0]
-    assert (row["reason"], row["detail"]) == ("too_long", "1000000 characters, at most 2000")
+    assert (row["reason"], row["detail"]) == ("too_long", "1000000 characters, at most 2000 (data.max_chars)")
     assert len(row["caption_raw"]) == 2000
 
 
@@ -195,10 +195,10 @@ def test_clashing_pictures_are_known_after_a_restart(tmp_path: Path) -> None:
 def test_scripts_without_blanks(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("一只狗在沙滩上奔跑\n狗\na dog on a beach\n")
     _, rejects, _ = run(tmp_path, SourceOptions(path="a.txt"))
-    assert rejects["detail"].to_pylist() == ["1 words, at least 2; see data.unspaced_scripts"] * 2
+    assert rejects["detail"].to_pylist() == ["1 words, at least 2 (data.min_words); see data.unspaced_scripts"] * 2
     accepted, rejects, _ = run(tmp_path, SourceOptions(path="a.txt"), unspaced_scripts=True)
     assert accepted["source_row"].to_pylist() == [1, 3]
-    assert rejects["detail"].to_pylist() == ["1 words, at least 2"]
+    assert rejects["detail"].to_pylist() == ["1 words, at least 2 (data.min_words)"]
 
 
 def test_splits_and_licences(tmp_path: Path) -> None:
@@ -215,6 +215,21 @@ def test_splits_and_licences(tmp_path: Path) -> None:
     assert reasons(rejects) == [(3, "unknown_split")]
     with pytest.raises(ConfigError, match=r"split is 'trian', expected train, val or test"):
         run(tmp_path, SourceOptions(path="a.jsonl", split="trian"))
+
+
+def test_a_row_without_a_split_follows_its_image(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.jpg", "caption": f"picture {n}", "split": split} for n, split in enumerate(("val", "test"))]
+    main = jsonl(tmp_path / "main.jsonl", *rows)
+    marks = [{"image": f"{n}.jpg", "caption": f"query {n}"} for n in range(3)]
+    feedback = jsonl(tmp_path / "marks.jsonl", *marks, {"image": "0.jpg", "caption": "query four", "split": "train"})
+    sources = [SourceOptions(path=path.name, images="pics") for path in (main, feedback)]
+    accepted, _, _ = run(tmp_path, *sources)
+    assert accepted["split"].to_pylist() == ["val", "test", "val", "test", "train", "train"]
+    files = expand(tmp_path, sources)
+    resumed = CaptionPipeline(DataOptions(sources=tuple(sources)), files)
+    resumed.restore(pa.RecordBatch.from_pylist(accepted.slice(0, 2).to_pylist(), accepted.schema))
+    again = [outcome.accepted for outcome in resumed.run(files[1])]
+    assert pa.Table.from_batches(again)["split"].to_pylist() == ["val", "test", "train", "train"]
 
 
 @pytest.mark.parametrize("name", ["nope.csv", "nope", "empty", "bad.parquet", "bad.json", "odd", "pipe"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -30,9 +31,11 @@ from paraclip_core.errors import ArtifactError, InputError, ModelError
 from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from storage.features import FeatureStore
 from storage.parquet import read_table, write_table
+from tasks.amounts import amounts
 from tasks.context import Run
 from tasks.stage import carry_out
-from tasks.stages.features import FEATURES
+from tasks.stages.features import FEATURES, new_images
+from tasks.stages.ingest import ingested_captions
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
@@ -207,6 +210,70 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos:
     resumed = _run(settings, ingest, tmp_path / "killed")
     assert _files(resumed) == _files(whole)
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
+
+
+def test_an_edited_caption_encodes_no_image_and_a_new_image_one(photos: Path, tmp_path: Path) -> None:
+    rows = _rows(photos)
+    first = _run(_settings(photos), _ingested(tmp_path / "all but one", rows[:9]), tmp_path / "root", "a" * 32)
+    assert first.manifest.metrics["encoded"] == len({image for image, _, _ in rows[:9]} - {None}) == 8
+    # One more image before the others, so that rows, shards and batches are others, too.
+    whole = _ingested(tmp_path / "all", rows[::-1])
+    again = _run(_settings(photos), whole, tmp_path / "root", "b" * 32)
+    assert again.manifest.metrics["encoded"] == 1
+    edited = _run(_settings(photos), whole, tmp_path / "root", "c" * 32)
+    assert edited.manifest.metrics["encoded"] == 0
+    alone = _run(_settings(photos), whole, tmp_path / "elsewhere")
+    assert alone.manifest.metrics["encoded"] == 9
+    assert _files(again) == _files(edited) == _files(alone)
+    other = _run(_settings(photos, seed=1), whole, tmp_path / "root", "d" * 32)
+    assert other.manifest.metrics["encoded"] == 9
+
+
+def test_a_plan_tells_how_many_images_are_new(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "photos.tar", tmp_path)
+    settings = _settings(tmp_path)
+    settings = settings.model_copy(update={"run": RunOptions(root=str(tmp_path / "root"), device="cpu", threads=1)})
+
+    def run_of(images: int, words: str) -> Run:
+        rows = [{"image": name, "caption": f"{words} {name}"} for name in _names(photos)[:images]]
+        (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return Run(settings)
+
+    run = run_of(8, "a picture")
+    assert _new(run, tmp_path / "nothing yet") is None
+    for name in ("ingest", "features"):
+        carry_out(run.node(name).stage, run.node(name).draft, run, run.inputs(run.node(name)))
+    edited = run_of(8, "another picture")
+    assert edited.node("features").fingerprint != run.node("features").fingerprint
+    assert _new(edited, tmp_path / "edited") == 0
+    more = run_of(9, "another picture")
+    assert _new(more, tmp_path / "more") == 1
+    amount = amounts(more, {}, ingested_captions(more, {}, tmp_path / "amounts"))["features"]
+    assert (amount.rows, amount.units, amount.note) == (9, 1, "1 of 9 images are new by their ids")
+
+
+def _new(run: Run, scratch: Path) -> int | None:
+    return new_images(run, ingested_captions(run, {}, scratch).folder / "captions")
+
+
+def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: Path) -> None:
+    names = _names(photos)[:3]
+    with ImageArchive(photos / "photos.tar") as images:
+        pictures = [images.read(name) for name in names]
+    for folder, order in (("before", (0, 1)), ("after", (2, 0))):
+        (tmp_path / folder).mkdir()
+        members = {name: pictures[n] for name, n in zip(names, order, strict=False)}
+        _tar(tmp_path / folder / "photos.tar", members)
+    ingest = _ingested(tmp_path / "ingest", [(name, name, "photos.tar") for name in names[:2]])
+    before = _run(_settings(tmp_path / "before"), ingest, tmp_path / "root", "a" * 32)
+    after = _run(_settings(tmp_path / "after"), ingest, tmp_path / "root", "b" * 32)
+    assert after.manifest.metrics["encoded"] == 1
+    np.testing.assert_array_equal(_all(FeatureStore(after.path))[1], _all(FeatureStore(before.path))[0])
+    # A damaged artifact costs encoding again, and stops nothing.
+    (after.path / "index.parquet").write_bytes(b"damaged")
+    (before.path / "features/shard-00000.npy").unlink()
+    last = _run(_settings(tmp_path / "after"), ingest, tmp_path / "root", "c" * 32)
+    assert last.manifest.metrics["encoded"] == 2
 
 
 def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -> None:

@@ -177,11 +177,24 @@ def test_fields_of_a_webdatasets_json(tmp_path: Path) -> None:
     assert (batch.captions, batch.licences) == (["a dog", "a cat"], ["CC0", "CC1"])
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_csv_is_separated_as_its_header_is(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'Image ID{separator}Caption\n1{separator}"a dog{separator} runs, and barks"\n')
+    batch = read(path, "csv")
+    assert (batch.image_ids, batch.captions) == (["1"], [f"a dog{separator} runs, and barks"])
+    path.write_text(f"Bild{separator}Beschreibung\n1{separator}ein Hund\n")
+    assert read(path, "csv", columns={"caption": "Beschreibung", "image": "Bild"}).captions == ["ein Hund"]
+    # Without a header a semicolon is a letter like any other.
+    path.write_text("a dog; it runs\na cat; it sleeps\n")
+    assert read(path, "csv").captions == ["a dog; it runs", "a cat; it sleeps"]
+
+
 def test_a_wrong_separator_is_told_by_any_header(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("Image ID;Caption\n1;a dog runs\n")
-    with pytest.raises(InputError, match="is separated by ';'"):
-        read(path, "csv")
+    with pytest.raises(InputError, match=r"is separated by ';'.*format: csv"):
+        read(path, "tsv")
     path.write_text("Image,Caption\n1.jpg,a dog runs\n")
     with pytest.raises(InputError, match="plain text, but its first line is one of a table"):
         read(path, "text")

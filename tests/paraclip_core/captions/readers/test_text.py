@@ -188,13 +188,6 @@ def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
         first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
 
 
-@pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_a_csv_with_another_separator_is_not_taken_for_captions(tmp_path: Path, separator: str) -> None:
-    path = write(tmp_path, f"image{separator}caption\n1.jpg{separator}a dog runs\n")
-    with pytest.raises(InputError, match=r"rows is separated by .*'image.+caption'.*format"):
-        first(read_csv(path, OPTIONS))
-
-
 def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
         list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
