@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import tempfile
 import time
 from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from record import record
 
-from flows.local_stack import serve, stop
+from flows.local_stack import client_environment, serve, stop
 from paraclip_core import tables
 from paraclip_core.settings import load_settings
 from storage.parquet import write_table
@@ -48,34 +46,20 @@ def finish(root: Path) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def call(url: str, body: object = None) -> Any:
-    """Ask Prefect's API."""
-    data = None if body is None else json.dumps(body).encode()
-    while True:
-        try:
-            with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=60) as answer:
-                return json.load(answer)
-        except HTTPError as error:
-            # SQLite was locked; Prefect's own clients ask again, too.
-            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
-                raise
-        time.sleep(0.2)
-
-
-def seconds(api: str, settings: dict[str, Any]) -> float:
+def seconds(client: Any, settings: dict[str, Any]) -> float:
     """One run, from its submission to its end.
 
     Raises:
         SystemExit: it does not complete.
     """
-    deployment = call(f"{api}/deployments/name/pipeline/pipeline")["id"]
+    deployment = client.read_deployment_by_name("pipeline/pipeline").id
     began = time.monotonic()
-    run = call(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": {"settings": settings}})["id"]
-    while (state := call(f"{api}/flow_runs/{run}")["state"])["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
+    run = client.create_flow_run_from_deployment(deployment, parameters={"settings": settings}).id
+    while not (state := client.read_flow_run(run).state).is_final():
         time.sleep(0.05)
     took = time.monotonic() - began
-    if state["type"] != "COMPLETED":
-        raise SystemExit(f"the run is {state['name']}: {state['message']}")
+    if not state.is_completed():
+        raise SystemExit(f"the run is {state.name}: {state.message}")
     return took
 
 
@@ -91,8 +75,13 @@ def main() -> None:
         root = Path(folder) / "root"
         settings = finish(root)
         try:
-            api = f"{serve(root, port, Path(folder), REPOSITORY / 'prefect.yaml')[0].url}/api"
-            runs = [seconds(api, settings) for _ in range(repeat)]
+            serve(root, port, Path(folder), REPOSITORY / "prefect.yaml")
+            os.environ.update(client_environment(root))
+            # Imported here, for it reads the environment.
+            from prefect import get_client
+
+            with get_client(sync_client=True) as client:
+                runs = [seconds(client, settings) for _ in range(repeat)]
         finally:
             with suppress(KeyboardInterrupt):
                 stop(root)

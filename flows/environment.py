@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from flows.local_server import start_local_server
-from flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, living_api_url
+from flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, client_environment
 from paraclip_core.errors import ConfigError
 from storage.files import storage_error
 
@@ -35,17 +35,14 @@ def prepare_prefect(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, root) from error
-    chosen = dict(QUIET)
-    if "PREFECT_API_URL" not in os.environ:
-        url = living_api_url(root)
-        chosen |= {"PREFECT_API_URL": url} if url else {"PREFECT_LOGGING_TO_API_ENABLED": "false"}
-        if url is None:
-            chosen |= start_local_server(chosen)
-    for name, value in chosen.items():
+    quiet, server = dict(QUIET), {}
+    if "PREFECT_API_URL" not in os.environ and not (server := client_environment(root)):
+        quiet["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+        server = start_local_server(quiet)
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_HOME" in chosen:
-        # The server's folder, whatever the user's own is.
-        os.environ["PREFECT_HOME"] = chosen["PREFECT_HOME"]
+    # Its address, password and folder, whatever the user's own are.
+    os.environ.update(server)
 
 
 def check_server() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -47,8 +48,11 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     home = temp_dir.path
     port = _free_port()
     here = str(Path(__file__).resolve().parents[1])
+    # Every page that a browser shows, and every user of this machine, reaches the port.
+    password = f"admin:{secrets.token_hex(16)}"
     mine = {
         **OWN,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_HOME": str(home),
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
     }
@@ -63,7 +67,8 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
         )
     atexit.register(_end, server, temp_dir)
     _wait(server, f"http://{HOST}:{port}/api/health", home / LOG)
-    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
+    url = f"http://{HOST}:{port}/api"
+    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": password}
 
 
 def _free_port() -> int:

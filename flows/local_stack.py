@@ -1,6 +1,7 @@
 """`paraclip serve` and `paraclip stop`: a Prefect server, report pages, two pools with workers, deployments.
 
-No file says what runs: each process that `serve` starts, and each that those start, has the root in its environment.
+No file says what runs: each process that `serve` starts, and each that those start, has the root in its environment,
+and the server's address and password.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,14 +18,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from flows.logs import OWN_LOGGERS
 from flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError, StageError
+from storage.files import storage_errors, write_atomic
 from storage.locks import lock
 
 __all__ = [
@@ -35,8 +38,9 @@ __all__ = [
     "SERVER",
     "TAG",
     "Process",
-    "living_api_url",
+    "client_environment",
     "pages_url",
+    "password_file",
     "processes_of",
     "serve",
     "stop",
@@ -56,6 +60,7 @@ CPU_RUNS = 8
 """How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
 PASSWORD_VARIABLE = "PREFECT_API_AUTH_STRING"
 """What Prefect's own clients send to a server that has a password."""
+SERVER_PASSWORD_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS = 180.0, 30.0
 LOG_LINES = 15
@@ -63,8 +68,9 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_STACK"
 """Environment variable with the root, of all that `serve` has started."""
 PROC = Path("/proc")
-PART = re.compile(r" -m (?:prefect (server) start|prefect worker start --pool (\S+)|flows\.(pages)) ")
+PART = re.compile(r" -m (?:flows\.(server|pages)|prefect worker start --pool (\S+)) ")
 URL = re.compile(r" PREFECT_API_URL=(\S+)/api ")
+PASSWORD = re.compile(rf" {PASSWORD_VARIABLE}=(\S+) ")
 
 
 class Process(NamedTuple):
@@ -75,16 +81,18 @@ class Process(NamedTuple):
     pid: int
     url: str
     """Where the stack's UI is."""
+    password: str = ""
+    """What the server's clients log in with, `USER:PASSWORD`."""
 
 
 def processes_of(root: Path) -> list[Process]:
     """What runs of the stack under this root, whoever its parents are by now."""
-    mark = f" {MARK}={root.absolute()} "
+    mark = f" {MARK}={root.resolve()} "
     found = []
     for pid, text in _all_processes():
         if mark in text and (url := URL.search(text)):
-            part = PART.search(text)
-            found.append(Process((part[1] or part[2] or part[3]) if part else "", pid, url[1]))
+            part, password = PART.search(text), PASSWORD.search(text)
+            found.append(Process((part[1] or part[2]) if part else "", pid, url[1], password[1] if password else ""))
     return found
 
 
@@ -103,10 +111,19 @@ def _all_processes() -> Iterator[tuple[int, str]]:
             yield int(folder.name), text.replace(b"\0", b" ").decode("utf-8", "replace")
 
 
-def living_api_url(root: Path) -> str | None:
-    """API of the server of the stack under this root, None where it does not run."""
+def client_environment(root: Path) -> dict[str, str]:
+    """Variables with which a client finds the server of the stack under this root; none where it does not run."""
     servers = [process for process in processes_of(root) if process.name == SERVER]
-    return f"{servers[0].url}/api" if servers else None
+    return _client_environment(servers[0].url, servers[0].password) if servers else {}
+
+
+def _client_environment(url: str, password: str) -> dict[str, str]:
+    return {"PREFECT_API_URL": f"{url}/api", PASSWORD_VARIABLE: password}
+
+
+def password_file(root: Path) -> Path:
+    """Where the password lies that `serve` made, for nobody but the user who did."""
+    return root / "prefect" / "password"
 
 
 def pages_url(url: str) -> str:
@@ -116,7 +133,10 @@ def pages_url(url: str) -> str:
 
 
 def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> list[Process]:
-    """Start what does not run and deploy everything; a server that lives keeps its port.
+    """Start what does not run and deploy everything.
+
+    A server that lives keeps its port and password; one that is gone is given back, at the same address, to the workers
+    and runs that it has left.
 
     Args:
         root: artifact root; logs and Prefect's own data go below it.
@@ -126,37 +146,43 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         location: what the workers open as their root, where that is not `root` itself.
 
     Raises:
-        ConfigError: the port is taken, or the server wants another password.
+        ConfigError: the port is taken, or the password is none or is not that of the server that runs.
         LockedError: another process is starting it just now.
         StageError: a part did not start; the message has the end of its log.
     """
-    root = root.absolute()
+    # Whichever link names it: a second stack would have the same database.
+    root = root.resolve()
     # Two at once would each take the other's processes for left-overs.
     with lock(root / "prefect" / "serve.lock", wait_seconds=0):
-        url = living_api_url(root)
-        if url is None and (left := stop(root)):
-            log.warning("the server under %s was gone; ended what it had left: %s", root, ", ".join(left))
-        _need_its_password(os.environ)
-        if url is None:
-            for needed in (port, port + 1):
-                _need_free_port(needed)
-        environment = _environment(root, location or str(root), url or f"http://{HOST}:{port}/api", folder)
-        before = {process.pid for process in processes_of(root)}
+        before = processes_of(root)
+        running = {process.name for process in before}
+        url = before[0].url if before else f"http://{HOST}:{port}"
+        password = _password(root, before)
+        remedy = "`paraclip stop` ends what waits for a server there" if before else "choose another with --port"
+        for name, address in ((SERVER, url), (PAGES, pages_url(url))):
+            if name not in running:
+                _need_free_port(int(address.rpartition(":")[2]), remedy)
+        if before and SERVER not in running:
+            log.warning("the server under %s was gone: it is started again at %s, for what it has left", root, url)
+        environment = _environment(root, location or str(root), url, password, folder)
         try:
-            _start_missing(root, port, environment, folder, prefect_file)
+            _start_missing(root, running, environment, folder, prefect_file)
         except BaseException:
-            _end([process.pid for process in processes_of(root) if process.pid not in before], root)
+            pids = {process.pid for process in before}
+            _end([process.pid for process in processes_of(root) if process.pid not in pids], root)
             raise
         return [process for process in processes_of(root) if process.name]
 
 
-def _start_missing(root: Path, port: int, environment: Mapping[str, str], folder: Path, prefect_file: Path) -> None:
-    running = {process.name for process in processes_of(root)}
+def _start_missing(
+    root: Path, running: Collection[str], environment: Mapping[str, str], folder: Path, prefect_file: Path
+) -> None:
+    url = environment["PREFECT_API_URL"]
     if SERVER not in running:
-        command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-        server = _start(root, SERVER, command, environment, folder)
+        port = url.removesuffix("/api").rpartition(":")[2]
+        server = _start(root, SERVER, ["flows.server", "--host", HOST, "--port", port], environment, folder)
         try:
-            _wait_for_health(root, f"{environment['PREFECT_API_URL']}/health", server)
+            _wait_for_health(root, f"{url}/health", server)
         finally:
             # It outlives this process on purpose, so nobody waits for it; nor for the workers.
             server.returncode = 0
@@ -203,14 +229,19 @@ def _signal(pids: Collection[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _environment(root: Path, location: str, api_url: str, folder: Path) -> dict[str, str]:
+def _environment(root: Path, location: str, url: str, password: str, folder: Path) -> dict[str, str]:
     here = str(Path(__file__).resolve().parents[1])
     return {
         **os.environ,
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_HOME": str(root / "prefect" / "server"),
-        "PREFECT_API_URL": api_url,
+        **_client_environment(url, password),
+        # The port is open to every page that a browser shows and to every user of the machine. A page of another origin
+        # reads no answer and writes nothing; one whose own name leads to 127.0.0.1 does not know the password.
+        SERVER_PASSWORD_VARIABLE: password,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         # Without it the UI calls port 4200, whatever the server's port is.
         "PREFECT_SERVER_UI_API_URL": "/api",
         # In memory, which is the default, a restart of the server forgets who holds a concurrency limit, and ends them.
@@ -221,26 +252,41 @@ def _environment(root: Path, location: str, api_url: str, folder: Path) -> dict[
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
-        ADDRESS_VARIABLE: pages_url(api_url.removesuffix("/api")),
+        ADDRESS_VARIABLE: pages_url(url),
         MARK: str(root),
     }
 
 
-def _need_free_port(port: int) -> None:
+def _need_free_port(port: int, remedy: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ConfigError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+            raise ConfigError(f"port {port} cannot be used ({error.strerror}); {remedy}") from error
 
 
-def _need_its_password(environ: Mapping[str, str]) -> None:
-    if (password := environ.get("PREFECT_SERVER_API_AUTH_STRING")) and password != environ.get(PASSWORD_VARIABLE):
-        raise ConfigError(
-            f"PREFECT_SERVER_API_AUTH_STRING gives the server a password that {PASSWORD_VARIABLE} does not hold; set "
-            f"both to the same, for workers and every `paraclip run` and `stop` need the second"
-        )
+def _password(root: Path, running: Sequence[Process]) -> str:
+    """The user's own, or one that is made once, so that a browser which knows it need not be told again."""
+    own = os.environ.get(SERVER_PASSWORD_VARIABLE, "")
+    if running:
+        if own not in ("", running[0].password):
+            raise ConfigError(f"{SERVER_PASSWORD_VARIABLE} is not the password of what runs; `paraclip stop` ends that")
+        return running[0].password
+    if own:
+        if ":" not in own or own.split() != [own]:
+            raise ConfigError(f"{SERVER_PASSWORD_VARIABLE} must be USER:PASSWORD, without blanks")
+        return own
+    path = password_file(root)
+    if not path.exists():
+        write_atomic(path, _write_password)
+    with storage_errors(path):
+        return path.read_text().strip()
+
+
+def _write_password(file: BinaryIO) -> None:
+    os.fchmod(file.fileno(), 0o600)
+    file.write(f"admin:{secrets.token_hex(16)}\n".encode())
 
 
 def _start(

@@ -185,6 +185,24 @@ def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytes
     ].keys()
 
 
+def test_no_page_of_another_origin_may_ask_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one of compose, nor of Kubernetes, nor of the units in the guide."""
+    chart = yaml.safe_load((REPOSITORY / "docker" / "kubernetes" / "server.yaml").read_text())
+    (units,) = re.findall(
+        r"> /etc/paraclip.env <<END\n(.+?)\nEND", (REPOSITORY / "docs" / "deployment.md").read_text(), re.DOTALL
+    )
+    for variables in (
+        COMPOSE["x-server"],
+        {one["name"]: one.get("value") for one in chart["global"]["prefect"]["env"]},
+        dict(line.split("=", 1) for line in units.splitlines()),
+    ):
+        with monkeypatch.context() as patch:
+            for name in ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED"):
+                patch.setenv(name, variables[name])
+            api = Settings().server.api
+        assert api.csrf_protection_enabled and re.fullmatch(r"https?://[\w.]+(:\d+)?", api.cors_allowed_origins)
+
+
 POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in local_stack.POOLS]
 
 

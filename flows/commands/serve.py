@@ -28,7 +28,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
-    from flows.local_stack import pages_url
+    from flows.local_stack import PASSWORD_VARIABLE, pages_url, password_file
     from flows.local_stack import serve as start_stack
     from storage.roots import open_store
 
@@ -40,8 +40,11 @@ def serve(
         parts = [{"name": process.name, "pid": process.pid} for process in processes]
         print_json({"url": url, "pages": pages_url(url), "processes": parts})
         return
-    typer.echo(f"UI: {url}  (PREFECT_API_URL={url}/api)")
-    typer.echo(f"reports: {pages_url(url)}")
+    path, password = password_file(store.root), processes[0].password
+    if not path.exists() or path.read_text().strip() != password:
+        password = "USER:PASSWORD"  # the user's own, which no terminal needs to show
+    typer.echo(f"UI: {url}, reports: {pages_url(url)}, login of both: {password}")
+    typer.echo(f"for prefect: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
 

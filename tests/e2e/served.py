@@ -12,12 +12,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Api", "command_of", "environment_of", "free_port", "paraclip", "processes", "serving"]
+from flows.local_stack import password_file
+
+__all__ = ["Api", "command_of", "environment_of", "free_port", "log_in", "paraclip", "processes", "serving"]
 
 BUSY = 503
 
@@ -32,13 +35,24 @@ class Api:
         if login:
             self.log_in(login)
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """With which Prefect's own commands find the server."""
+        return {"PREFECT_API_URL": f"{self.url}/api", "PREFECT_API_AUTH_STRING": self.login}
+
     def log_in(self, login: str) -> None:
         """From now on as this user, whose password follows a colon."""
+        self.login = login
         self.headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
 
     def call(self, path: str, body: Any = None, patience: Sequence[int] = (1, 2, 4, 8)) -> Any:
         request = urllib.request.Request(f"{self.url}/api/{path}", headers=self.headers)
         data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            # A client of its own for each: tests call from several threads, and a client has one token.
+            client = uuid.uuid4().hex
+            request.add_header("Prefect-Csrf-Client", client)
+            request.add_header("Prefect-Csrf-Token", self.call(f"csrf-token?client={client}", None, patience)["token"])
         for wait in (*patience, 0):
             try:
                 with urllib.request.urlopen(request, data, timeout=60, context=self.context) as answer:
@@ -62,6 +76,14 @@ class Api:
         wanted = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}, "sort": "START_TIME_ASC"}
         flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
         return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
+
+
+def log_in(page: Any, api: Api) -> None:
+    """Tell the UI in a browser's page the password."""
+    page.goto(f"{api.url}/v2/dashboard")
+    page.locator("input[type=password]").fill(api.login)
+    page.keyboard.press("Enter")
+    page.locator("input[type=password]").wait_for(state="detached")
 
 
 def free_port() -> int:
@@ -92,7 +114,8 @@ def serving(
     deployments = () if prefect_file is None else ("--prefect-file", prefect_file)
     try:
         paraclip("serve", "--root", root, "--port", port, "--folder", folder, *deployments, variables=variables)
-        yield Api(f"http://127.0.0.1:{port}", (variables or {}).get("PREFECT_API_AUTH_STRING", ""))
+        password = (variables or {}).get("PREFECT_SERVER_API_AUTH_STRING") or password_file(root).read_text().strip()
+        yield Api(f"http://127.0.0.1:{port}", password)
     finally:
         paraclip("stop", "--root", root, variables=variables)
         left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]

@@ -27,11 +27,11 @@ MARKED_SECONDS = 120
 REPOSITORY = Path(__file__).parents[2]
 
 
-def long_scenes(path: Path, root: Path) -> Path:
+def long_scenes(path: Path, root: Path, images: int = 20_000) -> Path:
     """One deployment, of a stage that takes minutes, one run at a time."""
     declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
     scenes = next(d for d in declared["deployments"] if d["name"] == "scenes")
-    data = {"scenes": {"images": 20_000}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    data = {"scenes": {"images": images}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
     scenes["parameters"] = {"settings": {"name": "long", "data": data, "run": {"root": str(root)}}}
     scenes["concurrency_limit"] = {"limit": 1, "collision_strategy": "ENQUEUE"}
     path.write_text(yaml.safe_dump(declared | {"deployments": [scenes]}))
@@ -81,6 +81,24 @@ def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
         }
         start_long_run(api)
         eventually(lambda: of_stack(root, "tasks.child"), "the new worker takes no run")
+
+
+def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    deployments = long_scenes(tmp_path / "prefect.yaml", root, images=4_000)
+    with serving(root, tmp_path, deployments) as api:
+        run = start_long_run(api)
+        (child,) = eventually(lambda: of_stack(root, "tasks.child"), "the stage has no process")
+        before = pids(root)
+        os.kill(before["server"], signal.SIGKILL)
+        eventually(lambda: not command_of(before["server"]), "the server does not end")
+        said = paraclip(
+            "serve", "--root", root, "--port", free_port(), "--folder", tmp_path, "--prefect-file", deployments
+        )
+        assert f"started again at {api.url}" in said and of_stack(root, "tasks.child") == [child]
+        assert {**pids(root), "server": before["server"]} == before
+        eventually(lambda: api.state(run) not in ("Running", "Pending"), "the run does not end")
+        assert api.state(run) == "Completed" and api.call(f"flow_runs/{run}")["run_count"] == 1
 
 
 def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:

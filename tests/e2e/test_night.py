@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
-from served import Api, free_port, paraclip, serving
+from served import Api, free_port, log_in, paraclip, serving
 from test_cron import COLOURS, THINGS, every_minute, make_data, write_lines
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
@@ -101,10 +101,9 @@ class Night:
 
     def __init__(self, api: Api, root: Path, posted: list[dict[str, Any]]) -> None:
         self.api, self.root, self.posted = api, root, posted
-        self.variables = {"PREFECT_API_URL": f"{api.url}/api", "PREFECT_API_AUTH_STRING": LOGIN}
 
     def command(self, *arguments: str) -> str:
-        environment = {**os.environ, **self.variables, "PYTHONPATH": str(REPOSITORY)}
+        environment = {**os.environ, **self.api.variables, "PYTHONPATH": str(REPOSITORY)}
         command = [sys.executable, "-W", "ignore", "-m", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -151,10 +150,7 @@ def browser(night: Night) -> Iterator[Any]:
         context = chromium.new_context(http_credentials={"username": "admin", "password": PASSWORD})
         page = context.new_page()
         page.set_default_timeout(120_000)
-        page.goto(f"{night.api.url}/v2/dashboard")
-        page.locator("input[type=password]").fill(LOGIN)
-        page.keyboard.press("Enter")
-        page.locator("input[type=password]").wait_for(state="detached")
+        log_in(page, night.api)
         yield page
         chromium.close()
 
@@ -193,9 +189,7 @@ def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     root, data, port = tmp_path / "root", tmp_path / "data", free_port()
     captions = make_data(data)
     file = nightly_file(tmp_path, root, data, f"http://127.0.0.1:{port}/v1")
-    variables = {
-        "PREFECT_SERVER_API_AUTH_STRING": LOGIN, "PREFECT_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY
-    }  # fmt: skip
+    variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
     with receiver() as (hook, posted), serving(root, tmp_path, file, variables) as api:
         night = Night(api, root, posted)
         night.command("flows.alerts", hook)

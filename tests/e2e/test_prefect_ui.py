@@ -19,7 +19,7 @@ import pytest
 from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from pyarrow.parquet import read_metadata
-from served import Api, command_of, environment_of, processes, serving
+from served import Api, command_of, environment_of, log_in, processes, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
@@ -88,14 +88,15 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def press_retry(url: str, run: str) -> None:
-    """Retry a run in the UI as a user would."""
+def press_retry(api: Api, run: str) -> None:
+    """Log in and retry a run in the UI as a user would."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(180_000)
-        page.goto(f"{url}/v2/runs/flow-run/{run}")
+        log_in(page, api)
+        page.goto(f"{api.url}/v2/runs/flow-run/{run}")
         page.get_by_role("button", name="Open menu").click()
         page.get_by_role("menuitem", name="Retry").click()
         dialog = page.get_by_role("alertdialog")
@@ -133,7 +134,7 @@ def test_a_killed_stage_is_retried_in_the_ui(tmp_path: Path, request: pytest.Fix
     # Prefect looks for hooks in a process of its own, which must find the flow's modules.
     assert "ModuleNotFoundError" not in (root / "logs" / "prefect-paraclip-gpu.log").read_text()
 
-    press_retry(api.url, pipeline)
+    press_retry(api, pipeline)
     eventually(lambda: api.state(pipeline) == "Completed", "the retried pipeline did not complete", 300)
 
     runs = {run["flow"]: run for run in api.runs()}
@@ -219,7 +220,7 @@ def task_states(api: Api, run: str) -> dict[str, str]:
 
 def cancel(api: Api, run: str) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "prefect", "flow-run", "cancel", run]
-    subprocess.run(command, check=True, env={**os.environ, "PREFECT_API_URL": f"{api.url}/api"}, timeout=300)
+    subprocess.run(command, check=True, env={**os.environ, **api.variables}, timeout=300)
 
 
 def asked_to_end(pid: int) -> bool:

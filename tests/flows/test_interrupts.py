@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.local_stack import living_api_url
+from flows.local_stack import client_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,7 +79,7 @@ def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> 
     serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
-        while living_api_url(root) is None:
+        while not client_environment(root):
             assert time.monotonic() < deadline, "no server was started"
             time.sleep(0.05)
         serving.terminate()

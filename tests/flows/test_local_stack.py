@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import pytest
@@ -22,7 +23,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from flows import local_stack
 from flows.cli import run_cli
-from flows.local_stack import MARK, POOLS, living_api_url, processes_of, serve, stop
+from flows.local_stack import MARK, POOLS, client_environment, password_file, processes_of, serve, stop
 from flows.setup import PARENTS
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
@@ -35,6 +36,15 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def declared() -> dict[str, Any]:
     return yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+
+
+def free_port() -> int:
+    """A port that nobody uses, as is the next one."""
+    while True:
+        with socket.socket() as one, socket.socket() as two, suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            return one.getsockname()[1]
 
 
 def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
@@ -87,14 +97,83 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
-def test_a_password_that_only_the_server_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
+@pytest.mark.parametrize("password", ["secret", "admin:my secret"])
+def test_a_password_that_nobody_could_log_in_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
     monkeypatch.setattr(local_stack, "_start", lambda *_: pytest.fail("something was started"))
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:one")
-    for told in ("", "admin:other"):
-        monkeypatch.setenv("PREFECT_API_AUTH_STRING", told)
-        with pytest.raises(ConfigError, match="that PREFECT_API_AUTH_STRING does not hold"):
-            serve(tmp_path, 4999, tmp_path, REPOSITORY / "prefect.yaml")
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", password)
+    with pytest.raises(ConfigError, match="PREFECT_SERVER_API_AUTH_STRING must be USER:PASSWORD"):
+        serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
+
+
+class Refusal:
+    """Takes the place of what starts a part, and keeps with what it would have been started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commands: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+        monkeypatch.setattr(local_stack, "_start", self)
+
+    def __call__(self, _root: Path, _name: str, command: list[str], environment: dict[str, str], *_: Any) -> None:
+        self.commands.append(command)
+        self.environments.append(environment)
+        raise StageError("it does not start")
+
+    def serve(self, root: Path, location: str | None = None) -> dict[str, str]:
+        """The environment of the server that would have been started."""
+        with pytest.raises(StageError):
+            serve(root, free_port(), root, REPOSITORY / "prefect.yaml", location)
+        return self.environments[-1]
+
+
+def test_a_server_gets_a_password_that_stays_and_that_nobody_else_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Refusal(monkeypatch)
+    first, second = (refusal.serve(tmp_path)["PREFECT_SERVER_API_AUTH_STRING"] for _ in range(2))
+    path = password_file(tmp_path)
+    assert first == second == path.read_text().strip() and path.stat().st_mode & 0o777 == 0o600
+    assert refusal.serve(tmp_path / "other")["PREFECT_SERVER_API_AUTH_STRING"] != first
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:own")
+    own = refusal.serve(tmp_path)
+    assert own["PREFECT_SERVER_API_AUTH_STRING"] == own["PREFECT_API_AUTH_STRING"] == "admin:own"
+    assert path.read_text().strip() == first
+
+
+def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, link = tmp_path / "root", tmp_path / "link"
+    root.mkdir()
+    link.symlink_to(root)
+    environment = Refusal(monkeypatch).serve(link)
+    assert environment[MARK] == environment["PARACLIP_ROOT"] == str(root)
+    with Marked(root) as marked:
+        marked.start("-m", "flows.server", "--port", "1")
+        assert [process.name for process in processes_of(link)] == ["server"]
+        assert client_environment(link)["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
+
+
+def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it looks for it, whatever port and password are given now."""
+    refusal = Refusal(monkeypatch)
+    with Marked(tmp_path, free_port()) as marked:
+        worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x")
+        run = marked.start()
+        given = refusal.serve(tmp_path)
+        assert refusal.commands == [["flows.server", "--host", "127.0.0.1", "--port", str(marked.port)]]
+        assert {name: given[name] for name in marked.client} == marked.client
+        assert given["PREFECT_SERVER_API_AUTH_STRING"] == marked.client["PREFECT_API_AUTH_STRING"]
+        assert worker.poll() is run.poll() is None
+
+        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:another")
+        with pytest.raises(ConfigError, match="not the password of what runs; `paraclip stop`"):
+            serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
+        monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", marked.port))
+            other.listen()
+            with pytest.raises(ConfigError, match=rf"port {marked.port} cannot be used .*`paraclip stop`"):
+                serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,9 +184,19 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
 class Marked:
     """Processes that carry the mark of a stack, as its parts and what they start do."""
 
-    def __init__(self, root: Path) -> None:
-        self.environment = {**os.environ, MARK: str(root), "PREFECT_API_URL": "http://127.0.0.1:1/api"}
+    def __init__(self, root: Path, port: int = 1) -> None:
+        self.port = port
+        self.client = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_API_AUTH_STRING": "admin:marked"}
+        self.environment = {**os.environ, MARK: str(root), **self.client}
         self.started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
 
     def start(self, *arguments: str, deaf: bool = False, mark: str = "") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", DEAF if deaf else SLEEP, *arguments]
@@ -120,11 +209,8 @@ class Marked:
 
 @pytest.fixture
 def marked(tmp_path: Path) -> Iterator[Marked]:
-    made = Marked(tmp_path)
-    yield made
-    for process in made.started:
-        process.kill()
-        process.communicate()
+    with Marked(tmp_path) as processes:
+        yield processes
 
 
 SLEEP = "import time; print(flush=True); time.sleep(600)"
@@ -139,8 +225,8 @@ def test_what_serve_started_is_ended_and_nothing_else(
         pytest.skip("this system does not say what its processes were started with")
     monkeypatch.setattr(local_stack, "PROC", Path(proc))
     monkeypatch.setattr(local_stack, "STOP_SECONDS", 0.5)
-    assert living_api_url(tmp_path) is None and stop(tmp_path) == []
-    server = marked.start("-m", "prefect", "server", "start", "--port", "1")
+    assert client_environment(tmp_path) == {} and stop(tmp_path) == []
+    server = marked.start("-m", "flows.server", "--port", "1")
     worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", deaf=True)
     run = marked.start()
     other = marked.start(mark=f"{tmp_path}-other")
@@ -150,7 +236,7 @@ def test_what_serve_started_is_ended_and_nothing_else(
         (POOLS[0], worker.pid),
         ("", run.pid),
     }
-    assert living_api_url(tmp_path) == "http://127.0.0.1:1/api"
+    assert client_environment(tmp_path) == marked.client
     assert sorted(stop(tmp_path)) == [POOLS[0], "server"]
     assert [process.wait() for process in (server, worker, run)] == [-signal.SIGTERM, -signal.SIGKILL, -signal.SIGKILL]
     assert other.poll() is None and processes_of(tmp_path) == []
@@ -158,36 +244,18 @@ def test_what_serve_started_is_ended_and_nothing_else(
 
 def test_workers_open_the_root_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's own data lies in the folder here, the workers' artifacts in the object store."""
-    started: list[dict[str, str]] = []
-
-    def start(_root: Path, _name: str, _command: object, environment: dict[str, str], *_: object) -> None:
-        started.append(environment)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(local_stack, "_start", start)
-    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
     for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
-        with pytest.raises(KeyboardInterrupt):
-            serve(tmp_path, 4999, tmp_path, REPOSITORY / "prefect.yaml", location)
-        assert started[-1]["PARACLIP_ROOT"] == expected
-        assert started[-1]["PREFECT_HOME"].startswith(str(tmp_path))
+        environment = Refusal(monkeypatch).serve(tmp_path, location)
+        assert environment["PARACLIP_ROOT"] == expected
+        assert environment["PREFECT_HOME"].startswith(str(tmp_path))
 
 
 def test_a_restarted_server_knows_who_holds_a_concurrency_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[dict[str, str]] = []
-
-    def refuse(*arguments: Any) -> None:
-        started.append(arguments[3])
-        raise StageError("it does not start")
-
-    monkeypatch.setattr(local_stack, "_need_free_port", lambda port: None)
-    monkeypatch.setattr(local_stack, "_start", refuse)
-    with pytest.raises(StageError):
-        serve(tmp_path, 4200, tmp_path, REPOSITORY / "prefect.yaml")
+    served = Refusal(monkeypatch).serve(tmp_path)
     compose = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())
-    for environment in (started[0], compose["services"]["server"]["environment"]):
+    for environment in (served, compose["services"]["server"]["environment"]):
         leases = importlib.import_module(environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"])
         folder = tmp_path / Path(environment["PREFECT_HOME"]).name
         lease = asyncio.run(leases.ConcurrencyLeaseStorage(folder).create_lease([uuid4()], timedelta(minutes=5)))
