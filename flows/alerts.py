@@ -10,7 +10,7 @@ passes events of the runs of the server that PREFECT_API_URL names on, all of th
 * `mailto://USER:PASSWORD@HOST:PORT?from=…&to=…` (`mailtos` for TLS): as e-mail;
 * an address of any other service in Apprise's form, which Prefect's notification blocks speak.
 
-What a run cannot tell itself, since it crashed or never began, is told by the server: :data:`ALERTS`. Any other
+What a run cannot tell itself, since it crashed or never began, the server does: :data:`ALERTS`. Any other
 automation of Prefect can be made over the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
 """
 
@@ -37,9 +37,9 @@ class Alert(NamedTuple):
     text: str
     """The sentence, as an expression of Jinja over the event."""
     expect: tuple[str, ...]
-    """The events that are told; with `after`, those that are missed."""
+    """The events that are passed on; with `after`, those whose absence is."""
     seconds: int
-    """With `after` how long they are waited for, otherwise how long the next one of the same resource is not told."""
+    """With `after` how long they are waited for, otherwise how long the next one of the same kind is left out."""
     match: Mapping[str, Any]
     after: tuple[str, ...] = ()
     """Events that start the wait."""
@@ -86,8 +86,8 @@ ALERTS = {
         for_each=frozenset(),
     ),
 }
-"""What is told of Prefect's own events, by the name under which it is passed on."""
-# The server makes up no event of one that never came.
+"""What of Prefect's own events is passed on, by the name that it gets."""
+# Of what never came there is no event.
 RUN = "(event.resource.name or 'regenerate')"
 BODY = (
     f'{{"event": {{{{ EVENT | tojson }}}}, "run": {{{{ {RUN} | tojson }}}}, '
@@ -124,15 +124,14 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
         {"prefect.resource.id": "paraclip.run.*"},
     )
     block = _block(url)
-    alerts = {"": own, **ALERTS}
-    for event, alert in alerts.items():
+    for event, alert in {"": own, **ALERTS}.items():
         name = name_of(url, event)
         if alert.expect and (not event or event in wanted):
-            told = f"'paraclip.{event}'" if event else "event.event"
-            put_automation(Automation(name=name, trigger=_trigger(alert), actions=[_action(block, told, alert.text)]))
+            action = _action(block, f"'paraclip.{event}'" if event else "event.event", alert.text)
+            put_automation(Automation(name=name, trigger=_trigger(alert), actions=[action]))
         else:
             with suppress(ValueError):
-                Automation.read(name=name).delete()
+                cast(Any, Automation).read(name=name).delete()
 
 
 def _trigger(alert: Alert) -> Any:

@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prefect import flow, get_client, runtime, suspend_flow_run
+from prefect import flow, get_client, suspend_flow_run
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, Pause
+from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.alerts import announce_rollback, emit
@@ -67,14 +68,13 @@ def regenerate(
     run = _compared_with(channel, run_of(config, overrides, settings))
     check_channel(run.settings.name, channel, run.store)
     asks = run.settings.run.promote == "ask"
-    if asks and not runtime.deployment.id:
+    if asks and not deployment.id:
         raise ConfigError(
             "run.promote=ask needs a run of the deployment `regenerate`, for no other can wait for a person"
         )
     result = run_stages(run)
-    approve = {"approve": partial(_ask, run.settings.name)} if asks else {}
     with shown_progress("evaluate champion") as progress:
-        decision = decide(run, channel, result, progress, **approve)
+        decision = decide(run, channel, result, progress, approve=partial(_ask, run.settings.name) if asks else None)
     event = "channel.moved" if decision["moved"] else "channel.held"
     text = _tell(event, run.settings.name, decision, decision["reason"])
     mark_decision("moved" if decision["moved"] else "held")

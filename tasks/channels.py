@@ -143,7 +143,7 @@ def decide(
     result: Result,
     progress: Progress = silent,
     force: bool = False,
-    approve: Callable[[Mapping[str, Any]], object] = lambda decision: None,
+    approve: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
 
@@ -179,7 +179,8 @@ def decide(
         "against_champion": duel_rows(duel.comparison) if duel and duel.comparison else [],
     }
     if moves:
-        approve(decision)
+        if approve is not None:
+            approve(decision)
         now = _move(store, channel, before, stages, result.verdict, reason)
         if now != before:
             reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -180,7 +182,7 @@ def test_what_a_run_cannot_tell_itself_is_told(
     with get_client(sync_client=True) as client:
         client.send_worker_heartbeat(POOLS[1], "of the night", heartbeat_interval_seconds=1)
         names = [client.read_flow_run(run).name for run in (foreign, crashed)]
-        deployment = client.read_flow_run(crashed).deployment_id
+        deployment: Any = client.read_flow_run(crashed).deployment_id
         waiting = client.create_flow_run_from_deployment(deployment, tags=[TAG]).name
     with tags(TAG):
         states = [pipeline(config=str(tmp_path / "gone.yaml"), return_state=True)]
@@ -188,21 +190,23 @@ def test_what_a_run_cannot_tell_itself_is_told(
         states += [watch(deployment="no/such", settle_seconds=0.1, return_state=True) for _ in range(2)]
     assert all(state.is_failed() for state in states)
 
-    def told(event: str, run: str = "") -> list[dict[str, Any]]:
+    def alerts_of(event: str, run: str = "") -> list[dict[str, Any]]:
         return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and m["run"] in (run or m["run"],)]
 
     def has_come() -> bool:
-        runs = [told("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys", "watch-no/such")]
-        others = [told("run.waiting", waiting), told("pool.down", POOLS[1]), told("regenerate.missing")]
+        runs = [
+            alerts_of("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys", "watch-no/such")
+        ]
+        others = [alerts_of("run.waiting", waiting), alerts_of("pool.down", POOLS[1]), alerts_of("regenerate.missing")]
         return all([*runs, *others])
 
     wait_until(has_come, posted)
-    assert "gone.yaml" in told("run.failed", "pipeline-gone")[0]["text"]
-    assert "nobodys" in told("run.failed", "rollback-nobodys")[0]["text"]
-    assert "no worker" in told("pool.down", POOLS[1])[0]["text"]
-    assert "has waited for a worker" in told("run.waiting")[0]["text"]
-    assert told("run.failed", names[1])[0]["text"] == f"{names[1]} is Crashed: "
-    assert len(told("run.failed", "watch-no/such")) == 1 and not told("run.failed", names[0])
+    assert "gone.yaml" in alerts_of("run.failed", "pipeline-gone")[0]["text"]
+    assert "nobodys" in alerts_of("run.failed", "rollback-nobodys")[0]["text"]
+    assert "no worker" in alerts_of("pool.down", POOLS[1])[0]["text"]
+    assert "has waited for a worker" in alerts_of("run.waiting")[0]["text"]
+    assert alerts_of("run.failed", names[1])[0]["text"] == f"{names[1]} is Crashed: "
+    assert len(alerts_of("run.failed", "watch-no/such")) == 1 and not alerts_of("run.failed", names[0])
 
 
 def test_the_switch_of_a_dead_man_is_held_by_nights_that_complete(
@@ -297,6 +301,29 @@ def worker(server: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
+    from prefect.utilities.services import stop_client_metrics_server
+
+    from flows.stages import STAGE_FLOWS
+    from paraclip_core.settings import parse_settings
+
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 20, "image_size": 64}}}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
+        try:
+            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                lines = answer.read().decode().splitlines()
+        finally:
+            stop_client_metrics_server()
+    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 20.0' in lines
+    assert any(line.startswith("prefect_") for line in lines)
 
 
 def tags_of(state: Any) -> set[str]:
