@@ -82,7 +82,7 @@ def mailbox() -> Iterator[tuple[int, list[str]]]:
 
 
 def wait_until(ready: Callable[[], Any], posted: Posted) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not (result := ready()):
         assert time.monotonic() < end, f"came {posted}"
         time.sleep(0.2)
