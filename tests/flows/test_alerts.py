@@ -29,10 +29,10 @@ Posted = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[str]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from prefect_server import whole_server  # pyright: ignore[reportMissingImports]
 
-    with prefect_server() as url:
+    with whole_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
 
 
@@ -311,7 +311,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
     from paraclip_core.settings import parse_settings
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 20, "image_size": 64}}}
+    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -322,7 +322,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
                 lines = answer.read().decode().splitlines()
         finally:
             stop_client_metrics_server()
-    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 20.0' in lines
+    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
     assert any(line.startswith("prefect_") for line in lines)
 
 
