@@ -3,68 +3,151 @@
     python -m flows.alerts URL [EVENT …]
 
 passes events of the runs of the server that PREFECT_API_URL names on, all of them or only those that are named
-(`stage.failed`, `channel.held`, …). Calling it again changes the address and the events. `URL` is one of
+(`run.failed`, `channel.held`, …). Calling it again changes the address and the events. `URL` is one of
 
 * `https://…`: every event is posted as JSON with a `text`;
 * `https://hooks.slack.com/services/…`: as a message of Slack;
 * `mailto://USER:PASSWORD@HOST:PORT?from=…&to=…` (`mailtos` for TLS): as e-mail;
 * an address of any other service in Apprise's form, which Prefect's notification blocks speak.
 
-Any other automation of Prefect can be made over the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
+What a run cannot tell itself, since it crashed or never began, the server does: :data:`ALERTS`. Any other
+automation of Prefect can be made over the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from flows.local_stack import POOLS, TAG
 from paraclip_core.errors import ConfigError
 from tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 
-__all__ = ["announce_rollback", "emit", "name_of", "pass_on"]
+__all__ = ["ALERTS", "announce_rollback", "emit", "name_of", "pass_on"]
 
+
+class Alert(NamedTuple):
+    """What Prefect's server sees of runs and pools: an event that comes, or one that does not come in time."""
+
+    text: str
+    """The sentence, as an expression of Jinja over the event."""
+    expect: tuple[str, ...]
+    """The events that are passed on; with `after`, those whose absence is."""
+    seconds: int
+    """With `after` how long they are waited for, otherwise how long the next one of the same kind is left out."""
+    match: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    """Events that start the wait."""
+    related: tuple[Mapping[str, Any], ...] = ()
+    for_each: frozenset[str] = frozenset({"prefect.resource.id"})
+
+
+RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
+OURS = {"prefect.resource.id": f"prefect.tag.{TAG}"}
+ALERTS = {
+    "run.failed": Alert(
+        "event.resource.name ~ ' is ' ~ event.payload.validated_state.name ~ ': ' "
+        "~ event.payload.validated_state.message",
+        ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
+        3600,
+        RUNS,
+        related=(OURS,),
+        # A run's name has its flow and its configuration in it: `watch` may fail every ten minutes.
+        for_each=frozenset({"prefect.resource.name"}),
+    ),
+    "run.waiting": Alert(
+        "event.resource.name ~ ' has waited for a worker for an hour'",
+        tuple(f"prefect.flow-run.{state}" for state in ("Pending", "Running", "Scheduled", "Cancelled", "Crashed")),
+        3600,
+        RUNS,
+        after=("prefect.flow-run.Late",),
+        related=(OURS,),
+    ),
+    "pool.down": Alert(
+        "event.resource.name ~ ' has had no worker for five minutes; its runs wait'",
+        ("prefect.work-pool.ready", "prefect.work-pool.paused"),
+        300,
+        {"prefect.resource.name": list(POOLS)},
+        after=("prefect.work-pool.not-ready",),
+    ),
+    "regenerate.missing": Alert(
+        "'no run of regenerate has completed for 30 hours'",
+        ("prefect.flow-run.Completed",),
+        30 * 3600,
+        RUNS,
+        # The next wait starts with the end of this one. Without `for_each` the first starts now.
+        after=("prefect.flow-run.Completed",),
+        related=(OURS, {"prefect.resource.role": "flow", "prefect.resource.name": "regenerate"}),
+        for_each=frozenset(),
+    ),
+}
+"""What of Prefect's own events is passed on, by the name that it gets."""
+# Of what never came there is no event.
+RUN = "(event.resource.name or 'regenerate')"
 BODY = (
-    '{"event": {{ event.event | tojson }}, "run": {{ event.resource.name | tojson }}, '
-    '"text": {{ event.payload.text | tojson }}, "facts": {{ event.payload | tojson }}}'
+    f'{{"event": {{{{ EVENT | tojson }}}}, "run": {{{{ {RUN} | tojson }}}}, '
+    '"text": {{ (TEXT) | tojson }}, "facts": {{ (event.payload or {}) | tojson }}}'
 )
-SUBJECT = "{{ event.event }}: {{ event.resource.name }}"
-TEXT = "{{ event.payload.text }}"
+SUBJECT = f"{{{{ EVENT }}}}: {{{{ {RUN} }}}}"
 SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
 KINDS = {"http": "webhook", "https": "webhook", "mailto": "e-mail", "mailtos": "e-mail"}
 """Kind of an address by its scheme; others are kinds of their own."""
 
 
-def name_of(url: str) -> str:
-    """The name of the automation that serves addresses of this kind; there is one of each kind."""
-    return f"paraclip: alerts by {_kind(url)}"
+def name_of(url: str, event: str = "") -> str:
+    """The name of the automation that serves addresses of this kind, one of :data:`ALERTS` if it is for that alone."""
+    return f"paraclip: {event or 'alerts'} by {_kind(url)}"
 
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
-    """Make or change the automation that passes events of runs on to `url`.
+    """Make or change the automations that pass events of runs on to `url`.
 
     Raises:
         ConfigError: there is no such event, or Prefect can make nothing of the address.
     """
     from prefect.automations import Automation
-    from prefect.events.schemas.automations import EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
 
     from flows.setup import put_automation
 
-    if unknown := sorted(set(events) - set(EVENTS)):
-        raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVENTS)}")
-    trigger = EventTrigger(
-        expect={f"paraclip.{event}" for event in events or EVENTS},
-        match=ResourceSpecification({"prefect.resource.id": ["paraclip.run.*"]}),
-        posture=Posture.Reactive,
-        threshold=1,
-        within=timedelta(0),
+    if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
+        raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
+    wanted = set(events) or {*EVENTS, *ALERTS}
+    own = Alert(
+        "event.payload.text",
+        tuple(f"paraclip.{event}" for event in EVENTS if event in wanted),
+        0,
+        {"prefect.resource.id": "paraclip.run.*"},
     )
-    put_automation(Automation(name=name_of(url), trigger=trigger, actions=[_action(url)]))
+    block = _block(url)
+    for event, alert in {"": own, **ALERTS}.items():
+        name = name_of(url, event)
+        if alert.expect and (not event or event in wanted):
+            action = _action(block, f"'paraclip.{event}'" if event else "event.event", alert.text)
+            put_automation(Automation(name=name, trigger=_trigger(alert), actions=[action]))
+        else:
+            with suppress(ValueError):
+                cast(Any, Automation).read(name=name).delete()
+
+
+def _trigger(alert: Alert) -> Any:
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    return EventTrigger(
+        after=set(alert.after),
+        expect=set(alert.expect),
+        match=ResourceSpecification(dict(alert.match)),
+        match_related=[ResourceSpecification(dict(one)) for one in alert.related],
+        for_each=set(alert.for_each),
+        posture=Posture.Proactive if alert.after else Posture.Reactive,
+        threshold=1,
+        within=timedelta(seconds=alert.seconds),
+    )
 
 
 def announce_rollback(decision: Mapping[str, Any]) -> None:
@@ -79,25 +162,34 @@ def _kind(url: str) -> str:
     return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
 
 
-def _action(url: str) -> Any:
-    """What sends an event there. The address lies in a block, and so is encrypted."""
+def _block(url: str) -> Any:
+    """A saved block with the address, which lies there encrypted."""
     from apprise import Apprise
     from prefect.blocks.notifications import SlackWebhook
     from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook, SendNotification
 
     kind = _kind(url)
-    name = f"paraclip-alerts-{kind.lower().replace('-', '')}"
-    if kind == "webhook":
-        block = cast(Any, Webhook)(url=url, headers={"Content-Type": "application/json"})
-        return CallWebhook(block_document_id=cast(UUID, block.save(name, overwrite=True)), payload=BODY)
-    # Prefect hands this block's address to Apprise as it is, so it speaks to whatever Apprise does.
-    if kind != "Slack" and not Apprise().add(url):
+    # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
+    if kind not in ("webhook", "Slack") and not Apprise().add(url):
         raise ConfigError(
             f"{urlsplit(url).scheme}://… is no address to send alerts to; expected one as docs/deployment.md shows"
         )
-    block = cast(Any, SlackWebhook)(url=url)
-    return SendNotification(block_document_id=cast(UUID, block.save(name, overwrite=True)), subject=SUBJECT, body=TEXT)
+    webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
+    block = cast(Any, Webhook if webhook else SlackWebhook)(url=url, **webhook)
+    block.save(f"paraclip-alerts-{kind.lower().replace('-', '')}", overwrite=True)
+    return block
+
+
+def _action(block: Any, event: str, text: str) -> Any:
+    """What sends an event there; its name and text are expressions of Jinja."""
+    from prefect.blocks.webhook import Webhook
+    from prefect.events.actions import CallWebhook, SendNotification
+
+    body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
+    document = cast(UUID, block._block_document_id)
+    if isinstance(block, Webhook):
+        return CallWebhook(block_document_id=document, payload=body)
+    return SendNotification(block_document_id=document, subject=subject, body=f"{{{{ {text} }}}}")
 
 
 if __name__ == "__main__":

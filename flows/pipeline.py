@@ -17,7 +17,6 @@ from flows.logs import let_own_logs_through
 from flows.seats import Seats
 from flows.work import (
     DEFAULTS,
-    announce_failure,
     carry_stage,
     publish_result,
     retries_of,
@@ -155,7 +154,8 @@ class _Dag:
         self.seats.leave(seats)
         row: Any = future.result(raise_on_failure=False)
         if isinstance(row, BaseException):
-            announce_failure(node.name, self.run, row)
+            # The run's state says no more than this text, and stages run side by side.
+            row.args = (f"{node.name}: {row}", *row.args[1:])
             raise row
         self.rows[node.name] = row
         # Those that were finished come in one go.

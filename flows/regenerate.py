@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from prefect import flow, get_client
+from prefect import flow, get_client, suspend_flow_run
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, Pause
+from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.alerts import announce_rollback, emit
@@ -20,6 +24,7 @@ from flows.form import FormSettings, Overrides
 from flows.pipeline import run_stages
 from flows.work import DEFAULTS, run_name, run_of
 from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
 from paraclip_core.settings import at_environment_root
 from storage.roots import open_store
 from tasks.channels import check_channel, decide
@@ -32,6 +37,7 @@ __all__ = ["regenerate", "rollback", "watch"]
 
 log = logging.getLogger(__name__)
 
+MOVE = ("channel", "before", "after")
 UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 
 
@@ -46,7 +52,8 @@ def regenerate(
 
     Only new or changed captions are paraphrased: every other answer is in the generation cache. Where nothing changed
     at all, every stage is found finished and the channel stays as it is. The challenger must be better than its base
-    and no worse than the model that the channel serves, on the same benchmarks.
+    and no worse than the model that the channel serves, on the same benchmarks. With `run.promote=ask` a person has the
+    last word: the run is suspended until somebody resumes it.
 
     Args:
         channel: the channel that serves the production model; not the run's own, which follows every run.
@@ -55,25 +62,49 @@ def regenerate(
         settings: what is set most often.
 
     Raises:
-        ConfigError: the channel is a run's own, or the run has the name of a promoted channel.
+        ConfigError: the channel is a run's own, the run has the name of a promoted channel, or nobody can be asked.
         ParaclipError: what a stage raised.
     """
     run = _compared_with(channel, run_of(config, overrides, settings))
     check_channel(run.settings.name, channel, run.store)
+    asks = run.settings.run.promote == "ask"
+    if asks and not deployment.id:
+        raise ConfigError(
+            "run.promote=ask needs a run of the deployment `regenerate`, for no other can wait for a person"
+        )
     result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
-        decision = decide(run, channel, result, progress)
-    name = run.settings.name
-    log.info("%s: %s", channel, decision["reason"])
-    publish_markdown(artifact_key(name, "promotion"), f"**{channel}**: {decision['reason']}\n", "Promotion")
+        decision = decide(run, channel, result, progress, approve=partial(_ask, run.settings.name) if asks else None)
+    event = "channel.moved" if decision["moved"] else "channel.held"
+    text = _tell(event, run.settings.name, decision, decision["reason"])
+    mark_decision("moved" if decision["moved"] else "held")
+    return Completed(message=text, data={"decision": decision, **result.as_json()})
+
+
+def _ask(name: str, decision: Mapping[str, Any]) -> None:
+    """Return if somebody has resumed the run that suggests this move; suspend it otherwise.
+
+    A resumed run starts from its first line, as a retried one does. Where its captions have changed since, this is
+    another move, and it asks again.
+    """
+    move = "-".join(str(decision[part]) for part in MOVE)
+    try:
+        suspend_flow_run(timeout=None, key=move)
+    except Pause:
+        _tell("channel.asks", name, decision, f"waits for Resume in the UI, and is then {decision['reason']}")
+        raise
+
+
+def _tell(event: str, name: str, decision: Mapping[str, Any], reason: str) -> str:
+    """Show a decision and its figures, and emit its event; gives its sentence."""
+    channel = decision["channel"]
+    log.info("%s: %s", channel, reason)
+    publish_markdown(artifact_key(name, "promotion"), f"**{channel}**: {reason}\n", "Promotion")
     if decision["against_champion"]:
         text = f"{channel}: challenger against champion"
         publish_table(artifact_key(name, "champion"), decision["against_champion"], text)
-    text = f"{channel}: {decision['reason']}"
-    event = "channel.moved" if decision["moved"] else "channel.held"
-    emit(event, name, text, channel=channel, before=decision["before"], after=decision["after"])
-    mark_decision("moved" if decision["moved"] else "held")
-    return Completed(message=text, data={"decision": decision, **result.as_json()})
+    emit(event, name, f"{channel}: {reason}", **{part: decision[part] for part in MOVE})
+    return f"{channel}: {reason}"
 
 
 def _compared_with(channel: str, run: Run) -> Run:
@@ -118,10 +149,16 @@ def watch(deployment: str = "regenerate/regenerate", settle_seconds: float = 10.
         settle_seconds: files that change within this time are still being written, and looked at again next time.
 
     Raises:
+        ConfigError: there is no such deployment.
         InputError: a source file is missing.
     """
     with get_client(sync_client=True) as client:
-        watched = client.read_deployment_by_name(deployment)
+        try:
+            watched = client.read_deployment_by_name(deployment)
+        except ObjectNotFound as error:
+            raise ConfigError(
+                f"the Prefect server has no deployment {deployment!r}; `prefect deployment ls` lists them"
+            ) from error
         runs = client.read_flow_runs(
             deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
             flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}}),

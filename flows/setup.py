@@ -87,9 +87,9 @@ class Watch(NamedTuple):
 SILENT = Watch(
     "paraclip: runs without a heartbeat have crashed",
     "heartbeat",
-    # Its end, its Retry, and what the retried run does first: a run's last heartbeat may come just after its end, and
-    # a busy machine needs longer than this to start it again.
-    ("heartbeat", *ENDS, "pull-step.executed"),
+    # Its end, its wait for a person, its Retry, and what the retried run does first: a run's last heartbeat may come
+    # just after its end, and a busy machine needs longer than this to start it again.
+    ("heartbeat", *ENDS, "Suspended", "pull-step.executed"),
     3 * int(HEARTBEAT),
     "no heartbeat for {} s: its process is gone or was suspended; once it has ended, Retry goes on",
 )

@@ -21,7 +21,7 @@ from flows.logs import let_own_logs_through, outlive_worker
 from flows.pages import ADDRESS_VARIABLE
 from flows.shards import ask_in_shards
 from paraclip_core.config import Settings
-from paraclip_core.errors import ParaclipError, with_notes, worth_a_retry
+from paraclip_core.errors import ParaclipError, worth_a_retry
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
 from paraclip_core.settings import deployed_settings
@@ -32,6 +32,7 @@ from tasks.publish import (
     as_text,
     in_flow_run,
     mark_decision,
+    measured_progress,
     near_cap,
     publish_markdown,
     publish_table,
@@ -46,7 +47,6 @@ from tasks.status import both, shown_progress
 
 __all__ = [
     "DEFAULTS",
-    "announce_failure",
     "carry_stage",
     "publish_result",
     "retries_of",
@@ -99,6 +99,7 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
+        seen = both(seen, measured_progress(run.settings.name, name))
         shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
         carry_out = _paraphrase if name in STEPS else run_node
         artifact = carry_out(node, run, shown)
@@ -113,17 +114,7 @@ def run_stage(name: str, run: Run) -> dict[str, Any]:
     Raises:
         ParaclipError: what the stage raised last.
     """
-    try:
-        return stage_task(run.node(name), carry_stage, retries_of(run))(name, run).data
-    except ParaclipError as error:
-        announce_failure(name, run, error)
-        raise
-
-
-def announce_failure(name: str, run: Run, error: BaseException) -> None:
-    """Emit the event of a stage that failed."""
-    text = f"{name} failed: {with_notes(error)}"
-    emit("stage.failed", run.settings.name, text, stage=name, error=type(error).__name__)
+    return stage_task(run.node(name), carry_stage, retries_of(run))(name, run).data
 
 
 def retries_of(run: Run) -> int:

@@ -313,6 +313,8 @@ class RunOptions(Options):
     """Seconds after which a process of a stage is ended; the next try goes on from there. Unset: never."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions hold a run."""
+    promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)
+    """Who moves the channel of `regenerate`: the gate (`auto`), or, where the gate would, a person (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install), `file`."""

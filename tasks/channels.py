@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,14 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
         )
 
 
-def decide(run: Run, channel: str, result: Result, progress: Progress = silent, force: bool = False) -> dict[str, Any]:
+def decide(
+    run: Run,
+    channel: str,
+    result: Result,
+    progress: Progress = silent,
+    force: bool = False,
+    approve: Callable[[Mapping[str, Any]], object] | None = None,
+) -> dict[str, Any]:
     """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
 
     The decision is returned, and kept as ``results/<run>/promotion.json``.
@@ -148,6 +155,7 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
         result: its outcome.
         progress: told how far the champion's evaluation is, where it has to be made.
         force: move it in any case.
+        approve: given the decision to move it before it is moved, and raises where it is not to be.
 
     Returns:
         `moved`, `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure
@@ -162,11 +170,6 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
     moves, reason, duel = _compare(run, current, stages, result, progress, force)
-    if moves:
-        now = _move(store, channel, before, stages, result.verdict, reason)
-        if now != before:
-            moves = False
-            reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
     decision = {
         "channel": channel,
         "moved": moves,
@@ -175,6 +178,13 @@ def decide(run: Run, channel: str, result: Result, progress: Progress = silent, 
         "after": challenger,
         "against_champion": duel_rows(duel.comparison) if duel and duel.comparison else [],
     }
+    if moves:
+        if approve is not None:
+            approve(decision)
+        now = _move(store, channel, before, stages, result.verdict, reason)
+        if now != before:
+            reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+            decision |= {"moved": False, "reason": reason}
     write_json(store.root / "results" / result.name / "promotion.json", decision)
     return decision
 

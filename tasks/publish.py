@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -23,6 +24,7 @@ __all__ = [
     "emit_from_command",
     "in_flow_run",
     "mark_decision",
+    "measured_progress",
     "near_cap",
     "publish_markdown",
     "publish_table",
@@ -34,8 +36,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 EVENTS = (
-    "stage.failed", "cap.near", "drift", "run.promote", "run.hold",
-    "channel.moved", "channel.held", "channel.rolled_back",
+    "cap.near", "drift", "run.promote", "run.hold",
+    "channel.asks", "channel.moved", "channel.held", "channel.rolled_back",
 )  # fmt: skip
 """What runs tell of themselves."""
 DECISIONS = frozenset(("promote", "hold", "moved", "held"))
@@ -178,6 +180,29 @@ def near_cap(run: str, cap: float) -> Progress:
             emit("cap.near", run, text, spend=spend, cap=cap)
 
     return progress if cap else silent
+
+
+def measured_progress(run: str, stage: str) -> Progress:
+    """A progress whose latest figures are `paraclip_stage` in what Prometheus reads from a flow run's process.
+
+    Prefect serves it where PREFECT_CLIENT_METRICS_ENABLED is set.
+    """
+    if not in_flow_run():
+        return silent
+
+    def progress(done: int, total: int | None, **facts: Fact) -> None:
+        for name, value in {"done": done, "total": total, **facts}.items():
+            if isinstance(value, int | float):
+                _gauge().labels(run, stage, name).set(value)
+
+    return progress
+
+
+@cache
+def _gauge() -> Any:
+    from prometheus_client import Gauge
+
+    return Gauge("paraclip_stage", "How far a stage of a run is, its rates and its spend", ("run", "stage", "fact"))
 
 
 def published_progress(key: str, description: str) -> Progress:

@@ -56,6 +56,10 @@ NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
 WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="STAGE", help="Start at this stage: those before it in `plan` must be finished."),
+]
 SHOWN = 4
 """Reasons in the table; all of them are in the JSON."""
 ChannelOption = Annotated[str, typer.Option(help="The channel to move.")]
@@ -70,11 +74,16 @@ def run(
     as_json: JsonOption = False,
     gate: GateOption = False,
     require_work: WorkOption = False,
+    start: FromOption = None,
     regenerate: ReasonOption = None,
 ) -> None:
-    """Run every stage that is not finished, and compare base and tuned model."""
+    """Run every stage that is not finished, and compare base and tuned model.
+
+    With `--from STAGE` nothing before that stage is made or paid for: where something there is not finished, because a
+    caption or an option changed since, nothing runs at all.
+    """
     settings = asking_again(settings_from(config, set_, root, device), regenerate)
-    outcome = _finished(settings) or _carry_out(settings)
+    outcome = _finished(settings, start) or _carry_out(settings)
     if as_json:
         print_json(outcome)
     else:
@@ -98,14 +107,25 @@ def demo(
     run(Path("demo"), set_, root, device, as_json)
 
 
-def _finished(settings: Settings) -> dict[str, Any] | None:
-    """The outcome if every stage is finished, without starting Prefect."""
+def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
+    """The outcome if every stage is finished, without starting Prefect.
+
+    Raises:
+        ConfigError: there is no stage `start`, or one before it is not finished.
+    """
     from tasks.context import Run
     from tasks.results import check_run_name, record_result, stage_row
 
     run = Run(settings)
     check_run_name(settings.name, run.store)
     artifacts = run.artifacts()
+    if start is not None:
+        before = list(run.stages)[: list(run.stages).index(run.node(start).name)]
+        if missing := [name for name in before if name not in artifacts]:
+            raise ConfigError(
+                f"--from {start}: {', '.join(missing)} must be finished and {'are' if missing[1:] else 'is'} not; "
+                f"`paraclip plan` with the same options says why. Without --from everything that is missing is made"
+            )
     if len(artifacts) < len(run.stages):
         return None
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]

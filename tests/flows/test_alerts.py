@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
 
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.errors import ConfigError, InputError
 
 # The second is of a library of Prefect's.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")]
+REPOSITORY = Path(__file__).parents[2]
 Posted = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[str]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from prefect_server import whole_server  # pyright: ignore[reportMissingImports]
 
-    with prefect_server() as url:
+    with whole_server(tmp_path_factory.mktemp("prefect")) as url:
         yield url
 
 
@@ -77,7 +82,7 @@ def mailbox() -> Iterator[tuple[int, list[str]]]:
 
 
 def wait_until(ready: Callable[[], Any], posted: Posted) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not (result := ready()):
         assert time.monotonic() < end, f"came {posted}"
         time.sleep(0.2)
@@ -85,7 +90,7 @@ def wait_until(ready: Callable[[], Any], posted: Posted) -> Any:
 
 
 def wait_for(posted: Posted, event: str) -> dict[str, Any]:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         for message in list(posted):
             if message["event"] == f"paraclip.{event}":
@@ -99,7 +104,7 @@ def test_a_night_is_told(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.alerts import name_of, pass_on
+    from flows.alerts import ALERTS, name_of, pass_on
 
     url, posted = receiver
     pass_on("http://127.0.0.1:9/nobody")
@@ -107,18 +112,20 @@ def test_a_night_is_told(
     # The same block as Slack's, with what Apprise calls a JSON service: it is given one of the events only.
     pass_on(f"{url.replace('http', 'json')}/apprise", ["channel.moved"])
     with mailbox() as (port, mails):
-        pass_on(f"mailto://127.0.0.1:{port}?from=paraclip@example.org&to=ops@example.org", ["stage.failed"])
+        pass_on(f"mailto://127.0.0.1:{port}?from=paraclip@example.org&to=ops@example.org", ["run.failed"])
         _a_night(finished_run, posted, mails, monkeypatch)
     with get_client(sync_client=True) as client:
         names = [each.name for each in client.read_automations()]
-    assert sorted(name for name in names if "alerts by" in name) == sorted(
-        map(name_of, (url, "json://x", "mailto://x"))
-    )
+    wanted = [name_of(url), name_of("json://x"), name_of("mailto://x", "run.failed")]
+    assert sorted(names) == sorted([*wanted, *(name_of(url, event) for event in ALERTS)])
 
 
 def _a_night(
     finished_run: Callable[..., Any], posted: Posted, mails: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from prefect import tags
+
+    from flows.local_stack import TAG
     from flows.pipeline import pipeline
     from flows.regenerate import regenerate
 
@@ -140,14 +147,183 @@ def _a_night(
         raise InputError('captions.csv row 7: "no" caption')
 
     monkeypatch.setattr("flows.work.run_node", refuse)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError), tags(TAG):
         pipeline(settings=second.settings)
-    failed = wait_for(posted, "stage.failed")
-    assert failed["facts"]["error"] == "InputError" and 'row 7: "no" caption' in failed["text"]
+    failed = wait_for(posted, "run.failed")
+    assert failed["run"] == "pipeline-nightly" and 'InputError: scenes: captions.csv row 7: "no" cap' in failed["text"]
     told = wait_until(lambda: [m for m in posted if m["event"] is None], posted)
     assert len(told) == 1 and "production: moved" in told[0]["message"] and "nightly" in told[0]["title"]
     mail = wait_until(lambda: mails, posted)[0]
-    assert "To: ops@example.org" in mail and "Subject: paraclip.stage.failed: nightly" in mail and "row 7" in mail
+    assert (
+        "To: ops@example.org" in mail and "Subject: paraclip.run.failed: pipeline-nightly" in mail and "row 7" in mail
+    )
+
+
+def test_what_a_run_cannot_tell_itself_is_told(
+    receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import get_client, tags
+    from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
+
+    from flows import alerts
+    from flows.local_stack import POOLS, TAG
+    from flows.pipeline import pipeline
+    from flows.regenerate import rollback, watch
+    from flows.setup import create_pools
+
+    url, posted = receiver
+    monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
+    for event in ("run.waiting", "pool.down", "regenerate.missing"):
+        monkeypatch.setitem(alerts.ALERTS, event, alerts.ALERTS[event]._replace(seconds=10))
+    alerts.pass_on(url)
+    create_pools()
+    # The one without the tag is nobody's here.
+    (foreign,), (crashed,) = (runs_of(POOLS[0], [None], "CRASHED", tags=tags) for tags in ([], [TAG]))
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(POOLS[1], "of the night", heartbeat_interval_seconds=1)
+        names = [client.read_flow_run(run).name for run in (foreign, crashed)]
+        deployment: Any = client.read_flow_run(crashed).deployment_id
+        waiting = client.create_flow_run_from_deployment(deployment, tags=[TAG]).name
+    with tags(TAG):
+        states = [pipeline(config=str(tmp_path / "gone.yaml"), return_state=True)]
+        states += [rollback(channel="nobodys", return_state=True)]
+        states += [watch(deployment="no/such", settle_seconds=0.1, return_state=True) for _ in range(2)]
+    assert all(state.is_failed() for state in states)
+
+    def alerts_of(event: str, run: str = "") -> list[dict[str, Any]]:
+        return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and m["run"] in (run or m["run"],)]
+
+    def has_come() -> bool:
+        runs = [
+            alerts_of("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys", "watch-no/such")
+        ]
+        others = [alerts_of("run.waiting", waiting), alerts_of("pool.down", POOLS[1]), alerts_of("regenerate.missing")]
+        return all([*runs, *others])
+
+    wait_until(has_come, posted)
+    assert "gone.yaml" in alerts_of("run.failed", "pipeline-gone")[0]["text"]
+    assert "nobodys" in alerts_of("run.failed", "rollback-nobodys")[0]["text"]
+    assert "no worker" in alerts_of("pool.down", POOLS[1])[0]["text"]
+    assert "has waited for a worker" in alerts_of("run.waiting")[0]["text"]
+    assert alerts_of("run.failed", names[1])[0]["text"] == f"{names[1]} is Crashed: "
+    assert len(alerts_of("run.failed", "watch-no/such")) == 1 and not alerts_of("run.failed", names[0])
+
+
+def test_the_switch_of_a_dead_man_is_held_by_nights_that_complete(
+    finished_run: Callable[..., Any], receiver: tuple[str, Posted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import tags
+
+    from flows import alerts
+    from flows.local_stack import TAG
+    from flows.regenerate import regenerate
+
+    url, posted = receiver
+    seconds = 60
+    missing = alerts.ALERTS["regenerate.missing"]._replace(seconds=seconds)
+    monkeypatch.setitem(alerts.ALERTS, "regenerate.missing", missing)
+    start = time.monotonic()
+    alerts.pass_on(url, ["regenerate.missing"])
+    night = finished_run("name=nightly")
+    while (held := time.monotonic()) - start < seconds - 5:
+        with tags(TAG):
+            regenerate(settings=night.settings)
+    time.sleep(max(0.0, start + seconds + 10 - time.monotonic()))
+    assert not posted, "nights completed, and one was missed"
+    wait_for(posted, "regenerate.missing")
+    assert time.monotonic() - held > seconds - 10
+
+
+def test_a_person_has_the_last_word(
+    finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, tmp_path: Path
+) -> None:
+    from prefect import get_client
+
+    from flows.alerts import pass_on
+    from flows.local_stack import HEARTBEAT, POOLS, TAG
+    from flows.regenerate import regenerate
+    from flows.setup import SILENT, create_automation, create_pools
+
+    url, posted = receiver
+    pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
+    create_pools()
+    silence = SILENT._replace(seconds=int(HEARTBEAT) + 10)
+    create_automation(silence)
+    night = finished_run("name=nightly", "run.promote=ask", verdict="promote")
+    with pytest.raises(ConfigError, match="needs a run of the deployment"):
+        regenerate(settings=night.settings)
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(
+            client.create_flow(regenerate),
+            "asked",
+            parameters={"settings": night.settings.model_dump(mode="json")},
+            work_pool_name=POOLS[0],
+            entrypoint="flows.regenerate.regenerate",
+            pull_steps=[],
+            concurrency_limit=1,
+            tags=[TAG],
+            job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT, "PYTHONSAFEPATH": "1"}},
+        )
+
+        def state(run: Any) -> Any:
+            return client.read_flow_run(run.id).state
+
+        def start() -> Any:
+            run = client.create_flow_run_from_deployment(deployment)
+            eventually(lambda: state(run).name == "Suspended", "it was not suspended", 240)
+            return run
+
+        with worker(server):
+            # One at a time; one that waits for a person is in no other's way.
+            first, second = start(), start()
+            assert night.store.channel("production") is None
+            assert "waits for Resume in the UI, and is then moved to" in wait_for(posted, "channel.asks")["text"]
+            # Nothing is behind it, and it has not crashed.
+            time.sleep(silence.seconds + 10)
+            for run, message in ((first, "production: moved to"), (second, "kept: the challenger is the model that")):
+                assert state(run).name == "Suspended"
+                client.resume_flow_run(run.id)
+                eventually(lambda run=run: state(run).is_final(), "it did not end", 240)
+                assert state(run).is_completed() and message in state(run).message
+    assert night.store.channel("production")["fingerprint"] == night.artifacts["finetune"].fingerprint
+    wait_for(posted, "channel.held")
+    assert [m["event"].removeprefix("paraclip.channel.") for m in posted] == ["asks", "asks", "moved", "held"]
+
+
+@contextmanager
+def worker(server: str) -> Iterator[None]:
+    """A worker of the CPU pool, as a process of its own."""
+    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", "paraclip-cpu"]
+    variables = {"PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
+    from prefect.utilities.services import stop_client_metrics_server
+
+    from flows.stages import STAGE_FLOWS
+    from paraclip_core.settings import parse_settings
+
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
+        try:
+            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                lines = answer.read().decode().splitlines()
+        finally:
+            stop_client_metrics_server()
+    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
+    assert any(line.startswith("prefect_") for line in lines)
 
 
 def tags_of(state: Any) -> set[str]:
@@ -190,10 +366,10 @@ def roll_back(run: Any, variables: dict[str, str]) -> str:
 def test_an_address_of_slack_is_sent_there() -> None:
     from prefect.blocks.notifications import SlackWebhook
 
-    from flows.alerts import _action, name_of
+    from flows.alerts import _action, _block, name_of
 
     url = "https://hooks.slack.com/services/T0123ABCD/B0123ABCD/abcdefABCDEF012345678901"
-    action = _action(url)
+    action = _action(_block(url), "event.event", "event.payload.text")
     block: Any = SlackWebhook.load("paraclip-alerts-slack")
     (target,) = block._apprise_client
     assert type(target).__name__ == "NotifySlack" and target.url().startswith("slack://")
@@ -203,7 +379,7 @@ def test_an_address_of_slack_is_sent_there() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["https://example.org", "stage.faild"], "stage.faild: no such event"),
+        (["https://example.org", "run.faild"], "run.faild: no such event"),
         (["nonsense://example.org"], "no address to send alerts to"),
     ],
 )

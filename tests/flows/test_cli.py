@@ -118,6 +118,32 @@ def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: 
     assert run_cli(["run", "-c", better, "--set", "finetune.seed=1", "--gate"]) == 0
 
 
+def test_a_run_from_a_stage_makes_nothing_before_it(
+    finished_run: Callable[..., Any], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(finished_run().config)
+    started: list[int] = []
+
+    def carry_out(settings: Any) -> Any:
+        started.append(settings.finetune.seed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.commands.run._carry_out", carry_out)
+    assert run_cli(["run", "-c", config, "--from", "finetune"]) == 0
+    for stage in ("features", "bootstrap", "finetune"):
+        assert run_cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage]) == 130
+    assert started == [5, 5, 5]
+    capsys.readouterr()
+    for override, stage, missing in (
+        ("finetune.seed=5", "evaluate", "finetune must be finished and is not"),
+        ("paraphrase.seed=5", "finetune", "paraphrase_1, paraphrase_2 must be finished and are not"),
+        ("finetune.seed=5", "finetunes", "no stage 'finetunes'; it has scenes, ingest"),
+    ):
+        assert run_cli(["run", "-c", config, "--set", override, "--from", stage]) == 2
+        assert missing in capsys.readouterr().err
+    assert started == [5, 5, 5]
+
+
 def test_run_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
     outcome = told(capsys, ["run", "-c", str(finished_run().config)])
     assert set(outcome) == {"name", "stages", "summary", "rows", "warning", "verdict", "report", "summary_path"}

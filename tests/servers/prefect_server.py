@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from uuid import UUID
 
-__all__ = ["prefect_server", "runs_of", "states"]
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+__all__ = ["prefect_server", "runs_of", "states", "whole_server"]
+
+
+@contextmanager
+def whole_server(home: Path) -> Iterator[str]:
+    """A server with the services that Prefect's harness lacks, which see that runs are late and workers gone."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--port", str(port)]
+    server = subprocess.Popen(command, env={**os.environ, "PREFECT_HOME": str(home)}, stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=10):
+            return True
+        return False
+
+    try:
+        eventually(answers, "the server did not answer", 600)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 @contextmanager
