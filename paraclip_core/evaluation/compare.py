@@ -242,7 +242,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
         text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
-        text += ", not clear of zero, so the gain may be that of more training"
+        text += ", not clear of zero, so a gain may be that of more training"
     if gate.over_control and (fell or any(row.side <= 0 for row in gains)):
         verdict = "hold"
     held = "held, as " if verdict != comparison.verdict else ""

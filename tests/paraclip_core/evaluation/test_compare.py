@@ -152,7 +152,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (0.1, -0.3),
             False,
             "promote",
-            "[-0.10, +1.70], not clear of zero, so the gain may be that of mo",
+            "[-0.10, +1.70], not clear of zero, so a gain may be that of more",
         ),
         ((0.8, -0.1), (0.1, -0.3), True, "hold", "; held, as over captions alone rewordings ao@10 +0.80 [-0.10"),
         ((-0.6, -0.9), (0.9, 0.3), False, "hold", "; held, as the paraphrases do not pay, for captions alone do be"),
