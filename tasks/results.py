@@ -143,7 +143,7 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first.
 
-    Where a control was measured, also the difference from it, `over_control`, and its interval, None where it fell.
+    Where a control was measured, also the difference from it, `over_control`, and its interval.
     """
     rows = []
     base, tuned = summary["models"]["base"], summary["models"]["tuned"]
@@ -161,7 +161,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "delta": summary.get("deltas", {}).get(benchmark, {}).get(metric),
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
-                    **(dict(zip(OVER_CONTROL, over or (None,) * 3, strict=True)) if "over_control" in summary else {}),
+                    **({} if over is None else dict(zip(OVER_CONTROL, over, strict=True))),
                 }
             )
     headlines = headline_metrics()

@@ -86,7 +86,7 @@ class Comparison:
     confidence: float
     resamples: int
     over_control: tuple[Row, ...] = ()
-    """The same figures with the control, tuned on captions alone, as `base`; none without one."""
+    """The same figures with the control, tuned on captions alone, as `base`; none where it shows nothing."""
     control: tuple[Row, ...] = ()
     """The same figures with the control as `tuned`."""
     untrained: bool = False
@@ -95,7 +95,7 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Itself as plain values, without a control's where there is none."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return plain if self.over_control else {n: v for n, v in plain.items() if n not in ("over_control", "control")}
+        return {name: value for name, value in plain.items() if value or "control" not in name}
 
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
@@ -112,12 +112,12 @@ class Comparison:
             deltas.setdefault(row.benchmark, {})[row.metric] = row.delta
             intervals.setdefault(row.benchmark, {})[row.metric] = [row.low, row.high]
         controls: dict[str, dict[str, dict[str, list[float]]]] = {}
-        for over, row in zip(self.over_control, self.control, strict=True):
-            models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.tuned
-            # A gain over what fell would be read as the paraphrases'.
-            for name, shown in (("over_control", over), ("control", row))[row.side < 0 :]:
+        for name, rows in (("over_control", self.over_control), ("control", self.control)):
+            for row in rows:
                 figures = controls.setdefault(name, {}).setdefault(row.benchmark, {})
-                figures[row.metric] = [shown.delta, shown.low, shown.high]
+                figures[row.metric] = [row.delta, row.low, row.high]
+        for row in self.control:
+            models.setdefault("control", {}).setdefault(row.benchmark, {})[row.metric] = row.tuned
         return {
             "models": models,
             "deltas": deltas,
@@ -208,7 +208,8 @@ def compare(
     if lost := [_shown(row) for row in rows if row.side < 0 and _shown(row) not in reason]:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
-        clauses += filter(None, (_too_few(row, options.confidence) for row in _matching(rows, options.gate.metric)))
+        lacking = [*_matching(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
+        clauses += filter(None, (_too_few(row, options.confidence) for row in lacking))
     return Comparison(rows, verdict, "; ".join(clauses), *rest)
 
 
@@ -235,11 +236,13 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
             "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
         )
+        # Nobody shall read a gain over it.
+        comparison = replace(comparison, over_control=())
     elif any(row.side < 0 for row in gains):
         text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
-        text += ", not clear of zero, so the gain may be that of more training"
+        text += ", not clear of zero, so a gain may be that of more training"
     if gate.over_control and (fell or any(row.side <= 0 for row in gains)):
         verdict = "hold"
     held = "held, as " if verdict != comparison.verdict else ""
@@ -267,15 +270,15 @@ def _beats_chance(row: Row, images: int) -> bool:
 
 
 def _too_few(row: Row, confidence: float) -> str:
-    """What would tell a gain, where an interval around zero is too wide to."""
+    """What would tell a change, where an interval around zero is too wide to."""
     half, images = (row.high - row.low) / 2, find_benchmark(row.kind).searches_images
     needed = images_needed(row.clusters, half, confidence)
     if row.side or row.facts.unit != "%" or needed <= row.clusters:
         return ""
     what = "images" if images else "cases"
     return (
-        f"too few to tell: {row.clusters} {what} make ±{half:.1f} points of {_name(row)}, and a gain of {GAIN:g} needs "
-        f"about {needed:,} held-out {what}"
+        f"too few to tell: {row.clusters} {what} make ±{half:.1f} points of {_name(row)}, and a change of {GAIN:g} "
+        f"needs about {needed:,} held-out {what}"
     )
 
 
@@ -310,7 +313,7 @@ def _judge(
     problems += [_loss(row, points) for row, points in lost]
     gained = ", ".join(map(_shown, gains))
     watched = [row for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate)]
-    if any("recall" in row.metric for row, _ in lost) and all(row.side > 0 for row in gains):
+    if any("recall" in row.metric and row.side < 0 for row, _ in lost) and all(row.side > 0 for row in gains):
         problems.append(f"{gained} with {', '.join(map(_shown, watched))}: {COLLAPSE}")
     if problems:
         return "hold", "; ".join(problems), notes
