@@ -13,7 +13,6 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
     FEW,
     Rows,
     Told,
-    again,
     asked,
     both_steps,
     drawing,
@@ -75,7 +74,7 @@ def test_requests_are_sent_in_portions_that_fit_into_memory(
 
 
 def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) -> None:
-    options = gated("blue_input").model_copy(update={"attempts": 2, **again({"where": "caption like '%3%'"})})
+    options = gated("blue_input").model_copy(update={"attempts": 2, "regenerate": ("blue_input",)})
     before = both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted(), options)
     engine, whole = Scripted(), rows_of(CAPTIONS)
     after = both_steps(paraphrasing, [whole.slice(0, 3), whole.slice(3)], engine, options)
