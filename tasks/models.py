@@ -182,7 +182,7 @@ def _bootstrapped(name: str, artifact: Artifact, store: ArtifactStore) -> str:
 def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
     """Reference of a base that no stage made, with the same contents as when the model was tuned."""
     manifest = artifact.manifest
-    base = str(given or manifest.metrics["base"])
+    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
     then = sources_of(manifest.inputs)
     if not then:
         return base

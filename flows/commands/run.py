@@ -194,7 +194,7 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
     control = ["over control"] if "over_control" in summary else []
     print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
-    for note in summary["notes"]:
+    for note in summary.get("notes", ()):
         say(f"note: {note}")
 
 

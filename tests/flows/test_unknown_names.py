@@ -41,7 +41,6 @@ UNKNOWN = {
     "ui": ["--model nothing", "--model ABSENT", "--model ~no-such-user/x", "--model ingest/"],
     "audit": ["--model nothing --queries FILE", "--model ingest/ --queries ABSENT"],
     "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
-    "apply": ["nothing FILE -o NEW", "FOLDER ABSENT -o NEW", "ABSENT FILE -o NEW"],
     "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
     "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],
     "serve": ["--prefect-file ABSENT"],

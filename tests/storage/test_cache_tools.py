@@ -237,17 +237,6 @@ def test_what_was_imported_and_is_gone_hides_nothing_that_is_paid_for(
     assert paid_tokens(store.folder, "file", "m") == (15, 20)
 
 
-def test_what_an_earlier_release_noted_of_imports_still_counts(store: GenerationStore, tmp_path: Path) -> None:
-    store.append(numbered(range(10)))
-    (store.folder / "imported.json").write_text('{"file": {"m": [6, 8]}}')
-    assert paid_tokens(store.folder, "file", "m") == (24, 32)
-    theirs = GenerationStore(tmp_path / "theirs")
-    theirs.append(numbered(range(10, 15)))
-    merge(store, theirs.folder)
-    compact(store)
-    assert paid_tokens(store.folder, "file", "m") == (24, 32)
-
-
 def test_two_imports_at_once_are_one(store: GenerationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = GenerationStore(tmp_path / "theirs")
     theirs.append(numbered(range(10)))

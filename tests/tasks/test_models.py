@@ -22,7 +22,7 @@ def _folder(folder: Path, weights: str = "weights") -> Path:
     return folder
 
 
-def _tuned(tmp_path: Path, base: str, option: str, told: bool = True) -> ArtifactStore:
+def _tuned(tmp_path: Path, base: str, option: str) -> ArtifactStore:
     """A store with a tuned model as the stages leave it."""
     store = ArtifactStore(tmp_path / "runs")
     with store.writing("features", "f" * 32):
@@ -31,7 +31,7 @@ def _tuned(tmp_path: Path, base: str, option: str, told: bool = True) -> Artifac
     inputs = {"features": "f" * 32, **{f"source:{name}": value for name, value in files.items()}}
     with store.writing("finetune", TUNED):
         draft = Draft("finetune", TUNED, 1, inputs, {"base": option})
-        store.commit(draft, {"base": fixed_place(base)} if told else {}, 0.0)
+        store.commit(draft, {"base": fixed_place(base)}, 0.0)
     return store
 
 
@@ -58,14 +58,6 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
     assert find_model(TUNED, store, str(tmp_path / "moved")).base == str(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=r"is not the model that 'a+' was tuned from"):
         find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
-
-
-@pytest.mark.parametrize("option", ["local", "ViT-B-32:local"])
-def test_a_tuning_of_an_earlier_release_asks_for_its_base(tmp_path: Path, option: str) -> None:
-    store = _tuned(tmp_path, str(_folder(tmp_path / "base")), option, told=False)
-    with pytest.raises(UnknownModelError, match="say with --base where they lie"):
-        find_model(TUNED, store)
-    assert find_model(TUNED, store, str(tmp_path / "base")).base == str(tmp_path / "base")
 
 
 def test_a_base_from_elsewhere_is_its_name(tmp_path: Path) -> None:

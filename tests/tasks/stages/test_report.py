@@ -39,7 +39,7 @@ def test_what_a_step_cost_is_not_shown_because_prices_change_no_fingerprint() ->
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, several: bool) -> None:
-    """However many rewrites it has; manifests of earlier releases do not count rewrites."""
+    """However many rewrites it has."""
     splits = pa.table({"split": ["train"] * 8 + ["val"]})
     write_table(tmp_path / "ingest" / "captions" / "part-00000.parquet", splits)
     write_table(tmp_path / "ingest" / "rejects" / "part-00000.parquet", pa.table({"reason": ["empty"]}))
