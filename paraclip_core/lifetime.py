@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from paraclip_core.errors import StageError
+from paraclip_core.errors import FULL, FullDiskError, StageError
 
 __all__ = ["LoopThread", "TempDir", "die_with", "sweep"]
 
@@ -62,7 +62,8 @@ class TempDir:
         """Make the folder, named after `kind`, once abandoned ones are deleted.
 
         Raises:
-            StageError: there is no room for it, or no folder for temporary ones.
+            FullDiskError: there is no room for it.
+            StageError: there is no folder for temporary ones.
         """
         try:
             sweep()
@@ -74,7 +75,7 @@ class TempDir:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
         except OSError as error:
-            raise StageError(
+            raise (FullDiskError if error.errno in FULL else StageError)(
                 f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
             ) from error
         fcntl.flock(self._owner, fcntl.LOCK_EX)

@@ -165,13 +165,8 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFil
         result = train(replace(job, processes=processes), status.progress)
     if rank == 0:
         weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
-        try:
-            write_tensors(weights, desk / WEIGHTS)
-            (desk / RESULT).write_text(json.dumps(asdict(result)))
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write the trained weights to {desk}: {error}; free some space and run again"
-            ) from error
+        write_tensors(weights, desk / WEIGHTS)
+        (desk / RESULT).write_text(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from paraclip_core import lifetime
-from paraclip_core.errors import StageError
+from paraclip_core.errors import FullDiskError, StageError
 from paraclip_core.lifetime import OWNER, TempDir, sweep
 
 
@@ -44,11 +44,15 @@ def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device", str(place))
 
     # A file that cannot be made, a folder that cannot, and no place at all.
-    broken = ((lifetime, "OWNER", "no/such"), (tempfile, "mkdtemp", full), (tempfile, "gettempdir", full))
-    for module, name, value in broken:
+    broken = (
+        (lifetime, "OWNER", "no/such", StageError),
+        (tempfile, "mkdtemp", full, FullDiskError),
+        (tempfile, "gettempdir", full, FullDiskError),
+    )
+    for module, name, value, kind in broken:
         with monkeypatch.context() as patched:
             patched.setattr(module, name, value)
-            with pytest.raises(StageError, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
+            with pytest.raises(kind, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
                 TempDir()
         assert list(place.iterdir()) == [], name
 
