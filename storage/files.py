@@ -122,12 +122,12 @@ def remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sweep_drafts(folder: Path, pattern: str = TEMPORARY, seconds: float = STALE_DRAFT_SECONDS) -> None:
+def sweep_drafts(folder: Path) -> None:
     """Delete the files in `folder` that are so old that no writer is at work on them; what fails waits."""
     with suppress(OSError):
-        for path in folder.glob(pattern):
+        for path in folder.glob(TEMPORARY):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > seconds:
+                if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
                     path.unlink()
 
 

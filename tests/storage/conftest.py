@@ -73,7 +73,7 @@ def objects(url: str) -> Objects:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks that beat and die in no time."""
-    monkeypatch.setattr(locks, "REMOTE_BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(locks, "REMOTE_DEAD_SECONDS", 1.0)
-    monkeypatch.setattr(locks, "REMOTE_PAUSES", (0.01, 0.05))
+    """Leases that beat and die in no time."""
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "LEASE_PAUSES", (0.01, 0.05))
