@@ -87,15 +87,13 @@ def test_waiting_can_be_given_up(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_process_waits_for_the_first_and_says_for_whom(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_second_process_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"), held(tmp_path / "x.lock", 3) as child, lock(tmp_path / "x.lock"):
         assert child.wait(120) == 0
     assert f"waiting for process {child.pid} on " in caplog.text
 
 
-def test_a_killed_owner_is_followed_at_once_and_known(tmp_path: Path) -> None:
+def test_a_killed_owner_is_followed_at_once(tmp_path: Path) -> None:
     with held(tmp_path / "x.lock", 60) as child:
         token = (living_owner(tmp_path / "x.lock") or {})["token"]
         child.send_signal(signal.SIGKILL)
