@@ -173,11 +173,15 @@ NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, 
 
 
 @NEEDS_RAY
-def test_the_demo_runs_with_two_ray_workers(openai_server: OpenAIServer, tmp_path: Path) -> None:
+def test_the_demo_runs_with_two_ray_workers(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flows.pipeline import pipeline
 
+    # The demo's captions are some dozens of texts.
+    monkeypatch.setattr("tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
-    tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0, "chunk": 16})
+    tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
     tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
     settings = parse_settings(tree)
     outcome: Any = pipeline(settings=settings)
