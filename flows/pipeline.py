@@ -18,6 +18,7 @@ from flows.seats import Seats
 from flows.work import (
     DEFAULTS,
     carry_stage,
+    end_earlier_tasks,
     publish_result,
     retries_of,
     run_name,
@@ -64,6 +65,7 @@ def run_stages(run: Run) -> Result:
         ParaclipError: what a stage raised.
     """
     let_own_logs_through()
+    end_earlier_tasks()
     check_run_name(run.settings.name, run.store)
     # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = run.nodes
@@ -134,9 +136,9 @@ class _Dag:
             del self.waiting[name]
             # A child run tries again by itself.
             carry, retries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries_of(self.run))
-            task = stage_task(node, carry, retries)
+            task = stage_task(node, carry, self._placed(seats), retries)
             upstream = [self.futures[name] for name in inputs]
-            self.futures[name] = task.submit(name, self._placed(seats), wait_for=upstream)
+            self.futures[name] = task.submit(name, wait_for=upstream)
             self.working[self.futures[name]] = node, seats
 
     def _placed(self, seats: tuple[str, ...]) -> Run:

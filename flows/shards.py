@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.here import Here
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
@@ -68,20 +69,6 @@ class Board:
         whole = sum(totals) if len(totals) == self._shards else None
         facts = _summed(f for _, _, f in reports) | _acceptance(reports)
         self._progress(sum(done for done, _, _ in reports), whole, shards=self._shards, **facts)
-
-
-class _Here:
-    """Something to call that stays in this process: the flow of a task goes to Ray's workers, and locks cannot."""
-
-    def __init__(self, call: Callable[..., None]) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Here, (_elsewhere,)
-
-
-def _elsewhere(*_: object) -> None:
-    raise AssertionError("shards are started by one process alone")
 
 
 def _acceptance(told: Iterable[tuple[int, int | None, Mapping[str, Any]]]) -> dict[str, float]:
@@ -180,10 +167,10 @@ def _map(job: ShardJob, run: Run, progress: Progress) -> None:
             may_pass = all(worth_a_retry(failure, 1) for _, failure in failures)
             raise (CrashedError if may_pass else StageError)(_text(stage, shards, failures))
 
-    here = _Here(ask_all)
+    here = Here(ask_all)
 
     def shards(stage: str, shards: int) -> None:
-        here.call(stage, shards)
+        here.value(stage, shards)
 
     mapped = flow(
         name="shards",

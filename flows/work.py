@@ -6,17 +6,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from prefect import State, task
+from prefect import State, get_client, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
-from prefect.runtime import deployment
-from prefect.states import Cancelled, Completed
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.alerts import emit
+from flows.here import Here
 from flows.logs import let_own_logs_through, outlive_worker
 from flows.pages import ADDRESS_VARIABLE
 from flows.shards import ask_in_shards
@@ -48,6 +50,7 @@ from tasks.status import both, shown_progress
 __all__ = [
     "DEFAULTS",
     "carry_stage",
+    "end_earlier_tasks",
     "publish_result",
     "retries_of",
     "run_name",
@@ -114,7 +117,25 @@ def run_stage(name: str, run: Run) -> dict[str, Any]:
     Raises:
         ParaclipError: what the stage raised last.
     """
-    return stage_task(run.node(name), carry_stage, retries_of(run))(name, run).data
+    end_earlier_tasks()
+    return stage_task(run.node(name), carry_stage, run, retries_of(run))(name).data
+
+
+def end_earlier_tasks() -> None:
+    """Mark what an earlier try of this flow run left at work: its process was killed, and nobody else would say so."""
+    with suppress(Exception), get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}),
+            task_run_filter=TaskRunFilter.model_validate(
+                {
+                    "state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}},
+                    # The state of a child run's follows the child.
+                    "subflow_runs": {"exists_": False},
+                }
+            ),
+        )
+        for one in tasks:
+            client.set_task_run_state(one.id, Crashed(message="its process was gone when the run was retried"), True)
 
 
 def retries_of(run: Run) -> int:
@@ -123,25 +144,19 @@ def retries_of(run: Run) -> int:
     return (RETRIES if deployment.id else 0) if retries is None else retries
 
 
-def delay(tries: int) -> float:
-    """Seconds before the next try, after so many."""
-    return DELAYS[min(tries, len(DELAYS)) - 1]
-
-
-def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], retries: int) -> Any:
+def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
     """The task of a stage, whose state says what was made or found. After errors that may pass it is tried again.
 
     Args:
         node: the stage.
         carry: runs it and returns its row of the stage table.
+        run: the run that it belongs to.
         retries: how often it is tried again.
     """
+    here = Here(run)
 
-    def stage(name: str, run: Run) -> State[Any]:
-        context = TaskRunContext.get()
-        if context is not None and context.task_run.run_count > 1:
-            # Not by Prefect, which would sleep through a cancel.
-            run.stop.wait(delay(context.task_run.run_count - 1))
+    def stage(name: str) -> State[Any]:
+        run = here.value
         try:
             run.stop.check()
             row = carry(name, run)
@@ -156,10 +171,9 @@ def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], retries:
         task_run_name=node.name,
         description=node.stage.about,
         persist_result=False,
-        # With a cache policy Prefect would try to hash the run.
         cache_policy=NO_CACHE,
         retries=retries,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=lambda _, task_run, state: _tried_again(state.data, task_run.run_count, here.value),
     )(stage)
 
 
@@ -169,8 +183,16 @@ def _says(row: Mapping[str, Any]) -> str:
     return ", ".join([row["fingerprint"], *(f"{name} {count}" for name, count in counts.items() if count)])
 
 
-def _may_pass(_: object, task_run: TaskRun, state: State[Any]) -> bool:
-    return worth_a_retry(state.data, task_run.run_count)
+def _tried_again(error: object, attempt: int, run: Run) -> bool:
+    """Whether a stage is tried again after this attempt; waits until that is due, and Prefect then starts it at once.
+
+    Prefect's own delay would sleep through a cancel.
+    """
+    if not worth_a_retry(error, attempt):
+        return False
+    seconds = DELAYS[min(attempt, len(DELAYS)) - 1]
+    log.warning("try %d failed, the next one starts in %g s: %s", attempt, seconds, error)
+    return not run.stop.wait(seconds)
 
 
 def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:

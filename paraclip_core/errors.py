@@ -29,6 +29,7 @@ from typing import Any
 
 __all__ = [
     "FAILING",
+    "FULL",
     "ArtifactError",
     "AwayError",
     "BenchmarkError",
@@ -53,6 +54,8 @@ __all__ = [
 LONGEST = 400
 """Characters of another library's error that a message quotes."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of operating-system errors that say that there is no room."""
 FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
 """Numbers of operating-system errors that say that a disk or a network folder is at fault, and nothing about a file."""
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from paraclip_core.errors import StageError
+from paraclip_core.errors import FULL, FullDiskError, StageError
 
 __all__ = ["LoopThread", "TempDir", "die_with", "sweep"]
 
@@ -62,7 +62,8 @@ class TempDir:
         """Make the folder, named after `kind`, once abandoned ones are deleted.
 
         Raises:
-            StageError: there is no room for it, or no folder for temporary ones.
+            FullDiskError: there is no room for it.
+            StageError: there is no folder for temporary ones.
         """
         try:
             sweep()
@@ -74,15 +75,16 @@ class TempDir:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
         except OSError as error:
-            raise StageError(
+            raise (FullDiskError if error.errno in FULL else StageError)(
                 f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
             ) from error
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Delete the folder and release the lock; the next sweep deletes what is left."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the folder, release the lock, and sweep: a killed process's may have been too young at the start."""
+        _delete(self.path)
         os.close(self._owner)
+        sweep()
 
     def __enter__(self) -> Path:
         return self.path
@@ -98,8 +100,20 @@ def sweep() -> list[Path]:
     abandoned = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _abandoned(path)]
     for path in abandoned:
         log.info("%s was left by a killed process and is deleted", path)
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
     return abandoned
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder; its owner's file goes last, or nobody would sweep what a kill leaves here."""
+    with suppress(OSError):
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != OWNER:
+                entry.unlink(missing_ok=True)
+        (path / OWNER).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def _abandoned(path: Path) -> bool:
@@ -108,6 +122,9 @@ def _abandoned(path: Path) -> bool:
         # Anybody may put a link or a folder of this name there.
         if path.is_symlink() or not path.is_dir() or stat.st_uid != os.getuid():
             return False
+        if not (path / OWNER).exists():
+            # Its process was killed before it made the file: such a folder is empty, or not ours.
+            return time.time() - stat.st_mtime > SETTLED_SECONDS and not any(path.iterdir())
         if time.time() - (path / OWNER).lstat().st_mtime < SETTLED_SECONDS:
             return False
         owner = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW)

@@ -6,6 +6,7 @@ A configuration that comes with the package is named without a path: ``demo``.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 SHIPPED = Path(__file__).with_name("configs")
+QUOTED = re.compile(r"'[^']{4,}'")
+"""What PyYAML's errors quote of a document; shorter ones are its own signs."""
 UNNAMED = "the settings"
 """Origin of options that come from no file."""
 
@@ -144,20 +147,31 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in names:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                    raise yaml.MarkedYAMLError(problem=f'"{key.value}" is given twice', problem_mark=key.start_mark)
                 names.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _load_yaml(text: str) -> Any:
+    """The value of a YAML document; errors say the place and quote nothing, for the file may be any file of the worker.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
     try:
         return yaml.load(text, _UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except (LookupError, TypeError, AttributeError) as error:  # what PyYAML does with !!bool x or !!map [a]
-        raise ValueError(f"a value is not of the kind that the tag (!!…) before it says ({error})") from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{QUOTED.sub('…', error.problem or 'it cannot be read')}{place}") from None
+    except yaml.YAMLError:
+        raise ValueError("it holds a character that YAML does not allow") from None
+    except ValueError as error:  # what PyYAML does with 2024-02-30 and !!int x
+        raise ValueError(QUOTED.sub("…", str(error))) from None
+    except (LookupError, TypeError, AttributeError):  # and with !!bool x or !!map [a]
+        raise ValueError("a value is not of the kind that the tag (!!…) before it says") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -174,7 +188,7 @@ def _read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if isinstance(tree, dict | None):
         return tree or {}
-    kind = "a list" if isinstance(tree, list) else f"the single value {tree!r}"
+    kind = "a list" if isinstance(tree, list) else "a single value"
     raise ConfigError(f"{path} must hold options (name: value), found {kind}")
 
 
@@ -202,7 +216,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = _load_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value: {error}") from error
+        raise ConfigError(f"{_shown_override(override)} is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
     arms = _arms(_annotation_at(keys))
     if str in arms and not isinstance(value, str | None) and not (isinstance(value, list) and any(map(_is_list, arms))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         # Otherwise a power cut could undo the renaming, but not what is removed after it.
         _flush(path.parent)
     except SafetensorError as error:  # which hides the OSError
-        raise OSError(str(error)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else 0, str(error), str(path)) from error
     finally:
         # On a failing disk even this fails, which must not hide the reason.
         with suppress(OSError):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip_core.errors import ArtifactError, UnknownNameError
 from storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
-from storage.locks import Owner, living_owner, lock, owner_name
+from storage.locks import Held, Owner, living_owner, lock, owner_name
 from storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 
 if TYPE_CHECKING:
@@ -245,8 +245,8 @@ class ArtifactStore:
         Meanwhile :meth:`holders` tells of the artifacts that it `reads`, by stage and fingerprint.
         """
         work, info = self.work_path(stage, fingerprint), {"reads": dict(reads or {})}
-        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info=info):
-            with self._shared_work(stage, fingerprint, poll, info) as push:
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info=info) as held:
+            with self._shared_work(stage, fingerprint, held, poll, info) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
                 # Where another process had finished it while this one waited, the folder was made anew.
@@ -254,7 +254,7 @@ class ArtifactStore:
 
     @contextmanager
     def _shared_work(
-        self, stage: str, fingerprint: str, poll: Callable[[], None] | None, info: Owner
+        self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
     ) -> Iterator[Callable[[], None]]:
         """Share the unfinished work with other machines; gives what pushes it."""
         yield lambda: None
@@ -326,19 +326,19 @@ class ArtifactStore:
             LockedError: a living process writes it.
         """
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0, confirm=True):
-            self._delete_work(stage, fingerprint)
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0) as held:
+            self._delete_work(stage, fingerprint, held)
 
-    def _delete_work(self, stage: str, fingerprint: str) -> None:
+    def _delete_work(self, stage: str, fingerprint: str, held: Held) -> None:
         work = self.work_path(stage, fingerprint)
         with storage_errors(work):
             if work.is_dir():
                 shutil.rmtree(work)
 
-    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
+    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[Held]:
         """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
         folder = self.root / "work" / RUN
-        for path in folder.glob("*.lock*"):  # drafts of killed processes, too
+        for path in folder.glob("*.lock"):  # of runs that were killed
             if living_owner(path) is None:
                 path.unlink(missing_ok=True)
         return lock(folder / f"{uuid.uuid4().hex}.lock", info={"reads": dict(needs)})
@@ -350,7 +350,7 @@ class ArtifactStore:
 
     # Channels
 
-    def channel_lock(self, name: str) -> AbstractContextManager[None]:
+    def channel_lock(self, name: str) -> AbstractContextManager[Held]:
         """Hold a channel, so that what is read of it stays true until it is set."""
         return lock(self.root / "channels" / f"{safe_channel(name)}.lock")
 

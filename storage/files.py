@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from paraclip_core.errors import FAILING, ArtifactError, ConfigError, FullDiskError
+from paraclip_core.errors import FAILING, FULL, ArtifactError, ConfigError, FullDiskError, ParaclipError
 
 __all__ = [
     "DISK_ERRORS",
@@ -40,7 +40,6 @@ __all__ = [
 TEMPORARY = ".*.tmp"
 STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
 """Numbers of errors about a disk, whatever was to be done there."""
 
@@ -123,12 +122,12 @@ def remove_temporary(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sweep_drafts(folder: Path, pattern: str = TEMPORARY, seconds: float = STALE_DRAFT_SECONDS) -> None:
+def sweep_drafts(folder: Path) -> None:
     """Delete the files in `folder` that are so old that no writer is at work on them; what fails waits."""
     with suppress(OSError):
-        for path in folder.glob(pattern):
+        for path in folder.glob(TEMPORARY):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > seconds:
+                if time.time() - path.stat().st_mtime > STALE_DRAFT_SECONDS:
                     path.unlink()
 
 
@@ -248,7 +247,13 @@ def convert_disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise storage_error(error, Path(error.filename or path)) from error
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise storage_error(error, Path(error.filename2 or error.filename or path)) from error
+        # A library's error, or one of ours that says what could not be written, quotes the reason.
+        if any(os.strerror(code) in str(error) for code in FULL):
+            ours = isinstance(error, ParaclipError)
+            raise (FullDiskError(str(error)) if ours else storage_error(OSError(FULL[0], ""), path)) from error
+        raise

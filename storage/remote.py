@@ -21,7 +21,7 @@ from paraclip_core.errors import ArtifactError, LockedError
 from storage import locks
 from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
 from storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
-from storage.locks import Owner, Ticket, is_dead, lock, parse_owner, remote_lock
+from storage.locks import Held, Lease, Owner, lease, lock, parse_owner
 from storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
 from storage.object_store import RemoteFolder
 from storage.unfinished import SNAPSHOT, UnfinishedWork
@@ -266,9 +266,9 @@ class RemoteStore(ArtifactStore):
 
     @contextmanager
     def _shared_work(
-        self, stage: str, fingerprint: str, poll: Callable[[], None] | None, info: Owner
+        self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
     ) -> Iterator[Callable[[], None]]:
-        with self._working(stage, fingerprint, poll, info=info) as unfinished:
+        with self._working(stage, fingerprint, held, poll, info=info) as unfinished:
             yield unfinished.push_if_due
             if self._finished(stage, fingerprint):
                 unfinished.finish(push=False)
@@ -285,34 +285,35 @@ class RemoteStore(ArtifactStore):
             return
         with (
             suppress(LockedError),
-            lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0),
-            self._working(stage, fingerprint, wait_seconds=0) as unfinished,
+            lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0) as held,
+            self._working(stage, fingerprint, held, wait_seconds=0) as unfinished,
         ):
             unfinished.finish(push=True)
 
-    def _delete_work(self, stage: str, fingerprint: str) -> None:
-        # A lost machine's lock is found dead after a while only, and its work must not stay for ever.
-        seconds = locks.REMOTE_DEAD_SECONDS + locks.REMOTE_BEAT_SECONDS
-        with self._working(stage, fingerprint, wait_seconds=seconds, pull=False) as unfinished:
+    def _delete_work(self, stage: str, fingerprint: str, held: Held) -> None:
+        # A lost machine's lease is found dead after a while only, and its work must not stay for ever.
+        seconds = locks.DEAD_SECONDS + locks.BEAT_SECONDS
+        with self._working(stage, fingerprint, held, wait_seconds=seconds, pull=False) as unfinished:
             unfinished.delete()
-        super()._delete_work(stage, fingerprint)
+        super()._delete_work(stage, fingerprint, held)
 
     @contextmanager
     def _working(
         self,
         stage: str,
         fingerprint: str,
+        held: Held,
         poll: Callable[[], None] | None = None,
         wait_seconds: float | None = None,
         pull: bool = True,
         info: Owner | None = None,
     ) -> Iterator[UnfinishedWork]:
-        """Hold the lock between machines, with the unfinished work of the last one here; what fails is pushed.
+        """Hold the lease of it, with the unfinished work of the last one here; what fails is pushed.
 
         Without `pull`, for deleting it, nothing is downloaded.
         """
-        with remote_lock(self.remote, f"locks/{stage}/{fingerprint}", wait_seconds, poll, info) as ticket:
-            work = self._unfinished_work(stage, fingerprint, ticket)
+        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, wait_seconds, poll, info) as leased:
+            work = self._unfinished_work(stage, fingerprint, leased)
             if pull:
                 work.pull()
             try:
@@ -322,21 +323,21 @@ class RemoteStore(ArtifactStore):
                 raise
             work.finish(push=False)
 
-    def _unfinished_work(self, stage: str, fingerprint: str, ticket: Ticket | None = None) -> UnfinishedWork:
+    def _unfinished_work(self, stage: str, fingerprint: str, leased: Lease | None = None) -> UnfinishedWork:
         folder = self.work_path(stage, fingerprint)
-        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, ticket)
+        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, leased)
 
     # Runs and channels
 
     @contextmanager
-    def mark_run(self, needs: Mapping[str, str]) -> Iterator[None]:
+    def mark_run(self, needs: Mapping[str, str]) -> Iterator[Held]:
         """Mark the run here and at the store."""
-        info, name = {"reads": dict(needs)}, f"locks/{RUN}/{uuid.uuid4().hex}"
-        with super().mark_run(needs), remote_lock(self.remote, name, info=info):
-            yield
+        info = {"reads": dict(needs)}
+        with super().mark_run(needs) as held, lease(self.remote, f"locks/{RUN}/{held.token}", held, info=info):
+            yield held
 
     def holders(self) -> list[Holder]:
-        """Holders of locks here and at the store; one of a lost machine counts until it is silent for an hour."""
+        """Holders of locks here and of leases; a dead one's lease counts until it is silent for an hour."""
         last: dict[tuple[str, str], str] = {}
         for path in sorted(self.remote.sizes("locks")):
             stage, _, rest = path.partition("/")
@@ -347,16 +348,18 @@ class RemoteStore(ArtifactStore):
         for key, path in last.items():
             owner = parse_owner(contents.get(path, b""))
             beat = owner.get("time")
-            silent = time.time() - beat if isinstance(beat, int | float) else 0.0
-            if owner and not is_dead(owner, silent, locks.STALE_SECONDS):
+            if isinstance(beat, int | float) and time.time() - beat <= locks.STALE_SECONDS:
                 holders.append(Holder.of(*key, owner))
+            elif key[0] == RUN:
+                # Nobody else asks for it, and so nobody else would delete it.
+                self.remote.delete([path])
         return holders
 
     @contextmanager
-    def channel_lock(self, name: str) -> Iterator[None]:
+    def channel_lock(self, name: str) -> Iterator[Held]:
         """Hold a channel on this machine and between machines."""
-        with super().channel_lock(name), remote_lock(self.remote, f"locks/channels/{name}"):
-            yield
+        with super().channel_lock(name) as held, lease(self.remote, f"locks/channels/{name}", held):
+            yield held
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel at something; the object is the truth."""

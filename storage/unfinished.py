@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from paraclip_core.errors import ArtifactError, ConfigError, LockedError
 from storage.files import file_sha256, files_below, is_temporary, json_bytes, parse_json, read_json, write_json
-from storage.locks import Ticket
+from storage.locks import Lease
 from storage.manifests import safe_name
 from storage.object_store import RemoteFolder
 
@@ -48,17 +48,17 @@ class FileState(NamedTuple):
 
 
 class UnfinishedWork:
-    """The unfinished work of one fingerprint, here and at the object store. Use it while holding both locks."""
+    """The unfinished work of one fingerprint, here and at the object store. Use it while holding lock and lease."""
 
     def __init__(
-        self, remote: RemoteFolder, base: str, folder: Path, incoming: Path, ticket: Ticket | None = None
+        self, remote: RemoteFolder, base: str, folder: Path, incoming: Path, leased: Lease | None = None
     ) -> None:
         """`base` is its folder at the store, `folder` the one here; `incoming` is for temporary folders.
 
-        `ticket` says whether the lock between machines is this one's still.
+        `leased` says whether the lease is this one's still.
         """
         self._remote, self._base, self._folder, self._incoming = remote, base, folder, incoming
-        self._ticket = ticket
+        self._lease = leased
         self._every, self._last = _push_seconds(), time.monotonic()
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
@@ -71,7 +71,7 @@ class UnfinishedWork:
         Raises:
             LockedError: another machine has gone on with it, so that going on here would only cost.
         """
-        if self._ticket is not None and self._ticket.lost:
+        if self._lease is not None and self._lease.lost:
             raise LockedError(f"another machine has gone on with {self._base}; run again for what it makes")
         if time.monotonic() - self._last < self._every or not self._gate.acquire(blocking=False):
             return
@@ -107,7 +107,7 @@ class UnfinishedWork:
 
     def _push_quietly(self, folder: Path) -> None:
         try:
-            if self._ticket is not None and not self._ticket.holds():
+            if self._lease is not None and not self._lease.holds():
                 log.warning("the unfinished work %s is another machine's by now and is not pushed", self._base)
                 return
             self._push(folder)

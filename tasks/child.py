@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pydantic import ValidationError
+
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
@@ -35,7 +37,7 @@ from tasks.status import StatusFile, read_answer, read_failure, relay_from
 if TYPE_CHECKING:
     from tasks.context import Run
 
-__all__ = ["Stop", "call_in_child", "log_path", "make_artifact", "run_in_child"]
+__all__ = ["Stop", "call_in_child", "log_path", "make_artifact", "run_in_child", "settings_of"]
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +207,22 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def settings_of(tree: Mapping[str, Any]) -> Settings:
+    """The settings that another process sent; each reads the code anew, and so may know other options.
+
+    Raises:
+        StageError: they do not fit the code here.
+    """
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
+        raise StageError(
+            f"the code here does not take the settings of this run ({names}): it was changed since the run began, or "
+            "is another version; run again to go on with it"
+        ) from error
+
+
 def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
     """Carry out a stage, in the process made for it.
 
@@ -215,7 +233,7 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
     from tasks.context import Run
 
     draft = Draft(**request["draft"])
-    run = Run(Settings.model_validate(request["settings"]), open_store(request["root"]))
+    run = Run(settings_of(request["settings"]), open_store(request["root"]))
     inputs = {}
     for name, value in request["inputs"].items():
         artifact = run.store.find(name, value)

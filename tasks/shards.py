@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
 from storage.artifacts import Artifact
 from storage.roots import open_store
-from tasks.child import Stop, call_in_child, log_path
+from tasks.child import Stop, call_in_child, log_path, settings_of
 from tasks.context import Run
 from tasks.requests import step_left
 from tasks.stage import Node
@@ -87,7 +86,7 @@ def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop
         ParaclipError: what the engine raised; what it had answered is kept.
         StageError: the child crashed, was killed or stopped.
     """
-    store, settings = open_store(job.root), Settings.model_validate(job.settings)
+    store, settings = open_store(job.root), settings_of(job.settings)
     stage, fingerprint = job.draft["stage"], job.draft["fingerprint"]
     path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
     request = {**asdict(job), "shard": shard}
@@ -147,7 +146,7 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         EngineError: the engine failed; what it had answered is kept.
     """
     shard, step = request["shard"], request["step"]
-    settings, store = Settings.model_validate(request["settings"]), open_store(request["root"])
+    settings, store = settings_of(request["settings"]), open_store(request["root"])
     upstream = store.find(UPSTREAM[step], request["upstream"])
     if upstream is None:
         name = f"{UPSTREAM[step]}/{request['upstream']}"

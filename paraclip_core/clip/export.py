@@ -56,12 +56,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     _replace(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
     _replace(folder / "README.md", card.encode())
     _save_text_files(clip, folder)
-    try:
-        write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
-    except OSError as error:
-        raise ModelError(
-            f"cannot write {folder / WEIGHTS[0]}: {error}; free some space or choose another root and run again"
-        ) from error
+    write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
 
 
 def _save_text_files(clip: ClipModel, folder: Path) -> None:

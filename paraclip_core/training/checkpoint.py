@@ -54,7 +54,8 @@ class CheckpointFolder:
         """Write a checkpoint and remove the oldest ones.
 
         Raises:
-            TrainingError: the disk is full or read-only, or an old one cannot be deleted.
+            OSError: the disk is full or read-only.
+            TrainingError: an old one cannot be deleted.
         """
         facts = {"step": checkpoint.step, "identity": self._identity, "facts": dict(checkpoint.facts)}
         self._write(self._path("step", checkpoint.step), checkpoint.tensors, facts)
@@ -112,13 +113,8 @@ class CheckpointFolder:
     def _write(self, path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
         on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         header = {"paraclip": json.dumps({**meta, "digest": _digest(meta, on_cpu)}, sort_keys=True)}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(on_cpu, path, header)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write the checkpoint {path}: {error}; free some space or choose another root"
-            ) from error
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(on_cpu, path, header)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         try:
@@ -212,17 +208,10 @@ class TrainingLog:
         """Append one line.
 
         Raises:
-            TrainingError: the disk is full or read-only.
+            OSError: the disk is full or read-only.
         """
-        text = json.dumps(line, allow_nan=False) + "\n"
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            # One of several processes can report only our own errors to the stage.
-            raise TrainingError(
-                f"cannot write the training log {self._path}: {error}; free some space or choose another root"
-            ) from error
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def sync(self) -> int:
         """Flush the log to disk; its size in bytes."""

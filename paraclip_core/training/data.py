@@ -20,7 +20,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.clip.packed import Ragged
-from paraclip_core.errors import TrainingError
 
 __all__ = ["CAPTION_ID", "Batch", "CaptionStarts", "RowBatch", "TrainingRows", "id_array", "spool_rows"]
 
@@ -112,19 +111,16 @@ def spool_rows(
         dtype: type of the tokens.
 
     Raises:
-        TrainingError: the disk is full or read-only.
+        OSError: the disk is full or read-only.
     """
     if not (folder / DONE).exists():
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            _write(folder, kinds, batches, dtype)
-            with (folder / f".{DONE}").open("w") as done:
-                done.write(json.dumps(dict(facts())))
-                _sync(done)
-            (folder / f".{DONE}").replace(folder / DONE)
-        except OSError as error:
-            raise TrainingError(f"cannot write the training rows to {folder}: {error}; free some space") from error
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _write(folder, kinds, batches, dtype)
+        with (folder / f".{DONE}").open("w") as done:
+            done.write(json.dumps(dict(facts())))
+            _sync(done)
+        (folder / f".{DONE}").replace(folder / DONE)
     image_rows = _mapped(folder / "image_rows.bin", np.int64)
     texts = {
         kind: Ragged(_mapped(folder / f"{kind}.tokens.bin", dtype), _mapped(folder / f"{kind}.offsets.bin", np.int64))

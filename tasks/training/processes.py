@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.tensor_file import write_tensors
@@ -35,6 +35,7 @@ from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from storage.artifacts import ArtifactStore, WorkFolder
 from storage.files import convert_disk_errors
+from tasks.child import settings_of
 from tasks.context import Run
 from tasks.stage import StageContext
 from tasks.status import StatusFile, polling, read_failure, relay_from
@@ -144,7 +145,7 @@ def _main(request_path: Path) -> int:
 
 
 def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFile) -> None:
-    settings = Settings.model_validate(request["settings"])
+    settings = settings_of(request["settings"])
     device = torch.device(settings.run.device if settings.run.device != "auto" else "cpu")
     if torch.cuda.is_available() and settings.run.device != "cpu":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -165,13 +166,8 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFil
         result = train(replace(job, processes=processes), status.progress)
     if rank == 0:
         weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
-        try:
-            write_tensors(weights, desk / WEIGHTS)
-            (desk / RESULT).write_text(json.dumps(asdict(result)))
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write the trained weights to {desk}: {error}; free some space and run again"
-            ) from error
+        write_tensors(weights, desk / WEIGHTS)
+        (desk / RESULT).write_text(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

@@ -158,18 +158,18 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
     monkeypatch.setattr(work, "DELAYS", [1000.0])
     here.meet, here.errors = {}, {**here.errors, "features": CrashedError("its process was killed by SIGKILL")}
     waiting = threading.Event()
-    delay = work.delay
+    tried_again = work._tried_again
 
-    def noticed(tries: int) -> float:
+    def noticed(*asked: Any) -> bool:
         waiting.set()
-        return delay(tries)
+        return tried_again(*asked)
 
     def late(*asked: Any) -> Artifact:
         if asked[0].name == "paraphrase_1":
             assert waiting.wait(PATIENCE)
         return here(*asked)
 
-    monkeypatch.setattr(work, "delay", noticed)
+    monkeypatch.setattr(work, "_tried_again", noticed)
     monkeypatch.setattr(work, "run_node", late)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"captions\.csv row 7"):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import cloudpickle
 import pytest
 
+from flows.here import Here
 from paraclip_core.errors import (
     ArtifactError,
     AwayError,
@@ -124,6 +131,76 @@ def test_a_stage_is_tried_again_where_that_may_help(
     with pytest.raises(type(error)):
         pipeline(settings=finished_run("name=tried").settings)
     assert asked == ["scenes"], "without a deployment a run ends with the first error"
+
+
+def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect sends the context of a stage's task to Ray's workers, pickled; requests to processes are plain JSON."""
+    from prefect.context import serialize_context
+
+    from flows import pipeline, work
+
+    contexts: list[Any] = []
+
+    def carry(name: str, run: Run) -> dict[str, Any]:
+        contexts.append(cloudpickle.loads(cloudpickle.dumps(serialize_context())))
+        return work.carry_stage(name, run)
+
+    monkeypatch.setattr(pipeline, "carry_stage", carry)
+    run = finished_run("name=crossed")
+    pipeline.pipeline(settings=run.settings)
+    assert len(contexts) == len(run.artifacts)
+    for context in contexts:
+        crossed = context["task_run_context"]
+        assert crossed["parameters"] == {"name": crossed["task"].name}
+        cells = inspect.getclosurevars(crossed["task"].fn).nonlocals.values()
+        assert [cell.value for cell in cells if isinstance(cell, Here)] == [None]
+    with pytest.raises(TypeError, match="cannot pickle"):
+        cloudpickle.dumps(Run(run.settings))
+
+
+def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finished_run: Callable[..., Any]) -> None:
+    from prefect import get_client, task
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed, Running
+
+    from flows.pipeline import pipeline, run_stages
+
+    run = finished_run("name=retried")
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run(pipeline, parameters={"settings": run.settings.model_dump(mode="json")})
+        for key, state in (("1", Running()), ("2", Completed())):
+            client.create_task_run(task(run_stages), flow_run.id, dynamic_key=key, name=f"left-{key}", state=state)
+        state: Any = run_flow(pipeline, flow_run=flow_run, return_type="state")
+        assert state.is_completed()
+        theirs = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}))
+    ended = {one.name: one.state.name for one in theirs if one.state and one.name.startswith("left")}
+    assert ended == {"left-1": "Crashed", "left-2": "Completed"}
+
+
+def test_a_retry_is_said_to_start_when_it_does(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import work
+    from flows.pipeline import pipeline
+
+    said: SimpleQueue[Any] = SimpleQueue()
+    for name in ("flows.work", "prefect.task_runs"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [QueueHandler(said)])
+    tries: list[float] = []
+
+    def fail(*_: object, **__: object) -> None:
+        tries.append(time.time())
+        raise CrashedError("its process was killed by SIGKILL")
+
+    monkeypatch.setattr(work, "DELAYS", [1.5])
+    monkeypatch.setattr(work, "run_node", fail)
+    with pytest.raises(CrashedError):
+        pipeline(settings=finished_run("name=tried", "run.retries=1").settings)
+    lines = [(line.created, line.getMessage()) for line in (said.get() for _ in range(said.qsize()))]
+    assert [text for _, text in lines if "the next one starts in 1.5 s" in text]
+    (prefects,) = [at for at, text in lines if text.endswith("Retry 1/1 will start immediately")]
+    assert prefects - tries[0] >= 1.5 and tries[1] - prefects < prefects - tries[0]
 
 
 def test_a_tracker_that_is_missing_is_told_before_anything_runs(

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
+from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
@@ -168,8 +169,32 @@ def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: 
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
 
 
-@pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
-@pytest.mark.parametrize("then", ["threads", pytest.param("ray", marks=pytest.mark.nightly)])
+NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
+
+
+@NEEDS_RAY
+def test_the_demo_runs_with_two_ray_workers(
+    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.pipeline import pipeline
+
+    # The demo's captions are some dozens of texts.
+    monkeypatch.setattr("tasks.shards.SHARD_REQUESTS", 8)
+    openai_server.answer = written
+    tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
+    tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
+    settings = parse_settings(tree)
+    outcome: Any = pipeline(settings=settings)
+    assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]
+    for name in ("paraphrase_1", "paraphrase_2"):
+        assert len(list((tmp_path / "root/logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
+        assert found(settings, name).manifest.metrics["generated"] == 0, "the shards asked for everything"
+    assert set(openai_server.answered.values()) == {1}
+
+
+@NEEDS_RAY
+@pytest.mark.nightly
+@pytest.mark.parametrize("then", ["threads", "ray"])
 def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     model: OpenAIServer, whole: Whole, then: str
 ) -> None:

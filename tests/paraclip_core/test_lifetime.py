@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from paraclip_core import lifetime
-from paraclip_core.errors import StageError
+from paraclip_core.errors import FullDiskError, StageError
 from paraclip_core.lifetime import OWNER, TempDir, sweep
 
 
@@ -44,11 +45,15 @@ def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device", str(place))
 
     # A file that cannot be made, a folder that cannot, and no place at all.
-    broken = ((lifetime, "OWNER", "no/such"), (tempfile, "mkdtemp", full), (tempfile, "gettempdir", full))
-    for module, name, value in broken:
+    broken = (
+        (lifetime, "OWNER", "no/such", StageError),
+        (tempfile, "mkdtemp", full, FullDiskError),
+        (tempfile, "gettempdir", full, FullDiskError),
+    )
+    for module, name, value, kind in broken:
         with monkeypatch.context() as patched:
             patched.setattr(module, name, value)
-            with pytest.raises(StageError, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
+            with pytest.raises(kind, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
                 TempDir()
         assert list(place.iterdir()) == [], name
 
@@ -66,6 +71,27 @@ def test_the_next_one_deletes_what_a_killed_process_left(place: Path) -> None:
         assert not path.exists()
 
 
+def test_what_was_too_young_to_be_swept_is_swept_at_the_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = left_by_a_killed_process(place)
+    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 60.0)
+    with TempDir():
+        assert path.is_dir()
+        os.utime(path / OWNER, (0, 0))
+    assert list(place.iterdir()) == []
+
+
+def test_a_kill_at_either_end_leaves_nothing_that_nobody_sweeps(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "paraclip-new").mkdir()
+    assert sweep() == [place / "paraclip-new"]
+    path = left_by_a_killed_process(place)
+    (path / "deep").mkdir()
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            sweep()
+    assert sweep() == [path] and list(place.iterdir()) == []
+
+
 def test_a_young_one_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = left_by_a_killed_process(place)
     monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 60.0)
@@ -79,6 +105,7 @@ def test_what_others_put_there_is_left_alone(place: Path) -> None:
     (place / "paraclip-link").symlink_to(elsewhere)
     (place / "paraclip-file").touch()
     (place / "paraclip-plain").mkdir()
+    (place / "paraclip-plain" / "notes").touch()
     assert sweep() == []
     assert {path.name for path in place.iterdir()} == {
         "elsewhere", "paraclip-link", "paraclip-file", "paraclip-plain"

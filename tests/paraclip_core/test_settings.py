@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import string
+import traceback
 from pathlib import Path
 
 import pytest
@@ -156,7 +158,7 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
     [
         ("[1, 2]", "must hold options"),
         ("a: [", "not valid YAML"),
-        ("name: a\nname: b\n", r"'name' is given twice\s.*line 2"),
+        ("name: a\nname: b\n", r'"name" is given twice \(line 2, column 1\)'),
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("name: 2024-02-30", "not valid YAML: day is out of range"),
         ("{a: " * 5000, "nested too deeply"),
@@ -170,6 +172,19 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
 def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["KEY=hunter22\nOTHER=1", "KEY=a: hunter22: b", "*hunter22", "!hunter22 x", "%hunter22", "!!int hunter22",
+     "hunter22: [", "'hunter22", "!!float hunter22", "!!bool hunter22", "- hunter22", "a: 'hunter22\x01'", "@hunter22"],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+    """Who may start a run may name any file of the worker."""
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=re.escape(str(path))) as raised:
+        load_settings(path)
+    assert "hunter22" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_missing_or_binary_file(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -45,18 +43,6 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
 
 
 @pytest.fixture
-def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A disk that is soon full: 1 MiB, or what an indirect parameter says."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '1m')}", "none", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
 def url() -> Iterator[str]:
     """A root of its own in this process's memory."""
     name = f"memory://{uuid.uuid4().hex}/root"
@@ -87,7 +73,7 @@ def objects(url: str) -> Objects:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks that beat and die in no time."""
-    monkeypatch.setattr(locks, "REMOTE_BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(locks, "REMOTE_DEAD_SECONDS", 1.0)
-    monkeypatch.setattr(locks, "REMOTE_PAUSES", (0.01, 0.05))
+    """Leases that beat and die in no time."""
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "DEAD_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "LEASE_PAUSES", (0.01, 0.05))

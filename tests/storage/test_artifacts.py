@@ -15,7 +15,6 @@ import pytest
 from patience import AT_ONCE
 
 from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft
 from storage.manifests import FileEntry
 
@@ -343,17 +342,6 @@ def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:
     with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
         store.remove(made)
     assert store.find("ingest", FP) == made
-
-
-def test_work_of_a_lost_machine_is_discarded(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "DEAD_SECONDS", 0.3)
-    with pytest.raises(KeyboardInterrupt), store.writing("ingest", FP):
-        raise KeyboardInterrupt
-    work = store.work_path("ingest", FP)
-    owner = {"token": "t", "pid": 1, "started": "1", "host": "elsewhere", "space": ""}
-    work.with_name(f"{FP}.lock").write_text(json.dumps(owner))
-    store.discard("ingest", FP)
-    assert not work.exists()
 
 
 def test_a_full_disk_keeps_the_work_for_when_there_is_room(small_disk: Path) -> None:

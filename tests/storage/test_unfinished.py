@@ -147,11 +147,11 @@ def test_what_a_killed_process_left_is_pushed_by_its_parent(machine: Machine) ->
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_lost_the_lock_leaves_the_work_of_its_successor(
+def test_who_lost_the_lease_leaves_the_work_of_its_successor(
     machine: Machine, objects: Objects, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A machine slept, another one has gone on meanwhile, and the first one wakes and is interrupted."""
-    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "space": "", "started": "1", "beats": 0}
+    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0}
     with pytest.raises(KeyboardInterrupt), machine("one").writing("ingest", FP) as work:
         (work.out / "a.txt").write_bytes(b"old")
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(told).encode())
@@ -163,8 +163,8 @@ def test_who_lost_the_lock_leaves_the_work_of_its_successor(
 
 
 @pytest.mark.usefixtures("hasty")
-def test_who_lost_the_lock_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
-    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "space": "", "started": "1", "beats": 0}
+def test_who_lost_the_lease_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
+    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0}
     with pytest.raises(LockedError, match="another machine has gone on"), machine("one").writing("ingest", FP) as work:
         work.push()
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(told).encode())
@@ -207,7 +207,7 @@ def test_discarded_work_is_gone_everywhere_without_a_download(
 @pytest.mark.usefixtures("hasty")
 def test_the_work_of_a_lost_machine_can_be_discarded(machine: Machine, objects: Objects) -> None:
     interrupted(machine("one"), WORK)
-    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "space": "", "started": "1", "beats": 0}
+    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0}
     objects.write(f"locks/ingest/{FP}/00000001", json.dumps(told).encode())
     machine("two").discard("ingest", FP)
     assert objects.names() == []

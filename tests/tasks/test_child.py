@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, CrashedError, InputError, StageError, worth_a_retry
 from storage.artifacts import ArtifactStore, Draft
 from tasks.child import Stop, call_in_child, log_path, run_in_child
@@ -154,6 +155,18 @@ def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> 
     with pytest.raises(StageError, match=r"first is version 1 by now and was 0 when this run began.*run again"):
         run_in_child(earlier, Run(settings_at(tmp_path)), {})
     assert store.find("first", earlier.fingerprint) is None
+
+
+def test_settings_of_another_checkout_are_told_once_and_not_as_a_crash(tmp_path: Path) -> None:
+    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
+
+    class Later(Settings):
+        sharpness: float = 1.0
+
+    later = Later.model_validate(settings_at(tmp_path).model_dump())
+    with pytest.raises(StageError, match=r"settings of this run \(sharpness\): it was changed") as raised:
+        run_in_child(draft("first"), Run(later), {})
+    assert not worth_a_retry(raised.value, 1)
 
 
 def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

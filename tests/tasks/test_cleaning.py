@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from paraclip_core.config import Settings
-from storage import locks
 from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.locks import lock
 from storage.roots import LOCAL_VARIABLE, open_store
 from tasks.cleaning import Collected, collect, remove
 from tasks.context import Run
@@ -60,7 +61,7 @@ def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
         ("second", "b" * 32),
         ("third", "d" * 32),
     ]
-    assert seen[0].left[1].why == f"third/{'d' * 32} is being made by process {os.getpid()} on {locks._here()['host']}"
+    assert seen[0].left[1].why == f"third/{'d' * 32} is being made by process {os.getpid()} on {socket.gethostname()}"
     assert names(collect(store)) == {"first", "second", "third"} and collect(store).left == []
 
 
@@ -70,11 +71,10 @@ def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint, reads=SECOND.inputs):
         raise KeyboardInterrupt
     path = store.work_path("second", SECOND.fingerprint).with_name(f"{SECOND.fingerprint}.lock")
-    owner = '{"token": "t", "pid": 1, "host": "elsewhere", "reads": {"first": "' + "a" * 32 + '"}}'
-    path.write_text(owner)
-    # A minute of silence is none where the other machine's clock may be wrong.
-    assert names(collect(store, unfinished=True)) == set()
-    os.utime(path, (1, 1))
+    owner = {"pid": os.getpid(), "reads": {"first": "a" * 32}}
+    with lock(path, info=owner):
+        assert names(collect(store, unfinished=True)) == set()
+    path.write_text(json.dumps(owner))
     assert names(collect(store, unfinished=True)) == {"first", "second"}
 
 
@@ -87,7 +87,7 @@ def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
     with store.mark_run({"second": SECOND.fingerprint, "third": THIRD.fingerprint}):
         seen = collect(store, unfinished=True)
         assert [item.fingerprint for item in seen.rubbish] == ["e" * 32]
-        why = f"a run under way needs it, process {os.getpid()} on {locks._here()['host']}"
+        why = f"a run under way needs it, process {os.getpid()} on {socket.gethostname()}"
         assert [(kept.stage, kept.why) for kept in seen.left] == [(n, why) for n in ("first", "second", "third")]
     assert names(collect(store, unfinished=True)) == {"first", "second", "third"}
 
@@ -97,8 +97,7 @@ def test_what_a_dead_run_needed_may_go(tmp_path: Path) -> None:
     made(store, FIRST)
     mark = tmp_path / "work" / "run" / "x.lock"
     mark.parent.mkdir(parents=True)
-    gone = locks.this_process() | {"token": "t", "started": "1", "reads": {"first": FIRST.fingerprint}}
-    mark.write_text(json.dumps(gone))
+    mark.write_text(json.dumps({"pid": os.getpid(), "reads": {"first": FIRST.fingerprint}}))
     assert names(collect(store)) == {"first"}
     with store.mark_run({}):
         assert not mark.exists()
@@ -201,3 +200,4 @@ def test_what_a_run_on_another_machine_needs_is_left(tmp_path: Path, monkeypatch
         told = owner | {"time": time.time() - ago}
         two.remote.write("locks/run/x/00000001", json.dumps(told).encode())
         assert [kept.stage for kept in collect(two).left] == left
+    assert two.remote.sizes("locks") == {}

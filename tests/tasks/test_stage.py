@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
-from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.errors import ArtifactError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
+from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder, TrainingLog
 from storage.artifacts import Artifact, ArtifactStore, Draft
+from storage.files import convert_disk_errors
 from storage.parquet import read_table
 from tasks.context import Run
 from tasks.stage import Node, Stage, StageContext, carry_out, software_versions
@@ -59,6 +65,35 @@ def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
     draft = Draft("first", "0123abcd", 1, {}, {})
     with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
         carry_out(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
+
+
+def write_checkpoint(folder: Path) -> None:
+    CheckpointFolder(folder / "checkpoints", "run").save(Checkpoint(1, {"w": torch.zeros(2**20)}, {}))
+
+
+def write_log(folder: Path) -> None:
+    TrainingLog(folder / "log.jsonl").write({"text": "x" * 2**21})
+
+
+def write_rows(folder: Path) -> None:
+    rows = pa.table({"x": pa.array(range(2**19))})
+    pq.write_table(rows, folder / "x.parquet", compression="NONE", use_dictionary=False)
+
+
+def copy_a_model(folder: Path) -> None:
+    try:
+        (folder / "model").write_bytes(b"x" * 2**21)
+    except OSError as error:
+        raise EngineError(f"cannot copy the model: {error}") from error
+
+
+@pytest.mark.parametrize("write", [write_checkpoint, write_log, write_rows, copy_a_model])
+def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
+    small_disk: Path, write: Callable[[Path], None]
+) -> None:
+    with pytest.raises(FullDiskError, match=r"(?i)no space left") as raised, convert_disk_errors(small_disk):
+        write(small_disk)
+    assert worth_a_retry(raised.value, 1) and not worth_a_retry(raised.value, 2)
 
 
 def test_the_packages_behind_texts_images_and_gates_are_named() -> None:

@@ -72,12 +72,6 @@ def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
     assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
-def test_a_write_that_fails_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write the checkpoint"):
-        saved(tmp_path / "file" / "folder", 1)
-
-
 def test_a_checkpoint_behind_a_disk_at_fault_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,9 +119,3 @@ def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, m
     assert log.resume(size)
     assert path.read_text() == '{"step": 1}\n'
     assert not log.resume(size + 1), "what is lost cannot be had back"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_full_disk_is_said() -> None:
-    with pytest.raises(TrainingError, match=r"cannot write the training log /dev/full: .*No space left"):
-        TrainingLog(Path("/dev/full")).write({"step": 1})

@@ -1,9 +1,10 @@
-"""Locks between machines that share nothing but an object store."""
+"""Leases between machines that share nothing but an object store."""
 
 from __future__ import annotations
 
 import json
 import threading
+import uuid
 from typing import Any
 
 import pytest
@@ -11,30 +12,28 @@ from machines import Machine, Objects
 
 from paraclip_core.errors import LockedError
 from storage import locks
+from storage.locks import Held
 from storage.remote import RemoteStore
 
 
-def lock_at(store: RemoteStore, **options: Any) -> Any:
-    return locks.remote_lock(store.remote, "locks/x", **options)
+def lease_at(store: RemoteStore, left: str | None = None, **options: Any) -> Any:
+    return locks.lease(store.remote, "locks/x", Held(uuid.uuid4().hex, left), **options)
 
 
 def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
-    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "space": "", "started": "1", "beats": 0, **owner}
+    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0, **owner}
     objects.write(f"locks/x/{number:08d}", json.dumps(told).encode())
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_living_owner_is_waited_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else a look at this process, which lives, would do without any heartbeat.
-    elsewhere = {"pid": 7, "host": "elsewhere", "space": "", "started": "1"}
-    monkeypatch.setattr(locks, "this_process", lambda: elsewhere)
+def test_a_living_owner_is_waited_for(machine: Machine) -> None:
     store, order = machine("one"), []
 
     def second() -> None:
-        with lock_at(store):
+        with lease_at(store):
             order.append("second")
 
-    with lock_at(store):
+    with lease_at(store):
         thread = threading.Thread(target=second)
         thread.start()
         # Much longer than a dead owner is waited for: the heart beats.
@@ -47,9 +46,9 @@ def test_a_living_owner_is_waited_for(machine: Machine, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("hasty")
 def test_a_silent_owner_is_succeeded(machine: Machine, objects: Objects, caplog: pytest.LogCaptureFixture) -> None:
     stranger(objects)
-    with lock_at(machine("one")):
+    with lease_at(machine("one")):
         assert objects.names("locks") == ["locks/x/00000001", "locks/x/00000002"]
-    assert "took over the lock of dead process 7 on elsewhere" in caplog.text
+    assert "succeeded process 7 on elsewhere, which is silent" in caplog.text
     assert objects.names("locks") == []
 
 
@@ -58,20 +57,20 @@ def test_giving_up_names_the_owner(machine: Machine, objects: Objects, url: str)
     stranger(objects)
     with (
         pytest.raises(LockedError, match=rf"{url}/locks/x is held by process 7 on elsewhere"),
-        lock_at(machine("one"), wait_seconds=0),
+        lease_at(machine("one"), wait_seconds=0),
     ):
         pytest.fail("it was held")
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_process_of_this_machine_that_is_gone_is_succeeded_at_once(
+def test_who_died_in_possession_of_this_machines_lock_is_succeeded_at_once(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage.locks import this_process
-
-    monkeypatch.setattr(locks, "REMOTE_DEAD_SECONDS", 1000.0)
-    stranger(objects, **{**this_process(), "pid": 2**30})
-    with lock_at(machine("one"), wait_seconds=0):
+    monkeypatch.setattr(locks, "DEAD_SECONDS", 1000.0)
+    stranger(objects)
+    with pytest.raises(LockedError), lease_at(machine("one"), left="another", wait_seconds=0):
+        pass
+    with lease_at(machine("one"), left="theirs", wait_seconds=0):
         pass
 
 
@@ -81,7 +80,7 @@ def test_of_many_one_at_a_time(machine: Machine, objects: Objects) -> None:
     stranger(objects)
 
     def work() -> None:
-        with lock_at(store):
+        with lease_at(store):
             inside.append(1)
             most.append(len(inside))
             threading.Event().wait(0.02)
@@ -103,7 +102,7 @@ def test_a_store_that_lets_anyone_write_is_found_out(
     store = machine("one")
     remote = store.remote
     monkeypatch.setattr(remote, "create", lambda path, data: remote.write(path, data) is None)
-    with lock_at(store):
+    with lease_at(store):
         pass
     assert "cannot tell two writers apart" in caplog.text
 
@@ -113,9 +112,9 @@ def test_who_lost_the_lock_does_not_take_it_from_its_next_owner(
     machine: Machine, objects: Objects, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A machine slept, was succeeded by one that has finished since, and the next one got the same number."""
-    with lock_at(machine("one")):
+    with lease_at(machine("one")):
         stranger(objects)
         threading.Event().wait(0.3)
         assert json.loads(objects.read("locks/x/00000001"))["token"] == "theirs"
-    assert "lost the lock" in caplog.text
+    assert "lost the lease" in caplog.text
     assert objects.names("locks") == ["locks/x/00000001"]
