@@ -34,6 +34,7 @@ __all__ = [
     "base_sources",
     "find_model",
     "find_release",
+    "judgment",
     "name_in",
     "reference_sources",
 ]
@@ -161,6 +162,15 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     if artifact.stage not in MODEL_STAGES:
         raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
     return artifact.path / RELEASE
+
+
+def judgment(name: str, store: ArtifactStore) -> tuple[str | None, Path | None]:
+    """Verdict and reason on a channel's model, and the report of its run; None for what is not there."""
+    channel = (store.channel(name) if name in store.channels() else None) or {}
+    made = channel.get("stages", {}).get("report")
+    report = None if made is None else store.find("report", made)
+    verdict = ": ".join(filter(None, (channel.get("verdict"), channel.get("reason"))))
+    return verdict or None, None if report is None else report.path / "report.html"
 
 
 def name_in(store: ArtifactStore, release: Path | str) -> str:

@@ -200,6 +200,7 @@ def ui(
 
     from storage.roots import open_store
     from tasks.image_index import search_target
+    from tasks.models import judgment
     from tasks.search_page.app import make_app
     from tasks.search_page.catalogue import Catalogue
     from tasks.search_page.engine import SearchEngine
@@ -216,7 +217,8 @@ def ui(
     say(f"loading models and {len(target.index):,} image features")
     engine = SearchEngine(target, device)
     marks = Marks(store.root / "feedback")
-    app = make_app(engine, Catalogue(target, store), marks, {"model": model}, token)
+    verdict, report = judgment(model, store)
+    app = make_app(engine, Catalogue(target, store), marks, {"model": model, "verdict": verdict}, token, report)
     place = f"http://{host}:{listener.getsockname()[1]}/"
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")

@@ -1,4 +1,4 @@
-"""The search page and its HTTP interface: `/search`, `/feedback`, `/images/ROW`, described by `/openapi.json`."""
+"""The search page and its HTTP interface (`/search`, `/feedback`, `/images/ROW`), described by `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+}
+REPORT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'"
 }
 FILES = {
     "/": ("page.html", "text/html"),
@@ -70,7 +73,12 @@ class Feedback(BaseModel):
 
 
 def make_app(
-    engine: SearchEngine, catalogue: Catalogue, marks: Marks, facts: dict[str, Any], token: str | None = None
+    engine: SearchEngine,
+    catalogue: Catalogue,
+    marks: Marks,
+    facts: dict[str, Any],
+    token: str | None = None,
+    report: Path | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -80,6 +88,7 @@ def make_app(
         marks: keeps feedback.
         facts: what the page says of the models and the index.
         token: asked of every request, by `?token=` once or `Authorization: Bearer`; None asks for nothing.
+        report: the page of the model's run.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
     _guard(app, token)
@@ -94,7 +103,11 @@ def make_app(
     def describe() -> dict[str, Any]:
         """The models, the index, and what can be shown."""
         shown = {"pictures": catalogue.has_pictures, "captions": catalogue.captions is not None}
+        shown["report"] = report is not None
         return {**facts, "images": len(catalogue.ids), "repaired": engine.repaired, **shown}
+
+    if report is not None:
+        app.get("/report", response_class=Response)(_file(report, "text/html", REPORT_HEADERS))
 
     @app.post("/search")
     def search(asked: SearchRequest) -> dict[str, Any]:
@@ -132,7 +145,8 @@ def _guard(app: FastAPI, token: str | None) -> None:
         if int(length or 0) > LARGEST_BODY:
             return JSONResponse({"detail": f"the request is larger than {LARGEST_BODY} bytes"}, 413)
         response = await answer(request)
-        response.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
         if token is not None and given:
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         return response
@@ -224,8 +238,9 @@ def _allowed(request: Request, given: str | None, token: str) -> bool:
     return any(secrets.compare_digest(text.encode(), token.encode()) for text in offered if text)
 
 
-def _file(path: Path, kind: str) -> Callable[[], FileResponse]:
+def _file(path: Path, kind: str, headers: dict[str, str] | None = None) -> Callable[[], FileResponse]:
     def send() -> FileResponse:
-        return FileResponse(path, media_type=kind)
+        """A page."""
+        return FileResponse(path, media_type=kind, headers=headers)
 
     return send

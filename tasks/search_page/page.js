@@ -34,6 +34,7 @@ function marked(value) {
 async function search() {
   const query = $("query").value.trim();
   const number = ++state.latest;
+  remember();
   $("clear").hidden = !state.marks.size;
   $("like").hidden = state.like === null;
   if (!query && state.like === null) {
@@ -71,11 +72,12 @@ function side(name, answer) {
       ` JS@${answer.depth} `, element("b", { textContent: answer.js.toFixed(0) })));
   }
   const shared = new Set(answer.shared);
-  const section = element("section", {}, heading, grid(answer.hits, shared, name));
+  const section = element("section", {}, heading);
   section.setAttribute("aria-label", name);
-  if (answer.rewording_hits) {
-    section.append(element("h2", { textContent: "in other words" }), grid(answer.rewording_hits, shared, `${name}, in other words`));
-  }
+  const list = grid(answer.hits, shared, name);
+  section.append(!answer.rewording_hits ? list : element("div", { className: "wording-lists" },
+    element("div", {}, element("h3", { textContent: $("query").value }), list),
+    element("div", {}, element("h3", { textContent: $("rewording").value }), grid(answer.rewording_hits, shared, `${name}, in other words`))));
   return section;
 }
 
@@ -136,12 +138,23 @@ function like(id) {
   search();
 }
 
+// The address holds what is searched for, so that it can be shared.
+const SHARED = { q: "query", q2: "rewording", with: "contains", alpha: "alpha" };
+
+function remember() {
+  const shared = Object.entries(SHARED).map(([name, id]) => [name, $(id).value.trim()]);
+  const address = new URLSearchParams(shared.filter(([name, value]) => value && (name !== "alpha" || value !== "1")));
+  history.replaceState(null, "", address.size ? `?${address}` : location.pathname);
+}
+
 function later() {
   clearTimeout(state.timer);
   state.timer = setTimeout(search, 200);
 }
 
 document.addEventListener("DOMContentLoaded", async () => {
+  for (const [name, value] of new URLSearchParams(location.search)) if (SHARED[name]) $(SHARED[name]).value = value;
+  $("alpha-value").value = $("alpha").value;
   $("form").onsubmit = (event) => { event.preventDefault(); search(); };
   $("query").oninput = () => { state.marks.clear(); state.like = null; later(); };
   $("rewording").oninput = later;
@@ -158,7 +171,10 @@ document.addEventListener("DOMContentLoaded", async () => {
     const facts = await ask("facts");
     state.pictures = facts.pictures;
     $("facts").textContent = `${facts.images.toLocaleString("en")} images · ${facts.model}`;
-    document.querySelector(".only-repaired").hidden = !facts.repaired;
+    for (const part of document.querySelectorAll(".only-repaired")) part.hidden = !facts.repaired;
+    $("verdict").hidden = !facts.verdict && !facts.report;
+    $("verdict").append(facts.verdict || "", " ");
+    if (facts.report) $("verdict").append(element("a", { href: "report", textContent: "Report" }));
   } catch (error) {
     say(error.message, true);
     return;

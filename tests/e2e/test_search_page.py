@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
+from storage.artifacts import ArtifactStore
+from storage.manifests import Draft
+from tasks.history import BY_RUN, moved
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.e2e,
@@ -28,7 +32,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     """Where the page is served, and the root that keeps marks."""
     home = tmp_path_factory.mktemp("ui")
     make_home(home)
-    command = f"""ui --model {home}/tuned --base {home}/base --features {home}/index.npy --ids {home}/ids.txt
+    make_run(home)
+    command = f"""ui --model photos --base {home}/base --features {home}/index.npy --ids {home}/ids.txt
         --images {home}/pictures --root {home}/root --port 0""".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *command], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
@@ -46,6 +51,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         process.wait(30)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def make_run(home: Path) -> None:
+    """A run's model in the channel `photos`, held, with its report."""
+    store, stages = ArtifactStore(home / "root"), {"finetune": "f" * 32, "report": "e" * 32}
+    with store.writing("finetune", stages["finetune"]) as work:
+        shutil.copytree(home / "tuned", work.out / "release")
+        store.commit(Draft("finetune", stages["finetune"], 1, {}, {}), {}, 1)
+    with store.writing("report", stages["report"]) as work:
+        (work.out / "report.html").write_text("<style>h1 { color: rgb(1, 2, 3) }</style><h1>Hold</h1>")
+        store.commit(Draft("report", stages["report"], 1, {}, {}), {}, 1)
+    store.set_channel("photos", moved(None, stages, "hold", BY_RUN, "JS@10 fell by <b>7</b> points"))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +120,41 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
     expect(page.locator("section[aria-label=base] li:first-child p").first).to_have_text(image)
     page.fill("#contains", "nowhere")
     says(page, "No image fits the filter.")
+    assert not errors
+    page.close()
+
+
+def top(page: Any, model: str, number: int) -> dict[str, float]:
+    """Where the first picture of a wording's list is."""
+    return page.locator(f"section[aria-label={model}] ol").nth(number).locator("img").first.bounding_box()
+
+
+def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(address: tuple[str, Path], browser: Any) -> None:
+    from playwright.sync_api import expect
+
+    errors: list[str] = []
+    page = opened(
+        browser, f"{address[0]}?q=a+dog&q2=%3Cb%3Ehound&alpha=0.5", errors, viewport={"width": 1280, "height": 800}
+    )
+    page.wait_for_selector("section[aria-label=tuned] h2 b")
+    expect(page.locator("section[aria-label=base] h3")).to_have_text(["a dog", "<b>hound"])
+    places = [top(page, model, number) for model in ("base", "tuned") for number in (0, 1)]
+    assert len({place["x"] for place in places}) == 4 and len({place["y"] for place in places}) == 1, "side by side"
+    assert all(place["y"] + place["height"] < 800 for place in places)
+    page.set_viewport_size({"width": 390, "height": 844})
+    places = [top(page, model, number) for model in ("base", "tuned") for number in (0, 1)]
+    assert len({place["x"] for place in places}) == 1, "one below the other"
+    assert places[1]["y"] + places[1]["height"] < 844, "both wordings on one screen"
+    page.fill("#rewording", "")
+    page.focus("#alpha")
+    page.keyboard.press("End")
+    expect(page).to_have_url(f"{address[0]}?q=a+dog")
+    expect(page.locator("#verdict")).to_have_text("hold: JS@10 fell by <b>7</b> points Report")
+    page.click("#verdict a")
+    expect(page.locator("h1")).to_have_css("color", "rgb(1, 2, 3)")
+    page.go_back()
+    expect(page.locator("#query")).to_have_value("a dog")
+    page.wait_for_selector("section[aria-label=tuned] img")
     assert not errors
     page.close()
 
