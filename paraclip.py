@@ -8,13 +8,16 @@
     result.to_pandas()
 
 Results show themselves in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
+`run` and `evaluate` show how far they are on standard error; ``progress=paraclip.silent`` keeps them quiet.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -43,6 +46,7 @@ __all__ = [
     "plan",
     "run",
     "search",
+    "silent",
 ]
 
 Overrides = Sequence[str]
@@ -56,9 +60,15 @@ class Table:
     title: str = ""
 
     def to_pandas(self) -> Any:
-        """A data frame."""
-        import pandas
+        """A data frame.
 
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError("to_pandas() needs pandas: pip install pandas") from error
         return pandas.DataFrame.from_records([dict(row) for row in self.rows])
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
@@ -128,8 +138,12 @@ def plan(settings: Settings) -> Table:
     return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
 
 
-def run(settings: Settings, progress: Progress = silent) -> Result:
+def run(settings: Settings, progress: Progress | None = None) -> Result:
     """Run every stage that is not finished, one after the other, each in a process of its own.
+
+    Args:
+        settings: of the run.
+        progress: told how far each stage is, in place of standard error.
 
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
@@ -144,8 +158,11 @@ def run(settings: Settings, progress: Progress = silent) -> Result:
     with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):
         for name in wanted.stages:
             started, cached = time.monotonic(), wanted.artifact(name) is not None
-            artifact = run_stage(name, wanted, progress)
+            with _progress_of(name, progress) as shown:
+                artifact = run_stage(name, wanted, shown)
             rows.append(stage_row(artifact, cached, time.monotonic() - started))
+            if progress is None:
+                _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
         outcome = record_result(wanted, rows, wanted.artifacts())
     figures = comparison_rows(outcome.summary) if outcome.summary else []
     report = Path(outcome.report) if outcome.report else None
@@ -166,6 +183,8 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     from tasks.context import Run
     from tasks.trial import try_captions
 
+    if isinstance(captions, str):
+        raise ConfigError(f"captions: got the text {captions[:60]!r}; expected a list of captions")
     trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
     rows: list[dict[str, Any]] = []
     for caption in trial.captions:
@@ -183,7 +202,7 @@ def evaluate(
     root: str = "runs",
     out: str | Path | None = None,
     report: bool = False,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Result:
     """Compare models with the first of them, on benchmarks in their published formats.
 
@@ -197,7 +216,7 @@ def evaluate(
         root: where channels and artifacts are looked for, and results are kept.
         out: folder of the results; by default one of its own under the root.
         report: write a page for each comparison beside the results.
-        progress: told now and then.
+        progress: told now and then, in place of standard error.
 
     Raises:
         ConfigError: a name or a path cannot be used.
@@ -213,7 +232,8 @@ def evaluate(
     request = Request(
         named_models([f"{name}={model}" for name, model in models.items()]), chosen, split, device, report
     )
-    folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), progress)
+    with _progress_of("evaluate", progress) as shown:
+        folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), shown)
     if request.is_pair:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
@@ -297,7 +317,7 @@ def search(
 
 def audit(
     model: str,
-    pairs: Sequence[tuple[str, str]],
+    queries: Sequence[str | tuple[str, str]] | None = None,
     features: str | Path | None = None,
     ids: str | Path | None = None,
     base: str | None = None,
@@ -308,7 +328,8 @@ def audit(
 
     Args:
         model: as for `search`.
-        pairs: query and rewording.
+        queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
+            its rewording; by default captions of the index's images, or names of things that they show.
         features: as for `search`.
         ids: as for `search`.
         base: as for `search`.
@@ -317,14 +338,20 @@ def audit(
 
     Raises:
         ModelError: the index was made with another image tower.
+        BenchmarkError: an entry of `queries` is neither a text nor two.
     """
     from tasks.audit import audit as measure
 
-    result = measure(_target(model, root, base, features, ids), pairs, device)
+    result = measure(_target(model, root, base, features, ids), queries, device)
     rows = [
         {"model": name, "metric": f"{metric}@{result.depth}", "mean": value.mean, "low": value.low, "high": value.high}
         for name, figures in [*result.figures.items(), *([("difference", result.gain)] if result.gain else [])]
         for metric, value in figures.items()
+    ]
+    rows += [
+        {"model": name, "metric": f"ao@{result.depth}, {kind}", "mean": value}
+        for kind, values in result.kinds.items()
+        for name, value in values.items()
     ]
     return Table(rows, f"{result.queries} queries, {result.images} images")
 
@@ -363,5 +390,23 @@ def _target(
     from storage.roots import open_store
     from tasks.image_index import search_target
 
+    if not isinstance(model, str):
+        raise ConfigError(f"model: got {str(model)[:60]!r}; expected the name of a model, a channel or a folder")
     paths = [None if path is None else Path(path) for path in (features, ids)]
     return search_target(model, open_store(root), base, *paths)
+
+
+@contextmanager
+def _progress_of(name: str, progress: Progress | None) -> Iterator[Progress]:
+    from tasks.status import shown_progress
+
+    if progress is not None:
+        yield progress
+        return
+    with shown_progress(name, _say) as shown:
+        yield shown
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

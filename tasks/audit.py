@@ -7,6 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.search import Searcher
@@ -16,13 +21,17 @@ from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.audit_page import WORST, render_audit
 from paraclip_core.report.page import thumbnail
 from storage.files import write_atomic
+from storage.parquet import iter_batches
 from tasks.context import Run
 from tasks.image_index import SearchTarget, load_models
 from tasks.trial import try_captions
 
-__all__ = ["audit", "expected_gain", "reword", "write_page"]
+__all__ = ["audit", "expected_gain", "queries_of_index", "reword", "write_page"]
 
-Pairs = Sequence[tuple[str, str]]
+QUERIES = 200
+"""Queries that are taken from an index itself."""
+SAMPLE = 10_000
+"""Images that say which names fit an index."""
 
 GAP_CLOSED = (0.045, 0.10)
 """Share of the distance to 100 that fine-tuning closed in AO@10 on photographs: with captions alone, and with
@@ -52,24 +61,55 @@ def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None
     return list(dict.fromkeys(pairs))
 
 
-def audit(target: SearchTarget, pairs: Pairs, device: str = "cpu", seed: int = 0) -> Audit:
+def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu", seed: int = 0) -> Audit:
     """Measure the models of a target; where base and tuned are one model, that one alone.
+
+    Args:
+        target: models and index.
+        entries: queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of the intervals' draws.
 
     Raises:
         ModelError: as :func:`tasks.image_index.load_models`.
         InputError: the index holds features that are not finite.
-        BenchmarkError: there are no pairs.
+        BenchmarkError: there are no pairs, or an entry is none.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
     if target.base == target.tuned:
         del models["tuned"]
-    return audit_index(searcher, models, pairs, seed)
+    if entries is None:
+        entries = queries_of_index(target, searcher, models["base"])
+    return audit_index(searcher, models, entries, seed)
+
+
+def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:
+    """Queries for an index that comes alone: captions of its images, two of one image as a pair, or names of things."""
+    if target.captions is None:
+        return _fitting_names(searcher, encode)
+    ids = target.index.ids[:: max(1, len(target.index) // QUERIES)]
+    captions: dict[str, list[str]] = {}
+    for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption"]):
+        chosen = batch.filter(pc.is_in(batch["image_id"], pa.array(ids, pa.string())))
+        for image, caption in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
+            captions.setdefault(image, []).append(caption)
+    others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
+    return [*others, *(texts[0] for texts in captions.values())]
+
+
+def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[str]:
+    """ImageNet's names of things, those first that are the nearest of most images."""
+    names = np.array(IMAGENET_CLASSNAMES)
+    rows = np.unique(np.linspace(0, len(searcher.ids) - 1, SAMPLE, dtype=np.int64))
+    nearest = (searcher.rows(rows) @ encode(IMAGENET_CLASSNAMES).T).argmax(1)
+    votes = np.bincount(nearest, minlength=len(names))
+    return [str(name) for name in names[np.argsort(-votes, kind="stable")][: min(QUERIES, int((votes > 0).sum()))]]
 
 
 def expected_gain(result: Audit) -> str:
-    """What a repair would bring, in words; empty where a repaired model was measured."""
-    if result.gain:
+    """What a repair would bring, in words; empty where a repaired model was measured, or rules reworded."""
+    if result.gain or result.kinds:
         return ""
     before = result.figures["base"]["ao"].mean
     low, high = (before + share * (100 - before) for share in GAP_CLOSED)

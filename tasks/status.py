@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,16 @@ def both(first: Progress, second: Progress) -> Progress:
 
 
 @contextmanager
-def shown_progress(stage: str) -> Iterator[Progress]:
-    """A progress for as long as a stage runs, on standard error: a bar on a terminal, now and then a line elsewhere."""
+def shown_progress(stage: str, write: Callable[[str], None] | None = None) -> Iterator[Progress]:
+    """A progress for as long as a stage runs: a bar on a terminal, elsewhere now and then a line.
+
+    `write` takes the lines; the log by default.
+    """
     if sys.stderr.isatty() and log.manager.disable < logging.INFO:
         with _DISPLAY.bar(stage) as progress:
             yield progress
     else:
-        yield _lines(stage)
+        yield _lines(stage, write or partial(log.info, "%s"))
 
 
 class _Display:
@@ -212,7 +216,7 @@ def _new_bars() -> Any:
     return Bars(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
-def _lines(stage: str) -> Progress:
+def _lines(stage: str, write: Callable[[str], None]) -> Progress:
     last = time.monotonic()
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
@@ -221,7 +225,7 @@ def _lines(stage: str) -> Progress:
         if now - last < LOG_SECONDS:
             return
         last = now
-        log.info("%s: %d of %s %s", stage, done, "?" if total is None else total, shown_facts(facts))
+        write(f"{stage}: {done} of {'?' if total is None else total}, {shown_facts(facts)}".rstrip(", "))
 
     return progress
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.stats import spearmanr
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 import paraclip
+from flows.cli import run_cli
 from paraclip_core.errors import BenchmarkError, ConfigError
 
 
@@ -22,6 +24,37 @@ def test_tables_show_themselves_and_become_data_frames() -> None:
     assert "1.23" in html and "&lt;b&gt;" in html and "&lt;title&gt;" in html and "<b>" not in html
     frame = table.to_pandas()
     assert list(frame.columns) == ["a", "b", "c"] and len(frame) == len(table) == 2
+
+
+def test_wrong_calls_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call: Any = paraclip.audit
+    with pytest.raises(ConfigError, match=r"model: got \"\['a dog'\]\"; expected the name"):
+        call(["a dog"])
+    with pytest.raises(ConfigError, match="expected a list of captions"):
+        paraclip.paraphrase("a dog")
+    make_home(tmp_path)
+    with pytest.raises(BenchmarkError, match=r"entry 1 is .*7"):
+        call(str(tmp_path / "base"), [("a dog", 7)], tmp_path / "index.npy")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match="pip install pandas"):
+        paraclip.Table([]).to_pandas()
+
+
+def test_a_loaded_model_is_one_short_line(tmp_path: Path) -> None:
+    make_home(tmp_path)
+    shown = repr(paraclip.load(str(tmp_path / "base")))
+    assert shown.startswith("ClipModel(reference=") and len(shown) < 300
+
+
+def test_an_index_alone_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_home(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows = list(paraclip.audit("base", features="index.npy"))
+    assert {"ao@10", "js@10", "ao@10, typo", "ao@10, a photo of"} <= {row["metric"] for row in rows}
+    (exact,) = [row["mean"] for row in rows if row["metric"] == "ao@10, capitals"]
+    assert exact == 100, "this tokenizer lowers letters"
+    assert run_cli(["audit", "-m", "tuned", "--base", "base", "--features", "index.npy", "--ids", "ids.txt"]) == 0
+    assert "By what changed" in (tmp_path / "audit.html").read_text()
 
 
 def test_a_run_that_is_not_finished_cannot_be_compared(tmp_path: Path) -> None:

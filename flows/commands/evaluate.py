@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +14,8 @@ from flows.commands.models import MODEL, DeviceOption
 from flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
-from paraclip_core.progress import Fact, Progress
 
 __all__ = ["evaluate"]
-
-LINE_SECONDS = 30.0
-"""Between two lines of progress, where there is no terminal for a bar."""
 
 
 def evaluate(
@@ -54,6 +47,7 @@ def evaluate(
     from paraclip_core.evaluation.run import parse_benchmark
     from storage.roots import open_store
     from tasks.comparison import Request, compare_and_write, table, with_images
+    from tasks.status import shown_progress
 
     models = _models(base, tuned, model or ())
     benchmarks = [parse_benchmark(text) for text in benchmark]
@@ -62,7 +56,7 @@ def evaluate(
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     command = shlex.join(["paraclip", *sys.argv[1:]])
     request = Request(models, with_images(benchmarks, images or ()), split, device, report, command)
-    with _shown_progress() as progress:
+    with shown_progress("evaluate", lambda line: typer.echo(printable(line), err=True)) as progress:
         folder, summary = compare_and_write(open_store(root), request, out, progress)
     path = folder / "summary.json"
     verdicts = [summary] if request.is_pair else list(summary["comparisons"].values())
@@ -81,26 +75,6 @@ def evaluate(
         say(f"summary: {path}")
     if gate and any(comparison["verdict"] != "promote" for comparison in verdicts):
         raise typer.Exit(HELD)
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Progress]:
-    """A bar on a terminal, now and then a line elsewhere, on standard error."""
-    from tasks.status import shown_facts, shown_progress
-
-    if sys.stderr.isatty():
-        with shown_progress("evaluate") as progress:
-            yield progress
-        return
-    last = time.monotonic()
-
-    def lines(done: int, total: int | None, **facts: Fact) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_SECONDS:
-            last = time.monotonic()
-            typer.echo(printable(f"evaluate: {done} of {total}, {shown_facts(facts)}"), err=True)
-
-    yield lines
 
 
 def _models(base: str | None, tuned: str | None, models: tuple[str, ...] | list[str]) -> dict[str, str]:

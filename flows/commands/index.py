@@ -122,16 +122,17 @@ def verify_index(
 def audit(
     model: ModelOption,
     queries: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--queries",
             "-q",
             exists=True,
             dir_okay=False,
-            help="Text with a query a line, which the engine of the settings rewords, or a table with the columns "
-            "query and rewording.",
+            help="Text with a query a line, which rules reword, or the engine of settings that are given; or a table "
+            "with the columns query and rewording. Default: captions of the index's images, or names of things that "
+            "they show.",
         ),
-    ],
+    ] = None,
     base: BaseOption = None,
     features: FeaturesOption = None,
     ids: IdsOption = None,
@@ -153,14 +154,19 @@ def audit(
     from tasks.image_index import search_target
 
     target = search_target(model, open_store(root), base, features, ids, images)
-    texts, pairs = read_queries(queries)
-    settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
-    result = audits.audit(target, pairs or audits.reword(settings, texts, say), device)
+    entries: list[Any] | None = None
+    facts: dict[str, Any] = {}
+    if queries is not None:
+        texts, pairs = read_queries(queries)
+        entries = pairs or texts
+        if texts and (config or set_):
+            settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
+            entries = audits.reword(settings, texts, say)
+            facts = {"rewordings by": settings.paraphrase.engine}
+    result = audits.audit(target, entries, device)
     names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}
-    facts = {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
-    facts |= {"index": target.index.source, "queries": str(queries)}
-    if texts:
-        facts["rewordings by"] = settings.paraphrase.engine
+    facts |= {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
+    facts |= {"index": target.index.source, "queries": str(queries or "of the index itself")}
     audits.write_page(out, result, target, names, facts)
     if as_json:
         print_json({**result.as_json(), "page": str(out)})
@@ -170,6 +176,12 @@ def audit(
         for name, figures in result.figures.items()
     ]
     print_table("", list(rows[0]), rows)
+    if result.kinds:
+        changed = [
+            {"changed": kind} | {names[name]: ao for name, ao in values.items()}
+            for kind, values in result.kinds.items()
+        ]
+        print_table(f"AO@{result.depth} by what changed", list(changed[0]), changed)
     if result.gain:
         say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
     elif text := audits.expected_gain(result):

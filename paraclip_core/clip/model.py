@@ -35,11 +35,11 @@ UNSEEN = ("text_decoder.", "logit_bias")
 class ClipModel:
     """An open_clip model with the configuration that builds it."""
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     """`open_clip.CLIP` or `open_clip.CustomTextCLIP`, in fp32."""
-    model_cfg: dict[str, Any]
+    model_cfg: dict[str, Any] = field(repr=False)
     """open_clip's `model_cfg`, with `quick_gelu` and `custom_text` where the weights need them."""
-    preprocess_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any] = field(repr=False)
     """open_clip's `preprocess_cfg`: size, mean, std, interpolation, resize_mode …"""
     reference: str
     """What it was loaded from."""

@@ -21,6 +21,7 @@ from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.pool import unique_features
 from paraclip_core.evaluation.results import Sample
 from paraclip_core.evaluation.rows import field, records
+from paraclip_core.evaluation.wordings import Wording, wordings
 
 __all__ = ["Audit", "AuditedPair", "Figure", "audit_index", "read_queries"]
 
@@ -29,7 +30,7 @@ RESAMPLES, CONFIDENCE = 1000, 0.95
 LONGEST_QUERY = 10_000
 """Characters; a text tower reads some 300 of them."""
 
-Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[Wording]
 Encode = Callable[[Sequence[str]], NDArray[np.floating]]
 
 
@@ -48,6 +49,8 @@ class AuditedPair:
 
     query: str
     rewording: str
+    kind: str
+    """The rule that made the rewording, if one did."""
     ao: Mapping[str, float]
     """AO@10 in percent."""
     nearest: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -65,6 +68,8 @@ class Audit:
     """Model → ao or js → figure."""
     gain: Mapping[str, Figure]
     """ao or js → second model minus first, in points; empty with one model."""
+    kinds: Mapping[str, Mapping[str, float]]
+    """Kind of rewording → model → AO@10 in percent, the worst of the first model first; empty where no pair has one."""
     pairs: tuple[AuditedPair, ...]
     """Worst of the first model first."""
 
@@ -73,25 +78,27 @@ class Audit:
         return asdict(self)
 
 
-def audit_index(searcher: Searcher, models: Mapping[str, Encode], pairs: Pairs, seed: int = 0) -> Audit:
+def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any], seed: int = 0) -> Audit:
     """Rank both wordings of each pair with each model.
 
     Args:
         searcher: the index.
         models: by name, one or two; each gives unit features of texts, float [n, d].
-        pairs: query and rewording; the pairs of one query form a cluster of the interval.
+        entries: what to compare, see :func:`paraclip_core.evaluation.wordings.wordings`; the pairs of one query form a
+            cluster of the interval.
         seed: of the interval's draws.
 
     Raises:
-        BenchmarkError: there is no pair.
+        BenchmarkError: there is no pair, or an entry is none.
         InputError: features in the index are not finite.
     """
+    pairs = wordings(entries)
     if not pairs:
         raise BenchmarkError("no query has a rewording, so there is nothing to compare")
     depth = min(DEPTH, len(searcher.ids))
-    queries = list(dict.fromkeys(query for query, _ in pairs))
+    queries = list(dict.fromkeys(pair.query for pair in pairs))
     places = {query: place for place, query in enumerate(queries)}
-    clusters = np.array([places[query] for query, _ in pairs], np.int64)
+    clusters = np.array([places[pair.query] for pair in pairs], np.int64)
     ranked = {name: _ranked(searcher, encode, pairs, depth) for name, encode in models.items()}
     values = {
         name: {"ao": average_overlap(*lists, k=depth), "js": jaccard(*lists, k=depth)} for name, lists in ranked.items()
@@ -108,13 +115,24 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], pairs: Pairs, 
         gain = {metric: _figure(first[metric], second[metric], clusters, seed) for metric in first}
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
     audited = tuple(_pair(row, pairs, values, ranked, searcher.ids) for row in worst)
-    return Audit(len(searcher.ids), len(queries), depth, figures, gain, audited)
+    return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited)
+
+
+def _by_kind(pairs: Sequence[AuditedPair]) -> dict[str, dict[str, float]]:
+    kinds: dict[str, list[Mapping[str, float]]] = {}
+    for pair in pairs:
+        kinds.setdefault(pair.kind, []).append(pair.ao)
+    means = {
+        kind or "reworded": {name: round(float(np.mean([value[name] for value in values])), 2) for name in values[0]}
+        for kind, values in kinds.items()
+    }
+    return dict(sorted(means.items(), key=lambda item: [*item[1].values()])) if any(kinds) else {}
 
 
 def _ranked(
     searcher: Searcher, encode: Encode, pairs: Pairs, depth: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    features, index = unique_features(encode, [text for side in zip(*pairs, strict=True) for text in side])
+    features, index = unique_features(encode, [pair[side] for side in (0, 1) for pair in pairs])
     rows = searcher.nearest(features, depth)[0][index]
     return rows[: len(pairs)], rows[len(pairs) :]
 

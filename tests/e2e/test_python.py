@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ assert result.verdict in ("promote", "hold") and len(result) and result.report.i
 assert set(paraclip.plan(settings).to_pandas()["state"]) == {"cached"}
 assert list(paraclip.compare(settings)) == list(result)
 name = settings.name
+found = paraclip.audit(name, root=root)
+assert "ao@10, another caption" in {row["metric"] for row in found}, found
 hits = paraclip.search("a red ball", name, root=root, count=3)
 assert [row["rank"] for row in hits] == [1, 2, 3]
 audited = paraclip.audit(name, [("a red ball", "a ball that is red")], root=root)
@@ -52,3 +55,4 @@ def test_every_function_without_prefect(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert "<table>" in done.stdout
+    assert re.search(r"^finetune: made, \d+ s$", done.stderr, re.MULTILINE), "its progress"

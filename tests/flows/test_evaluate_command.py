@@ -99,7 +99,7 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
         return SimpleNamespace(evaluations={"tuned": None})
 
     monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("flows.commands.evaluate.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.status.LOG_SECONDS", 0.0)
     monkeypatch.setattr("tasks.comparison.compare_models", compared)
     monkeypatch.setattr("tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
     models = ["--base", "base", "--tuned", "tuned"]
