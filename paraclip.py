@@ -28,9 +28,9 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from paraclip.tasks.export import Layout
+    from paraclip.tasks.image_index import SearchTarget
     from paraclip_core.clip.model import ClipModel
-    from tasks.export import Layout
-    from tasks.image_index import SearchTarget
 
 __all__ = [
     "Result",
@@ -131,8 +131,8 @@ def plan(settings: Settings) -> Table:
     Raises:
         ParaclipError: a source is missing, or options contradict each other.
     """
-    from tasks.context import Run
-    from tasks.plan import plan_run
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.plan import plan_run
 
     planned = plan_run(Run(settings))
     return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
@@ -148,8 +148,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
-    from tasks.context import Run, run_stage
-    from tasks.results import check_run_name, comparison_rows, record_result, stage_row
+    from paraclip.tasks.context import Run, run_stage
+    from paraclip.tasks.results import check_run_name, comparison_rows, record_result, stage_row
 
     wanted = Run(settings)
     check_run_name(settings.name, wanted.store)
@@ -180,8 +180,8 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     Raises:
         EngineError: the engine cannot be asked.
     """
-    from tasks.context import Run
-    from tasks.trial import try_captions
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.trial import try_captions
 
     if isinstance(captions, str):
         raise ConfigError(f"captions: got the text {captions[:60]!r}; expected a list of captions")
@@ -223,10 +223,10 @@ def evaluate(
         BenchmarkError: a benchmark is absent or not in its published format.
         ModelError: a model cannot be loaded.
     """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.comparison import Request, compare_and_write, named_models, with_images
+    from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.evaluation.run import parse_benchmark
-    from storage.roots import open_store
-    from tasks.comparison import Request, compare_and_write, named_models, with_images
-    from tasks.results import comparison_rows, why
 
     chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
     request = Request(
@@ -260,8 +260,8 @@ def compare(settings: Settings) -> Result:
     Raises:
         ConfigError: the run is not finished.
     """
-    from tasks.context import Run
-    from tasks.results import comparison_rows, gather_result, stage_row
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.results import comparison_rows, gather_result, stage_row
 
     wanted = Run(settings)
     artifacts = wanted.artifacts()
@@ -299,7 +299,7 @@ def search(
         ModelError: the index was made with another image tower.
         InputError: the index cannot be read.
     """
-    from tasks.image_index import search as nearest
+    from paraclip.tasks.image_index import search as nearest
 
     hits = nearest(_target(model, root, base, features, ids), query, count, device)
     rows = [
@@ -340,7 +340,7 @@ def audit(
         ModelError: the index was made with another image tower.
         BenchmarkError: an entry of `queries` is neither a text nor two.
     """
-    from tasks.audit import audit as measure
+    from paraclip.tasks.audit import audit as measure
 
     result = measure(_target(model, root, base, features, ids), queries, device)
     rows = [
@@ -363,9 +363,9 @@ def export(model: str, folder: str | Path, layout: Layout = "open_clip", root: s
         ModelError: the model cannot be loaded, or the layout has no such architecture.
         ConfigError: the folder holds something already.
     """
-    from storage.roots import open_store
-    from tasks.export import export_model
-    from tasks.models import find_release
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.export import export_model
+    from paraclip.tasks.models import find_release
 
     store = open_store(root)
     return export_model(find_release(model, store), Path(folder), layout, store)
@@ -377,9 +377,9 @@ def load(model: str, root: str = "runs", device: str = "cpu") -> ClipModel:
     Raises:
         ModelError: it cannot be loaded.
     """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.models import find_release
     from paraclip_core.clip.load import load_clip
-    from storage.roots import open_store
-    from tasks.models import find_release
 
     return load_clip(str(find_release(model, open_store(root))), device)
 
@@ -387,8 +387,8 @@ def load(model: str, root: str = "runs", device: str = "cpu") -> ClipModel:
 def _target(
     model: str, root: str, base: str | None, features: str | Path | None, ids: str | Path | None
 ) -> SearchTarget:
-    from storage.roots import open_store
-    from tasks.image_index import search_target
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.image_index import search_target
 
     if not isinstance(model, str):
         raise ConfigError(f"model: got {str(model)[:60]!r}; expected the name of a model, a channel or a folder")
@@ -398,7 +398,7 @@ def _target(
 
 @contextmanager
 def _progress_of(name: str, progress: Progress | None) -> Iterator[Progress]:
-    from tasks.status import shown_progress
+    from paraclip.tasks.status import shown_progress
 
     if progress is not None:
         yield progress

@@ -22,12 +22,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import Settings
 from paraclip_core.report.plots import Line, line_chart
 from paraclip_core.settings import load_settings
 from paraclip_core.training.alpha import AO, RECALL
-from storage.artifacts import Artifact
-from tasks.context import Run, run_stage
 
 STANDARD = {
     "all three losses": [],

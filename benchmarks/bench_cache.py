@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from record import record
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.tables import GENERATIONS
-from storage.generations import GenerationStore
 
 PIECE = 1_000_000
 """Rows that are made, and keys that SQLite is asked for, at once, however many there are."""

@@ -39,6 +39,8 @@ from bare_libraries import Ask, Request
 from instant import caption, instant_run, stage_here, write_captions
 from record import record, wait_as_stages_do
 
+from paraclip.tasks.context import Run
+from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines import Paraphraser, make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
@@ -46,8 +48,6 @@ from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
-from tasks.context import Run
-from tasks.stages.paraphrase import paraphrasing
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")

@@ -23,14 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from record import record
 
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions, Settings, SourceOptions
-from storage.artifacts import ArtifactStore, Draft
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.ingest import INGEST
 
 VOCABULARY = 200_000
 SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe qui ro su ta ve wi xo ya zu sh th ing er al on"

@@ -30,14 +30,14 @@ import torch
 from instant import Instant, answer, caption, instant_run, stage_here, write_captions
 from record import record, wait_as_stages_do
 
+from paraclip.tasks.context import Run
+from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
 from paraclip_core.paraphrase.rounds import judge_spec
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
-from tasks.context import Run
-from tasks.stages.paraphrase import paraphrasing
 
 SCALE, BUSY = 1.8, 0.98
 PROCESSES = (1, 2)

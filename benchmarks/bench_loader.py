@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from record import record
 
-from storage.features import INDEX, write_index, write_shard
+from paraclip.storage.features import INDEX, write_index, write_shard
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 SHARD = 65_536
@@ -73,8 +73,8 @@ def _tokens(noise: np.random.Generator, n: int) -> pa.ListArray:
 
 def spool(folder: Path) -> dict[str, float]:
     """Rows from Parquet to flat files."""
+    from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows
     from paraclip_core.training.data import spool_rows
-    from tasks.training.data import Images, hold_out, paraphrase_rows
 
     began = time.perf_counter()
     images = Images(folder / "features")
@@ -87,9 +87,9 @@ def spool(folder: Path) -> dict[str, float]:
 
 def first(folder: Path) -> dict[str, float]:
     """The first shuffled batch from the spooled rows, and a thousand after it."""
+    from paraclip.tasks.training.data import Images
     from paraclip_core.training.batches import DataOrder, prepare
     from paraclip_core.training.data import spool_rows
-    from tasks.training.data import Images
 
     began, used = time.perf_counter(), time.process_time()
     images = Images(folder / "features")
@@ -130,13 +130,13 @@ def wait(folder: Path) -> dict[str, float]:
     """Share of the steps' time that waits for data."""
     import torch
 
+    from paraclip.tasks.training.data import Images
     from paraclip_core.clip.embedded import embedded_clip
     from paraclip_core.clip.model import freeze_image_tower
     from paraclip_core.config import LossWeights, ModelOptions
     from paraclip_core.training.batches import DataOrder, prefetch_batches
     from paraclip_core.training.data import spool_rows
     from paraclip_core.training.losses import Objective, named_pairs
-    from tasks.training.data import Images
 
     clip = embedded_clip(ModelOptions())
     freeze_image_tower(clip)

@@ -34,9 +34,9 @@ from typing import Any
 from instant import instant_run, stage_here, write_captions
 from record import record
 
-from storage.artifacts import ArtifactStore
-from tasks.context import Run
-from tasks.plan import plan_run
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.context import Run
+from paraclip.tasks.plan import plan_run
 
 PHASES = ("ingest", "half", "plan", "paraphrase_1", "cached", "ingest again", "inserted", "paraphrase_2", "planned")
 INSERTED = 100

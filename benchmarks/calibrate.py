@@ -21,6 +21,10 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.roots import open_store
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.generate import Counts, RequestSender
@@ -29,10 +33,6 @@ from paraclip_core.paraphrase.requests import RowCursor, step_requests
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.progress import silent
 from paraclip_core.settings import load_settings
-from storage.artifacts import Artifact
-from storage.roots import open_store
-from tasks.context import Run, run_stage
-from tasks.stages.paraphrase import paraphrasing
 
 WARM = 8
 """Captions that are asked for before the clock starts: loading is not the rate."""

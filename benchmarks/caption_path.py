@@ -23,12 +23,12 @@ import pyarrow as pa
 from instant import HERE
 from value_path import LAYERS, in_product
 
-from flows.commands.common import settings_from
+from paraclip.flows.commands.common import settings_from
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.training.data import Images, paraphrase_rows
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.training.data import spool_rows
-from storage.parquet import read_table
-from tasks.context import Run, run_stage
-from tasks.training.data import Images, paraphrase_rows
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")

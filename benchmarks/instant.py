@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.registry import STAGES
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact
-from tasks.context import Run, run_stage
-from tasks.registry import STAGES
 
 __all__ = ["Instant", "answer", "caption", "instant_run", "stage_here", "write_captions"]
 

@@ -41,12 +41,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.context import Run
+from paraclip.tasks.registry import stages_of
+from paraclip.tasks.stage import carry_out
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact, ArtifactStore
-from tasks.context import Run
-from tasks.registry import stages_of
-from tasks.stage import carry_out
 
 SOURCE = Path(__file__).with_name("kill_at_write.c")
 LIBRARY = "PARACLIP_KILL_LIBRARY"
@@ -60,7 +60,13 @@ PATIENCE_SECONDS = 120
 DRAFT = ".*"
 ANSWERED, STEP = "all_answered", "paraphrase_1"
 """What is begun with a cache of every answer, and the stage that it is."""
-IMPORTED = ("open_clip", "duckdb", "scipy.stats", "tasks.training.bootstrap", "tasks.training.finetune")
+IMPORTED = (
+    "open_clip",
+    "duckdb",
+    "scipy.stats",
+    "paraclip.tasks.training.bootstrap",
+    "paraclip.tasks.training.finetune",
+)
 """What stages import when they begin, and every try would import anew. None of it starts a thread."""
 
 

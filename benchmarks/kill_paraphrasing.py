@@ -42,11 +42,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
 from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
-from storage.artifacts import ArtifactStore
-from tasks.context import Run, run_stage
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from paraclip.tasks.context import Run, RunCorpus
 from paraclip_core.clip.neighbors import near_images
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.settings import load_settings
-from tasks.context import Run, RunCorpus
 
 COSINE = 0.95
 BLOCK = 65_536

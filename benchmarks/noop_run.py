@@ -21,12 +21,12 @@ from typing import Any
 
 from record import record
 
-from flows.local_stack import client_environment, serve, stop
+from paraclip.flows.local_stack import client_environment, serve, stop
+from paraclip.storage.parquet import write_table
+from paraclip.storage.roots import open_store
+from paraclip.tasks.context import Run
 from paraclip_core import tables
 from paraclip_core.settings import load_settings
-from storage.parquet import write_table
-from storage.roots import open_store
-from tasks.context import Run
 
 REPOSITORY = Path(__file__).parents[1]
 TARGET_SECONDS = 5.0

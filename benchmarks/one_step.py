@@ -18,11 +18,11 @@ from pathlib import Path
 
 from ablations import METRICS, measure, row
 
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase import prompts
 from paraclip_core.settings import load_settings
-from storage.parquet import iter_batches
-from tasks.context import Run, run_stage
 
 TEXTS = ("caption", "paraphrase_1", "paraphrase_2")
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows.commands.common import settings_from
+from paraclip.flows.commands.common import settings_from
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.registry import STAGES
 from paraclip_core.config import Settings
-from tasks.context import Run, run_stage
-from tasks.registry import STAGES
 
 HOME = Path(__file__).resolve().parents[1]
 LAYERS = {"flows": 0, "tasks": 1, "paraclip_core": 2, "storage": 2}

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import paraclip
-from flows.cli import app
+from paraclip.flows.cli import app
 from paraclip_core.settings import describe_options
 
 REPOSITORY = Path(__file__).resolve().parents[1]

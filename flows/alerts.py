@@ -1,6 +1,6 @@
 """What a run tells whoever does not watch it: automations that pass its events on to a webhook, Slack or a mailbox.
 
-    python -m flows.alerts URL [EVENT …]
+    python -m paraclip.flows.alerts URL [EVENT …]
 
 passes events of the runs of the server that PREFECT_API_URL names on, all of them or only those that are named
 (`run.failed`, `channel.held`, …). Calling it again changes the address and the events. `URL` is one of
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from flows.local_stack import POOLS, TAG
+from paraclip.flows.local_stack import POOLS, TAG
+from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 from paraclip_core.errors import ConfigError
-from tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 
 __all__ = ["ALERTS", "announce_rollback", "emit", "name_of", "pass_on"]
 
@@ -112,7 +112,7 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """
     from prefect.automations import Automation
 
-    from flows.setup import put_automation
+    from paraclip.flows.setup import put_automation
 
     if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
@@ -194,7 +194,7 @@ def _action(block: Any, event: str, text: str) -> Any:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python -m flows.alerts URL [EVENT …]")
+        sys.exit("usage: python -m paraclip.flows.alerts URL [EVENT …]")
     try:
         pass_on(sys.argv[1], sys.argv[2:])
     except ConfigError as problem:

@@ -18,12 +18,12 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
+from paraclip.tasks.child import Stop
+from paraclip.tasks.context import Run
+from paraclip.tasks.results import stage_row
+from paraclip.tasks.stage import Node
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ArtifactError, StageError
-from tasks.child import Stop
-from tasks.context import Run
-from tasks.results import stage_row
-from tasks.stage import Node
-from tasks.stages.paraphrase import STEPS
 
 __all__ = ["run_child"]
 
@@ -103,7 +103,7 @@ def _start(run: Run, node: Node) -> FlowRun:
         raise StageError(
             f"the deployment {name}/{deployed} refuses the settings, most likely because another release made it: "
             f"{error.response.text}. Renew it by `paraclip stop` and `paraclip serve`, or elsewhere by "
-            f"`python -m flows.setup prefect.yaml`"
+            f"`python -m paraclip.flows.setup prefect.yaml`"
         ) from error
 
 

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import artifacts, cache, channel
-from flows.commands.common import (
+from paraclip.flows.commands import artifacts, cache, channel
+from paraclip.flows.commands.common import (
     ConfigOption,
     JsonOption,
     RunRootOption,
@@ -26,18 +26,18 @@ from flows.commands.common import (
     set_verbosity,
     settings_from,
 )
-from flows.commands.dataset import export_dataset
-from flows.commands.evaluate import evaluate
-from flows.commands.index import audit, search, ui, verify_index
-from flows.commands.init import init
-from flows.commands.models import export, push
-from flows.commands.paraphrase import paraphrase, requests
-from flows.commands.run import demo, plan, promote, run
-from flows.commands.serve import serve, stop
+from paraclip.flows.commands.dataset import export_dataset
+from paraclip.flows.commands.evaluate import evaluate
+from paraclip.flows.commands.index import audit, search, ui, verify_index
+from paraclip.flows.commands.init import init
+from paraclip.flows.commands.models import export, push
+from paraclip.flows.commands.paraphrase import paraphrase, requests
+from paraclip.flows.commands.run import demo, plan, promote, run
+from paraclip.flows.commands.serve import serve, stop
+from paraclip.storage.files import DISK_ERRORS, storage_error
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.settings import describe_options
-from storage.files import DISK_ERRORS, storage_error
 
 __all__ = ["app", "main", "run_cli"]
 

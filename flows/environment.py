@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flows.local_server import start_local_server
-from flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, client_environment
+from paraclip.flows.local_server import start_local_server
+from paraclip.flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, client_environment
+from paraclip.storage.files import storage_error
 from paraclip_core.errors import ConfigError
-from storage.files import storage_error
 
 __all__ = ["check_server", "prepare_prefect"]
 

@@ -58,7 +58,7 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     }
     with (home / LOG).open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.local_server", str(os.getpid()), str(port)],
+            [sys.executable, "-P", "-m", "paraclip.flows.local_server", str(os.getpid()), str(port)],
             env={**os.environ, **environment, **mine},
             stdin=subprocess.DEVNULL,
             stdout=log,

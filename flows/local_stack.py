@@ -23,11 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from flows.logs import OWN_LOGGERS
-from flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.logs import OWN_LOGGERS
+from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.storage.files import storage_errors, write_atomic
+from paraclip.storage.locks import lock
 from paraclip_core.errors import ConfigError, StageError
-from storage.files import storage_errors, write_atomic
-from storage.locks import lock
 
 __all__ = [
     "CPU_RUNS",
@@ -55,7 +55,7 @@ TAG = "paraclip"
 HEARTBEAT = "30"
 """Seconds between the heartbeats of a flow run."""
 NOT_TAKEN = 2
-"""Exit code of `flows.setup` where the server does not take it."""
+"""Exit code of `paraclip.flows.setup` where the server does not take it."""
 CPU_RUNS = 8
 """How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
 PASSWORD_VARIABLE = "PREFECT_API_AUTH_STRING"
@@ -180,7 +180,7 @@ def _start_missing(
     url = environment["PREFECT_API_URL"]
     if SERVER not in running:
         port = url.removesuffix("/api").rpartition(":")[2]
-        server = _start(root, SERVER, ["flows.server", "--host", HOST, "--port", port], environment, folder)
+        server = _start(root, SERVER, ["paraclip.flows.server", "--host", HOST, "--port", port], environment, folder)
         try:
             _wait_for_health(root, f"{url}/health", server)
         finally:
@@ -194,14 +194,19 @@ def _start_missing(
             command += ["--limit", limit, "--install-policy", "never"]
             _start(root, pool, command, environment, folder).returncode = 0
     if PAGES not in running:
-        command = ["flows.pages", str(root / "results"), HOST, environment[ADDRESS_VARIABLE].rpartition(":")[2]]
+        command = [
+            "paraclip.flows.pages",
+            str(root / "results"),
+            HOST,
+            environment[ADDRESS_VARIABLE].rpartition(":")[2],
+        ]
         _start(root, PAGES, command, environment, folder).returncode = 0
 
 
 def stop(root: Path) -> list[str]:
     """End what `serve` started under this root, workers first, and nothing else; returns the names of what ran.
 
-    Runs that are cut off are marked within two minutes after the next `serve`, by the automations of `flows.setup`.
+    Runs that are cut off are marked within two minutes after the next `serve`, by our automations.
     """
     processes = processes_of(root)
     _end([process.pid for process in processes if process.name in POOLS], root)
@@ -329,7 +334,7 @@ def _wait_for_health(root: Path, url: str, server: subprocess.Popen[bytes]) -> N
 
 def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:
     """Create pools, deployments and the automations, in a process that knows the server by its environment."""
-    command = [sys.executable, "-P", "-m", "flows.setup", str(prefect_file.absolute())]
+    command = [sys.executable, "-P", "-m", "paraclip.flows.setup", str(prefect_file.absolute())]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
     _log(root, "setup").write_text(done.stdout + done.stderr)
     if done.returncode == NOT_TAKEN:

@@ -11,11 +11,11 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
-from flows.children import run_child
-from flows.form import FormSettings, Overrides
-from flows.logs import let_own_logs_through
-from flows.seats import Seats
-from flows.work import (
+from paraclip.flows.children import run_child
+from paraclip.flows.form import FormSettings, Overrides
+from paraclip.flows.logs import let_own_logs_through
+from paraclip.flows.seats import Seats
+from paraclip.flows.work import (
     DEFAULTS,
     carry_stage,
     end_earlier_tasks,
@@ -25,13 +25,13 @@ from flows.work import (
     run_of,
     stage_task,
 )
-from tasks.context import Run
-from tasks.preflight import check_before_paying
-from tasks.publish import artifact_key, publish_table
-from tasks.registry import STAGES
-from tasks.results import Result, check_run_name, record_result
-from tasks.stage import Node
-from tasks.stages.paraphrase import STEPS
+from paraclip.tasks.context import Run
+from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.publish import artifact_key, publish_table
+from paraclip.tasks.registry import STAGES
+from paraclip.tasks.results import Result, check_run_name, record_result
+from paraclip.tasks.stage import Node
+from paraclip.tasks.stages.paraphrase import STEPS
 
 __all__ = ["pipeline", "run_stages"]
 

@@ -19,19 +19,19 @@ from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
-from flows.alerts import announce_rollback, emit
-from flows.form import FormSettings, Overrides
-from flows.pipeline import run_stages
-from flows.work import DEFAULTS, run_name, run_of
+from paraclip.flows.alerts import announce_rollback, emit
+from paraclip.flows.form import FormSettings, Overrides
+from paraclip.flows.pipeline import run_stages
+from paraclip.flows.work import DEFAULTS, run_name, run_of
+from paraclip.storage.roots import open_store
+from paraclip.tasks.channels import check_channel, decide
+from paraclip.tasks.context import Run
+from paraclip.tasks.history import rollback as move_back
+from paraclip.tasks.publish import artifact_key, mark_decision, publish_markdown, publish_table
+from paraclip.tasks.status import shown_progress
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import at_environment_root
-from storage.roots import open_store
-from tasks.channels import check_channel, decide
-from tasks.context import Run
-from tasks.history import rollback as move_back
-from tasks.publish import artifact_key, mark_decision, publish_markdown, publish_table
-from tasks.status import shown_progress
 
 __all__ = ["regenerate", "rollback", "watch"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Stage
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.paraphrase.engines.vllm import visible_gpus
-from tasks.context import Run
-from tasks.stage import Stage
-from tasks.stages.paraphrase import STEPS
 
 __all__ = ["CPU", "Seats"]
 

@@ -1,4 +1,4 @@
-"""`prefect server start`, whose SQLite loses no request; run as ``python -m flows.server [OPTION …]``."""
+"""`prefect server start`, whose SQLite loses no request; run as ``python -m paraclip.flows.server [OPTION …]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools, deployments and the automations that a server needs; run as ``python -m flows.setup [prefect.yaml]``.
+"""Pools, deployments and the automations that a server needs; run as ``python -m paraclip.flows.setup [prefect.yaml]``.
 
 It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
 Running it again creates what is missing and updates the rest in place.
@@ -31,10 +31,10 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from flows.environment import check_server
-from flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
-from flows.logs import OWN_LOGGERS
-from flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.environment import check_server
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from paraclip.flows.logs import OWN_LOGGERS
+from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 

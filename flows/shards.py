@@ -16,16 +16,16 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.here import Here
+from paraclip.flows.here import Here
+from paraclip.tasks.child import Stop
+from paraclip.tasks.context import Run
+from paraclip.tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
+from paraclip.tasks.stage import Node
+from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.status import EventLog, both, events_path, polling
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
-from tasks.child import Stop
-from tasks.context import Run
-from tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
-from tasks.stage import Node
-from tasks.stages.paraphrase import STEPS
-from tasks.status import EventLog, both, events_path, polling
 
 __all__ = ["ask_in_shards"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from prefect import Flow, flow
 
-from flows.form import FormSettings, Overrides
-from flows.work import DEFAULTS, run_name, run_of, run_stage
-from tasks.registry import STAGES
-from tasks.stage import Stage
+from paraclip.flows.form import FormSettings, Overrides
+from paraclip.flows.work import DEFAULTS, run_name, run_of, run_stage
+from paraclip.tasks.registry import STAGES
+from paraclip.tasks.stage import Stage
 
 __all__ = ["STAGE_FLOWS"]
 
@@ -25,5 +25,5 @@ def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
 STAGE_FLOWS = {name: _stage_flow(stage) for name, stage in STAGES.items()}
 """Every stage's flow by the stage's name."""
 
-# Deployments name them `flows.stages.<stage>`.
+# Deployments name them `paraclip.flows.stages.<stage>`.
 globals().update(STAGE_FLOWS)

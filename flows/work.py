@@ -17,19 +17,14 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
-from flows.alerts import emit
-from flows.here import Here
-from flows.logs import let_own_logs_through, outlive_worker
-from flows.pages import ADDRESS_VARIABLE
-from flows.shards import ask_in_shards
-from paraclip_core.config import Settings
-from paraclip_core.errors import ParaclipError, worth_a_retry
-from paraclip_core.paraphrase.engines import unguarded
-from paraclip_core.progress import Progress
-from paraclip_core.settings import deployed_settings
-from storage.artifacts import Artifact
-from tasks.context import Run, run_node
-from tasks.publish import (
+from paraclip.flows.alerts import emit
+from paraclip.flows.here import Here
+from paraclip.flows.logs import let_own_logs_through, outlive_worker
+from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.shards import ask_in_shards
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.context import Run, run_node
+from paraclip.tasks.publish import (
     artifact_key,
     as_text,
     in_flow_run,
@@ -42,10 +37,15 @@ from tasks.publish import (
     published_samples,
     report_note,
 )
-from tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
-from tasks.stage import Node
-from tasks.stages.paraphrase import STEPS, finished_samples
-from tasks.status import both, shown_progress
+from paraclip.tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
+from paraclip.tasks.stage import Node
+from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
+from paraclip.tasks.status import both, shown_progress
+from paraclip_core.config import Settings
+from paraclip_core.errors import ParaclipError, worth_a_retry
+from paraclip_core.paraphrase.engines import unguarded
+from paraclip_core.progress import Progress
+from paraclip_core.settings import deployed_settings
 
 __all__ = [
     "DEFAULTS",

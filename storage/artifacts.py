@@ -6,8 +6,8 @@ resumable; ``out/`` becomes the artifact, ``scratch/`` is thrown away), ``cache/
 A commit writes the manifest into ``out/`` and then renames the folder, a removal renames the folder and then deletes
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
-:class:`storage.remote.RemoteStore` is the same store, shared through an object store. Every method raises ArtifactError
-where a disk or an object store fails, or what it reads is damaged.
+:class:`paraclip.storage.remote.RemoteStore` is the same store, shared through an object store. Every method raises
+ArtifactError where a disk or an object store fails, or what it reads is damaged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from paraclip.storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
+from paraclip.storage.locks import Held, Owner, living_owner, lock, owner_name
+from paraclip.storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
-from storage.locks import Held, Owner, living_owner, lock, owner_name
-from storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 
 if TYPE_CHECKING:
-    from storage.object_store import RemoteFolder
+    from paraclip.storage.object_store import RemoteFolder
 
 __all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "Holder", "Manifest", "WorkFolder", "safe_channel"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.files import write_atomic
-from storage.fingerprint import FileHashes, canonical_json
+from paraclip.storage.files import write_atomic
+from paraclip.storage.fingerprint import FileHashes, canonical_json
 
 __all__ = ["BenchmarkFeatures"]
 

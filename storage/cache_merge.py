@@ -12,12 +12,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from paraclip.storage.cache_tools import note_imported, note_joined
+from paraclip.storage.duckdb_file import connect
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.locks import lock
+from paraclip.storage.parts import PartFolder, TornPart, digest_of, order_of
 from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage.cache_tools import note_imported, note_joined
-from storage.duckdb_file import connect
-from storage.generations import GenerationStore
-from storage.locks import lock
-from storage.parts import PartFolder, TornPart, digest_of, order_of
 
 __all__ = ["Compacted", "Merged", "compact", "merge"]
 

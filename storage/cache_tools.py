@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from paraclip.storage.duckdb_file import environment_error, opened
+from paraclip.storage.files import read_json, write_json
+from paraclip.storage.generations import GENERATIONS, NAME, PARTS, CacheFile, GenerationStore, table_sql
+from paraclip.storage.parts import PartFolder, TornPart, digest_of
 from paraclip_core.errors import ArtifactError
-from storage.duckdb_file import environment_error, opened
-from storage.files import read_json, write_json
-from storage.generations import GENERATIONS, NAME, PARTS, CacheFile, GenerationStore, table_sql
-from storage.parts import PartFolder, TornPart, digest_of
 
 __all__ = [
     "CacheGroup",

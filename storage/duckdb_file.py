@@ -10,9 +10,9 @@ from pathlib import Path
 
 import duckdb
 
+from paraclip.storage.files import storage_error
+from paraclip.storage.parquet import parquet_files
 from paraclip_core.errors import ArtifactError, LockedError, one_line
-from storage.files import storage_error
-from storage.parquet import parquet_files
 
 __all__ = ["CONFIG", "attached", "connect", "environment_error", "frequent_values", "opened"]
 

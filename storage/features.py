@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.files import write_atomic
 from paraclip_core.errors import ArtifactError
-from storage.duckdb_file import CONFIG
-from storage.files import write_atomic
 
 __all__ = ["EarlierFeatures", "FeatureRows", "FeatureStore", "IdIndex", "shard_path", "write_index", "write_shard"]
 

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.files import file_sha256, read_json, settled, write_atomic, write_json
 from paraclip_core.errors import ArtifactError, InputError
-from storage.files import file_sha256, read_json, settled, write_atomic, write_json
 
 __all__ = ["FileHashes", "canonical_json", "fingerprint", "folder_hash"]
 

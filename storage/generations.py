@@ -23,11 +23,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from paraclip.storage.duckdb_file import attached, connect, environment_error, opened
+from paraclip.storage.files import storage_errors
+from paraclip.storage.locks import lock
+from paraclip.storage.parts import PartFolder, PartMirror, TornPart, check_columns, order_of
 from paraclip_core.errors import ArtifactError
-from storage.duckdb_file import attached, connect, environment_error, opened
-from storage.files import storage_errors
-from storage.locks import lock
-from storage.parts import PartFolder, PartMirror, TornPart, check_columns, order_of
 
 __all__ = ["GENERATIONS", "PARTS", "VERDICTS", "CacheFile", "CacheTable", "GenerationStore", "table_sql"]
 

@@ -26,11 +26,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from paraclip.storage.files import parse_json, storage_errors
 from paraclip_core.errors import ArtifactError, LockedError
-from storage.files import parse_json, storage_errors
 
 if TYPE_CHECKING:
-    from storage.object_store import RemoteFolder
+    from paraclip.storage.object_store import RemoteFolder
 
 __all__ = ["Held", "Lease", "Owner", "lease", "living_owner", "lock", "owner_name", "parse_owner"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.files import file_sha256, files_below, parse_json
 from paraclip_core.errors import ArtifactError
-from storage.files import file_sha256, files_below, parse_json
 
 __all__ = [
     "MANIFEST",

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from paraclip.storage.files import storage_error
+from paraclip.storage.manifests import safe_name
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError, UnknownNameError
-from storage.files import storage_error
-from storage.manifests import safe_name
 
 __all__ = ["RemoteFolder", "is_url", "open_remote"]
 

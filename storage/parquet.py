@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.files import write_atomic
 from paraclip_core.errors import ArtifactError
-from storage.files import write_atomic
 
 __all__ = ["PartWriter", "count_rows", "iter_batches", "parquet_files", "read_table", "write_table"]
 

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.files import read_json, storage_errors, sweep_drafts, sync_folder, write_json
+from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError
-from storage.files import read_json, storage_errors, sweep_drafts, sync_folder, write_json
-from storage.object_store import RemoteFolder
 
 __all__ = ["PartDraft", "PartFolder", "PartMirror", "TornPart", "check_columns", "digest_of", "order_of"]
 

@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage import locks
+from paraclip.storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
+from paraclip.storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
+from paraclip.storage.locks import Held, Lease, Owner, lease, lock, parse_owner
+from paraclip.storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
+from paraclip.storage.object_store import RemoteFolder
+from paraclip.storage.unfinished import SNAPSHOT, UnfinishedWork
 from paraclip_core.errors import ArtifactError, LockedError
-from storage import locks
-from storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
-from storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
-from storage.locks import Held, Lease, Owner, lease, lock, parse_owner
-from storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
-from storage.object_store import RemoteFolder
-from storage.unfinished import SNAPSHOT, UnfinishedWork
 
 __all__ = ["RemoteStore"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.object_store import is_url, open_remote
 from paraclip_core.errors import ConfigError, UnknownNameError
-from storage.artifacts import ArtifactStore
-from storage.object_store import is_url, open_remote
 
 if TYPE_CHECKING:
-    from storage.generations import GenerationStore
+    from paraclip.storage.generations import GenerationStore
 
 __all__ = ["LOCAL_VARIABLE", "check_root", "local_folder", "open_generations", "open_store", "working_folder"]
 
@@ -34,7 +34,7 @@ def open_store(root: Path | str) -> ArtifactStore:
     """
     text = str(root)
     if is_url(text):
-        from storage.remote import RemoteStore
+        from paraclip.storage.remote import RemoteStore
 
         return RemoteStore(working_folder(text), open_remote(text))
     return ArtifactStore(unquote(urlsplit(text).path) if "://" in text else _at_home(text))
@@ -58,8 +58,8 @@ def check_root(store: ArtifactStore) -> None:
 def open_generations(store: ArtifactStore) -> GenerationStore:
     """The generation cache of a store."""
     # DuckDB takes a while to import, and most commands need none.
-    from storage.generations import GenerationStore
-    from storage.parts import PartMirror
+    from paraclip.storage.generations import GenerationStore
+    from paraclip.storage.parts import PartMirror
 
     return GenerationStore(store.cache, store.remote and PartMirror(store.remote, store.cache))
 

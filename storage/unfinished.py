@@ -21,11 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paraclip.storage.files import file_sha256, files_below, is_temporary, json_bytes, parse_json, read_json, write_json
+from paraclip.storage.locks import Lease
+from paraclip.storage.manifests import safe_name
+from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError, ConfigError, LockedError
-from storage.files import file_sha256, files_below, is_temporary, json_bytes, parse_json, read_json, write_json
-from storage.locks import Lease
-from storage.manifests import safe_name
-from storage.object_store import RemoteFolder
 
 __all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]
 

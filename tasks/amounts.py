@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.cache_tools import paid_tokens
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import StepLeft, steps_left
+from paraclip.tasks.stage import Stage
+from paraclip.tasks.stages.features import new_images
+from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import PaidEngine
-from storage.artifacts import Artifact
-from storage.cache_tools import paid_tokens
-from tasks.context import Run
-from tasks.requests import StepLeft, steps_left
-from tasks.stage import Stage
-from tasks.stages.features import new_images
-from tasks.stages.ingest import IngestedCaptions, ingested_captions
-from tasks.stages.paraphrase import STEPS
 
 __all__ = ["Amount", "amounts", "units_of"]
 

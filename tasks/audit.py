@@ -12,6 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
+from paraclip.storage.files import write_atomic
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.context import Run
+from paraclip.tasks.image_index import SearchTarget, load_models
+from paraclip.tasks.trial import try_captions
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.search import Searcher
@@ -20,11 +25,6 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.audit_page import WORST, render_audit
 from paraclip_core.report.page import thumbnail
-from storage.files import write_atomic
-from storage.parquet import iter_batches
-from tasks.context import Run
-from tasks.image_index import SearchTarget, load_models
-from tasks.trial import try_captions
 
 __all__ = ["audit", "expected_gain", "queries_of_index", "reword", "write_page"]
 
@@ -71,7 +71,7 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
         seed: of the intervals' draws.
 
     Raises:
-        ModelError: as :func:`tasks.image_index.load_models`.
+        ModelError: as :func:`paraclip.tasks.image_index.load_models`.
         InputError: the index holds features that are not finite.
         BenchmarkError: there are no pairs, or an entry is none.
     """

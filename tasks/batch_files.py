@@ -14,6 +14,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.files import write_atomic
+from paraclip.storage.locks import lock
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import MissingRequests, looking_for_requests
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
 from paraclip_core.paraphrase.engines.base import PaidEngine
@@ -28,10 +32,6 @@ from paraclip_core.paraphrase.engines.openai_wire import (
 from paraclip_core.paraphrase.generate import storable
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
-from storage.files import write_atomic
-from storage.locks import lock
-from tasks.context import Run
-from tasks.requests import MissingRequests, looking_for_requests
 
 __all__ = ["BOTH_STEPS", "Exported", "Imported", "export_requests", "import_answers"]
 

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import read_json, write_json
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_node
+from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
+from paraclip.tasks.results import Result, why
+from paraclip.tasks.stage import Node, software_versions
+from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, Verdict, compare, judge_challenger
 from paraclip_core.evaluation.results import Measured, from_table
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.files import read_json, write_json
-from storage.fingerprint import fingerprint
-from storage.parquet import read_table
-from tasks.context import Run, run_node
-from tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
-from tasks.results import Result, why
-from tasks.stage import Node, software_versions
-from tasks.stages.evaluate import EVALUATE
 
 __all__ = ["Duel", "challenge", "check_channel", "decide", "duel_rows"]
 

@@ -1,7 +1,7 @@
 """A stage in a child process of its own: its memory is freed, its death is seen, and it never outlives its parent.
 
-The child is ``python -m tasks.child REQUEST``. It writes to a log file, never to its parent's pipes: an orphan that
-holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process group, so
+The child is ``python -m paraclip.tasks.child REQUEST``. It writes to a log file, never to its parent's pipes: an orphan
+that holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process group, so
 that what stops the parent's group stops it too, and it dies when the parent does.
 """
 
@@ -24,24 +24,24 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import convert_disk_errors, storage_error
+from paraclip.storage.roots import open_store
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.status import StatusFile, read_answer, read_failure, relay_from
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.files import convert_disk_errors, storage_error
-from storage.roots import open_store
-from tasks.stage import carry_out
-from tasks.status import StatusFile, read_answer, read_failure, relay_from
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["Stop", "call_in_child", "log_path", "make_artifact", "run_in_child", "settings_of"]
 
 log = logging.getLogger(__name__)
 
-MAKE = "tasks.child:make_artifact"
+MAKE = "paraclip.tasks.child:make_artifact"
 STATUS = "status.json"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
@@ -128,7 +128,7 @@ def call_in_child(
             (folder / "request.json").write_text(text)
         began, status = output.tell(), folder / STATUS
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tasks.child", str(folder / "request.json")],
+            [sys.executable, "-P", "-m", "paraclip.tasks.child", str(folder / "request.json")],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -230,7 +230,7 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
         StageError: the stage has another version here than in the run's own process.
         ParaclipError: what the stage raised.
     """
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
     draft = Draft(**request["draft"])
     run = Run(settings_of(request["settings"]), open_store(request["root"]))

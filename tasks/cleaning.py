@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.files import storage_error
+from paraclip.tasks.history import KEPT_MODELS, models
 from paraclip_core.errors import LockedError
-from storage.artifacts import Artifact, ArtifactStore
-from storage.files import storage_error
-from tasks.history import KEPT_MODELS, models
 
 __all__ = ["Collected", "Left", "Rubbish", "collect", "remove"]
 

@@ -9,6 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.files import storage_error, write_atomic, write_json
+from paraclip.storage.fingerprint import FileHashes, fingerprint
+from paraclip.tasks.models import find_release, name_in
+from paraclip.tasks.results import why
+from paraclip.tasks.stage import software_versions
+from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import find_benchmark, metric_of
@@ -16,14 +24,6 @@ from paraclip_core.evaluation.results import Provenance
 from paraclip_core.evaluation.run import Compared, Evaluation, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import ArtifactStore
-from storage.benchmark_features import BenchmarkFeatures
-from storage.files import storage_error, write_atomic, write_json
-from storage.fingerprint import FileHashes, fingerprint
-from tasks.models import find_release, name_in
-from tasks.results import why
-from tasks.stage import software_versions
-from tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 
 __all__ = ["Request", "compare_and_write", "named_models", "table", "with_images"]
 

@@ -10,22 +10,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.features import FeatureRows, FeatureStore
+from paraclip.storage.fingerprint import FileHashes, fingerprint
+from paraclip.storage.manifests import SOURCE
+from paraclip.storage.roots import open_store
+from paraclip.tasks.child import Stop, run_in_child
+from paraclip.tasks.registry import stages_of
+from paraclip.tasks.stage import Node, Stage, carry_out, software_versions
+from paraclip.tasks.stages.evaluate import check_benchmarks
+from paraclip.tasks.stages.paraphrase import step_batches
+from paraclip.tasks.status import EventLog, both, events_path
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.features import FeatureRows, FeatureStore
-from storage.fingerprint import FileHashes, fingerprint
-from storage.manifests import SOURCE
-from storage.roots import open_store
-from tasks.child import Stop, run_in_child
-from tasks.registry import stages_of
-from tasks.stage import Node, Stage, carry_out, software_versions
-from tasks.stages.evaluate import check_benchmarks
-from tasks.stages.paraphrase import step_batches
-from tasks.status import EventLog, both, events_path
 
 __all__ = ["Run", "run_node", "run_stage"]
 

@@ -11,6 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.duckdb_file import frequent_values
+from paraclip.storage.files import atomic_folder, write_atomic
+from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
@@ -26,10 +30,6 @@ from paraclip_core.errors import ArtifactError, ConfigError, InputError, Unknown
 from paraclip_core.licenses import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
-from storage.artifacts import Artifact, ArtifactStore
-from storage.duckdb_file import frequent_values
-from storage.files import atomic_folder, write_atomic
-from storage.parquet import PartWriter, iter_batches
 
 __all__ = [
     "SHARD_ROWS",
@@ -90,7 +90,7 @@ def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Se
     if settings is None:
         raise ConfigError("say which paraphrases: a configuration (-c), or --artifact with a fingerprint or channel")
     # Here, because the stages take a second to import.
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
     artifact = store.find(STEP_2, Run(settings, store).node(STEP_2).fingerprint)
     if artifact is None:

@@ -13,16 +13,16 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.files import write_json
+from paraclip.storage.parquet import parquet_files
+from paraclip.tasks.context import Run
+from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
 from paraclip_core.config import DriftOptions
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
-from storage.artifacts import Artifact
-from storage.duckdb_file import CONFIG
-from storage.files import write_json
-from storage.parquet import parquet_files
-from tasks.context import Run
-from tasks.publish import artifact_key, as_text, emit, publish_table
 
 __all__ = ["Drift", "check_drift", "measure_drift"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.files import atomic_folder
 from paraclip_core.errors import ArtifactError
-from storage.artifacts import Artifact, ArtifactStore
-from storage.files import atomic_folder
 
 __all__ = ["Layout", "export_model"]
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.manifests import SOURCE
 from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage.artifacts import Artifact, ArtifactStore
-from storage.manifests import SOURCE
 
 __all__ = [
     "BY_PROMOTION",

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.features import FeatureStore
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.models import base_of, find_model, find_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, read_index
 from paraclip_core.clip.load import load_clip
@@ -17,10 +21,6 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.errors import ConfigError, InputError, ModelError
-from storage.artifacts import Artifact, ArtifactStore
-from storage.features import FeatureStore
-from storage.parquet import iter_batches
-from tasks.models import base_of, find_model, find_release
 
 __all__ = [
     "Hit",

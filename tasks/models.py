@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.fingerprint import FileHashes
+from paraclip.storage.manifests import sources_of
 from paraclip_core.clip.reference import (
     canonical,
     check_reference,
@@ -18,12 +21,9 @@ from paraclip_core.clip.reference import (
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
 from paraclip_core.paths import user_path
-from storage.artifacts import Artifact, ArtifactStore
-from storage.fingerprint import FileHashes
-from storage.manifests import sources_of
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = [
     "EMBEDDED",

@@ -12,20 +12,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.files import storage_error
+from paraclip.storage.manifests import SOURCE
+from paraclip.tasks.amounts import Amount, amounts, units_of
+from paraclip.tasks.context import Run
+from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.stage import Node, Stage
+from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
-from storage.artifacts import Artifact, ArtifactStore
-from storage.files import storage_error
-from storage.manifests import SOURCE
-from tasks.amounts import Amount, amounts, units_of
-from tasks.context import Run
-from tasks.preflight import check_before_paying
-from tasks.stage import Node, Stage
-from tasks.stages.ingest import IngestedCaptions, ingested_captions
 
 __all__ = ["Cost", "RunPlan", "StagePlan", "differences", "estimate", "plan_run"]
 
@@ -284,7 +284,7 @@ DEFAULTS = {
     "evaluate": Rate(4, 0.0023, 75),
     "report": Rate(0.8, 0.0, 0.0),
 }
-"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`tasks.amounts.units_of`."""
+"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`paraclip.tasks.amounts.units_of`."""
 
 OTHERS = Rate(5, 0.0, 0.0)
 

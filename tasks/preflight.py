@@ -14,6 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.context import Run
+from paraclip.tasks.drift import check_drift
+from paraclip.tasks.stage import input_path
+from paraclip.tasks.stages.evaluate import benchmark_tasks
+from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
 from paraclip_core.captions.survey import missing_images
 from paraclip_core.clip.images import ImageArchive, holds_any
@@ -26,14 +34,6 @@ from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
-from storage.artifacts import Artifact
-from storage.parquet import iter_batches
-from tasks.context import Run
-from tasks.drift import check_drift
-from tasks.stage import input_path
-from tasks.stages.evaluate import benchmark_tasks
-from tasks.stages.ingest import IngestedCaptions, ingested_captions
-from tasks.stages.paraphrase import STEPS
 
 __all__ = ["Census", "check_before_paying"]
 

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
+from paraclip.tasks.status import shown_facts
 from paraclip_core.progress import Fact, Progress, silent
-from tasks.status import shown_facts
 
 __all__ = [
     "EVENTS",

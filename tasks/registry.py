@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from paraclip.tasks.stage import Stage
+from paraclip.tasks.stages.evaluate import EVALUATE
+from paraclip.tasks.stages.features import FEATURES
+from paraclip.tasks.stages.ingest import INGEST
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from paraclip.tasks.stages.report import REPORT
+from paraclip.tasks.stages.scenes import SCENES
+from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.plugins import import_path
-from tasks.stage import Stage
-from tasks.stages.evaluate import EVALUATE
-from tasks.stages.features import FEATURES
-from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
-from tasks.stages.report import REPORT
-from tasks.stages.scenes import SCENES
-from tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 
 __all__ = ["STAGES", "stages_of"]
 
@@ -37,9 +37,9 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
     """
     stages = dict(STAGES)
     for path in settings.run.stages:
-        stage = import_path(path, f"run.stages: {path}", "a tasks.stage.Stage")
+        stage = import_path(path, f"run.stages: {path}", "a paraclip.tasks.stage.Stage")
         if not isinstance(stage, Stage):
-            raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected a tasks.stage.Stage")
+            raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected a paraclip.tasks.stage.Stage")
         stages[stage.name] = stage
     return _inputs_first({name: stage for name, stage in stages.items() if stage.applies(settings)}, settings)
 

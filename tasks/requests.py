@@ -10,6 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.roots import open_generations
+from paraclip.tasks.context import Run
+from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.paraphrase import step_batches
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import Prompt
@@ -30,12 +36,6 @@ from paraclip_core.paraphrase.rounds import judge_spec, word_requests
 from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import Artifact
-from storage.generations import GenerationStore
-from storage.roots import open_generations
-from tasks.context import Run
-from tasks.stages.ingest import IngestedCaptions, ingested_captions
-from tasks.stages.paraphrase import step_batches
 
 __all__ = ["MissingRequests", "RequestBlock", "StepLeft", "looking_for_requests", "step_left", "steps_left"]
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.files import read_json, write_atomic, write_json
+from paraclip.storage.manifests import SOURCE
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
-from storage.artifacts import Artifact, ArtifactStore
-from storage.files import read_json, write_atomic, write_json
-from storage.manifests import SOURCE
-from storage.parquet import iter_batches
-from tasks.history import BY_PROMOTION, BY_RUN, moved
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = [
     "Result",

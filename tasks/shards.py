@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.roots import open_store
+from paraclip.tasks.child import Stop, call_in_child, log_path, settings_of
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import step_left
+from paraclip.tasks.stage import Node
+from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing
+from paraclip.tasks.status import StatusFile, relay_from
 from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
-from storage.artifacts import Artifact
-from storage.roots import open_store
-from tasks.child import Stop, call_in_child, log_path, settings_of
-from tasks.context import Run
-from tasks.requests import step_left
-from tasks.stage import Node
-from tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing
-from tasks.status import StatusFile, relay_from
 
 __all__ = ["ShardJob", "ask_shard", "followed", "forget_reports", "plan_shards", "reporting", "run_shard"]
 
@@ -90,7 +90,7 @@ def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop
     stage, fingerprint = job.draft["stage"], job.draft["fingerprint"]
     path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
     request = {**asdict(job), "shard": shard}
-    return call_in_child("tasks.shards:run_shard", request, settings, path, progress, stop)
+    return call_in_child("paraclip.tasks.shards:run_shard", request, settings, path, progress, stop)
 
 
 def reporting(job: ShardJob, shard: int) -> Progress:

@@ -11,16 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
+from paraclip.storage.files import convert_disk_errors
+from paraclip.storage.manifests import sources_of
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Fact, Progress, silent
-from storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
-from storage.files import convert_disk_errors
-from storage.manifests import sources_of
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["Node", "Stage", "StageContext", "carry_out", "input_path", "software_versions"]
 

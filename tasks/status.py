@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import paraclip_core.errors
+from paraclip.storage.artifacts import ArtifactStore
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.progress import Fact, Progress
-from storage.artifacts import ArtifactStore
 
 __all__ = [
     "EventLog",

@@ -9,6 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.cache_tools import paid_tokens
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.roots import open_generations
+from paraclip.tasks.context import Run
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import ConfigError
@@ -22,11 +27,6 @@ from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import judge_spec, word_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
-from storage.artifacts import ArtifactStore
-from storage.cache_tools import paid_tokens
-from storage.generations import GenerationStore
-from storage.roots import open_generations
-from tasks.context import Run
 
 __all__ = ["Attempt", "CaptionTrial", "Rewrite", "Trial", "try_captions"]
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from paraclip.storage.cache_tools import find_generation, nearest_generation
+from paraclip.storage.generations import GenerationStore
+from paraclip.tasks.context import Run
 from paraclip_core.captions.clean import clean
 from paraclip_core.errors import ConfigError, UnknownNameError
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP, judge_requests
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
 from paraclip_core.paraphrase.small_model.synonyms import WORD_STEP
-from storage.cache_tools import find_generation, nearest_generation
-from storage.generations import GenerationStore
-from tasks.context import Run
 
 __all__ = ["Difference", "Explanation", "explain"]
 

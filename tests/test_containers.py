@@ -27,8 +27,8 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import Settings
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from flows import local_stack
-from storage.roots import working_folder
+from paraclip.flows import local_stack
+from paraclip.storage.roots import working_folder
 
 REPOSITORY = Path(__file__).parents[1]
 DOCKERFILE = (REPOSITORY / "docker" / "Dockerfile").read_text()

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 from typer.main import get_command
 
-from flows.cli import app
+from paraclip.flows.cli import app
 from paraclip_core.config import Settings
 
 REPOSITORY = Path(__file__).parents[1]

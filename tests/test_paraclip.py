@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 import paraclip
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 from paraclip_core.errors import BenchmarkError, ConfigError
 
 

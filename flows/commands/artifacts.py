@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     JsonOption,
     RootOption,
@@ -18,11 +18,11 @@ from flows.commands.common import (
     print_table,
     say,
 )
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.manifests import SOURCE, sources_of
+from paraclip.storage.roots import check_root, open_store
+from paraclip.tasks.history import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
-from storage.artifacts import Artifact, ArtifactStore
-from storage.manifests import SOURCE, sources_of
-from storage.roots import check_root, open_store
-from tasks.history import KEPT_MODELS
 
 __all__ = ["app"]
 
@@ -125,7 +125,7 @@ def gc(
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
-    from tasks.cleaning import collect, remove
+    from paraclip.tasks.cleaning import collect, remove
 
     collected = collect(_opened(root), keep_days, unfinished, keep_models)
     left = collected.left + (remove(collected.rubbish, keep_models) if yes else [])
@@ -152,7 +152,7 @@ def _opened(root: str) -> ArtifactStore:
 
 
 def _check_stage(stage: str, store: ArtifactStore) -> None:
-    from tasks.registry import STAGES
+    from paraclip.tasks.registry import STAGES
 
     there = {artifact.stage for artifact in store.list()} | {name for name, _, _ in store.unfinished()}
     known = [*STAGES, *sorted(there - set(STAGES))]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     ConfigOption,
     JsonOption,
@@ -24,7 +24,7 @@ from flows.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from storage.generations import GenerationStore
+    from paraclip.storage.generations import GenerationStore
 
 __all__ = ["app"]
 
@@ -41,7 +41,7 @@ StepOption = Annotated[
 @app.command()
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """How many generations there are, of which models and prompts."""
-    from storage.cache_tools import cache_stats
+    from paraclip.storage.cache_tools import cache_stats
 
     with _opened(root) as store:
         counts = asdict(cache_stats(store))
@@ -57,7 +57,7 @@ def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
 @app.command()
 def rebuild(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Make the DuckDB file again from the segments, which hold the truth."""
-    from storage.cache_tools import cache_stats
+    from paraclip.storage.cache_tools import cache_stats
 
     with _opened(root) as store:
         store.rebuild()
@@ -81,8 +81,8 @@ def why(
     as_json: JsonOption = False,
 ) -> None:
     """Which part of the request's key differs between the configuration and the nearest generation kept."""
-    from tasks.context import Run
-    from tasks.why import explain
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.why import explain
 
     run = Run(settings_from(config, set_, root))
     with _opened(run.settings.run.root, must_exist=False) as store:
@@ -103,8 +103,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Copy generations to a folder that `import` reads; what it holds already is passed over."""
-    from storage.cache_merge import merge
-    from storage.generations import GenerationStore
+    from paraclip.storage.cache_merge import merge
+    from paraclip.storage.generations import GenerationStore
 
     with _opened(root) as store:
         # A shared cache first fetches what other machines have.
@@ -123,7 +123,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over another cache's generations; what is answered here stays as it is. Ends with 1 if some were damaged."""
-    from storage.cache_merge import merge
+    from paraclip.storage.cache_merge import merge
 
     with _opened(root, must_exist=False) as store:
         merged = asdict(merge(store, folder, _wanted(engine, model, step)))
@@ -133,7 +133,7 @@ def import_(
 @app.command()
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Join many small segments to few big ones; others may go on writing, and it may be killed at any time."""
-    from storage.cache_merge import compact as join
+    from paraclip.storage.cache_merge import compact as join
 
     with _opened(root) as store:
         counts = asdict(join(store))
@@ -148,7 +148,7 @@ def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> Non
 @app.command()
 def verify(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Read every segment and compare the tables with them; ends with code 1 where something was wrong."""
-    from storage.cache_tools import verify_cache
+    from paraclip.storage.cache_tools import verify_cache
 
     with _opened(root) as store:
         result = verify_cache(store)
@@ -214,7 +214,7 @@ def _print_why(explanation: dict[str, Any]) -> None:
 
 @contextmanager
 def _opened(root: str, must_exist: bool = True) -> Iterator[GenerationStore]:
-    from storage.roots import check_root, open_generations, open_store
+    from paraclip.storage.roots import check_root, open_generations, open_store
 
     artifacts = open_store(root)
     if must_exist:

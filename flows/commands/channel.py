@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.alerts import announce_rollback
-from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, say
-from storage.artifacts import ArtifactStore
-from storage.roots import check_root, open_store
-from tasks.history import Move, existing_channel, history
-from tasks.history import rollback as move_back
+from paraclip.flows.alerts import announce_rollback
+from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, say
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.roots import check_root, open_store
+from paraclip.tasks.history import Move, existing_channel, history
+from paraclip.tasks.history import rollback as move_back
 
 __all__ = ["app"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     ConfigOption,
     JsonOption,
     PrivateOption,
@@ -20,8 +20,8 @@ from flows.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from storage.artifacts import Artifact
-    from tasks.dataset import ExportedDataset
+    from paraclip.storage.artifacts import Artifact
+    from paraclip.tasks.dataset import ExportedDataset
 
 __all__ = ["export_dataset"]
 
@@ -59,10 +59,10 @@ def export_dataset(
     as_json: JsonOption = False,
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
-    from storage.roots import check_root, open_store
-    from tasks.dataset import export_dataset as write
-    from tasks.dataset import find_paraphrases, read_opt_outs
-    from tasks.hub import check_push, push_folder
+    from paraclip.storage.roots import check_root, open_store
+    from paraclip.tasks.dataset import export_dataset as write
+    from paraclip.tasks.dataset import find_paraphrases, read_opt_outs
+    from paraclip.tasks.hub import check_push, push_folder
 
     if push is not None:
         check_push(push)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable, say
-from flows.commands.models import MODEL, DeviceOption
-from flows.commands.run import HELD, GateOption, print_comparison
+from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, printable, say
+from paraclip.flows.commands.models import MODEL, DeviceOption
+from paraclip.flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
 
@@ -44,10 +44,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.comparison import Request, compare_and_write, table, with_images
+    from paraclip.tasks.status import shown_progress
     from paraclip_core.evaluation.run import parse_benchmark
-    from storage.roots import open_store
-    from tasks.comparison import Request, compare_and_write, table, with_images
-    from tasks.status import shown_progress
 
     models = _models(base, tuned, model or ())
     benchmarks = [parse_benchmark(text) for text in benchmark]
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def _models(base: str | None, tuned: str | None, models: tuple[str, ...] | list[str]) -> dict[str, str]:
-    from tasks.comparison import named_models
+    from paraclip.tasks.comparison import named_models
 
     if models and (base or tuned):
         raise ConfigError("--model takes the place of --base and --tuned; use one or the other")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     ConfigOption,
     JsonOption,
@@ -22,7 +22,7 @@ from flows.commands.common import (
     say_next,
     settings_from,
 )
-from flows.commands.models import MODEL, DeviceOption
+from paraclip.flows.commands.models import MODEL, DeviceOption
 from paraclip_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Rank a run's images, or an index of your own, for a query: the base model's order beside the tuned one's."""
-    from storage.roots import open_store
-    from tasks.image_index import search as nearest_images
-    from tasks.image_index import search_target
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.image_index import search as nearest_images
+    from paraclip.tasks.image_index import search_target
 
     if not query.strip():
         raise ConfigError("the query is empty; say in words what to look for")
@@ -101,9 +101,9 @@ def verify_index(
     as_json: JsonOption = False,
 ) -> None:
     """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
-    from storage.roots import open_store
-    from tasks.image_index import verify_index as verify
-    from tasks.models import find_release
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.image_index import verify_index as verify
+    from paraclip.tasks.models import find_release
 
     store = open_store(root)
     proof = verify(str(find_release(base, store)), str(find_release(tuned, store)), images, features, sample, ids)
@@ -148,10 +148,10 @@ def audit(
 
     A tuned model is measured beside its base; any other alone.
     """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks import audit as audits
+    from paraclip.tasks.image_index import search_target
     from paraclip_core.evaluation.audit import read_queries
-    from storage.roots import open_store
-    from tasks import audit as audits
-    from tasks.image_index import search_target
 
     target = search_target(model, open_store(root), base, features, ids, images)
     entries: list[Any] | None = None
@@ -210,13 +210,13 @@ def ui(
 
     import uvicorn
 
-    from storage.roots import open_store
-    from tasks.image_index import search_target
-    from tasks.models import judgment
-    from tasks.search_page.app import make_app
-    from tasks.search_page.catalogue import Catalogue
-    from tasks.search_page.engine import SearchEngine
-    from tasks.search_page.marks import Marks
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.image_index import search_target
+    from paraclip.tasks.models import judgment
+    from paraclip.tasks.search_page.app import make_app
+    from paraclip.tasks.search_page.catalogue import Catalogue
+    from paraclip.tasks.search_page.engine import SearchEngine
+    from paraclip.tasks.search_page.marks import Marks
 
     store = open_store(root)
     target = search_target(model, store, base, features, ids, images)

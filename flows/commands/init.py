@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.common import JsonOption, print_json, say, say_next
+from paraclip.flows.commands.common import JsonOption, print_json, say, say_next
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
@@ -39,10 +39,10 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a folder of captions and images, and write a configuration for it."""
+    from paraclip.storage.files import write_atomic
     from paraclip_core.captions.survey import survey
     from paraclip_core.clip.reference import check_reference
     from paraclip_core.config import ColumnNames
-    from storage.files import write_atomic
 
     if output.exists() and not force:
         raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, JsonOption, PrivateOption, PushOption, RootOption, print_json
+from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, PrivateOption, PushOption, RootOption, print_json
 
 __all__ = ["MODEL", "DeviceOption", "export", "push"]
 
@@ -48,10 +48,10 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model for another library or for ONNX, with its evaluation in the card."""
-    from storage.roots import open_store
-    from tasks.export import export_model
-    from tasks.hub import check_push, push_folder
-    from tasks.models import find_release
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.export import export_model
+    from paraclip.tasks.hub import check_push, push_folder
+    from paraclip.tasks.models import find_release
 
     if push is not None:
         check_push(push)
@@ -77,7 +77,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""
-    from tasks.hub import push_folder
+    from paraclip.tasks.hub import push_folder
 
     address = push_folder(folder, repo, private)
     if as_json:

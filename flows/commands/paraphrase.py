@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     ConfigOption,
     JsonOption,
     RunDeviceOption,
@@ -28,8 +28,8 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
-    from tasks.batch_files import Exported, Imported
-    from tasks.trial import Attempt, CaptionTrial, Trial
+    from paraclip.tasks.batch_files import Exported, Imported
+    from paraclip.tasks.trial import Attempt, CaptionTrial, Trial
 
 __all__ = ["paraphrase", "requests"]
 
@@ -56,8 +56,8 @@ def paraphrase(
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
-    from tasks.context import Run
-    from tasks.trial import try_captions
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.trial import try_captions
 
     settings = settings_from(config, set_, root, device)
     texts = [*(captions or ()), *(_lines(file) if file else ())]
@@ -165,8 +165,8 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
     file is empty.
     """
-    from tasks.batch_files import BOTH_STEPS, export_requests
-    from tasks.context import Run
+    from paraclip.tasks.batch_files import BOTH_STEPS, export_requests
+    from paraclip.tasks.context import Run
 
     settings = settings_from(config, set_, root)
     with _watched() as progress:
@@ -195,8 +195,8 @@ def import_(
 
     Give the same settings as for the export. Lines of no use are written to FILE.rejects.parquet, with reasons.
     """
-    from tasks.batch_files import import_answers
-    from tasks.context import Run
+    from paraclip.tasks.batch_files import import_answers
+    from paraclip.tasks.context import Run
 
     settings = settings_from(config, set_, root)
     with _watched() as progress:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from flows.commands.common import (
+from paraclip.flows.commands.common import (
     ConfigOption,
     JsonOption,
     RunDeviceOption,
@@ -33,7 +33,7 @@ from paraclip_core.paraphrase.engines import engine_facts
 from paraclip_core.report.data import shares_of_asked
 
 if TYPE_CHECKING:
-    from tasks.plan import StagePlan
+    from paraclip.tasks.plan import StagePlan
 
 __all__ = [
     "HELD",
@@ -113,8 +113,8 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     Raises:
         ConfigError: there is no stage `start`, or one before it is not finished.
     """
-    from tasks.context import Run
-    from tasks.results import check_run_name, record_result, stage_row
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.results import check_run_name, record_result, stage_row
 
     run = Run(settings)
     check_run_name(settings.name, run.store)
@@ -133,17 +133,17 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
-    from flows.environment import check_server, prepare_prefect
-    from flows.logs import show_own_logs
-    from storage.roots import open_store
+    from paraclip.flows.environment import check_server, prepare_prefect
+    from paraclip.flows.logs import show_own_logs
+    from paraclip.storage.roots import open_store
 
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
     check_server()
     from prefect import tags
 
-    from flows.local_stack import TAG
-    from flows.pipeline import pipeline
+    from paraclip.flows.local_stack import TAG
+    from paraclip.flows.pipeline import pipeline
 
     show_own_logs()
     # The stage's process and Prefect's temporary server.
@@ -176,8 +176,8 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 def print_comparison(summary: Mapping[str, Any]) -> None:
     """The table base | tuned | delta | interval, and the verdict."""
+    from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.evaluation.benchmarks import arrow_of
-    from tasks.results import comparison_rows, why
 
     rows = [
         {
@@ -217,8 +217,8 @@ def plan(
     regenerate: ReasonOption = None,
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from tasks.context import Run
-    from tasks.plan import plan_run
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.plan import plan_run
 
     settings = asking_again(settings_from(config, set_, root, device), regenerate)
     with Console(stderr=True).status("counting captions and answers"):
@@ -285,7 +285,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
-    from tasks.status import shown_progress
+    from paraclip.tasks.status import shown_progress
 
     settings = settings_from(config, set_, root, device)
     with shown_progress("evaluate champion") as progress:
@@ -304,9 +304,9 @@ def promote(
 
 
 def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dict[str, Any]:
-    from tasks.channels import check_channel, decide
-    from tasks.context import Run
-    from tasks.results import gather_result, stage_row
+    from paraclip.tasks.channels import check_channel, decide
+    from paraclip.tasks.context import Run
+    from paraclip.tasks.results import gather_result, stage_row
 
     run = Run(settings)
     check_channel(settings.name, channel, run.store)

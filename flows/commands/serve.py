@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, leave_in_order, print_json
+from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, leave_in_order, print_json
 
 __all__ = ["serve", "stop"]
 
@@ -28,9 +28,9 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Start a Prefect server, two work pools and a worker each, and register every deployment."""
-    from flows.local_stack import PASSWORD_VARIABLE, pages_url, password_file
-    from flows.local_stack import serve as start_stack
-    from storage.roots import open_store
+    from paraclip.flows.local_stack import PASSWORD_VARIABLE, pages_url, password_file
+    from paraclip.flows.local_stack import serve as start_stack
+    from paraclip.storage.roots import open_store
 
     store = open_store(root)
     leave_in_order()
@@ -50,8 +50,8 @@ def serve(
 
 def stop(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """End exactly the processes that `serve` started under this root."""
-    from flows.local_stack import stop as stop_stack
-    from storage.roots import open_store
+    from paraclip.flows.local_stack import stop as stop_stack
+    from paraclip.storage.roots import open_store
 
     ended = stop_stack(open_store(root).root)
     if as_json:

@@ -13,11 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field
 
+from paraclip.tasks.search_page.catalogue import Catalogue
+from paraclip.tasks.search_page.engine import BASE, Query, Ranking, SearchEngine
+from paraclip.tasks.search_page.marks import Marks
 from paraclip_core.errors import ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
-from tasks.search_page.catalogue import Catalogue
-from tasks.search_page.engine import BASE, Query, Ranking, SearchEngine
-from tasks.search_page.marks import Marks
 
 __all__ = ["SearchRequest", "make_app"]
 

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import ImageOps
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.image_index import SearchTarget
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
-from storage.artifacts import ArtifactStore
-from storage.parquet import iter_batches
-from tasks.image_index import SearchTarget
 
 __all__ = ["Catalogue"]
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.feedback import refine
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import HELD_BYTES, Searcher
 from paraclip_core.training.alpha import interpolate
 from paraclip_core.training.memory import free_memory
-from tasks.image_index import SearchTarget, load_models
 
 __all__ = ["BASE", "Query", "Ranking", "SearchEngine"]
 
@@ -67,7 +67,7 @@ class SearchEngine:
         """Load both models once.
 
         Raises:
-            ModelError: as :func:`tasks.image_index.load_models`.
+            ModelError: as :func:`paraclip.tasks.image_index.load_models`.
             InputError: the index holds features that are not finite.
         """
         free = free_memory(torch.device("cpu")) or 0

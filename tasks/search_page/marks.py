@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from storage.files import parse_json, write_atomic
+from paraclip.storage.files import parse_json, write_atomic
 
 __all__ = ["Marks"]
 

@@ -14,6 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.features import FeatureStore
+from paraclip.storage.files import write_atomic, write_json
+from paraclip.storage.fingerprint import FileHashes, canonical_json
+from paraclip.storage.parquet import iter_batches, write_table
+from paraclip.tasks.models import base_inputs, base_reference
+from paraclip.tasks.stage import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError, ConfigError
@@ -44,17 +52,9 @@ from paraclip_core.paths import user_path
 from paraclip_core.plugins import module_source
 from paraclip_core.scenes.plan import held_out_images
 from paraclip_core.tables import text_hash
-from storage.artifacts import Artifact
-from storage.benchmark_features import BenchmarkFeatures
-from storage.features import FeatureStore
-from storage.files import write_atomic, write_json
-from storage.fingerprint import FileHashes, canonical_json
-from storage.parquet import iter_batches, write_table
-from tasks.models import base_inputs, base_reference
-from tasks.stage import Stage, StageContext, input_path
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "own_benchmarks", "write_evaluation"]
 
@@ -227,7 +227,7 @@ def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
 
 def _body(ctx: StageContext) -> dict[str, Any]:
     # Here, because torch takes seconds to import and a plan needs none of it.
-    from tasks.training.data import use_threads
+    from paraclip.tasks.training.data import use_threads
 
     settings = ctx.settings
     use_threads(settings)

@@ -16,22 +16,22 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.duckdb_file import CONFIG, environment_error
+from paraclip.storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
+from paraclip.storage.manifests import SOURCE
+from paraclip.storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
+from paraclip.tasks.models import base_sources
+from paraclip.tasks.stage import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.pictures import picture_place
-from storage.duckdb_file import CONFIG, environment_error
-from storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
-from storage.manifests import SOURCE
-from storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
-from tasks.models import base_sources
-from tasks.stage import Stage, StageContext, input_path
 
 if TYPE_CHECKING:
+    from paraclip.tasks.context import Run
     from paraclip_core.clip.featurize import Featurizer, ImageFile
     from paraclip_core.clip.model import ClipModel
-    from tasks.context import Run
 
 __all__ = ["FEATURES", "new_images"]
 

@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.files import read_json, write_json
+from paraclip.storage.fingerprint import FileHashes
+from paraclip.storage.parquet import PartWriter, iter_batches, write_table
+from paraclip.tasks.stage import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
@@ -34,14 +39,9 @@ from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 from paraclip_core.scenes.texts import write_texts
-from storage.artifacts import Artifact
-from storage.files import read_json, write_json
-from storage.fingerprint import FileHashes
-from storage.parquet import PartWriter, iter_batches, write_table
-from tasks.stage import Stage, StageContext, input_path
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["INGEST", "IngestedCaptions", "ingested_captions", "scan_outcomes"]
 

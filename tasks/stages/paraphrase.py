@@ -14,6 +14,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.cache_tools import paid_tokens
+from paraclip.storage.duckdb_file import environment_error
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.locks import lock
+from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.roots import open_generations
+from paraclip.tasks.stage import Stage, StageContext, input_path
+from paraclip.tasks.status import with_samples
 from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
@@ -30,18 +39,9 @@ from paraclip_core.paraphrase.select import Selection
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
-from storage.artifacts import Artifact, ArtifactStore
-from storage.cache_tools import paid_tokens
-from storage.duckdb_file import environment_error
-from storage.generations import GenerationStore
-from storage.locks import lock
-from storage.parquet import PartWriter, iter_batches
-from storage.roots import open_generations
-from tasks.stage import Stage, StageContext, input_path
-from tasks.status import with_samples
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = [
     "PARAPHRASE_1",

@@ -17,6 +17,14 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.duckdb_file import frequent_values
+from paraclip.storage.features import FeatureStore
+from paraclip.storage.files import read_json, write_atomic
+from paraclip.storage.parquet import count_rows, iter_batches
+from paraclip.tasks.models import EMBEDDED, base_inputs
+from paraclip.tasks.results import why
+from paraclip.tasks.stage import Stage, StageContext, input_path
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
@@ -40,17 +48,9 @@ from paraclip_core.report.data import (
     row_totals,
     trained_on,
 )
-from storage.artifacts import Artifact
-from storage.duckdb_file import frequent_values
-from storage.features import FeatureStore
-from storage.files import read_json, write_atomic
-from storage.parquet import count_rows, iter_batches
-from tasks.models import EMBEDDED, base_inputs
-from tasks.results import why
-from tasks.stage import Stage, StageContext, input_path
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["REPORT", "gather"]
 

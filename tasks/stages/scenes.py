@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from paraclip.storage.files import storage_error
+from paraclip.tasks.stage import Stage, StageContext
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError
-from storage.files import storage_error
-from tasks.stage import Stage, StageContext
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["SCENES"]
 

@@ -1,4 +1,4 @@
-"""The two stages that train a text tower; what they do is in `tasks.training`, which imports torch."""
+"""The two stages that train a text tower; what they do is in `paraclip.tasks.training`, which imports torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
+from paraclip.tasks.stage import Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
-from tasks.models import EMBEDDED, base_inputs, base_sources
-from tasks.stage import Stage, StageContext
 
 if TYPE_CHECKING:
-    from tasks.context import Run
+    from paraclip.tasks.context import Run
 
 __all__ = ["BOOTSTRAP", "CONTROL", "FINETUNE"]
 
@@ -49,11 +49,11 @@ def _control_options(run: Run) -> dict[str, Any]:
 
 def _train(module: str, ctx: StageContext) -> dict[str, Any]:
     # Imported in the stage's process: torch takes seconds, and planning a run does not need it.
-    return import_module(f"tasks.training.{module}").run(ctx)
+    return import_module(f"paraclip.tasks.training.{module}").run(ctx)
 
 
 def _train_control(ctx: StageContext) -> dict[str, Any]:
-    from tasks.context import Run  # which knows every stage
+    from paraclip.tasks.context import Run  # which knows every stage
 
     return _train("finetune", replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 

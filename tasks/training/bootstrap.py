@@ -15,17 +15,8 @@ from typing import Any
 
 import torch
 
-from paraclip_core.clip.embedded import embedded_clip
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
-from paraclip_core.config import meaning
-from paraclip_core.training.alpha import RECALL, ValidationSet, measure
-from paraclip_core.training.batches import IMAGE
-from paraclip_core.training.card import ReleaseCard
-from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
-from paraclip_core.training.losses import Pair
-from paraclip_core.training.trainer import TrainingJob
-from tasks.stage import StageContext
-from tasks.training.data import (
+from paraclip.tasks.stage import StageContext
+from paraclip.tasks.training.data import (
     HeldOut,
     Images,
     RowCounts,
@@ -36,8 +27,17 @@ from tasks.training.data import (
     use_threads,
     validation_set,
 )
-from tasks.training.processes import train_together
-from tasks.training.release import provenance_of, release
+from paraclip.tasks.training.processes import train_together
+from paraclip.tasks.training.release import provenance_of, release
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
+from paraclip_core.config import meaning
+from paraclip_core.training.alpha import RECALL, ValidationSet, measure
+from paraclip_core.training.batches import IMAGE
+from paraclip_core.training.card import ReleaseCard
+from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
+from paraclip_core.training.losses import Pair
+from paraclip_core.training.trainer import TrainingJob
 
 __all__ = ["Preparation", "run"]
 

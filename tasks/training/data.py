@@ -14,6 +14,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.features import FeatureRows, FeatureStore
+from paraclip.storage.parquet import iter_batches
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.tokenizer import shortened, tokenize
@@ -22,9 +25,6 @@ from paraclip_core.errors import ModelError, TrainingError
 from paraclip_core.training.alpha import ValidationSet
 from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
 from paraclip_core.training.memory import bound_kernel_cache
-from storage.artifacts import Artifact
-from storage.features import FeatureRows, FeatureStore
-from storage.parquet import iter_batches
 
 __all__ = [
     "STORED",

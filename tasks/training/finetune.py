@@ -8,6 +8,24 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from paraclip.storage.files import write_json
+from paraclip.tasks.models import base_reference
+from paraclip.tasks.stage import StageContext
+from paraclip.tasks.training.data import (
+    HeldOut,
+    Images,
+    RowCounts,
+    TextTokens,
+    enough,
+    hold_out,
+    paraphrase_rows,
+    same_image_tower,
+    tokens_for,
+    use_threads,
+    validation_set,
+)
+from paraclip.tasks.training.processes import train_together
+from paraclip.tasks.training.release import paraphraser_of, provenance_of, release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, weights_hash
 from paraclip_core.clip.reference import fixed_place, place_free_name
@@ -26,24 +44,6 @@ from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimizer import select_parameters, trained_parameters
 from paraclip_core.training.trainer import TrainingJob
-from storage.files import write_json
-from tasks.models import base_reference
-from tasks.stage import StageContext
-from tasks.training.data import (
-    HeldOut,
-    Images,
-    RowCounts,
-    TextTokens,
-    enough,
-    hold_out,
-    paraphrase_rows,
-    same_image_tower,
-    tokens_for,
-    use_threads,
-    validation_set,
-)
-from tasks.training.processes import train_together
-from tasks.training.release import paraphraser_of, provenance_of, release
 
 __all__ = ["Preparation", "run"]
 

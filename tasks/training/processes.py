@@ -1,7 +1,7 @@
 """Training in as many processes of one machine as ``run.processes`` says.
 
-They are started by torch's elastic launcher, which is what torchrun is made of: ``python -m tasks.training.processes
-REQUEST`` with RANK, WORLD_SIZE and the rest in the environment. The first one leaves the trained weights in the scratch
+They are started by torch's elastic launcher, which is what torchrun is made of, as ``python -m
+paraclip.tasks.training.processes REQUEST`` with RANK, WORLD_SIZE and the rest in the environment. The first one leaves the trained weights in the scratch
 folder, where the stage takes them up.
 """
 
@@ -24,6 +24,12 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from paraclip.storage.artifacts import ArtifactStore, WorkFolder
+from paraclip.storage.files import convert_disk_errors
+from paraclip.tasks.child import settings_of
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import StageContext
+from paraclip.tasks.status import StatusFile, polling, read_failure, relay_from
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with
@@ -33,12 +39,6 @@ from paraclip_core.training.memory import bound_kernel_cache
 from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
-from storage.artifacts import ArtifactStore, WorkFolder
-from storage.files import convert_disk_errors
-from tasks.child import settings_of
-from tasks.context import Run
-from tasks.stage import StageContext
-from tasks.status import StatusFile, polling, read_failure, relay_from
 
 __all__ = ["train_together"]
 
@@ -53,7 +53,7 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
 
     Args:
         ctx: the stage's context.
-        stage: its name; ``tasks.training.<stage>.Preparation`` makes the job in each process.
+        stage: its name; ``paraclip.tasks.training.<stage>.Preparation`` makes the job in each process.
         job: the job as it was made here. Its model ends up with the trained weights, its rows are on disk already.
 
     Raises:
@@ -114,7 +114,9 @@ def _launch(desk: Path, answers: Path, count: int) -> None:
         monitor_interval=POLL_SECONDS,
     )
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "tasks.training.processes", str(desk / "request.json"))
+        elastic_launch(config, sys.executable)(
+            "-P", "-m", "paraclip.tasks.training.processes", str(desk / "request.json")
+        )
     except SignalException as error:
         raise TrainingError(f"stopped by {error.sigval.name}; run again to go on") from error
     except ChildFailedError as error:
@@ -157,7 +159,7 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFil
     store = ArtifactStore(request["root"])
     inputs = {name: artifact for name, value in request["inputs"].items() if (artifact := store.find(name, value))}
     work = WorkFolder(Path(request["out"]), Path(request["scratch"]))
-    module = import_module(f"tasks.training.{request['stage']}")
+    module = import_module(f"paraclip.tasks.training.{request['stage']}")
     ctx = StageContext(Run(settings, store), inputs, work)
     job: TrainingJob = module.Preparation(ctx).job(validates=rank == 0)
     if rank == 0:

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.duckdb_file import frequent_values
+from paraclip.storage.files import storage_error
+from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ModelError
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import ReleaseCard
 from paraclip_core.training.data import CAPTION_ID, TrainingRows, id_array
-from storage.artifacts import Artifact
-from storage.duckdb_file import frequent_values
-from storage.files import storage_error
-from storage.parquet import PartWriter, iter_batches
 
 __all__ = ["Provenance", "paraphraser_of", "provenance_of", "release"]
 LICENCE, SOURCE = "licence", "source"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.local_stack import password_file
+from paraclip.flows.local_stack import password_file
 
 __all__ = ["Api", "command_of", "environment_of", "free_port", "log_in", "paraclip", "processes", "serving"]
 
@@ -97,7 +97,7 @@ def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | N
     """Run a command without Prefect's and this project's variables but these; gives what it said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
     environment |= variables or {}
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "paraclip.flows.cli", *map(str, arguments)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from served import Api, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact, ArtifactStore
 
 pytestmark = [
     pytest.mark.e2e,

@@ -20,17 +20,17 @@ import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.cleaning import collect, remove
+from paraclip.tasks.context import Run
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact, ArtifactStore
-from tasks.cleaning import collect, remove
-from tasks.context import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DRIVER = """
 import json, sys
 from paraclip_core.settings import parse_settings
-from tasks.context import Run, run_stage
+from paraclip.tasks.context import Run, run_stage
 run = Run(parse_settings(json.loads(sys.argv[1])))
 for name in run.stages:
     run_stage(name, run)

@@ -192,7 +192,7 @@ def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
     with receiver() as (hook, posted), serving(root, tmp_path, file, variables) as api:
         night = Night(api, root, posted)
-        night.command("flows.alerts", hook)
+        night.command("paraclip.flows.alerts", hook)
         run = _fails(night)
         with OpenAIServer(port=port) as engine:
             engine.answer = reworded

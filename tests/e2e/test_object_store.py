@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.storage.unfinished import PUSH_VARIABLE
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.errors import StageError
 from paraclip_core.settings import load_settings
-from storage.artifacts import Artifact, ArtifactStore
-from storage.cache_tools import cache_stats
-from storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from storage.unfinished import PUSH_VARIABLE
-from tasks.context import Run, run_stage
 
 moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
 s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
@@ -186,10 +186,10 @@ def test_a_killed_stage_goes_on_elsewhere(
 LOST = """
 import sys, time
 sys.path.insert(0, {fakes!r})
-from storage.roots import open_store
-from tasks.context import Run
-from tasks.stage import Stage, carry_out
-from storage.artifacts import Draft
+from paraclip.storage.roots import open_store
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Stage, carry_out
+from paraclip.storage.artifacts import Draft
 from paraclip_core.config import Settings
 
 def body(context):
@@ -208,7 +208,7 @@ def test_a_lost_machine_costs_no_more_than_the_time_between_two_pushes(
     url: str, machine: Callable[[str], ArtifactStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine vanishes with its disk: no process of it may say goodbye, and its lock is never given back."""
-    monkeypatch.setattr("storage.locks.DEAD_SECONDS", 2.0)
+    monkeypatch.setattr("paraclip.storage.locks.DEAD_SECONDS", 2.0)
     monkeypatch.setenv(PUSH_VARIABLE, "0.5")
     one = machine("one")
     repository = str(Path(__file__).parents[2])

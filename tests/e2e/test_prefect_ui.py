@@ -22,10 +22,10 @@ from pyarrow.parquet import read_metadata
 from served import Api, command_of, environment_of, log_in, processes, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.child import log_path
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.settings import parse_settings
-from storage.artifacts import ArtifactStore
-from tasks.child import log_path
-from tasks.context import Run, run_stage
 
 pytestmark = [
     pytest.mark.e2e,
@@ -79,7 +79,7 @@ def stage_processes(root: Path) -> dict[str, int]:
     children = {}
     for pid in processes():
         command = command_of(pid).split()
-        if "tasks.child" in command and environment_of(pid).get("PARACLIP_ROOT") == str(root):
+        if "paraclip.tasks.child" in command and environment_of(pid).get("PARACLIP_ROOT") == str(root):
             children[json.loads(Path(command[-1]).read_text())["request"]["draft"]["stage"]] = pid
     return children
 

@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import write_json
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.report import REPORT
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings
 from paraclip_core.scenes.render import write_scenes
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.files import write_json
-from storage.parquet import write_table
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.report import REPORT
 
 HOSTILE = (
     "<script>alert(1)</script>",

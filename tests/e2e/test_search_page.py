@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
-from storage.artifacts import ArtifactStore
-from storage.manifests import Draft
-from tasks.history import BY_RUN, moved
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.manifests import Draft
+from paraclip.tasks.history import BY_RUN, moved
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -36,7 +36,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     command = f"""ui --model photos --base {home}/base --features {home}/index.npy --ids {home}/ids.txt
         --images {home}/pictures --root {home}/root --port 0""".split()
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-m", "paraclip.flows.cli", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     try:
         assert process.stdout is not None

@@ -21,7 +21,7 @@ from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, written  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from storage.locks import DEAD_SECONDS
+from paraclip.storage.locks import DEAD_SECONDS
 
 moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
 s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
@@ -32,7 +32,7 @@ CAPTIONS, CHUNK = 120, 4
 STAGE = """
 import json, sys, time
 from paraclip_core.settings import parse_settings
-from tasks.context import Run, run_stage
+from paraclip.tasks.context import Run, run_stage
 run = Run(parse_settings(json.loads(sys.argv[1])))
 print("starts", flush=True)
 for name in ("ingest", "paraphrase_1"):
@@ -41,7 +41,7 @@ print(json.dumps({name: entry.sha256 for name, entry in manifest.files.items()})
 """
 HOLDERS = """
 import sys
-from storage.roots import open_store
+from paraclip.storage.roots import open_store
 print([holder.stage for holder in open_store(sys.argv[1]).holders()])
 """
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.parquet import write_table
+from paraclip.storage.roots import open_store
+from paraclip.tasks.context import Run
 from paraclip_core import tables
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
-from storage.artifacts import Artifact, ArtifactStore
-from storage.parquet import write_table
-from storage.roots import open_store
-from tasks.context import Run
 
 MEASURED = {
     "paraphrase_1": {"captions": 4512, "accepted": 300},

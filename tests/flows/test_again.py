@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.cli import run_cli
-from flows.commands.run import asking_again
+from paraclip.flows.cli import run_cli
+from paraclip.flows.commands.run import asking_again
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.settings import load_settings
 

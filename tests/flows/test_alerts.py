@@ -104,7 +104,7 @@ def test_a_night_is_told(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    from flows.alerts import ALERTS, name_of, pass_on
+    from paraclip.flows.alerts import ALERTS, name_of, pass_on
 
     url, posted = receiver
     pass_on("http://127.0.0.1:9/nobody")
@@ -125,9 +125,9 @@ def _a_night(
 ) -> None:
     from prefect import tags
 
-    from flows.local_stack import TAG
-    from flows.pipeline import pipeline
-    from flows.regenerate import regenerate
+    from paraclip.flows.local_stack import TAG
+    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.regenerate import regenerate
 
     first = finished_run("name=nightly", verdict="promote")
     state = regenerate(settings=first.settings, return_state=True)
@@ -146,7 +146,7 @@ def _a_night(
     def refuse(*_: object, **__: object) -> None:
         raise InputError('captions.csv row 7: "no" caption')
 
-    monkeypatch.setattr("flows.work.run_node", refuse)
+    monkeypatch.setattr("paraclip.flows.work.run_node", refuse)
     with pytest.raises(InputError), tags(TAG):
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")
@@ -165,11 +165,11 @@ def test_what_a_run_cannot_tell_itself_is_told(
     from prefect import get_client, tags
     from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
 
-    from flows import alerts
-    from flows.local_stack import POOLS, TAG
-    from flows.pipeline import pipeline
-    from flows.regenerate import rollback, watch
-    from flows.setup import create_pools
+    from paraclip.flows import alerts
+    from paraclip.flows.local_stack import POOLS, TAG
+    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.regenerate import rollback, watch
+    from paraclip.flows.setup import create_pools
 
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
@@ -214,9 +214,9 @@ def test_the_switch_of_a_dead_man_is_held_by_nights_that_complete(
 ) -> None:
     from prefect import tags
 
-    from flows import alerts
-    from flows.local_stack import TAG
-    from flows.regenerate import regenerate
+    from paraclip.flows import alerts
+    from paraclip.flows.local_stack import TAG
+    from paraclip.flows.regenerate import regenerate
 
     url, posted = receiver
     seconds = 60
@@ -239,10 +239,10 @@ def test_a_person_has_the_last_word(
 ) -> None:
     from prefect import get_client
 
-    from flows.alerts import pass_on
-    from flows.local_stack import HEARTBEAT, POOLS, TAG
-    from flows.regenerate import regenerate
-    from flows.setup import SILENT, create_automation, create_pools
+    from paraclip.flows.alerts import pass_on
+    from paraclip.flows.local_stack import HEARTBEAT, POOLS, TAG
+    from paraclip.flows.regenerate import regenerate
+    from paraclip.flows.setup import SILENT, create_automation, create_pools
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
@@ -258,7 +258,7 @@ def test_a_person_has_the_last_word(
             "asked",
             parameters={"settings": night.settings.model_dump(mode="json")},
             work_pool_name=POOLS[0],
-            entrypoint="flows.regenerate.regenerate",
+            entrypoint="paraclip.flows.regenerate.regenerate",
             pull_steps=[],
             concurrency_limit=1,
             tags=[TAG],
@@ -307,7 +307,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
     from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
     from prefect.utilities.services import stop_client_metrics_server
 
-    from flows.stages import STAGE_FLOWS
+    from paraclip.flows.stages import STAGE_FLOWS
     from paraclip_core.settings import parse_settings
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
@@ -336,8 +336,8 @@ def tags_of(state: Any) -> set[str]:
 def test_a_rollback_by_hand_is_told(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str
 ) -> None:
-    from flows.alerts import pass_on
-    from flows.cli import run_cli
+    from paraclip.flows.alerts import pass_on
+    from paraclip.flows.cli import run_cli
 
     url, posted = receiver
     pass_on(url)
@@ -357,7 +357,16 @@ def test_a_rollback_by_hand_is_told(
 
 def roll_back(run: Any, variables: dict[str, str]) -> str:
     """Move `production` back as a process of its own; gives what it said besides its answer."""
-    command = [sys.executable, "-m", "flows.cli", "channel", "rollback", "production", "--root", str(run.store.root)]
+    command = [
+        sys.executable,
+        "-m",
+        "paraclip.flows.cli",
+        "channel",
+        "rollback",
+        "production",
+        "--root",
+        str(run.store.root),
+    ]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "rolled back" in done.stdout, done.stderr
     return done.stderr
@@ -366,7 +375,7 @@ def roll_back(run: Any, variables: dict[str, str]) -> str:
 def test_an_address_of_slack_is_sent_there() -> None:
     from prefect.blocks.notifications import SlackWebhook
 
-    from flows.alerts import _action, _block, name_of
+    from paraclip.flows.alerts import _action, _block, name_of
 
     url = "https://hooks.slack.com/services/T0123ABCD/B0123ABCD/abcdefABCDEF012345678901"
     action = _action(_block(url), "event.event", "event.payload.text")
@@ -384,7 +393,7 @@ def test_an_address_of_slack_is_sent_there() -> None:
     ],
 )
 def test_what_cannot_work_is_refused(arguments: list[str], problem: str) -> None:
-    from flows.alerts import pass_on
+    from paraclip.flows.alerts import pass_on
 
     with pytest.raises(ConfigError, match=problem):
         pass_on(arguments[0], arguments[1:])
@@ -393,8 +402,8 @@ def test_what_cannot_work_is_refused(arguments: list[str], problem: str) -> None
 def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> None:
     from prefect import flow
 
-    from flows.alerts import pass_on
-    from tasks.publish import near_cap
+    from paraclip.flows.alerts import pass_on
+    from paraclip.tasks.publish import near_cap
 
     @flow
     def spend() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import GENERATIONS
-from storage.generations import GenerationStore
 
 Capture = pytest.CaptureFixture[str]
 

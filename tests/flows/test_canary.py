@@ -53,9 +53,9 @@ def test_no_secret_is_left_anywhere(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from flows.alerts import pass_on
-    from flows.pipeline import pipeline
-    from flows.stages import STAGE_FLOWS
+    from paraclip.flows.alerts import pass_on
+    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.stages import STAGE_FLOWS
 
     caplog.set_level(logging.DEBUG, "paraclip_core")
     monkeypatch.setenv("CANARY_KEY", KEY)

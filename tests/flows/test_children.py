@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.child import Stop
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Node
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from paraclip_core.settings import load_settings
-from storage.artifacts import ArtifactStore
-from tasks.child import Stop
-from tasks.context import Run
-from tasks.stage import Node
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ class Asked(Exception):
 
 
 def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import children
+    from paraclip.flows import children
 
     def refuse(deployment: str, *, idempotency_key: str, **_: Any) -> None:
         raise Asked(idempotency_key)
@@ -53,7 +53,7 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
 def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.exceptions import ObjectNotFound
 
-    from flows import children
+    from paraclip.flows import children
 
     def unknown(*_: Any, **__: Any) -> None:
         raise ObjectNotFound(Exception("404"))
@@ -69,7 +69,7 @@ def deployed() -> Iterator[None]:
     """A Prefect server with a deployment of `scenes`."""
     from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    from flows.stages import STAGE_FLOWS
+    from paraclip.flows.stages import STAGE_FLOWS
 
     with prefect_server():
         STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
@@ -109,7 +109,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
 ) -> None:
     from prefect import get_client
 
-    from flows import children
+    from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     options = [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"]
@@ -152,7 +152,7 @@ def test_a_parent_outlives_a_server_that_is_away(
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from flows import children
+    from paraclip.flows import children
 
     def refused(code: int) -> Exception:
         answer = httpx.Response(code, request=httpx.Request("POST", "http://server"))
@@ -185,7 +185,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from flows import children
+    from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     options = [f"run.root={tmp_path}", "data.scenes.seed=8", "data.sources.0.path=captions.jsonl"]
@@ -229,7 +229,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from flows import children
+    from paraclip.flows import children
 
     options = [f"run.root={tmp_path}", "data.scenes.seed=9", "data.sources.0.path=captions.jsonl"]
     run = Run(load_settings(None, options), ArtifactStore(tmp_path))
@@ -255,7 +255,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
 
 @pytest.mark.usefixtures("deployed")
 def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import children
+    from paraclip.flows import children
 
     ask = children.run_deployment
 

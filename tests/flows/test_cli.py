@@ -16,9 +16,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows.cli import run_cli
-from flows.commands import common
-from flows.commands.common import print_table
+from paraclip.flows.cli import run_cli
+from paraclip.flows.commands import common
+from paraclip.flows.commands.common import print_table
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -128,7 +128,7 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
         started.append(settings.finetune.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.commands.run._carry_out", carry_out)
+    monkeypatch.setattr("paraclip.flows.commands.run._carry_out", carry_out)
     assert run_cli(["run", "-c", config, "--from", "finetune"]) == 0
     for stage in ("features", "bootstrap", "finetune"):
         assert run_cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage]) == 130
@@ -154,7 +154,7 @@ def test_run_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
 
 def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[..., Any]) -> None:
     code = (
-        "import sys; from flows.cli import run_cli; code = run_cli(sys.argv[1:]);"
+        "import sys; from paraclip.flows.cli import run_cli; code = run_cli(sys.argv[1:]);"
         "print(sorted({'torch', 'prefect', 'transformers', 'matplotlib'} & set(sys.modules))); sys.exit(code)"
     )
     before = os.times()
@@ -281,7 +281,7 @@ def test_export(finished_run: Callable[..., Any], tmp_path: Path, capsys: Captur
 def test_a_base_is_found_by_its_fingerprint_and_a_near_channel_is_named(
     finished_run: Callable[..., Any], capsys: Capture
 ) -> None:
-    from tasks.models import find_release, name_in
+    from paraclip.tasks.models import find_release, name_in
 
     run = finished_run()
     for stage in ("bootstrap", "finetune"):
@@ -346,7 +346,7 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
 
 
 def test_rollback_as_a_flow(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from flows.regenerate import rollback
+    from paraclip.flows.regenerate import rollback
 
     first, _ = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
     told(capsys, ["promote", "-c", str(first.config)])
@@ -369,7 +369,7 @@ def test_a_run_cannot_take_a_promoted_channels_name(finished_run: Callable[..., 
 @pytest.mark.parametrize(("words", "answer"), [("paraclip pl", "plan"), ("paraclip run --dev", "--device")])
 def test_a_shell_completes_commands_and_options(words: str, answer: str) -> None:
     asked = {"_PARACLIP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    command = [sys.executable, "-c", "from flows.cli import main; main()"]
+    command = [sys.executable, "-c", "from paraclip.flows.cli import main; main()"]
     done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == [answer], done.stderr
 
@@ -400,7 +400,8 @@ def test_the_next_command_takes_the_same_settings(
 @pytest.mark.parametrize(("flag", "lines"), [([], []), (["-v"], ["INFO"]), (["-vv"], ["DEBUG", "INFO"])])
 def test_log_lines_that_are_asked_for(flag: list[str], lines: list[str]) -> None:
     code = (
-        "import logging, sys; from flows.cli import run_cli; run_cli([*sys.argv[1:], 'config', 'schema', '--json']);"
+        "import logging, sys; from paraclip.flows.cli import run_cli;"
+        "run_cli([*sys.argv[1:], 'config', 'schema', '--json']);"
         "log = logging.getLogger('httpx'); log.debug('a line'); log.info('a line'); log.warning('a warning')"
     )
     done = subprocess.run([sys.executable, "-c", code, *flag], capture_output=True, text=True, timeout=300)
@@ -450,7 +451,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: Cap
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.commands.run.settings_from", interrupt)
+    monkeypatch.setattr("paraclip.flows.commands.run.settings_from", interrupt)
     assert run_cli(["run"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -462,7 +463,7 @@ def test_nothing_runs_under_an_unused_root(tmp_path: Path, capsys: Capture) -> N
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_is_full_is_one_message_without_a_traceback() -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "flows.cli", "config", "show"]
+        command = [sys.executable, "-m", "paraclip.flows.cli", "config", "show"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 1
     assert re.fullmatch(r"error: no space left while writing the output; free some .*\n", done.stderr), done.stderr
@@ -472,7 +473,13 @@ def test_an_output_that_is_full_is_one_message_without_a_traceback() -> None:
 def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
     options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
-    command = [sys.executable, "-m", "flows.cli", "run", *(part for text in options for part in ("--set", text))]
+    command = [
+        sys.executable,
+        "-m",
+        "paraclip.flows.cli",
+        "run",
+        *(part for text in options for part in ("--set", text)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "error:" in done.stderr and "bad.parquet" in done.stderr

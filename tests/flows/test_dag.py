@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from flows.seats import Seats
+from paraclip.flows.seats import Seats
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.context import Run
+from paraclip.tasks.registry import STAGES
+from paraclip.tasks.stage import Node
 from paraclip_core.errors import CrashedError, InputError
-from storage.artifacts import Artifact
-from tasks.context import Run
-from tasks.registry import STAGES
-from tasks.stage import Node
 
 pytestmark = pytest.mark.slow
 
@@ -84,14 +84,14 @@ def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
             path = run.artifacts[name].path
             path.rename(path.with_name("earlier"))
         machine = Machine(run)
-        monkeypatch.setattr("flows.work.run_node", machine)
+        monkeypatch.setattr("paraclip.flows.work.run_node", machine)
         return machine
 
     return make
 
 
 def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Callable[..., Machine]) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     here = machine(*SERVER)
     pairs = ("paraphrase_1", "features"), ("paraphrase_2", "bootstrap")
@@ -134,7 +134,7 @@ def shown(state: Any, stages: int) -> dict[str, dict[str, Any]]:
 def test_stages_that_compute_on_the_same_cores_take_turns_in_the_order_of_the_stages(
     machine: Callable[..., Machine],
 ) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     here = machine("run.device=cpu")
     pipeline(settings=here.run.settings)
@@ -145,8 +145,8 @@ def test_stages_that_compute_on_the_same_cores_take_turns_in_the_order_of_the_st
 def test_the_first_failure_is_the_runs_and_ends_the_others(
     machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import work
-    from flows.pipeline import pipeline
+    from paraclip.flows import work
+    from paraclip.flows.pipeline import pipeline
 
     here = machine(*SERVER, "run.retries=1")
     here.meet = {"paraphrase_1": "features", "features": "a stage that there is not"}

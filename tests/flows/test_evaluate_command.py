@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path
         return written[-1]
 
     monkeypatch.setattr(
-        "tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
+        "paraclip.tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
     )
-    monkeypatch.setattr("tasks.comparison.write_evaluation", write_evaluation)
+    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", write_evaluation)
     return evaluated
 
 
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     def measured(*_: object, **__: object) -> None:
         pytest.fail("it was measured")
 
-    monkeypatch.setattr("tasks.comparison.compare_models", measured)
+    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", measured)
     monkeypatch.chdir(_write(tmp_path / "here"))
     (tmp_path / "file").touch()
     models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]
@@ -86,7 +86,7 @@ def test_wrong_options_are_told_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: list[str], message: str
 ) -> None:
     monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
     assert run_cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
     assert message in capsys.readouterr().err
 
@@ -99,9 +99,9 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
         return SimpleNamespace(evaluations={"tuned": None})
 
     monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("tasks.status.LOG_SECONDS", 0.0)
-    monkeypatch.setattr("tasks.comparison.compare_models", compared)
-    monkeypatch.setattr("tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
+    monkeypatch.setattr("paraclip.tasks.status.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", compared)
+    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
     models = ["--base", "base", "--tuned", "tuned"]
     assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
     shown = capsys.readouterr().err

@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flows.cli import run_cli
-from flows.commands.common import CONTROL, print_json, print_table, printable, say
-from flows.commands.run import print_comparison
+from paraclip.flows.cli import run_cli
+from paraclip.flows.commands.common import CONTROL, print_json, print_table, printable, say
+from paraclip.flows.commands.run import print_comparison
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.generations import GenerationStore
+from paraclip.tasks.image_index import Hit
 from paraclip_core.tables import GENERATIONS
-from storage.artifacts import ArtifactStore, Draft
-from storage.cache_tools import cache_stats
-from storage.generations import GenerationStore
-from tasks.image_index import Hit
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
@@ -118,8 +118,8 @@ def test_search_shows_hostile_captions_and_ids_safely(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hits = [Hit(rank, text, 0.5, text) for rank, text in enumerate(TEXTS, 1)]
-    monkeypatch.setattr("tasks.image_index.search_target", lambda *_: None)
-    monkeypatch.setattr("tasks.image_index.search", lambda *_: {"base": hits, "tuned": hits})
+    monkeypatch.setattr("paraclip.tasks.image_index.search_target", lambda *_: None)
+    monkeypatch.setattr("paraclip.tasks.image_index.search", lambda *_: {"base": hits, "tuned": hits})
     for more in ([], ["--json"]):
         assert run_cli(["search", TEXTS[0], "--model", "made", "--root", str(tmp_path), *more]) == 0
         check(capsys.readouterr().out)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 from paraclip_core.settings import load_settings
 
 Capture = pytest.CaptureFixture[str]

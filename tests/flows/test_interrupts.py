@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.local_stack import client_environment
+from paraclip.flows.local_stack import client_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
     mark = tmp_path.name
     options = ["data.scenes.images=50000", "data.sources.0.path=captions.jsonl", f"run.root={tmp_path / 'root'}"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", *(part for text in options for part in ("--set", text))],
+        [sys.executable, "-m", "paraclip.flows.cli", "run", *(part for text in options for part in ("--set", text))],
         env={**os.environ, "PARACLIP_TEST": mark},
         stderr=subprocess.PIPE,
         text=True,
@@ -50,7 +50,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
         assert run.stderr is not None
         assert "scenes" in run.stderr.readline()
         deadline = time.monotonic() + 120
-        while not any("tasks.child" in command for command in marked(mark)):
+        while not any("paraclip.tasks.child" in command for command in marked(mark)):
             assert time.monotonic() < deadline, "the stage got no process"
             time.sleep(0.05)
         # As a terminal does with Ctrl-C: every process of the group gets it.
@@ -75,7 +75,7 @@ def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "flows.cli", "serve", "--root", str(root), "--port", port]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", port]
     serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
     try:
         deadline = time.monotonic() + 120

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flows import local_server
+from paraclip.flows import local_server
 from paraclip_core.errors import StageError
 
 
@@ -49,7 +49,7 @@ def test_one_that_is_too_slow_is_told_from_one_that_ended(
 @pytest.mark.slow
 def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
     config = Path(__file__).parents[2] / "configs" / "demo.yaml"
-    command = [sys.executable, "-m", "flows.cli", "run", "-c", str(config), "--set", f"run.root={tmp_path}"]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "run", "-c", str(config), "--set", f"run.root={tmp_path}"]
     with socket.socket() as nobody:
         # Bound and not listening: nobody else gets the port, and nobody answers.
         nobody.bind(("127.0.0.1", 0))

@@ -21,14 +21,14 @@ import pytest
 import yaml
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from flows import local_stack
-from flows.cli import run_cli
-from flows.local_stack import MARK, POOLS, client_environment, password_file, processes_of, serve, stop
-from flows.setup import PARENTS
+from paraclip.flows import local_stack
+from paraclip.flows.cli import run_cli
+from paraclip.flows.local_stack import MARK, POOLS, client_environment, password_file, processes_of, serve, stop
+from paraclip.flows.setup import PARENTS
+from paraclip.tasks.registry import STAGES
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
-from tasks.registry import STAGES
-from tasks.stages.paraphrase import STEPS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_no_module_of_prefect_hides_ours(declared: dict[str, Any], tmp_path: Pat
     """What it runs at a cancel or crash is a script in a folder that has a `storage.py`, too."""
     (tmp_path / "storage.py").touch()
     script = tmp_path / "script.py"
-    script.write_text("import storage.roots")
+    script.write_text("import paraclip.storage.roots")
     added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]
     assert all(variables == added[0] for variables in added)
     for environment, code in (({}, 1), (added[0], 0)):
@@ -148,7 +148,7 @@ def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, monkeypatch:
     environment = Refusal(monkeypatch).serve(link)
     assert environment[MARK] == environment["PARACLIP_ROOT"] == str(root)
     with Marked(root) as marked:
-        marked.start("-m", "flows.server", "--port", "1")
+        marked.start("-m", "paraclip.flows.server", "--port", "1")
         assert [process.name for process in processes_of(link)] == ["server"]
         assert client_environment(link)["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
 
@@ -160,7 +160,7 @@ def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch:
         worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x")
         run = marked.start()
         given = refusal.serve(tmp_path)
-        assert refusal.commands == [["flows.server", "--host", "127.0.0.1", "--port", str(marked.port)]]
+        assert refusal.commands == [["paraclip.flows.server", "--host", "127.0.0.1", "--port", str(marked.port)]]
         assert {name: given[name] for name in marked.client} == marked.client
         assert given["PREFECT_SERVER_API_AUTH_STRING"] == marked.client["PREFECT_API_AUTH_STRING"]
         assert worker.poll() is run.poll() is None
@@ -226,7 +226,7 @@ def test_what_serve_started_is_ended_and_nothing_else(
     monkeypatch.setattr(local_stack, "PROC", Path(proc))
     monkeypatch.setattr(local_stack, "STOP_SECONDS", 0.5)
     assert client_environment(tmp_path) == {} and stop(tmp_path) == []
-    server = marked.start("-m", "flows.server", "--port", "1")
+    server = marked.start("-m", "paraclip.flows.server", "--port", "1")
     worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", deaf=True)
     run = marked.start()
     other = marked.start(mark=f"{tmp_path}-other")

@@ -12,8 +12,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from flows.cli import run_cli
-from storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.flows.cli import run_cli
+from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
 from tests.flows.test_cli import STAGES
 
 Capture = pytest.CaptureFixture[str]

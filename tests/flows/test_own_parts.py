@@ -14,11 +14,11 @@ import pytest
 import yaml
 from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.registry import stages_of
 from paraclip_core.settings import load_settings
-from storage.parquet import read_table
-from tasks.context import Run, run_stage
-from tasks.registry import stages_of
 
 MODULE = '''
 """Everything that a user would write."""
@@ -30,8 +30,8 @@ from paraclip_core.captions.rows import Batcher
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
-from storage.parquet import count_rows
-from tasks.stage import Stage
+from paraclip.storage.parquet import count_rows
+from paraclip.tasks.stage import Stage
 
 
 def backwards(path, options):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.pages import Pages
-from tasks.publish import report_note
+from paraclip.flows.pages import Pages
+from paraclip.tasks.publish import report_note
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
 
-from flows.cli import run_cli
-from flows.commands import paraphrase as command
+from paraclip.flows.cli import run_cli
+from paraclip.flows.commands import paraphrase as command
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 Capture = pytest.CaptureFixture[str]
@@ -134,7 +134,7 @@ def test_what_cannot_be_tried_is_said(
 def test_it_needs_no_prefect(openai_server: OpenAIServer, config: Path) -> None:
     answer(openai_server, "one of them", "another")
     code = (
-        "import sys; from flows.cli import run_cli; "
+        "import sys; from paraclip.flows.cli import run_cli; "
         f"code = run_cli(['paraphrase', 'a red dog', '-c', {str(config)!r}]); "
         "sys.exit(code or 'prefect' in sys.modules)"
     )

@@ -18,7 +18,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from flows.here import Here
+from paraclip.flows.here import Here
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Node
 from paraclip_core.errors import (
     ArtifactError,
     AwayError,
@@ -28,8 +30,6 @@ from paraclip_core.errors import (
     FullDiskError,
     InputError,
 )
-from tasks.context import Run
-from tasks.stage import Node
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def shown(key: str) -> Any:
 
 
 def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: Callable[..., Any]) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     run = finished_run("name=shown")
     outcome: Any = pipeline(settings=run.settings)
@@ -62,7 +62,7 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
 
 
 def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[..., Any]) -> None:
-    from flows.regenerate import regenerate
+    from paraclip.flows.regenerate import regenerate
 
     nightly: Any = regenerate
     first = finished_run("name=nightly", verdict="promote")
@@ -78,7 +78,7 @@ def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[...
 def test_a_failing_stage_fails_the_run_with_its_own_error(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     run = finished_run("name=failing")
     needed: list[set[str]] = []
@@ -87,7 +87,7 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
         needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
-    monkeypatch.setattr("flows.work.run_node", refuse)
+    monkeypatch.setattr("paraclip.flows.work.run_node", refuse)
     state = pipeline(settings=run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
@@ -111,9 +111,9 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
 def test_a_stage_is_tried_again_where_that_may_help(
     error: Exception, tries: int, alone: bool, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import work
-    from flows.pipeline import pipeline
-    from flows.stages import STAGE_FLOWS
+    from paraclip.flows import work
+    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.stages import STAGE_FLOWS
 
     asked: list[str] = []
 
@@ -137,7 +137,7 @@ def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch:
     """Prefect sends the context of a stage's task to Ray's workers, pickled; requests to processes are plain JSON."""
     from prefect.context import serialize_context
 
-    from flows import pipeline, work
+    from paraclip.flows import pipeline, work
 
     contexts: list[Any] = []
 
@@ -164,7 +164,7 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
     from prefect.flow_engine import run_flow
     from prefect.states import Completed, Running
 
-    from flows.pipeline import pipeline, run_stages
+    from paraclip.flows.pipeline import pipeline, run_stages
 
     run = finished_run("name=retried")
     with get_client(sync_client=True) as client:
@@ -181,11 +181,11 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
 def test_a_retry_is_said_to_start_when_it_does(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import work
-    from flows.pipeline import pipeline
+    from paraclip.flows import work
+    from paraclip.flows.pipeline import pipeline
 
     said: SimpleQueue[Any] = SimpleQueue()
-    for name in ("flows.work", "prefect.task_runs"):
+    for name in ("paraclip.flows.work", "prefect.task_runs"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [QueueHandler(said)])
     tries: list[float] = []
 
@@ -206,7 +206,7 @@ def test_a_retry_is_said_to_start_when_it_does(
 def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
     # Where nothing is left to train, nothing is missing.
@@ -214,7 +214,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
-    monkeypatch.setattr("flows.work.run_node", None)
+    monkeypatch.setattr("paraclip.flows.work.run_node", None)
     with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
         pipeline(settings=run.settings)
 
@@ -222,7 +222,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
 def test_captions_that_come_while_it_runs_are_the_next_runs(
     finished_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows import pipeline, work
+    from paraclip.flows import pipeline, work
 
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"caption": "a dog on a beach"}\n')
@@ -240,7 +240,7 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
 def test_a_finished_stage_is_found_on_a_read_only_disk(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.work import carry_stage
+    from paraclip.flows.work import carry_stage
 
     run = finished_run("name=kept")
 
@@ -252,7 +252,7 @@ def test_a_finished_stage_is_found_on_a_read_only_disk(
 
 
 def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     groups = pipeline.parameters.model_dump()["properties"]["settings"]["properties"]
     epochs = groups["finetune"]["properties"]["epochs"]

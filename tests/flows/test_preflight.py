@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 from paraclip_core.errors import InputError
 from paraclip_core.settings import load_settings
 
@@ -59,7 +59,7 @@ def test_a_plan_tells_of_captions_that_cannot_be_trained_on(config: Path, capsys
 def test_a_run_ends_before_it_asks(config: Path) -> None:
     from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     with prefect_server(), pytest.raises(InputError) as error:
         pipeline(settings=load_settings(config, []))

@@ -29,7 +29,7 @@ class Nightly:
     def __init__(self, settings: Settings) -> None:
         from prefect import get_client
 
-        from flows.regenerate import regenerate
+        from paraclip.flows.regenerate import regenerate
 
         with get_client(sync_client=True) as client:
             parameters = {"settings": settings.model_dump(mode="json")}
@@ -37,7 +37,7 @@ class Nightly:
 
     def watch(self) -> str:
         """What `watch` says."""
-        from flows.regenerate import watch
+        from paraclip.flows.regenerate import watch
 
         return watch(settle_seconds=0.1, return_state=True).message or ""
 
@@ -85,7 +85,7 @@ def test_new_captions_start_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "new captions: started " in nightly.watch() and len(nightly.runs()) == 2
     nightly.end()
     captions.unlink()
-    from flows.regenerate import watch
+    from paraclip.flows.regenerate import watch
 
     state = watch(settle_seconds=0.1, return_state=True)
     assert state.is_failed() and "captions.csv" in (state.message or "")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 
 Capture = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ import yaml
 from prefect_server import prefect_server, runs_of, states  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The API's address; the server has the stack's pools."""
-    from flows.setup import create_pools
+    from paraclip.flows.setup import create_pools
 
     with prefect_server() as url:
         create_pools()
@@ -38,7 +38,7 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
     from prefect import get_client
     from prefect.states import Completed, Running
 
-    from flows.setup import PARENT_RUNS, PARENTS, create_pools
+    from paraclip.flows.setup import PARENT_RUNS, PARENTS, create_pools
 
     assert 0 < PARENT_RUNS < CPU_RUNS
     with get_client(sync_client=True) as client:
@@ -80,7 +80,7 @@ def declare(path: Path, name: str, **changes: Any) -> Path:
 def test_a_schedule_that_was_paused_stays_paused(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import get_client
 
-    from flows.setup import deploy
+    from paraclip.flows.setup import deploy
 
     monkeypatch.setenv("PREFECT_API_URL", server)
     monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
@@ -99,7 +99,7 @@ def test_a_schedule_that_was_paused_stays_paused(server: str, tmp_path: Path, mo
 def test_a_schedule_that_was_switched_on_stays_on(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import get_client
 
-    from flows.setup import deploy
+    from paraclip.flows.setup import deploy
 
     monkeypatch.setenv("PREFECT_API_URL", server)
     monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
@@ -117,7 +117,7 @@ def test_an_event_starts_the_nightly_run(server: str, tmp_path: Path, monkeypatc
     from prefect import get_client
     from prefect.client.schemas.filters import DeploymentFilter
 
-    from flows.setup import ASKED, deploy, regenerate_when_asked
+    from paraclip.flows.setup import ASKED, deploy, regenerate_when_asked
 
     monkeypatch.setenv("PREFECT_API_URL", server)
     monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
@@ -142,7 +142,7 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     from prefect import get_client
     from prefect.settings import Settings
 
-    from flows.setup import deploy
+    from paraclip.flows.setup import deploy
 
     root, home = tmp_path / "root", tmp_path / "home"
     home.mkdir()
@@ -173,7 +173,7 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
 
 def test_a_server_that_does_not_take_the_setup_is_told(tmp_path: Path) -> None:
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:1/api", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "flows.setup", str(REPOSITORY / "prefect.yaml")]
+    command = [sys.executable, "-m", "paraclip.flows.setup", str(REPOSITORY / "prefect.yaml")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == NOT_TAKEN and "PREFECT_API_AUTH_STRING" in done.stderr.splitlines()[-1]
 
@@ -183,7 +183,7 @@ def test_automations_are_updated_in_place_and_say_what_to_do() -> None:
     from prefect.automations import Automation
     from prefect.events.actions import ChangeFlowRunState
 
-    from flows.setup import SILENT, STOPPING, TAKEN, create_automations
+    from paraclip.flows.setup import SILENT, STOPPING, TAKEN, create_automations
 
     def read(name: str) -> Any:
         return Automation.read(name=name)
@@ -224,7 +224,7 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     from prefect import get_client
     from prefect.states import Failed, Pending, Running, Scheduled
 
-    from flows.setup import SILENT, STOPPING, TAKEN, create_automation, watch_unfinished
+    from paraclip.flows.setup import SILENT, STOPPING, TAKEN, create_automation, watch_unfinished
 
     def ours(count: int, state: str = "RUNNING") -> list[UUID]:
         return runs_of(POOLS[0], list(range(401, 401 + count)), state, tags=[TAG])

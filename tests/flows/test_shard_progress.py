@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from flows import shards
-from flows.shards import Board
-from storage.artifacts import ArtifactStore
-from storage.roots import LOCAL_VARIABLE
-from tasks.child import Stop
-from tasks.shards import ShardJob, reporting
+from paraclip.flows import shards
+from paraclip.flows.shards import Board
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.roots import LOCAL_VARIABLE
+from paraclip.tasks.child import Stop
+from paraclip.tasks.shards import ShardJob, reporting
 
 Told = list[tuple[int, int | None, dict[str, Any]]]
 

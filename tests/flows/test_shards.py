@@ -20,14 +20,14 @@ import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.status import events_path
 from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact
-from storage.cache_tools import cache_stats
-from storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from tasks.context import Run, run_stage
-from tasks.status import events_path
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
 
 
 def carry(settings: Settings, *names: str) -> list[Artifact]:
-    from flows.work import carry_stage
+    from paraclip.flows.work import carry_stage
 
     for name in names:
         carry_stage(name, Run(settings))
@@ -129,11 +129,11 @@ def shown(key: str) -> Any:
 def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
     model: OpenAIServer, whole: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.stages import STAGE_FLOWS
+    from paraclip.flows.stages import STAGE_FLOWS
 
     # Prefect sets the root's handlers anew, pytest's with them.
     said: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    monkeypatch.setattr(logging.getLogger("flows.work"), "handlers", [QueueHandler(said)])
+    monkeypatch.setattr(logging.getLogger("paraclip.flows.work"), "handlers", [QueueHandler(said)])
     settings = whole.settings(model.url, "shards", shards=2)
     STAGE_FLOWS["paraphrase_1"](settings=settings)
     artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]
@@ -176,10 +176,10 @@ NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, 
 def test_the_demo_runs_with_two_ray_workers(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline
 
     # The demo's captions are some dozens of texts.
-    monkeypatch.setattr("tasks.shards.SHARD_REQUESTS", 8)
+    monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
     tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
@@ -199,7 +199,7 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     model: OpenAIServer, whole: Whole, then: str
 ) -> None:
     """Ray takes a minute to start, so it is usually threads that try again."""
-    from flows.shards import ask_in_shards
+    from paraclip.flows.shards import ask_in_shards
 
     settings = whole.settings(model.url, f"ray-{then}", shards=2, runner="ray")
     run = Run(settings)

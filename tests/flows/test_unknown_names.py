@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import typer
 
-from flows.cli import app, run_cli
-from flows.commands import artifacts
+from paraclip.flows.cli import app, run_cli
+from paraclip.flows.commands import artifacts
 
 Capture = pytest.CaptureFixture[str]
 

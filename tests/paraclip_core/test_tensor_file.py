@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from paraclip.storage.files import remove_temporary
 from paraclip_core.tensor_file import set_default_mode, write_tensors
-from storage.files import remove_temporary
 
 REWRITE = """
 import sys, itertools

@@ -12,10 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage import locks
-from storage.generations import GenerationStore
-from storage.remote import RemoteStore
-from storage.roots import LOCAL_VARIABLE, open_store
+from paraclip.storage import locks
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.remote import RemoteStore
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 
 # `generation_rows`, `machines` and `patience` are importable by their neighbours, and by the children that they start.
 sys.path.insert(0, str(Path(__file__).parent))

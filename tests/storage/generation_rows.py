@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.tables import GENERATIONS, VERDICTS
-from storage.generations import GenerationStore
 
 __all__ = [
     "answers",
@@ -37,9 +37,9 @@ import os, random, signal, sys, time
 sys.path.insert(0, {here!r})
 import duckdb
 from generation_rows import *
-from storage import cache_merge, generations, parts
-from storage.generations import CacheFile, GenerationStore
-from storage.parts import PartFolder
+from paraclip.storage import cache_merge, generations, parts
+from paraclip.storage.generations import CacheFile, GenerationStore
+from paraclip.storage.parts import PartFolder
 """
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import fsspec
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.remote import RemoteStore
 from paraclip_core.errors import ArtifactError
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.remote import RemoteStore
 
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256))}

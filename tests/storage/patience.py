@@ -1,6 +1,6 @@
 """How long a test waits before it says that something did not happen at once."""
 
-from storage import locks
+from paraclip.storage import locks
 
 __all__ = ["AT_ONCE"]
 

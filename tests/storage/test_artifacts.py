@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from patience import AT_ONCE
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.manifests import FileEntry
 from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.manifests import FileEntry
 
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}
@@ -125,10 +125,11 @@ def test_metrics_that_are_no_json_are_refused_and_the_work_is_kept(store: Artifa
 KILL_AT = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
-import storage.artifacts
+import paraclip.storage.artifacts
 from test_artifacts import *
 before, point, call = sys.argv[2] == "before", sys.argv[3], int(sys.argv[4])
-owner = Path if point == "rename" else storage.artifacts.shutil if point == "rmtree" else storage.artifacts
+module = paraclip.storage.artifacts
+owner = Path if point == "rename" else module.shutil if point == "rmtree" else module
 original, calls = getattr(owner, point), 0
 def deadly(*arguments, **options):
     global calls

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.benchmark_features import BenchmarkFeatures
-from storage.fingerprint import FileHashes
+from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.fingerprint import FileHashes
 
 NAMES = ("a.jpg", "b.jpg")
 

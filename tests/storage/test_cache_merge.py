@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from generation_rows import answers, child, flip, judged, key, numbered, rows, verdicts
 
+from paraclip.storage import cache_merge
+from paraclip.storage.cache_merge import Compacted, Merged, compact, merge
+from paraclip.storage.cache_tools import cache_stats, paid_tokens
+from paraclip.storage.generations import GENERATIONS, GenerationStore
+from paraclip.storage.parts import REPLACED, PartFolder
 from paraclip_core.errors import ArtifactError
-from storage import cache_merge
-from storage.cache_merge import Compacted, Merged, compact, merge
-from storage.cache_tools import cache_stats, paid_tokens
-from storage.generations import GENERATIONS, GenerationStore
-from storage.parts import REPLACED, PartFolder
 
 # Merging
 
@@ -331,7 +331,7 @@ def test_killed_at_every_step(
 
 
 COMPACT_FOREVER = """
-from storage.cache_merge import compact
+from paraclip.storage.cache_merge import compact
 store = GenerationStore(sys.argv[1])
 print("started", flush=True)
 while True:

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from generation_rows import answers, flip, judged, key, numbered, verdicts
 
+from paraclip.storage.cache_merge import compact, merge
+from paraclip.storage.cache_tools import Verified, cache_stats, find_generation, paid_tokens, verify_cache
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.parts import PartFolder, TornPart
 from paraclip_core.errors import ArtifactError
-from storage.cache_merge import compact, merge
-from storage.cache_tools import Verified, cache_stats, find_generation, paid_tokens, verify_cache
-from storage.generations import GenerationStore
-from storage.parts import PartFolder, TornPart
 
 # Searching
 

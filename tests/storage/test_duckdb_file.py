@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage.duckdb_file import attached, frequent_values, opened
+from paraclip.storage.parquet import write_table
 from paraclip_core.errors import ArtifactError
-from storage.duckdb_file import attached, frequent_values, opened
-from storage.parquet import write_table
 
 ROWS = "SELECT * FROM f.t ORDER BY ALL"
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage import features as features_module
+from paraclip.storage.features import INDEX, FeatureStore, IdIndex, shard_path, write_index, write_shard
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError
-from storage import features as features_module
-from storage.features import INDEX, FeatureStore, IdIndex, shard_path, write_index, write_shard
 
 
 def _store(folder: Path, sizes: list[int], d: int = 4) -> np.ndarray:

@@ -19,8 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.errors import ArtifactError, ConfigError
-from storage.files import (
+from paraclip.storage.files import (
     atomic_folder,
     file_sha256,
     is_temporary,
@@ -30,14 +29,15 @@ from storage.files import (
     write_atomic,
     write_json,
 )
-from storage.locks import parse_owner
-from storage.manifests import parse_manifest
-from storage.parquet import write_table
+from paraclip.storage.locks import parse_owner
+from paraclip.storage.manifests import parse_manifest
+from paraclip.storage.parquet import write_table
+from paraclip_core.errors import ArtifactError, ConfigError
 
 REWRITE = """
 import sys
 from pathlib import Path
-from storage.files import write_json
+from paraclip.storage.files import write_json
 print("ready", flush=True)
 for number in range(10**9):
     write_json(Path(sys.argv[1]), {"numbers": [number] * 20_000})

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip.storage import files
+from paraclip.storage import fingerprint as module
+from paraclip.storage.fingerprint import FileHashes, canonical_json, fingerprint, folder_hash
 from paraclip_core.errors import InputError
-from storage import files
-from storage import fingerprint as module
-from storage.fingerprint import FileHashes, canonical_json, fingerprint, folder_hash
 
 OPTIONS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()))
 

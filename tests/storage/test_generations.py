@@ -12,12 +12,12 @@ from generation_rows import answers, judged, key, keys, numbered, rows, verdicts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage import generations
+from paraclip.storage.cache_merge import compact
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.generations import GenerationStore
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError
-from storage import generations
-from storage.cache_merge import compact
-from storage.cache_tools import cache_stats
-from storage.generations import GenerationStore
 
 
 def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: GenerationStore) -> None:

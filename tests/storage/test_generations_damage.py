@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from generation_rows import answers, cut, flip, key, numbered, rows
 
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.errors import ArtifactError
-from storage.cache_tools import cache_stats
-from storage.generations import GenerationStore
 
 
 def empty(path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from generation_rows import answers, child, cut, judged, keys, numbered, verdicts
 from patience import AT_ONCE
 
+from paraclip.storage import duckdb_file
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.errors import LockedError
-from storage import duckdb_file
-from storage.cache_tools import cache_stats
-from storage.generations import GenerationStore
 
 
 def test_a_power_cut_takes_nothing_that_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:

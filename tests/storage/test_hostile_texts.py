@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 from generation_rows import key
 
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.tables import GENERATIONS
-from storage.cache_tools import cache_stats
-from storage.generations import GenerationStore
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 ATTACKS = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]

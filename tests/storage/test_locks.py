@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 from patience import AT_ONCE
 
+from paraclip.storage.locks import living_owner, lock
 from paraclip_core.errors import ArtifactError, LockedError
-from storage.locks import living_owner, lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from storage.locks import lock
+from paraclip.storage.locks import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -33,7 +33,7 @@ with lock(Path(sys.argv[1])):
 COUNT = """
 import sys
 from pathlib import Path
-from storage.locks import lock
+from paraclip.storage.locks import lock
 counter = Path(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     with lock(counter.with_suffix(".lock")):

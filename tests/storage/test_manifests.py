@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from machines import FP, make
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.manifests import file_names
 from paraclip_core.errors import ArtifactError
-from storage.artifacts import ArtifactStore
-from storage.manifests import file_names
 
 
 @pytest.fixture

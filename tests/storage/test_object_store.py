@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.object_store import RemoteFolder, is_url, open_remote
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store, working_folder
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
-from storage.object_store import RemoteFolder, is_url, open_remote
-from storage.roots import LOCAL_VARIABLE, open_store, working_folder
 
 
 def test_folders_stay_folders(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage.parquet import PartWriter, count_rows, iter_batches, parquet_files, read_table, write_table
 from paraclip_core.errors import ArtifactError
-from storage.parquet import PartWriter, count_rows, iter_batches, parquet_files, read_table, write_table
 
 SCHEMA = pa.schema([pa.field("n", pa.int64()), pa.field("text", pa.string())])
 

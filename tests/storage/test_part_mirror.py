@@ -11,13 +11,13 @@ import pytest
 from generation_rows import judged, verdicts
 from machines import Machine, Objects, refuse
 
+from paraclip.storage import parts
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.cache_merge import compact
+from paraclip.storage.cache_tools import cache_stats, verify_cache
+from paraclip.storage.generations import GENERATIONS, GenerationStore
+from paraclip.storage.roots import open_generations
 from paraclip_core.errors import ArtifactError
-from storage import parts
-from storage.artifacts import ArtifactStore
-from storage.cache_merge import compact
-from storage.cache_tools import cache_stats, verify_cache
-from storage.generations import GENERATIONS, GenerationStore
-from storage.roots import open_generations
 
 Cache = Callable[[str], GenerationStore]
 

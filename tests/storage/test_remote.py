@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from machines import FP, Machine, Objects, contents, make, refuse
 
+from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip_core.errors import ArtifactError
-from storage.artifacts import ArtifactStore, Draft
 
 # Finished artifacts
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from machines import Machine, Objects
 
+from paraclip.storage import locks
+from paraclip.storage.locks import Held
+from paraclip.storage.remote import RemoteStore
 from paraclip_core.errors import LockedError
-from storage import locks
-from storage.locks import Held
-from storage.remote import RemoteStore
 
 
 def lease_at(store: RemoteStore, left: str | None = None, **options: Any) -> Any:

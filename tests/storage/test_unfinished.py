@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from machines import FP, WORK, Machine, Objects, contents, interrupted, make, refuse, work_files
 
+from paraclip.storage import unfinished
+from paraclip.storage.artifacts import Draft
+from paraclip.tasks.cleaning import collect, remove
 from paraclip_core.errors import LockedError
-from storage import unfinished
-from storage.artifacts import Draft
-from tasks.cleaning import collect, remove
 
 
 def test_another_machine_goes_on(machine: Machine, objects: Objects) -> None:

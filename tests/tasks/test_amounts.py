@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.amounts import ASSUMED, Amount, amounts
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import StepLeft
 from paraclip_core.scenes.plan import plan
 from paraclip_core.scenes.texts import captions
 from paraclip_core.settings import load_settings
-from storage.artifacts import ArtifactStore
-from tasks.amounts import ASSUMED, Amount, amounts
-from tasks.context import Run
-from tasks.requests import StepLeft
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
 STEPS = ("paraphrase_1", "paraphrase_2")
@@ -66,7 +66,7 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
 
     def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
-        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
+        monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
         return rows_of(amounts(Run(settings, store), {"ingest": INGEST, **found}))
 
     assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
@@ -81,7 +81,7 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
 def test_many_answers_of_the_run_say_how_many_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
     left = {1: StepLeft(162, 62, accepted=45, rejected=55, new_inputs=62), 2: StepLeft(rows=45, missing=45)}
-    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
+    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
     found = amounts(Run(settings, store), {"ingest": INGEST})
     assert found["paraphrase_2"].rows == 45 + round(0.45 * 62)
     assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in found["paraphrase_2"].note
@@ -111,7 +111,9 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
             finished(stage, preset="capable", accepted=3, kept=3),
         ],
     )
-    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
+    monkeypatch.setattr(
+        "paraclip.tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+    )
     found = amounts(Run(settings, store), {"ingest": INGEST})
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
@@ -125,7 +127,9 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
     def found(keep: int, n: int = 4) -> dict[str, Amount]:
         options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
         settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
-        monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)})
+        monkeypatch.setattr(
+            "paraclip.tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+        )
         return amounts(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
 
     for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
@@ -136,8 +140,8 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
 
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
-    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: left)
-    monkeypatch.setattr("tasks.amounts.paid_tokens", lambda *_: (1_000_000, 0))
+    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
+    monkeypatch.setattr("paraclip.tasks.amounts.paid_tokens", lambda *_: (1_000_000, 0))
     ingest = artifact(read=9, splits={"train": 6})
 
     def notes(cap: float) -> list[bool]:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
+from paraclip.tasks.audit import QUERIES, queries_of_index
+from paraclip.tasks.image_index import SearchTarget
 from paraclip_core.clip.index import ImageIndex
 from paraclip_core.clip.search import Searcher
-from tasks.audit import QUERIES, queries_of_index
-from tasks.image_index import SearchTarget
 
 
 def target(captions: Any, features: np.ndarray) -> SearchTarget:

@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.cache_tools import cache_stats, paid_tokens
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.parquet import read_table
+from paraclip.storage.roots import open_store
+from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.ingest import INGEST
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
-from storage.artifacts import Artifact
-from storage.cache_tools import cache_stats, paid_tokens
-from storage.generations import GenerationStore
-from storage.parquet import read_table
-from storage.roots import open_store
-from tasks.batch_files import Exported, Imported, export_requests, import_answers
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
@@ -180,7 +180,7 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("tasks.batch_files.PART_ROWS", 5)
+    monkeypatch.setattr("paraclip.tasks.batch_files.PART_ROWS", 5)
     append, left = GenerationStore.append, [1]
 
     def dying(self: GenerationStore, generations: Any) -> None:

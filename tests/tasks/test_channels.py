@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
+from paraclip.tasks import channels
+from paraclip.tasks.channels import check_channel, decide
+from paraclip.tasks.context import Run, run_node
+from paraclip.tasks.history import BY_PROMOTION, BY_ROLLBACK, BY_RUN, history, moved, rollback
+from paraclip.tasks.results import Result, check_run_name, comparison_rows
+from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.run import Evaluation
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import fingerprint
-from storage.roots import LOCAL_VARIABLE, open_store
-from tasks import channels
-from tasks.channels import check_channel, decide
-from tasks.context import Run, run_node
-from tasks.history import BY_PROMOTION, BY_ROLLBACK, BY_RUN, history, moved, rollback
-from tasks.results import Result, check_run_name, comparison_rows
-from tasks.stages.evaluate import EVALUATE, write_evaluation
 
 QUERIES = np.random.default_rng(0).random((2, 200))
 TOWER = "0" * 32

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.tasks.child import Stop, call_in_child, log_path, run_in_child
+from paraclip.tasks.context import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, CrashedError, InputError, StageError, worth_a_retry
-from storage.artifacts import ArtifactStore, Draft
-from tasks.child import Stop, call_in_child, log_path, run_in_child
-from tasks.context import Run
 
 FAKES = Path(__file__).parent / "fakes"
 
@@ -133,7 +133,7 @@ def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest
 
 
 def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
 
     def interrupt() -> None:
@@ -172,7 +172,7 @@ def test_settings_of_another_checkout_are_told_once_and_not_as_a_crash(tmp_path:
 def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
     settings, stop, path = settings_at(tmp_path), Stop(), tmp_path / "logs" / "hang.log"
     request = {
         "draft": asdict(draft("hang")),
@@ -182,7 +182,7 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     }
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     with ThreadPoolExecutor(1) as pool:
-        called = pool.submit(call_in_child, "tasks.child:make_artifact", request, settings, path, stop=stop)
+        called = pool.submit(call_in_child, "paraclip.tasks.child:make_artifact", request, settings, path, stop=stop)
         eventually(lambda: pid_file.exists() and pid_file.read_text())
         stop.set()
         with pytest.raises(StageError, match="was stopped"):
@@ -195,7 +195,7 @@ def test_a_child_that_takes_too_long_is_ended_and_the_stage_worth_a_retry(
 ) -> None:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    monkeypatch.setattr("tasks.child.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
     settings = settings_at(tmp_path)
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     run = Run(settings.model_copy(update={"run": settings.run.model_copy(update={"stage_timeout": 5.0})}))
@@ -206,8 +206,8 @@ def test_a_child_that_takes_too_long_is_ended_and_the_stage_worth_a_retry(
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "from fake_stages import settings_at; from storage.artifacts import Draft;"
-        "from tasks.child import run_in_child; from tasks.context import Run;"
+        "from fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
+        "from paraclip.tasks.child import run_in_child; from paraclip.tasks.context import Run;"
         f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
     paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[2])])

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.locks import lock
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
+from paraclip.tasks.cleaning import Collected, collect, remove
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Stage, StageContext, carry_out
 from paraclip_core.config import Settings
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.locks import lock
-from storage.roots import LOCAL_VARIABLE, open_store
-from tasks.cleaning import Collected, collect, remove
-from tasks.context import Run
-from tasks.stage import Stage, StageContext, carry_out
 
 FIRST = Draft("first", "a" * 32, 1, {}, {})
 SECOND = Draft("second", "b" * 32, 1, {"first": "a" * 32, "source:captions.csv": "c" * 64}, {})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.config import ModelOptions

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.plan import StagePlan, plan_run
+from paraclip.tasks.registry import STAGES
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact, ArtifactStore
-from tasks.context import Run, run_stage
-from tasks.plan import StagePlan, plan_run
-from tasks.registry import STAGES
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
 """The real stages, in this process, which saves starting one for each."""

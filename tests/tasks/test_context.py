@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.errors import ArtifactError, ConfigError
-from storage.artifacts import Artifact
-from tasks.context import Run, run_stage
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:

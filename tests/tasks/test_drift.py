@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.drift import check_drift, measure_drift
+from paraclip.tasks.preflight import check_before_paying
 from paraclip_core import tables
 from paraclip_core.config import DriftOptions
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.settings import parse_settings
-from storage.parquet import write_table
-from tasks.context import Run, run_stage
-from tasks.drift import check_drift, measure_drift
-from tasks.preflight import check_before_paying
 
 Caption = tuple[str | None, str]
 """Image and text."""
@@ -106,7 +106,7 @@ def test_without_an_encoder_the_rest_is_measured(tmp_path: Path) -> None:
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run over these captions, ingested."""
-    monkeypatch.setattr("tasks.drift._encoder", lambda _: ByLength())
+    monkeypatch.setattr("paraclip.tasks.drift._encoder", lambda _: ByLength())
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.png").touch()
 
@@ -155,7 +155,7 @@ def test_a_run_that_names_no_channel_compares_nothing(make: Any, tmp_path: Path)
 
 
 def test_every_limit_has_a_figure() -> None:
-    from tasks.drift import LABELS
+    from paraclip.tasks.drift import LABELS
 
     limits = set(DriftOptions.model_fields) - {"channel"}
     assert set(LABELS) == limits

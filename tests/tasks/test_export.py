@@ -13,16 +13,16 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.tasks.export import _has_own_tokens, export_model
+from paraclip.tasks.image_index import verify_index
 from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import build_model, load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import ReleaseCard
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from tasks.export import _has_own_tokens, export_model
-from tasks.image_index import verify_index
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from paraclip_core.errors import ArtifactError, UnknownNameError
-from storage.artifacts import ArtifactStore, Draft
-from storage.files import write_json
-from storage.roots import LOCAL_VARIABLE, open_store
-from tasks.cleaning import collect, remove
-from tasks.history import (
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.storage.files import write_json
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
+from paraclip.tasks.cleaning import collect, remove
+from paraclip.tasks.history import (
     BY_PROMOTION,
     BY_ROLLBACK,
     BY_RUN,
@@ -28,7 +27,8 @@ from tasks.history import (
     rollback,
     withdrawn,
 )
-from tasks.publish import in_flow_run
+from paraclip.tasks.publish import in_flow_run
+from paraclip_core.errors import ArtifactError, UnknownNameError
 
 A, B, C, D, E = (letter * 32 for letter in "abcde")
 

@@ -17,13 +17,13 @@ import torch
 import yaml
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 
-from flows.cli import run_cli
+from paraclip.flows.cli import run_cli
+from paraclip.tasks.hub import published_card
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import build_model
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import canonical
 from paraclip_core.config import ModelOptions
-from tasks.hub import published_card
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
@@ -69,7 +69,7 @@ def started(hub: HubServer, home: Path, *arguments: str, token: str | None = Non
 
 def paraclip(hub: HubServer, home: Path, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command."""
-    return started(hub, home, "-m", "flows.cli", *arguments, token=token)
+    return started(hub, home, "-m", "paraclip.flows.cli", *arguments, token=token)
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.features import INDEX, FeatureStore, write_index, write_shard
+from paraclip.tasks import image_index
+from paraclip.tasks.image_index import SearchTarget
 from paraclip_core.clip import search as nearest
 from paraclip_core.clip.index import ImageIndex
-from storage.features import INDEX, FeatureStore, write_index, write_shard
-from tasks import image_index
-from tasks.image_index import SearchTarget
 
 
 def _target(folder: Path, shards: list[np.ndarray]) -> SearchTarget:

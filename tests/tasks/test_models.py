@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.storage.fingerprint import FileHashes
+from paraclip.tasks.models import find_model, find_release, reference_sources
 from paraclip_core.clip.reference import fixed_place
 from paraclip_core.errors import UnknownModelError
-from storage.artifacts import ArtifactStore, Draft
-from storage.fingerprint import FileHashes
-from tasks.models import find_model, find_release, reference_sources
 
 TUNED = "a" * 32
 

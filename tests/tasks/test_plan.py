@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.tasks.amounts import Amount, amounts
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.plan import StagePlan, estimate, plan_run
+from paraclip.tasks.registry import STAGES
 from paraclip_core.errors import ArtifactError
 from paraclip_core.settings import load_settings
-from storage.artifacts import ArtifactStore, Draft
-from tasks.amounts import Amount, amounts
-from tasks.context import Run, run_stage
-from tasks.plan import StagePlan, estimate, plan_run
-from tasks.registry import STAGES
 
 
 def fakes() -> Any:
@@ -192,7 +192,7 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
         "paraphrase.fraction=0.5",
     ]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
-    monkeypatch.setattr("tasks.amounts.steps_left", lambda *_: pytest.fail("answers were looked up"))
+    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: pytest.fail("answers were looked up"))
     found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
         (10, 0)

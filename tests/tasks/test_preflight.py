@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.roots import open_store
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.preflight import Census, check_before_paying
 from paraclip_core.clip.images import holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.settings import parse_settings
-from storage.roots import open_store
-from tasks.context import Run, run_stage
-from tasks.preflight import Census, check_before_paying
 
 Row = tuple[str, str, str]
 """Image, caption and split."""
@@ -229,7 +229,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
         with store.writing(name, nodes[name].fingerprint) as work:
             (work.out / "made.txt").touch()
             store.commit(nodes[name].draft, {}, 0.0)
-    monkeypatch.setattr("tasks.preflight._census", lambda *_: pytest.fail("captions were counted"))
+    monkeypatch.setattr("paraclip.tasks.preflight._census", lambda *_: pytest.fail("captions were counted"))
     assert check_before_paying(Run(settings, store)) == []
 
 

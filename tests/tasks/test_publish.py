@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from prefect import artifacts
 
-from tasks import publish
-from tasks.publish import artifact_key, as_text, publish_table
+from paraclip.tasks import publish
+from paraclip.tasks.publish import artifact_key, as_text, publish_table
 
 
 def test_captions_are_no_markdown() -> None:

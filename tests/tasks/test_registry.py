@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from paraclip.storage import files
+from paraclip.storage import fingerprint as storage_fingerprint
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.files import file_sha256
+from paraclip.tasks.context import Run
+from paraclip.tasks.registry import STAGES, stages_of
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.engine_options import MinedOptions
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines.base import SMALL_BYTES
 from paraclip_core.settings import load_settings
-from storage import files
-from storage import fingerprint as storage_fingerprint
-from storage.artifacts import ArtifactStore
-from storage.files import file_sha256
-from tasks.context import Run
-from tasks.registry import STAGES, stages_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import step_left, steps_left
+from paraclip.tasks.stage import Stage, carry_out
+from paraclip.tasks.stages.ingest import INGEST
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import fingerprint
-from tasks.context import Run
-from tasks.requests import step_left, steps_left
-from tasks.stage import Stage, carry_out
-from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(30)]
 INPUT = {"paraphrase_1": "ingest", "paraphrase_2": "paraphrase_1"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
+from paraclip.tasks.context import Run
+from paraclip.tasks.results import gather_result, stage_row, untuned, why
 from paraclip_core.config import Settings
-from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
-from tasks.context import Run
-from tasks.results import gather_result, stage_row, untuned, why
 
 
 def _row(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.parquet import read_table
+from paraclip.storage.roots import open_generations, open_store
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.registry import STAGES
+from paraclip.tasks.shards import ShardJob, plan_shards, run_shard
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.progress import silent
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact, ArtifactStore
-from storage.cache_tools import cache_stats
-from storage.parquet import read_table
-from storage.roots import open_generations, open_store
-from tasks.context import Run, run_stage
-from tasks.registry import STAGES
-from tasks.shards import ShardJob, plan_shards, run_shard
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(200)]

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import convert_disk_errors
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Node, Stage, StageContext, carry_out, software_versions
 from paraclip_core.errors import ArtifactError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
 from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder, TrainingLog
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.files import convert_disk_errors
-from storage.parquet import read_table
-from tasks.context import Run
-from tasks.stage import Node, Stage, StageContext, carry_out, software_versions
 
 OLD, NEW = "a dog on a beach", "a red car in a street"
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from paraclip_core.errors import ArtifactError, StageError
-from storage.artifacts import ArtifactStore
-from tasks.context import Run, run_stage
-from tasks.status import (
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.status import (
     EventLog,
     StatusFile,
     _new_bars,  # pyright: ignore[reportPrivateUsage]
@@ -26,6 +25,7 @@ from tasks.status import (
     shown_progress,
     with_samples,
 )
+from paraclip_core.errors import ArtifactError, StageError
 
 HOSTILE = "a \x1b[31mred\u202e dog\n{'event': 'finished'}"
 
@@ -108,7 +108,7 @@ def test_progress_comes_now_and_then_and_hostile_text_stays_on_its_line(
     path = tmp_path / "logs" / "x.events.jsonl"
     with pytest.raises(StageError), EventLog(path, "paraphrase_1", "0" * 32, "shards") as events:
         events.progress(1, 10)
-        monkeypatch.setattr("tasks.status.EVENT_SECONDS", 0.0)
+        monkeypatch.setattr("paraclip.tasks.status.EVENT_SECONDS", 0.0)
         events.progress(2, None, waiting=HOSTILE)
         raise StageError(HOSTILE + "x" * 10_000)
     assert b"\x1b" not in path.read_bytes()
@@ -122,8 +122,8 @@ def test_progress_comes_now_and_then_and_hostile_text_stays_on_its_line(
 def test_its_size_is_bounded_and_a_disk_that_refuses_it_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.status.MOST_BYTES", 1000)
-    monkeypatch.setattr("tasks.status.EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("paraclip.tasks.status.MOST_BYTES", 1000)
+    monkeypatch.setattr("paraclip.tasks.status.EVENT_SECONDS", 0.0)
     path = tmp_path / "x.events.jsonl"
     with EventLog(path, "s", "f") as events:
         for done in range(100):

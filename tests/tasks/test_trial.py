@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.parquet import read_table
+from paraclip.storage.roots import open_generations, open_store
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.ingest import INGEST
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from paraclip.tasks.trial import CaptionTrial, Trial, try_captions
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError, ConfigError
 from paraclip_core.paraphrase.engines.base import EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact
-from storage.cache_tools import cache_stats
-from storage.parquet import read_table
-from storage.roots import open_generations, open_store
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
-from tasks.trial import CaptionTrial, Trial, try_captions
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]

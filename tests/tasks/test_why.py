@@ -8,6 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.generations import GenerationStore
+from paraclip.tasks.context import Run
+from paraclip.tasks.why import explain
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.paraphrase.engines import make_engine, relevant_options
@@ -15,9 +18,6 @@ from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import GENERATIONS
-from storage.generations import GenerationStore
-from tasks.context import Run
-from tasks.why import explain
 
 TEXT = "a dog runs on the beach"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from storage.parquet import write_table
-from tasks.results import worst_pairs
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.results import worst_pairs
 
 
 def table(values: list[float]) -> pa.Table:

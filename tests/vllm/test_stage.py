@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError, StageError
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact
-from storage.parquet import read_table
-from tasks.context import Run, run_stage
 
 CHUNK = 4
 
@@ -90,7 +90,7 @@ def test_our_own_server(
         # The stage is killed: its engine must not stay behind.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "tasks.child")
+        (stage,) = find_below(os.getpid(), "paraclip.tasks.child")
         (engine,) = find_below(stage, "vllm_server.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
@@ -128,7 +128,7 @@ def test_a_server_of_someone_elses(
     with ThreadPoolExecutor(1) as pool:
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "tasks.child")
+        (stage,) = find_below(os.getpid(), "paraclip.tasks.child")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Engine
@@ -19,7 +20,6 @@ from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, step_requests
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
-from storage.generations import GenerationStore
 
 OFF = ParaphraseOptions(engine="transformers", synonyms=False, gates=GateOptions(preset="off"))
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from scripted_engine import Scripted, Streaming, well  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import generate
@@ -19,7 +20,6 @@ from paraclip_core.paraphrase.generate import Counts, Part, RequestSender
 from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import GENERATIONS
-from storage.generations import GenerationStore
 
 TODO = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
 

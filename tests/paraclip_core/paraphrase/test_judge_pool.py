@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.generations import VERDICTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.judge import BlockJudge, JudgePool, JudgeSpec
 from paraclip_core.tables import ANSWERS, VERDICTS
-from storage.generations import VERDICTS as STORED
 
 KEYS = ("generation", "parent")
 ROWS = 60

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.requests import (
     NO_PARENT,
@@ -27,7 +28,6 @@ from paraclip_core.paraphrase.requests import (
     step_requests,
 )
 from paraclip_core.tables import ANSWERS, GENERATIONS, VERDICTS
-from storage.generations import GenerationStore
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'
 TEXT = st.text(max_size=20)

@@ -16,11 +16,11 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paraclip.storage.generations import GenerationStore
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, NO_PARENT, Batches, StepTables, step_requests
 from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
-from storage.generations import GenerationStore
 
 OPTIONS = ParaphraseOptions(engine="transformers")
 GATES = b"g" * 16

@@ -15,17 +15,17 @@ import torch
 from fastapi.testclient import TestClient
 from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.audit import audit
+from paraclip.tasks.image_index import search, search_target
+from paraclip.tasks.search_page.app import make_app
+from paraclip.tasks.search_page.catalogue import Catalogue
+from paraclip.tasks.search_page.engine import SearchEngine
+from paraclip.tasks.search_page.marks import Marks
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.errors import InputError, ModelError
-from storage.artifacts import ArtifactStore
-from tasks.audit import audit
-from tasks.image_index import search, search_target
-from tasks.search_page.app import make_app
-from tasks.search_page.catalogue import Catalogue
-from tasks.search_page.engine import SearchEngine
-from tasks.search_page.marks import Marks
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.features import FeatureStore, write_shard
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.context import Run, run_node
+from paraclip.tasks.stage import Node, carry_out
+from paraclip.tasks.stages import evaluate
+from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
+from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
@@ -25,14 +33,6 @@ from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.results import Measured, Sample, from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.features import FeatureStore, write_shard
-from storage.parquet import write_table
-from tasks.context import Run, run_node
-from tasks.stage import Node, carry_out
-from tasks.stages import evaluate
-from tasks.stages.evaluate import EVALUATE, check_benchmarks
-from tasks.stages.training import BOOTSTRAP, FINETUNE
 
 IMAGES = 30
 MODEL = {"text_width": 64, "text_layers": 1, "embed_dim": 32}
@@ -284,7 +284,7 @@ def test_a_small_pool_is_found_before_a_model_is_trained(
     store, artifacts = world
     settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
-    monkeypatch.setattr("tasks.context.run_in_child", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr("paraclip.tasks.context.run_in_child", lambda *_: pytest.fail("it was trained"))
     for stage in (BOOTSTRAP, FINETUNE):
         monkeypatch.setattr(Run, "inputs", lambda *_: artifacts)
         node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))

@@ -20,6 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
+from paraclip.storage.features import FeatureStore
+from paraclip.storage.parquet import read_table, write_table
+from paraclip.tasks.amounts import amounts
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.features import FEATURES, new_images
+from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core import tables
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
@@ -28,14 +36,6 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
 from paraclip_core.errors import ArtifactError, InputError, ModelError
-from storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
-from storage.features import FeatureStore
-from storage.parquet import read_table, write_table
-from tasks.amounts import amounts
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.features import FEATURES, new_images
-from tasks.stages.ingest import ingested_captions
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos:
     (tmp_path / "settings.json").write_text(settings.model_dump_json())
     code = (
         "import os, pathlib, runpy, signal, sys\n"
-        "import tasks.stages.features as stage\n"
+        "import paraclip.tasks.stages.features as stage\n"
         "space = runpy.run_path(sys.argv[1])\n"
         "write, here = stage.write_table, pathlib.Path(sys.argv[2])\n"
         "def deadly(path, table):\n"

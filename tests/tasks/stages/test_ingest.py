@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.ingest import INGEST, scan_outcomes
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import OWNER
 from paraclip_core.scenes.plan import held_out_images
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.parquet import read_table
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.ingest import INGEST, scan_outcomes
 
 TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"
 WORDS = TEXT.split()
@@ -102,10 +102,10 @@ def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
 
 def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
     """Ingest until the given call of write, then die without a word."""
-    import storage.files
+    import paraclip.storage.files
 
     left = [calls]
-    real = storage.files.os.fsync
+    real = paraclip.storage.files.os.fsync
 
     def fsync(descriptor: int) -> None:
         left[0] -= 1
@@ -113,7 +113,7 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(descriptor)
 
-    storage.files.os.fsync = fsync
+    paraclip.storage.files.os.fsync = fsync
     ingest(settings, ArtifactStore(root))
 
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.parquet import read_table
+from paraclip.storage.roots import open_generations
+from paraclip.tasks.context import Run
+from paraclip.tasks.plan import plan_run
+from paraclip.tasks.requests import looking_for_requests
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.why import explain
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same
 from paraclip_core.settings import parse_settings
-from storage.artifacts import Artifact
-from storage.parquet import read_table
-from storage.roots import open_generations
-from tasks.context import Run
-from tasks.plan import plan_run
-from tasks.requests import looking_for_requests
-from tasks.stage import carry_out
-from tasks.why import explain
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")

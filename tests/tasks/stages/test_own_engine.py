@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.settings import parse_settings
-from storage.parquet import read_table
-from tasks.context import Run, run_stage
 
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
 

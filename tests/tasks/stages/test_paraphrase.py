@@ -17,6 +17,16 @@ import pyarrow as pa
 import pytest
 from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.cache_tools import cache_stats
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.generations import GenerationStore
+from paraclip.storage.parquet import PartWriter, read_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.requests import steps_left
+from paraclip.tasks.stage import Stage, carry_out
+from paraclip.tasks.stages.ingest import INGEST
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
 from paraclip_core.config import (
     DataOptions,
     FileEngineOptions,
@@ -32,16 +42,6 @@ from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.requests import in_fraction
 from paraclip_core.paraphrase.rounds import judge_spec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.cache_tools import cache_stats
-from storage.fingerprint import fingerprint
-from storage.generations import GenerationStore
-from storage.parquet import PartWriter, read_table
-from tasks.context import Run
-from tasks.requests import steps_left
-from tasks.stage import Stage, carry_out
-from tasks.stages.ingest import INGEST
-from tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
 
 FEW = 40
 """Images of the small data set; each has five captions."""

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
 from paraclip_core.paraphrase.generate import KEEP_SECONDS
 from paraclip_core.settings import parse_settings
-from storage.parquet import read_table
-from tasks.context import Run, run_stage
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150

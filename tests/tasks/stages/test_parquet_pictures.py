@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-import tasks.stages.features as stage
+import paraclip.tasks.stages.features as stage
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.features import FeatureStore
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.features import FEATURES
+from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.features import FeatureStore
-from storage.parquet import read_table
-from tasks.context import Run
-from tasks.stage import carry_out
-from tasks.stages.features import FEATURES
-from tasks.stages.ingest import INGEST
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 IMAGES = 9

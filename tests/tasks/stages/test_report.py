@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.artifacts import Artifact, Manifest
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.stages.report import _funnel, _licenses, _source_rejects, _stage, _step_rejects
 from paraclip_core import tables
 from paraclip_core.report.data import row_totals
-from storage.artifacts import Artifact, Manifest
-from storage.parquet import write_table
-from tasks.stages.report import _funnel, _licenses, _source_rejects, _stage, _step_rejects
 
 
 def artifact(metrics: dict[str, Any]) -> Artifact:

@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.features import write_shard
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.context import Run
+from paraclip.tasks.stage import Stage, carry_out
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.features import write_shard
-from storage.parquet import write_table
-from tasks.context import Run
-from tasks.stage import Stage, carry_out
 
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird", "child", "ball")

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import open_clip
 import pytest
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.stages.training import BOOTSTRAP
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError
-from storage.artifacts import Artifact
-from tasks.stages.training import BOOTSTRAP
 
 RunStage = Callable[..., Artifact]
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.storage.features import INDEX, write_index
+from paraclip.tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
 from paraclip_core.training.data import spool_rows
-from storage.artifacts import Artifact
-from storage.features import INDEX, write_index
-from tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
 
 
 def test_held_out_images_are_training_images_and_never_trained_on(sources: dict[str, Artifact]) -> None:

@@ -18,19 +18,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.tasks.context import Run
+from paraclip.tasks.models import base_reference, base_sources
+from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
+from paraclip.tasks.training import finetune
+from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training_options import LossWeights, RankOptions
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from storage.fingerprint import fingerprint
-from tasks.context import Run
-from tasks.models import base_reference, base_sources
-from tasks.stage import carry_out
-from tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
-from tasks.training import finetune
-from tasks.training.data import Images, hold_out
 
 RunStage = Callable[..., Artifact]
 

@@ -17,6 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.tasks.stages.training import FINETUNE
+from paraclip.tasks.training.data import STORED, tokens_for
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
@@ -24,9 +27,6 @@ from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.tokenizer import shortened, tokenize
 from paraclip_core.config import Settings
-from storage.artifacts import Artifact, ArtifactStore, Draft
-from tasks.stages.training import FINETUNE
-from tasks.training.data import STORED, tokens_for
 
 RunStage = Callable[..., Artifact]
 TOWERS = Path(__file__).parents[2] / "paraclip_core/clip/towers.py"

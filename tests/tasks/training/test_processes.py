@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.stages.training import BOOTSTRAP
+from paraclip.tasks.status import read_failure
+from paraclip.tasks.training import processes
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
 from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
-from storage.artifacts import Artifact, ArtifactStore
-from tasks.stages.training import BOOTSTRAP
-from tasks.status import read_failure
-from tasks.training import processes
 
 RunStage = Callable[..., Artifact]
 

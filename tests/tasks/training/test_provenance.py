@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.stage import Stage
+from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
+from paraclip.tasks.training.data import Images, hold_out
+from paraclip.tasks.training.release import paraphraser_of, provenance_of
 from paraclip_core.training.data import TrainingRows
-from storage.artifacts import Artifact
-from tasks.stage import Stage
-from tasks.stages.training import BOOTSTRAP, FINETUNE
-from tasks.training.data import Images, hold_out
-from tasks.training.release import paraphraser_of, provenance_of
 
 RunStage = Callable[..., Artifact]
 

@@ -1,0 +1,1 @@
+../paraclip.py
