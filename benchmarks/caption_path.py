@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from instant import HERE
-from value_path import LAYERS, in_product
+from value_path import in_product
 
 from paraclip.flows.commands.common import settings_from
 from paraclip.storage.parquet import read_table
@@ -76,7 +76,7 @@ class Trace:
 
 
 def _fields(value: Any) -> list[Any]:
-    if not type(value).__module__.startswith(tuple(LAYERS)):
+    if not type(value).__module__.startswith("paraclip"):
         return []
     slots = [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if name != "__weakref__"]
     return [*slots, *getattr(value, "__dict__", {}).values()]

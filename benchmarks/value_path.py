@@ -57,7 +57,8 @@ class Probe:
 
 def in_product(frame: FrameType) -> str | None:
     """The product's file that a call is in, from the top folder down; None for any other file."""
-    path = Path(frame.f_code.co_filename)
+    # Modules of `paraclip` are links.
+    path = Path(frame.f_code.co_filename).resolve()
     if not path.is_relative_to(HOME) or path.relative_to(HOME).parts[0] not in LAYERS:
         return None
     return str(path.relative_to(HOME))

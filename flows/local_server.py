@@ -22,6 +22,7 @@ from pathlib import Path
 
 from paraclip_core.errors import StageError
 from paraclip_core.lifetime import TempDir, die_with
+from paraclip_core.paths import PACKAGES
 
 __all__ = ["start_local_server"]
 
@@ -47,14 +48,13 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     temp_dir = TempDir("prefect-")
     home = temp_dir.path
     port = _free_port()
-    here = str(Path(__file__).resolve().parents[1])
     # Every page that a browser shows, and every user of this machine, reaches the port.
     password = f"admin:{secrets.token_hex(16)}"
     mine = {
         **OWN,
         "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_HOME": str(home),
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")])),
     }
     with (home / LOG).open("wb") as log:
         server = subprocess.Popen(

@@ -28,6 +28,7 @@ from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip.storage.files import storage_errors, write_atomic
 from paraclip.storage.locks import lock
 from paraclip_core.errors import ConfigError, StageError
+from paraclip_core.paths import PACKAGES
 
 __all__ = [
     "CPU_RUNS",
@@ -235,7 +236,6 @@ def _signal(pids: Collection[int], number: int) -> None:
 
 
 def _environment(root: Path, location: str, url: str, password: str, folder: Path) -> dict[str, str]:
-    here = str(Path(__file__).resolve().parents[1])
     return {
         **os.environ,
         "DO_NOT_TRACK": "1",
@@ -254,7 +254,7 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
         "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")])),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
         ADDRESS_VARIABLE: pages_url(url),

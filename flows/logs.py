@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["OWN_LOGGERS", "let_own_logs_through", "outlive_worker", "show_own_logs"]
 
-OWN_LOGGERS = ("flows", "tasks", "paraclip_core", "storage")
+OWN_LOGGERS = ("paraclip", "paraclip_core")
 
 
 def let_own_logs_through() -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from paraclip_core.errors import InputError, one_line
 
-__all__ = ["below", "user_path"]
+__all__ = ["PACKAGES", "below", "user_path"]
+
+PACKAGES = Path(__file__).resolve().parents[1]
+"""The folder that holds the packages paraclip and paraclip_core, for PYTHONPATH: a checkout, or site-packages."""
 
 HUB_PATH = re.compile(r"hf:/{1,2}(?:(datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/*")
 """One slash where it came through a `Path`."""

@@ -32,6 +32,7 @@ from paraclip.tasks.status import StatusFile, read_answer, read_failure, relay_f
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
+from paraclip_core.paths import PACKAGES
 from paraclip_core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -156,9 +157,8 @@ def _open_log(path: Path) -> TextIO:
 
 def _environment(settings: Settings) -> dict[str, str]:
     environment = dict(os.environ)
-    # -P keeps the working directory off the path: a user's own folder "storage" must not be taken for ours.
-    here = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
+    # -P keeps the working directory off the path: a user's own `queue.py` must not be taken for Python's.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGES), environment.get("PYTHONPATH")]))
     environment["PYTHONUNBUFFERED"] = "1"
     # Spinning OpenMP threads slow small matrix products down forty times on a busy machine.
     environment.setdefault("OMP_WAIT_POLICY", "passive")

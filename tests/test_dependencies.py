@@ -34,7 +34,7 @@ def imported() -> set[str]:
     nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
-    modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {*PRODUCT, ""}
+    modules = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"paraclip", "paraclip_core", ""}
     owners = packages_distributions()
     distributions = {normal(owners[module][0]) if module in owners else normal(module) for module in modules}
     return {PARTS.get(name, name) for name in distributions}

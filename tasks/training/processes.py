@@ -1,8 +1,8 @@
 """Training in as many processes of one machine as ``run.processes`` says.
 
-They are started by torch's elastic launcher, which is what torchrun is made of, as ``python -m
-paraclip.tasks.training.processes REQUEST`` with RANK, WORLD_SIZE and the rest in the environment. The first one leaves the trained weights in the scratch
-folder, where the stage takes them up.
+They are started by torch's elastic launcher, which is what torchrun is made of: ``python -m
+paraclip.tasks.training.processes REQUEST`` with RANK, WORLD_SIZE and the rest in the environment. The first one leaves
+the trained weights in the scratch folder, where the stage takes them up.
 """
 
 from __future__ import annotations

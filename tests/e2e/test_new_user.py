@@ -78,6 +78,27 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+OWN_FILES = {
+    "flows.py": "raise RuntimeError('a file of the user')",
+    "storage.py": "raise RuntimeError('a file of the user')",
+    "tasks.py": "PHRASE = 'there is'",
+    "my_parts.py": """
+import tasks
+from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
+
+class Engine:
+    name, model, facts = "mine", "1", EngineFacts(shares_cores=True)
+    def __init__(self, options, context): pass
+    def generate(self, prompts, sampling): return [Completion((f"{tasks.PHRASE} {one.text}",), 1, 1) for one in prompts]
+    def close(self): pass
+
+def gate(pair, options):
+    return None if pair.output.startswith(tasks.PHRASE) else "other"
+""",
+}
+"""What a user has beside a notebook: files with the names of our folders, of which their engine needs one."""
+
+
 def call(environment: Path, home: Path, *arguments: str, **variables: str) -> str:
     names = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     settings = {"PARACLIP_ROOT": str(home / "runs"), "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
@@ -91,18 +112,44 @@ def call(environment: Path, home: Path, *arguments: str, **variables: str) -> st
 
 def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, home: Path) -> None:
     where = subprocess.run(
-        [environment / "python", "-c", "import flows, storage; print(flows.__file__, storage.__file__)"],
+        [environment / "python", "-c", "import paraclip.flows as a, paraclip_core as b; print(a.__file__, b.__file__)"],
         cwd=home, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert all(str(environment.parent) in path for path in where.stdout.split())
+    (names,) = (environment.parent / "lib").glob("python*/site-packages/paraclip-*.dist-info/top_level.txt")
+    assert names.read_text().split() == ["paraclip", "paraclip_core"]
     shipped = json.loads(call(environment, home, "config", "show", "-c", "demo", "--json"))
     assert shipped["name"] == "demo" and shipped["data"]["scenes"] is not None
-    files = list((environment.parent / "lib").glob("python*/site-packages/flows/prefect.yaml"))
+    files = list((environment.parent / "lib").glob("python*/site-packages/paraclip/flows/prefect.yaml"))
     assert len(files) == 1, "what `serve` deploys"
     out = call(environment, home, "init", "holiday")
     assert "120 of 120 rows" in out and "Photos: " in out
     planned = json.loads(call(environment, home, "plan", "-c", "paraclip.yaml", "--json"))
     assert next(stage["rows"] for stage in planned["stages"] if stage["stage"] == "ingest") == 120
+
+
+def test_files_of_the_names_of_our_folders_and_an_engine_that_needs_one(
+    environment: Path, home: Path, base: Any
+) -> None:
+    """In the working folder and on PYTHONPATH, for the commands, the stages' processes and Python."""
+    for name, text in OWN_FILES.items():
+        (home / name).write_text(text)
+    call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
+    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
+    sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
+    options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
+    path = {"PYTHONPATH": str(home)}
+    assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]
+    outcome = json.loads(call(environment, home, "run", *options, "--json", **path))
+    assert outcome["verdict"] in ("promote", "hold")
+    code = """
+import paraclip, tasks, sys
+(row,) = paraclip.paraphrase(["a dog"], paraclip.load_config(sys.argv[1], sys.argv[2:]))
+assert row["paraphrase_1"].startswith(tasks.PHRASE), row
+"""
+    run = [environment / "python", "-c", code, "paraclip.yaml", *sets]
+    variables = {**os.environ, **path, "PARACLIP_ROOT": str(home / "runs")}
+    subprocess.run(run, cwd=home, env=variables, check=True, timeout=300)
 
 
 @pytest.fixture

@@ -67,9 +67,8 @@ def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
         assert parse_settings(deployment["parameters"]["settings"]) == demo
 
 
-def test_no_module_of_prefect_hides_ours(declared: dict[str, Any], tmp_path: Path) -> None:
-    """What it runs at a cancel or crash is a script in a folder that has a `storage.py`, too."""
-    (tmp_path / "storage.py").touch()
+def test_no_module_beside_a_script_hides_another(declared: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError")
     script = tmp_path / "script.py"
     script.write_text("import paraclip.storage.roots")
     added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]

@@ -10,7 +10,7 @@ RUN = """
 import logging, sys
 from prefect.logging.configuration import setup_logging
 setup_logging()
-import flows.{module}
+import paraclip.flows.{module}
 sys.stdin.readline()
 for _ in range(3):
     logging.getLogger().warning("a line that no one reads")

@@ -125,11 +125,10 @@ def test_metrics_that_are_no_json_are_refused_and_the_work_is_kept(store: Artifa
 KILL_AT = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
-import paraclip.storage.artifacts
+import paraclip.storage.artifacts as artifacts
 from test_artifacts import *
 before, point, call = sys.argv[2] == "before", sys.argv[3], int(sys.argv[4])
-module = paraclip.storage.artifacts
-owner = Path if point == "rename" else module.shutil if point == "rmtree" else module
+owner = Path if point == "rename" else artifacts.shutil if point == "rmtree" else artifacts
 original, calls = getattr(owner, point), 0
 def deadly(*arguments, **options):
     global calls

@@ -50,11 +50,8 @@ def test_it_runs_elsewhere_without_prefect_and_tells_progress(tmp_path: Path) ->
     assert told and told[-1] == (3, 3) and told == sorted(told)
 
 
-def test_a_working_directory_with_equal_names_does_not_shadow_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "storage").mkdir()
-    (tmp_path / "storage" / "__init__.py").write_text("raise RuntimeError('not ours')")
+def test_a_working_directory_with_equal_names_shadows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('not Python's')")
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path / "root", "first")
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip.storage import files
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.context import Run
@@ -102,10 +103,8 @@ def test_scan_sees_what_ingest_writes(folder: Path, tmp_path: Path) -> None:
 
 def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
     """Ingest until the given call of write, then die without a word."""
-    import paraclip.storage.files
-
     left = [calls]
-    real = paraclip.storage.files.os.fsync
+    real = files.os.fsync
 
     def fsync(descriptor: int) -> None:
         left[0] -= 1
@@ -113,7 +112,7 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(descriptor)
 
-    paraclip.storage.files.os.fsync = fsync
+    files.os.fsync = fsync
     ingest(settings, ArtifactStore(root))
 
 
