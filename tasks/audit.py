@@ -89,9 +89,10 @@ def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[
     if target.captions is None:
         return _fitting_names(searcher, encode)
     ids = target.index.ids[:: max(1, len(target.index) // QUERIES)]
+    wanted = pc.SetLookupOptions(value_set=pa.array(ids, pa.string()))
     captions: dict[str, list[str]] = {}
     for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption"]):
-        chosen = batch.filter(pc.is_in(batch["image_id"], pa.array(ids, pa.string())))
+        chosen = batch.filter(pc.call_function("is_in", [batch["image_id"]], wanted))
         for image, caption in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
             captions.setdefault(image, []).append(caption)
     others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
