@@ -93,7 +93,7 @@ class Engine:
     def close(self): pass
 
 def gate(pair, options):
-    return None if pair.output.startswith(tasks.PHRASE) else "other"
+    return None if pair.answer.startswith(tasks.PHRASE) else "other"
 """,
 }
 """What a user has beside a notebook: files with the names of our folders, of which their engine needs one."""
