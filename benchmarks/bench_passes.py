@@ -76,11 +76,7 @@ def prepare(phase: str, folder: Path, captions: int) -> None:
 
 
 def check(phase: str, counts: dict[str, Any], captions: int) -> None:
-    """See that a phase did what it is measured for.
-
-    Raises:
-        SystemExit: it did not.
-    """
+    """See that a phase did what it is measured for."""
     expected = {
         "ingest": {"read": captions, "accepted": captions},
         "cached": {"captions": captions, "generated": 0, "judged": 0},

@@ -40,11 +40,7 @@ COMMA = re.compile(r",(?![^{]*\})")
 
 
 def combinations(tries: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every combination of ``path=value,value,…``, each as overrides ``path=value``; one empty one of nothing.
-
-    Raises:
-        ConfigError: one of them has another form.
-    """
+    """Every combination of ``path=value,value,…``, each as overrides ``path=value``; one empty one of nothing."""
     axes = []
     for text in tries:
         path, equals, values = text.partition("=")
@@ -65,11 +61,7 @@ def ingested(settings: Settings) -> Artifact:
 
 
 def unanswered(rounds: Rounds, count: int) -> list[tuple[str, bytes]]:
-    """Texts and keys of so many different captions without an answer.
-
-    Raises:
-        InputError: fewer are left.
-    """
+    """Texts and keys of so many different captions without an answer."""
     request = step_requests(rounds.options, 1, rounds.engine.model)
     rounds.tables.ask(request)
     rows = rounds.tables.missing(0)
@@ -83,11 +75,7 @@ def unanswered(rounds: Rounds, count: int) -> list[tuple[str, bytes]]:
 
 
 def measure(settings: Settings, captions: int) -> str:
-    """Ask for so many captions; what came a second.
-
-    Raises:
-        ParaclipError: the engine failed, or captions are missing.
-    """
+    """Ask for so many captions; what came a second."""
     store, artifact = open_store(settings.run.root), ingested(settings)
     counts = Counts()
     with TemporaryDirectory() as temporary:

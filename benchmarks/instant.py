@@ -19,8 +19,6 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 
-__all__ = ["Instant", "answer", "caption", "instant_run", "stage_here", "write_captions"]
-
 SUBJECTS = ("a small boy", "two dogs", "an old man", "a young woman", "some kids", "a big horse", "a black car",
             "a little cat", "several people", "two old men", "three white birds", "a red bike")  # fmt: skip
 ACTIONS = ("near a house", "next to a road", "on a hill", "in front of a shop", "under a big tree", "behind a fence",

@@ -299,11 +299,7 @@ def cached(root: Path) -> tuple[int, int]:
 
 
 def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, Any]]:
-    """The artifacts of a run that nothing disturbs.
-
-    Raises:
-        SystemExit: it asked for something twice.
-    """
+    """The artifacts of a run that nothing disturbs."""
     server = CountingServer(folder / "undisturbed.log")
     began = time.monotonic()
     try:

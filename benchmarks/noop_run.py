@@ -47,11 +47,7 @@ def finish(root: Path) -> dict[str, Any]:
 
 
 def seconds(client: Any, settings: dict[str, Any]) -> float:
-    """One run, from its submission to its end.
-
-    Raises:
-        SystemExit: it does not complete.
-    """
+    """One run, from its submission to its end."""
     deployment = client.read_deployment_by_name("pipeline/pipeline").id
     began = time.monotonic()
     run = client.create_flow_run_from_deployment(deployment, parameters={"settings": settings}).id

@@ -28,8 +28,6 @@ from paraclip.flows.local_stack import POOLS, TAG
 from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 from paraclip_core.errors import ConfigError
 
-__all__ = ["ALERTS", "announce_rollback", "emit", "name_of", "pass_on"]
-
 
 class Alert(NamedTuple):
     """What Prefect's server sees of runs and pools: an event that comes, or one that does not come in time."""
@@ -105,11 +103,7 @@ def name_of(url: str, event: str = "") -> str:
 
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
-    """Make or change the automations that pass events of runs on to `url`.
-
-    Raises:
-        ConfigError: there is no such event, or Prefect can make nothing of the address.
-    """
+    """Make or change the automations that pass events of runs on to `url`."""
     from prefect.automations import Automation
 
     from paraclip.flows.setup import put_automation

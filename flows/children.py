@@ -25,8 +25,6 @@ from paraclip.tasks.stage import Node
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ArtifactError, StageError
 
-__all__ = ["run_child"]
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -44,10 +42,6 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
     The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
     had, unless a source changed in between. One that still runs is waited for, one that ended without leaving its
     artifact (it failed, or the artifact was deleted since) runs again as itself, and nothing is started twice.
-
-    Raises:
-        StageError: there is no such deployment, it is another release's, or the child run did not complete.
-        ArtifactError: it completed, but this process does not see its artifact.
     """
     started = time.monotonic()
     store, name = run.store, node.name
@@ -133,12 +127,7 @@ def _ended(client: SyncPrefectClient, child: FlowRun, stop: Stop) -> FlowRun:
 
 
 def _patiently(ask: Callable[[], T], stop: Stop) -> T:
-    """What `ask` gives once the server answers; a child works on while it is away, and so must its parent wait.
-
-    Raises:
-        Exception: what `ask` raised, at once or after an hour without an answer.
-        StageError: the run was stopped.
-    """
+    """What `ask` gives once the server answers; a child works on while it is away, and so must its parent wait."""
     end, told = time.monotonic() + AWAY_SECONDS, False
     while True:
         try:

@@ -39,8 +39,6 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.settings import describe_options
 
-__all__ = ["app", "main", "run_cli"]
-
 WRONG_USAGE = 2
 INTERRUPTED = 130
 

@@ -10,8 +10,6 @@ from paraclip.flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, client_envi
 from paraclip.storage.files import storage_error
 from paraclip_core.errors import ConfigError
 
-__all__ = ["check_server", "prepare_prefect"]
-
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -26,10 +24,6 @@ def prepare_prefect(root: Path) -> None:
 
     A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run is
     seen there. Otherwise one is started for this run alone.
-
-    Raises:
-        ArtifactError: the root cannot be written.
-        StageError: the temporary server did not start.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -46,11 +40,7 @@ def prepare_prefect(root: Path) -> None:
 
 
 def check_server() -> None:
-    """See that the server takes this client; call it after :func:`prepare_prefect`, it imports prefect.
-
-    Raises:
-        ConfigError: there is no Prefect server, it wants another password, or it is of another major version.
-    """
+    """See that the server takes this client; call it after :func:`prepare_prefect`, it imports prefect."""
     from prefect import get_client
 
     try:

@@ -14,8 +14,6 @@ from pydantic import Field, WithJsonSchema
 
 from paraclip_core.config import Settings
 
-__all__ = ["FORM", "FormSettings", "Overrides", "form_schema"]
-
 FORM = (
     "name",
     *(f"data.{name}" for name in ("root", "min_words", "max_words")),

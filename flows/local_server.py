@@ -24,8 +24,6 @@ from paraclip_core.errors import StageError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.paths import PACKAGES
 
-__all__ = ["start_local_server"]
-
 HOST = "127.0.0.1"
 START_SECONDS = 180.0
 LOG = "server.log"
@@ -41,9 +39,6 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
     """Start the server and return the environment in which a client finds it. It ends when this process ends.
 
     Call it before prefect is imported: what is registered first for the end of a process runs last.
-
-    Raises:
-        StageError: it did not start; the message has the end of its log.
     """
     temp_dir = TempDir("prefect-")
     home = temp_dir.path

@@ -30,23 +30,6 @@ from paraclip.storage.locks import lock
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.paths import PACKAGES
 
-__all__ = [
-    "CPU_RUNS",
-    "HEARTBEAT",
-    "NOT_TAKEN",
-    "PASSWORD_VARIABLE",
-    "POOLS",
-    "SERVER",
-    "TAG",
-    "Process",
-    "client_environment",
-    "pages_url",
-    "password_file",
-    "processes_of",
-    "serve",
-    "stop",
-]
-
 log = logging.getLogger(__name__)
 
 POOLS = ("paraclip-cpu", "paraclip-gpu")
@@ -145,11 +128,6 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         folder: working folder of the workers, which relative paths in settings start from.
         prefect_file: the deployments.
         location: what the workers open as their root, where that is not `root` itself.
-
-    Raises:
-        ConfigError: the port is taken, or the password is none or is not that of the server that runs.
-        LockedError: another process is starting it just now.
-        StageError: a part did not start; the message has the end of its log.
     """
     # Whichever link names it: a second stack would have the same database.
     root = root.resolve()

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-__all__ = ["OWN_LOGGERS", "let_own_logs_through", "outlive_worker", "show_own_logs"]
-
 OWN_LOGGERS = ("paraclip", "paraclip_core")
 
 

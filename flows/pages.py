@@ -11,8 +11,6 @@ from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-__all__ = ["ADDRESS_VARIABLE", "Pages"]
-
 ADDRESS_VARIABLE = "PARACLIP_PAGES"
 """Where the folder `results` is served; runs link to it."""
 HEADERS = {

@@ -33,8 +33,6 @@ from paraclip.tasks.results import Result, check_run_name, record_result
 from paraclip.tasks.stage import Node
 from paraclip.tasks.stages.paraphrase import STEPS
 
-__all__ = ["pipeline", "run_stages"]
-
 log = logging.getLogger(__name__)
 
 
@@ -58,11 +56,6 @@ def run_stages(run: Run) -> Result:
     """Run every stage, here or in its own deployment; for use inside a flow.
 
     The first stage that fails ends the others at their next checkpoint, and the run with its error.
-
-    Raises:
-        ConfigError: the run's name is that of a promoted channel, or the package of one of its trackers is missing.
-        InputError: its captions lack what a later stage needs; nothing was asked of a language model.
-        ParaclipError: what a stage raised.
     """
     let_own_logs_through()
     end_earlier_tasks()
@@ -105,11 +98,7 @@ class _Dag:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def carry(self) -> list[dict[str, Any]]:
-        """Run all of them and return their rows of the stage table.
-
-        Raises:
-            ParaclipError: what the first one that failed had raised.
-        """
+        """Run all of them and return their rows of the stage table."""
         try:
             while self.waiting or self.working:
                 self._submit_ready()

@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
-from paraclip.flows.alerts import announce_rollback, emit
+from paraclip.flows.alerts import announce_rollback
 from paraclip.flows.form import FormSettings, Overrides
 from paraclip.flows.pipeline import run_stages
 from paraclip.flows.work import DEFAULTS, run_name, run_of
@@ -27,13 +27,11 @@ from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel, decide
 from paraclip.tasks.context import Run
 from paraclip.tasks.history import rollback as move_back
-from paraclip.tasks.publish import artifact_key, mark_decision, publish_markdown, publish_table
+from paraclip.tasks.publish import artifact_key, emit, mark_decision, publish_markdown, publish_table
 from paraclip.tasks.status import shown_progress
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import at_environment_root
-
-__all__ = ["regenerate", "rollback", "watch"]
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +58,6 @@ def regenerate(
         config: YAML file in place of `settings`: a path on the worker, or a URL.
         overrides: any options, put over either: `finetune.epochs=3`; `paraclip config schema` lists them.
         settings: what is set most often.
-
-    Raises:
-        ConfigError: the channel is a run's own, the run has the name of a promoted channel, or nobody can be asked.
-        ParaclipError: what a stage raised.
     """
     run = _compared_with(channel, run_of(config, overrides, settings))
     check_channel(run.settings.name, channel, run.store)
@@ -124,9 +118,6 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
         channel: the channel.
         to: start of the fingerprint of the model to serve, in place of the one before.
         root: folder or URL of the artifacts; PARACLIP_ROOT if not given.
-
-    Raises:
-        ArtifactError: there is no such channel or model, or the model's artifact is gone; the channel stays as it is.
     """
     store = open_store(root or at_environment_root(Settings(), os.environ).run.root)
     decision = move_back(store, channel, to)
@@ -147,10 +138,6 @@ def watch(deployment: str = "regenerate/regenerate", settle_seconds: float = 10.
     Args:
         deployment: what to start, with the parameters that it has.
         settle_seconds: files that change within this time are still being written, and looked at again next time.
-
-    Raises:
-        ConfigError: there is no such deployment.
-        InputError: a source file is missing.
     """
     with get_client(sync_client=True) as client:
         try:

@@ -9,8 +9,6 @@ from paraclip.tasks.stage import Stage
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.paraphrase.engines.vllm import visible_gpus
 
-__all__ = ["CPU", "Seats"]
-
 CPU = "cpu"
 """The seat of all CPU cores."""
 

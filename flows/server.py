@@ -10,8 +10,6 @@ from typing import Any
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-__all__ = ["wait_for_other_writers"]
-
 
 def wait_for_other_writers() -> None:
     """Let each transaction on SQLite take the write lock when it begins, for which it waits up to a minute.

@@ -38,22 +38,6 @@ from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
-__all__ = [
-    "ASKED",
-    "PARENTS",
-    "PARENT_RUNS",
-    "SILENT",
-    "STOPPING",
-    "TAKEN",
-    "create_automation",
-    "create_automations",
-    "create_pools",
-    "deploy",
-    "put_automation",
-    "regenerate_when_asked",
-    "watch_unfinished",
-]
-
 PARENTS = "pipelines"
 """Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
 PARENT_RUNS = CPU_RUNS * 3 // 4

@@ -27,8 +27,6 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
 
-__all__ = ["ask_in_shards"]
-
 log = logging.getLogger(__name__)
 
 SUMS = ("generated", "cached", "requests_per_second", "tokens_per_second", "spend")
@@ -111,10 +109,6 @@ def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
         node: the stage.
         run: the run.
         progress: told how far all shards are together; with Ray only when one is done where no folder is shared.
-
-    Raises:
-        StageError: shards failed; the message lists them, and the next run asks for what is missing.
-        ConfigError: `run.runner=ray` without the package prefect-ray.
     """
     store, settings = run.store, run.settings
     if node.name not in STEPS or settings.run.shards < 2 or store.peek(node.name, node.fingerprint) is not None:
@@ -197,11 +191,7 @@ def _following(job: ShardJob, board: Board) -> Iterator[None]:
 
 
 def _failure(future: PrefectFuture[dict[str, Any]], stop: Stop) -> BaseException | None:
-    """Why a shard failed; None where it did not.
-
-    Raises:
-        StageError: the run was stopped.
-    """
+    """Why a shard failed; None where it did not."""
     result: Any = None
     while result is None:
         stop.check()

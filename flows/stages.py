@@ -11,8 +11,6 @@ from paraclip.flows.work import DEFAULTS, run_name, run_of, run_stage
 from paraclip.tasks.registry import STAGES
 from paraclip.tasks.stage import Stage
 
-__all__ = ["STAGE_FLOWS"]
-
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
     def run(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:

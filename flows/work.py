@@ -17,7 +17,6 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
-from paraclip.flows.alerts import emit
 from paraclip.flows.here import Here
 from paraclip.flows.logs import let_own_logs_through, outlive_worker
 from paraclip.flows.pages import ADDRESS_VARIABLE
@@ -27,6 +26,7 @@ from paraclip.tasks.context import Run, run_node
 from paraclip.tasks.publish import (
     artifact_key,
     as_text,
+    emit,
     in_flow_run,
     mark_decision,
     measured_progress,
@@ -47,18 +47,6 @@ from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
 from paraclip_core.settings import deployed_settings
 
-__all__ = [
-    "DEFAULTS",
-    "carry_stage",
-    "end_earlier_tasks",
-    "publish_result",
-    "retries_of",
-    "run_name",
-    "run_of",
-    "run_stage",
-    "stage_task",
-]
-
 log = logging.getLogger(__name__)
 
 DEFAULTS = Settings()
@@ -73,11 +61,7 @@ outlive_worker()
 
 
 def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:
-    """The run that a flow's parameters mean, at the worker's root.
-
-    Raises:
-        ConfigError: the file cannot be read, or an option is wrong.
-    """
+    """The run that a flow's parameters mean, at the worker's root."""
     return Run(deployed_settings(settings, config, overrides, os.environ))
 
 
@@ -92,11 +76,7 @@ def run_name() -> str:
 
 
 def carry_stage(name: str, run: Run) -> dict[str, Any]:
-    """Run one stage in this process and return its row of the stage table.
-
-    Raises:
-        ParaclipError: what the stage raised.
-    """
+    """Run one stage in this process and return its row of the stage table."""
     let_own_logs_through()
     started = time.monotonic()
     node, cached = run.node(name), run.artifact(name) is not None
@@ -112,11 +92,7 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
 
 
 def run_stage(name: str, run: Run) -> dict[str, Any]:
-    """Run one stage as a task, for a flow that has no other.
-
-    Raises:
-        ParaclipError: what the stage raised last.
-    """
+    """Run one stage as a task, for a flow that has no other."""
     end_earlier_tasks()
     return stage_task(run.node(name), carry_stage, run, retries_of(run))(name).data
 

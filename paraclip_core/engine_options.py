@@ -11,16 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options, json_fields
 
-__all__ = [
-    "ENGINES",
-    "EngineEntry",
-    "MinedOptions",
-    "OpenAIOptions",
-    "SmolLM2Options",
-    "TransformersOptions",
-    "VllmOptions",
-]
-
 MILLION = 1_000_000
 OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
 

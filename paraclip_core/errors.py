@@ -27,30 +27,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = [
-    "FAILING",
-    "FULL",
-    "ArtifactError",
-    "AwayError",
-    "BenchmarkError",
-    "BudgetError",
-    "ConfigError",
-    "CrashedError",
-    "EngineError",
-    "FullDiskError",
-    "InputError",
-    "LockedError",
-    "ModelError",
-    "ParaclipError",
-    "StageError",
-    "TrainingError",
-    "UnknownModelError",
-    "UnknownNameError",
-    "one_line",
-    "with_notes",
-    "worth_a_retry",
-]
-
 LONGEST = 400
 """Characters of another library's error that a message quotes."""
 

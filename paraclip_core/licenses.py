@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["CLASSES", "RolledUp", "license_class", "roll_up"]
-
 CLASSES = (
     "public domain", "attribution", "share-alike", "non-commercial", "non-commercial, share-alike", "no derivatives",
     "non-commercial, no derivatives", "unknown",

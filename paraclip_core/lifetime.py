@@ -26,8 +26,6 @@ from typing import Any, TypeVar
 
 from paraclip_core.errors import FULL, FullDiskError, StageError
 
-__all__ = ["LoopThread", "TempDir", "die_with", "sweep"]
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -59,12 +57,7 @@ class TempDir:
     """A temporary folder for the life of this process; as a context, until its end."""
 
     def __init__(self, kind: str = "") -> None:
-        """Make the folder, named after `kind`, once abandoned ones are deleted.
-
-        Raises:
-            FullDiskError: there is no room for it.
-            StageError: there is no folder for temporary ones.
-        """
+        """Make the folder, named after `kind`, once abandoned ones are deleted."""
         try:
             sweep()
             self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["fenced", "inert", "table"]
-
 # Underscores inside words and these marks mean nothing inside a line; everything else that Markdown, its tables, links
 # that need no brackets, mentions, formulas or HTML could mean something by becomes a character reference, which is
 # never structure.

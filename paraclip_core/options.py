@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, field_validator
 
-__all__ = ["OPERATIONAL", "Options", "json_fields", "meaning", "unusual"]
-
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
 
@@ -16,11 +14,7 @@ LARGEST = 2**63
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, if JSON can hold them; YAML knows dates, sets and bytes as well.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """The fields, if JSON can hold them; YAML knows dates, sets and bytes as well."""
     try:
         json.dumps(fields, allow_nan=False)
     except (TypeError, ValueError) as error:

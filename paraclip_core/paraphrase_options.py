@@ -17,14 +17,6 @@ from paraclip_core.engine_options import (
 from paraclip_core.options import OPERATIONAL, Options, json_fields
 from paraclip_core.plugins import NameOrPath
 
-__all__ = [
-    "GATE_THRESHOLDS",
-    "FileEngineOptions",
-    "GateOptions",
-    "ParaphraseOptions",
-    "SamplingOptions",
-]
-
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
 GateName = Literal["auto", "off", "capable", "small-model", "mined"]
 

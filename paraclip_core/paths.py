@@ -9,8 +9,6 @@ from pathlib import Path
 
 from paraclip_core.errors import InputError, one_line
 
-__all__ = ["PACKAGES", "below", "user_path"]
-
 PACKAGES = Path(__file__).resolve().parents[1]
 """The folder that holds the packages paraclip and paraclip_core, for PYTHONPATH: a checkout, or site-packages."""
 
@@ -24,9 +22,6 @@ def user_path(written: str | Path) -> Path:
     So what looks for it says that it does not exist, and a file may be called ``~captions.csv``.
 
     A path of the hub is where huggingface_hub's cache has it; what is missing there is fetched, once for a process.
-
-    Raises:
-        InputError: it is a path of the hub and cannot be fetched.
     """
     if match := HUB_PATH.fullmatch(os.fspath(written)):
         kind, repo, revision, inner = match.groups()

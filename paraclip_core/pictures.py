@@ -16,20 +16,6 @@ import pyarrow.parquet as pq
 from paraclip_core.captions.readers.columns import OPTIONS, match_column, usual_column
 from paraclip_core.errors import InputError
 
-__all__ = [
-    "PICTURE_ROWS",
-    "damaged_parquet",
-    "holds_pictures",
-    "is_picture",
-    "listed_types",
-    "picture_bytes",
-    "picture_candidates",
-    "picture_column",
-    "picture_digest",
-    "picture_name",
-    "picture_place",
-]
-
 PICTURE_ROWS = 16
 """Rows that are read at a time, so that memory holds a few pictures of any file."""
 USUAL = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
@@ -47,9 +33,6 @@ def picture_column(schema: pa.Schema, wanted: str | None = None, where: str = "t
     """The column of pictures: `wanted` if it is one, a usual name, or the only struct of them; None without any.
 
     `where` names the table in the message.
-
-    Raises:
-        InputError: several columns may be the one, and none is `wanted`.
     """
     pictures = [field.name for field in schema if is_picture(field.type)]
     if wanted is not None and (chosen := match_column(pictures, wanted, f"{OPTIONS}.image", where)) is not None:

@@ -14,8 +14,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from paraclip_core.errors import ConfigError, one_line
 
-__all__ = ["NameOrPath", "import_path", "module_source"]
-
 
 class NameOrPath:
     """Mark of an option (``Annotated[str, NameOrPath(…)]``) that names one of ours or the dotted path of a user's."""
@@ -29,11 +27,7 @@ class NameOrPath:
         return f"{', '.join(self.names)}, or {self.own}"
 
     def check(self, name: str) -> str:
-        """The name itself.
-
-        Raises:
-            ValueError: it is neither.
-        """
+        """The name itself."""
         module, _, attribute = name.partition(":")
         if name in self.names or all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             return name
@@ -56,9 +50,6 @@ def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
         where: option and value that name it, for messages.
         expected: what it should name, for messages.
         arguments: what it must be callable with; none: it need not be callable.
-
-    Raises:
-        ConfigError: it cannot be imported or called so; names the option and what was expected.
     """
     module, _, name = path.partition(":")
     try:

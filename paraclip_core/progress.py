@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 
-__all__ = ["Fact", "Progress", "Throughput", "silent"]
-
 REPORT_SECONDS = 1.0
 Fact: TypeAlias = float | int | str | Sequence[Mapping[str, str]]
 """A short figure worth showing; rows of a table as the fact `samples`."""

@@ -18,16 +18,6 @@ from pydantic import BaseModel, ValidationError
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError, one_line
 
-__all__ = [
-    "at_environment_root",
-    "deployed_settings",
-    "describe_options",
-    "field_paths",
-    "load_settings",
-    "parse_settings",
-    "shipped_configs",
-]
-
 ROOT_VARIABLE = "PARACLIP_ROOT"
 SHIPPED = Path(__file__).with_name("configs")
 QUOTED = re.compile(r"'[^']{4,}'")

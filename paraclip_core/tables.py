@@ -9,21 +9,6 @@ import hashlib
 
 import pyarrow as pa
 
-__all__ = [
-    "ACCEPTED",
-    "ANSWERS",
-    "CAPTIONS",
-    "FEATURE_INDEX",
-    "GENERATIONS",
-    "PARAPHRASES",
-    "PARAPHRASE_REJECTS",
-    "PER_QUERY",
-    "REJECTS",
-    "SAMPLES",
-    "VERDICTS",
-    "text_hash",
-]
-
 TOKENS = pa.list_(pa.uint16())
 
 CAPTIONS = pa.schema(

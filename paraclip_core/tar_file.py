@@ -5,8 +5,6 @@ from __future__ import annotations
 import tarfile
 from typing import Self
 
-__all__ = ["TarFile"]
-
 NAME_TYPES = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
@@ -30,11 +28,7 @@ class TarFile(tarfile.TarFile):
     tarinfo = _Header
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member, None at the end.
-
-        Raises:
-            tarfile.ReadError: its header makes no sense.
-        """
+        """The next member, None at the end."""
         try:
             member = super().next()
         except (ValueError, LookupError, OverflowError, RecursionError) as error:

@@ -14,8 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["remove_draft", "set_default_mode", "write_tensors"]
-
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `tensors` to `path` and flush them to disk; the same tensors give the same bytes.
@@ -27,9 +25,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         tensors: contiguous ones on the CPU that share no memory.
         path: replaced if it is there; its folder must exist.
         metadata: further entries of the header.
-
-    Raises:
-        OSError: it cannot be written; `path` is then as it was.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
@@ -62,11 +57,7 @@ def set_default_mode(path: Path) -> None:
 
 
 def remove_draft(draft: Path) -> None:
-    """Delete a draft, file or folder, if it is there.
-
-    Raises:
-        OSError: it cannot be deleted.
-    """
+    """Delete a draft, file or folder, if it is there."""
     if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft)
     else:

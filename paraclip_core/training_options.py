@@ -8,15 +8,6 @@ from pydantic import Field, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options
 
-__all__ = [
-    "AlphaOptions",
-    "BootstrapOptions",
-    "FinetuneOptions",
-    "LossWeights",
-    "OptimizerOptions",
-    "RankOptions",
-]
-
 
 class OptimizerOptions(Options):
     """Training of a text tower on stored image features."""

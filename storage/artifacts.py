@@ -32,8 +32,6 @@ from paraclip_core.errors import ArtifactError, UnknownNameError
 if TYPE_CHECKING:
     from paraclip.storage.object_store import RemoteFolder
 
-__all__ = ["RUN", "Artifact", "ArtifactStore", "Draft", "Holder", "Manifest", "WorkFolder", "safe_channel"]
-
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
@@ -114,11 +112,7 @@ class ArtifactStore:
     # Looking
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The finished artifact, if it is there and sound by its files' names and sizes; its files are here.
-
-        Raises:
-            ArtifactError: it was edited, cut short or written by another version.
-        """
+        """The finished artifact, if it is there and sound by its files' names and sizes; its files are here."""
         folder = self.path(stage, fingerprint)
         if not self._finished(stage, fingerprint):
             return None
@@ -175,10 +169,6 @@ class ArtifactStore:
         Args:
             name: as users give it.
             stages: stages of what may be meant, where `name` does not say ``STAGE/START``; none: any.
-
-        Raises:
-            UnknownNameError: nothing has that name, or several artifacts begin with it.
-            ArtifactError: the channel's artifact is gone or damaged.
         """
         channel = None if "/" in name or name.startswith(".") else self.channel(name)
         if channel is None:
@@ -192,11 +182,7 @@ class ArtifactStore:
         return artifact
 
     def resolve(self, prefix: str, stages: Sequence[str] = ()) -> Artifact:
-        """The one artifact (of `stages`, if any) whose fingerprint starts with `prefix` (or ``stage/prefix``).
-
-        Raises:
-            UnknownNameError: there is none, or more than one.
-        """
+        """The one artifact (of `stages`, if any) whose fingerprint starts with `prefix` (or ``stage/prefix``)."""
         stage, _, start = prefix.rpartition("/")
         matches = [
             artifact
@@ -320,11 +306,7 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def discard(self, stage: str, fingerprint: str) -> None:
-        """Delete unfinished work.
-
-        Raises:
-            LockedError: a living process writes it.
-        """
+        """Delete unfinished work."""
         work = self.work_path(stage, fingerprint)
         with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0) as held:
             self._delete_work(stage, fingerprint, held)

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from paraclip.storage.files import write_atomic
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 
-__all__ = ["BenchmarkFeatures"]
-
 log = logging.getLogger(__name__)
 
 

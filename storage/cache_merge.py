@@ -19,8 +19,6 @@ from paraclip.storage.locks import lock
 from paraclip.storage.parts import PartFolder, TornPart, digest_of, order_of
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
-__all__ = ["Compacted", "Merged", "compact", "merge"]
-
 log = logging.getLogger(__name__)
 
 COMPARED_ROWS = 1_000_000
@@ -64,9 +62,6 @@ def merge(store: GenerationStore, other: Path | str, patterns: Mapping[str, str]
         store: the cache that grows.
         other: folder of the other cache, which is only read.
         patterns: column → pattern (`*` and `?` stand for anything); only rows that fit all of them are taken.
-
-    Raises:
-        UnknownNameError: `other` is no cache folder.
     """
     theirs = _foreign_parts(store, Path(other).absolute())
     store.parts.sweep()

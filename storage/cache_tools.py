@@ -23,19 +23,6 @@ from paraclip.storage.generations import GENERATIONS, NAME, PARTS, CacheFile, Ge
 from paraclip.storage.parts import PartFolder, TornPart, digest_of
 from paraclip_core.errors import ArtifactError
 
-__all__ = [
-    "CacheGroup",
-    "CacheStats",
-    "Verified",
-    "cache_stats",
-    "find_generation",
-    "nearest_generation",
-    "note_imported",
-    "note_joined",
-    "paid_tokens",
-    "verify_cache",
-]
-
 log = logging.getLogger(__name__)
 
 # Other writers may leave out what the cache itself does not need.

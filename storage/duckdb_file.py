@@ -14,8 +14,6 @@ from paraclip.storage.files import storage_error
 from paraclip.storage.parquet import parquet_files
 from paraclip_core.errors import ArtifactError, LockedError, one_line
 
-__all__ = ["CONFIG", "attached", "connect", "environment_error", "frequent_values", "opened"]
-
 FOREIGN_WAIT_SECONDS = 30.0
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "memory_limit": "1GB",
@@ -40,12 +38,7 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
 
 @contextmanager
 def opened(path: Path, name: str, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection of its own in which the file `path` is attached as `name`; closed at the end.
-
-    Raises:
-        LockedError: another program keeps the file open.
-        duckdb.Error: it is damaged, or the disk is.
-    """
+    """A connection of its own in which the file `path` is attached as `name`; closed at the end."""
     with connect(path) as con, attached(con, path, name, read_only):
         con.execute("SET preserve_insertion_order = false")
         yield con
@@ -53,12 +46,7 @@ def opened(path: Path, name: str, read_only: bool = False) -> Iterator[duckdb.Du
 
 @contextmanager
 def attached(con: duckdb.DuckDBPyConnection, path: Path | str, name: str, read_only: bool = False) -> Iterator[None]:
-    """Attach the file `path` as `name`, once no other program has it open; detach it at the end.
-
-    Raises:
-        LockedError: another program keeps the file open.
-        duckdb.Error: it is damaged, or the disk is.
-    """
+    """Attach the file `path` as `name`, once no other program has it open; detach it at the end."""
     _attach(con, path, name, read_only)
     try:
         yield
@@ -118,9 +106,6 @@ def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
         path: a Parquet file, or a folder of them.
         column: name of the column, chosen by the caller's code and never by data.
         limit: values that are named.
-
-    Raises:
-        ArtifactError: there is no Parquet file, or one cannot be read.
     """
     files = [str(file) for file in parquet_files(path)]
     query = MOST_FREQUENT.format(column=f'"{column}"')

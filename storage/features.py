@@ -21,8 +21,6 @@ from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["EarlierFeatures", "FeatureRows", "FeatureStore", "IdIndex", "shard_path", "write_index", "write_shard"]
-
 INFINITE = 0x7C00
 """The exponent of float16's infinities and NaNs."""
 
@@ -186,11 +184,7 @@ class FeatureRows:
         return len(self), self._dimension
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """float16 [len(rows), d]: these rows, in this order.
-
-        Raises:
-            ArtifactError: one of them cannot be read, or holds a value that is not finite.
-        """
+        """float16 [len(rows), d]: these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
         features = np.empty((len(rows), self._dimension), np.float16)
         places = np.searchsorted(self._starts, rows, "right") - 1
@@ -228,11 +222,7 @@ class IdIndex:
     """Finds ids by a 64-bit hash and compares what it finds, so that a collision is never taken for a match."""
 
     def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Index the ids, whose places are the rows.
-
-        Raises:
-            ValueError: an id comes twice.
-        """
+        """Index the ids, whose places are the rows."""
         whole = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
         # Large strings, because all ids together may have more than 2 GiB.
         chunks = whole.cast(pa.large_string()).chunks

@@ -17,26 +17,6 @@ from typing import Any, BinaryIO
 
 from paraclip_core.errors import FAILING, FULL, ArtifactError, ConfigError, FullDiskError, ParaclipError
 
-__all__ = [
-    "DISK_ERRORS",
-    "atomic_folder",
-    "convert_disk_errors",
-    "file_sha256",
-    "files_below",
-    "is_temporary",
-    "json_bytes",
-    "parse_json",
-    "read_json",
-    "remove_temporary",
-    "settled",
-    "storage_error",
-    "storage_errors",
-    "sweep_drafts",
-    "sync_folder",
-    "write_atomic",
-    "write_json",
-]
-
 TEMPORARY = ".*.tmp"
 STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
@@ -45,11 +25,7 @@ DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` with a temporary file beside `path`, flush it to disk and rename it to `path`.
-
-    Raises:
-        ArtifactError: the folder is read-only or the disk is full; `path` is then as it was.
-    """
+    """Call `write` with a temporary file beside `path`, flush it to disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with storage_errors(path):
@@ -71,10 +47,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Where to write a folder that appears at `folder` when the block ends well, whole or not at all.
 
     The draft lies beside it and does not exist yet.
-
-    Raises:
-        ConfigError: there is something already.
-        ArtifactError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose a new folder")
@@ -135,11 +107,7 @@ def sweep_drafts(folder: Path) -> None:
 
 
 def files_below(folder: Path, changing: bool = False) -> Iterator[Path]:
-    """Every file below `folder`, in any order; where it is `changing`, folders may go while it is read.
-
-    Raises:
-        OSError: a folder cannot be listed, so that nobody knows what is in it.
-    """
+    """Every file below `folder`, in any order; where it is `changing`, folders may go while it is read."""
 
     def fail(error: OSError) -> None:
         if not (changing and isinstance(error, FileNotFoundError)):
@@ -161,11 +129,7 @@ def settled(stat: os.stat_result) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, atomically.
-
-    Raises:
-        ArtifactError: it cannot be written, or `value` is not JSON (NaN and infinity are not).
-    """
+    """Write `value` as indented JSON with sorted keys, atomically."""
     try:
         data = json_bytes(value)
     except (TypeError, ValueError) as error:
@@ -174,21 +138,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Indented JSON with sorted keys; equal values give equal bytes.
-
-    Raises:
-        TypeError, ValueError: `value` is not JSON (NaN and infinity are not).
-    """
+    """Indented JSON with sorted keys; equal values give equal bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "surrogatepass")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        ArtifactError: it is absent, unreadable or not JSON.
-    """
+    """Read a JSON file."""
     try:
         return parse_json(path.read_bytes())
     except OSError as error:
@@ -198,11 +154,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON document from anywhere.
-
-    Raises:
-        ValueError: it is no JSON, or nested too deeply.
-    """
+    """The value of a JSON document from anywhere."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -240,11 +192,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def convert_disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors about a disk, and no others, into an ArtifactError; `path` is named where an error names no file.
-
-    Raises:
-        ArtifactError: the disk is full, read-only or at fault.
-    """
+    """Turn errors about a disk, and no others, into an ArtifactError; `path` is named where an error names no file."""
     try:
         yield
     except FullDiskError:

@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 from paraclip.storage.files import file_sha256, read_json, settled, write_atomic, write_json
 from paraclip_core.errors import ArtifactError, InputError
 
-__all__ = ["FileHashes", "canonical_json", "fingerprint", "folder_hash"]
-
 log = logging.getLogger(__name__)
 
 DIGEST_SIZE = 16

@@ -29,8 +29,6 @@ from paraclip.storage.locks import lock
 from paraclip.storage.parts import PartFolder, PartMirror, TornPart, check_columns, order_of
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["GENERATIONS", "PARTS", "VERDICTS", "CacheFile", "CacheTable", "GenerationStore", "table_sql"]
-
 log = logging.getLogger(__name__)
 
 LAYOUT = 1
@@ -138,9 +136,6 @@ class GenerationStore:
 
         The cache's lock is held until the end of the block, so keep it to a few joins and append nothing in it. Where
         there is no cache yet, both tables are empty.
-
-        Raises:
-            LockedError: another program keeps its file open.
         """
         if self.mirror is not None:
             self.mirror.pull()
@@ -216,11 +211,7 @@ class CacheFile:
         self.path, self.tables = folder / "generations.duckdb", tables
 
     def catch_up(self) -> None:
-        """Let the tables have exactly what the parts have; a damaged file is made again.
-
-        Raises:
-            LockedError: another program keeps the file open.
-        """
+        """Let the tables have exactly what the parts have; a damaged file is made again."""
         try:
             try:
                 self._follow_all()
@@ -234,11 +225,7 @@ class CacheFile:
             raise environment_error(error, self.path) or ArtifactError(f"{self.path} is unusable: {error}") from error
 
     def check(self) -> None:
-        """See that a file that cannot be written can be read.
-
-        Raises:
-            ArtifactError: there is none, or it is damaged or of another release.
-        """
+        """See that a file that cannot be written can be read."""
         if not self.path.exists():
             raise ArtifactError(f"{self.path.parent} is read-only and has no index; choose a writable root")
         try:
@@ -256,11 +243,7 @@ class CacheFile:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach the file to a connection, to be read.
-
-        Raises:
-            ArtifactError: what is read in the block is damaged; the file is then deleted, to be made again.
-        """
+        """Attach the file to a connection, to be read."""
         try:
             with attached(con, self.path, NAME, read_only=True):
                 yield

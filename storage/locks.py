@@ -32,8 +32,6 @@ from paraclip_core.errors import ArtifactError, LockedError
 if TYPE_CHECKING:
     from paraclip.storage.object_store import RemoteFolder
 
-__all__ = ["Held", "Lease", "Owner", "lease", "living_owner", "lock", "owner_name", "parse_owner"]
-
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS, DEAD_SECONDS = 20.0, 120.0
@@ -68,10 +66,6 @@ def lock(
         wait_seconds: give up after this long; None waits for ever.
         poll: called between two tries, for progress or for giving up by an exception of its own.
         info: what else the file tells about its owner, as plain values.
-
-    Raises:
-        LockedError: it is held and the time is over; the text names the owner.
-        ArtifactError: the folder cannot be written, or its file system has no flock.
     """
     token, taken = uuid.uuid4().hex, list[tuple[int, Owner]]()
 

@@ -11,22 +11,6 @@ from typing import Any
 from paraclip.storage.files import file_sha256, files_below, parse_json
 from paraclip_core.errors import ArtifactError
 
-__all__ = [
-    "MANIFEST",
-    "SOURCE",
-    "Artifact",
-    "Draft",
-    "FileEntry",
-    "Manifest",
-    "differences",
-    "file_names",
-    "parse_manifest",
-    "read_manifest",
-    "safe_name",
-    "seal",
-    "sources_of",
-]
-
 MANIFEST = "manifest.json"
 SOURCE = "source:"
 """What the names of inputs from outside the store begin with."""
@@ -104,22 +88,14 @@ def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def safe_name(name: str) -> str:
-    """A file's path below a folder, as it is.
-
-    Raises:
-        ArtifactError: it would lead out of the folder.
-    """
+    """A file's path below a folder, as it is."""
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ArtifactError(f"{name!r} cannot be the path of a file below a folder; delete what names it")
     return name
 
 
 def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Manifest:
-    """The manifest in `data`, which lies at `where` and must be that of `stage` and `fingerprint`.
-
-    Raises:
-        ArtifactError: it is not JSON, of another version, of another artifact, or lacks a field.
-    """
+    """The manifest in `data`, which lies at `where` and must be that of `stage` and `fingerprint`."""
     home = where.removesuffix(f"/{MANIFEST}")
     try:
         raw = parse_json(data)
@@ -140,11 +116,7 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in an artifact's folder, which is named by stage and fingerprint.
-
-    Raises:
-        ArtifactError: it cannot be read, is damaged, or belongs to another artifact.
-    """
+    """The manifest in an artifact's folder, which is named by stage and fingerprint."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
@@ -154,11 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Every file below `folder` but its manifest, as sorted paths with slashes.
-
-    Raises:
-        OSError: a folder cannot be listed, so that nobody knows what is in it.
-    """
+    """Every file below `folder` but its manifest, as sorted paths with slashes."""
     names = (path.relative_to(folder).as_posix() for path in files_below(folder))
     return sorted(name for name in names if name != MANIFEST)
 
@@ -174,9 +142,6 @@ def differences(folder: Path, manifest: Manifest, contents: bool = False) -> lis
     """How the files differ from the manifest, one a line: names and sizes, and contents of files younger than it.
 
     With `contents` every file is read, and files that the manifest does not name are told.
-
-    Raises:
-        ArtifactError: the folder cannot be read.
     """
     try:
         committed = (folder / MANIFEST).stat().st_mtime_ns

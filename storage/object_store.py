@@ -20,8 +20,6 @@ from paraclip.storage.files import storage_error
 from paraclip.storage.manifests import safe_name
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError, UnknownNameError
 
-__all__ = ["RemoteFolder", "is_url", "open_remote"]
-
 BLOCK = 8 * 2**20
 EXTRAS = {"s3": "pip install 'paraclip[s3]'", "s3a": "pip install 'paraclip[s3]'"}
 LOCAL = ("file", "local")
@@ -39,11 +37,7 @@ def is_url(root: str) -> bool:
 
 
 def open_remote(url: str) -> RemoteFolder:
-    """The folder at an fsspec URL; nothing is asked of the store yet.
-
-    Raises:
-        ConfigError: the URL holds credentials, its protocol is unknown, or the package that speaks it is missing.
-    """
+    """The folder at an fsspec URL; nothing is asked of the store yet."""
     scheme = url.partition("://")[0]
     if not _is_plain(url):
         raise ConfigError(
@@ -169,11 +163,7 @@ class RemoteFolder:
                 self._fs.copy([self._at(path) for path in objects.values()], [self._at(path) for path in objects])
 
     def download(self, files: Mapping[str, Path]) -> None:
-        """Copy objects to local files, many at once.
-
-        Raises:
-            ArtifactError: one is not there, or the disk is full.
-        """
+        """Copy objects to local files, many at once."""
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         if files:
@@ -192,11 +182,7 @@ class RemoteFolder:
                 self._fs.rm_file(self._at(path))
 
     def _expect_bucket(self, error: FileNotFoundError) -> None:
-        """Tell a root without a bucket from an empty one, where the store does.
-
-        Raises:
-            UnknownNameError: the error says that there is no bucket.
-        """
+        """Tell a root without a bucket from an empty one, where the store does."""
         if NO_BUCKET.search(f"{error} {error.__cause__}"):
             bucket = self._base.lstrip("/").partition("/")[0]
             raise UnknownNameError(

@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 from paraclip.storage.files import write_atomic
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["PartWriter", "count_rows", "iter_batches", "parquet_files", "read_table", "write_table"]
-
 
 class PartWriter:
     """Writes record batches as ``<stem>-00000.parquet``, ``<stem>-00001.parquet`` … of bounded size.
@@ -59,11 +57,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder in order; a path of one file stands for itself.
-
-    Raises:
-        ArtifactError: there is none.
-    """
+    """The Parquet files of a folder in order; a path of one file stands for itself."""
     if folder.is_file():
         return [folder]
     files = sorted(folder.glob("*.parquet"))
@@ -75,11 +69,7 @@ def parquet_files(folder: Path) -> list[Path]:
 def iter_batches(
     folder: Path, columns: Sequence[str] | None = None, batch_rows: int = 65_536
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches of all parts in order, `columns` only.
-
-    Raises:
-        ArtifactError: a part is not readable Parquet, or lacks a column.
-    """
+    """Record batches of all parts in order, `columns` only."""
     for path in parquet_files(folder):
         try:
             with pq.ParquetFile(path) as file:

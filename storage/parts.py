@@ -28,8 +28,6 @@ from paraclip.storage.files import read_json, storage_errors, sweep_drafts, sync
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["PartDraft", "PartFolder", "PartMirror", "TornPart", "check_columns", "digest_of", "order_of"]
-
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
@@ -189,11 +187,7 @@ class PartFolder:
         return sum(name.endswith(".torn") for name in self._listing())
 
     def read_bytes(self, name: str) -> bytes:
-        """A part's file, compared with its name.
-
-        Raises:
-            TornPart: it was cut short or changed.
-        """
+        """A part's file, compared with its name."""
         try:
             data = (self.folder / name).read_bytes()
         except OSError as error:
@@ -213,11 +207,7 @@ class PartFolder:
             raise TornPart(name, error) from error
 
     def read(self, name: str) -> pa.Table:
-        """All columns of a part.
-
-        Raises:
-            TornPart: it was cut short or changed, or lacks a column.
-        """
+        """All columns of a part."""
         data = self.read_bytes(name)
         try:
             table = pq.read_table(io.BytesIO(data))
@@ -329,11 +319,7 @@ class PartMirror:
 
 
 def check_columns(table: pa.Table, schema: pa.Schema) -> None:
-    """See that a table has the columns of a schema.
-
-    Raises:
-        ArtifactError: a column is missing, of another type, or has nulls where there may be none.
-    """
+    """See that a table has the columns of a schema."""
     for field in schema:
         if field.name not in table.column_names:
             raise ArtifactError(f"the table lacks the column {field.name!r} ({field.type})")

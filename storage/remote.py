@@ -26,8 +26,6 @@ from paraclip.storage.object_store import RemoteFolder
 from paraclip.storage.unfinished import SNAPSHOT, UnfinishedWork
 from paraclip_core.errors import ArtifactError, LockedError
 
-__all__ = ["RemoteStore"]
-
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 24 * 3600
@@ -98,11 +96,7 @@ class RemoteStore(ArtifactStore):
                 yield *keys[path], partial(parse_manifest, data, self.remote.name(path), *keys[path])
 
     def _manifest(self, stage: str, fingerprint: str) -> Manifest | None:
-        """The manifest at the store of an artifact of which everything is there, by names and sizes.
-
-        Raises:
-            ArtifactError: an object is missing or of another size; the text names it.
-        """
+        """The manifest at the store of an artifact of which everything is there, by names and sizes."""
         path = f"artifacts/{stage}/{fingerprint}/{MANIFEST}"
         data = self.remote.read(path)
         if data is None:
@@ -187,11 +181,7 @@ class RemoteStore(ArtifactStore):
         return artifact if self._upload(artifact) else Artifact(artifact.path, read_manifest(artifact.path))
 
     def _upload(self, artifact: Artifact) -> bool:
-        """Upload an artifact if that is pending. False where another machine was first: its artifact counts.
-
-        Raises:
-            ArtifactError: the store cannot be written; the next who looks for the artifact will try again.
-        """
+        """Upload an artifact if that is pending. False where another machine was first: its artifact counts."""
         stage, fingerprint = artifact.stage, artifact.fingerprint
         pending = self._pending(stage, fingerprint)
         if not pending.exists():

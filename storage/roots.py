@@ -17,8 +17,6 @@ from paraclip_core.errors import ConfigError, UnknownNameError
 if TYPE_CHECKING:
     from paraclip.storage.generations import GenerationStore
 
-__all__ = ["LOCAL_VARIABLE", "check_root", "local_folder", "open_generations", "open_store", "working_folder"]
-
 LOCAL_VARIABLE = "PARACLIP_LOCAL"
 FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
 
@@ -27,10 +25,6 @@ def open_store(root: Path | str) -> ArtifactStore:
     """The artifact store at `root`: a folder, or an fsspec URL such as ``s3://bucket/folder``.
 
     With a URL, stages work in a folder on this machine, and what they finish is shared through the object store.
-
-    Raises:
-        ConfigError: the URL holds credentials, the package that speaks its protocol is missing, or the folder begins
-            with a ``~user`` that there is not.
     """
     text = str(root)
     if is_url(text):
@@ -41,11 +35,7 @@ def open_store(root: Path | str) -> ArtifactStore:
 
 
 def check_root(store: ArtifactStore) -> None:
-    """See that there is such a root, for what only looks at it.
-
-    Raises:
-        UnknownNameError: its folder is not there, or holds other things and nothing that a root has.
-    """
+    """See that there is such a root, for what only looks at it."""
     if store.remote is not None:
         return
     root, how = store.root, "give --root, or set PARACLIP_ROOT"
@@ -72,11 +62,7 @@ def working_folder(url: str) -> Path:
 
 
 def local_folder() -> Path:
-    """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches.
-
-    Raises:
-        ConfigError: the user has no home.
-    """
+    """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches."""
     chosen = os.environ.get(LOCAL_VARIABLE)
     return _at_home(chosen) if chosen else _caches() / "paraclip"
 

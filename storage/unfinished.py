@@ -27,8 +27,6 @@ from paraclip.storage.manifests import safe_name
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError, ConfigError, LockedError
 
-__all__ = ["PUSH_VARIABLE", "SNAPSHOT", "UnfinishedWork"]
-
 log = logging.getLogger(__name__)
 
 PUSH_VARIABLE = "PARACLIP_PUSH_SECONDS"
@@ -66,11 +64,7 @@ class UnfinishedWork:
     # Pushing
 
     def push_if_due(self) -> None:
-        """Push in the background if it is time; call it as often as you like, between two writes of the stage.
-
-        Raises:
-            LockedError: another machine has gone on with it, so that going on here would only cost.
-        """
+        """Push in the background if it is time; call it as often as you like, between two writes of the stage."""
         if self._lease is not None and self._lease.lost:
             raise LockedError(f"another machine has gone on with {self._base}; run again for what it makes")
         if time.monotonic() - self._last < self._every or not self._gate.acquire(blocking=False):

@@ -18,8 +18,6 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import PaidEngine
 
-__all__ = ["Amount", "amounts", "units_of"]
-
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
 """Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
 ENOUGH = 50

@@ -26,8 +26,6 @@ from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.audit_page import WORST, render_audit
 from paraclip_core.report.page import thumbnail
 
-__all__ = ["audit", "expected_gain", "queries_of_index", "reword", "write_page"]
-
 QUERIES = 200
 """Queries that are taken from an index itself."""
 SAMPLE = 10_000
@@ -39,12 +37,7 @@ rewordings by people (docs/experiments.md)."""
 
 
 def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None]) -> list[tuple[str, str]]:
-    """Each query with its paraphrases by the engine of the settings; answers go to the generation cache.
-
-    Raises:
-        EngineError: the engine cannot be asked.
-        BenchmarkError: the gates accept no answer.
-    """
+    """Each query with its paraphrases by the engine of the settings; answers go to the generation cache."""
     trial = try_captions(Run(settings), list(queries), True, say)
     pairs = [
         (caption.caption, text)
@@ -69,11 +62,6 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
         entries: queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
         device: auto, cpu, cuda or cuda:N.
         seed: of the intervals' draws.
-
-    Raises:
-        ModelError: as :func:`paraclip.tasks.image_index.load_models`.
-        InputError: the index holds features that are not finite.
-        BenchmarkError: there are no pairs, or an entry is none.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
@@ -125,11 +113,7 @@ def expected_gain(result: Audit) -> str:
 def write_page(
     path: Path, result: Audit, target: SearchTarget, names: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
-    """Write the audit's page, with pictures where the images are at hand.
-
-    Raises:
-        InputError: the images cannot be read.
-    """
+    """Write the audit's page, with pictures where the images are at hand."""
     page = render_audit(result, names, _thumbnails(result, target.images), expected_gain(result), facts)
     write_atomic(path, lambda file: file.write(page.encode("utf-8", "replace")))
 

@@ -33,8 +33,6 @@ from paraclip_core.paraphrase.generate import storable
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 
-__all__ = ["BOTH_STEPS", "Exported", "Imported", "export_requests", "import_answers"]
-
 BOTH_STEPS = (1, 2)
 CONFIG: dict[str, Any] = {
     "memory_limit": "512MB",
@@ -128,10 +126,6 @@ def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, p
         path: the file; one that is there is replaced.
         steps: whose requests are written.
         progress: told how far it is.
-
-    Raises:
-        ConfigError: the engine asks nothing, or the file cannot be there.
-        InputError: a source file is missing or bad as a whole.
     """
     _check_target(path)
     counts: dict[int, int] = {1: 0, 2: 0}
@@ -202,11 +196,6 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
         run: the run.
         paths: batch output or error files.
         progress: told how far it is.
-
-    Raises:
-        ConfigError: the engine asks nothing.
-        InputError: no line of the files is of any use, or a file cannot be read.
-        ArtifactError: the cache cannot be written, or the rejects cannot.
     """
     with (
         # Two at once would both find the same requests missing.

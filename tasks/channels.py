@@ -22,8 +22,6 @@ from paraclip_core.evaluation.compare import Comparison, Outcome, Row, Verdict, 
 from paraclip_core.evaluation.results import Measured, from_table
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Duel", "challenge", "check_channel", "decide", "duel_rows"]
-
 BY_HAND = "move the channel yourself with `paraclip promote --force`"
 
 
@@ -45,10 +43,6 @@ def challenge(run: Run, champion: str, evaluation: str, progress: Progress = sil
         champion: fingerprint of the champion's ``finetune`` artifact.
         evaluation: fingerprint of the challenger's ``evaluate`` artifact.
         progress: told how far the champion's evaluation is, where it has to be made.
-
-    Raises:
-        ArtifactError: an artifact of the challenger's run is gone or damaged.
-        ParaclipError: what the champion's evaluation raised.
     """
     store = run.store
     challengers = store.find("evaluate", evaluation)
@@ -118,12 +112,7 @@ def _tuned(folder: Path, benchmark: str) -> Measured:
 
 
 def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
-    """See before a run that `channel` can be moved by its verdict.
-
-    Raises:
-        ConfigError: it belongs to a run, which moves it whatever the verdict.
-        ArtifactError: it cannot be a channel's name, or its file is damaged.
-    """
+    """See before a run that `channel` can be moved by its verdict."""
     current = store.channel(channel) or {}
     if channel == run:
         raise ConfigError(
@@ -160,10 +149,6 @@ def decide(
     Returns:
         `moved`, `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure
         in `against_champion`.
-
-    Raises:
-        ArtifactError: an artifact of the run is gone, or the root cannot be written.
-        ParaclipError: what the champion's evaluation raised.
     """
     store = run.store
     current = store.channel(channel) or {}

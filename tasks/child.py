@@ -38,8 +38,6 @@ from paraclip_core.progress import Progress, silent
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["Stop", "call_in_child", "log_path", "make_artifact", "run_in_child", "settings_of"]
-
 log = logging.getLogger(__name__)
 
 MAKE = "paraclip.tasks.child:make_artifact"
@@ -57,11 +55,7 @@ class Stop(threading.Event):
     """What ended the run."""
 
     def check(self) -> None:
-        """See that the work may go on.
-
-        Raises:
-            StageError: it may not.
-        """
+        """See that the work may go on."""
         if self.is_set():
             raise StageError("its process was stopped; run again to go on from there")
 
@@ -76,10 +70,6 @@ def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progres
 
     The calling thread starts the child and waits for it, so it lasts as long as the child: the kernel ends the child
     when the thread that started it ends.
-
-    Raises:
-        ParaclipError: what the stage raised, of the same class.
-        StageError: the child crashed or was killed; the message has the signal and the end of its log.
     """
     store = run.store
     path = log_path(store, draft.stage, draft.fingerprint)
@@ -117,11 +107,6 @@ def call_in_child(
         path: the child's log file, which is appended to.
         progress: told what the child reports.
         stop: ends the child when it is set.
-
-    Raises:
-        ParaclipError: what the function raised, of the same class.
-        StageError: the child crashed, was killed or stopped, or took too long; the message has the signal and the end
-            of its log.
     """
     with TempDir() as folder, _open_log(path) as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
@@ -208,11 +193,7 @@ def _signal_name(number: int) -> str:
 
 
 def settings_of(tree: Mapping[str, Any]) -> Settings:
-    """The settings that another process sent; each reads the code anew, and so may know other options.
-
-    Raises:
-        StageError: they do not fit the code here.
-    """
+    """The settings that another process sent; each reads the code anew, and so may know other options."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -224,12 +205,7 @@ def settings_of(tree: Mapping[str, Any]) -> Settings:
 
 
 def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
-    """Carry out a stage, in the process made for it.
-
-    Raises:
-        StageError: the stage has another version here than in the run's own process.
-        ParaclipError: what the stage raised.
-    """
+    """Carry out a stage, in the process made for it."""
     from paraclip.tasks.context import Run
 
     draft = Draft(**request["draft"])

@@ -15,8 +15,6 @@ from paraclip.storage.files import storage_error
 from paraclip.tasks.history import KEPT_MODELS, models
 from paraclip_core.errors import LockedError
 
-__all__ = ["Collected", "Left", "Rubbish", "collect", "remove"]
-
 Key = tuple[str, str]
 """Stage and fingerprint."""
 
@@ -98,11 +96,7 @@ def collect(
 
 
 def remove(rubbish: Sequence[Rubbish], keep_models: int = KEPT_MODELS) -> list[Left]:
-    """Delete what was collected, but for what somebody uses, or something was made from, since; that is given back.
-
-    Raises:
-        ArtifactError: a folder cannot be deleted.
-    """
+    """Delete what was collected, but for what somebody uses, or something was made from, since; that is given back."""
     left = []
     for store in dict.fromkeys(item.store for item in rubbish):
         artifacts, used = _artifacts(store)

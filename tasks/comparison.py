@@ -25,8 +25,6 @@ from paraclip_core.evaluation.run import Compared, Evaluation, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Request", "compare_and_write", "named_models", "table", "with_images"]
-
 RESULTS_VERSION = 3
 """Of what the files of a comparison hold."""
 
@@ -52,11 +50,7 @@ class Request:
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
-    """Models by name from ``NAME=MODEL`` texts, in their order.
-
-    Raises:
-        ConfigError: there are fewer than two, or a name is taken or cannot be a folder.
-    """
+    """Models by name from ``NAME=MODEL`` texts, in their order."""
     models: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
@@ -71,11 +65,7 @@ def named_models(texts: Sequence[str]) -> dict[str, str]:
 
 
 def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) -> list[BenchmarkOptions]:
-    """The benchmarks with the places of their images: ``PATH`` for all that need some, ``NAME=PATH`` for one.
-
-    Raises:
-        ConfigError: a path does not exist, or no benchmark takes it.
-    """
+    """The benchmarks with the places of their images: ``PATH`` for all that need some, ``NAME=PATH`` for one."""
     chosen = list(benchmarks)
     for text in texts:
         name, equals, path = text.partition("=")
@@ -107,11 +97,6 @@ def compare_and_write(
 
     Returns:
         The folder, and what its ``summary.json`` holds.
-
-    Raises:
-        ConfigError: the folder cannot be made, or a name cannot be used.
-        BenchmarkError: a benchmark cannot be measured.
-        ModelError: a model cannot be loaded.
     """
     releases = {name: str(find_release(model, store)) for name, model in request.models.items()}
     names = {name: name_in(store, release) for name, release in releases.items()}

@@ -27,8 +27,6 @@ from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 
-__all__ = ["Run", "run_node", "run_stage"]
-
 log = logging.getLogger(__name__)
 
 
@@ -42,11 +40,7 @@ class Run:
     def __init__(
         self, settings: Settings, store: ArtifactStore | None = None, stages: Mapping[str, Stage] | None = None
     ) -> None:
-        """A run of `settings`, in the store at `run.root` and with the stages that they name, unless others are given.
-
-        Raises:
-            ConfigError: the store cannot be opened, or `run.stages` names no stage.
-        """
+        """A run of `settings`, in the store at `run.root`, with the stages that they name, unless others are given."""
         self.settings = settings
         self.store = store or open_store(settings.run.root)
         self.stages = stages_of(settings) if stages is None else stages
@@ -70,21 +64,11 @@ class Run:
 
     @property
     def nodes(self) -> dict[str, Node]:
-        """Every stage with its fingerprint, in an order in which inputs come first.
-
-        Raises:
-            InputError: a source file is missing.
-            ConfigError: options contradict each other.
-        """
+        """Every stage with its fingerprint, in an order in which inputs come first."""
         return {name: self.node(name) for name in self.stages}
 
     def node(self, name: str) -> Node:
-        """One stage with its fingerprint; only the stages that it depends on are looked at.
-
-        Raises:
-            ConfigError: this run has no such stage, or options contradict each other.
-            InputError: a source file is missing.
-        """
+        """One stage with its fingerprint; only the stages that it depends on are looked at."""
         if name not in self._nodes:
             if name not in self.stages:
                 raise ConfigError(f"a run with these settings has no stage {name!r}; it has {', '.join(self.stages)}")
@@ -99,28 +83,16 @@ class Run:
         return self._nodes[name]
 
     def artifact(self, name: str) -> Artifact | None:
-        """A stage's finished artifact, whose files may not be here; None where it is not finished.
-
-        Raises:
-            ArtifactError: it is damaged.
-        """
+        """A stage's finished artifact, whose files may not be here; None where it is not finished."""
         return self.store.peek(name, self.node(name).fingerprint)
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Every finished stage's artifact, whose files may not be here.
-
-        Raises:
-            ArtifactError: one of them is damaged.
-        """
+        """Every finished stage's artifact, whose files may not be here."""
         artifacts = {name: self.artifact(name) for name in self.stages}
         return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
 
     def inputs(self, node: Node) -> dict[str, Artifact]:
-        """The finished artifacts that a stage reads.
-
-        Raises:
-            ArtifactError: one of them is not there; run the stages before it first.
-        """
+        """The finished artifacts that a stage reads."""
         artifacts = {}
         for name, value in node.draft.inputs.items():
             if name.startswith(SOURCE):
@@ -135,11 +107,7 @@ class Run:
         return artifacts
 
     def check_trackers(self) -> None:
-        """See that the trackers of a run whose stages all run here can be opened when it comes to train, hours later.
-
-        Raises:
-            ConfigError: a tracker's package is not installed.
-        """
+        """See that the trackers of a run whose stages all run here can be opened when it comes to training."""
         options = self.settings.run
         if not options.trackers or options.placement != "inline":
             return
@@ -177,21 +145,12 @@ def run_stage(name: str, run: Run, progress: Progress = silent) -> Artifact:
     """The artifact of one stage, made if it is not there; the stages that it reads must be finished.
 
     The files of one that was finished on another machine may not be here.
-
-    Raises:
-        ConfigError: this run has no such stage.
-        ParaclipError: what the stage raised.
     """
     return run_node(run.node(name), run, progress)
 
 
 def run_node(node: Node, run: Run, progress: Progress = silent) -> Artifact:
-    """The artifact of a resolved stage, made if it is not there.
-
-    Raises:
-        ArtifactError: what the stage reads is not there.
-        ParaclipError: what the stage raised.
-    """
+    """The artifact of a resolved stage, made if it is not there."""
     name, store = node.name, run.store
     if (artifact := store.peek(name, node.fingerprint)) is not None:
         return artifact

@@ -31,20 +31,6 @@ from paraclip_core.licenses import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 
-__all__ = [
-    "SHARD_ROWS",
-    "TEXTS",
-    "ExportedDataset",
-    "OptOuts",
-    "ShardWriter",
-    "Tally",
-    "export_dataset",
-    "find_paraphrases",
-    "joined",
-    "output_schema",
-    "read_opt_outs",
-]
-
 STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
 SHARD_ROWS = 200_000
 """Rows of a shard, and of memory."""
@@ -71,13 +57,7 @@ class ExportedDataset:
 
 
 def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Settings | None = None) -> Artifact:
-    """The finished paraphrases of a name (fingerprint's start, ``STAGE/START``, a run's channel) or of settings.
-
-    Raises:
-        UnknownNameError: nothing has that name, or it is something that holds no paraphrases.
-        ConfigError: neither is given, or the settings' paraphrases are not finished.
-        ArtifactError: they were deleted or are damaged.
-    """
+    """The finished paraphrases of a name (fingerprint's start, ``STAGE/START``, a run's channel) or of settings."""
     if name is not None:
         artifact = store.named(name, (STEP_2,))
         if artifact.stage == STEP_2:
@@ -129,10 +109,6 @@ def export_dataset(
         contact: where the card says to ask for removal.
         models: models on the hub that were tuned on it, for the card.
         shard_rows: rows of a shard.
-
-    Raises:
-        ConfigError: the target holds something already, a prompt's text is not known, or no row would be left.
-        ArtifactError: an artifact it was made from is gone or damaged, or the target cannot be written.
     """
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)
@@ -235,9 +211,6 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
 
     Both tables are in the order of ingest, rewrites of a caption follow each other, and every paraphrased row has its
     caption, so one pass over each is enough.
-
-    Raises:
-        ArtifactError: a row's caption is not among the captions from there on.
     """
     columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
     names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
@@ -263,11 +236,7 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
 
 
 def read_opt_outs(path: Path) -> list[str]:
-    """The entries of an opt-out list, each once: a caption id, an image id or a caption a line.
-
-    Raises:
-        InputError: it cannot be read as UTF-8 text.
-    """
+    """The entries of an opt-out list, each once: a caption id, an image id or a caption a line."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

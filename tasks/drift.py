@@ -24,8 +24,6 @@ from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
 
-__all__ = ["Drift", "check_drift", "measure_drift"]
-
 SAMPLE = 256
 """Captions of each set whose meanings are compared."""
 FREQUENT = 20
@@ -129,11 +127,6 @@ def check_drift(run: Run) -> list[str]:
 
     Returns:
         What the user should hear.
-
-    Raises:
-        InputError: a figure is beyond its limit in `run.drift`.
-        EngineError: the sentence encoder cannot be loaded, and `run.drift.max_shift` needs it.
-        ArtifactError: an artifact is damaged or the disk full.
     """
     options, store, name = run.settings.run.drift, run.store, run.settings.name
     served = (store.channel(options.channel) if options.channel else None) or {}
@@ -168,9 +161,6 @@ def measure_drift(before: list[str], now: list[str], encoder: Encoder, must_enco
         now: Parquet files.
         encoder: gives sentence embeddings.
         must_encode: whether an encoder that cannot be loaded is an error.
-
-    Raises:
-        EngineError: the encoder cannot be loaded.
     """
     with TempDir("drift-") as folder, duckdb.connect(":memory:", config=_config(folder)) as con:
         parts = {"before": before, "now": now}

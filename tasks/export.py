@@ -12,8 +12,6 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder
 from paraclip_core.errors import ArtifactError
 
-__all__ = ["Layout", "export_model"]
-
 Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
 CARD = "README.md"
 CLIP_CONTEXT = 77
@@ -39,11 +37,6 @@ def export_model(
 
     Returns:
         The names of its files.
-
-    Raises:
-        ModelError: the model cannot be loaded, or the layout has no such architecture.
-        ConfigError: the target holds something already.
-        ArtifactError: the target cannot be written.
     """
     with atomic_folder(folder) as draft:
         card = _card(release)

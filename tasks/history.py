@@ -16,20 +16,6 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.manifests import SOURCE
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
-__all__ = [
-    "BY_PROMOTION",
-    "BY_ROLLBACK",
-    "BY_RUN",
-    "KEPT_MODELS",
-    "Move",
-    "existing_channel",
-    "history",
-    "models",
-    "moved",
-    "rollback",
-    "withdrawn",
-]
-
 BY_RUN, BY_PROMOTION, BY_ROLLBACK = "run", "promotion", "rollback"
 """What moves a channel. It belongs to the runs of its name or to promotions; a rollback moves either's."""
 MOVES = 20
@@ -142,12 +128,7 @@ def _flow_run() -> str | None:
 
 
 def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
-    """What a channel's file holds.
-
-    Raises:
-        UnknownNameError: there is no such channel.
-        ArtifactError: its file is damaged, or names no model.
-    """
+    """What a channel's file holds."""
     channel = store.channel(name)
     if channel is None:
         names = list(store.channels())
@@ -181,10 +162,6 @@ def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str
 
     Returns:
         `moved`, `reason` and the fingerprints `before` and `after`.
-
-    Raises:
-        UnknownNameError: no channel or model has this name, or several models have.
-        ArtifactError: the model is gone or damaged, or there is none before; the channel stays as it is.
     """
     existing_channel(store, name)
     with store.channel_lock(name):

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from paraclip_core.errors import ConfigError, ParaclipError, one_line
 
-__all__ = ["check_push", "published_card", "push_folder"]
-
 CARD = "README.md"
 HERE = "PATH_OF_THIS_FOLDER"
 """What an exported card says in place of where it lies."""
@@ -20,11 +18,7 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write 
 
 
 def check_push(repo: str) -> None:
-    """See, before anything is exported, that `repo` can be a name and that there is a login.
-
-    Raises:
-        ConfigError: it cannot, there is none, or the hub is switched off.
-    """
+    """See, before anything is exported, that `repo` can be a name and that there is a login."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -51,10 +45,6 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
 
     Returns:
         The address of the repository.
-
-    Raises:
-        ConfigError: the folder is no export, or the login may not write there.
-        ParaclipError: the hub is away or refuses a file.
     """
     from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -22,17 +22,6 @@ from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.errors import ConfigError, InputError, ModelError
 
-__all__ = [
-    "Hit",
-    "IndexProof",
-    "SearchTarget",
-    "captions_of",
-    "load_models",
-    "search",
-    "search_target",
-    "verify_index",
-]
-
 SAMPLE = 16
 
 
@@ -68,12 +57,6 @@ def search_target(
         features: an index of one's own, see :func:`paraclip_core.clip.index.read_index`; by default the run's images.
         ids: the ids of its rows.
         images: folder, tar or Parquet with the images, whose names are the ids.
-
-    Raises:
-        UnknownNameError: there is no such model.
-        ArtifactError: what it was made from was deleted.
-        InputError: the index cannot be read.
-        ConfigError: there are ids without an index.
     """
     if features is None:
         if ids is not None:
@@ -88,12 +71,7 @@ def search_target(
 
 
 def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -> dict[str, ClipModel]:
-    """`base` and `tuned`, loaded; one model under both names where they are one.
-
-    Raises:
-        ModelError: a model cannot be loaded or has another width than the index, or their image towers differ, so that
-            one index cannot be both models'.
-    """
+    """`base` and `tuned`, loaded; one model under both names where they are one."""
     base = load_clip(target.base, pick_device(device))
     searcher.check(base)
     if target.tuned == target.base:
@@ -122,13 +100,7 @@ class Hit:
 
 
 def search(target: SearchTarget, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
-    """The `count` nearest images for `query`, by `base` and by `tuned`.
-
-    Raises:
-        ModelError: as :func:`load_models`.
-        InputError: the image features are not finite.
-        ArtifactError: the image features are damaged.
-    """
+    """The `count` nearest images for `query`, by `base` and by `tuned`."""
     searcher = Searcher(target.index.features, target.index.ids)
     models = load_models(target, searcher, device)
     nearest = {name: nearest_images(clip, searcher, query, count) for name, clip in models.items()}
@@ -191,10 +163,6 @@ def verify_index(
             the order of the images' names.
         sample: how many images.
         ids: the names of the index's rows.
-
-    Raises:
-        ModelError: a model cannot be loaded.
-        InputError: images or features cannot be read, or do not belong together.
     """
     first, second = load_clip(base), load_clip(tuned)
     checks = check_towers(first, second)

@@ -25,20 +25,6 @@ from paraclip_core.paths import user_path
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = [
-    "EMBEDDED",
-    "FoundModel",
-    "base_inputs",
-    "base_of",
-    "base_reference",
-    "base_sources",
-    "find_model",
-    "find_release",
-    "judgment",
-    "name_in",
-    "reference_sources",
-]
-
 EMBEDDED = "embedded"
 MODEL_STAGES = ("finetune", "bootstrap")
 RELEASE = "release"
@@ -55,11 +41,7 @@ def base_inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def base_sources(run: Run) -> Mapping[str, str]:
-    """Contents of a base that lies in local files, so that an edited one is another input.
-
-    Raises:
-        ModelError: the folder is not there, or open_clip has no such architecture.
-    """
+    """Contents of a base that lies in local files, so that an edited one is another input."""
     base = run.settings.model.base
     if base == EMBEDDED:
         return {}
@@ -93,11 +75,6 @@ def find_model(name: str, store: ArtifactStore, base: str | None = None) -> Foun
     """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
 
     `base` says where the base lies, if it is no longer where the model was tuned.
-
-    Raises:
-        UnknownNameError: there is no such model.
-        UnknownModelError: its base is not where it was.
-        ArtifactError: what it was made from was deleted.
     """
     artifact = _artifact(name, store, ("finetune",))
     if artifact.stage != "finetune":
@@ -113,12 +90,7 @@ def find_model(name: str, store: ArtifactStore, base: str | None = None) -> Foun
 
 
 def base_of(name: str, store: ArtifactStore) -> str | None:
-    """Reference of the base of a model that a run tuned; None for any other model.
-
-    Raises:
-        UnknownModelError: its base is not where it was.
-        ArtifactError: its base was deleted.
-    """
+    """Reference of the base of a model that a run tuned; None for any other model."""
     try:
         artifact = _artifact(name, store, ("finetune",))
     except UnknownNameError:
@@ -132,12 +104,7 @@ def _base_of(name: str, artifact: Artifact, store: ArtifactStore, base: str | No
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
-    """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is.
-
-    Raises:
-        UnknownNameError: an artifact's name fits none or several, or the artifact holds no model.
-        UnknownModelError: the folder holds no model, or open_clip has none of that name.
-    """
+    """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is."""
     name = canonical(name)
     if (file := local_file(name)) is not None and not file[1].exists():
         raise UnknownModelError(f"model {name!r}: {file[1]} does not exist")

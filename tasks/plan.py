@@ -27,8 +27,6 @@ from paraclip_core.paraphrase.engines.base import CheckedEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
 
-__all__ = ["Cost", "RunPlan", "StagePlan", "differences", "estimate", "plan_run"]
-
 State = Literal["cached", "resumable", "to run", "damaged"]
 Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
 Check = Callable[[Run, IngestedCaptions | None], list[str]]
@@ -83,11 +81,6 @@ def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPla
     """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
     Where captions are not ingested yet, the sources are read to count them.
-
-    Raises:
-        InputError: a source file is missing, or the captions lack what a later stage needs of them.
-        ConfigError: options contradict each other.
-        ArtifactError: there is no root, and none can be made there. One that can only be read may be planned.
     """
     _expect_root(run.store.root)
     artifacts: dict[str, Artifact] = {}

@@ -35,8 +35,6 @@ from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 
-__all__ = ["Census", "check_before_paying"]
-
 COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
 USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
 """Captions that name an image."""
@@ -147,12 +145,6 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
     Returns:
         What the user should hear before the run goes on.
-
-    Raises:
-        InputError: no caption is of the training split, none of it has an image, none is of the split that is
-            evaluated, none of the images that they name is where they should be, they drifted (`run.drift`), or
-            validation shares too much with training.
-        BenchmarkError: a benchmark cannot be measured, or has too few images.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []

@@ -16,23 +16,6 @@ from uuid import UUID
 from paraclip.tasks.status import shown_facts
 from paraclip_core.progress import Fact, Progress, silent
 
-__all__ = [
-    "EVENTS",
-    "artifact_key",
-    "as_text",
-    "emit",
-    "emit_from_command",
-    "in_flow_run",
-    "mark_decision",
-    "measured_progress",
-    "near_cap",
-    "publish_markdown",
-    "publish_table",
-    "published_progress",
-    "published_samples",
-    "report_note",
-]
-
 log = logging.getLogger(__name__)
 
 EVENTS = (

@@ -16,8 +16,6 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.plugins import import_path
 
-__all__ = ["STAGES", "stages_of"]
-
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
@@ -31,9 +29,6 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
     """The stages of a run with these settings, in order: built-in ones that apply, then the user's own.
 
     A stage of the user's own that has a built-in one's name takes its place.
-
-    Raises:
-        ConfigError: a path of `run.stages` names no stage.
     """
     stages = dict(STAGES)
     for path in settings.run.stages:

@@ -37,8 +37,6 @@ from paraclip_core.paraphrase.select import rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["MissingRequests", "RequestBlock", "StepLeft", "looking_for_requests", "step_left", "steps_left"]
-
 BLOCK_REQUESTS = 16_384
 VERDICTS_A_PART = 4096
 SAMPLE = 1024
@@ -96,12 +94,7 @@ def step_left(run: Run, step: int, upstream: Artifact) -> StepLeft:
 
 @contextmanager
 def looking_for_requests(run: Run, progress: Progress = silent) -> Iterator[MissingRequests]:
-    """What a run would ask; its temporary files last as long as the block.
-
-    Raises:
-        ConfigError: the engine asks nothing, or it is not known which model would be asked.
-        InputError: a source file is missing or bad as a whole.
-    """
+    """What a run would ask; its temporary files last as long as the block."""
     options = run.paraphraser.options
     if not run.paraphraser.facts.asks:
         raise ConfigError(

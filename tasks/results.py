@@ -21,17 +21,6 @@ from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_tot
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = [
-    "Result",
-    "check_run_name",
-    "comparison_rows",
-    "gather_result",
-    "record_result",
-    "stage_row",
-    "untuned",
-    "why",
-    "worst_pairs",
-]
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 ROWS = ("kept", "accepted", "rows", "images", "benchmarks")
 """Metrics that say how much a stage made, of which a manifest's first counts."""
@@ -79,11 +68,7 @@ class Result:
 
 
 def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root.
-
-    Raises:
-        ArtifactError: a file is missing, or the root cannot be written.
-    """
+    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root."""
     settings, store = run.settings, run.store
     folder = store.root / "results" / settings.name
     metrics = {name: artifact.manifest.metrics for name, artifact in artifacts.items()}
@@ -109,11 +94,7 @@ def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
 
 
 def check_run_name(name: str, store: ArtifactStore) -> None:
-    """See before a run that it may keep its model under its name.
-
-    Raises:
-        ConfigError: the name is that of a channel which promotions move.
-    """
+    """See before a run that it may keep its model under its name."""
     if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
         raise ConfigError(
             f"{name!r} is a channel that only a promotion moves, and a run of this name would move it whatever its "
@@ -122,12 +103,7 @@ def check_run_name(name: str, store: ArtifactStore) -> None:
 
 
 def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Gather the outcome and point the run's own channel at its model.
-
-    Raises:
-        ConfigError: a promotion has taken the run's name for its channel in the meantime.
-        ArtifactError: a file is missing, or the root cannot be written.
-    """
+    """Gather the outcome and point the run's own channel at its model."""
     name, store = run.settings.name, run.store
     check_run_name(name, store)
     result = gather_result(run, rows, artifacts)
@@ -243,9 +219,6 @@ def worst_pairs(evaluation: Path, count: int = 20) -> list[dict[str, Any]]:
     Args:
         evaluation: folder of the evaluate artifact.
         count: how many pairs; memory holds no more than these.
-
-    Raises:
-        ArtifactError: a file cannot be read.
     """
     files = sorted((evaluation / "per_query").glob("*.parquet"))
     worst = heapq.nsmallest(count, _pairs(files), key=lambda pair: pair[:3])

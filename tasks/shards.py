@@ -26,8 +26,6 @@ from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["ShardJob", "ask_shard", "followed", "forget_reports", "plan_shards", "reporting", "run_shard"]
-
 log = logging.getLogger(__name__)
 
 SHARD_REQUESTS = 64
@@ -50,11 +48,7 @@ class ShardJob:
 
 
 def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJob | None:
-    """The shards among which a stage's missing requests are divided; None where one process does them.
-
-    Raises:
-        ParaclipError: the cache or the rows cannot be read.
-    """
+    """The shards among which a stage's missing requests are divided; None where one process does them."""
     settings = run.settings
     step, most = STEPS.get(node.name), settings.run.shards
     if step is None or most < 2:
@@ -80,12 +74,7 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
 
 
 def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop | None = None) -> dict[str, Any]:
-    """Run one shard in a child process; what it counted.
-
-    Raises:
-        ParaclipError: what the engine raised; what it had answered is kept.
-        StageError: the child crashed, was killed or stopped.
-    """
+    """Run one shard in a child process; what it counted."""
     store, settings = open_store(job.root), settings_of(job.settings)
     stage, fingerprint = job.draft["stage"], job.draft["fingerprint"]
     path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
@@ -139,12 +128,7 @@ def _report(job: ShardJob, shard: int) -> Path | None:
 
 
 def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run one shard, here; `request` is a :class:`ShardJob` and the number of the shard.
-
-    Raises:
-        ArtifactError: the rows are gone.
-        EngineError: the engine failed; what it had answered is kept.
-    """
+    """Run one shard, here; `request` is a :class:`ShardJob` and the number of the shard."""
     shard, step = request["shard"], request["step"]
     settings, store = settings_of(request["settings"]), open_store(request["root"])
     upstream = store.find(UPSTREAM[step], request["upstream"])

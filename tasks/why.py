@@ -18,8 +18,6 @@ from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import word_requests
 from paraclip_core.paraphrase.small_model.synonyms import WORD_STEP
 
-__all__ = ["Difference", "Explanation", "explain"]
-
 KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -64,11 +62,6 @@ def explain(run: Run, store: GenerationStore, what: str, step: int = 1, attempt:
         what: a generation's key as 32 hex digits, or a text: the caption at step 1, paraphrase 1 at step 2.
         step: step of the text; a key has its own.
         attempt: attempt of the text; a key has its own.
-
-    Raises:
-        UnknownNameError: no generation has the key.
-        ArtifactError: the cache cannot be read.
-        ConfigError: the settings cannot be used.
     """
     generation: Mapping[str, Any] | None = None
     text = clean(what) if step == 1 else what

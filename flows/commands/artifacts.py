@@ -24,8 +24,6 @@ from paraclip.storage.roots import check_root, open_store
 from paraclip.tasks.history import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")
 
 NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]

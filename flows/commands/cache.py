@@ -26,8 +26,6 @@ from paraclip.flows.commands.common import (
 if TYPE_CHECKING:
     from paraclip.storage.generations import GenerationStore
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="The generation cache.")
 
 

@@ -14,8 +14,6 @@ from paraclip.storage.roots import check_root, open_store
 from paraclip.tasks.history import Move, existing_channel, history
 from paraclip.tasks.history import rollback as move_back
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Show a channel and its history, and move it back.")
 
 ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]

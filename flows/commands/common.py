@@ -21,30 +21,6 @@ from rich.text import Text
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.settings import load_settings
 
-__all__ = [
-    "DEFAULT_ROOT",
-    "ConfigOption",
-    "JsonOption",
-    "PrivateOption",
-    "PushOption",
-    "RootOption",
-    "RunDeviceOption",
-    "RunRootOption",
-    "SetOption",
-    "arguments",
-    "human_bytes",
-    "human_seconds",
-    "leave_in_order",
-    "print_json",
-    "print_table",
-    "printable",
-    "same_options",
-    "say",
-    "say_next",
-    "set_verbosity",
-    "settings_from",
-]
-
 TERMINATED = 143
 
 ConfigOption = Annotated[
@@ -88,11 +64,7 @@ def printable(text: str) -> str:
 def settings_from(
     config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
 ) -> Settings:
-    """Settings from the file, the environment, the overrides and the options that have a name of their own.
-
-    Raises:
-        ConfigError: an option is wrong.
-    """
+    """Settings from the file, the environment, the overrides and the options that have a name of their own."""
     named = {"run.root": root, "run.device": device}
     # As JSON, which is YAML too, so that a root like 'a: b' stays text.
     last = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items() if value is not None]

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from paraclip.storage.artifacts import Artifact
     from paraclip.tasks.dataset import ExportedDataset
 
-__all__ = ["export_dataset"]
-
 SHOWN = 10
 
 

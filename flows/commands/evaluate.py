@@ -15,8 +15,6 @@ from paraclip.flows.commands.run import HELD, GateOption, print_comparison
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     benchmark: Annotated[

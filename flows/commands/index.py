@@ -28,8 +28,6 @@ from paraclip_core.errors import ConfigError
 if TYPE_CHECKING:
     from paraclip_core.evaluation.audit import Figure
 
-__all__ = ["audit", "search", "ui", "verify_index"]
-
 INVALID = 1
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

@@ -17,8 +17,6 @@ from paraclip_core.settings import parse_settings, shipped_configs
 if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
-__all__ = ["init"]
-
 SMALL_BATCH = 8
 BASE_STEPS = 300
 """After which a base of a few thousand captions has learned most, see docs/experiments.md."""

@@ -9,8 +9,6 @@ import typer
 
 from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, PrivateOption, PushOption, RootOption, print_json
 
-__all__ = ["MODEL", "DeviceOption", "export", "push"]
-
 LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
     "hf": 'transformers.CLIPModel.from_pretrained("{}")',

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from paraclip.tasks.batch_files import Exported, Imported
     from paraclip.tasks.trial import Attempt, CaptionTrial, Trial
 
-__all__ = ["paraphrase", "requests"]
-
 MOST_CAPTIONS = 1000
 LONGEST_LINE = 100_000
 requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")

@@ -35,19 +35,6 @@ from paraclip_core.report.data import shares_of_asked
 if TYPE_CHECKING:
     from paraclip.tasks.plan import StagePlan
 
-__all__ = [
-    "HELD",
-    "NOTHING_TO_DO",
-    "ReasonOption",
-    "asking_again",
-    "demo",
-    "how_to_keep",
-    "plan",
-    "print_comparison",
-    "promote",
-    "run",
-]
-
 ReasonOption = Annotated[
     list[str] | None,
     typer.Option("--regenerate", metavar="REASON", help="Ask again for rows rejected with this reason, e.g. echo."),
@@ -108,11 +95,7 @@ def demo(
 
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
-    """The outcome if every stage is finished, without starting Prefect.
-
-    Raises:
-        ConfigError: there is no stage `start`, or one before it is not finished.
-    """
+    """The outcome if every stage is finished, without starting Prefect."""
     from paraclip.tasks.context import Run
     from paraclip.tasks.results import check_run_name, record_result, stage_row
 
@@ -322,11 +305,7 @@ def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dic
 
 
 def asking_again(settings: Settings, reasons: Sequence[str] | None) -> Settings:
-    """The settings with one more entry of `paraphrase.regenerate` for each reason.
-
-    Raises:
-        ConfigError: the engine would only give the same answers again.
-    """
+    """The settings with one more entry of `paraphrase.regenerate` for each reason."""
     if not reasons:
         return settings
     chosen = settings.paraphrase

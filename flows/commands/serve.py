@@ -9,8 +9,6 @@ import typer
 
 from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, leave_in_order, print_json
 
-__all__ = ["serve", "stop"]
-
 SHIPPED = Path(__file__).parents[1] / "prefect.yaml"
 
 

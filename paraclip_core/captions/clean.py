@@ -40,17 +40,6 @@ import regex
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import ConfigError
 
-__all__ = [
-    "REASONS",
-    "clean",
-    "cleaned",
-    "configured_split",
-    "count_words",
-    "is_unspaced",
-    "listed_reasons",
-    "split_name",
-]
-
 REASONS = (
     "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
     "too_many_words", "unknown_split", "no_image", "image_conflict", "duplicate", "unreadable",
@@ -144,11 +133,7 @@ def split_name(value: str) -> str | None:
 
 
 def configured_split(value: str | None) -> str:
-    """The split of rows that do not say their own.
-
-    Raises:
-        ConfigError: the option names no usual split.
-    """
+    """The split of rows that do not say their own."""
     split = "train" if value is None else split_name(value)
     if split is None:
         raise ConfigError(f"data.sources[].split is {value!r}, expected train, val or test")

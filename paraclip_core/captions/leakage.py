@@ -18,8 +18,6 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import picture_digest, picture_place
 
-__all__ = ["SHARED_COLUMNS", "Place", "Shared", "by_split", "find_shared", "shared_contents"]
-
 SHARED_COLUMNS = ("image_id", "image_path", "images", "caption", "split")
 MOST_IMAGES, MOST_CAPTIONS = 0.1, 0.5
 """Shares of the validation images and captions beyond which a run is refused. Web pictures and short captions repeat,
@@ -76,11 +74,7 @@ class Shared:
         return images > MOST_IMAGES or self.equal_captions / max(self.captions, 1) > MOST_CAPTIONS
 
     def check(self) -> None:
-        """Refuse splits that share too much.
-
-        Raises:
-            InputError: more than a tenth of the images, or half of the captions.
-        """
+        """Refuse splits that share too much."""
         if self.refused:
             raise InputError(
                 f"{'; '.join(self.notices)}. Above {MOST_IMAGES:.0%} of the images or {MOST_CAPTIONS:.0%} of the "

@@ -20,8 +20,6 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["BY_CONTENT", "UNIQUE", "CaptionPipeline", "KeySet", "caption_ids", "text_keys"]
-
 Keys = npt.NDArray[np.uint64]
 
 _PARTS_BITS = 4
@@ -42,12 +40,7 @@ class CaptionPipeline:
     """
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
-        """Prepare for `files`, whose archives of images decide whether image ids can clash.
-
-        Raises:
-            ConfigError: a source's split is none of train, val and test.
-            ModelError: the tokenizer's vocabulary is missing.
-        """
+        """Prepare for `files`, whose archives of images decide whether image ids can clash."""
         for file in files:
             configured_split(file.options.split)
         self._options = options
@@ -69,9 +62,6 @@ class CaptionPipeline:
 
         With `on_error: skip` a file that is bad as a whole gives one reject without a row; the rows before the damage
         are kept.
-
-        Raises:
-            InputError: the file is missing or bad as a whole, with `on_error: stop`.
         """
         try:
             form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form

@@ -13,21 +13,6 @@ import pyarrow as pa
 
 from paraclip_core import tables
 
-__all__ = [
-    "BATCH_ROWS",
-    "LONGEST_RECORD",
-    "MANY_LICENCES",
-    "SHOWN_CHARS",
-    "Batcher",
-    "Counts",
-    "Outcome",
-    "Reject",
-    "RowBatch",
-    "as_key",
-    "decodable",
-    "reject_batch",
-]
-
 BATCH_ROWS = 8192
 BATCH_CHARS = 16 << 20
 LONGEST_RECORD = 16 << 20

@@ -33,21 +33,6 @@ from paraclip_core.paths import below, user_path
 from paraclip_core.pictures import holds_pictures, picture_candidates
 from paraclip_core.plugins import import_path, module_source
 
-__all__ = [
-    "READERS",
-    "Reader",
-    "SourceFile",
-    "detect",
-    "expand",
-    "named_format",
-    "need_file",
-    "overlooked",
-    "own_reader_source",
-    "read",
-    "shard_split",
-    "without_images",
-]
-
 SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
 """Names such as ``validation-00000-of-00002.parquet``, as Hugging Face's hub has them."""
 NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")

@@ -26,8 +26,6 @@ from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["LEAST_IMAGES", "Survey", "missing_images", "survey"]
-
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_UP = 200
 """Images that are looked up in each place that may hold them."""
@@ -79,9 +77,6 @@ def survey(
         captions: file or folder with the captions, relative to `root`, where several could be meant.
         images: folder or tar with the images, likewise.
         columns: columns' names that are not the usual ones.
-
-    Raises:
-        InputError: no file holds captions, several do, or the images that they name are in no or in several places.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)

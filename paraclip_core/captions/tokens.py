@@ -21,8 +21,6 @@ from tokenizers.models import BPE
 
 from paraclip_core.errors import ModelError
 
-__all__ = ["BytePairs", "Tokenizer", "load_byte_pairs"]
-
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2
 SPECIAL = ("<start_of_text>", "<end_of_text>")
@@ -38,11 +36,7 @@ class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = 77, memo_pieces: int = _MEMO_PIECES) -> None:
-        """Cut texts to `context_length` ids; remember the ids of at most twice `memo_pieces` pieces and as many words.
-
-        Raises:
-            ModelError: open_clip's vocabulary file is not there.
-        """
+        """Cut texts to `context_length` ids; remember the ids of at most 2 `memo_pieces` pieces and as many words."""
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
@@ -172,11 +166,7 @@ def _byte_symbols() -> dict[int, str]:
 
 @lru_cache(maxsize=1)
 def load_byte_pairs() -> BytePairs:
-    """Read the vocabulary once; open_clip is looked up but not imported, as torch would be with it.
-
-    Raises:
-        ModelError: open_clip is not installed, or its vocabulary file is missing.
-    """
+    """Read the vocabulary once; open_clip is looked up but not imported, as torch would be with it."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         raise ModelError("open_clip is not installed, and with it CLIP's vocabulary: `pip install open_clip_torch`")

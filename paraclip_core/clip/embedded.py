@@ -14,8 +14,6 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 
-__all__ = ["embedded_clip"]
-
 ARCHITECTURE = "tf_efficientnet_lite0"
 SEED, HEAD_WIDTH = 0, 64
 PREPROCESS: dict[str, Any] = {
@@ -36,9 +34,6 @@ def embedded_clip(options: ModelOptions) -> ClipModel:
     at random, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
     a Gaussian one, or batch-norm statistics, gave the same retrieval. Image tower and preprocessing depend on
     `embed_dim` alone.
-
-    Raises:
-        ModelError: the package with the weights is not installed, or its file is damaged.
     """
     config = _model_cfg(options)
     # The caller's random state stays as it is.

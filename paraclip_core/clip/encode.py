@@ -20,17 +20,6 @@ from paraclip_core.clip.tokenizer import tokenize
 from paraclip_core.clip.towers import TextTower, text_tower
 from paraclip_core.errors import InputError, ModelError
 
-__all__ = [
-    "Precision",
-    "computed_tokens",
-    "encode_images",
-    "encode_pixels",
-    "encode_ragged",
-    "encode_texts",
-    "image_transform",
-    "shares",
-]
-
 Precision = Literal["fp32", "bf16"]
 
 CHUNK_TOKENS = 2048
@@ -53,10 +42,6 @@ def encode_ragged(
 
     Returns:
         float32 [n, embed_dim], each row of length 1, in the order of `tokens`, on the model's device.
-
-    Raises:
-        InputError: a text is longer than the model's context.
-        ModelError: a token id is outside the model's vocabulary, or the tower gives no single vector for a text.
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)

@@ -22,8 +22,6 @@ from paraclip_core.clip.tokenizer import save_tokenizer
 from paraclip_core.errors import ModelError
 from paraclip_core.tensor_file import write_tensors
 
-__all__ = ["clip_tokenizer", "hf_obstacle", "save_hf", "save_release", "save_sentence_transformers"]
-
 VISION_SIZES = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
 TEXT_SIZES = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 FREE = {"norm_kwargs", "hf_tokenizer_name", "tokenizer_kwargs", "patch_dropout", "timm_model_pretrained"}
@@ -40,10 +38,6 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
         clip: the model; it is written in fp32.
         folder: made if need be.
         card: the README.md, see :func:`paraclip_core.training.card.ReleaseCard`.
-
-    Raises:
-        ModelError: a weight is not finite, or the weights cannot be written.
-        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -101,12 +95,7 @@ def hf_obstacle(clip: ClipModel) -> str | None:
 
 
 def save_hf(clip: ClipModel, folder: Path) -> None:
-    """Write a folder that ``transformers.CLIPModel`` and ``CLIPProcessor`` load.
-
-    Raises:
-        ModelError: ``CLIPModel`` has no such architecture, or it comes out different.
-        OSError: the folder cannot be written.
-    """
+    """Write a folder that ``transformers.CLIPModel`` and ``CLIPProcessor`` load."""
     from transformers import CLIPImageProcessor, CLIPProcessor
     from transformers.utils.logging import disable_progress_bar
 
@@ -127,12 +116,7 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
 
 
 def save_sentence_transformers(clip: ClipModel, folder: Path) -> None:
-    """Write a folder that ``SentenceTransformer`` loads, with texts and images in one space.
-
-    Raises:
-        ModelError: see :func:`save_hf`.
-        OSError: the folder cannot be written.
-    """
+    """Write a folder that ``SentenceTransformer`` loads, with texts and images in one space."""
     save_hf(clip, folder / "0_CLIPModel")
     module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
     (folder / "modules.json").write_text(json.dumps([module], indent=2) + "\n", "utf-8")

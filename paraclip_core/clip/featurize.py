@@ -24,8 +24,6 @@ from paraclip_core.clip.images import ImageArchive, decode_image
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
 
-__all__ = ["Featurized", "Featurizer", "ImageFile", "folded"]
-
 log = logging.getLogger(__name__)
 
 AHEAD = 2
@@ -120,10 +118,6 @@ class Featurizer:
         Args:
             files: the images.
             on_batch: called after each batch with the number of images done so far.
-
-        Raises:
-            InputError: an archive is missing or damaged. A damaged image is no error: it is among the rejected.
-            ModelError: the tower's output for an image is not finite; the message names it.
         """
         result = Featurized(np.empty((len(files), self._clip.embed_dim), np.float16))
         waiting: dict[int, _Decoded] = {}

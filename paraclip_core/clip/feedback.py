@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["refine"]
-
 RIGHT, WRONG = 0.5, 0.3
 """Weights of the images marked as right and as wrong beside the query's 1, chosen by benchmarks/bench_feedback.py."""
 

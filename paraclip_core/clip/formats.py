@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["read_weights"]
-
 HOLDERS = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the weights among what else they save; open_clip and LaCLIP: the first."""
 
@@ -22,9 +20,6 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint by name, without the prefix that data-parallel training gives them.
 
     Reads safetensors and torch's files (with torch's restricted unpickler).
-
-    Raises:
-        ModelError: there is no such file, or it is damaged, or holds anything but tensors and plain values.
     """
     if not path.is_file():
         raise ModelError(f"no weights file {path}")

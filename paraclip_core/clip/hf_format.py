@@ -11,8 +11,6 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["ACTIVATIONS", "PILLOW_FILTERS", "to_hf"]
-
 NAMES = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",

@@ -32,8 +32,6 @@ from paraclip_core.pictures import (
 )
 from paraclip_core.tar_file import TarFile
 
-__all__ = ["ImageArchive", "ParquetPictures", "decode_image", "holds_any"]
-
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000
 """Longer side over shorter side. Towers want the shorter one at 224 pixels or more: a line of 1 x 65,000, in a file of
@@ -48,12 +46,7 @@ class ImageArchive:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Open and index `path`.
-
-        Raises:
-            InputError: it is missing, or neither a folder nor a sound, uncompressed tar nor Parquet with pictures.
-            OSError: the disk or the network folder is at fault.
-        """
+        """Open and index `path`."""
         self.path = Path(path)
         self._parquet: ParquetPictures | None = None
         self._file: io.BufferedReader | None = None
@@ -73,12 +66,7 @@ class ImageArchive:
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
-        """Bytes of the image file.
-
-        Raises:
-            InputError: there is no such image, or it cannot be read.
-            OSError: the disk or the network folder is at fault, so nothing is known about the image.
-        """
+        """Bytes of the image file."""
         if self._parquet is not None:
             return self._parquet.read(name)
         key = _key(name)
@@ -105,11 +93,7 @@ class ImageArchive:
         return self._index.get(key) or self._index.get(self._by_file_name.get(key, ""))
 
     def open(self, name: str) -> Image.Image:
-        """The decoded image, as RGB.
-
-        Raises:
-            InputError: there is no such image, or it is damaged.
-        """
+        """The decoded image, as RGB."""
         return decode_image(self.read(name), f"{self.path}/{name}")
 
     @property
@@ -157,11 +141,7 @@ class ImageArchive:
 
 
 def holds_any(path: Path, names: Sequence[str]) -> bool:
-    """Whether a tar, folder or Parquet file has one of these images; a tar is read no further than the first of them.
-
-    Raises:
-        InputError: it is missing, or neither a folder nor a sound, uncompressed tar nor Parquet with pictures.
-    """
+    """Whether a tar, folder or Parquet file has one of these images; a tar is read no further than the first."""
     try:
         if path.is_dir():
             return any(_is_file(path, _key(name)) for name in names)
@@ -184,11 +164,7 @@ def _named(error: OSError, path: Path) -> OSError:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image file to RGB; `name` is for the message.
-
-    Raises:
-        InputError: it is not an image, is cut short, or is absurdly large.
-    """
+    """Decode an image file to RGB; `name` is for the message."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             # Pillow only warns below twice its limit, and warnings cannot be caught safely in threads.
@@ -278,11 +254,7 @@ class ParquetPictures:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`.
-
-        Raises:
-            InputError: it is damaged, or has no column of pictures; the text lists its columns.
-        """
+        """Open `path`."""
         self._path, self._lock = path, threading.Lock()
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
@@ -301,11 +273,7 @@ class ParquetPictures:
         self._ahead: Iterator[_Window] = iter(())
 
     def read(self, name: str) -> bytes:
-        """The image file of a picture.
-
-        Raises:
-            InputError: there is no such picture, or the file is damaged there.
-        """
+        """The image file of a picture."""
         place = picture_place(name)
         try:
             with self._lock:
@@ -318,11 +286,7 @@ class ParquetPictures:
         return data
 
     def names(self) -> list[str]:
-        """A name for each row, in order.
-
-        Raises:
-            InputError: several columns may be the one with the pictures.
-        """
+        """A name for each row, in order."""
         column = picture_column(self._schema, where=str(self._path))
         assert column is not None
         return [picture_name(column, row) for row in range(self._starts[-1])]

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import ConfigError, InputError
 
-__all__ = ["READERS", "ImageIndex", "read_index"]
-
 ID_COLUMNS = ("image_id", "id", "key", "image_path", "filename", "path", "url")
 VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vector")
 BLOCK = 65_536
@@ -55,10 +53,6 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
         path: ``.npy`` [n, d], Parquet with a column of vectors, a faiss index, a usearch index, or a folder.
         ids: one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default those in the
             index, else the rows' numbers.
-
-    Raises:
-        InputError: a file is not there, cannot be read, or ids and features differ in number.
-        ConfigError: the package that reads it is missing.
     """
     if not path.exists():
         raise InputError(f"the index {path} does not exist")

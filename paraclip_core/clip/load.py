@@ -37,8 +37,6 @@ from paraclip_core.clip.reference import (
 )
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["build_model", "fit_weights", "load_clip"]
-
 log = logging.getLogger(__name__)
 
 
@@ -55,10 +53,6 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
             - ``hf-hub:ORG/NAME``;
             - ``ARCHITECTURE:TAG`` of open_clip.
         device: where the weights go.
-
-    Raises:
-        ModelError: there is no such model, its files are damaged, or weights are NaN or infinite. Nothing in a file is
-            ever executed, see :func:`paraclip_core.clip.formats.read_weights`.
     """
     folder, file = local_folder(reference), local_file(reference)
     if file is None:
@@ -242,9 +236,6 @@ def build_model(
         preprocess_cfg: open_clip's `preprocess_cfg`, or a part of it.
         name: for messages.
         text_config: the Hugging Face configuration of the text tower in place of the hub's.
-
-    Raises:
-        ModelError: there is no such model.
     """
     kind, config = _open_clip_class(model_cfg, text_config)
     try:
@@ -286,9 +277,6 @@ def fit_weights(model: Any, tensors: dict[str, torch.Tensor], problem: str) -> N
     """Load all weights, under the names of any version or relative of open_clip.
 
     Positional tables are not stretched, as open_clip's loader does: that would be another image tower.
-
-    Raises:
-        ModelError: a tensor is missing, has another shape, or belongs to no part of the model; begins with `problem`.
     """
     try:
         weights = convert_state_dict(model, tensors)

@@ -14,18 +14,6 @@ from torch import nn
 
 from paraclip_core.errors import ConfigError
 
-__all__ = [
-    "UNSEEN",
-    "ClipModel",
-    "freeze_image_tower",
-    "image_architecture",
-    "image_tower_hash",
-    "pick_device",
-    "preprocess_hash",
-    "stay_in_eval",
-    "weights_hash",
-]
-
 CLIP_VOCABULARY = 49408
 UNSEEN = ("text_decoder.", "logit_bias")
 """Prefixes of parameters that a contrastive loss over softmaxes does not see: CoCa's decoder, SigLIP's logit bias."""
@@ -109,11 +97,7 @@ def stay_in_eval(module: nn.Module) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU; other names are torch's.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
+    """`auto` is the first CUDA device where there is one, else the CPU; other names are torch's."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

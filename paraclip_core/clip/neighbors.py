@@ -21,8 +21,6 @@ from torch.nn import functional
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.batches import ImageFeatures
 
-__all__ = ["Neighbors", "near_images"]
-
 ALL_PAIRS = 32_768
 """So many images are compared each with each."""
 CELL_ROWS = 2048

@@ -17,8 +17,6 @@ from paraclip_core.clip.tokenizer import model_tokenizer, save_tokenizer
 from paraclip_core.clip.towers import TextTower, text_tower
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["CLIP_TOKENS", "ONNX_FILE", "ONNX_TEXTS", "save_onnx"]
-
 ONNX_FILE = "text_model.onnx"
 ONNX_TEXTS = "text_model.json"
 CLIP_TOKENS = "CLIP's byte pairs"
@@ -32,10 +30,6 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
 
     The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
     1. Texts are padded to the longest of a batch, for towers that see all padding to the model's context.
-
-    Raises:
-        ModelError: the packages of the extra `export` are absent, or torch cannot export the tower.
-        OSError: the folder cannot be written.
     """
     _need_packages()
     folder.mkdir(parents=True, exist_ok=True)

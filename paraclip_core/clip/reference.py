@@ -11,26 +11,6 @@ from pathlib import Path
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.paths import user_path
 
-__all__ = [
-    "CONFIG",
-    "HUB",
-    "IMAGE_WEIGHTS",
-    "LOCAL",
-    "TEXT_CONFIG",
-    "WEIGHTS",
-    "canonical",
-    "check_reference",
-    "fixed_place",
-    "is_model_folder",
-    "local_file",
-    "local_folder",
-    "model_files",
-    "place_free_name",
-    "pretrained_tags",
-    "tokenizer_reference",
-    "unknown_architecture",
-]
-
 LOCAL, HUB = "local-dir:", "hf-hub:"
 HUB_URL = "hf://"
 
@@ -76,11 +56,7 @@ def local_file(reference: str) -> tuple[str, Path] | None:
 
 
 def check_reference(reference: str) -> None:
-    """Find a mistyped model without loading it, before other stages have been paid for.
-
-    Raises:
-        UnknownModelError: the folder is not there, or open_clip has no such architecture or no such weights of it.
-    """
+    """Find a mistyped model without loading it, before other stages have been paid for."""
     folder = local_folder(reference)
     if folder is not None and not folder.exists():
         raise UnknownModelError(

@@ -13,8 +13,6 @@ from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
 
-__all__ = ["Gallery", "Searcher", "search"]
-
 BLOCK = 65_536
 """Images whose features are in memory at once, where not all are."""
 HELD_BYTES = 2 << 30
@@ -57,11 +55,7 @@ class Searcher:
         return int(self._features.shape[1])
 
     def check(self, clip: ClipModel) -> None:
-        """Refuse a model of another width.
-
-        Raises:
-            ModelError: the features have another dimension than the model.
-        """
+        """Refuse a model of another width."""
         if self.dimension != clip.embed_dim:
             raise ModelError(
                 f"the features have {self.dimension} dimensions, but {clip.reference} has {clip.embed_dim}; "
@@ -77,9 +71,6 @@ class Searcher:
 
         Returns:
             Rows, int64 [q, min(k, n)], best first, of equal ones the lower row first; and their scores, float32.
-
-        Raises:
-            InputError: an image's features are not finite.
         """
         queries = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
         values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
@@ -139,10 +130,6 @@ def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list
 
     Returns:
         (image id, cosine in -1…1) with the nearest first; of equally near ones the earlier row comes first.
-
-    Raises:
-        ModelError: the features have another dimension than the model.
-        InputError: an image's features are not finite.
     """
     searcher.check(clip)
     rows, scores = searcher.nearest(encode_texts(clip, [query]), k)

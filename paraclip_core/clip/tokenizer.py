@@ -15,8 +15,6 @@ from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.reference import tokenizer_reference
 from paraclip_core.errors import ModelError, one_line
 
-__all__ = ["model_tokenizer", "pad_token", "save_tokenizer", "shortened", "tokenize"]
-
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """A folder's configuration could ask to run its own code, and a prompt would ask the user."""
 
@@ -25,11 +23,7 @@ WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
 
 
 def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
-    """Token lists by the model's own tokenizer, cut to its context, padding removed; uint16, or int32 if need be.
-
-    Raises:
-        ModelError: the tokenizer cannot be loaded.
-    """
+    """Token lists by the model's own tokenizer, cut to its context, padding removed; uint16, or int32 if need be."""
     if not len(texts):
         return Ragged.from_lists([])
     ids = np.asarray(model_tokenizer(clip)(list(texts)))
@@ -56,11 +50,7 @@ def shortened(tokens: Ragged, length: int) -> Ragged:
 
 
 def pad_token(clip: ClipModel) -> int:
-    """The id that fills texts up to the model's context.
-
-    Raises:
-        ModelError: the tokenizer cannot be loaded.
-    """
+    """The id that fills texts up to the model's context."""
     if clip.reads_clip_tokens:
         return 0
     config = getattr(getattr(clip.model, "text", None), "config", None)
@@ -71,22 +61,14 @@ def pad_token(clip: ClipModel) -> int:
 
 
 def model_tokenizer(clip: ClipModel) -> Any:
-    """open_clip's callable from texts to padded ids, loaded once for each model.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
+    """open_clip's callable from texts to padded ids, loaded once for each model."""
     if clip.tokenizer is None:
         clip.tokenizer = _load(clip)
     return clip.tokenizer
 
 
 def save_tokenizer(clip: ClipModel, folder: Path) -> None:
-    """Write a tokenizer that comes with the model where open_clip looks for it: the same bytes however it was used.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
+    """Write a tokenizer that comes with the model where open_clip looks for it: the same bytes however it was used."""
     # A fresh one, because a tokenizer keeps, and would save, how it was called last.
     _load(clip).save_pretrained(folder)
     path = folder / "tokenizer_config.json"

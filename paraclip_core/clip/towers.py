@@ -32,8 +32,6 @@ from paraclip_core.clip.packed import PackedTower, packed_tower
 from paraclip_core.clip.tokenizer import pad_token
 from paraclip_core.errors import ModelError
 
-__all__ = ["Kind", "TextTower", "text_tower"]
-
 Kind = Literal["causal", "cls", "masked", "padded"]
 
 
@@ -63,11 +61,7 @@ class TextTower:
 
 
 def text_tower(clip: ClipModel) -> TextTower:
-    """The text tower of a model.
-
-    Raises:
-        ModelError: it gives no single vector for a text, or its tokenizer cannot be loaded.
-    """
+    """The text tower of a model."""
     model: Any = clip.model
     pad = pad_token(clip)
     if isinstance(model, open_clip.CLIP):

@@ -14,8 +14,6 @@ from paraclip_core.clip.encode import encode_images, encode_pixels
 from paraclip_core.clip.model import ClipModel, image_architecture, image_tower_hash, preprocess_hash
 from paraclip_core.errors import ModelError
 
-__all__ = ["FEATURE_TOLERANCE", "IndexCheck", "check_features", "check_images", "check_towers"]
-
 FEATURE_TOLERANCE = 2e-3
 """Tolerance of a stored unit vector's coordinate: float16 and another batch size make up to about 1e-3."""
 SHOWN = 10
@@ -83,9 +81,6 @@ def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str
         stored: [n, d] of any floating-point type.
         computed: [n, d], of the same images.
         names: of the images.
-
-    Raises:
-        ModelError: the shapes differ.
     """
     if stored.shape != computed.shape:
         raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")

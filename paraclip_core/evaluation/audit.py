@@ -23,8 +23,6 @@ from paraclip_core.evaluation.results import Sample
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.wordings import Wording, wordings
 
-__all__ = ["Audit", "AuditedPair", "Figure", "audit_index", "read_queries"]
-
 DEPTH = 10
 RESAMPLES, CONFIDENCE = 1000, 0.95
 LONGEST_QUERY = 10_000
@@ -87,10 +85,6 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
         entries: what to compare, see :func:`paraclip_core.evaluation.wordings.wordings`; the pairs of one query form a
             cluster of the interval.
         seed: of the interval's draws.
-
-    Raises:
-        BenchmarkError: there is no pair, or an entry is none.
-        InputError: features in the index are not finite.
     """
     pairs = wordings(entries)
     if not pairs:
@@ -169,10 +163,6 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
     A text file has a query a line. Any other has the columns `query` (or caption) and `rewording` (or paraphrase): CSV,
     TSV, JSONL, JSON or Parquet. Empty lines and repeated ones are left out.
-
-    Raises:
-        BenchmarkError: a row lacks a field, or the format is unknown.
-        InputError: the file cannot be read, holds nothing, or a query is too long.
     """
     if path.suffix.lower() in (".txt", ""):
         try:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.clip.model import ClipModel
 
-__all__ = ["Candidate", "KeepFeatures"]
-
 TEXTS = 4096
 """Texts that are encoded at once."""
 IMAGES = 64

@@ -14,10 +14,6 @@ from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.power import GAIN, images_needed
 from paraclip_core.evaluation.results import Measured
 
-__all__ = [
-    "Comparison", "Judge", "Outcome", "Row", "compare", "judge", "judge_challenger", "with_control"
-]  # fmt: skip
-
 Verdict = Literal["promote", "hold"]
 
 FEWEST_IMAGES = 20
@@ -192,9 +188,6 @@ def compare(
         options: resamples, confidence, seed and gate.
         skipped: benchmarks that were left out, with the reason; they become notes.
         rule: how the gate is read.
-
-    Raises:
-        BenchmarkError: a benchmark has too few queries for an interval; the message names it.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
     verdict, reason, notes = rule(rows, options.gate)

@@ -19,11 +19,6 @@ from paraclip_core.evaluation.benchmarks import Source
 from paraclip_core.evaluation.pool import ImagePool, archive_pool
 from paraclip_core.pictures import damaged_parquet, is_picture, picture_column, picture_name
 
-__all__ = [
-    "PICTURES", "archives", "beside", "every_image", "find_images", "image_names", "images_beside", "in_reading_order",
-    "pool_for", "pool_of",
-]  # fmt: skip
-
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NAMES = ("file_name", "filename", "image_path", "image_id", "key", "url")
 """Columns that name a Parquet file's pictures."""
@@ -60,11 +55,7 @@ def archives(images: Path) -> list[Path]:
 
 
 def pool_of(path: Path, image_ids: Sequence[str], images: Path | None = None) -> ImagePool:
-    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file.
-
-    Raises:
-        BenchmarkError: there are no images, or one is missing.
-    """
+    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file."""
     images = images or images_beside(path)
     if images is None:
         raise BenchmarkError(
@@ -109,9 +100,6 @@ def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
 
     Returns:
         None where they are not all there.
-
-    Raises:
-        BenchmarkError: the images that the user names lack one.
     """
     path = source.need_path()
     if source.images is not None:
@@ -132,11 +120,7 @@ def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
 
 
 def find_images(images: Path, ids: Sequence[str]) -> dict[str, tuple[Path, str]]:
-    """Archive and name inside of each image that is there.
-
-    Raises:
-        BenchmarkError: a name fits two images, or the images cannot be read.
-    """
+    """Archive and name inside of each image that is there."""
     places: dict[str, tuple[Path, str]] = {}
     for archive in archives(images):
         places = {image_id: (archive, name) for image_id, name in image_names(archive, ids).items()} | places
@@ -148,9 +132,6 @@ def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
 
     An id is the whole name, the file name, or a picture's stem. Of several with one file name or stem the one that lies
     least deep is meant.
-
-    Raises:
-        BenchmarkError: it lies beside others as deep as itself, or the images cannot be read.
     """
     try:
         inside = _parquet_names(images) if images.suffix.lower() == ".parquet" else None

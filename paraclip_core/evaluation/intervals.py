@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.results import Sample
 
-__all__ = ["Interval", "delta_interval"]
-
 CELLS = 1 << 21
 """Drawn items that are held at once."""
 
@@ -42,9 +40,6 @@ def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: f
         resamples: draws.
         confidence: coverage, in (0, 1).
         seed: seed of the draws.
-
-    Raises:
-        BenchmarkError: the queries differ, or there are fewer than two clusters to draw from.
     """
     if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
         raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")

@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = [
-    "average_overlap", "jaccard", "macro_weights", "mid_ranks", "overlap_sum", "pair_scores", "recall_at_k", "spearman",
-    "top_k",
-]  # fmt: skip
-
 ROWS = 8192
 CELLS = 1 << 22
 """Scores that are held at once (12 bytes each)."""

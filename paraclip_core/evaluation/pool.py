@@ -13,10 +13,6 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
 
-__all__ = [
-    "Box", "Encoder", "ImagePool", "TextEncoder", "archive_pool", "need_two", "stored_pool", "unique_features"
-]  # fmt: skip
-
 TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """n texts to float32 [n, d], rows of length 1."""
 
@@ -64,19 +60,12 @@ class ImagePool:
 
         Args:
             image_ids: each query's image; those that are not in the pool do not count.
-
-        Raises:
-            BenchmarkError: the others are all of one image.
         """
         need_two(self.rows.keys() & set(image_ids))
 
 
 def need_two(images: Collection[str]) -> None:
-    """Find queries that no interval can be given for.
-
-    Raises:
-        BenchmarkError: they are all of one image.
-    """
+    """Find queries that no interval can be given for."""
     if len(distinct := set(images)) == 1:
         raise BenchmarkError(
             f"all its queries are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
@@ -136,10 +125,6 @@ def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[
     Returns:
         Features float32 [u, d] of the distinct texts in the order of their first use, and for each text its row
         there, int64 [n].
-
-    Raises:
-        BenchmarkError: there is no text.
-        ModelError: a feature is not a finite number.
     """
     rows: dict[str, int] = {}
     index = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), np.int64, len(texts))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-__all__ = ["GAIN", "expected_half", "images_needed"]
-
 GAIN = 2.0
 """Points that an evaluation should be able to tell."""
 POWER = 0.8

@@ -27,11 +27,6 @@ from paraclip_core.evaluation.pool import ImagePool, archive_pool
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.pictures import damaged_parquet, listed_types, picture_column
 
-__all__ = [
-    "Captions", "captioned_files", "captioned_images", "captions_file", "load_captions", "load_pictures",
-    "picture_files",
-]  # fmt: skip
-
 EVALUATION_SPLITS = ("test", "val")
 TABLES = (".csv", ".tsv", ".parquet", ".txt")
 REWORDINGS = ("rewording", "caption2", "paraphrase")
@@ -53,11 +48,7 @@ class Captions:
 
 
 def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
-    """Captions at the source's path with their images, or those of the stored split.
-
-    Raises:
-        BenchmarkError: they are in no published format, images are missing, or there are no captions.
-    """
+    """Captions at the source's path with their images, or those of the stored split."""
     path, stored, split = source.path, source.stored, source.split
     if path is not None:
         if files := picture_files(path, split):
@@ -81,11 +72,7 @@ def captioned_files(path: Path, split: str | None, pairs: bool = False) -> list[
 
 
 def captions_file(path: Path) -> Path:
-    """The captions file itself, or the one in a folder.
-
-    Raises:
-        BenchmarkError: the folder has none, or several.
-    """
+    """The captions file itself, or the one in a folder."""
     if not path.is_dir():
         return path
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl") and not p.name.startswith("."))
@@ -105,9 +92,6 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
     Args:
         path: the file.
         split: the split to take; None takes the file's test split, or val where it has no test split.
-
-    Raises:
-        BenchmarkError: another format, or no captions of that split; names file, entry and expectation.
     """
     if path.suffix == ".jsonl":
         return _of_split(path, [*_jsonl_rows(path)], split)
@@ -187,9 +171,6 @@ def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> 
         path: a file, or a folder that is searched with its subfolders, unless it holds captions as JSON.
         split: the split to take; None takes the test split, or val where there is no test split.
         pairs: leave files with pairs of captions to whoever reads pairs.
-
-    Raises:
-        BenchmarkError: a file is damaged, several of its columns may hold the pictures, or no file is of that split.
     """
     schemas = {file: _schema(file) for file in _candidates(path, pairs)}
     schemas = {file: schema for file, schema in schemas.items() if _pictures(file, schema) is not None}
@@ -211,9 +192,6 @@ def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -
         path: what the benchmark names, for messages.
         files: see :func:`picture_files`.
         split: as there.
-
-    Raises:
-        BenchmarkError: a file has no caption column, a row no picture or no caption, or nothing is of that split.
     """
     rows: list[Row] = []
     places: dict[str, tuple[Path, str]] = {}

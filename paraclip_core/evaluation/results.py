@@ -19,11 +19,6 @@ from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
 from paraclip_core.evaluation.metrics import spearman
 from paraclip_core.tables import SAMPLES
 
-__all__ = [
-    "STRATUM", "Measured", "Provenance", "Sample", "from_arrays", "from_table", "mteb_name", "result_json",
-    "task_results", "to_arrays", "to_table",
-]  # fmt: skip
-
 DIGITS = 8
 """Decimals of a fraction that results hold."""
 MTEB_VERSION = "2.26.24"

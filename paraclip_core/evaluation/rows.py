@@ -14,15 +14,9 @@ import pyarrow.parquet as pq
 from paraclip_core.captions.rows import decodable
 from paraclip_core.errors import BenchmarkError
 
-__all__ = ["field", "lines", "plain_tsv", "read_json_file", "records"]
-
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, from 1, without their ends; LF and CRLF both end a line, and nothing else does.
-
-    Raises:
-        BenchmarkError: the file is missing or a line is not UTF-8.
-    """
+    """Numbered lines, from 1, without their ends; LF and CRLF both end a line, and nothing else does."""
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
@@ -42,9 +36,6 @@ def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[s
     Args:
         path: the file.
         expected: columns that must be there.
-
-    Raises:
-        BenchmarkError: a column is missing, or a row has another number of fields than the header.
     """
     header: list[str] | None = None
     for number, line in lines(path):
@@ -67,9 +58,6 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSONL, JSON, CSV, TSV or Parquet file, with the line or row number, from 1.
 
     A JSON file holds a list of objects, or an object of objects (SugarCrepe's way).
-
-    Raises:
-        BenchmarkError: the file is in none of these formats, or a row cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
@@ -87,11 +75,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
-    """The first of the named fields that the row has, as text without outer blanks.
-
-    Raises:
-        BenchmarkError: the row has none of them, or it is empty, not text or not to be written as UTF-8.
-    """
+    """The first of the named fields that the row has, as text without outer blanks."""
     for name in names:
         value = row.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -106,11 +90,7 @@ def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
 
 
 def read_json_file(path: Path) -> Any:
-    """Parse a whole JSON file.
-
-    Raises:
-        BenchmarkError: it is missing, not UTF-8 or not JSON.
-    """
+    """Parse a whole JSON file."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -20,11 +20,6 @@ from paraclip_core.evaluation.results import Measured
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Fact, Progress, silent
 
-__all__ = [
-    "Compared", "Evaluation", "Prepared", "Remember", "always_measure", "check_names", "compare_models",
-    "evaluate_models", "left_out", "measure_all", "parse_benchmark", "prepare", "source_files",
-]  # fmt: skip
-
 Remember = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation: gives an earlier outcome, or computes and keeps it."""
 
@@ -60,11 +55,7 @@ class Prepared:
     task: Task
 
     def measure(self, encoder: Encoder) -> Measured:
-        """Its outcome for a model.
-
-        Raises:
-            BenchmarkError: it cannot be measured, or measures what its row does not list.
-        """
+        """Its outcome for a model."""
         try:
             measured = self.task.measure(encoder)
         except BenchmarkError as error:
@@ -82,11 +73,7 @@ class Prepared:
 
 
 def parse_benchmark(text: str) -> BenchmarkOptions:
-    """``NAME=PATH``, NAME being a kind, a known alias (``stsb``, ``karpathy``, …), or ``LABEL:KIND``.
-
-    Raises:
-        ConfigError: the text has another form or the name is unknown.
-    """
+    """``NAME=PATH``, NAME being a kind, a known alias (``stsb``, ``karpathy``, …), or ``LABEL:KIND``."""
     name, equals, path = text.partition("=")
     label, _, kind = name.partition(":")
     if not equals or not path or not label:
@@ -103,11 +90,7 @@ def parse_benchmark(text: str) -> BenchmarkOptions:
 
 
 def source_files(kind: str, path: Path, split: str | None = None, images: Path | None = None) -> list[Path]:
-    """Every file that the benchmark reads; `split` and `images` as in :class:`Source`.
-
-    Raises:
-        BenchmarkError: the path is absent or holds nothing of the kind.
-    """
+    """Every file that the benchmark reads; `split` and `images` as in :class:`Source`."""
     _need(path)
     files = find_benchmark(kind).files
     inside = beside(path) if files is None else files(path, split)
@@ -127,11 +110,7 @@ def prepare(
     split: str | None = None,
     images: Path | None = None,
 ) -> Prepared:
-    """Read a benchmark; all but the first argument are those of :class:`Source`.
-
-    Raises:
-        BenchmarkError: the file is not in the published format, or there is no path and no stored split.
-    """
+    """Read a benchmark; all but the first argument are those of :class:`Source`."""
     try:
         for place in filter(None, (path, images)):
             _need(place)
@@ -205,11 +184,6 @@ def compare_models(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         progress: told after each (benchmark, model), and now and then within.
         keep: has image features of earlier calls.
-
-    Raises:
-        ConfigError: two benchmarks have one name, or a name cannot be a file name.
-        BenchmarkError: a benchmark is absent or not in its published format.
-        ModelError: a model cannot be loaded.
     """
     options = options or EvaluateOptions()
     check_names(benchmarks)
@@ -254,11 +228,7 @@ def measure_all(
     remember: Remember,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Measure `base` and `tuned` of `models` on every task, and compare.
-
-    Raises:
-        BenchmarkError: a task cannot be measured; the message names it.
-    """
+    """Measure `base` and `tuned` of `models` on every task, and compare."""
     return _evaluation(tasks, _measure(models, tasks, remember, progress), "base", "tuned", options, skipped)
 
 
@@ -306,11 +276,7 @@ def _evaluation(
 
 
 def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
-    """Names are file names and keys, so they must be plain and distinct.
-
-    Raises:
-        ConfigError: one is not.
-    """
+    """Names are file names and keys, so they must be plain and distinct."""
     names = [benchmark.name for benchmark in benchmarks]
     for name in names:
         if not name or name.startswith(".") or UNSAFE & set(name) or name != name.strip():

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from paraclip_core.errors import BenchmarkError
 
-__all__ = ["Wording", "wordings"]
-
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 _PHRASE = re.compile(r"^(.+?) ((?:above|at|behind|beside|by|in|near|next to|on|under|with) .+)$", re.IGNORECASE)
 _SINGULAR = re.compile(
@@ -68,11 +66,7 @@ RULES: Mapping[str, Callable[[str], str]] = {
 
 
 def wordings(entries: Sequence[Any]) -> list[Wording]:
-    """The pairs to compare: those that are given, and each rule's for a query that stands alone.
-
-    Raises:
-        BenchmarkError: an entry is neither a text nor two.
-    """
+    """The pairs to compare: those that are given, and each rule's for a query that stands alone."""
     if isinstance(entries, str):
         raise BenchmarkError(f"expected a list of queries or pairs, got the text {entries[:60]!r}")
     pairs: list[Wording] = []

@@ -26,19 +26,6 @@ from paraclip_core.paraphrase.small_model import details
 from paraclip_core.paraphrase.small_model import gates as small
 from paraclip_core.plugins import import_path, module_source
 
-__all__ = [
-    "KNOWN_WRONG",
-    "PRESETS",
-    "REASONS",
-    "Gate",
-    "Gates",
-    "MeaningGate",
-    "check_reasons",
-    "extra_gates_source",
-    "first_failure",
-    "gates_of",
-]
-
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
 
@@ -323,11 +310,7 @@ class Gates:
 
 
 def gates_of(options: GateOptions) -> Gates:
-    """The preset's gates and the user's own; `auto` counts as `capable`.
-
-    Raises:
-        ConfigError: one of the user's own cannot be imported, or its name is taken.
-    """
+    """The preset's gates and the user's own; `auto` counts as `capable`."""
     text, meaning = PRESETS.get(options.preset, PRESETS["capable"])
     if options.nli and options.preset != "off":
         # Two texts that entail each other mean the same, however far the encoder finds them.
@@ -347,11 +330,7 @@ def gates_of(options: GateOptions) -> Gates:
 
 
 def check_reasons(reasons: Iterable[str], options: GateOptions) -> None:
-    """See that an answer can be rejected for each of these reasons.
-
-    Raises:
-        ConfigError: no gate has such a reason.
-    """
+    """See that an answer can be rejected for each of these reasons."""
     gates = gates_of(options)
     codes = dict.fromkeys((*REASONS, *gates.text, *gates.meaning))
     for reason in reasons:
@@ -371,11 +350,7 @@ def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) 
 
 
 def extra_gates_source(options: GateOptions) -> dict[str, bytes]:
-    """Path of each of the user's own gates → the source of its module.
-
-    Raises:
-        ConfigError: a gate cannot be imported.
-    """
+    """Path of each of the user's own gates → the source of its module."""
     return {path: module_source(_imported(path)) for path in options.extra}
 
 

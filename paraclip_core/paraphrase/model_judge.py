@@ -20,8 +20,6 @@ from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import VERDICTS
 
-__all__ = ["JUDGE_STEP", "QUESTION", "REASON", "ModelJudge", "judge_requests", "says_same"]
-
 REASON = "judge"
 JUDGE_STEP = 3
 """In the keys and rows of the cache, where 1 and 2 are the steps of a paraphrase and 0 are single words."""
@@ -95,9 +93,6 @@ class ModelJudge:
         """Its verdicts (`tables.VERDICTS`) in place of those of the other gates, under the digest `gates`.
 
         `started` is as of :meth:`RequestSender.answers`.
-
-        Raises:
-            EngineError: the model cannot be asked; what it had answered is kept.
         """
         rows: list[dict[str, Any]] = verdicts.to_pylist()
         same: list[list[Any]] = [[] for _ in rows]

@@ -10,20 +10,6 @@ from typing import TypeVar
 
 from paraclip_core.captions.clean import clean
 
-__all__ = [
-    "STOP_WORDS",
-    "Pair",
-    "Pieces",
-    "content_words",
-    "denies",
-    "jaccard",
-    "once_per_pair",
-    "parse_answer",
-    "stem",
-    "word_set",
-    "words",
-]
-
 T = TypeVar("T")
 Pieces = Callable[[str], int]
 """Number of CLIP tokens of a text, start and end token aside."""

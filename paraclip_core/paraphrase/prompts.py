@@ -13,8 +13,6 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.small_model.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
-__all__ = ["FEW_SHOT", "PAPER", "PromptTemplate", "bare", "neutralize", "prompt_for", "tidy"]
-
 Turns = tuple[tuple[str, str], ...]
 RULES = "neutralise-1 tidy-1"
 SLOT = "{}"
@@ -133,11 +131,7 @@ def bare(text: str) -> str:
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
-    """The prompt of a step: the user's own where there is one, else the chosen set's.
-
-    Raises:
-        ConfigError: an own prompt does not say where the text goes.
-    """
+    """The prompt of a step: the user's own where there is one, else the chosen set's."""
     own = options.prompt_1 if step == 1 else options.prompt_2
     if not own:
         return (PAPER if options.prompts == "paper" else FEW_SHOT)[step]

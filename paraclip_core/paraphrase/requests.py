@@ -28,23 +28,6 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.tables import ANSWERS, VERDICTS
 
-__all__ = [
-    "INPUT_COLUMNS",
-    "KEY_BYTES",
-    "NO_PARENT",
-    "Batches",
-    "GenerationCache",
-    "RequestKeys",
-    "RowCursor",
-    "StepTables",
-    "answers_block",
-    "in_fraction",
-    "own_share",
-    "sampling_json",
-    "source_column",
-    "step_requests",
-]
-
 Batches = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 """Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called again."""
 

@@ -36,8 +36,6 @@ from paraclip_core.paraphrase.select import Selection, rejected_for, select
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
 
-__all__ = ["Rounds", "Sample", "judge_spec", "word_requests"]
-
 log = logging.getLogger(__name__)
 
 SENT_ROWS = 16_384
@@ -98,13 +96,7 @@ class Rounds:
         self._verdicts: list[pa.RecordBatch] = []
 
     def run(self) -> None:
-        """Ask and judge until every row has an accepted answer or no attempt is left.
-
-        Raises:
-            EngineError: the engine failed (all that it had answered is kept), or too little of its first answers was
-                accepted.
-            StageError: a judging process died.
-        """
+        """Ask and judge until every row has an accepted answer or no attempt is left."""
         try:
             rows: np.ndarray | None = None
             for attempt in range(self.options.attempts):
@@ -218,11 +210,7 @@ class Rounds:
             self._verdicts.clear()
 
     def _check_first(self, rows: np.ndarray) -> None:
-        """Warn, or stop, where little of the first answers is accepted, before the others are paid for.
-
-        Raises:
-            EngineError: less than `paraphrase.stop_below` is accepted.
-        """
+        """Warn, or stop, where little of the first answers is accepted, before the others are paid for."""
         reasons = self.tables.reasons(rows)
         share = reasons.pop(None, 0) / len(rows)
         if share >= max(FEWEST_ACCEPTED, self.options.stop_below):

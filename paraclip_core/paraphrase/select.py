@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, StepTables, source_column
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
-__all__ = ["Selection", "rejected_for", "select"]
-
 # Punctuation and case make no other answer.
 PLAIN = r"""
 CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))

@@ -8,8 +8,6 @@ from typing import Any
 from paraclip_core.evaluation.audit import Audit, Figure
 from paraclip_core.report.page import difference, figure, page_environment, style_rules
 
-__all__ = ["render_audit"]
-
 WORST = 12
 """Pairs that are shown."""
 

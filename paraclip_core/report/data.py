@@ -15,11 +15,6 @@ from paraclip_core.licenses import RolledUp, roll_up
 if TYPE_CHECKING:
     from paraclip_core.evaluation.compare import Row
 
-__all__ = [
-    "License", "ParaphraseSample", "QueryPair", "RejectGroup", "RejectSample", "ReportData", "StageRow", "Training",
-    "few_for_alpha", "fewer_than_a_batch", "row_totals", "shares_of_asked", "trained_on",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Training:

@@ -19,8 +19,6 @@ from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot
 
-__all__ = ["difference", "figure", "page_environment", "render_report", "style_rules", "thumbnail"]
-
 SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")

@@ -12,8 +12,6 @@ import numpy as np
 
 from paraclip_core.report.data import Training
 
-__all__ = ["Line", "alpha_plot", "line_chart", "loss_plot", "pareto_plot", "validation_plot"]
-
 WIDTH, HEIGHT, FONT = 460, 270, 12
 LETTER = 6.5
 """Width of a usual letter: a page's font is not known when it is written."""

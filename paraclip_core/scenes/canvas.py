@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["BACKGROUNDS", "RGB", "Pen", "mix", "shade", "tint"]
-
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
 OUTLINE = 0.016

@@ -15,11 +15,6 @@ import numpy as np
 
 from paraclip_core.config import ScenesOptions
 
-__all__ = [
-    "COLORS", "INVERSES", "KINDS", "PLACES", "RELATIONS", "SIZES", "Color", "Concept", "Kind", "Place", "Scene",
-    "SceneImage", "Thing", "generator", "held_out_images", "pick", "plan",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 TYPES_PER_IMAGE = 0.28

@@ -18,8 +18,6 @@ from paraclip_core.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
 from paraclip_core.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
 from paraclip_core.scenes.texts import image_name, write_texts
 
-__all__ = ["DRAWINGS", "render", "write_scenes"]
-
 DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {
     name: getattr(module, name) for module in (living, objects) for name in module.__all__
 }

@@ -30,18 +30,6 @@ from paraclip_core.scenes.plan import (
     plan,
 )  # fmt: skip
 
-__all__ = [
-    "LICENSE",
-    "MAX_WORDS",
-    "MIN_WORDS",
-    "captions",
-    "image_name",
-    "plain_caption",
-    "reword",
-    "with_article",
-    "write_texts",
-]
-
 LICENSE = "CC0-1.0"
 """Rendered scenes belong to nobody."""
 

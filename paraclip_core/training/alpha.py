@@ -22,19 +22,6 @@ from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at
 from paraclip_core.training.checkpoint import rounded
 from paraclip_core.training_options import AlphaOptions
 
-__all__ = [
-    "AO",
-    "JS",
-    "PARAPHRASE_RECALL",
-    "RECALL",
-    "ValidationSet",
-    "choose_alpha",
-    "copy_weights",
-    "interpolate",
-    "measure",
-    "sweep",
-]
-
 K = 10
 AO, JS = f"ao@{K}", f"js@{K}"
 RECALL = f"text_to_image_recall@{K}"

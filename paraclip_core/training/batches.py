@@ -23,20 +23,6 @@ from paraclip_core.errors import TrainingError
 from paraclip_core.training.data import Batch, TrainingRows
 from paraclip_core.training.ranks import Gallery
 
-__all__ = [
-    "IMAGE",
-    "DataOrder",
-    "ImageFeatures",
-    "Prepared",
-    "draw",
-    "epoch_order",
-    "image_features",
-    "prefetch_batches",
-    "prepare",
-    "save_batch",
-    "token_keys",
-]
-
 IMAGE = "image"
 """The kind that is no text, beside caption, paraphrase_1 and paraphrase_2."""
 DRAWS = 2**128
@@ -86,9 +72,6 @@ class DataOrder:
         """Order `rows` captions; a batch is never larger than all of them.
 
         `starts` has the first row of each caption and the number of all rows; without it each caption is one row.
-
-        Raises:
-            TrainingError: there are fewer than 2 rows, and so no negatives.
         """
         if rows < 2:
             raise TrainingError(
@@ -162,11 +145,7 @@ def prepare(
     image_keys: NDArray[np.int64],
     gallery: NDArray[np.int64] | None = None,
 ) -> Prepared:
-    """Look up a batch's features and keys; `gallery` has the feature rows of images to rank.
-
-    Raises:
-        TrainingError: an image's features are not finite numbers.
-    """
+    """Look up a batch's features and keys; `gallery` has the feature rows of images to rank."""
     unique = list({id(tokens): tokens for tokens in batch.texts.values()}.values())
     n = len(batch.image_rows)
     places = {id(tokens): slice(number * n, (number + 1) * n) for number, tokens in enumerate(unique)}
@@ -180,11 +159,7 @@ def prepare(
 
 
 def image_features(features: ImageFeatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Stored features of these rows as float32 [n, d].
-
-    Raises:
-        TrainingError: one of them is not a finite number.
-    """
+    """Stored features of these rows as float32 [n, d]."""
     vectors = np.asarray(features[rows], np.float32)
     if not np.isfinite(vectors).all():
         row = rows[~np.isfinite(vectors).all(axis=1)][0]

@@ -12,8 +12,6 @@ import yaml
 from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
 from paraclip_core.markdown import table
 
-__all__ = ["ReleaseCard", "completed_card"]
-
 LOAD = {
     "open_clip": """import open_clip
 

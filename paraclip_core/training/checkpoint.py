@@ -26,8 +26,6 @@ from paraclip_core.errors import FAILING, TrainingError
 from paraclip_core.tensor_file import remove_draft, write_tensors
 from paraclip_core.training.data import TrainingRows
 
-__all__ = ["Checkpoint", "CheckpointFolder", "TrainingLog", "data_digest", "rounded", "weights_digest"]
-
 log = logging.getLogger(__name__)
 
 KEEP = 2
@@ -51,23 +49,14 @@ class CheckpointFolder:
         self._folder, self._identity = folder, identity
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and remove the oldest ones.
-
-        Raises:
-            OSError: the disk is full or read-only.
-            TrainingError: an old one cannot be deleted.
-        """
+        """Write a checkpoint and remove the oldest ones."""
         facts = {"step": checkpoint.step, "identity": self._identity, "facts": dict(checkpoint.facts)}
         self._write(self._path("step", checkpoint.step), checkpoint.tensors, facts)
         for path in self._paths("step")[:-KEEP]:
             _delete(path)
 
     def newest(self) -> Checkpoint | None:
-        """The newest sound checkpoint; damaged ones are reported and removed. None where there is none.
-
-        Raises:
-            TrainingError: it belongs to another run, or the disk is at fault.
-        """
+        """The newest sound checkpoint; damaged ones are reported and removed. None where there is none."""
         for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             remove_draft(leftover)
         for path in reversed(self._paths("step")):
@@ -205,11 +194,7 @@ class TrainingLog:
         return True
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: the disk is full or read-only.
-        """
+        """Append one line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.packed import Ragged
 
-__all__ = ["CAPTION_ID", "Batch", "CaptionStarts", "RowBatch", "TrainingRows", "id_array", "spool_rows"]
-
 DONE = "rows.json"
 CAPTION_ID = "caption_id"
 STARTS = "starts"
@@ -109,9 +107,6 @@ def spool_rows(
         batches: the rows, in a fixed order; not read if the folder is complete.
         facts: called after the last row; the counts are kept with the rows.
         dtype: type of the tokens.
-
-    Raises:
-        OSError: the disk is full or read-only.
     """
     if not (folder / DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)

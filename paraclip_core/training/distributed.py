@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["ALONE", "Processes", "joined"]
-
 TIMEOUT = timedelta(hours=2)
 """How long the others wait for the first process, which alone validates and writes checkpoints."""
 

@@ -33,15 +33,6 @@ from paraclip_core.clip.towers import text_tower
 from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.memory import anonymous_memory, free_heap
 
-__all__ = [
-    "GROUP_TOKENS",
-    "CachedTexts",
-    "activation_bytes",
-    "in_turn",
-    "side_by_side",
-    "touched_vocabulary",
-]
-
 T = TypeVar("T")
 
 GROUP_TOKENS = 6144

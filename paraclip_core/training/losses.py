@@ -31,8 +31,6 @@ from paraclip_core.training.memory import GIB, anonymous_memory
 from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.ranks import rank_divergence
 
-__all__ = ["TEXTS", "Anchor", "Objective", "Pair", "contrastive_loss", "false_negatives", "info_nce", "named_pairs"]
-
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
 DISTIL, RANKS, CAPTION = "distil", "ranks", "caption"

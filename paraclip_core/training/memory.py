@@ -15,18 +15,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "GIB",
-    "anonymous_memory",
-    "bound_kernel_cache",
-    "deterministic",
-    "free_heap",
-    "free_memory",
-    "keep_freed_memory",
-    "memory_for_batches",
-    "sigterm_noticed",
-]
-
 GIB = 2**30
 
 SHARE = 1 / 3

@@ -12,17 +12,6 @@ from torch import Tensor, nn
 
 from paraclip_core.errors import TrainingError
 
-__all__ = [
-    "build_optimizer",
-    "clamp_scale",
-    "learning_rate",
-    "optimizer_tensors",
-    "restore_optimizer",
-    "select_parameters",
-    "set_learning_rate",
-    "trained_parameters",
-]
-
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 MAX_LOGIT_SCALE = math.log(100)
@@ -45,9 +34,6 @@ def select_parameters(model: nn.Module, pattern: str, learn_scale: bool = True) 
             commas, for example ``transformer.resblocks.1[01].*, ln_final.*, text_projection``. A leading ``text.`` may
             be left out.
         learn_scale: whether the logit scale is trained, which the pattern says nothing of.
-
-    Raises:
-        TrainingError: there is no pattern, or a part of it fits no parameter; the message names those that come near.
     """
     tower = {name: p for name, p in trained_parameters(model).items() if name not in (SCALE, "logit_bias")}
     patterns = [part.strip() for part in pattern.split(",") if part.strip()]

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Gallery", "gallery_of", "rank_divergence"]
-
 CELLS = 1 << 22
 """Similarities of one wording that are in memory at a time."""
 DRAWS = 2**129

@@ -17,8 +17,6 @@ from typing import Any, Protocol, TextIO
 
 from paraclip_core.errors import ConfigError
 
-__all__ = ["TrackedRun", "Tracker", "Trackers", "check_trackers", "open_trackers"]
-
 log = logging.getLogger(__name__)
 
 PROJECT = "paraclip"
@@ -180,11 +178,7 @@ class Trackers:
 
 
 def open_trackers(names: Sequence[str], run: TrackedRun) -> Trackers:
-    """Open the named trackers.
-
-    Raises:
-        ConfigError: a tracker's package is not installed, or it cannot begin a run (no account, no network).
-    """
+    """Open the named trackers."""
     opened: dict[str, Tracker] = {}
     for name in dict.fromkeys(names):
         try:
@@ -197,11 +191,7 @@ def open_trackers(names: Sequence[str], run: TrackedRun) -> Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that the packages of trackers are installed, long before any of them is opened.
-
-    Raises:
-        ConfigError: one is not.
-    """
+    """Check that the packages of trackers are installed, long before any of them is opened."""
     for name in names:
         if OPENERS[name] is not FileTracker and find_spec(name) is None:
             raise _not_installed(name)

@@ -51,8 +51,6 @@ from paraclip_core.training.optimizer import (
 from paraclip_core.training.ranks import gallery_of
 from paraclip_core.training.trackers import Trackers
 
-__all__ = ["TrainingJob", "TrainingResult", "train"]
-
 log = logging.getLogger(__name__)
 
 CLIP_NORM = 1.0
@@ -108,12 +106,7 @@ class TrainingResult:
 
 
 def train(job: TrainingJob, progress: Progress = silent) -> TrainingResult:
-    """Train, going on from the newest checkpoint in the job's scratch folder.
-
-    Raises:
-        TrainingError: there are fewer than 2 rows, the loss or a gradient is not finite, or the newest checkpoint
-            belongs to another run.
-    """
+    """Train, going on from the newest checkpoint in the job's scratch folder."""
     keep_freed_memory()
     try:
         with deterministic():

@@ -19,8 +19,6 @@ from paraclip.tasks.search_page.marks import Marks
 from paraclip_core.errors import ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 
-__all__ = ["SearchRequest", "make_app"]
-
 HERE = Path(__file__).parent
 LONGEST_QUERY = 2_000
 LARGEST_BODY = 65_536

@@ -21,8 +21,6 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
 from paraclip_core.paths import user_path
 
-__all__ = ["Catalogue"]
-
 SIDE, QUALITY = 320, 80
 PICTURES = 4096
 """Thumbnails that stay in memory, some 15 kB each."""
@@ -32,11 +30,7 @@ class Catalogue:
     """Images by their row in the index."""
 
     def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
-        """Read a caption and the picture's place of each image.
-
-        Raises:
-            InputError: the images that the user names cannot be read, or the index names none of them.
-        """
+        """Read a caption and the picture's place of each image."""
         self.ids = target.index.ids
         self._places: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
         self.captions: pa.Array | None = None
@@ -93,11 +87,7 @@ class Catalogue:
         self._folders = list(folders)
 
     def _picture(self, row: int) -> bytes:
-        """A small JPEG of the image, without metadata.
-
-        Raises:
-            InputError: the picture is gone or damaged.
-        """
+        """A small JPEG of the image, without metadata."""
         with self._lock:
             archive, name = self._place(row)
             image = archive.open(name)

@@ -22,8 +22,6 @@ from paraclip_core.clip.search import HELD_BYTES, Searcher
 from paraclip_core.training.alpha import interpolate
 from paraclip_core.training.memory import free_memory
 
-__all__ = ["BASE", "Query", "Ranking", "SearchEngine"]
-
 BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
 HELD_SHARE = 0.5
@@ -64,12 +62,7 @@ class SearchEngine:
     """Base and tuned model over one index."""
 
     def __init__(self, target: SearchTarget, device: str = "cpu") -> None:
-        """Load both models once.
-
-        Raises:
-            ModelError: as :func:`paraclip.tasks.image_index.load_models`.
-            InputError: the index holds features that are not finite.
-        """
+        """Load both models once."""
         free = free_memory(torch.device("cpu")) or 0
         self.searcher = Searcher(target.index.features, target.index.ids, max(HELD_BYTES, int(HELD_SHARE * free)))
         models = load_models(target, self.searcher, device)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from paraclip.storage.files import parse_json, write_atomic
 
-__all__ = ["Marks"]
-
 LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
 
 
@@ -27,11 +25,7 @@ class Marks:
         self._lock = threading.Lock()
 
     def mark(self, query: str, image_id: str, value: int) -> None:
-        """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written.
-        """
+        """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
         row = {"query": query, "image_id": image_id, "mark": value, "at": round(time.time(), 3)}
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -56,8 +56,6 @@ from paraclip_core.tables import text_hash
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["EVALUATE", "benchmark_hash", "benchmark_tasks", "check_benchmarks", "own_benchmarks", "write_evaluation"]
-
 log = logging.getLogger(__name__)
 
 ABSENT = "absent"
@@ -85,9 +83,6 @@ def write_evaluation(
 
     Returns:
         The summary.
-
-    Raises:
-        ArtifactError: the folder cannot be written.
     """
     for outcome in evaluation.outcomes:
         for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
@@ -159,11 +154,7 @@ def _check_paths(settings: Settings) -> None:
 
 
 def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
-    """Hash of the module of each benchmark of the user's own, which says what it makes of its files.
-
-    Raises:
-        ConfigError: one cannot be used.
-    """
+    """Hash of the module of each benchmark of the user's own, which says what it makes of its files."""
     own = {benchmark.kind for benchmark in benchmarks} - BENCHMARKS.keys()
     for kind in own:
         find_benchmark(kind)
@@ -174,12 +165,7 @@ def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
 def benchmark_hash(
     kind: str, path: Path, hashes: FileHashes, split: str | None = None, images: Path | None = None
 ) -> str:
-    """Hash of all that a benchmark reads at `path`, of `split` where it has several, and at `images`.
-
-    Raises:
-        BenchmarkError: the path is absent or holds nothing of the kind.
-        InputError: a file is unreadable.
-    """
+    """Hash of all that a benchmark reads at `path`, of `split` where it has several, and at `images`."""
     contents = hashes.of(source_files(kind, path, split, images))
     # With the folder's own name, which finds its images and is shown as the split.
     named = {_place(Path(file), path, images): value for file, value in contents.items()}
@@ -213,9 +199,6 @@ def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
     Args:
         run: the run.
         inputs: the finished `ingest` and `features`.
-
-    Raises:
-        BenchmarkError: a benchmark is not in its format, or has too few images.
     """
     settings = run.settings
     if not settings.evaluate.benchmarks:
@@ -286,9 +269,6 @@ def benchmark_tasks(
 
     Returns:
         The benchmarks, and why others are left out, by name.
-
-    Raises:
-        BenchmarkError: a benchmark is not in its format, or has too few images.
     """
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:

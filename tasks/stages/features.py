@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from paraclip_core.clip.featurize import Featurizer, ImageFile
     from paraclip_core.clip.model import ClipModel
 
-__all__ = ["FEATURES", "new_images"]
-
 log = logging.getLogger(__name__)
 
 EARLIER = 4

@@ -43,8 +43,6 @@ from paraclip_core.scenes.texts import write_texts
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["INGEST", "IngestedCaptions", "ingested_captions", "scan_outcomes"]
-
 log = logging.getLogger(__name__)
 
 RESTORED = ("caption_id", "image_id", "image_path", "images", "split")
@@ -72,11 +70,7 @@ class IngestedCaptions:
 
 
 def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path) -> IngestedCaptions:
-    """The captions of the finished ingest among `artifacts`, or else those that it will accept, written to `scratch`.
-
-    Raises:
-        InputError: a source file is missing or bad as a whole.
-    """
+    """The captions of the finished ingest among `artifacts`, or those that it will accept, written to `scratch`."""
     if "ingest" in artifacts:
         artifact = artifacts["ingest"]
         metrics = artifact.manifest.metrics
@@ -101,9 +95,6 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
     """What ingest will make of the sources, without keeping anything.
 
     Texts of scenes that are not rendered yet are made on the way, in a temporary folder.
-
-    Raises:
-        InputError: a source file is missing or bad as a whole.
     """
     settings = run.settings
     with _source_root(run) as root:

@@ -43,16 +43,6 @@ from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = [
-    "PARAPHRASE_1",
-    "PARAPHRASE_2",
-    "STEPS",
-    "UPSTREAM",
-    "finished_samples",
-    "paraphrasing",
-    "step_batches",
-]
-
 VERSION = 5
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
 """The stages that ask a language model, with the number of their step."""
@@ -132,9 +122,6 @@ def paraphrasing(
         scratch: folder for intermediate files.
         progress: told how far it is, with the latest answers as samples.
         share: number of a shard and of all shards, where this is one of several processes.
-
-    Raises:
-        ArtifactError: the disk is full or at fault, or there is too little memory for the step's tables.
     """
     spec = judge_spec(run.paraphraser, step, run.settings.data.context_length)
     options, engine = run.paraphraser.options, run.paraphraser.engine()
@@ -354,11 +341,7 @@ PARAPHRASE_2 = _stage(2)
 
 
 def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
-    """A few rows and rejects of a finished stage; nothing where its files are not here.
-
-    Raises:
-        ArtifactError: they cannot be read.
-    """
+    """A few rows and rejects of a finished stage; nothing where its files are not here."""
     text = "caption" if step == 1 else "paraphrase_1"
     accepted = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
     rejected = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))

@@ -52,8 +52,6 @@ from paraclip_core.report.data import (
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["REPORT", "gather"]
-
 log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Artifact]
@@ -96,11 +94,7 @@ PAIR_COLUMNS = {
 
 
 def gather(settings: Settings, inputs: Inputs) -> ReportData:
-    """Read everything that the page shows.
-
-    Raises:
-        ArtifactError: an artifact lacks a file, or one cannot be read.
-    """
+    """Read everything that the page shows."""
     comparison = read_json(inputs["evaluate"].path / "comparison.json")
     better, worse = _pairs(inputs["evaluate"].path / "per_query")
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")

@@ -13,8 +13,6 @@ from paraclip_core.errors import ConfigError
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["SCENES"]
-
 
 def _options(run: Run) -> Mapping[str, Any]:
     return meaning(run.settings.data.scenes) if run.settings.data.scenes else {}

@@ -15,8 +15,6 @@ from paraclip_core.config import Settings, meaning
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run
 
-__all__ = ["BOOTSTRAP", "CONTROL", "FINETUNE"]
-
 
 def _bootstrap_options(run: Run) -> dict[str, Any]:
     return {"bootstrap": meaning(run.settings.bootstrap), "model": meaning(run.settings.model)}

@@ -39,8 +39,6 @@ from paraclip_core.training.data import RowBatch, TrainingRows, spool_rows
 from paraclip_core.training.losses import Pair
 from paraclip_core.training.trainer import TrainingJob
 
-__all__ = ["Preparation", "run"]
-
 
 class Preparation:
     """What training needs. Each process that takes part makes it for itself, and only what it asks for."""

@@ -26,23 +26,6 @@ from paraclip_core.training.alpha import ValidationSet
 from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
 from paraclip_core.training.memory import bound_kernel_cache
 
-__all__ = [
-    "STORED",
-    "HeldOut",
-    "Images",
-    "RowCounts",
-    "RowTexts",
-    "TextTokens",
-    "caption_rows",
-    "enough",
-    "hold_out",
-    "paraphrase_rows",
-    "same_image_tower",
-    "tokens_for",
-    "use_threads",
-    "validation_set",
-]
-
 SUFFIX = "_tokens"
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_IMAGES = 2000
@@ -193,9 +176,6 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
         rows: the rows.
         source: the stage that they come from.
         keys: equal for equal images, for each image of the matrix.
-
-    Raises:
-        TrainingError: there are fewer than 2, or all are of one image, which leaves nothing to tell it from.
     """
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
@@ -212,11 +192,7 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
 
 
 def same_image_tower(clip: ClipModel, features: Artifact) -> str:
-    """The hash of the model's image tower, which must be the one that the features come from.
-
-    Raises:
-        ModelError: it is another one.
-    """
+    """The hash of the model's image tower, which must be the one that the features come from."""
     found, expected = image_tower_hash(clip), features.manifest.metrics.get("image_tower_hash")
     if expected != found:
         raise ModelError(

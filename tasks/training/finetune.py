@@ -45,8 +45,6 @@ from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.optimizer import select_parameters, trained_parameters
 from paraclip_core.training.trainer import TrainingJob
 
-__all__ = ["Preparation", "run"]
-
 log = logging.getLogger(__name__)
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")

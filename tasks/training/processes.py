@@ -40,8 +40,6 @@ from paraclip_core.training.optimizer import trained_parameters
 from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 
-__all__ = ["train_together"]
-
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
@@ -55,10 +53,6 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
         ctx: the stage's context.
         stage: its name; ``paraclip.tasks.training.<stage>.Preparation`` makes the job in each process.
         job: the job as it was made here. Its model ends up with the trained weights, its rows are on disk already.
-
-    Raises:
-        TrainingError: what a process raised, or that one died.
-        ConfigError: there are fewer GPUs than processes.
     """
     count = ctx.settings.run.processes
     if count == 1:

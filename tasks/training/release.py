@@ -21,7 +21,6 @@ from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import ReleaseCard
 from paraclip_core.training.data import CAPTION_ID, TrainingRows, id_array
 
-__all__ = ["Provenance", "paraphraser_of", "provenance_of", "release"]
 LICENCE, SOURCE = "licence", "source"
 TOLD = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 
@@ -36,10 +35,6 @@ def release(folder: Path, clip: ClipModel, card: ReleaseCard) -> str:
 
     Returns:
         The hash of the image tower after training, equal to the one before.
-
-    Raises:
-        ModelError: training changed the image tower.
-        ArtifactError: the folder cannot be written.
     """
     before, after = card.image_tower_hash, image_tower_hash(clip)
     if after != before:

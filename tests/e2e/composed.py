@@ -18,8 +18,6 @@ import yaml
 from served import Api, free_port
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-__all__ = ["ENDED", "IMAGE", "REPOSITORY", "SETTINGS", "Compose", "composed", "need_engine"]
-
 REPOSITORY = Path(__file__).parents[2]
 IMAGE = "paraclip-test"
 """The image, and the project, that tests build and remove."""

@@ -20,8 +20,6 @@ from typing import Any
 
 from paraclip.flows.local_stack import password_file
 
-__all__ = ["Api", "command_of", "environment_of", "free_port", "log_in", "paraclip", "processes", "serving"]
-
 BUSY = 503
 
 

@@ -68,7 +68,7 @@ def tiny(root: Path) -> Run:
 
 def demo(root: Path) -> Run:
     """The demo, as `make demo` runs it."""
-    return Run(load_settings(["demo"], [f"run.root={root}", "run.threads=2"]))
+    return Run(load_settings("demo", [f"run.root={root}", "run.threads=2"]))
 
 
 RUNS: dict[str, Callable[[Path], Run]] = {"tiny": tiny, "demo": demo}

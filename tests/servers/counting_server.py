@@ -21,8 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CountingServer", "answer_to"]
-
 LINE = 33
 """Bytes of a line of the log."""
 SILENT, SHARED = 41, 7

@@ -12,8 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["HubServer", "Sent"]
-
 LARGE = (".safetensors", ".onnx", ".parquet", ".data")
 REPO = r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)"
 API = r"/api/(?P<kind>model|dataset)s/(?P<repo>[\w.-]+/[\w.-]+)"

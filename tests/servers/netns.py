@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ADDRESS", "Machine", "machines", "obstacle"]
-
 ADDRESS = "10.213.77.1"
 """Where machines find the servers of this one."""
 BRIDGE = "pcbr0"

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Fault", "OpenAIServer", "body", "hang", "nonsense", "reset", "status", "words_of"]
-
 Fault = Callable[["Handler"], None]
 """Answers a request instead of the server."""
 

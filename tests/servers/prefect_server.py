@@ -14,8 +14,6 @@ from uuid import UUID
 
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-__all__ = ["prefect_server", "runs_of", "states", "whole_server"]
-
 
 @contextmanager
 def whole_server(home: Path) -> Iterator[str]:

@@ -11,22 +11,6 @@ from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Prompt
 
-__all__ = [
-    "BLUE",
-    "CAPTIONS",
-    "FEW",
-    "OPTIONS",
-    "Rows",
-    "Told",
-    "asked",
-    "attempts",
-    "both_steps",
-    "drawing",
-    "figures",
-    "gated",
-    "with_options",
-]
-
 OFF = GateOptions(preset="off")
 OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
 CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]

@@ -9,8 +9,6 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP
 
-__all__ = ["Doubting", "Refusing", "Scripted", "Several", "Streaming", "Thesaurus", "Well", "Writer", "well"]
-
 Answer = Callable[[Prompt], Sequence[str]]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from paraclip_core.config import GateOptions
 from paraclip_core.paraphrase.parse import Pair
 
-__all__ = ["blue_input", "copy", "short"]
-
 
 def blue_input(pair: Pair, options: GateOptions) -> str | None:
     """The input tells of something blue."""

@@ -15,8 +15,6 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import build_model, load_clip
 from paraclip_core.clip.model import ClipModel
 
-__all__ = ["COUNT", "make_home"]
-
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},

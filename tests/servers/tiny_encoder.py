@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["LETTERS", "tiny_encoder"]
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 

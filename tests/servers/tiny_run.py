@@ -8,8 +8,6 @@ from typing import Any
 
 from openai_server import words_of  # pyright: ignore[reportMissingImports]
 
-__all__ = ["served", "tiny_run", "written"]
-
 
 def served(url: str) -> dict[str, Any]:
     """Paraphrasing by a server, which takes no time to start."""

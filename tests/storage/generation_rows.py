@@ -17,21 +17,6 @@ import pyarrow as pa
 from paraclip.storage.generations import GenerationStore
 from paraclip_core.tables import GENERATIONS, VERDICTS
 
-__all__ = [
-    "answers",
-    "child",
-    "cut",
-    "die",
-    "dying_after",
-    "flip",
-    "judged",
-    "key",
-    "keys",
-    "numbered",
-    "rows",
-    "verdicts",
-]
-
 CHILD = """
 import os, random, signal, sys, time
 sys.path.insert(0, {here!r})

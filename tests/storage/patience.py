@@ -2,7 +2,5 @@
 
 from paraclip.storage import locks
 
-__all__ = ["AT_ONCE"]
-
 AT_ONCE = locks.DEAD_SECONDS / 6
 """Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""

@@ -16,26 +16,6 @@ from functools import lru_cache
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = [
-    "CAPTION",
-    "IMAGE",
-    "IMAGE_NAME",
-    "LICENCE",
-    "PATH",
-    "SPLIT",
-    "Columns",
-    "choose_columns",
-    "find_columns",
-    "has_caption",
-    "match_column",
-    "need_image",
-    "no_caption",
-    "no_column",
-    "plain_name",
-    "table_header",
-    "usual_column",
-]
-
 CAPTION = ("caption", "TEXT", "text", "title", "captions")
 IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "image_path")
 PATH = ("image", "filename", "file_name", "image_path")

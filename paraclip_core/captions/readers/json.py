@@ -34,8 +34,6 @@ from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = ["is_coco", "is_jsonl", "is_karpathy", "load_json", "read_coco", "read_jsonl", "read_karpathy"]
-
 SEARCHED_RECORDS = 1000
 """Records among which every wanted field must turn up, or the file is taken for one with other fields."""
 COCO_MARKS = b'"annotations"', b'"file_name"', b'"coco_url"'

@@ -37,16 +37,9 @@ from paraclip_core.pictures import (
     picture_name,
 )
 
-__all__ = ["read_parquet"]
-
 
 def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every record as a row; rows count from 0.
-
-    Raises:
-        InputError: the file is not whole Parquet, has no text column for the caption, or a column for pictures with
-            none in it.
-    """
+    """Every record as a row; rows count from 0."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             columns = _columns(file.schema_arrow, options, path)

@@ -35,18 +35,6 @@ from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
-__all__ = [
-    "csv_records",
-    "decode",
-    "numbered_lines",
-    "open_bytes",
-    "read_csv",
-    "read_text",
-    "read_tsv",
-    "tsv_records",
-    "without_mark",
-]
-
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
 

@@ -25,8 +25,6 @@ from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.tar_file import TarFile
 
-__all__ = ["read_webdataset"]
-
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"txt", "text", "caption"})
 READ = TEXTS | {"json"}

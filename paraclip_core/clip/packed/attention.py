@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from paraclip_core.clip.packed.trie import PrefixTrie
 
-__all__ = ["TrieLayout", "attention", "padded_count"]
-
 STEPS = 16
 """Number of sizes between a power of two and the next."""
 

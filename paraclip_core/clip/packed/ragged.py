@@ -10,8 +10,6 @@ import pyarrow as pa
 
 from paraclip_core.errors import InputError
 
-__all__ = ["Ragged"]
-
 
 @dataclass(frozen=True)
 class Ragged:
@@ -24,11 +22,7 @@ class Ragged:
 
     @classmethod
     def from_arrow(cls, lists: pa.ListArray | pa.ChunkedArray) -> Ragged:
-        """Token lists of a table's column; slices and several chunks are fine.
-
-        Raises:
-            InputError: an entry is null.
-        """
+        """Token lists of a table's column; slices and several chunks are fine."""
         if isinstance(lists, pa.ChunkedArray):
             chunks = [cls.from_arrow(chunk) for chunk in lists.chunks]
             return cls.concatenate(chunks)
@@ -74,11 +68,7 @@ class Ragged:
         return Ragged(self.values[np.repeat(self.offsets[chosen], lengths) + within], offsets)
 
     def padded(self, length: int | None = None, pad: int = 0) -> np.ndarray:
-        """int64 [n, length] with `pad` after each list; `length` is the longest list's where it is not given.
-
-        Raises:
-            InputError: a list is longer than `length`.
-        """
+        """int64 [n, length] with `pad` after each list; `length` is the longest list's where it is not given."""
         lengths = self.lengths
         longest = int(lengths.max(initial=0))
         width = longest if length is None else length

@@ -17,8 +17,6 @@ from paraclip_core.clip.packed.ragged import Ragged
 from paraclip_core.clip.packed.transformer import PackedTransformer, packs, weight_gradient
 from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, count_nodes, prefix_trie, trie_chunks
 
-__all__ = ["PackedTower", "packed_tower"]
-
 RATE_ROWS = 2048
 """Rows of the product that measures the machine's rate."""
 

@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from paraclip_core.clip.packed.attention import TrieLayout, attention
 from paraclip_core.clip.packed.trie import PrefixTrie
 
-__all__ = ["PackedTransformer", "packs", "weight_gradient"]
-
 Cast = tuple[Tensor, Tensor | None]
 
 QUICK = 1.702

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.packed.ragged import Ragged
 
-__all__ = ["PrefixTrie", "alphabetical", "count_nodes", "prefix_trie", "trie_chunks"]
-
 SLOTS = 64
 Array = NDArray[np.int64]
 

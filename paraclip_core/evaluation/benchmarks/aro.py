@@ -33,8 +33,6 @@ from paraclip_core.evaluation.pool import Box, Encoder, ImagePool, archive_pool,
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
 
-__all__ = ["FEWEST_CASES", "SYMMETRIC", "VG_ATTRIBUTION", "VG_RELATION", "Cases", "measure", "read_cases"]
-
 FEWEST_CASES = 25
 """Pairs of attributes with fewer cases are no part of VG-Attribution's macro accuracy."""
 _BOTH_WAYS = """
@@ -76,11 +74,7 @@ class Cases:
 
 
 def read_cases(source: Source, name: str, group: Callable[[Path, int, dict[str, Any]], str]) -> Cases:
-    """Read the file at the path, or of this name in the folder there; `group` gives a row's group.
-
-    Raises:
-        BenchmarkError: it is missing or in another format, or an image is missing; names file, entry and expectation.
-    """
+    """Read the file at the path, or of this name in the folder there; `group` gives a row's group."""
     path = source.need_path()
     file = path / name if path.is_dir() else path
     rows = [

@@ -29,8 +29,6 @@ from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.options import Options
 
-__all__ = ["CAPTION_ORDER", "Choices", "OrderOptions", "cleaned", "load", "measure", "shuffled"]
-
 Rule = Literal["within_trigrams", "trigrams"]
 _MARKS = re.compile(r'[.!"()*#:;~]')
 _WORDS = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")
@@ -59,11 +57,7 @@ class Choices:
 
 
 def load(source: Source) -> Task:
-    """Rows with their options, or captions that are shuffled.
-
-    Raises:
-        BenchmarkError: they are in no published format, or an image is missing.
-    """
+    """Rows with their options, or captions that are shuffled."""
     options = OrderOptions.model_validate(dict(source.options))
     rows = None if source.path is None else _listed(source.path)
     if rows is None:

@@ -36,11 +36,6 @@ from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
-__all__ = [
-    "DEPTH", "PARAPHRASED_RETRIEVAL", "PairOptions", "Pairs", "load", "measure", "pairs_of_captions", "per_query",
-    "read_pairs", "within",
-]  # fmt: skip
-
 DEPTH = 10
 
 
@@ -68,11 +63,7 @@ class Pairs:
 
 
 def load(source: Source) -> Task:
-    """Pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions.
-
-    Raises:
-        BenchmarkError: they are in no published format, or too few to compare two rankings.
-    """
+    """Pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions."""
     options = PairOptions.model_validate(dict(source.options))
     pairs, pool = _pairs_and_pool(source, options.pool)
     pairs = within(pairs, pool)
@@ -134,9 +125,6 @@ def read_pairs(path: Path) -> Pairs:
     """Read pairs from JSONL, JSON, CSV, TSV or Parquet.
 
     Of a folder ``rewordings.*`` or ``pairs.*`` is read, else its only such file, else all its JSON files.
-
-    Raises:
-        BenchmarkError: a row lacks a field, or there is none, or several files; names file, row and expectation.
     """
     rows = [
         (
@@ -178,11 +166,7 @@ def pairs_of_captions(captions: Captions) -> Pairs:
 
 
 def within(pairs: Pairs, pool: ImagePool) -> Pairs:
-    """The pairs whose image is in the pool.
-
-    Raises:
-        BenchmarkError: there is none, or the pool is too small to compare two rankings of it.
-    """
+    """The pairs whose image is in the pool."""
     if not pairs.image_ids:
         raise BenchmarkError(
             f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"

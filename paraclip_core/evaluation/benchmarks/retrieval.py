@@ -25,8 +25,6 @@ from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.options import Options
 
-__all__ = ["RETRIEVAL", "RetrievalOptions", "load", "measure"]
-
 
 class RetrievalOptions(Options):
     """Which captions, and how results name them."""
@@ -36,11 +34,7 @@ class RetrievalOptions(Options):
 
 
 def load(source: Source) -> Task:
-    """Captions and their images.
-
-    Raises:
-        BenchmarkError: they are in no published format, or all queries are of one image.
-    """
+    """Captions and their images."""
     language = RetrievalOptions.model_validate(dict(source.options)).language
     rows = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
     if rows is None or source.path is None:
@@ -97,9 +91,6 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str
         pool: the images; those without a caption are distractors of text→image and no queries of image→text.
         encoder: the model.
         language: what the captions are in, for the notes.
-
-    Raises:
-        BenchmarkError: no caption's image is in the pool.
     """
     rows = pool.find(captions.image_ids)
     pooled = np.flatnonzero(rows >= 0)

@@ -23,8 +23,6 @@ from paraclip_core.evaluation.pool import TextEncoder, unique_features
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import lines, plain_tsv
 
-__all__ = ["SICK", "STS", "ScoredPairs", "measure", "read_sick", "read_sts"]
-
 SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")
 
 
@@ -48,11 +46,7 @@ class ScoredPairs:
         self.gold.append(score)
 
     def checked(self, path: Path) -> ScoredPairs:
-        """Itself, if a rank correlation can be had.
-
-        Raises:
-            BenchmarkError: there are fewer than two different scores.
-        """
+        """Itself, if a rank correlation can be had."""
         if len(set(self.gold)) < 2:
             raise BenchmarkError(
                 f"{path}: {len(self.gold)} scored pairs without two different scores; is it cut short?"
@@ -61,11 +55,7 @@ class ScoredPairs:
 
 
 def read_sts(path: Path) -> ScoredPairs:
-    """Read the pairs of STS.
-
-    Raises:
-        BenchmarkError: the file or folder is in none of the formats; names file, line and expectation.
-    """
+    """Read the pairs of STS."""
     pairs = ScoredPairs([], [], [])
     if path.is_dir():
         _load_semeval(path, pairs)
@@ -84,11 +74,7 @@ def read_sts(path: Path) -> ScoredPairs:
 
 
 def read_sick(path: Path) -> ScoredPairs:
-    """Read the test pairs of SICK with their relatedness, 1 to 5.
-
-    Raises:
-        BenchmarkError: the file is missing or in another format; names file, line and expectation.
-    """
+    """Read the test pairs of SICK with their relatedness, 1 to 5."""
     path, pairs = _sick_file(path), ScoredPairs([], [], [])
     for number, row in plain_tsv(path, ("sentence_A", "sentence_B")):
         if row.get("SemEval_set", "TEST") != "TEST":

@@ -23,8 +23,6 @@ from paraclip_core.evaluation.benchmarks.sts import SICK_FILES, ScoredPairs, mea
 from paraclip_core.evaluation.pool import TextEncoder
 from paraclip_core.evaluation.results import STRATUM, Measured, Sample
 
-__all__ = ["STS7", "TASKS", "find_tasks", "measure_all", "text_variant"]
-
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 """By mteb's names."""
 _BENCHMARK = ("sts-test.csv", "STSB-test.tsv", "STSBenchmark.tsv", "stsb.tsv")
@@ -34,11 +32,7 @@ _ATTACHED = re.compile(r"\w[.,;:?!](?: |$)")
 
 
 def find_tasks(path: Path) -> dict[str, Path]:
-    """File or folder of each of the seven.
-
-    Raises:
-        BenchmarkError: some are missing; names all of them.
-    """
+    """File or folder of each of the seven."""
     tasks = {task: next(filter(None, (_find(path / place, task) for place in _PLACES)), None) for task in TASKS}
     if missing := [task for task, place in tasks.items() if place is None]:
         raise BenchmarkError(
@@ -69,11 +63,7 @@ def text_variant(pairs: ScoredPairs) -> str:
 
 
 def load(source: Source) -> Task:
-    """All seven.
-
-    Raises:
-        BenchmarkError: one is missing or in another format.
-    """
+    """All seven."""
     path = source.need_path()
     pairs = {
         task: read_sick(place) if task == "SICK-R" else read_sts(place) for task, place in find_tasks(path).items()

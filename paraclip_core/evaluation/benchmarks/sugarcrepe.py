@@ -24,8 +24,6 @@ from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, uniq
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
 
-__all__ = ["SUGARCREPE", "Rows", "measure", "read_rows"]
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -43,11 +41,7 @@ class Rows:
 
 
 def load(source: Source) -> Task:
-    """Read the folder, and find categories that no interval can be given for.
-
-    Raises:
-        BenchmarkError: it is in another format, or all rows of a category are of one image.
-    """
+    """Read the folder, and find categories that no interval can be given for."""
     rows = read_rows(source.need_path(), source.images)
     categories: dict[str, set[str]] = {}
     for category, image in zip(rows.categories, rows.images, strict=True):
@@ -62,11 +56,7 @@ def load(source: Source) -> Task:
 
 
 def read_rows(path: Path, images_at: Path | None = None) -> Rows:
-    """Read the folder, its images from `images_at` or beside it.
-
-    Raises:
-        BenchmarkError: it has no JSON files, or an entry lacks a field; names file, entry and expectation.
-    """
+    """Read the folder, its images from `images_at` or beside it."""
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     rows = [
         (

@@ -24,8 +24,6 @@ from paraclip_core.evaluation.pool import Encoder, ImagePool, need_two, unique_f
 from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
 
-__all__ = ["SUGARCREPE_PP", "Triples", "load", "measure"]
-
 
 @dataclass(frozen=True)
 class Triples:
@@ -41,11 +39,7 @@ class Triples:
 
 
 def load(source: Source) -> Task:
-    """Read the folder or file.
-
-    Raises:
-        BenchmarkError: it is in another format, a category is of one image, or the named images lack one.
-    """
+    """Read the folder or file."""
     path = source.need_path()
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     rows = [

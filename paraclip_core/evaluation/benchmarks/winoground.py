@@ -28,8 +28,6 @@ from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.pictures import damaged_parquet, is_picture, picture_name
 
-__all__ = ["WINOGROUND", "Groups", "load", "measure"]
-
 COLUMNS = ("image_0", "image_1", "caption_0", "caption_1")
 
 
@@ -45,11 +43,7 @@ class Groups:
 
 
 def load(source: Source) -> Task:
-    """Groups with their images.
-
-    Raises:
-        BenchmarkError: they are in another format, fewer than two, or an image is missing.
-    """
+    """Groups with their images."""
     path = source.need_path()
     file = _file(path)
     rows = [*_rows(file)]

@@ -31,8 +31,6 @@ from paraclip_core.evaluation.results import Measured, Sample
 from paraclip_core.evaluation.rows import lines
 from paraclip_core.options import Options
 
-__all__ = ["ZEROSHOT_CLASSIFICATION", "ClassifiedImages", "ZeroShotOptions", "classifier", "load", "measure"]
-
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 SYNSET = re.compile(r"n\d{8}")
 CLASSES = 50
@@ -62,11 +60,7 @@ class ClassifiedImages:
 
 
 def load(source: Source) -> Task:
-    """Images, classes and templates.
-
-    Raises:
-        BenchmarkError: the path holds no classified images, or their classes have no names.
-    """
+    """Images, classes and templates."""
     path, options = source.need_path(), ZeroShotOptions.model_validate(dict(source.options))
     if not path.is_dir():
         raise BenchmarkError(f"{path} is a file; expected a folder of classes, or of tars with .cls")

@@ -52,9 +52,6 @@ def make_engine(
         device: where local models compute: a torch device, or `auto`.
         hash_files: hashes the weights of a model that lies in a folder.
         corpus: captions and features of the run, where there is one.
-
-    Raises:
-        ConfigError: the class cannot be used, or an option that it needs is missing.
     """
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
@@ -63,20 +60,13 @@ def make_engine(
 
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:
-    """What the stages need to know about the engine with these options; no file is looked at.
-
-    Raises:
-        ConfigError: the class cannot be used.
-    """
+    """What the stages need to know about the engine with these options; no file is looked at."""
     return _made(options, EngineContext(Path(), "auto", read_hashes)).facts
 
 
 def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
     """The options with a fixed value for each that the chosen engine does not look at: these change neither a request's
     key nor a fingerprint.
-
-    Raises:
-        ConfigError: the class of an engine of the user's own cannot be used.
     """
     fields, entry = ParaphraseOptions.model_fields, _entry(options)
     some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
@@ -89,9 +79,6 @@ class Paraphraser:
     """The engine that options name, with what follows from them; each is found out when it is asked for first.
 
     Its fields are the arguments of :func:`make_engine`.
-
-    Raises:
-        ConfigError: the engine's class cannot be used, or an option that it needs is missing.
     """
 
     given: ParaphraseOptions
@@ -122,11 +109,7 @@ class Paraphraser:
 
     @cached_property
     def judge(self) -> Paraphraser | None:
-        """Who is asked whether an answer says the same as its caption; None: nobody.
-
-        Raises:
-            ConfigError: its options cannot be used, or its engine only looks answers up.
-        """
+        """Who is asked whether an answer says the same as its caption; None: nobody."""
         if (options := self.given.as_judge()) is None:
             return None
         judge = Paraphraser(options, self.data_root, self.device, self.hash_files)

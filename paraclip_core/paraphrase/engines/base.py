@@ -18,24 +18,6 @@ from paraclip_core.errors import EngineError
 if TYPE_CHECKING:
     from paraclip_core.training.batches import ImageFeatures
 
-__all__ = [
-    "SMALL_BYTES",
-    "CheckedEngine",
-    "Completion",
-    "Corpus",
-    "Engine",
-    "EngineContext",
-    "EngineFacts",
-    "HashFiles",
-    "MeasuredEngine",
-    "PaidEngine",
-    "Prompt",
-    "StreamingEngine",
-    "in_order",
-    "local_model",
-    "read_hashes",
-]
-
 SMALL_BYTES = 16 * 1024 * 1024
 """Files above this size are hashed by `HashFiles`, which may remember."""
 

@@ -26,8 +26,6 @@ from paraclip_core.paraphrase.engines.base import Completion, EngineContext, Eng
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paths import user_path
 
-__all__ = ["LOOK_UP", "FileEngine"]
-
 log = logging.getLogger(__name__)
 
 LOOK_UP = 3

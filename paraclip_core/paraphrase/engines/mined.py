@@ -27,8 +27,6 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.base import Completion, Corpus, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import content_words, jaccard, parse_answer, stem, words
 
-__all__ = ["LOOK_UP", "MinedEngine", "calibrated"]
-
 log = logging.getLogger(__name__)
 
 LOOK_UP = 1

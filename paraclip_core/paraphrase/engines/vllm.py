@@ -41,8 +41,6 @@ from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 from paraclip_core.paraphrase.engines.openai_retry import RefusedError
 from paraclip_core.paths import user_path
 
-__all__ = ["VllmEngine", "VllmProcess", "gpu_groups", "visible_gpus"]
-
 log = logging.getLogger(__name__)
 
 NOT_ARGUMENTS = ("python", "data_parallel_size", "extra")

@@ -17,22 +17,6 @@ from paraclip_core.paraphrase.prompts import tidy
 from paraclip_core.paraphrase.small_model.gates import alignment, broken_compound, known_stems, narrowed
 from paraclip_core.paraphrase.small_model.lexicon import COLORS, DETERMINERS, KINDS, OPPOSITES, PLACES, numeral
 
-__all__ = [
-    "DIRECTIONS",
-    "Placed",
-    "changed_colour",
-    "changed_compound",
-    "changed_kind",
-    "changed_negation",
-    "changed_number",
-    "changed_relation",
-    "directions",
-    "misplaced",
-    "new_relation",
-    "placed",
-    "thing",
-]
-
 # Of these things a pair is one.
 _PAIR = re.compile(
     r"\bpair of (?=(?:\w+ ){0,2}(?:(?:sun|eye)?glasses|goggles|binoculars|headphones|scissors|jeans|pants|trousers"

@@ -31,25 +31,6 @@ from paraclip_core.paraphrase.small_model.lexicon import (
     numeral,
 )
 
-__all__ = [
-    "Alignment",
-    "align",
-    "alignment",
-    "broken_compound",
-    "broken_words",
-    "compared_words",
-    "copied_instruction",
-    "high_overlap",
-    "invented_word",
-    "known_stems",
-    "lost_word",
-    "narrowed",
-    "new_words",
-    "repetition",
-    "too_many_new_words",
-    "unknown_words",
-]
-
 # Sizes may go, and directions have a gate of their own.
 _OTHERS = frozenset(
     word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two

@@ -10,23 +10,6 @@ from itertools import pairwise
 
 from paraclip_core.paraphrase.parse import stem, word_set
 
-__all__ = [
-    "COLORS",
-    "DETERMINERS",
-    "FIXED",
-    "KINDS",
-    "LIGHT_WORDS",
-    "NOISE_WORDS",
-    "NUMBERS",
-    "OPPOSITES",
-    "PLACES",
-    "SPATIAL",
-    "family",
-    "joined",
-    "numeral",
-]
-
-
 LIGHT_WORDS = word_set(
     """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
     scene view"""

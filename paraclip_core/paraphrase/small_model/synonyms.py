@@ -20,22 +20,6 @@ from paraclip_core.paraphrase.parse import Pieces, content_words, parse_answer, 
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare
 from paraclip_core.paraphrase.small_model.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 
-__all__ = [
-    "BASES",
-    "SWAPS",
-    "THESAURUS",
-    "WORD_SAMPLING",
-    "WORD_STEP",
-    "Fetch",
-    "SynonymTable",
-    "alternatives",
-    "bases",
-    "find_synonyms",
-    "swappable",
-    "swapped",
-    "variants",
-]
-
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
 SynonymTable = Mapping[str, tuple[str, ...]]
