@@ -169,7 +169,7 @@ def test_the_control_comes_second(
     # A collapsed tower agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
     rows[0].append(row("retrieval", RECALL, 0.0, -1.0))
-    judged = with_control(plain, *rows, GateRule(over_control=wanted))
+    judged = with_control(plain, rows[0], rows[1], GateRule(over_control=wanted))
     assert (plain.verdict, judged.verdict) == ("promote", verdict)
     assert judged.reason.startswith(f"{plain.reason}; ") and text in judged.reason
     summary = judged.summary({})
@@ -184,7 +184,7 @@ def test_the_control_comes_second(
     assert len(judged.as_json()["control"]) == 2 and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
     held = compare([outcome(0.0)], EvaluateOptions(resamples=200))
-    assert with_control(held, *rows, GateRule()).verdict == "hold"
+    assert with_control(held, rows[0], rows[1], GateRule()).verdict == "hold"
 
 
 def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10", hits: float = 0.5) -> Outcome:
@@ -242,7 +242,7 @@ def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, unt
     rows = [[row("paraphrased_retrieval", "ao@10", 1.0, 0.5, "rewordings")]] * 2
     if untrained:
         assert comparison.verdict == "hold" and "by chance among 400 images; train it longer" in comparison.reason
-        assert with_control(comparison, *rows, GateRule()).reason == comparison.reason
+        assert with_control(comparison, rows[0], rows[1], GateRule()).reason == comparison.reason
         # It knows the captions of another benchmark.
         knows = replace(searched(0.3, 0.6), benchmark="second")
         assert not compare([searched(0.3, 0.6, hits=hits), knows], EvaluateOptions()).untrained
