@@ -52,7 +52,7 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_STACK"
 """Environment variable with the root, of all that `serve` has started."""
 PROC = Path("/proc")
-PART = re.compile(r" -m (?:flows\.(server|pages)|prefect worker start --pool (\S+)) ")
+PART = re.compile(r" -m (?:paraclip\.flows\.(server|pages)|prefect worker start --pool (\S+)) ")
 URL = re.compile(r" PREFECT_API_URL=(\S+)/api ")
 PASSWORD = re.compile(rf" {PASSWORD_VARIABLE}=(\S+) ")
 

@@ -87,7 +87,7 @@ def test_export_of_a_part(tmp_path: Path, capsys: Capture) -> None:
     ):
         found = told(capsys, ["export", str(tmp_path / name), "--root", str(tmp_path), *options])
         assert (found["new"], found["unwanted"]) == (count, 18 - count)
-    assert run_cli(["cache", "export", str(tmp_path / "e"), "--root", str(tmp_path), "--step", "3"]) == 2
+    assert run_cli(["cache", "export", str(tmp_path / "e"), "--root", str(tmp_path), "--step", "4"]) == 2
 
 
 def test_import_from_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:

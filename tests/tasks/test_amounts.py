@@ -30,6 +30,13 @@ def artifact(**metrics: Any) -> Any:
 INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
 
 
+@pytest.fixture(autouse=True)
+def no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The artifacts here are metrics alone, so no image of theirs can be looked up."""
+    monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr("paraclip.tasks.amounts.new_images", lambda *_: None)
+
+
 def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
     return [found[name].rows for name in names]
 

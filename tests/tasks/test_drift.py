@@ -108,7 +108,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run over these captions, ingested."""
     monkeypatch.setattr("paraclip.tasks.drift._encoder", lambda _: ByLength())
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "0.png").touch()
+    for n in range(11):
+        (tmp_path / "images" / f"{n}.png").touch()
 
     def run(texts: Sequence[str], **drift: Any) -> Run:
         with (tmp_path / "captions.csv").open("w", newline="") as file:

@@ -229,7 +229,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
         with store.writing(name, nodes[name].fingerprint) as work:
             (work.out / "made.txt").touch()
             store.commit(nodes[name].draft, {}, 0.0)
-    monkeypatch.setattr("paraclip.tasks.preflight._census", lambda *_: pytest.fail("captions were counted"))
+    monkeypatch.setattr("paraclip.tasks.preflight.Census.of", lambda *_: pytest.fail("captions were counted"))
     assert check_before_paying(Run(settings, store)) == []
 
 
@@ -262,7 +262,7 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
         "ein Hund läuft auf der Straße", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
     )  # fmt: skip
     foreign = [(f"{image}.jpg", text, "train") for image, text in enumerate(others)]
-    write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("test", 12, 10)])
+    write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("val", 12, 10)])
     settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"unspaced_scripts": True})})
     (notice,) = check_before_paying(Run(settings))

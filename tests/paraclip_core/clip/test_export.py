@@ -69,10 +69,6 @@ def test_transformers_loads_a_clip_model(extra: dict[str, Any], tiny: Tiny, tmp_
     torch.testing.assert_close(output.image_embeds, expected, atol=1e-5, rtol=0)
     assert model.logit_scale == clip.model.logit_scale
 
-    again = load_clip(str(tmp_path))
-    assert image_tower_hash(again) == image_tower_hash(clip) and again.preprocess_cfg == clip.preprocess_cfg
-    np.testing.assert_array_equal(encode_texts(again, TEXTS), encode_texts(clip, TEXTS))
-
 
 def test_sentence_transformers_loads_its_layout(tiny: Tiny, tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")

@@ -51,11 +51,13 @@ def test_four_gib_where_nothing_is_told(machine: Path) -> None:
 def test_memory_is_seen() -> None:
     free = free_memory(CPU)
     assert free is not None and free > 0
-    before = anonymous_memory()
-    block = bytearray(b"x" * 50_000_000)
-    grown = anonymous_memory() - before
-    assert 45_000_000 < grown < 150_000_000  # the system counts in batches of pages, and other memory comes and goes
-    assert len(block) == 50_000_000
+    # The system counts in batches of pages, and other memory comes and goes, in one try of a few all that was there.
+    growth, blocks = [], []
+    for _ in range(3):
+        before = anonymous_memory()
+        blocks.append(bytearray(b"x" * 50_000_000))
+        growth.append(anonymous_memory() - before)
+    assert 45_000_000 < sorted(growth)[1] < 150_000_000 and len(blocks[0]) == 50_000_000
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paraclip_core.config import FinetuneOptions, LossWeights, RankOptions, meaning
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import ranks
 from paraclip_core.training.alpha import AO, RECALL, ValidationSet, measure
 from paraclip_core.training.losses import TEXTS, named_pairs
@@ -111,13 +111,6 @@ def test_banks_of_other_steps_and_seeds_are_others() -> None:
     # Every image is drawn as often as others.
     drawn = np.concatenate([gallery_of(np.arange(20), 100, 0)(step, batch) for step in range(200)])
     assert len(set(drawn.tolist())) == 20
-
-
-def test_an_option_that_is_off_leaves_fingerprints_as_they_were() -> None:
-    assert "ranks" not in meaning(FinetuneOptions())
-    assert meaning(FinetuneOptions(ranks=RankOptions(weight=1)))["ranks"] == {
-        "weight": 1.0, "teacher": "caption", "temperature": 50.0, "bank": 0
-    }  # fmt: skip
 
 
 def test_training_moves_wordings_to_the_base_s_ranking(tiny: ModuleType, tmp_path: Path) -> None:

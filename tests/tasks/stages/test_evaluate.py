@@ -404,7 +404,7 @@ def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monk
         return EVALUATE.options(run), EVALUATE.sources(run)
 
     before = seen()
-    assert set(before[1]) == {"benchmark my_benchmark:MINE", "mine"} and "options" not in before[0]["benchmarks"][0]
+    assert set(before[1]) == {"benchmark my_benchmark:MINE", "mine"} and before[0]["benchmarks"][0]["options"] == {}
     assert seen(margin=1)[0] != before[0] and seen(margin=1)[1] == before[1]
     (tmp_path / "my_benchmark.py").write_text(OWN + "# other\n")
     assert seen()[0] == before[0] and seen()[1] != before[1]

@@ -181,8 +181,8 @@ def test_a_missing_source(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"{path} {message}"):
             INGEST.sources(Run(settings_of(tmp_path, path), store))
         assert INGEST.sources(Run(settings_of(tmp_path, path, on_error="skip"), store)) == {path: "unreadable"}
-    (tmp_path / "good.txt").write_text("a dog\n")
-    rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", "good.txt", on_error="skip"), store).path / "rejects")
+    (tmp_path / "good.csv").write_text("image,caption\n1.jpg,a dog\n")
+    rejects = read_table(ingest(settings_of(tmp_path, "nope.csv", "good.csv", on_error="skip"), store).path / "rejects")
     assert rejects.select(["source", "source_row", "reason"]).to_pylist() == [
         {"source": "nope.csv", "source_row": None, "reason": "unreadable"}
     ]
@@ -192,13 +192,11 @@ def test_a_missing_source(tmp_path: Path) -> None:
 
 def test_options_are_those_that_matter() -> None:
     assert set(INGEST.options(Run(Settings()))) == {
-        "sources", "min_words", "max_words", "max_chars", "context_length", "on_error"
+        "sources", "held_out", "min_words", "max_words", "unspaced_scripts", "max_chars", "context_length", "on_error"
     }  # fmt: skip
 
 
-def test_new_options_change_a_fingerprint_only_where_they_are_used(tmp_path: Path) -> None:
-    plain = INGEST.options(Run(settings_of(tmp_path, "a.txt")))
-    assert "image_prefix" not in plain["sources"][0] and "unspaced_scripts" not in plain
+def test_prefixes_scripts_and_several_sources_count(tmp_path: Path) -> None:
     told = settings_of(tmp_path, unspaced_scripts=True)
     data = told.data.model_copy(update={"sources": (SourceOptions(path="a.txt", image_prefix="a/"),)})
     used = INGEST.options(Run(told.model_copy(update={"data": data})))
@@ -280,7 +278,7 @@ def test_real_captions(data_root: Path, tmp_path: Path) -> None:
     assert metrics["splits"]["val"] == 4162
     assert 6900 < metrics["images"] <= 7000
     assert metrics["licences"]["research only"] > 29_000
-    assert set(metrics["rejected"]) == {"duplicate", "too_few_words", "too_long", "too_many_words"}
+    assert set(metrics["rejected"]) == {"duplicate", "no_image", "too_few_words", "too_long", "too_many_words"}
 
 
 def peak_megabytes(settings: Settings, root: Path, pipe: Any) -> None:
