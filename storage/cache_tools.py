@@ -6,7 +6,6 @@ Everything here raises ArtifactError where the cache cannot be read or written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paraclip.storage.duckdb_file import environment_error
-from paraclip.storage.files import read_json, write_json
 from paraclip.storage.generations import GENERATIONS, PARTS, GenerationStore
-from paraclip.storage.parts import PartFolder, digest_of
+from paraclip.storage.parts import IMPORTED, PartFolder
 from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -73,13 +71,10 @@ def cache_stats(store: GenerationStore) -> CacheStats:
 
 # Spending
 
-IMPORTED = "imported.json"
-"""Engine → model → part's digest → prompt and completion tokens of the generations that came from other caches."""
 TOKENS = ("prompt_tokens", "completion_tokens")
-Tokens = tuple[int, int]
 
 
-def paid_tokens(cache_folder: Path, engine: str, model: str) -> Tokens:
+def paid_tokens(cache_folder: Path, engine: str, model: str) -> tuple[int, int]:
     """Prompt and completion tokens of all generations of one engine and model that were asked for here.
 
     What was imported from other caches was paid for elsewhere. A part that cannot be read is passed over. It needs no
@@ -87,22 +82,21 @@ def paid_tokens(cache_folder: Path, engine: str, model: str) -> Tokens:
     """
     folder = PartFolder(cache_folder / "segments", GENERATIONS.schema)
     while True:
-        # Before the parts: what is imported or joined meanwhile then counts as paid, and the cap comes sooner.
-        imported = _imported(cache_folder).get(engine, {}).get(model, {})
         names = folder.names()
         try:
-            spent = _total(_tokens(folder.folder / name, engine, model) for name in names)
+            counts = [_tokens(folder.folder / name, engine, model) for name in names]
         except FileNotFoundError as error:
             # Parts were joined meanwhile: what they held is counted in the one that took their place.
             if folder.names() == names:
                 raise ArtifactError(f"cannot read a part of {cache_folder}: {error}; delete it") from error
             continue
-        elsewhere = _of(imported, set(map(digest_of, names)))
-        return max(0, spent[0] - elsewhere[0]), max(0, spent[1] - elsewhere[1])
+        return sum(prompt for prompt, _ in counts), sum(completion for _, completion in counts)
 
 
-def _tokens(path: Path, engine: str, model: str) -> Tokens:
+def _tokens(path: Path, engine: str, model: str) -> tuple[int, int]:
     try:
+        if IMPORTED.items() <= (pq.read_schema(path).metadata or {}).items():
+            return 0, 0
         filters = [("engine", "=", engine), ("model", "=", model)]
         table = pq.read_table(path, columns=["engine", "model", *TOKENS], filters=filters)
     except FileNotFoundError:
@@ -112,59 +106,3 @@ def _tokens(path: Path, engine: str, model: str) -> Tokens:
         return 0, 0
     prompt, completion = (pc.call_function("sum", [table.column(name)]).as_py() or 0 for name in TOKENS)
     return prompt, completion
-
-
-def note_imported(cache_folder: Path, digest: str, rows: pa.Table) -> None:
-    """Note that the generations of a part came from another cache. Call it while holding the cache's lock."""
-    if not {"engine", "model", *TOKENS}.issubset(rows.column_names):
-        # Nobody counts them as paid either.
-        return
-    imported = _imported(cache_folder)
-    sums = rows.group_by(["engine", "model"]).aggregate([(name, "sum") for name in TOKENS])
-    for row in sums.to_pylist():
-        counts = (row["prompt_tokens_sum"] or 0, row["completion_tokens_sum"] or 0)
-        imported.setdefault(row["engine"], {}).setdefault(row["model"], {})[digest] = counts
-    write_json(cache_folder / IMPORTED, imported)
-
-
-def note_joined(cache_folder: Path, present: Iterable[str], old: Iterable[str], new: str) -> None:
-    """Note that a part will take the place of others, imported ones perhaps. Call it before, holding the cache's lock.
-
-    Args:
-        cache_folder: the cache's folder.
-        present: digests of all parts; what is noted of others is forgotten.
-        old: digests of those that are joined.
-        new: digest of the one that holds their rows.
-    """
-    imported, remaining, joined = _imported(cache_folder), set(present), set(old)
-    if not imported:
-        return
-    for models in imported.values():
-        for model, tokens in models.items():
-            models[model] = {digest: counts for digest, counts in tokens.items() if digest in remaining}
-            if joined.intersection(tokens):
-                models[model][new] = _of(tokens, joined)
-    write_json(cache_folder / IMPORTED, imported)
-
-
-def _imported(cache_folder: Path) -> dict[str, dict[str, dict[str, Tokens]]]:
-    path = cache_folder / IMPORTED
-    try:
-        note = read_json(path) if path.exists() else {}
-        return {engine: {model: _by_part(value) for model, value in models.items()} for engine, models in note.items()}
-    except (ArtifactError, AttributeError, TypeError, ValueError) as error:
-        log.warning("what was imported counts as paid: %s is not as `cache import` writes it (%s)", path, error)
-        return {}
-
-
-def _by_part(value: dict[str, Any]) -> dict[str, Tokens]:
-    return {digest: (int(prompt), int(completion)) for digest, (prompt, completion) in value.items()}
-
-
-def _of(tokens: Mapping[str, Tokens], digests: Collection[str]) -> Tokens:
-    return _total(counts for digest, counts in tokens.items() if digest in digests)
-
-
-def _total(counts: Iterable[Tokens]) -> Tokens:
-    pairs = [(0, 0), *counts]
-    return sum(prompt for prompt, _ in pairs), sum(completion for _, completion in pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -54,7 +55,8 @@ def test_damage_that_came_after_indexing_is_said_with_what_to_do(store: Generati
 def test_a_parquet_file_that_is_no_segment_is_set_aside(store: GenerationStore) -> None:
     store.append(numbered(range(5)))
     store.parts.publish([store.parts.draft(pa.table({"other": [1]}))])
-    store.parts.publish([store.parts.draft_bytes(b"no Parquet at all")])
+    digest = hashlib.blake2b(b"no Parquet at all", digest_size=16).hexdigest()
+    (store.parts.folder / f"00000003-{digest}.parquet").write_bytes(b"no Parquet at all")
     (store.parts.folder / "notes.txt").write_text("left alone")
     assert len(answers(store, range(5))) == 5
     assert (cache_stats(store).segments, cache_stats(store).torn) == (1, 2)
