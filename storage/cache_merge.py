@@ -12,16 +12,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from paraclip.storage.cache_tools import note_imported, note_joined
 from paraclip.storage.duckdb_file import connect
 from paraclip.storage.generations import GenerationStore
 from paraclip.storage.locks import lock
-from paraclip.storage.parts import PartFolder, TornPart, digest_of, order_of
+from paraclip.storage.parts import IMPORTED, PartFolder, TornPart, order_of
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 log = logging.getLogger(__name__)
 
-COMPARED_ROWS = 1_000_000
 TARGET_ROWS = 500_000
 TARGET_BYTES = 128 << 20
 FOREIGN = "CREATE OR REPLACE TABLE foreign_rows (part VARCHAR, row BIGINT, key BLOB, wanted BOOLEAN)"
@@ -66,21 +64,23 @@ def merge(store: GenerationStore, other: Path | str, patterns: Mapping[str, str]
     theirs = _foreign_parts(store, Path(other).absolute())
     store.parts.sweep()
     merged, done = Merged(), set()
-    # What comes out of one cache into an empty one needs no comparison, and an exported folder no DuckDB file.
-    answered = store.attached if store.parts.names() else store.file.empty
     with connect(store.file.path) as con:
         # Parts that are joined while they are read come once more, under another name.
         while names := [name for name in theirs.names() if name not in done]:
             con.execute(FOREIGN)
             for name in names:
                 merged.damaged += not _list_rows(con, theirs, name, patterns or {})
-                ((listed,),) = con.execute("SELECT count(*) FROM foreign_rows").fetchall()
-                if name == names[-1] or listed >= COMPARED_ROWS:
-                    with answered(con):
-                        con.execute(COMPARE)
-                    _take_over(con, store, theirs, merged)
+            with store.attached(con):
+                con.execute(COMPARE)
+            # A part's number counts where it comes from, too.
+            for name, new, known, unwanted in sorted(con.execute(COUNT).fetchall(), key=lambda row: order_of(row[0])):
+                if new and not _take(con, store, theirs, name):
+                    continue
+                merged.segments += new > 0
+                merged.new += new
+                merged.known += known
+                merged.unwanted += unwanted
             done.update(names)
-            answered = store.attached
     return merged
 
 
@@ -117,37 +117,18 @@ def _list_rows(con: duckdb.DuckDBPyConnection, theirs: PartFolder, name: str, pa
     return True
 
 
-def _take_over(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, merged: Merged) -> None:
-    """Publish the new rows of the parts that were compared."""
-    # A part's number counts where it comes from, too.
-    for name, new, answered, unwanted in sorted(con.execute(COUNT).fetchall(), key=lambda counts: order_of(counts[0])):
-        if new and not _take(con, store, theirs, name, all_rows=not (answered or unwanted)):
-            continue
-        merged.segments += new > 0
-        merged.new += new
-        merged.known += answered
-        merged.unwanted += unwanted
-    con.execute(FOREIGN)
-
-
-def _take(
-    con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, name: str, all_rows: bool
-) -> bool:
+def _take(con: duckdb.DuckDBPyConnection, store: GenerationStore, theirs: PartFolder, name: str) -> bool:
     """Publish the new rows of a part; False where it was joined to others meanwhile."""
     try:
-        rows, data = theirs.read(name), theirs.read_bytes(name)
+        rows = theirs.read(name)
     except (TornPart, ArtifactError):
         if (theirs.folder / name).exists():
             raise
         return False
-    if not all_rows:
-        rows = rows.take(con.sql(NEW_ROWS, params=[name]).to_arrow_table().column("row"))
-    draft = store.parts.draft_bytes(data) if all_rows else store.parts.draft(rows)
+    rows = rows.take(con.sql(NEW_ROWS, params=[name]).to_arrow_table().column("row"))
+    draft = store.parts.draft(rows.replace_schema_metadata({**(rows.schema.metadata or {}), **IMPORTED}))
     with store.locked():
-        # Another merge may have brought the same part meanwhile, and noted it.
-        if store.parts.publish([draft]):
-            # Last: after a kill in between it counts as paid, which only makes a spending cap come sooner.
-            note_imported(store.folder, draft.digest, rows)
+        store.parts.publish([draft])
     return True
 
 
@@ -199,7 +180,6 @@ def compact(store: GenerationStore, target_rows: int = TARGET_ROWS) -> Compacted
 def _compact(store: GenerationStore, folder: PartFolder, target_rows: int) -> tuple[int, int]:
     """Join the parts of one folder; rows that moved and parts that were torn."""
     rows = torn = 0
-    folder.sweep()
     while True:
         try:
             for group in _groups(folder, target_rows):
@@ -215,12 +195,12 @@ def _groups(folder: PartFolder, target_rows: int) -> Iterator[list[str]]:
     """Neighbouring parts that make a big one together."""
     group: list[str] = []
     rows = size = 0
-    layout: pa.Schema | None = None
+    layout = pa.schema([])
     for name in folder.names():
         part = folder.footer(name)
         big = part.rows * 2 > target_rows or part.bytes * 2 > TARGET_BYTES
         full = rows + part.rows > target_rows or size + part.bytes > TARGET_BYTES
-        if big or full or part.schema != layout:
+        if big or full or not part.schema.equals(layout, check_metadata=True):
             if len(group) > 1:
                 yield group
             group, rows, size = [], 0, 0
@@ -236,10 +216,7 @@ def _join(store: GenerationStore, folder: PartFolder, group: Sequence[str]) -> i
     whole = pa.concat_tables([folder.read(name) for name in group])
     draft = folder.draft(whole)
     with store.locked():
-        names = folder.names()
-        if replaced := set(group).issubset(names):
-            if folder is store.parts:
-                note_joined(store.folder, map(digest_of, names), map(digest_of, group), draft.digest)
+        if replaced := set(group).issubset(folder.names()):
             folder.replace(group, draft)
     if not replaced:
         log.info("parts changed while they were joined; they stay as they are")

@@ -177,12 +177,6 @@ class GenerationStore:
         with self.tables():
             pass
 
-    def rebuild(self) -> None:
-        """Throw the DuckDB file away and make it again from the parts."""
-        with self.locked():
-            self.file.delete()
-        self.refresh()
-
     def close(self) -> None:
         """Let the DuckDB file catch up with what was appended here; the store may be used again."""
         self.parts.sweep()

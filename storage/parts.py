@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{32})\.parquet")
 # Dictionaries and statistics of columns whose values are all different cost time and save nothing.
 DIFFERENT = ("key", "input", "completions", "generation", "parent", "accepted", "answer", "similarity")
+# A part with this in its schema came from another cache, where it was paid for; compaction keeps the two kinds apart.
+IMPORTED = {b"imported": b"1"}
 # Says which parts the newest big one stands for, until they are deleted and the table has followed.
 REPLACED = ".replaced.json"
 FOLDERS = ("segments", "verdicts")
@@ -85,10 +87,7 @@ class PartFolder:
         sink = pa.BufferOutputStream()
         repeated: Any = [name for name in table.column_names if name not in DIFFERENT]
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
-        return self.draft_bytes(memoryview(sink.getvalue()))
-
-    def draft_bytes(self, data: bytes | memoryview) -> PartDraft:
-        """Write a part's file as it is, for example one from another folder."""
+        data = memoryview(sink.getvalue())
         path = self.folder / f".{uuid.uuid4().hex}.tmp"
         with storage_errors(path):
             try:

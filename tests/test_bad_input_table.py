@@ -49,6 +49,7 @@ INPUTS = [
     "benchmark with too few images",
     "no caption of the split that is evaluated",
     "no caption of the training split",
+    "validation images or captions that are trained on, too",
     "rollback to a model whose artifact is gone",
     "source without images",
     "images that are not where captions say",

@@ -442,11 +442,6 @@ def test_an_editor_is_told_of_todays_options(capsys: Capture) -> None:
     assert {error.validator for error in validator.iter_errors(wrong)} == {"type", "additionalProperties", "enum"}
 
 
-def test_cache_commands(tmp_path: Path, capsys: Capture) -> None:
-    assert told(capsys, ["cache", "stats", "--root", str(tmp_path)])["rows"] == 0
-    assert told(capsys, ["cache", "rebuild", "--root", str(tmp_path)])["rows"] == 0
-
-
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

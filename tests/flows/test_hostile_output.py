@@ -101,12 +101,6 @@ def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, capsys: Ca
         for more in ([], ["--json"]):
             assert run_cli([*command, "--root", str(tmp_path), *more]) == 0
             check(capsys.readouterr().out)
-    first = {attack["kind"]: attack["text"] for attack in reversed(ATTACKS)}
-    for text in first.values():
-        assert run_cli(["cache", "why", "--set", f"run.root={tmp_path}", "--", text]) == 0
-        shown = capsys.readouterr().out
-        check(shown)
-        assert "nearest generation kept" in shown
     assert cache_stats(cache).keys == len(TEXTS)
     for command in ("show", "lineage"):
         for more in ([], ["--json"]):

@@ -53,18 +53,15 @@ UNKNOWN = {
     "channel history": ["nothing", "../x", "--root ABSENT x"],
     "channel rollback": ["nothing", "../x", "nothing --to 3f", "--root ABSENT x"],
     "cache stats": ["--root ABSENT"],
-    "cache rebuild": ["--root ABSENT"],
-    "cache why": ["-c ABSENT text", f"-c CONFIG {'0' * 32}"],
     "cache export": ["NEW --root ABSENT"],
     "cache import": ["ABSENT"],
     "cache compact": ["--root ABSENT"],
-    "cache verify": ["--root ABSENT"],
     "config show": ["-c ABSENT"],
 }
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
-    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import", "cache why",
+    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import",
     "config show"
 }  # fmt: skip
 
@@ -110,7 +107,7 @@ def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: P
     run = finished_run()
     assert run_cli(["artifacts", "ls", "--root", str(tmp_path / "absent")]) == 2
     assert f"there is no root {tmp_path / 'absent'}: nothing was run there; give --root" in capsys.readouterr().err
-    for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "verify"], ["cache", "rebuild"]):
+    for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "compact"]):
         foreign = tmp_path / "photos"
         foreign.mkdir(exist_ok=True)
         (foreign / "1.jpg").touch()

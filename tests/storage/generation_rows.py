@@ -73,6 +73,12 @@ def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[st
     return {n: found[key(n)] for n in wanted if key(n) in found}
 
 
+def rebuild(store: GenerationStore) -> None:
+    """Delete the DuckDB file and have it made again, as anyone may at any time."""
+    store.file.delete()
+    store.refresh()
+
+
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
     program = CHILD.format(here=str(Path(__file__).parent)) + code
     return subprocess.Popen(

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from generation_rows import answers, judged, key, keys, numbered, rows, verdicts
+from generation_rows import answers, judged, key, keys, numbered, rebuild, rows, verdicts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,12 +46,12 @@ def test_slices_chunks_and_nothing_can_be_asked(store: GenerationStore) -> None:
     assert store.lookup(pa.chunked_array([], pa.binary(16))).num_rows == 0
 
 
-@pytest.mark.parametrize("rebuild", [False, True])
-def test_the_first_answer_counts(store: GenerationStore, rebuild: bool) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_the_first_answer_counts(store: GenerationStore, again: bool) -> None:
     store.append(numbered([1, 2], "first"))
     store.append(rows([(key(2), ["second"]), (key(3), ["third"]), (key(3), ["fourth"])]))
-    if rebuild:
-        store.rebuild()
+    if again:
+        rebuild(store)
     assert answers(store, [1, 2, 3]) == {1: ["first 1"], 2: ["first 2"], 3: ["third"]}
     stats = cache_stats(store)
     assert (stats.rows, stats.keys, stats.segments, stats.torn) == (5, 3, 2, 0)
@@ -94,7 +94,7 @@ def test_raw_completions_are_kept_to_the_byte(store: GenerationStore) -> None:
     hostile: list[str | None] = ["", None, "a\0b", "'; DROP TABLE generations; --", "\u202e\U0001f600", "x" * 100_000]
     store.append(rows([(key(1), hostile), (key(2), [])]))
     assert answers(store, [1, 2]) == {1: hostile, 2: []}
-    store.rebuild()
+    rebuild(store)
     assert answers(store, [1, 2]) == {1: hostile, 2: []}
 
 
@@ -112,7 +112,7 @@ def test_verdicts_come_once_and_whole(store: GenerationStore) -> None:
     expected += verdicts(range(3), gates=1).to_pylist()
     for _ in range(2):
         assert judged(store) == sorted(expected, key=lambda row: (row["generation"], row["gates"]))
-        store.rebuild()
+        rebuild(store)
     assert cache_stats(store).verdicts == 15
     with pytest.raises(ArtifactError, match="'gates' is string instead of fixed_size_binary"):
         store.append_verdicts(verdicts([1]).set_column(2, "gates", pa.array(["a"])))
@@ -164,7 +164,7 @@ def test_statistics_by_step_model_and_prompt(store: GenerationStore) -> None:
     store.append(numbered(range(5)))
     store.append(numbered(range(3), "again"))
     store.append(numbered(range(10, 12), step=2, model="n"))
-    groups = [(g.step, g.model, g.prompt, g.rows, g.keys) for g in cache_stats(store).groups]
+    groups = [tuple(group.values()) for group in cache_stats(store).groups]
     assert groups == [(1, "m", "paper", 8, 5), (2, "n", "paper", 2, 2)]
     assert cache_stats(store).bytes == sum(p.stat().st_size for p in store.parts.folder.iterdir())
 
@@ -218,7 +218,7 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
             for n, text in argument:
                 verdict_model.setdefault(key(n), verdicts([n], text).to_pylist()[0])
         elif action == "rebuild":
-            store.rebuild()
+            rebuild(store)
         elif action == "compact":
             compact(store, 8)
         elif action == "refresh":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from generation_rows import answers, cut, flip, key, numbered, rows
+from generation_rows import answers, cut, flip, key, numbered, rebuild, rows, verdicts
 
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.generations import GenerationStore
@@ -33,14 +34,29 @@ def test_a_torn_segment_is_set_aside(store: GenerationStore, damage, caplog: pyt
     stats = cache_stats(store)
     assert (stats.segments, stats.torn, stats.rows) == (1, 1, 5)
     store.append(numbered(range(5)))
-    store.rebuild()
+    rebuild(store)
     assert len(answers(store, range(10))) == 10
+
+
+def test_damage_that_came_after_indexing_is_said_with_what_to_do(store: GenerationStore) -> None:
+    for start in (0, 5):
+        store.append(numbered(range(start, start + 5)))
+        store.append_verdicts(verdicts(range(start, start + 5)))
+    store.refresh()
+    for folder in (store.parts, store.verdict_parts):
+        (folder.folder / folder.names()[0]).write_bytes(b"no table")
+    with pytest.raises(ArtifactError, match=r"delete .*generations\.duckdb and run again"):
+        cache_stats(store)
+    store.file.path.unlink()
+    stats = cache_stats(store)
+    assert (stats.segments, stats.torn, stats.rows, stats.verdicts) == (1, 2, 5, 5)
 
 
 def test_a_parquet_file_that_is_no_segment_is_set_aside(store: GenerationStore) -> None:
     store.append(numbered(range(5)))
     store.parts.publish([store.parts.draft(pa.table({"other": [1]}))])
-    store.parts.publish([store.parts.draft_bytes(b"no Parquet at all")])
+    digest = hashlib.blake2b(b"no Parquet at all", digest_size=16).hexdigest()
+    (store.parts.folder / f"00000003-{digest}.parquet").write_bytes(b"no Parquet at all")
     (store.parts.folder / "notes.txt").write_text("left alone")
     assert len(answers(store, range(5))) == 5
     assert (cache_stats(store).segments, cache_stats(store).torn) == (1, 2)
@@ -98,7 +114,7 @@ def test_rebuilding_changes_nothing(store: GenerationStore) -> None:
     for start in range(0, 50, 10):
         store.append(numbered(range(start, start + 20), f"text {start}"))
     before = cache_stats(store), answers(store, range(100))
-    store.rebuild()
+    rebuild(store)
     assert (cache_stats(store), answers(store, range(100))) == before
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-from generation_rows import key
+from generation_rows import key, rebuild
 
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.generations import GenerationStore
@@ -42,7 +42,7 @@ def test_hostile_texts_come_back_as_they_went_in(tmp_path: Path) -> None:
         assert texts == {row["key"]: row["completions"] for row in rows.to_pylist()}
         stats = cache_stats(store)
         assert (stats.rows, stats.keys, stats.torn) == (len(ATTACKS), len(ATTACKS), 0)
-        assert {group.model for group in stats.groups} == {attack["text"] for attack in ATTACKS}
-        store.rebuild()
+        assert {group["model"] for group in stats.groups} == {attack["text"] for attack in ATTACKS}
+        rebuild(store)
     assert {path.relative_to(outside).parts[0] for path in outside.rglob("*")} == before == {"cache"}
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
