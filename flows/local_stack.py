@@ -69,7 +69,7 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 MARK = "PARACLIP_STACK"
 """Environment variable with the root, of all that `serve` has started."""
 PROC = Path("/proc")
-PART = re.compile(r" -m (?:flows\.(server|pages)|prefect worker start --pool (\S+)) ")
+PART = re.compile(r" -m (?:paraclip\.flows\.(server|pages)|prefect worker start --pool (\S+)) ")
 URL = re.compile(r" PREFECT_API_URL=(\S+)/api ")
 PASSWORD = re.compile(rf" {PASSWORD_VARIABLE}=(\S+) ")
 
@@ -181,7 +181,8 @@ def _start_missing(
     url = environment["PREFECT_API_URL"]
     if SERVER not in running:
         port = url.removesuffix("/api").rpartition(":")[2]
-        server = _start(root, SERVER, ["paraclip.flows.server", "--host", HOST, "--port", port], environment, folder)
+        command = ["paraclip.flows.server", "start", "--host", HOST, "--port", port]
+        server = _start(root, SERVER, command, environment, folder)
         try:
             _wait_for_health(root, f"{url}/health", server)
         finally:
