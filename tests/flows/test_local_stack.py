@@ -70,7 +70,7 @@ def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
 def test_no_module_beside_a_script_hides_another(declared: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise RuntimeError")
     script = tmp_path / "script.py"
-    script.write_text("import paraclip.storage.roots")
+    script.write_text("import queue")
     added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]
     assert all(variables == added[0] for variables in added)
     for environment, code in (({}, 1), (added[0], 0)):
