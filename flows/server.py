@@ -14,8 +14,12 @@ from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.events import triggers
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.types import _datetime
 
 __all__ = ["keep_the_events_clock", "wait_for_other_writers"]
+
+NO_MORE_SECONDS = 30
+"""After so long without a newer event, none is on its way."""
 
 
 def wait_for_other_writers() -> None:
@@ -37,19 +41,23 @@ def wait_for_other_writers() -> None:
 
 
 def keep_the_events_clock() -> None:
-    """Let an event that is older than another one before it leave the clock of the automations as it is.
+    """Let automations count as behind the time only while events arrive that are newer than those before them.
 
-    Prefect takes its late arrival as the time of the newest event: the waits for a sign of life then last longer by as
-    long as nothing had happened, minutes where the last run has died.
+    Prefect adds to their waits, for a sign of life too, by how late the newest event was when the last one arrived,
+    until another one comes: minutes where the last run has died, its last sign was late, or an old event is.
     """
-    update = triggers.update_events_clock
+    newest = seen = 0.0
 
-    async def go_forward(event: ReceivedEvent) -> None:
-        clock = await triggers.get_events_clock()
-        if clock is None or event.occurred.timestamp() >= clock:
-            await update(event)
+    async def update(event: ReceivedEvent) -> None:
+        nonlocal newest, seen
+        now = _datetime.now("UTC").timestamp()
+        if event.occurred.timestamp() >= newest:
+            newest, seen = min(event.occurred.timestamp(), now), now
 
-    triggers.update_events_clock = go_forward
+    async def offset() -> float:
+        return newest - seen if _datetime.now("UTC").timestamp() - seen < NO_MORE_SECONDS else 0.0
+
+    triggers.update_events_clock, triggers.get_events_clock_offset = update, offset
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class Silence:
         self.triggers, self.now, self.fired = triggers, datetime(2030, 1, 1, tzinfo=UTC), False
         monkeypatch.setattr(_datetime, "now", lambda *_: self.now)
         monkeypatch.setattr(triggers, "fire", self.fire)
-        monkeypatch.setattr(triggers, "update_events_clock", triggers.update_events_clock)
+        for name in ("update_events_clock", "get_events_clock_offset"):
+            monkeypatch.setattr(triggers, name, getattr(triggers, name))
 
     async def fire(self, *_: Any) -> None:
         self.fired = True
@@ -57,15 +58,16 @@ class Silence:
         self.trigger = trigger.id
 
     async def arrives(self, name: str, occurred: datetime) -> None:
-        from prefect.server.events.schemas.events import ReceivedEvent, Resource
+        from prefect.server.events.schemas.events import ReceivedEvent
 
-        resource = Resource({"prefect.resource.id": "run" if name == "heartbeat" else "another"})
-        event = ReceivedEvent(event=name, resource=resource, occurred=occurred, received=self.now, id=uuid4())
-        await self.triggers.reactive_evaluation(event)
+        resource = {"prefect.resource.id": "run" if name == "heartbeat" else "another"}
+        event = {"event": name, "resource": resource, "occurred": occurred, "received": self.now, "id": uuid4()}
+        await self.triggers.reactive_evaluation(ReceivedEvent.model_validate(event))
 
-    async def seconds(self) -> float:
-        """How long after the last heartbeat it fires."""
+    async def seconds(self, late: timedelta = timedelta(0)) -> float:
+        """How long after the last heartbeat, which arrives so late, it fires."""
         start, self.fired = self.now, False
+        self.now += late
         await self.arrives("heartbeat", start)
         while not self.fired:
             self.now += STEP
@@ -75,21 +77,20 @@ class Silence:
         return (self.now - start).total_seconds()
 
 
-def test_old_events_that_arrive_late_do_not_delay_that_a_silent_run_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_events_do_not_delay_that_a_silent_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
 
-    from paraclip.flows.server import keep_the_events_clock
+    from paraclip.flows.server import NO_MORE_SECONDS, keep_the_events_clock
 
-    async def without_and_with_it() -> tuple[float, float]:
+    async def without_and_with_it() -> list[float]:
         silence = Silence(monkeypatch)
         await silence.make()
         without = await silence.seconds()
         keep_the_events_clock()
-        return without, await silence.seconds()
+        return [without, await silence.seconds(), await silence.seconds(late=SILENCE)]
 
     with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: f"sqlite+aiosqlite:///{tmp_path}/prefect.db"}):
-        without, with_it = asyncio.run(without_and_with_it())
+        without, old, late = asyncio.run(without_and_with_it())
     assert without == QUIET.total_seconds(), "Prefect has mended it"
-    assert with_it == SILENCE.total_seconds()
+    assert old == SILENCE.total_seconds()
+    assert late == SILENCE.total_seconds() + NO_MORE_SECONDS
