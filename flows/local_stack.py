@@ -159,7 +159,8 @@ def _start_missing(
     url = environment["PREFECT_API_URL"]
     if SERVER not in running:
         port = url.removesuffix("/api").rpartition(":")[2]
-        server = _start(root, SERVER, ["paraclip.flows.server", "--host", HOST, "--port", port], environment, folder)
+        command = ["paraclip.flows.server", "start", "--host", HOST, "--port", port]
+        server = _start(root, SERVER, command, environment, folder)
         try:
             _wait_for_health(root, f"{url}/health", server)
         finally:

@@ -1,4 +1,7 @@
-"""`prefect server start`, whose SQLite loses no request; run as ``python -m paraclip.flows.server [OPTION …]``."""
+"""`prefect server`, mended; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
+
+Its SQLite loses no request, and its automations wait no longer than they say.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,12 @@ from typing import Any
 
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.events import triggers
+from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.types import _datetime
+
+NO_MORE_SECONDS = 30
+"""After so long without a newer event, none is on its way."""
 
 
 def wait_for_other_writers() -> None:
@@ -29,7 +38,28 @@ def wait_for_other_writers() -> None:
     AioSqliteConfiguration.begin_transaction = begin_immediately
 
 
+def keep_the_events_clock() -> None:
+    """Let automations count as behind the time only while events arrive that are newer than those before them.
+
+    Prefect adds to their waits, for a sign of life too, by how late the newest event was when the last one arrived,
+    until another one comes: minutes where the last run has died, its last sign was late, or an old event is.
+    """
+    newest = seen = 0.0
+
+    async def update(event: ReceivedEvent) -> None:
+        nonlocal newest, seen
+        now = _datetime.now("UTC").timestamp()
+        if event.occurred.timestamp() >= newest:
+            newest, seen = min(event.occurred.timestamp(), now), now
+
+    async def offset() -> float:
+        return newest - seen if _datetime.now("UTC").timestamp() - seen < NO_MORE_SECONDS else 0.0
+
+    triggers.update_events_clock, triggers.get_events_clock_offset = update, offset
+
+
 if __name__ == "__main__":
     wait_for_other_writers()
-    sys.argv[1:1] = ["server", "start"]
+    keep_the_events_clock()
+    sys.argv[1:1] = ["server"]
     app()

@@ -35,7 +35,6 @@ INPUTS = [
     "model file with code in it (pickle, TorchScript, tokenizer)",
     "edited artifact",
     "wrong option type",
-    "validation images or captions that are trained on, too",
     "unknown option",
     "full disk",
     "read-only root",

@@ -167,6 +167,8 @@ def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytes
     # A misspelled variable would be no error.
     pair = yaml.safe_load((REPOSITORY / "docker" / "compose.ha.yaml").read_text().replace("!reset", ""))["services"]
     assert pair["server"]["environment"] == pair["services"]["environment"]
+    for service in (COMPOSE["services"]["server"], pair["server"], pair["services"]):
+        assert service["command"][:3] == ["python", "-m", "paraclip.flows.server"]
     for name, value in pair["server"]["environment"].items():
         monkeypatch.setenv(name, value)
     server = Settings().server

@@ -70,7 +70,7 @@ def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
 def test_no_module_beside_a_script_hides_another(declared: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise RuntimeError")
     script = tmp_path / "script.py"
-    script.write_text("import concurrent.futures.thread")
+    script.write_text("import queue")
     added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]
     assert all(variables == added[0] for variables in added)
     for environment, code in (({}, 1), (added[0], 0)):
@@ -147,7 +147,7 @@ def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, monkeypatch:
     environment = Refusal(monkeypatch).serve(link)
     assert environment[MARK] == environment["PARACLIP_ROOT"] == str(root)
     with Marked(root) as marked:
-        marked.start("-m", "paraclip.flows.server", "--port", "1")
+        marked.start("-m", "paraclip.flows.server", "start", "--port", "1")
         assert [process.name for process in processes_of(link)] == ["server"]
         assert client_environment(link)["PREFECT_API_URL"] == "http://127.0.0.1:1/api"
 
@@ -159,7 +159,8 @@ def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch:
         worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x")
         run = marked.start()
         given = refusal.serve(tmp_path)
-        assert refusal.commands == [["paraclip.flows.server", "--host", "127.0.0.1", "--port", str(marked.port)]]
+        command = ["paraclip.flows.server", "start", "--host", "127.0.0.1", "--port", str(marked.port)]
+        assert refusal.commands == [command]
         assert {name: given[name] for name in marked.client} == marked.client
         assert given["PREFECT_SERVER_API_AUTH_STRING"] == marked.client["PREFECT_API_AUTH_STRING"]
         assert worker.poll() is run.poll() is None
@@ -225,7 +226,7 @@ def test_what_serve_started_is_ended_and_nothing_else(
     monkeypatch.setattr(local_stack, "PROC", Path(proc))
     monkeypatch.setattr(local_stack, "STOP_SECONDS", 0.5)
     assert client_environment(tmp_path) == {} and stop(tmp_path) == []
-    server = marked.start("-m", "paraclip.flows.server", "--port", "1")
+    server = marked.start("-m", "paraclip.flows.server", "start", "--port", "1")
     worker = marked.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", deaf=True)
     run = marked.start()
     other = marked.start(mark=f"{tmp_path}-other")
