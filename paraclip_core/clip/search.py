@@ -76,9 +76,9 @@ class Searcher:
         values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
         for number, start in enumerate(self._starts()):
             block = self._held[number] if self._held is not None else self._read(start)
-            best, places = best(queries @ block.T, k)
+            largest, places = best(queries @ block.T, k)
             # What was first stays first among equals: earlier blocks hold the lower rows.
-            values, rows = torch.cat([values, best], 1), torch.cat([rows, places + start], 1)
+            values, rows = torch.cat([values, largest], 1), torch.cat([rows, places + start], 1)
             values, order = torch.sort(values, dim=1, descending=True, stable=True)
             values, rows = values[:, :k], rows.gather(1, order[:, :k])
         return rows.numpy(), values.numpy()

@@ -345,8 +345,8 @@ def changed(**change: Any) -> Callable[[Path], None]:
     return make
 
 
-def wrong(name: str, *rows: Any) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text("\n".join(map(json.dumps, rows))) and None
+def wrong(name: str, *rows: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text("\n".join(map(json.dumps, rows)))
 
 
 RED = {"image": "red_dog.jpg"}
