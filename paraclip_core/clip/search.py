@@ -76,9 +76,9 @@ class Searcher:
         values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
         for number, start in enumerate(self._starts()):
             block = self._held[number] if self._held is not None else self._read(start)
-            best, places = _top(queries @ block.T, k)
+            largest, places = best(queries @ block.T, k)
             # What was first stays first among equals: earlier blocks hold the lower rows.
-            values, rows = torch.cat([values, best], 1), torch.cat([rows, places + start], 1)
+            values, rows = torch.cat([values, largest], 1), torch.cat([rows, places + start], 1)
             values, order = torch.sort(values, dim=1, descending=True, stable=True)
             values, rows = values[:, :k], rows.gather(1, order[:, :k])
         return rows.numpy(), values.numpy()
@@ -106,17 +106,19 @@ class Searcher:
         return features.div_(norms.clamp_min(SHORTEST))
 
 
-def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and columns of the `k` largest of each row, of equal ones the lower column first."""
-    if k < scores.shape[1]:
-        values, columns = torch.topk(scores, k + 1, dim=1)
-        # `topk` takes any of several that equal the last one.
-        if not (values[:, k - 1] == values[:, k]).any():
-            columns, order = torch.sort(columns[:, :k], dim=1)
-            values, order = torch.sort(values[:, :k].gather(1, order), dim=1, descending=True, stable=True)
-            return values, columns.gather(1, order)
-    values, columns = torch.sort(scores, dim=1, descending=True, stable=True)
-    return values[:, :k], columns[:, :k]
+def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and columns of the `k` largest of each row, or of all, of equal ones the lower column first."""
+    # `topk` takes any of several that equal the last one, and gives equal ones in any order.
+    k, width = min(k, scores.shape[1]), scores.shape[1]
+    values, columns = torch.topk(scores, min(k + 1, width), dim=1)
+    tied = (values[:, k - 1] == values[:, -1]) & (k < width)
+    columns, _ = torch.sort(columns[:, :k], dim=1)
+    values, order = torch.sort(scores.gather(1, columns), dim=1, descending=True, stable=True)
+    columns = columns.gather(1, order)
+    if tied.any():
+        some, places = torch.sort(scores[tied], dim=1, descending=True, stable=True)
+        values[tied], columns[tied] = some[:, :k], places[:, :k]
+    return values, columns
 
 
 def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list[tuple[str, float]]:

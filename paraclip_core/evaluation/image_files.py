@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Source
-from paraclip_core.evaluation.pool import ImagePool, archive_pool
+from paraclip_core.evaluation.pool import Box, ImagePool, archive_pool
 from paraclip_core.pictures import damaged_parquet, is_picture, picture_column, picture_name
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -54,21 +54,30 @@ def archives(images: Path) -> list[Path]:
     return inside or [images]
 
 
-def pool_of(path: Path, image_ids: Sequence[str], images: Path | None = None) -> ImagePool:
-    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file."""
+def pool_of(
+    path: Path,
+    image_ids: Sequence[str],
+    images: Path | None = None,
+    parts: Mapping[str, tuple[str, Box]] | None = None,
+) -> ImagePool:
+    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file; of `parts`
+    each id is a part of an image."""
     images = images or images_beside(path)
     if images is None:
         raise BenchmarkError(
             f"no images beside {path}; expected images.tar, {path.stem}.tar or a folder `images`, or the benchmark's "
             "option `images` (--images)"
         )
-    ids = list(dict.fromkeys(image_ids))
-    places = find_images(images, ids)
-    missing = [image_id for image_id in ids if image_id not in places]
-    if missing:
-        raise BenchmarkError(f"{images} lacks {len(missing)} of {len(ids)} images of {path.name}, first {missing[0]!r}")
-    ids = in_reading_order(places)
-    return archive_pool(ids, [places[image_id] for image_id in ids])
+    files = {image_id: parts[image_id][0] if parts else image_id for image_id in image_ids}
+    names = list(dict.fromkeys(files.values()))
+    places = find_images(images, names)
+    if missing := [name for name in names if name not in places]:
+        raise BenchmarkError(
+            f"{images} lacks {len(missing)} of {len(names)} images of {path.name}, first {missing[0]!r}"
+        )
+    ids = in_reading_order({image_id: places[file] for image_id, file in files.items()})
+    boxes = [parts[image_id][1] for image_id in ids] if parts else None
+    return archive_pool(ids, [places[files[image_id]] for image_id in ids], boxes)
 
 
 def every_image(images: Path, named: Mapping[str, tuple[Path, str]]) -> ImagePool:

@@ -44,10 +44,15 @@ def top_k(queries: NDArray[np.floating], gallery: NDArray[np.floating], k: int) 
     rows = np.empty((len(queries), wanted), np.int64)
     if not wanted:
         return rows
+    # Imported here, because it imports torch.
+    import torch
+
+    from paraclip_core.clip.search import best
+
     step = max(1, CELLS // len(gallery))
     for start in range(0, len(queries), step):
         block = np.asarray(queries[start : start + step], np.float32)
-        rows[start : start + step] = _best(_scores(block, gallery), wanted)
+        rows[start : start + step] = best(torch.from_numpy(_scores(block, gallery)), wanted)[1].numpy()
     return rows
 
 
@@ -61,21 +66,6 @@ def _scores(queries: NDArray[np.float32], gallery: NDArray[np.floating]) -> NDAr
         row, column = np.argwhere(~np.isfinite(scores))[0]
         raise ModelError(f"the score of query {row} and image {column} is not a finite number; recompute the features")
     return scores
-
-
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Sort by one whole number that holds the score above and the row, counted backwards, below: no two are equal."""
-    bits = (scores + np.float32(0.0)).view(np.uint32)  # adding 0 turns -0 into 0
-    # IEEE floats order like whole numbers once negative ones are flipped and positive ones moved above them.
-    ordered = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    keys = ordered.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(scores.shape[1], dtype=np.uint32)[::-1].astype(np.uint64)
-    if k < keys.shape[1]:
-        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
-    keys = np.sort(keys, axis=1)[:, ::-1]
-    backwards = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return scores.shape[1] - 1 - backwards
 
 
 def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:

@@ -64,11 +64,11 @@ class ImagePool:
         need_two(self.rows.keys() & set(image_ids))
 
 
-def need_two(images: Collection[str]) -> None:
+def need_two(images: Collection[str], queries: str = "its queries") -> None:
     """Find queries that no interval can be given for."""
     if len(distinct := set(images)) == 1:
         raise BenchmarkError(
-            f"all its queries are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
+            f"all {queries} are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
             "file with more, or leave it out"
         )
 

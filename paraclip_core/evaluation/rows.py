@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from paraclip_core.captions.rows import decodable
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.pictures import is_picture
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -57,7 +58,7 @@ def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[s
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSONL, JSON, CSV, TSV or Parquet file, with the line or row number, from 1.
 
-    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way).
+    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way). Pictures in Parquet are left out.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
@@ -135,7 +136,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=8192):
+            texts = [column.name for column in file.schema_arrow if not is_picture(column.type)]
+            for batch in file.iter_batches(batch_size=8192, columns=texts):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row

@@ -1,6 +1,6 @@
 """The benchmarks, one row each: what it measures, and how its published files become something to measure.
 
-A benchmark is one file with a :class:`Benchmark` and a line of :data:`BENCHMARKS`; a user's own is a module with a
+A benchmark is a :class:`Benchmark` and a line of :data:`BENCHMARKS`; a user's own is a module with a
 :class:`Benchmark`, named in `evaluate.benchmarks[].kind` by its dotted path. Everything else reads the row.
 """
 
@@ -40,12 +40,12 @@ BENCHMARKS = {
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",
     "sts7": f"{_IN}.sts7:STS7",
-    "sugarcrepe": f"{_IN}.sugarcrepe:SUGARCREPE",
-    "sugarcrepe_pp": f"{_IN}.sugarcrepe_pp:SUGARCREPE_PP",
-    "vg_relation": f"{_IN}.aro:VG_RELATION",
-    "vg_attribution": f"{_IN}.aro:VG_ATTRIBUTION",
-    "caption_order": f"{_IN}.caption_order:CAPTION_ORDER",
-    "winoground": f"{_IN}.winoground:WINOGROUND",
+    "sugarcrepe": f"{_IN}.choice:SUGARCREPE",
+    "sugarcrepe_pp": f"{_IN}.choice:SUGARCREPE_PP",
+    "vg_relation": f"{_IN}.choice:VG_RELATION",
+    "vg_attribution": f"{_IN}.choice:VG_ATTRIBUTION",
+    "caption_order": f"{_IN}.choice:CAPTION_ORDER",
+    "winoground": f"{_IN}.choice:WINOGROUND",
     "zeroshot_classification": f"{_IN}.zeroshot:ZEROSHOT_CLASSIFICATION",
 }
 """The row of each kind of `evaluate.benchmarks[].kind`, imported when it is used."""
@@ -178,6 +178,12 @@ class Benchmark:
     """What `evaluate.benchmarks[].options` may hold; None: nothing, or for a user's own anything."""
     needs_images: bool = False
     """Whether it reads images beside its path, so that `images` may say where they lie."""
+    citation: str = ""
+    """Who published it, where and when."""
+    source: str = ""
+    """Where its files are published."""
+    license: str = ""
+    """Of these files, without the images."""
 
     def metric(self, name: str) -> Metric | None:
         """The row's metric of this name, or of this name with a part; None where it has none."""

@@ -1,0 +1,498 @@
+"""Pick the right text: SugarCrepe, SugarCrepe++, ARO and Winoground, each a row that says what lies in its files.
+
+A case has images and texts in columns with the file's names. It counts where one of them is nearer to a second than to
+a third; a tie is a miss, as it is for the authors, so that a model that cannot tell texts apart scores 0.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation import rows
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.image_files import find_images, images_beside, pool_for, pool_of
+from paraclip_core.evaluation.metrics import macro_weights, pair_scores
+from paraclip_core.evaluation.pool import Box, Encoder, ImagePool, archive_pool, need_two, unique_features
+from paraclip_core.evaluation.published import captioned_images
+from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.options import Options
+from paraclip_core.pictures import damaged_parquet, is_picture, picture_name
+
+FEWEST_CASES = 25
+"""Pairs of attributes with fewer cases are no part of VG-Attribution's macro accuracy."""
+_BOTH_WAYS = """
+    adjusting; attached to; between; bigger than; biting; boarding; brushing; chewing; cleaning; climbing; close to;
+    coming from; coming out of; contain; crossing; dragging; draped over; drinking; drinking from; driving; driving
+    down; driving on; eating from; eating in; enclosing; exiting; facing; filled with; floating in; floating on;
+    flying; flying above; flying in; flying over; flying through; full of; going down; going into; going through;
+    grazing in; growing in; growing on; guiding; hanging from; hanging in; hanging off; hanging over; higher than;
+    holding onto; hugging; in between; jumping off; jumping on; jumping over; kept in; larger than; leading; leaning
+    over; leaving; licking; longer than; looking in; looking into; looking out; looking over; looking through; lying
+    next to; lying on top of; making; mixed with; mounted on; moving; on the back of; on the edge of; on the front
+    of; on the other side of; opening; painted on; parked at; parked beside; parked by; parked in; parked in front
+    of; parked near; parked next to; perched on; petting; piled on; playing; playing in; playing on; playing with;
+    pouring; reaching for; reading; reflected on; riding on; running in; running on; running through; seen through;
+    sitting behind; sitting beside; sitting by; sitting in front of; sitting near; sitting next to; sitting under;
+    skiing down; skiing on; sleeping in; sleeping on; smiling at; sniffing; splashing; sprinkled on; stacked on;
+    standing against; standing around; standing behind; standing beside; standing in front of; standing near;
+    standing next to; staring at; stuck in; surrounding; swimming in; swinging; talking to; topped with; touching;
+    traveling down; traveling on; tying; typing on; underneath; wading in; waiting for; walking across; walking by;
+    walking down; walking next to; walking through; working in; working on; worn on; wrapped around; wrapped in; by;
+    of; near; next to; with; beside; on the side of; around
+"""
+SYMMETRIC = frozenset(" ".join(name.split()) for name in _BOTH_WAYS.split(";"))
+"""Relations that the authors' evaluation leaves out of the macro accuracy, because both orders may be true."""
+
+Rule = Literal["within_trigrams", "trigrams"]
+_MARKS = re.compile(r'[.!"()*#:;~]')
+_WORDS = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")
+
+
+class OrderOptions(Options):
+    """How wrong captions are made, where the file has none."""
+
+    seed: int = 0
+    """Seed of the shuffling."""
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = ("within_trigrams", "trigrams")
+    """`within_trigrams` shuffles the words of each three, `trigrams` the threes."""
+    max_words: Annotated[int, Field(ge=2)] = 30
+    """Words after which a caption is cut."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """All cases, in the file's order."""
+
+    columns: Mapping[str, Sequence[str]]
+    """Texts, and images by their names in `pool`."""
+    clusters: Sequence[str]
+    """Cases of one cluster (an image, mostly) are drawn together for the interval."""
+    groups: Sequence[str]
+    """Category of each; empty: none."""
+    pool: ImagePool | None
+    """None where not all images are at hand."""
+    notes: Mapping[str, Any]
+
+
+Nearer = tuple[str, str, str]
+"""Columns: the first is nearer to the second than to the third and all others whose names begin like the third's."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tells one of these benchmarks from the others."""
+
+    read: Callable[[Source, Choice], Cases]
+    images: tuple[str, ...]
+    """Columns of the file that name images."""
+    texts: tuple[str, ...]
+    scores: Mapping[Metric, tuple[Nearer, ...]]
+    """What must all hold for a case to count."""
+    protocol: str
+    text_scores: Mapping[Metric, tuple[Nearer, ...]] = field(default_factory=dict)
+    """What is measured where images are missing; of an empty one the cosine of both texts is the figure."""
+    text_protocol: str = ""
+    macro: tuple[str, ...] = ()
+    """Metrics that are the unweighted mean over groups; others are over cases."""
+    counted: Callable[[str, int], bool] = lambda group, cases: True
+    """Whether a group of so many cases is part of that mean."""
+    group: Callable[[Path, int, dict[str, Any]], str] = lambda file, number, row: file.stem
+    equal_is_right: bool = False
+    """Whether a wrong text that equals the right one is no rival; otherwise it is a miss."""
+
+    def named(self, *columns: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Images and texts by their columns' names."""
+        return dict(zip((*self.images, *self.texts), columns, strict=True))
+
+
+def measure(choice: Choice, cases: Cases, encoder: Encoder) -> Measured:
+    """All scores, over all cases and by group."""
+    count, names = len(cases.clusters), [name for name in cases.columns if name not in choice.images]
+    features, index = unique_features(encoder.texts, [text for name in names for text in cases.columns[name]])
+    vectors = {name: (features, index[n * count : (n + 1) * count]) for n, name in enumerate(names)}
+    if cases.pool is not None:
+        shown = cases.pool.features(encoder)
+        vectors |= {name: (shown, cases.pool.find(cases.columns[name])) for name in choice.images}
+
+    @cache
+    def cosine(one: str, other: str) -> NDArray[np.float64]:
+        return pair_scores(*vectors[one], *vectors[other])
+
+    def right(first: str, near: str, far: str) -> NDArray[np.bool_]:
+        rivals = [name for name in cases.columns if name.startswith(far)]
+        above = [cosine(first, near) > cosine(first, rival) for rival in rivals]
+        equal = [choice.equal_is_right & (vectors[near][1] == vectors[rival][1]) for rival in rivals]
+        return np.all(np.logical_or(above, equal), axis=0)
+
+    values = {
+        metric: np.all([right(*nearer) for nearer in all_of], axis=0) if all_of else cosine(*choice.texts)
+        for metric, all_of in (choice.scores if cases.pool is not None else choice.text_scores).items()
+    }
+    samples = _samples(choice, cases, {metric: each.astype(np.float64) for metric, each in values.items()})
+    protocol = choice.protocol if cases.pool is not None else choice.text_protocol
+    return Measured(samples, {"protocol": protocol, **cases.notes})
+
+
+def _samples(choice: Choice, cases: Cases, values: Mapping[Metric, NDArray[np.float64]]) -> dict[str, Sample]:
+    clusters = np.unique(np.array(cases.clusters), return_inverse=True)[1].astype(np.int64)
+    groups, counts = np.array(cases.groups), Counter(cases.groups)
+    counted = np.array([choice.counted(group, counts[group]) for group in cases.groups])
+    parts = ["", *filter(None, counts)]
+    pairs = [(metric, part) for metric in values for part in parts if metric.by_part or not part]
+    if not choice.macro:
+        pairs.sort(key=lambda pair: parts.index(pair[1]))
+    samples = {}
+    for metric, part in pairs:
+        macro = metric.name in choice.macro
+        of = groups == part if part else counted if macro else np.full(len(groups), True)
+        weights = macro_weights(groups[of].tolist()) if macro else 1.0
+        if len(np.unique(clusters[of])) > 1:
+            name = f"{metric.name}@{part}" if part else metric.name
+            samples[name] = Sample(values[metric][of] * weights, clusters[of])
+    return samples
+
+
+def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dict[str, Any]], Any]) -> list[list[Any]]:
+    """Columns: group, images, texts, and what `more` makes of a row."""
+    fields = (*choice.images, *choice.texts)
+    makers = (choice.group, *(partial(_field, name) for name in fields), *more)
+    read = [[make(file, n, row) for make in makers] for file in files for n, row in rows.records(file)]
+    if not read:
+        where = " and ".join(map(str, files)) or "the folder"
+        raise BenchmarkError(f"{where} has no rows; expected {', '.join(fields)}")
+    return [list(column) for column in zip(*read, strict=True)]
+
+
+def _field(name: str, file: Path, number: int, row: dict[str, Any]) -> str:
+    return rows.field(file, number, row, name)
+
+
+def _need(pool: ImagePool | None, file: Path | None) -> ImagePool:
+    if pool is None:
+        raise BenchmarkError(f"images of {file} are missing; say with the option `images` where they lie")
+    return pool
+
+
+def read_categories(source: Source, choice: Choice) -> Cases:
+    """SugarCrepe's folder: a JSON file for each category, and COCO's val2017 beside them."""
+    path = source.need_path()
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    groups, images, *texts = _read(files, choice)
+    notes = {"rows": len(images), "images": len(set(images))}
+    return Cases(choice.named(images, *texts), images, groups, pool_for(source, images), notes)
+
+
+def read_sugarcrepe(source: Source, choice: Choice) -> Cases:
+    """Without images that a run has ingested; the published counts hold rows that an earlier category has, too."""
+    cases = read_categories(replace(source, stored=None), choice)
+    images, count = list(dict.fromkeys(cases.clusters)), len(cases.clusters)
+    place = source.images or images_beside(source.need_path())
+    notes = {
+        "rows": count,
+        "duplicate_rows": count - len(set(zip(*cases.columns.values(), strict=True))),
+        "images": len(images),
+        "images_found": 0 if place is None else len(find_images(place, images)),
+    }
+    return replace(cases, notes=notes)
+
+
+def read_aro(source: Source, choice: Choice, name: str) -> Cases:
+    """ARO's list of parts of Visual Genome's images: the file at the path, or of this name in the folder there."""
+    path = source.need_path()
+    file = path / name if path.is_dir() else path
+    groups, images, true, false, boxes = _read([file], choice, _box)
+    parts = [f"{image}[{','.join(map(str, box))}]" for image, box in zip(images, boxes, strict=True)]
+    pool = pool_of(file, parts, source.images, dict(zip(parts, zip(images, boxes, strict=True), strict=True)))
+    notes = {
+        "cases": len(images),
+        "images": len(set(images)),
+        "groups": len(set(groups)),
+        "groups_in_macro": sum(choice.counted(group, cases) for group, cases in Counter(groups).items()),
+    }
+    return Cases(choice.named(parts, true, false), images, groups, pool, notes)
+
+
+def _box(file: Path, number: int, row: dict[str, Any]) -> Box:
+    values = [row.get(f"bbox_{side}") for side in "xywh"]
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        raise BenchmarkError(f"{file}, row {number}: bbox_x, bbox_y, bbox_w, bbox_h are {values}, expected numbers")
+    x, y, width, height = (round(float(value)) for value in values if value is not None)
+    if width < 1 or height < 1:
+        raise BenchmarkError(f"{file}, row {number}: a part of {width} x {height} pixels, expected at least one")
+    return x, y, x + width, y + height
+
+
+def _attributes(file: Path, number: int, row: dict[str, Any]) -> str:
+    pair = row.get("attributes")
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
+        raise BenchmarkError(f"{file}, row {number}: attributes is {pair!r}, expected a list of two words")
+    return "_".join(pair)
+
+
+def read_winoground(source: Source, choice: Choice) -> Cases:
+    """The hub's Parquet with its pictures, or ``examples.jsonl`` with the images by their names in a folder or tar."""
+    file = path = source.need_path()
+    if path.is_dir():
+        files = [place for place in (path / "examples.jsonl", *sorted(path.rglob("*.parquet"))) if place.is_file()]
+        if not files:
+            raise BenchmarkError(f"{path} has no examples.jsonl and no Parquet; name the file with the groups")
+        file = files[0]
+    if _holds_pictures(file, choice.images):
+        tags, *captions = _read([file], replace(choice, images=()))
+        images = [[picture_name(column, row) for row in range(len(tags))] for column in choice.images]
+        # By rows: to step back in Parquet costs reading a row group again.
+        names = [name for row in zip(*images, strict=True) for name in row]
+        pool = archive_pool(names, [(file, name) for name in names])
+    else:
+        tags, *columns = _read([file], choice)
+        images, captions = columns[:2], columns[2:]
+        pool = _need(pool_for(source, [*images[0], *images[1]]), file)
+    # Of a tag with one group there is no interval.
+    counts = Counter(tags)
+    return Cases(
+        choice.named(*images, *captions),
+        [f"group {number:09}" for number in range(len(tags))],
+        [tag if counts[tag] > 1 else "" for tag in tags],
+        pool,
+        {"groups": len(tags), "images": len(pool.ids)},
+    )
+
+
+def _tag(file: Path, number: int, row: dict[str, Any]) -> str:
+    return str(row.get("collapsed_tag") or row.get("tag") or "").strip().replace("@", " ")
+
+
+def _holds_pictures(file: Path, columns: Sequence[str]) -> bool:
+    if file.suffix.lower() != ".parquet":
+        return False
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise BenchmarkError(str(damaged_parquet(file, error))) from error
+    return all(name in schema.names and is_picture(schema.field(name).type) for name in columns)
+
+
+def read_order(source: Source, choice: Choice) -> Cases:
+    """Rows with image and caption_options (the right one first), as the authors' generator leaves them; or any captions
+    with images, of which the shuffled ones are made here.
+
+    The authors make four, two of which need a tagger of nouns and adjectives; the others, the rules ``within_trigrams``
+    and ``trigrams``, are made here by a seed. Among two wrong captions a figure is higher than among four, so both are
+    comparable with themselves alone.
+    """
+    options = OrderOptions.model_validate(dict(source.options))
+    listed = None if source.path is None else _listed(source.path)
+    if listed is None:
+        captions, pool = captioned_images(source)
+        listed = [(image, [text]) for image, text in zip(captions.image_ids, captions.captions, strict=True)]
+    else:
+        pool = _need(pool_for(source, [image for image, _ in listed]), source.path)
+    made_by = "the file"
+    if all(len(texts) == 1 for _, texts in listed):
+        made_by = f"the rules {', '.join(options.rules)} with seed {options.seed}"
+        made = [[shuffled(texts[0], rule, options.seed) for rule in options.rules] for _, texts in listed]
+        listed = [(image, [*texts, *wrong]) for (image, texts), wrong in zip(listed, made, strict=True)]
+    images = [image for image, _ in listed]
+    texts = [[cleaned(text, options.max_words) for text in texts] for _, texts in listed]
+    # A row with fewer texts than others has its caption again, which is no rival.
+    widest = max(map(len, texts))
+    columns = list(zip(*([*row, *[row[0]] * (widest - len(row))] for row in texts), strict=True))
+    rivals = np.array([sum(text != row[0] for text in row[1:]) for row in texts])
+    notes = {
+        "reordered_by": made_by,
+        "captions": len(images),
+        "captions_without_rival": int((rivals == 0).sum()),
+        "rivals": float(np.round(rivals.mean(), 3)),
+        "images": len(set(images)),
+    }
+    wrong = {f"wrong_{number}": column for number, column in enumerate(columns[1:], 1)}
+    return Cases({"image": images, "caption": columns[0], **wrong}, images, [""] * len(images), pool, notes)
+
+
+def _listed(path: Path) -> list[tuple[str, list[str]]] | None:
+    """Image and texts of a list with caption_options, or with captions; None of another file."""
+    if path.is_dir() or path.suffix.lower() not in (".json", ".jsonl"):
+        return None
+    if path.suffix.lower() == ".json" and not isinstance(rows.read_json_file(path), list):
+        return None
+    listed: list[tuple[str, list[str]]] = []
+    for number, row in rows.records(path):
+        image = PurePosixPath(rows.field(path, number, row, "image", "image_path", "filename")).name
+        options = row.get("caption_options")
+        if options is not None and (not isinstance(options, list) or len(options) < 2):
+            raise BenchmarkError(f"{path}, row {number}: caption_options is {options!r}, expected two texts or more")
+        captions = row.get("caption", row.get("captions"))
+        texts = options or (captions if isinstance(captions, list) else [captions])
+        texts = [rows.field(path, number, {"caption": text}, "caption") for text in texts]
+        listed += [(image, texts)] if options else [(image, [text]) for text in texts]
+    if not listed:
+        raise BenchmarkError(f"{path} has no rows; expected image with caption_options or captions")
+    if len({len(texts) == 1 for _, texts in listed}) == 2:
+        raise BenchmarkError(f"{path}: some rows have caption_options and some have not; expected all or none")
+    return listed
+
+
+def shuffled(caption: str, rule: Rule, seed: int) -> str:
+    """The caption's words in another order, the same for the same arguments; it may by chance be the same order."""
+    words = _WORDS.findall(caption)
+    threes = [words[start : start + 3] for start in range(0, len(words), 3)]
+    draw = random.Random(f"{seed}/{rule}/{caption}")
+    if rule == "trigrams":
+        draw.shuffle(threes)
+    else:
+        for three in threes:
+            draw.shuffle(three)
+    return " ".join(word for three in threes for word in three)
+
+
+def cleaned(caption: str, max_words: int) -> str:
+    """Lower case, without marks, cut: what the authors do to right and wrong captions alike."""
+    return " ".join(_MARKS.sub(" ", caption.lower()).split()[:max_words])
+
+
+def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
+    metrics = tuple(dict.fromkeys([*choice.scores, *choice.text_scores]))
+
+    def load(source: Source) -> Task:
+        cases = choice.read(source, choice)
+        need_two(cases.clusters)
+        for group in filter(None, dict.fromkeys(cases.groups)) if any(metric.by_part for metric in metrics) else ():
+            images = [image for image, of in zip(cases.clusters, cases.groups, strict=True) if of == group]
+            need_two(images, f"rows of category {group!r}")
+        return Task(lambda encoder: measure(choice, cases, encoder))
+
+    kind = {"task": "image_caption_selection", "hub_task": "image-text-matching", "needs_images": True}
+    return Benchmark(title, metrics, load, **kind, **about)
+
+
+SUGARCREPE = _benchmark(
+    "SugarCrepe",
+    Choice(
+        read=read_sugarcrepe,
+        images=("filename",),
+        texts=("caption", "negative_caption"),
+        scores={Metric("accuracy", by_part=True, published="acc"): (("filename", "caption", "negative_caption"),)},
+        protocol="accuracy: cosine of image and caption above that of image and negative, mean over categories",
+        # Lower: the text tower tells captions and negatives further apart.
+        text_scores={Metric("text_only_closeness", lower_is_better=True, by_part=True): ()},
+        text_protocol="text only, images are not all there: mean cosine of caption and negative, lower is further "
+        "apart",
+        macro=("accuracy", "text_only_closeness"),
+    ),
+    citation="Hsieh et al., NeurIPS 2023",
+    source="https://github.com/RAIVNLab/sugar-crepe",
+    license="MIT",
+)
+_TEXT_ONLY = {
+    Metric("text_only", by_part=True): (
+        ("caption", "caption2", "negative_caption"),
+        ("caption2", "caption", "negative_caption"),
+    )
+}
+_BOTH = (
+    "image_to_text: both captions nearer to the image than the negative; text_only: nearer to one another than to the "
+    "negative; mean over categories"
+)
+SUGARCREPE_PP = _benchmark(
+    "SugarCrepe++",
+    Choice(
+        read=read_categories,
+        images=("filename",),
+        texts=("caption", "caption2", "negative_caption"),
+        scores={
+            Metric("image_to_text", by_part=True, published="acc"): (
+                ("filename", "caption", "negative_caption"),
+                ("filename", "caption2", "negative_caption"),
+            ),
+            **_TEXT_ONLY,
+        },
+        protocol=_BOTH,
+        text_scores=_TEXT_ONLY,
+        text_protocol=f"{_BOTH}; text only, images are not all there",
+        macro=("image_to_text", "text_only"),
+    ),
+    aliases=("sugarcrepe++", "scpp"),
+    citation="Dumpala et al., NeurIPS 2024",
+    source="https://github.com/Sri-Harsha/scpp",
+    license="CC BY 4.0",
+)
+_ARO = {
+    "citation": "Yuksekgonul et al., ICLR 2023",
+    "source": "https://github.com/mertyg/vision-language-models-are-bows",
+    "license": "MIT",
+}
+# The two differ by up to eight points on one model: the authors' is the macro one, mteb's the micro one.
+_VG = Choice(
+    read=lambda source, choice: read_aro(source, choice, "visual_genome_relation.json"),
+    images=("image_path",),
+    texts=("true_caption", "false_caption"),
+    scores=dict.fromkeys(
+        (Metric("macro_accuracy", published="macro_acc"), Metric("micro_accuracy", published="acc")),
+        (("image_path", "true_caption", "false_caption"),),
+    ),
+    protocol="cosine of image part and true caption above that with the false one; macro: mean over groups",
+    macro=("macro_accuracy",),
+    counted=lambda group, cases: group not in SYMMETRIC,
+    group=partial(_field, "relation_name"),
+)
+VG_RELATION = _benchmark("VG-Relation", _VG, aliases=("vg-r",), **_ARO)
+VG_ATTRIBUTION = _benchmark(
+    "VG-Attribution",
+    replace(
+        _VG,
+        read=lambda source, choice: read_aro(source, choice, "visual_genome_attribution.json"),
+        counted=lambda group, cases: cases >= FEWEST_CASES,
+        group=_attributes,
+    ),
+    aliases=("vg-a",),
+    **_ARO,
+)
+CAPTION_ORDER = _benchmark(
+    "Caption order",
+    Choice(
+        read=read_order,
+        images=("image",),
+        texts=("caption", "wrong_"),
+        scores={Metric("accuracy", published="acc"): (("image", "caption", "wrong_"),)},
+        protocol="caption nearer to its image than every reordering of it",
+        # So do the authors: a caption whose words no shuffling could move counts.
+        equal_is_right=True,
+    ),
+    aliases=("coco-order", "flickr30k-order", "order"),
+    options=OrderOptions,
+    **_ARO,
+)
+_TEXT = (("image_0", "caption_0", "caption_1"), ("image_1", "caption_1", "caption_0"))
+_IMAGE = (("caption_0", "image_0", "image_1"), ("caption_1", "image_1", "image_0"))
+WINOGROUND = _benchmark(
+    "Winoground",
+    Choice(
+        read=read_winoground,
+        images=("image_0", "image_1"),
+        texts=("caption_0", "caption_1"),
+        scores={
+            Metric("text_score", by_part=True): _TEXT,
+            Metric("image_score", by_part=True): _IMAGE,
+            Metric("group_score", by_part=True): (*_TEXT, *_IMAGE),
+        },
+        protocol="text: each image nearer to its caption; image: each caption nearer to its image; group: both",
+        group=_tag,
+    ),
+    citation="Thrush et al., CVPR 2022",
+    source="https://huggingface.co/datasets/facebook/winoground",
+    license="https://huggingface.co/datasets/facebook/winoground/blob/main/license_agreement.txt",
+)

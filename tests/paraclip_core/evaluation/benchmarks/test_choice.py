@@ -1,0 +1,394 @@
+"""Picking the right text: each kind's figures against a plain loop, the authors' numbers, formats and wrong files."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fake_encoder import WordEncoder
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.encode import encode_images
+from paraclip_core.clip.export import save_release
+from paraclip_core.config import BenchmarkOptions, ModelOptions
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
+from paraclip_core.evaluation.benchmarks.choice import FEWEST_CASES, SYMMETRIC, cleaned, shuffled
+from paraclip_core.evaluation.candidate import Candidate
+from paraclip_core.evaluation.metrics import macro_weights
+from paraclip_core.evaluation.pool import ImagePool, stored_pool
+from paraclip_core.evaluation.published import Captions
+from paraclip_core.evaluation.results import Measured
+from paraclip_core.evaluation.run import prepare, source_files
+
+WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
+CREPE = {
+    "swap_att": [
+        ("red_dog", " red dog ", "blue dog"),
+        ("old_cat", "new cat", "old cat"),
+        ("old_cat", *["old cat"] * 2),
+    ],
+    "add_obj": [("red_dog", " red dog ", "blue dog"), ("sea", "the sea", "the land")],
+}
+PLUS = {
+    "swap_att": [
+        ("red_dog", "a red dog", "dog that is red", "a blue dog"),
+        ("old_cat", "old cat", "aged cat", "old cat"),
+        ("old_cat", "the cat is old", "old is the cat", "a young tree"),
+    ],
+    "replace_obj": [("red_dog", "red dog", "one red dog", "red cat"), ("sea", "the sea", "sea", "the land")],
+}
+PAIRS = [("dog", "cat"), ("old_man", "new_car"), ("red", "blue_tree"), ("horse", "grass")]
+
+
+def measured(kind: str, path: Path, encoder: Any = None, stored: Stored | None = None, **options: Any) -> Measured:
+    return prepare(BenchmarkOptions(name="x", kind=kind, path=".", **options), path, stored).measure(
+        encoder or WordEncoder()
+    )
+
+
+def touch(folder: Path, names: Sequence[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def crepe(folder: Path, categories: dict[str, list[Any]]) -> None:
+    names = ("filename", "caption", *(["caption2"] if categories is PLUS else []), "negative_caption")
+    for category, rows in categories.items():
+        listed = [dict(zip(names, (f"{row[0]}.jpg", *row[1:]), strict=True)) for row in rows]
+        value = listed if categories is PLUS else {str(number): row for number, row in enumerate(listed)}
+        (folder / f"{category}.json").write_text(json.dumps(value))
+
+
+def expected(categories: dict[str, list[Any]], names: Sequence[str]) -> dict[str, float]:
+    """Figures of both SugarCrepes by a plain loop."""
+    scores: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    encoder = WordEncoder()
+    for category, rows in categories.items():
+        for image, *texts in rows:
+            *right, wrong = encoder.texts(texts).astype(float)
+            shown = encoder.images(Path(), [image])[0].astype(float)
+            alike = all(right[0] @ right[-1] > one @ wrong for one in right)
+            scores[category].append((all(shown @ one > shown @ wrong for one in right), alike))
+    figures = {}
+    for place, name in enumerate(names):
+        means = {category: 100 * np.mean([row[place] for row in rows]) for category, rows in scores.items()}
+        figures |= {name: np.mean(list(means.values()))} | {f"{name}@{c}": mean for c, mean in means.items()}
+    return figures
+
+
+def aro(folder: Path, kind: str, count: int = 120) -> list[dict[str, Any]]:
+    """A small set in the published format, with empty files for images."""
+    draw, rows = random.Random(kind), []
+    for number in range(count):
+        one, other = draw.sample(WORDS, 2)
+        box = {"bbox_x": draw.randrange(9), "bbox_y": 0, "bbox_w": draw.randrange(1, 9), "bbox_h": 7}
+        texts = {"true_caption": f"the {one} on the {other}", "false_caption": f"the {other} under the {one} "}
+        pair = draw.choice([["red", "old"], ["new", "big"], ["wet", "dry"]]) if number > 9 else ["a", "b"]
+        relation = {"relation_name": draw.choice(["on", "under", "near", "behind"])}
+        group = relation if kind == "vg_relation" else {"attributes": pair}
+        rows.append({"image_path": f"{one}_{draw.choice(WORDS)}.jpg", **box, **texts, **group})
+    touch(folder / "images", [row["image_path"] for row in rows])
+    (folder / f"visual_genome_{kind.removeprefix('vg_')}.json").write_text(json.dumps(rows))
+    return rows
+
+
+def winoground(folder: Path) -> list[dict[str, Any]]:
+    """The hub's examples.jsonl with empty images."""
+    rows = []
+    for number, (one, other) in enumerate(PAIRS):
+        captions = {"caption_0": one.replace("_", " "), "caption_1": f"{other} {number}".replace("_", " ")}
+        images = {"image_0": f"{one}_{number}", "image_1": f"{other}_{number}"}
+        rows.append({"id": number, **images, **captions, "collapsed_tag": "Object" if number < 3 else "Both"})
+    touch(folder / "images", [f"{row[side]}.png" for row in rows for side in ("image_0", "image_1")])
+    (folder / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return rows
+
+
+def by_hand(images: np.ndarray, texts: np.ndarray) -> tuple[float, float, float]:
+    """Percent of text, image and group score; both [n, 2, d]."""
+    scores = []
+    for picture, text in zip(images.astype(float), texts.astype(float), strict=True):
+        s = text @ picture.T
+        right = (s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1], s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0])
+        scores.append((*right, all(right)))
+    return tuple((100 * np.mean(scores, axis=0)).tolist())
+
+
+def order(folder: Path, rows: object, name: str = "coco_karpathy_test.json") -> Path:
+    touch(folder / "images", ["red_dog.jpg", "old_cat_tree.jpg"])
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+def test_every_row_says_where_it_comes_from() -> None:
+    for row in (find_benchmark(kind) for kind, at in BENCHMARKS.items() if ".choice:" in at):
+        assert row.citation and row.license and row.source.startswith("https://")
+
+
+def test_the_real_sugarcrepe_without_images(data_root: Path) -> None:
+    folder, encoder, means = data_root / "sugarcrepe", WordEncoder(), {}
+    for file in folder.glob("*.json"):
+        rows = json.loads(file.read_text("utf-8")).values()
+        a, b = (encoder.texts([row[name].strip() for row in rows]) for name in ("caption", "negative_caption"))
+        means[f"text_only_closeness@{file.stem}"] = 100 * (a * b).sum(1).mean()
+    whole = measured("sugarcrepe", folder)
+    assert len(means) == 7
+    assert whole.metrics == pytest.approx({"text_only_closeness": np.mean(list(means.values())), **means}, rel=1e-5)
+    assert (whole.notes["rows"], whole.notes["duplicate_rows"], whole.notes["images_found"]) == (7511, 6, 0)
+
+
+def test_sugarcrepe_with_images(tmp_path: Path) -> None:
+    crepe(tmp_path, CREPE)
+    touch(tmp_path / "val2017", ["red_dog.jpg", "sea.jpg"])
+    assert measured("sugarcrepe", tmp_path).notes["images_found"] == 2
+    assert all(name.startswith("text_only_closeness") for name in measured("sugarcrepe", tmp_path).metrics)
+    touch(tmp_path / "val2017", ["old_cat.jpg"])
+    found = measured("sugarcrepe", tmp_path, encoder := WordEncoder())
+    assert found.metrics == pytest.approx(expected(CREPE, ["accuracy"]))
+    assert found.metrics == pytest.approx({"accuracy": 200 / 3, "accuracy@add_obj": 100, "accuracy@swap_att": 100 / 3})
+    assert encoder.encoded_images == 3
+
+
+def test_sugarcrepe_plus_plus(tmp_path: Path) -> None:
+    crepe(tmp_path, PLUS)
+    figures = expected(PLUS, ["image_to_text", "text_only"])
+    alone = measured("sugarcrepe_pp", tmp_path)
+    assert alone.metrics == pytest.approx({name: v for name, v in figures.items() if name.startswith("text_only")})
+    assert alone.notes["protocol"].endswith("text only, images are not all there")
+    encoder = WordEncoder()
+
+    def pool(ids: Sequence[str]) -> ImagePool:
+        features = encoder.texts([name.removesuffix(".jpg").replace("_", " ") for name in ids])
+        return stored_pool(list(ids), lambda: features, encoder.tower)
+
+    ingested = measured("sugarcrepe_pp", tmp_path, encoder, Stored(Captions([], [], "val"), pool))
+    assert ingested.metrics == pytest.approx(figures) and encoder.encoded_images == 0
+    touch(tmp_path / "val2017", ["red_dog.jpg", "old_cat.jpg", "sea.jpg"])
+    beside = measured("sugarcrepe_pp", tmp_path)
+    assert beside.metrics == pytest.approx(figures) and "not all there" not in beside.notes["protocol"]
+    assert 0 < figures["image_to_text"] < 100 and 0 < figures["text_only"] < 100
+
+
+@pytest.mark.parametrize("kind", ["vg_relation", "vg_attribution"])
+def test_both_accuracies_of_aro(tmp_path: Path, kind: str) -> None:
+    rows, encoder = aro(tmp_path, kind), WordEncoder()
+    found = measured(kind, tmp_path, encoder)
+    outcomes: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        box = (row["bbox_x"], 0, row["bbox_x"] + row["bbox_w"], 7)
+        image = encoder.images(tmp_path, [row["image_path"]], [box])[0].astype(float)
+        true, false = encoder.texts([row["true_caption"].strip(), row["false_caption"].strip()]).astype(float)
+        outcomes[row.get("relation_name") or "_".join(row["attributes"])].append(image @ true > image @ false)
+    kept = {name: hits for name, hits in outcomes.items() if name != "near" and len(hits) >= (25 if "_" in name else 1)}
+    assert len(kept) == 3 and len(outcomes) == 4
+    assert found.metrics["macro_accuracy"] == pytest.approx(100 * np.mean([np.mean(hits) for hits in kept.values()]))
+    assert found.metrics["micro_accuracy"] == pytest.approx(
+        100 * np.mean([hit for h in outcomes.values() for hit in h])
+    )
+    assert (found.notes["groups"], found.notes["groups_in_macro"], found.notes["cases"]) == (4, 3, 120)
+    assert encoder.encoded_images < 2 * len(rows)  # equal parts are encoded once, beside the loop's own
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), min_size=1))
+def test_weights_turn_a_mean_into_the_mean_of_groups(rows: list[tuple[str, bool]]) -> None:
+    groups, hits = [group for group, _ in rows], np.array([hit for _, hit in rows], float)
+    means = [np.mean([hit for of, hit in rows if of == group]) for group in set(groups)]
+    assert (hits * macro_weights(groups)).mean() == pytest.approx(np.mean(means))
+
+
+def test_aros_lists() -> None:
+    assert len(SYMMETRIC) == 157 and FEWEST_CASES == 25
+    assert {"near", "next to", "with", "on the side of", "adjusting", "wrapped in"} <= SYMMETRIC
+    assert all(name == name.strip() and "  " not in name for name in SYMMETRIC)
+    assert not {"on", "behind", "riding", "eating", "to the left of"} & SYMMETRIC
+
+
+def test_a_real_tower_sees_the_part_alone(tmp_path: Path) -> None:
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
+    save_release(clip, tmp_path / "model", "card")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(noise).save(tmp_path / "images" / "a.png")
+    boxes = [(20, 10, 80, 70), (0, 0, 9, 9)]
+    part = Candidate(str(tmp_path / "model"), "cpu").images(tmp_path / "images", ["a.png", "a.png"], boxes)
+    np.testing.assert_array_equal(part[:1], encode_images(clip, [Image.fromarray(noise[10:70, 20:80])]))
+    assert np.abs(part[0].astype(float) - part[1]).max() > 0.01
+
+
+def test_images_of_aro_elsewhere(tmp_path: Path) -> None:
+    rows = aro(tmp_path, "vg_attribution")
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    file, images = tmp_path / "visual_genome_attribution.json", tmp_path / "elsewhere"
+    benchmark = BenchmarkOptions(name="x", kind="vg_attribution", path=file.name, images="elsewhere")
+    with pytest.raises(BenchmarkError, match=r"no images beside .*`images` \(--images\)"):
+        prepare(benchmark, file)
+    assert prepare(benchmark, file, images=images).measure(WordEncoder()).notes["cases"] == 120
+    hashed = source_files("vg_attribution", file, images=images)
+    assert file in hashed and images / rows[0]["image_path"] in hashed
+
+
+def test_options_of_the_file_against_a_plain_loop(tmp_path: Path) -> None:
+    rows = [
+        {"image": "val2014/red_dog.jpg", "caption_options": ["A red dog!", "dog a blue", "the dog", "red a dog ."]},
+        {"image": "val2014/old_cat_tree.jpg", "caption_options": ["the sea", "old cat", "a cat"]},
+        {"image": "val2014/old_cat_tree.jpg", "caption_options": ["Old cat tree", "old cat tree.", "OLD CAT TREE"]},
+    ]
+    found, hits = measured("caption_order", order(tmp_path, rows), encoder := WordEncoder()), []
+    for row in rows:
+        image = encoder.images(Path(), [row["image"]])[0].astype(float)
+        right, *wrong = [cleaned(text, 30) for text in row["caption_options"]]
+        scores = [image @ encoder.texts([text])[0].astype(float) for text in wrong if text != right]
+        hits.append(image @ encoder.texts([right])[0].astype(float) > max(scores, default=-np.inf))
+    assert found.metrics["accuracy"] == pytest.approx(100 * np.mean(hits)) and set(hits) == {True, False}
+    assert (found.notes["captions_without_rival"], found.notes["reordered_by"]) == (1, "the file")
+
+
+def test_captions_are_shuffled_by_a_seed(tmp_path: Path) -> None:
+    rows = [
+        {"image": "red_dog.jpg", "caption": ["a red dog runs over the wet grass", "dog"]},
+        {"image": "old_cat_tree.jpg", "caption": ["an old cat sits in a tall tree today"]},
+    ]
+    path = order(tmp_path, rows)
+    found = measured("caption_order", path)
+    assert found.notes["captions"] == 3 and found.notes["captions_without_rival"] == 1
+    assert found.notes["reordered_by"] == "the rules within_trigrams, trigrams with seed 0"
+    # A bag of words tells no order, so only the caption of one word counts.
+    assert found.metrics["accuracy"] == pytest.approx(100 / 3)
+    one = measured("caption_order", path, options={"seed": 1, "rules": ["trigrams"]})
+    assert one.notes["reordered_by"] == "the rules trigrams with seed 1"
+    entries = [{"filename": f"{n}.jpg", "sentences": [{"raw": "a b c d"}]} for n in ("red_dog", "old_cat_tree")]
+    assert measured("caption_order", order(tmp_path, {"images": entries}, "dataset_x.json")).notes["captions"] == 2
+
+
+@given(st.text("abc d.,'", max_size=60), st.sampled_from(["within_trigrams", "trigrams"]), st.integers(0, 99))
+def test_shuffling_moves_words_within_its_rule(caption: str, rule: Any, seed: int) -> None:
+    words, moved = shuffled(caption, rule, -1).split(), shuffled(caption, rule, seed).split()
+    assert sorted(moved) == sorted(words) and shuffled(caption, rule, seed).split() == moved
+    if rule == "within_trigrams":
+        for start in range(0, len(words), 3):
+            assert sorted(moved[start : start + 3]) == sorted(words[start : start + 3])
+
+
+@given(st.text(max_size=80))
+def test_cleaned_texts_have_no_marks_and_few_words(caption: str) -> None:
+    text = cleaned(caption, 5)
+    assert not set(text) & set('.!"()*#:;~') and len(text.split()) <= 5 and cleaned(text, 5) == text
+
+
+def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
+    rows, encoder = winoground(tmp_path), WordEncoder()
+    found = measured("winoground", tmp_path, encoder)
+    images = np.stack([encoder.images(tmp_path, [row["image_0"], row["image_1"]]) for row in rows])
+    texts = np.stack([encoder.texts([row["caption_0"], row["caption_1"]]) for row in rows])
+    assert [found.metrics[f"{n}_score"] for n in ("text", "image", "group")] == pytest.approx(by_hand(images, texts))
+    assert "text_score@Object" in found.metrics and "text_score@Both" not in found.metrics
+    assert found.notes["groups"] == 4
+
+
+def test_random_scores_of_winoground_are_those_of_chance(tmp_path: Path) -> None:
+    count, rng = 4000, np.random.default_rng(0)
+    features = rng.normal(size=(4, count, 64))
+    features = (features / np.linalg.norm(features, axis=2, keepdims=True)).astype(np.float32)
+    columns = ("image_0", "image_1", "caption_0", "caption_1")
+    rows = [{column: f"{side}-{n}" for side, column in enumerate(columns)} for n in range(count)]
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    class Random(WordEncoder):
+        def texts(self, texts: Sequence[str]) -> np.ndarray:
+            return np.stack([features[int(side), int(n)] for side, n in (text.split("-") for text in texts)])
+
+    stored = Stored(Captions([], [], "val"), lambda ids: stored_pool(ids, lambda: Random().texts(ids), None))
+    figures = tuple(measured("winoground", tmp_path, Random(), stored).metrics.values())
+    assert figures == pytest.approx(by_hand(features[:2].swapaxes(0, 1), features[2:].swapaxes(0, 1)))
+    assert figures == pytest.approx((25, 25, 100 / 6), abs=2.5)
+
+
+def test_the_hubs_parquet(tmp_path: Path) -> None:
+    rng, pictures = np.random.default_rng(0), []
+    for _ in range(6):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    texts = [["a dog", "a cat", "the sea"], ["a man", "a car", "the land"]]
+    table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
+    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
+    save_release(clip, tmp_path / "model", "card")
+    candidate = Candidate(str(tmp_path / "model"), "cpu")
+    images = encode_images(clip, [Image.open(io.BytesIO(p["bytes"])).convert("RGB") for p in pictures])
+    both = by_hand(
+        np.stack([images[:3], images[3:]], axis=1), np.stack([candidate.texts(side) for side in texts], axis=1)
+    )
+    assert tuple(measured("winoground", tmp_path / "data", candidate).metrics.values()) == pytest.approx(both)
+
+
+def changed(**change: Any) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        rows = aro(folder, "vg_relation")
+        (folder / "visual_genome_relation.json").write_text(json.dumps([rows[0] | change, *rows[1:]]))
+
+    return make
+
+
+def wrong(name: str, *rows: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text("\n".join(map(json.dumps, rows)))
+
+
+RED = {"image": "red_dog.jpg"}
+CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "message"),
+    [
+        ("vg_relation", changed(bbox_w=0), r"relation\.json, row 1: a part of 0 x 7 pixels"),
+        ("vg_relation", changed(bbox_x="left"), r"row 1: bbox_x, bbox_y, bbox_w, bbox_h are \['left'"),
+        ("vg_relation", changed(relation_name=None), r"row 1: no field relation_name"),
+        ("vg_relation", changed(true_caption=" "), r"row 1: true_caption is ' '"),
+        ("vg_relation", changed(image_path="gone.jpg"), r"lacks 1 of \d+ images .*n\.json, first 'gone\.jpg'"),
+        ("vg_attribution", wrong("visual_genome_attribution.json", [{"attributes": ["one"]}]), "a list of two"),
+        ("caption_order", wrong("x.json", [RED | {"caption_options": ["a"]}]), r"row 1: caption_options is \['a'\]"),
+        ("caption_order", wrong("x.json", [RED | {"caption_options": ["a", "b"]}, RED | {"caption": "a"}]), "some"),
+        ("caption_order", wrong("x.json", [RED | {"caption": "a b"}]), r"images of .*x\.json are missing"),
+        ("caption_order", wrong("x.json", []), r"has no rows"),
+        ("sugarcrepe", lambda folder: None, "has no rows; expected filename, caption"),
+        ("sugarcrepe", wrong("add_att.json", [CAPTION]), r"add_att\.json, row 1: no field negative_caption"),
+        ("sugarcrepe_pp", wrong("swap_att.json", [CAPTION]), r"swap_att\.json, row 1: no field negative_caption"),
+        ("winoground", lambda folder: None, r"has no examples\.jsonl and no Parquet"),
+        ("winoground", lambda folder: winoground(folder) and (folder / "images" / "dog_0.png").unlink(), r"`images`"),
+        ("winoground", wrong("examples.jsonl", {"image_0": "a", "image_1": "b", "caption_0": "c"}), "field caption_1"),
+        ("winoground", lambda folder: (folder / "a.parquet").write_bytes(b"PAR1"), r"a\.parquet"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_named(tmp_path: Path, kind: str, make: Callable[[Path], object], message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(BenchmarkError, match=message):
+        measured(kind, tmp_path / "x.json" if kind == "caption_order" else tmp_path)
+
+
+def test_named_images_must_all_be_there(tmp_path: Path) -> None:
+    crepe(tmp_path, PLUS)
+    touch(tmp_path / "pics", ["sea.jpg"])
+    for kind in ("sugarcrepe", "sugarcrepe_pp"):
+        with pytest.raises(BenchmarkError, match=r"pics lacks 2 of 3 images"):
+            prepare(BenchmarkOptions(name="x", kind=kind, path="."), tmp_path, images=tmp_path / "pics")
+
+
+def test_wrong_options_are_named() -> None:
+    with pytest.raises(ValueError, match=r"options\.rule: Extra inputs.*caption_order takes seed, rules, max_words"):
+        BenchmarkOptions(name="x", kind="caption_order", path="x", options={"rule": "trigrams"})
