@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.base import Sample
 from paraclip_core.evaluation.compare import delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.pool import unique_features
-from paraclip_core.evaluation.results import Sample
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.wordings import Wording, wordings
 

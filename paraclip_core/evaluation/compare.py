@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
 from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.power import GAIN, images_needed
-from paraclip_core.evaluation.results import Measured
 
 Verdict = Literal["promote", "hold"]
 

@@ -17,6 +17,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Source
 from paraclip_core.evaluation.pool import ImagePool, archive_pool
+from paraclip_core.evaluation.rows import benchmark_errors
 from paraclip_core.pictures import damaged_parquet, is_picture, picture_column, picture_name
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -133,13 +134,11 @@ def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
     An id is the whole name, the file name, or a picture's stem. Of several with one file name or stem the one that lies
     least deep is meant.
     """
-    try:
+    with benchmark_errors():
         inside = _parquet_names(images) if images.suffix.lower() == ".parquet" else None
         if inside is None:
             with ImageArchive(images) as archive:
                 inside = {name: name for name in archive.names()}
-    except InputError as error:
-        raise BenchmarkError(str(error)) from error
     names = list(inside)
     # Webdataset's tars have a text beside each picture, of the same stem.
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
@@ -160,7 +159,8 @@ def _parquet_names(file: Path) -> dict[str, str] | None:
             if column is None or not is_picture(schema.field(column).type):
                 raise InputError(f"{file} has no column of pictures")
             keys = [name for name in NAMES if name in schema.names]
-            own = [f"{column}.path"] if _has_path(schema.field(column).type) else []
+            kind = schema.field(column).type
+            own = [f"{column}.path"] if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else []
             table = parquet.read(columns=[*own, *keys])
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(file, error) from error
@@ -170,10 +170,6 @@ def _parquet_names(file: Path) -> dict[str, str] | None:
             named = enumerate(values.to_pylist())
             return {str(value): picture_name(column, row) for row, value in named if value is not None}
     return None
-
-
-def _has_path(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
 def _grouped(names: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:

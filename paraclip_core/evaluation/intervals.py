@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.results import Sample
+from paraclip_core.evaluation.base import Sample
 
 CELLS = 1 << 21
 """Drawn items that are held at once."""

@@ -54,7 +54,7 @@ def _several_objects(start: bytes) -> bool:
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array."""
     batcher, columns, count = Batcher(), _Chooser(path, options), 0
-    for count, (number, record) in enumerate(_records(path), start=1):
+    for count, (number, record) in enumerate(json_records(path), start=1):
         if isinstance(record, Exception):
             columns.note(InputError(f"line {number} of {path} is not JSON: {record}; expected one object a line"))
             batcher.reject(number, "bad_json", f"not a JSON object: {record}")
@@ -140,7 +140,8 @@ def _present(chosen: ColumnNames, fields: tuple[str, ...], where: str) -> Column
     return chosen.model_copy(update={**others, "caption": captions or None})
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
+def json_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line, or an exception where it is not JSON; of a file that is one array, its items."""
     with open_bytes(path) as file:
         is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_array:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions, Measured, Sample
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
 from paraclip_core.evaluation.image_files import pool_of
 from paraclip_core.evaluation.metrics import recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import Captions, captioned_files, captioned_images
-from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.published import captioned_files, captioned_images
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.options import Options
 

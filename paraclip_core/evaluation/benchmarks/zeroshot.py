@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Measured, Sample
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.image_files import PICTURES
 from paraclip_core.evaluation.metrics import macro_weights, recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
-from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.evaluation.rows import lines
+from paraclip_core.evaluation.rows import benchmark_errors, lines
 from paraclip_core.options import Options
 
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -106,23 +106,19 @@ def _tars(path: Path, split: str | None) -> list[Path]:
 
 def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
     for tar in tars:
-        try:
-            with ImageArchive(tar) as archive:
-                members = archive.names()
-                classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
-                for name in members:
-                    key = str(PurePosixPath(name).with_suffix(""))
-                    if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
-                        yield tar, name, _number(tar, classes[key], archive.read(classes[key]))
-        except InputError as error:
-            raise BenchmarkError(str(error)) from error
-
-
-def _number(tar: Path, name: str, content: bytes) -> int:
-    try:
-        return int(content.decode().strip())
-    except ValueError as error:
-        raise BenchmarkError(f"{tar}: {name} holds {content[:40]!r}, expected the number of a class") from error
+        with benchmark_errors(), ImageArchive(tar) as archive:
+            members = archive.names()
+            classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
+            for name in members:
+                key = str(PurePosixPath(name).with_suffix(""))
+                if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
+                    content = archive.read(classes[key])
+                    try:
+                        label = int(content.decode().strip())
+                    except ValueError as error:
+                        what = f"{tar}: {classes[key]} holds {content[:40]!r}"
+                        raise BenchmarkError(f"{what}, expected the number of a class") from error
+                    yield tar, name, label
 
 
 def _names(path: Path, file: str, folders: Sequence[str]) -> tuple[list[str], str]:

@@ -8,8 +8,8 @@ from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import intervals
+from paraclip_core.evaluation.base import Sample
 from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.results import Sample
 
 
 def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201

@@ -14,8 +14,9 @@ from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import paraphrased as family
-from paraclip_core.evaluation.published import Captions, load_captions
+from paraclip_core.evaluation.published import load_captions
 from paraclip_core.evaluation.run import prepare
 from paraclip_core.tables import PER_QUERY
 

@@ -12,9 +12,9 @@ from fake_encoder import WordEncoder
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
-from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.run import prepare
 
 BENCHMARK = BenchmarkOptions(name="scpp", kind="sugarcrepe_pp", path=".")
