@@ -171,21 +171,17 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
             raise InputError(f"cannot read queries from {path}: {error}; expected UTF-8 text") from error
         queries, pairs = list(dict.fromkeys(text.strip() for text in texts if text.strip())), []
     else:
-        queries, pairs = [], _read_pairs(path)
+        rows = (
+            (
+                field(path, number, row, "query", "caption"),
+                field(path, number, row, "rewording", "paraphrase", "caption2"),
+            )
+            for number, row in records(path)
+        )
+        queries, pairs = [], list(dict.fromkeys(row for row in rows if row[0] != row[1]))
     if not queries and not pairs:
         raise InputError(f"{path} holds no query; expected one a line, or rows with query and rewording")
     for text in (*queries, *(text for pair in pairs for text in pair)):
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
     return queries, pairs
-
-
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = (
-        (
-            field(path, number, row, "query", "caption"),
-            field(path, number, row, "rewording", "paraphrase", "caption2"),
-        )
-        for number, row in records(path)
-    )
-    return list(dict.fromkeys(row for row in rows if row[0] != row[1]))

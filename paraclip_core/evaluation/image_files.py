@@ -18,9 +18,8 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Source
 from paraclip_core.evaluation.pool import ImagePool, archive_pool
 from paraclip_core.evaluation.rows import benchmark_errors
-from paraclip_core.pictures import damaged_parquet, is_picture, picture_column, picture_name
+from paraclip_core.pictures import PICTURES, damaged_parquet, is_picture, picture_column, picture_name
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NAMES = ("file_name", "filename", "image_path", "image_id", "key", "url")
 """Columns that name a Parquet file's pictures."""
 
@@ -68,6 +67,10 @@ def pool_of(path: Path, image_ids: Sequence[str], images: Path | None = None) ->
     missing = [image_id for image_id in ids if image_id not in places]
     if missing:
         raise BenchmarkError(f"{images} lacks {len(missing)} of {len(ids)} images of {path.name}, first {missing[0]!r}")
+    return _pool_at(places)
+
+
+def _pool_at(places: Mapping[str, tuple[Path, str]]) -> ImagePool:
     ids = in_reading_order(places)
     return archive_pool(ids, [places[image_id] for image_id in ids])
 
@@ -109,8 +112,7 @@ def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
     if (images := images_beside(path)) is not None:
         places = find_images(images, ids)
         if len(places) == len(ids):
-            ids = in_reading_order(places)
-            return archive_pool(ids, [places[image_id] for image_id in ids])
+            return _pool_at(places)
     if source.stored is None:
         return None
     try:

@@ -106,7 +106,10 @@ def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     for number, line in numbered_lines(path):
         if line is None:
             batcher.reject(number, "too_long", "a line of more than 16 MiB")
-        elif number == 1 and _is_table(line):
+        elif number == 1 and (
+            ("\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")))
+            or table_header(line, ",;\t|") is not None
+        ):
             raise InputError(
                 f"{path} is read as plain text, but its first line is one of a table ({line[:80]!r}); set "
                 "data.sources[].format to csv or tsv"
@@ -115,14 +118,6 @@ def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             batcher.add(number, line, None)
         yield from batcher.full()
     yield from batcher.rest()
-
-
-def _is_table(line: str) -> bool:
-    """Whether a line is a header that names captions and images, or a name of an image and its caption, as tables of
-    captions that are called ``.txt`` begin."""
-    fields = line.split("\t")
-    named = len(fields) > 1 and any(IMAGE_NAME.fullmatch(field.strip()) for field in fields)
-    return named or table_header(line, ",;\t|") is not None
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
