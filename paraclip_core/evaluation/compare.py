@@ -11,8 +11,7 @@ from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
-from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.power import GAIN, images_needed
+from paraclip_core.evaluation.intervals import GAIN, delta_interval, images_needed
 
 Verdict = Literal["promote", "hold"]
 
@@ -246,7 +245,12 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
     """Why nothing can be measured on a base that finds no captions' images more often than chance does."""
     pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
     searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
-    if not searches or any(_beats_chance(row, pools[row.benchmark]) for row in searches):
+    for row in searches:
+        chance = RECALL_DEPTHS[-1] / pools[row.benchmark]
+        # Three standard errors, which chance passes once in 700 times.
+        if row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
+            return ""
+    if not searches:
         return ""
     row, images = searches[0], pools[searches[0].benchmark]
     return (
@@ -254,12 +258,6 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
         f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; train it longer "
         "(bootstrap.epochs, or a smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
     )
-
-
-def _beats_chance(row: Row, images: int) -> bool:
-    chance = RECALL_DEPTHS[-1] / images
-    # Three standard errors, which chance passes once in 700 times.
-    return row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters)
 
 
 def _too_few(row: Row, confidence: float) -> str:

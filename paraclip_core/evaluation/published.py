@@ -152,13 +152,7 @@ def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> 
 
 
 def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -> tuple[Captions, ImagePool]:
-    """Read captions and tell their pictures apart; nulls and blanks beside other captions of a row are left out.
-
-    Args:
-        path: what the benchmark names, for messages.
-        files: see :func:`picture_files`.
-        split: as there.
-    """
+    """Read captions and tell their pictures apart; nulls and blanks beside other captions of a row are left out."""
     rows: list[Row] = []
     places: dict[str, tuple[Path, str]] = {}
     for file in files:

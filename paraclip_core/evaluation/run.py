@@ -143,18 +143,7 @@ def evaluate_models(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare two models; see :func:`compare_models`.
-
-    Args:
-        base: reference of the base model.
-        tuned: reference of the tuned model.
-        benchmarks: what is measured, and so on as there.
-        options: as there.
-        root: as there.
-        split: as there.
-        device: as there.
-        progress: as there.
-    """
+    """Compare two models; see :func:`compare_models`."""
     models = {"base": base, "tuned": tuned}
     found = compare_models(models, benchmarks, options, root=root, split=split, device=device, progress=progress)
     return found.evaluations["tuned"]

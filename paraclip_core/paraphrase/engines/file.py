@@ -22,6 +22,7 @@ from paraclip_core.captions.readers.json import json_records, read_karpathy
 from paraclip_core.captions.readers.parquet import parquet_records
 from paraclip_core.captions.readers.text import csv_records, tsv_records
 from paraclip_core.captions.rows import Reject, decodable
+from paraclip_core.captions.sources import named_format
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
@@ -138,7 +139,7 @@ class FileEngine:
         if not rejects:
             return
         what = f"{len(rejects)} of {len(rejects) + good} rows of {self._path} cannot be used"
-        first = f"the first is {'row' if _suffix(self._path) == '.parquet' else 'line'} {rejects[0].row}"
+        first = f"the first is {'row' if named_format(self._path) == 'parquet' else 'line'} {rejects[0].row}"
         first += f" ({rejects[0].detail})"
         if not good:
             raise InputError(f"paraphrase.file.path: {what}, {first}; mend the file")
@@ -153,16 +154,12 @@ def _key(text: str) -> str:
     return " ".join("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in low).split())
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
 def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".json": _karpathy}
-    reader = readers.get(_suffix(path))
+    readers = {"parquet": _parquet, "jsonl": _jsonl, "csv": _table, "tsv": _table, "json": _karpathy}
+    reader = readers.get(named_format(path) or "")
     try:
         if reader is None:
-            raise InputError(f"{path} is none of {', '.join(readers)}, .gz behind it or not")
+            raise InputError(f"{path} is none of .{', .'.join(readers)}, .gz behind it or not")
         yield from reader(path, options)
     except InputError as error:
         raise InputError(f"paraphrase.file.path: {error}") from error
@@ -194,7 +191,7 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 
 def _table(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    records = tsv_records(path) if _suffix(path) == ".tsv" else csv_records(path)
+    records = tsv_records(path) if named_format(path) == "tsv" else csv_records(path)
     names = next(records, (1, None))[1] or []
     columns = _columns(names, options, path)
     for number, fields in records:
