@@ -73,11 +73,7 @@ def survey(
 ) -> Survey:
     """Look at a folder of captions and images.
 
-    Args:
-        root: the folder.
-        captions: file or folder with the captions, relative to `root`, where several could be meant.
-        images: folder or tar with the images, likewise.
-        columns: columns' names that are not the usual ones.
+    `captions` and `images`, relative to `root`, and `columns` are for where several could be meant.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)

@@ -77,14 +77,9 @@ class Audit:
 
 
 def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any], seed: int = 0) -> Audit:
-    """Rank both wordings of each pair with each model.
+    """Rank both wordings of each pair (see :func:`paraclip_core.evaluation.wordings.wordings`) with one or two models.
 
-    Args:
-        searcher: the index.
-        models: by name, one or two; each gives unit features of texts, float [n, d].
-        entries: what to compare, see :func:`paraclip_core.evaluation.wordings.wordings`; the pairs of one query form a
-            cluster of the interval.
-        seed: of the interval's draws.
+    The pairs of one query form a cluster of the interval.
     """
     pairs = wordings(entries)
     if not pairs:

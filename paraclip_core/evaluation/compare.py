@@ -95,8 +95,7 @@ class Comparison:
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
 
-        Args:
-            fingerprints: names of the artifacts that took part, or references of the models.
+        `fingerprints` are those of the artifacts that took part, or references of the models.
         """
         models: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
         deltas: dict[str, dict[str, float]] = {}
@@ -150,11 +149,7 @@ def judge_challenger(
     difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
     champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
 
-    Args:
-        rows: champion against challenger.
-        gate: the gate.
-        champion: the champion against its base.
-        challenger: the challenger against its base.
+    The rows are those of champion against challenger, the other two those of each against its base.
     """
     if losses := _losses(challenger, gate):
         return "hold", f"the challenger fails the gate against its own base: {losses}", []
@@ -181,12 +176,7 @@ def compare(
 
     It is never `promote` on a tiny pool or for a base near chance. Its reason also names every loss that is clear of
     zero, and what would tell a gain where the queries are too few.
-
-    Args:
-        outcomes: what was measured.
-        options: resamples, confidence, seed and gate.
-        skipped: benchmarks that were left out, with the reason; they become notes.
-        rule: how the gate is read.
+    Benchmarks that were left out (`skipped`) become notes; `rule` says how the gate is read.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
     verdict, reason, notes = rule(rows, options.gate)
@@ -210,12 +200,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
 
     A control that fell below the base shows nothing. One that beats the tuned model holds it, for captions alone are
     the better and cheaper choice; `gate.over_control` also holds what is not clear of zero over the control.
-
-    Args:
-        comparison: base against tuned.
-        over: control against tuned.
-        control: base against control.
-        gate: the gate.
+    `over` is control against tuned, `control` base against control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _matching(over, gate.metric), comparison.verdict

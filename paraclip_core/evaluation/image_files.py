@@ -76,12 +76,7 @@ def _pool_at(places: Mapping[str, tuple[Path, str]]) -> ImagePool:
 
 
 def every_image(images: Path, named: Mapping[str, tuple[Path, str]]) -> ImagePool:
-    """All images there; those of `named` go by their names, the others by where they lie.
-
-    Args:
-        images: folder, tar or Parquet.
-        named: see :func:`find_images`.
-    """
+    """All images there; those that :func:`find_images` has `named` go by their names, the others by where they lie."""
     ids = {place: image_id for image_id, place in named.items()}
     places: dict[str, tuple[Path, str]] = {}
     for archive in archives(images):

@@ -74,11 +74,9 @@ def captions_file(path: Path) -> Path:
 
 
 def load_captions(path: Path, split: str | None = None) -> Captions:
-    """Read a Karpathy JSON, a COCO annotation JSON, or JSONL rows with `image` and `caption` or `captions`.
+    """Read a split of a Karpathy JSON, a COCO annotation JSON, or JSONL rows with `image` and `caption` or `captions`.
 
-    Args:
-        path: the file.
-        split: the split to take; None takes the file's test split, or val where it has no test split.
+    Without `split` it is the file's test split, or val where it has no test split.
     """
     with benchmark_errors():
         form = detect(path)
@@ -130,10 +128,8 @@ def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
 def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> list[Path]:
     """The Parquet files with pictures that a benchmark reads, sorted; none where its captions are in another format.
 
-    Args:
-        path: a file, or a folder that is searched with its subfolders, unless it holds captions as JSON.
-        split: the split to take; None takes the test split, or val where there is no test split.
-        pairs: leave files with pairs of captions to whoever reads pairs.
+    A folder is searched with its subfolders, unless it holds captions as JSON. `split` as in :func:`load_captions`;
+    `pairs` leaves files with pairs of captions to whoever reads pairs.
     """
     columns: dict[Path, list[str]] = {}
     for file in _candidates(path, pairs):

@@ -104,15 +104,8 @@ def result_json(
 ) -> dict[str, Any]:
     """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
 
-    `protocol` is ours: it says what was counted over what.
-
-    Args:
-        kind: the benchmark's kind, whose row says which shape.
-        benchmark: the benchmark's name.
-        model: which model, base or tuned.
-        pretrained: its weights: an artifact's fingerprint or a reference.
-        measured: what was measured.
-        provenance: fills in revision, versions and time; None leaves them out, or null.
+    `protocol` is ours: it says what was counted over what. `pretrained` are the model's weights: an artifact's
+    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null.
     """
     row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}

@@ -43,12 +43,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a tab-separated file with a header line, quotation marks being ordinary characters.
-
-    Args:
-        path: the file.
-        expected: columns that must be there.
-    """
+    """Rows of a tab-separated file whose header has the `expected` columns; quotation marks are ordinary characters."""
     rows = ((number, line.split("\t")) for number, line in lines(path) if line or number == 1)
     header = [name.strip() for name in next(rows, (1, ()))[1]]
     if header and (missing := [name for name in expected if name not in header]):

@@ -186,11 +186,7 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder, printed: bool = False) -> Measured:
     """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
 
-    Args:
-        pairs: pairs whose images are all in the pool (see :func:`within`).
-        pool: the images that are ranked, at least ten.
-        encoder: the model.
-        printed: measure :func:`overlap_sum`, too.
+    The images of the pairs are all in the pool (see :func:`within`); `printed` measures :func:`overlap_sum`, too.
     """
     features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.rewordings])
     ranked = top_k(features, pool.features(encoder), DEPTH)

@@ -86,11 +86,8 @@ def _of_language(path: Path, number: int, row: dict[str, Any], language: str | N
 def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str | None = None) -> Measured:
     """Recall at 1, 5 and 10 in both directions; queries of one image form a cluster.
 
-    Args:
-        captions: captions; those whose image is not in the pool are left out and counted in the notes.
-        pool: the images; those without a caption are distractors of text→image and no queries of image→text.
-        encoder: the model.
-        language: what the captions are in, for the notes.
+    Captions whose image is not in the pool are left out and counted in the notes; images without a caption are
+    distractors of text→image and no queries of image→text.
     """
     rows = pool.find(captions.image_ids)
     pooled = np.flatnonzero(rows >= 0)

@@ -88,7 +88,7 @@ def test_a_gzipped_karpathy_file_and_lines_that_never_end(tmp_path: Path) -> Non
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(images).encode()))
     assert ask(FileEngine(tmp_path / "a.json.gz"), 1, "a dog") == ("a hound",)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(17 << 20), 1))
-    with pytest.raises(InputError, match="line 1 .* more than 16 MiB"):
+    with pytest.raises(InputError, match=r"line 1 .* more than 16 MiB"):
         ask(FileEngine(tmp_path / "a.jsonl.gz"), 1, "a dog")
 
 
