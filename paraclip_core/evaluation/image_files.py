@@ -67,10 +67,6 @@ def pool_of(path: Path, image_ids: Sequence[str], images: Path | None = None) ->
     missing = [image_id for image_id in ids if image_id not in places]
     if missing:
         raise BenchmarkError(f"{images} lacks {len(missing)} of {len(ids)} images of {path.name}, first {missing[0]!r}")
-    return _pool_at(places)
-
-
-def _pool_at(places: Mapping[str, tuple[Path, str]]) -> ImagePool:
     ids = in_reading_order(places)
     return archive_pool(ids, [places[image_id] for image_id in ids])
 
@@ -107,7 +103,8 @@ def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
     if (images := images_beside(path)) is not None:
         places = find_images(images, ids)
         if len(places) == len(ids):
-            return _pool_at(places)
+            ids = in_reading_order(places)
+            return archive_pool(ids, [places[image_id] for image_id in ids])
     if source.stored is None:
         return None
     try:

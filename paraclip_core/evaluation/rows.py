@@ -57,7 +57,7 @@ def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[s
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSONL, JSON, CSV, TSV or Parquet file, with the line or row number, from 1.
 
-    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way).
+    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way). Pictures in Parquet are left out.
     """
     suffix = path.suffix.lower()
     with benchmark_errors():

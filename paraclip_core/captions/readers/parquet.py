@@ -59,9 +59,10 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every record with its values, or those of some columns."""
+    """Every record with its values, or those of some columns; without them, pictures are left out."""
     try:
         with pq.ParquetFile(path) as file:
+            columns = columns or [field.name for field in file.schema_arrow if not is_picture(field.type)]
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
