@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from paraclip_core.captions.readers.columns import OPTIONS, match_column, usual_column
 from paraclip_core.errors import InputError
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""How names of image files end."""
 PICTURE_ROWS = 16
 """Rows that are read at a time, so that memory holds a few pictures of any file."""
 USUAL = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")

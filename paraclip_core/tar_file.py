@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from typing import Self
+from typing import Any, Self
 
 NAME_TYPES = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -37,3 +37,14 @@ class TarFile(tarfile.TarFile):
         if member is not None and member.size < 0:
             raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
         return member
+
+    def check_end(self) -> None:
+        """See, after the last member, that the tar has its end mark there, and that what packed it finds no fault."""
+        # Python's reader takes a broken or absent header for the end, and would lose all behind it without a word.
+        file: Any = self.fileobj
+        file.seek(self.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no member and no end of the archive at byte {self.offset}")
+        # The checksums of a packed one come last.
+        while file.read(1 << 20):
+            pass

@@ -23,8 +23,7 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.audit import Audit, audit_index
-from paraclip_core.report.audit_page import WORST, render_audit
-from paraclip_core.report.page import thumbnail
+from paraclip_core.report.page import WORST, render_audit, thumbnail
 
 QUERIES = 200
 """Queries that are taken from an index itself."""

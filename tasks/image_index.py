@@ -174,8 +174,13 @@ def verify_index(
             if not names:
                 raise InputError(f"{images} has no images")
             index = None if features is None else read_index(features, ids)
-            if index is not None:
-                names = _names_of_rows(index, names)
+            if index is not None and index.named:
+                names = index.ids
+            elif index is not None and len(index) != len(names):
+                raise InputError(
+                    f"{index.source} holds {index.features.shape}; expected one row for each of the {len(names)} "
+                    "images, or the rows' names with --ids"
+                )
             rows = np.unique(np.linspace(0, len(names) - 1, min(sample, len(names))).round().astype(int))
             places: list[int] = rows.tolist()
             chosen = [names[place] for place in places]
@@ -184,14 +189,3 @@ def verify_index(
         if index is not None:
             checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
     return IndexProof(base, tuned, tuple(checks))
-
-
-def _names_of_rows(index: ImageIndex, names: Sequence[str]) -> Sequence[str]:
-    if index.named:
-        return index.ids
-    if len(index) != len(names):
-        raise InputError(
-            f"{index.source} holds {index.features.shape}; expected one row for each of the {len(names)} images, "
-            "or the rows' names with --ids"
-        )
-    return names

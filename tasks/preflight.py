@@ -27,10 +27,10 @@ from paraclip_core.captions.survey import missing_images
 from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
+from paraclip_core.evaluation.intervals import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.pool import ImagePool
-from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of

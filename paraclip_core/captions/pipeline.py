@@ -125,8 +125,9 @@ class CaptionPipeline:
             text, problem = cleaned(raw, self._options)
             split = default if named is None else split_name(named)
             if named is None and split == "train":
-                held_out = self._is_held_out(batch.image_ids[n] or text)
-                split = evaluated.get(batch.image_ids[n], "val" if held_out else split)
+                image, share = batch.image_ids[n], self._options.held_out
+                held_out = share > 0 and int(text_keys([image or text], "held out")[0]) < share * 2**64
+                split = evaluated.get(image, "val" if held_out else split)
             unusable = split == "train" and (batch.image_ids[n] is None or images is None)
             if problem is None and self._trains_images and unusable:
                 problem = "no_image", "the row names no image, so it cannot be trained on"
@@ -141,10 +142,6 @@ class CaptionPipeline:
         batch.keep(passed)
         batch.splits = splits
         return texts
-
-    def _is_held_out(self, image: str) -> bool:
-        share = self._options.held_out
-        return share > 0 and int(text_keys([image], "held out")[0]) < share * 2**64
 
     def _without_conflicts(self, batch: RowBatch, texts: list[str], file: SourceFile) -> list[str]:
         """The texts whose images' ids name no other images; the batch keeps their rows."""
@@ -167,7 +164,10 @@ class CaptionPipeline:
         places = _places(unique, self._salt(group))
         named = self._images.contains(text_keys([image for image, _ in unique]))
         if group in self._pictures:
-            named |= _seconds([image for image, _ in unique], places)
+            first: dict[str, int] = {}
+            # An id that came before in this batch with another place names another image, too.
+            pairs = zip(unique, places.tolist(), strict=True)
+            named |= np.array([first.setdefault(image, place) != place for (image, _), place in pairs], np.bool_)
         clashing = set(compress(unique, named & ~self._owned.contains(places)))
         return [pair in clashing for pair in zip(ids, paths, strict=True)]
 
@@ -211,15 +211,6 @@ def _distinct(ids: list[str | None], paths: list[str | None]) -> list[tuple[str,
 def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
     """Keys of images with archive and file name. Folders do not count: not all sources of one archive name them."""
     return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
-
-
-def _seconds(images: list[str], places: Keys) -> npt.NDArray[np.bool_]:
-    """bool [n], True for an image whose id came before with another place."""
-    first: dict[str, int] = {}
-    return np.array(
-        [first.setdefault(image, place) != place for image, place in zip(images, places.tolist(), strict=True)],
-        np.bool_,
-    )
 
 
 def caption_ids(image_ids: list[str | None], texts: list[str]) -> list[bytes]:

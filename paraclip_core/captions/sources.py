@@ -209,7 +209,13 @@ def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[Sour
     if not path.is_dir():
         yield _source_file(path, PurePosixPath(source.path), source)
         return
-    for inner in _caption_files(_shown(root, source, own), source.format) or [path]:
+    files = _shown(root, source, own)
+    if source.format == "auto":
+        files = _structured(files) or _texts(files)
+    elif ":" not in source.format:
+        expected = "json" if source.format in ("coco", "karpathy") else source.format
+        files = [file for file in files if named_format(file) == expected]
+    for inner in files or [path]:
         yield _source_file(inner, PurePosixPath(source.path) / inner.relative_to(path).as_posix(), source)
 
 
@@ -231,15 +237,6 @@ def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
     left_out = {place for place in (skipped, below(path, own)) if place is not None}
     files = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-
-
-def _caption_files(files: list[Path], form: str) -> list[Path]:
-    if ":" in form:
-        return files
-    if form != "auto":
-        expected = "json" if form in ("coco", "karpathy") else form
-        return [path for path in files if named_format(path) == expected]
-    return _structured(files) or _texts(files)
 
 
 def _structured(files: list[Path]) -> list[Path]:

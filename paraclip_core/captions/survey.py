@@ -6,6 +6,7 @@ Files and columns are found as the readers find them, so what is said here is wh
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,8 @@ from paraclip_core.captions.sources import SourceFile, expand, named_format, rea
 from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
+from paraclip_core.pictures import PICTURES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 LOOKED_UP = 200
 """Images that are looked up in each place that may hold them."""
 LEAST_IMAGES = 10
@@ -72,11 +73,7 @@ def survey(
 ) -> Survey:
     """Look at a folder of captions and images.
 
-    Args:
-        root: the folder.
-        captions: file or folder with the captions, relative to `root`, where several could be meant.
-        images: folder or tar with the images, likewise.
-        columns: columns' names that are not the usual ones.
+    `captions` and `images`, relative to `root`, and `columns` are for where several could be meant.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
@@ -86,8 +83,20 @@ def survey(
         names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
         images = images or _find_images(root, names, first.file.name)
         missing, looked_up = missing_images(root / images, names), len(names)
-    sources = tuple(_source_of(source, each, images) for each in chosen)
-    data = DataOptions(root=str(root), sources=_as_folder(sources) if captions is None else sources)
+    sources = tuple(
+        source.model_copy(
+            update={
+                "path": each.file.name,
+                "split": each.split,
+                "images": images if each.file.images is None or source.images is not None else None,
+            }
+        )
+        for each in chosen
+    )
+    if captions is None and len(sources) > 1 and not any(each.split for each in sources):
+        # Numbered shards are the folder that they are in.
+        sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
+    data = DataOptions(root=str(root), sources=sources)
     counts, by_split, batches = _count(data)
     if not any(len(by_split.get(name, ())) >= LEAST_IMAGES for name in ("val", "test")):
         data, counts, by_split, batches = _with_held_out(data, counts, by_split, batches)
@@ -137,31 +146,13 @@ def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candida
     if len(chosen) == 1 or explicit:
         return chosen, unused
     splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
-    stems = {(each.file.path.parent, each.file.form, _without_digits(each.file.path.name)) for each in chosen}
+    stems = {(each.file.path.parent, each.file.form, re.sub(r"\d", "", each.file.path.name)) for each in chosen}
     if all(splits) and len({each.file.path.parent for each in chosen}) == 1:
         return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
     if len(stems) == 1:
         return chosen, unused
     names = ", ".join(each.file.name for each in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
     raise InputError(f"{len(chosen)} files hold captions: {names}; say with --captions which one, or which folder")
-
-
-def _without_digits(name: str) -> str:
-    return "".join(letter for letter in name if not letter.isdigit())
-
-
-def _source_of(source: SourceOptions, candidate: _Candidate, images: str | None) -> SourceOptions:
-    """The source's options for one file."""
-    inside = candidate.file.images is not None and source.images is None
-    changes = {"path": candidate.file.name, "split": candidate.split, "images": None if inside else images}
-    return source.model_copy(update=changes)
-
-
-def _as_folder(sources: tuple[SourceOptions, ...]) -> tuple[SourceOptions, ...]:
-    """Numbered shards as the folder that they are in."""
-    if len(sources) < 2 or any(source.split for source in sources):
-        return sources
-    return (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
 
 
 def _find_images(root: Path, names: Sequence[str], where: str) -> str:

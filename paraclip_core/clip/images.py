@@ -219,18 +219,10 @@ def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"member {member.name!r} ends after the file does")
                     index[_key(member.name)] = (member.offset_data, member.size)
-            _check_end(path, tar.offset)
+            tar.check_end()
     except tarfile.TarError as error:
         raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
     return index
-
-
-def _check_end(path: Path, end: int) -> None:
-    """tarfile takes a broken or absent header for the end, and would lose every image behind it without a word."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no member and no end of the archive at byte {end}")
 
 
 @dataclass(frozen=True)

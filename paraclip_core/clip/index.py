@@ -7,7 +7,6 @@ A reader turns a file into a matrix and, where the file has them, ids; a further
 from __future__ import annotations
 
 import importlib
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from paraclip_core.captions.readers.json import load_json
 from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import ConfigError, InputError
 
@@ -56,7 +56,10 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
     """
     if not path.exists():
         raise InputError(f"the index {path} does not exist")
-    features, own = _read_folder(path) if path.is_dir() else _read_file(path)
+    reader = _read_folder if path.is_dir() else READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: no index is read by this suffix; expected one of {', '.join(READERS)}, or a folder")
+    features, own = reader(path)
     if len(features.shape) != 2 or not len(features):
         raise InputError(f"{path} holds features of shape {features.shape}; expected a row for each image, [n, d]")
     names = _read_ids(ids) if ids is not None else own
@@ -69,13 +72,6 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
             "expected one id for each row, in the same order"
         )
     return ImageIndex(features, names, str(path), named)
-
-
-def _read_file(path: Path) -> Matrix:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: no index is read by this suffix; expected one of {', '.join(READERS)}, or a folder")
-    return reader(path)
 
 
 def _read_folder(path: Path) -> Matrix:
@@ -234,15 +230,11 @@ def _read_ids(path: Path) -> list[str]:
             names = ds.dataset(path, format="parquet").schema.names
             column = next((name for name in ID_COLUMNS if name in names), names[0])
             return [str(value) for value in ds.dataset(path).to_table([column]).column(0).to_pylist()]
-        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"cannot read ids from {path}: {error}") from error
-    if path.suffix != ".json":
-        return text.splitlines()
-    try:
-        ids = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    ids = load_json(path)
     if not isinstance(ids, list):
         raise InputError(f"{path} holds no list; expected one id for each row of the features")
     return [str(name) for name in ids]

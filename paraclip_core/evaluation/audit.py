@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.base import Sample
 from paraclip_core.evaluation.compare import delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.pool import unique_features
-from paraclip_core.evaluation.results import Sample
 from paraclip_core.evaluation.rows import field, records
 from paraclip_core.evaluation.wordings import Wording, wordings
 
@@ -77,14 +77,9 @@ class Audit:
 
 
 def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any], seed: int = 0) -> Audit:
-    """Rank both wordings of each pair with each model.
+    """Rank both wordings of each pair (see :func:`paraclip_core.evaluation.wordings.wordings`) with one or two models.
 
-    Args:
-        searcher: the index.
-        models: by name, one or two; each gives unit features of texts, float [n, d].
-        entries: what to compare, see :func:`paraclip_core.evaluation.wordings.wordings`; the pairs of one query form a
-            cluster of the interval.
-        seed: of the interval's draws.
+    The pairs of one query form a cluster of the interval.
     """
     pairs = wordings(entries)
     if not pairs:
@@ -171,21 +166,17 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
             raise InputError(f"cannot read queries from {path}: {error}; expected UTF-8 text") from error
         queries, pairs = list(dict.fromkeys(text.strip() for text in texts if text.strip())), []
     else:
-        queries, pairs = [], _read_pairs(path)
+        rows = (
+            (
+                field(path, number, row, "query", "caption"),
+                field(path, number, row, "rewording", "paraphrase", "caption2"),
+            )
+            for number, row in records(path)
+        )
+        queries, pairs = [], list(dict.fromkeys(row for row in rows if row[0] != row[1]))
     if not queries and not pairs:
         raise InputError(f"{path} holds no query; expected one a line, or rows with query and rewording")
     for text in (*queries, *(text for pair in pairs for text in pair)):
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
     return queries, pairs
-
-
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = (
-        (
-            field(path, number, row, "query", "caption"),
-            field(path, number, row, "rewording", "paraphrase", "caption2"),
-        )
-        for number, row in records(path)
-    )
-    return list(dict.fromkeys(row for row in rows if row[0] != row[1]))

@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
-from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.power import GAIN, images_needed
-from paraclip_core.evaluation.results import Measured
+from paraclip_core.evaluation.intervals import GAIN, delta_interval, images_needed
 
 Verdict = Literal["promote", "hold"]
 
@@ -96,8 +95,7 @@ class Comparison:
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
 
-        Args:
-            fingerprints: names of the artifacts that took part, or references of the models.
+        `fingerprints` are those of the artifacts that took part, or references of the models.
         """
         models: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
         deltas: dict[str, dict[str, float]] = {}
@@ -151,11 +149,7 @@ def judge_challenger(
     difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
     champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
 
-    Args:
-        rows: champion against challenger.
-        gate: the gate.
-        champion: the champion against its base.
-        challenger: the challenger against its base.
+    The rows are those of champion against challenger, the other two those of each against its base.
     """
     if losses := _losses(challenger, gate):
         return "hold", f"the challenger fails the gate against its own base: {losses}", []
@@ -182,12 +176,7 @@ def compare(
 
     It is never `promote` on a tiny pool or for a base near chance. Its reason also names every loss that is clear of
     zero, and what would tell a gain where the queries are too few.
-
-    Args:
-        outcomes: what was measured.
-        options: resamples, confidence, seed and gate.
-        skipped: benchmarks that were left out, with the reason; they become notes.
-        rule: how the gate is read.
+    Benchmarks that were left out (`skipped`) become notes; `rule` says how the gate is read.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
     verdict, reason, notes = rule(rows, options.gate)
@@ -211,12 +200,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
 
     A control that fell below the base shows nothing. One that beats the tuned model holds it, for captions alone are
     the better and cheaper choice; `gate.over_control` also holds what is not clear of zero over the control.
-
-    Args:
-        comparison: base against tuned.
-        over: control against tuned.
-        control: base against control.
-        gate: the gate.
+    `over` is control against tuned, `control` base against control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _matching(over, gate.metric), comparison.verdict
@@ -246,7 +230,12 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
     """Why nothing can be measured on a base that finds no captions' images more often than chance does."""
     pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
     searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
-    if not searches or any(_beats_chance(row, pools[row.benchmark]) for row in searches):
+    for row in searches:
+        chance = RECALL_DEPTHS[-1] / pools[row.benchmark]
+        # Three standard errors, which chance passes once in 700 times.
+        if row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
+            return ""
+    if not searches:
         return ""
     row, images = searches[0], pools[searches[0].benchmark]
     return (
@@ -254,12 +243,6 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
         f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; train it longer "
         "(bootstrap.epochs, or a smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
     )
-
-
-def _beats_chance(row: Row, images: int) -> bool:
-    chance = RECALL_DEPTHS[-1] / images
-    # Three standard errors, which chance passes once in 700 times.
-    return row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters)
 
 
 def _too_few(row: Row, confidence: float) -> str:

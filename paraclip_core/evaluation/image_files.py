@@ -17,9 +17,9 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.benchmarks import Source
 from paraclip_core.evaluation.pool import Box, ImagePool, archive_pool
-from paraclip_core.pictures import damaged_parquet, is_picture, picture_column, picture_name
+from paraclip_core.evaluation.rows import benchmark_errors
+from paraclip_core.pictures import PICTURES, damaged_parquet, is_picture, picture_column, picture_name
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NAMES = ("file_name", "filename", "image_path", "image_id", "key", "url")
 """Columns that name a Parquet file's pictures."""
 
@@ -81,12 +81,7 @@ def pool_of(
 
 
 def every_image(images: Path, named: Mapping[str, tuple[Path, str]]) -> ImagePool:
-    """All images there; those of `named` go by their names, the others by where they lie.
-
-    Args:
-        images: folder, tar or Parquet.
-        named: see :func:`find_images`.
-    """
+    """All images there; those that :func:`find_images` has `named` go by their names, the others by where they lie."""
     ids = {place: image_id for image_id, place in named.items()}
     places: dict[str, tuple[Path, str]] = {}
     for archive in archives(images):
@@ -142,13 +137,11 @@ def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
     An id is the whole name, the file name, or a picture's stem. Of several with one file name or stem the one that lies
     least deep is meant.
     """
-    try:
+    with benchmark_errors():
         inside = _parquet_names(images) if images.suffix.lower() == ".parquet" else None
         if inside is None:
             with ImageArchive(images) as archive:
                 inside = {name: name for name in archive.names()}
-    except InputError as error:
-        raise BenchmarkError(str(error)) from error
     names = list(inside)
     # Webdataset's tars have a text beside each picture, of the same stem.
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
@@ -169,7 +162,8 @@ def _parquet_names(file: Path) -> dict[str, str] | None:
             if column is None or not is_picture(schema.field(column).type):
                 raise InputError(f"{file} has no column of pictures")
             keys = [name for name in NAMES if name in schema.names]
-            own = [f"{column}.path"] if _has_path(schema.field(column).type) else []
+            kind = schema.field(column).type
+            own = [f"{column}.path"] if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 else []
             table = parquet.read(columns=[*own, *keys])
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(file, error) from error
@@ -179,10 +173,6 @@ def _parquet_names(file: Path) -> dict[str, str] | None:
             named = enumerate(values.to_pylist())
             return {str(value): picture_name(column, row) for row, value in named if value is not None}
     return None
-
-
-def _has_path(kind: pa.DataType) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
 
 
 def _grouped(names: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the difference between two models that answered the same queries.
+"""Bootstrap intervals of the difference between two models that answered the same queries, and how many tell a gain.
 
 Percentile intervals; whole clusters are drawn with replacement (Efron & Tibshirani, An Introduction to the Bootstrap,
 1993, ch. 8 and 13): the ten caption pairs of one image stand or fall together, so counting them as ten queries would
@@ -7,17 +7,26 @@ make intervals too narrow. Both models are measured on the same draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.results import Sample
+from paraclip_core.evaluation.base import Sample
 
 CELLS = 1 << 21
 """Drawn items that are held at once."""
+GAIN = 2.0
+"""Points that an evaluation should be able to tell."""
+POWER = 0.8
+"""How often it should tell them."""
+SPREAD = 7.0, 13.0
+"""Standard deviations of AO@10's difference, in points: between images, and between the pairs of one. They give the
+intervals that the demo and Flickr8k have, see docs/benchmarks.md."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +128,20 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray
     size = np.sqrt((weight * x * x).sum(axis=1) * (weight * y * y).sum(axis=1))
     shared = (weight * x * y).sum(axis=1)
     return np.divide(shared, size, out=np.zeros_like(shared), where=size > 0)
+
+
+def images_needed(images: int, half: float, confidence: float) -> int:
+    """On how many images the interval of a true gain of two points lies above zero, four times in five.
+
+    The sample size of a paired comparison (Chow, Shao & Wang, Sample Size Calculations in Clinical Research, 2008, ch.
+    3.1): n = ((z_(1-α/2) + z_0.8) · σ / gain)², with the σ of an image's difference that an interval of ± `half` points
+    over `images` has, z_(1-α/2) · σ / √images = half.
+    """
+    z, power = (NormalDist().inv_cdf(share) for share in ((1 + confidence) / 2, POWER))
+    return math.ceil(images * ((1 + power / z) * half / GAIN) ** 2)
+
+
+def expected_half(images: int, pairs: int, confidence: float) -> float:
+    """Half the interval to expect of AO@10's difference, in points, before anything is measured."""
+    between, within = SPREAD
+    return NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)

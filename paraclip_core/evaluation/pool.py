@@ -56,11 +56,7 @@ class ImagePool:
         return np.fromiter((self.rows.get(image_id, -1) for image_id in image_ids), np.int64, len(image_ids))
 
     def check_queries(self, image_ids: Sequence[str]) -> None:
-        """Find queries that no interval can be given for.
-
-        Args:
-            image_ids: each query's image; those that are not in the pool do not count.
-        """
+        """Find queries that no interval can be given for; those of images that are not in the pool do not count."""
         need_two(self.rows.keys() & set(image_ids))
 
 
@@ -92,12 +88,8 @@ def archive_pool(
 ) -> ImagePool:
     """A pool of images each in an archive under a name, encoded once for each image tower.
 
-    Neighbours of one archive are encoded together, so images should be in the order of their archives.
-
-    Args:
-        ids: the images.
-        places: archive and name inside of each.
-        boxes: the part of each that counts; None: the whole images.
+    Neighbours of one archive are encoded together, so images should be in the order of their archives. `places` has the
+    archive and name of each, `boxes` the part of each that counts.
     """
     features: dict[str, NDArray[np.float16]] = {}
 

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from paraclip_core.evaluation.base import Measured, Sample
 from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
-from paraclip_core.evaluation.metrics import spearman
 from paraclip_core.tables import SAMPLES
 
 DIGITS = 8
@@ -31,56 +30,6 @@ MTEB_NAMES = {
     **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
 }
 """mteb's names of the tasks that benchmarks are mostly called after."""
-STRATUM = 1 << 40
-"""Clusters from one multiple of it to the next belong to one data set of a bundle."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The values behind one figure: their mean, or, with `gold`, their rank correlation with it.
-
-    Of several data sets (see :data:`STRATUM`) it is the unweighted mean of their correlations.
-    """
-
-    values: NDArray[np.float64]
-    """One value for each query, shape [n]."""
-    clusters: NDArray[np.int64]
-    """Which queries belong together (one image's captions, say) and are not independent, shape [n]."""
-    gold: NDArray[np.float64] | None = None
-    """Human scores of the same items, shape [n], where the figure is Spearman's correlation."""
-
-    def statistic(self) -> float:
-        """The figure, as a fraction. A model that gives every pair the same score has no correlation, so 0."""
-        if self.gold is None:
-            return float(self.values.mean())
-        values = [spearman(part.values, part.gold) for part in self.strata() if part.gold is not None]
-        return float(np.mean([0.0 if np.isnan(value) else value for value in values]))
-
-    def strata(self) -> list[Sample]:
-        """The data sets of a bundle, each a sample; most samples are of one."""
-        stratum = self.clusters // STRATUM
-        parts = np.unique(stratum).tolist()
-        if self.gold is None or len(parts) == 1:
-            return [self]
-        rows = [stratum == part for part in parts]
-        return [Sample(self.values[row], self.clusters[row], self.gold[row]) for row in rows]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One benchmark's outcome for one model."""
-
-    samples: Mapping[str, Sample]
-    """By metric."""
-    notes: Mapping[str, Any]
-    """The protocol: split, number of images and captions, what was left out."""
-    ranked: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Ranked lists worth showing, by name: rows of the image pool, shape [n, k]."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The figures of fractions, in percent."""
-        return {name: 100.0 * sample.statistic() for name, sample in self.samples.items()}
 
 
 def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
@@ -155,15 +104,8 @@ def result_json(
 ) -> dict[str, Any]:
     """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
 
-    `protocol` is ours: it says what was counted over what.
-
-    Args:
-        kind: the benchmark's kind, whose row says which shape.
-        benchmark: the benchmark's name.
-        model: which model, base or tuned.
-        pretrained: its weights: an artifact's fingerprint or a reference.
-        measured: what was measured.
-        provenance: fills in revision, versions and time; None leaves them out, or null.
+    `protocol` is ours: it says what was counted over what. `pretrained` are the model's weights: an artifact's
+    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null.
     """
     row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}

@@ -1,58 +1,57 @@
-"""Reading benchmark files row by row: tab-separated without quoting, CSV, JSON, JSONL and Parquet."""
+"""Reading benchmark files row by row, as captions are read: TSV, CSV, JSON, JSONL and Parquet."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from paraclip_core.captions.readers.json import json_records, load_json
+from paraclip_core.captions.readers.parquet import parquet_records
+from paraclip_core.captions.readers.text import csv_records, numbered_lines
 from paraclip_core.captions.rows import decodable
-from paraclip_core.errors import BenchmarkError
-from paraclip_core.pictures import is_picture
+from paraclip_core.errors import BenchmarkError, InputError
+
+_ADVICE = re.compile(r"[.;?] [^.;?]*data\.sources.*", re.DOTALL)
+"""What a reader tells those who ingest captions."""
+
+
+@contextmanager
+def benchmark_errors() -> Iterator[None]:
+    """Turn the readers' errors into those of a benchmark, which has no `data.sources`."""
+    try:
+        yield
+    except InputError as error:
+        advice = "; benchmarks read the usual columns, such as caption and image, of the formats in docs/benchmarks.md"
+        raise BenchmarkError(_ADVICE.sub(advice, str(error))) from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, from 1, without their ends; LF and CRLF both end a line, and nothing else does."""
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    where = f"{path}, line {number}, byte {error.start + 1}"
-                    raise BenchmarkError(f"{where}: not valid UTF-8; save the file as UTF-8") from error
-                yield number, text.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise BenchmarkError(f"cannot read {path}: {error.strerror or error}") from error
+    """Numbered lines, from 1, without their ends."""
+    with benchmark_errors():
+        for number, line in numbered_lines(path):
+            if line is None:
+                raise BenchmarkError(f"{path}, line {number}: more than 16 MiB; is a line break missing?")
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                where = f"{path}, line {number}, byte {len(line[: error.start].encode()) + 1}"
+                raise BenchmarkError(f"{where}: not valid UTF-8; save the file as UTF-8") from error
+            yield number, line
 
 
 def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a tab-separated file with a header line, quotation marks being ordinary characters.
-
-    Args:
-        path: the file.
-        expected: columns that must be there.
-    """
-    header: list[str] | None = None
-    for number, line in lines(path):
-        cells = line.split("\t")
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            missing = [name for name in expected if name not in header]
-            if missing:
-                raise BenchmarkError(
-                    f"{path}, line 1: no column {', '.join(missing)} in the header {header}; "
-                    f"expected tab-separated {', '.join(expected)}"
-                )
-        elif line:
-            if len(cells) != len(header):
-                raise BenchmarkError(f"{path}, line {number}: {len(cells)} fields, expected {len(header)} as in line 1")
-            yield number, dict(zip(header, cells, strict=True))
+    """Rows of a tab-separated file whose header has the `expected` columns; quotation marks are ordinary characters."""
+    rows = ((number, line.split("\t")) for number, line in lines(path) if line or number == 1)
+    header = [name.strip() for name in next(rows, (1, ()))[1]]
+    if header and (missing := [name for name in expected if name not in header]):
+        raise BenchmarkError(
+            f"{path}, line 1: no column {', '.join(missing)} in the header {header}; "
+            f"expected tab-separated {', '.join(expected)}"
+        )
+    yield from _named(path, header, rows)
 
 
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,18 +60,36 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     A JSON file holds a list of objects, or an object of objects (SugarCrepe's way). Pictures in Parquet are left out.
     """
     suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        for number, line in lines(path):
-            if line.strip():
-                yield number, _json_object(path, number, line)
-    elif suffix == ".json":
-        yield from _json_rows(path)
-    elif suffix in (".csv", ".tsv"):
-        yield from _csv_rows(path, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".parquet":
-        yield from _parquet_rows(path)
-    else:
-        raise BenchmarkError(f"{path}: expected a .jsonl, .json, .csv, .tsv or .parquet file")
+    with benchmark_errors():
+        if suffix in (".csv", ".tsv"):
+            table = csv_records(path, lambda names: True, "\t" if suffix == ".tsv" else ",")
+            rows = ((number, fields) for number, fields in table if fields)
+            yield from _named(path, next(rows, (1, []))[1], rows)
+            return
+        if suffix == ".jsonl":
+            objects = json_records(path)
+        elif suffix == ".json":
+            value = read_json_file(path)
+            if not isinstance(value, dict | list):
+                raise BenchmarkError(f"{path}: a {type(value).__name__}, expected a list of objects")
+            objects = enumerate(value.values() if isinstance(value, dict) else value, 1)
+        elif suffix == ".parquet":
+            objects = enumerate(parquet_records(path), 1)
+        else:
+            raise BenchmarkError(f"{path}: expected a .jsonl, .json, .csv, .tsv or .parquet file")
+        for number, row in objects:
+            if isinstance(row, Exception):
+                raise BenchmarkError(f"{path}, line {number}: not valid JSON ({row}); expected one object a line")
+            if not isinstance(row, dict):
+                raise BenchmarkError(f"{path}, row {number}: a {type(row).__name__}, expected a JSON object")
+            yield number, row
+
+
+def _named(path: Path, header: Sequence[str], rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, Any]]:
+    for number, fields in rows:
+        if len(fields) != len(header):
+            raise BenchmarkError(f"{path}, line {number}: {len(fields)} fields, expected {len(header)} as in line 1")
+        yield number, dict(zip(header, fields, strict=True))
 
 
 def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
@@ -92,54 +109,5 @@ def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
 
 def read_json_file(path: Path) -> Any:
     """Parse a whole JSON file."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise BenchmarkError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{path} is not valid JSON: {error}") from error
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{path}, line {number}: not valid JSON ({error}); expected one object a line") from error
-    if not isinstance(value, dict):
-        raise BenchmarkError(f"{path}, line {number}: a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    value = read_json_file(path)
-    rows = list(value.values()) if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise BenchmarkError(f"{path}: a {type(value).__name__}, expected a list of objects")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise BenchmarkError(f"{path}, entry {number}: a {type(row).__name__}, expected an object with captions")
-        yield number, row
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader((text + "\n" for _, text in lines(path)), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise BenchmarkError(f"{path}, line {reader.line_num}: the number of fields differs from the header's")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise BenchmarkError(f"{path}, line {reader.reader.line_num}: not valid CSV ({error})") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            texts = [column.name for column in file.schema_arrow if not is_picture(column.type)]
-            for batch in file.iter_batches(batch_size=8192, columns=texts):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path} cannot be read as Parquet: {error}") from error
+    with benchmark_errors():
+        return load_json(path)

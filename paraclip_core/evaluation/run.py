@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from paraclip_core.config import LONGEST_NAME, BenchmarkOptions, EvaluateOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ParaclipError
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Source, Stored, Task, find_benchmark
 from paraclip_core.evaluation.candidate import Candidate, KeepFeatures
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
 from paraclip_core.evaluation.image_files import archives, beside
 from paraclip_core.evaluation.pool import Encoder
-from paraclip_core.evaluation.results import Measured
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Fact, Progress, silent
 
@@ -143,18 +143,7 @@ def evaluate_models(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare two models; see :func:`compare_models`.
-
-    Args:
-        base: reference of the base model.
-        tuned: reference of the tuned model.
-        benchmarks: what is measured, and so on as there.
-        options: as there.
-        root: as there.
-        split: as there.
-        device: as there.
-        progress: as there.
-    """
+    """Compare two models; see :func:`compare_models`."""
     models = {"base": base, "tuned": tuned}
     found = compare_models(models, benchmarks, options, root=root, split=split, device=device, progress=progress)
     return found.evaluations["tuned"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip_core.evaluation.power import GAIN, expected_half
+from paraclip_core.evaluation.intervals import GAIN, expected_half
 from paraclip_core.licenses import RolledUp, roll_up
 
 if TYPE_CHECKING:

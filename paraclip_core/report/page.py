@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no network, light and dark."""
+"""The report and the audit, each as one HTML file that needs nothing else: no script, no network, light and dark."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
+from paraclip_core.evaluation.audit import Audit, Figure
 from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
@@ -23,6 +24,8 @@ SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
 """What a benchmark's notes count that the page says."""
+WORST = 12
+"""Pairs that the audit shows."""
 EXPLAINED = {
     "ao": "AO@{0}: how far the first {0} images for two wordings of one meaning agree, the first places counting most.",
     "js": "JS@{0}: of the images among the first {0} for either wording, the share that is there for both.",
@@ -219,3 +222,43 @@ def thumbnail(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return buffer.getvalue()
+
+
+def render_audit(
+    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], expected: str, facts: Mapping[str, Any]
+) -> str:
+    """Fill the template; every text is escaped.
+
+    Args:
+        audit: the figures.
+        names: model → how it is called on the page.
+        thumbnails: image id → JPEG, for the images that are shown; empty where none are at hand.
+        expected: what a repair would bring, in words.
+        facts: how the audit was made, by name.
+
+    Returns:
+        The page, to be written as UTF-8.
+    """
+    environment = page_environment()
+    environment.filters["interval"] = _interval
+    first = next(iter(audit.figures.values()))
+    shown = {image for pair in audit.pairs[:WORST] for lists in pair.nearest.values() for ids in lists for image in ids}
+    classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}
+    return environment.get_template("audit.html").render(
+        audit=audit,
+        headline=f"Two wordings of a query share {first['ao'].mean:.0f} % of what they find",
+        names=names,
+        metrics=("ao", "js"),
+        worst=audit.pairs[:WORST],
+        classes=classes if thumbnails else {},
+        rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
+        expected=expected,
+        facts=facts,
+    )
+
+
+def _interval(value: Figure, signed: bool = False) -> str:
+    if value.low is None or value.high is None:
+        return ""
+    form = difference if signed else figure
+    return f"{form(value.low)} to {form(value.high)}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from paraclip_core.scenes.canvas import RGB, Pen, shade, tint
 
-__all__ = ["bird", "boy", "cat", "dog", "fish", "girl", "horse", "man", "rabbit", "woman"]  # what `render` draws
-
 INK: RGB = (20, 20, 24)
 WHITE: RGB = (250, 250, 250)
 PINK: RGB = (240, 150, 160)

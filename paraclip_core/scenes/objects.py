@@ -6,12 +6,6 @@ import math
 
 from paraclip_core.scenes.canvas import RGB, Pen, mix, shade, tint
 
-# What `render` draws.
-__all__ = [
-    "bag", "ball", "bicycle", "boat", "book", "box", "bus", "car", "chair", "clock", "cup", "flower", "hat", "house",
-    "lamp", "plane", "table", "tree", "truck", "umbrella",
-]  # fmt: skip
-
 WOOD: RGB = (122, 80, 46)
 METAL: RGB = (150, 152, 160)
 GLASS: RGB = (186, 222, 244)

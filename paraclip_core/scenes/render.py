@@ -18,9 +18,7 @@ from paraclip_core.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
 from paraclip_core.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
 from paraclip_core.scenes.texts import image_name, write_texts
 
-DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {
-    name: getattr(module, name) for module in (living, objects) for name in module.__all__
-}
+DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {kind: (vars(living) | vars(objects))[kind] for kind in KINDS}
 """How each kind of thing is drawn."""
 
 ALONE = {"small": 0.34, None: 0.60, "large": 0.82}

@@ -68,15 +68,8 @@ def _plain(name: str) -> str:
 def match_column(names: Collection[str], expected: str, option: str, where: str, explicit: bool = True) -> str | None:
     """The column that `expected` means: the one of exactly this name, or else the one that :func:`plain_name` equates.
 
-    Args:
-        names: the table's columns.
-        expected: the name that is looked for.
-        option: what names the column, such as ``paraphrase.file.caption``, for the message.
-        where: the table, for the message.
-        explicit: whether the user chose the name. Otherwise a second column like it is an error, too.
-
-    Returns:
-        The column as the table has it, None where there is none.
+    Where the user did not choose the name (`explicit`), a second column like it is an error, too; its message names the
+    table (`where`) and what names the column (`option`). None where there is no such column.
     """
     plain = plain_name(expected)
     alike = [name for name in names if name == expected or (plain and plain_name(name) == plain)]
@@ -89,14 +82,7 @@ def match_column(names: Collection[str], expected: str, option: str, where: str,
 
 
 def usual_column(names: Collection[str], usual: Sequence[str], option: str, where: str) -> str | None:
-    """The column of the first usual name that is there exactly, or else of the first that a column is like.
-
-    Args:
-        names: the table's columns.
-        usual: usual names of the column, the most usual one first.
-        option: option of `data.sources[].columns` that names it, for the message.
-        where: the table, for the message.
-    """
+    """The column of the first usual name that is there exactly, or else of the first that a column is like."""
     name = next((name for name in usual if name in names), None) or _first_alike(names, usual)
     return None if name is None else match_column(names, name, f"{OPTIONS}.{option}", where, explicit=False)
 

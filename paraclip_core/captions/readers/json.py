@@ -54,7 +54,7 @@ def _several_objects(start: bytes) -> bool:
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array."""
     batcher, columns, count = Batcher(), _Chooser(path, options), 0
-    for count, (number, record) in enumerate(_records(path), start=1):
+    for count, (number, record) in enumerate(json_records(path), start=1):
         if isinstance(record, Exception):
             columns.note(InputError(f"line {number} of {path} is not JSON: {record}; expected one object a line"))
             batcher.reject(number, "bad_json", f"not a JSON object: {record}")
@@ -68,18 +68,14 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
                     number, "missing_field", f"no caption among the fields {', '.join(sorted(record))[:200]}"
                 )
             else:
-                batcher.add(number, *_fields(record, chosen))
+                keys = (record.get(name) if name else None for name in chosen.keys)
+                batcher.add(number, itemgetter(*chosen.captions)(record), *keys)
         if count == SEARCHED_RECORDS:
             columns.check()
         yield from batcher.full()
     if count:
         columns.check()
     yield from batcher.rest()
-
-
-def _fields(record: dict[str, Any], columns: Columns) -> tuple[Any, ...]:
-    captions = itemgetter(*columns.captions)(record)
-    return captions, *(record.get(name) if name else None for name in columns.keys)
 
 
 class _Chooser:
@@ -140,7 +136,8 @@ def _present(chosen: ColumnNames, fields: tuple[str, ...], where: str) -> Column
     return chosen.model_copy(update={**others, "caption": captions or None})
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
+def json_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line, or an exception where it is not JSON; of a file that is one array, its items."""
     with open_bytes(path) as file:
         is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_array:
@@ -208,7 +205,16 @@ def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     annotations = _top_level_list(document, "annotations", path, "COCO")
     if annotations and not any(isinstance(row, dict) and "caption" in row for row in annotations):
         raise InputError(f"{path} has annotations but no caption in them; expected a COCO captions file")
-    names, licences = _images(document), _licences(document)
+    names = {
+        row["id"]: (row.get("file_name"), row["license"] if isinstance(row.get("license"), int) else None)
+        for row in _objects(document, "images")
+        if isinstance(row.get("id"), int | str)
+    }
+    licences: dict[int | None, str] = {
+        row["id"]: row["name"]
+        for row in _objects(document, "licenses")
+        if isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
+    }
     batcher = Batcher()
     for number, annotation in enumerate(annotations):
         if not isinstance(annotation, dict):
@@ -225,25 +231,9 @@ def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     yield from batcher.rest()
 
 
-def _images(document: dict[str, Any]) -> dict[int | str, tuple[Any, Any]]:
-    """File name and licence number of each image."""
-    images = document.get("images")
-    rows = images if isinstance(images, list) else []
-    return {
-        row["id"]: (row.get("file_name"), row["license"] if isinstance(row.get("license"), int) else None)
-        for row in rows
-        if isinstance(row, dict) and isinstance(row.get("id"), int | str)
-    }
-
-
-def _licences(document: dict[str, Any]) -> dict[int | None, str]:
-    licences = document.get("licenses")
-    rows = licences if isinstance(licences, list) else []
-    return {
-        row["id"]: row["name"]
-        for row in rows
-        if isinstance(row, dict) and isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
-    }
+def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = document.get(key)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def read_karpathy(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -257,19 +247,15 @@ def read_karpathy(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
         if not isinstance(sentences, list):
             batcher.reject(number, "missing_field", "an image without a list of sentences")
             continue
-        for sentence in sentences:
-            _add_sentence(batcher, number, image, sentence)
-            number += 1
+        name, folder = image.get("filename"), image.get("filepath")
+        for place, sentence in enumerate(sentences, number):
+            caption = sentence.get("raw") if isinstance(sentence, dict) else None
+            if isinstance(name, str) and name:
+                inside = f"{folder}/{name}" if isinstance(folder, str) and folder else name
+                batcher.add(place, caption, name, inside, image.get("split"))
+            else:
+                raw = caption if isinstance(caption, str) else None
+                batcher.reject(place, "missing_field", "an image without a filename", raw)
+        number += len(sentences)
         yield from batcher.full()
     yield from batcher.rest()
-
-
-def _add_sentence(batcher: Batcher, number: int, image: dict[str, Any], sentence: Any) -> None:
-    caption = sentence.get("raw") if isinstance(sentence, dict) else None
-    name, folder = image.get("filename"), image.get("filepath")
-    if not isinstance(name, str) or not name:
-        raw = caption if isinstance(caption, str) else None
-        batcher.reject(number, "missing_field", "an image without a filename", raw)
-        return
-    inside = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-    batcher.add(number, caption, name, inside, image.get("split"))

@@ -6,7 +6,7 @@ picture, so that rows that repeat a picture share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,17 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
         raise InputError(f"cannot read {path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(path, error) from error
+
+
+def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every record with its values, or those of some columns; without them, pictures are left out."""
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = columns or [field.name for field in file.schema_arrow if not is_picture(field.type)]
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:

@@ -106,7 +106,10 @@ def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     for number, line in numbered_lines(path):
         if line is None:
             batcher.reject(number, "too_long", "a line of more than 16 MiB")
-        elif number == 1 and _is_table(line):
+        elif number == 1 and (
+            ("\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")))
+            or table_header(line, ",;\t|") is not None
+        ):
             raise InputError(
                 f"{path} is read as plain text, but its first line is one of a table ({line[:80]!r}); set "
                 "data.sources[].format to csv or tsv"
@@ -115,14 +118,6 @@ def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             batcher.add(number, line, None)
         yield from batcher.full()
     yield from batcher.rest()
-
-
-def _is_table(line: str) -> bool:
-    """Whether a line is a header that names captions and images, or a name of an image and its caption, as tables of
-    captions that are called ``.txt`` begin."""
-    fields = line.split("\t")
-    named = len(fields) > 1 and any(IMAGE_NAME.fullmatch(field.strip()) for field in fields)
-    return named or table_header(line, ",;\t|") is not None
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
@@ -198,15 +193,18 @@ def tsv_records(path: Path) -> Iterator[Record]:
     return ((number, None if line is None else line.split("\t")) for number, line in numbered_lines(path))
 
 
-def csv_records(path: Path, is_header: Callable[[list[str]], bool] = has_caption) -> Iterator[Record]:
+def csv_records(
+    path: Path, is_header: Callable[[list[str]], bool] = has_caption, separators: str = ",;\t|"
+) -> Iterator[Record]:
     """Records of a CSV file; the number is that of the first line.
 
-    Fields are separated by commas, or by the first of ``;``, tab and ``|`` that makes a header of the first line.
+    Fields are separated by the first of `separators` that makes a header of the first line, or else the first.
     """
     csv.field_size_limit(LONGEST_RECORD)
     lines = _text_lines(path)
     first = next(lines, "")
-    reader = csv.reader(chain([first] if first else [], lines), delimiter=_delimiter(first, is_header), strict=True)
+    delimiter = _delimiter(first, is_header, separators)
+    reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True)
     last = 0
     while True:
         try:
@@ -222,13 +220,13 @@ def csv_records(path: Path, is_header: Callable[[list[str]], bool] = has_caption
         last = reader.line_num
 
 
-def _delimiter(first: str, is_header: Callable[[list[str]], bool]) -> str:
-    for delimiter in ",;\t|":
+def _delimiter(first: str, is_header: Callable[[list[str]], bool], separators: str) -> str:
+    for delimiter in separators:
         with suppress(csv.Error):  # which the records that follow tell with their line
             names = next(csv.reader([first], delimiter=delimiter), [])
             if len(names) > 1 and is_header(names):
                 return delimiter
-    return ","
+    return separators[0]
 
 
 def _text_lines(path: Path) -> Iterator[str]:

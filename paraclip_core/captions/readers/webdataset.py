@@ -16,19 +16,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT, plain_name
 from paraclip_core.captions.readers.text import decode
 from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
+from paraclip_core.pictures import PICTURES
 from paraclip_core.tar_file import TarFile
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+IMAGES = frozenset(ending[1:] for ending in PICTURES)
 TEXTS = frozenset({"txt", "text", "caption"})
 READ = TEXTS | {"json"}
-REST = 1 << 20
 DOTS = "a key ends at the first dot of a file's name, so this is no key's caption; name it without more dots"
 REMEMBERED = 1024
 """Keys with an image or a caption alone. A tar that is out of order has no others among its first."""
@@ -180,7 +180,7 @@ def _members(path: Path) -> Iterator[_Member]:
                 member = _member(tar, info)
                 if member is not None:
                     yield member
-            _check_end(cast(Any, tar).fileobj, tar.offset)
+            tar.check_end()
     except FileNotFoundError as error:
         raise InputError(f"cannot read {path}: no such file") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
@@ -203,14 +203,3 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member | None:
     is_read = extension.rpartition(".")[2] in READ and info.size <= LONGEST_RECORD
     file = tar.extractfile(info) if is_read else None
     return _Member(info.name, str(name.with_name(stem)), extension, info.size, None if file is None else file.read())
-
-
-def _check_end(file: IO[bytes], end: int) -> None:
-    """See that a tar, unpacked if need be, has its end mark at `end`, and that what packed it finds no fault."""
-    # tarfile takes a file that ends between two members, or goes on with garbage, for a whole one.
-    file.seek(end)
-    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"no end mark at byte {end}")
-    # The checksums of a packed one come last.
-    while file.read(REST):
-        pass

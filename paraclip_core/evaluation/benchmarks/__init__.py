@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from paraclip_core.evaluation.base import Captions, Measured
     from paraclip_core.evaluation.pool import Encoder, ImagePool
-    from paraclip_core.evaluation.published import Captions
-    from paraclip_core.evaluation.results import Measured
 
 __all__ = [
     "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "arrow_of",

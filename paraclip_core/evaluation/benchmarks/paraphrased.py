@@ -20,19 +20,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip_core.errors import BenchmarkError
+from paraclip_core.captions.sources import detect
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.base import Captions, Measured, Sample
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.image_files import every_image, find_images, images_beside, pool_of
 from paraclip_core.evaluation.metrics import average_overlap, jaccard, overlap_sum, recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import (
-    Captions,
-    captioned_files,
-    captioned_images,
-    picture_files,
-)
-from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.evaluation.rows import field, read_json_file, records
+from paraclip_core.evaluation.published import captioned_files, captioned_images, picture_files
+from paraclip_core.evaluation.rows import field, records
 from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
@@ -115,10 +111,10 @@ def _is_captions_json(path: Path) -> bool:
         return any(path.glob("dataset_*.json")) or (
             not named and any(_is_captions_json(file) for file in path.glob("captions*.json"))
         )
-    if path.suffix != ".json":
+    try:
+        return path.suffix == ".json" and detect(path) in ("coco", "karpathy")
+    except InputError:
         return False
-    value = read_json_file(path)
-    return isinstance(value, dict) and isinstance(value.get("images"), list)
 
 
 def read_pairs(path: Path) -> Pairs:
@@ -190,11 +186,7 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder, printed: bool = False) -> Measured:
     """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
 
-    Args:
-        pairs: pairs whose images are all in the pool (see :func:`within`).
-        pool: the images that are ranked, at least ten.
-        encoder: the model.
-        printed: measure :func:`overlap_sum`, too.
+    The images of the pairs are all in the pool (see :func:`within`); `printed` measures :func:`overlap_sum`, too.
     """
     features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.rewordings])
     ranked = top_k(features, pool.features(encoder), DEPTH)

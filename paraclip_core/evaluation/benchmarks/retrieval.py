@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions, Measured, Sample
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
 from paraclip_core.evaluation.image_files import pool_of
 from paraclip_core.evaluation.metrics import recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import Captions, captioned_files, captioned_images
-from paraclip_core.evaluation.results import Measured, Sample
+from paraclip_core.evaluation.published import captioned_files, captioned_images
 from paraclip_core.evaluation.rows import field, read_json_file, records
 from paraclip_core.options import Options
 
@@ -86,11 +86,8 @@ def _of_language(path: Path, number: int, row: dict[str, Any], language: str | N
 def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str | None = None) -> Measured:
     """Recall at 1, 5 and 10 in both directions; queries of one image form a cluster.
 
-    Args:
-        captions: captions; those whose image is not in the pool are left out and counted in the notes.
-        pool: the images; those without a caption are distractors of text→image and no queries of image→text.
-        encoder: the model.
-        language: what the captions are in, for the notes.
+    Captions whose image is not in the pool are left out and counted in the notes; images without a caption are
+    distractors of text→image and no queries of image→text.
     """
     rows = pool.find(captions.image_ids)
     pooled = np.flatnonzero(rows >= 0)

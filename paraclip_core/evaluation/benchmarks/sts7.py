@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import STRATUM, Measured, Sample
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.benchmarks.sts import SICK_FILES, ScoredPairs, measure, read_sick, read_sts
 from paraclip_core.evaluation.pool import TextEncoder
-from paraclip_core.evaluation.results import STRATUM, Measured, Sample
 
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 """By mteb's names."""

@@ -16,20 +16,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Measured, Sample
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.image_files import PICTURES
 from paraclip_core.evaluation.metrics import macro_weights, recall_at_k, top_k
 from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
-from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.evaluation.rows import lines
+from paraclip_core.evaluation.rows import benchmark_errors, lines
 from paraclip_core.options import Options
+from paraclip_core.pictures import PICTURES
 
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 SYNSET = re.compile(r"n\d{8}")
@@ -106,23 +107,19 @@ def _tars(path: Path, split: str | None) -> list[Path]:
 
 def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
     for tar in tars:
-        try:
-            with ImageArchive(tar) as archive:
-                members = archive.names()
-                classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
-                for name in members:
-                    key = str(PurePosixPath(name).with_suffix(""))
-                    if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
-                        yield tar, name, _number(tar, classes[key], archive.read(classes[key]))
-        except InputError as error:
-            raise BenchmarkError(str(error)) from error
-
-
-def _number(tar: Path, name: str, content: bytes) -> int:
-    try:
-        return int(content.decode().strip())
-    except ValueError as error:
-        raise BenchmarkError(f"{tar}: {name} holds {content[:40]!r}, expected the number of a class") from error
+        with benchmark_errors(), ImageArchive(tar) as archive:
+            members = archive.names()
+            classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
+            for name in members:
+                key = str(PurePosixPath(name).with_suffix(""))
+                if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
+                    content = archive.read(classes[key])
+                    try:
+                        label = int(content.decode().strip())
+                    except ValueError as error:
+                        what = f"{tar}: {classes[key]} holds {content[:40]!r}"
+                        raise BenchmarkError(f"{what}, expected the number of a class") from error
+                    yield tar, name, label
 
 
 def _names(path: Path, file: str, folders: Sequence[str]) -> tuple[list[str], str]:
@@ -152,19 +149,14 @@ def _imagenet_names(path: Path, synsets: Sequence[str]) -> list[str]:
 def _templates(path: Path, file: str) -> tuple[Callable[[], list[Callable[[str], str]]], str]:
     if file in ("openai", "simple") or (file == TEMPLATES and not (path / file).is_file()):
         name = "SIMPLE_IMAGENET_TEMPLATES" if file == "simple" else "OPENAI_IMAGENET_TEMPLATES"
-        return lambda: _shipped(name), f"open_clip's {name}"
+        # open_clip imports torch, so late.
+        return lambda: list(getattr(import_module("open_clip"), name)), f"open_clip's {name}"
     if not (path / file).is_file():
         raise BenchmarkError(f"{path / file} does not exist; expected a template with {{c}} on each line")
     texts = _lines(path / file)
     if wrong := [text for text in texts if "{c}" not in text]:
         raise BenchmarkError(f"{path / file}: {wrong[0]!r} has no {{c}} for the class")
     return lambda: [lambda name, text=text: text.replace("{c}", name) for text in texts], file
-
-
-def _shipped(name: str) -> list[Callable[[str], str]]:
-    import open_clip
-
-    return list(getattr(open_clip, name))
 
 
 def _lines(file: Path) -> list[str]:

@@ -11,16 +11,19 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.readers.columns import match_column
-from paraclip_core.captions.readers.json import load_json
-from paraclip_core.captions.readers.text import csv_records, numbered_lines, tsv_records
+from paraclip_core.captions.readers.json import json_records, read_karpathy
+from paraclip_core.captions.readers.parquet import parquet_records
+from paraclip_core.captions.readers.text import csv_records, tsv_records
 from paraclip_core.captions.rows import Reject, decodable
-from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.captions.sources import named_format
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import parse_answer
@@ -37,7 +40,6 @@ Row = tuple[str, str, str]
 Columns = Mapping[str, str | None]
 """Role → its column."""
 
-T = TypeVar("T")
 _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 
 
@@ -137,7 +139,7 @@ class FileEngine:
         if not rejects:
             return
         what = f"{len(rejects)} of {len(rejects) + good} rows of {self._path} cannot be used"
-        first = f"the first is {'row' if _suffix(self._path) == '.parquet' else 'line'} {rejects[0].row}"
+        first = f"the first is {'row' if named_format(self._path) == 'parquet' else 'line'} {rejects[0].row}"
         first += f" ({rejects[0].detail})"
         if not good:
             raise InputError(f"paraphrase.file.path: {what}, {first}; mend the file")
@@ -152,16 +154,12 @@ def _key(text: str) -> str:
     return " ".join("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in low).split())
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
 def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    readers = {".parquet": _parquet, ".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".json": _karpathy}
-    reader = readers.get(_suffix(path))
+    readers = {"parquet": _parquet, "jsonl": _jsonl, "csv": _table, "tsv": _table, "json": _karpathy}
+    reader = readers.get(named_format(path) or "")
     try:
         if reader is None:
-            raise InputError(f"{path} is none of {', '.join(readers)}, .gz behind it or not")
+            raise InputError(f"{path} is none of .{', .'.join(readers)}, .gz behind it or not")
         yield from reader(path, options)
     except InputError as error:
         raise InputError(f"paraphrase.file.path: {error}") from error
@@ -170,25 +168,17 @@ def _rows(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 
 def _parquet(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        columns = _columns(file.schema_arrow.names, options, path)
-        batches = file.iter_batches(columns=list(filter(None, columns.values())))
-        for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
-            yield _row(number, row, columns)
+    columns = _columns(pq.read_schema(path).names, options, path)
+    for number, row in enumerate(parquet_records(path, list(filter(None, columns.values())))):
+        yield _row(number, row, columns)
 
 
 def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
     names: dict[str, None] = {}
     columns: dict[tuple[str, ...], Columns] = {}
-    for number, line in numbered_lines(path):
-        if line is not None and not line.strip():
-            continue
-        try:
-            row = json.loads(_whole(line, path, number))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}") from error
+    for number, row in json_records(path):
+        if isinstance(row, Exception):
+            raise InputError(f"{path} line {number} is not JSON: {row}") from row
         if not isinstance(row, dict):
             raise InputError(f"{path} line {number} is not a JSON object")
         fields = tuple(row)
@@ -201,11 +191,12 @@ def _jsonl(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
 
 
 def _table(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
-    records = tsv_records(path) if _suffix(path) == ".tsv" else csv_records(path)
+    records = tsv_records(path) if named_format(path) == "tsv" else csv_records(path)
     names = next(records, (1, None))[1] or []
     columns = _columns(names, options, path)
     for number, fields in records:
-        fields = _whole(fields, path, number)
+        if fields is None:
+            raise InputError(f"{path} line {number} has more than 16 MiB")
         if len(fields) == len(names):
             yield _row(number, dict(zip(names, fields, strict=True)), columns)
         elif any(field.strip() for field in fields):
@@ -215,24 +206,17 @@ def _table(path: Path, options: FileEngineOptions) -> Iterator[Row | Reject]:
             yield Reject(number, "missing_field", detail, ", ".join(fields))
 
 
-def _whole(content: T | None, path: Path, number: int) -> T:
-    if content is None:
-        raise InputError(f"{path} line {number} has more than 16 MiB")
-    return content
-
-
 def _karpathy(path: Path, options: FileEngineOptions) -> Iterator[Row]:
     """Each caption with the next human caption of its image, and the one after that, in a circle."""
-    content = load_json(path)
-    try:
-        for image in content["images"]:
-            texts = list({_key(clean(s["raw"])): " ".join(s["raw"].split()) for s in image["sentences"]}.values())
-            count = len(texts)
-            for at, text in enumerate(texts):
-                if count > 1:
-                    yield text, texts[(at + 1) % count], texts[(at + 2) % count]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not in Karpathy's format (images → sentences → raw): {error!r}") from error
+    by_image: dict[str | None, dict[str, str]] = {}
+    for batch in read_karpathy(path, SourceOptions(path=path.name)):
+        for reject in batch.rejects[:1]:
+            raise InputError(f"{path} is not in Karpathy's format: sentence {reject.row} (from 0): {reject.detail}")
+        for image, caption in zip(batch.image_ids, batch.captions, strict=True):
+            by_image.setdefault(image, {})[_key(clean(caption))] = " ".join(caption.split())
+    for texts in map(list, map(dict.values, by_image.values())):
+        for at, text in enumerate(texts if len(texts) > 1 else []):
+            yield text, texts[(at + 1) % len(texts)], texts[(at + 2) % len(texts)]
 
 
 def _columns(

@@ -8,8 +8,8 @@ from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import intervals
-from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.results import Sample
+from paraclip_core.evaluation.base import Sample
+from paraclip_core.evaluation.intervals import GAIN, delta_interval, expected_half, images_needed
 
 
 def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201
@@ -109,3 +109,23 @@ def test_what_cannot_be_compared_is_refused() -> None:
         delta_interval(one, other, resamples=100, confidence=0.9, seed=0)
     with pytest.raises(BenchmarkError, match="at least two"):
         delta_interval(*paired(np.zeros(3), np.ones(3), np.zeros(3, int)), resamples=100, confidence=0.9, seed=0)
+
+
+@pytest.mark.parametrize(("images", "half"), [(70, 4.0), (1000, 0.5)])
+def test_a_gain_is_told_four_times_in_five_on_the_images_that_it_needs(images: int, half: float) -> None:
+    needed = images_needed(images, half, 0.95)
+    rng, spread = np.random.default_rng(0), half / 1.96 * images**0.5
+    gains = GAIN + spread / needed**0.5 * rng.standard_normal(20_000)
+    assert np.mean(gains > 1.96 * spread / needed**0.5) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize(("images", "pairs", "seen"), [(70, 70, 4.0), (750, 750, 0.97), (1000, 10_000, 0.51)])
+def test_the_interval_to_expect_is_that_of_runs_so_far(images: int, pairs: int, seen: float) -> None:
+    """Those of docs/benchmarks.md."""
+    assert expected_half(images, pairs, 0.95) == pytest.approx(seen, rel=0.15)
+
+
+def test_more_pairs_of_an_image_help_less_than_more_images() -> None:
+    one, more_pairs, more_images = (expected_half(*of, 0.95) for of in ((100, 100), (100, 1000), (1000, 1000)))
+    assert more_images == pytest.approx(one / 10**0.5)
+    assert more_images < more_pairs < one

@@ -119,6 +119,16 @@ def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: s
 
 
 @pytest.mark.parametrize("form", TABLES)
+def test_tables_without_a_caption_or_without_a_name_of_the_images(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path, form, ("caption", "picture"), ("a dog", "1.jpg"))
+    with pytest.raises(InputError, match=r"none of the columns image_id, image.*'picture'.*columns\.image"):
+        read(path, form, images="pics")
+    path = write(tmp_path, form, ("words", "picture", "no"), ("a dog", "1.jpg", "1"))
+    with pytest.raises(InputError, match=r"columns\.caption"):
+        read(path, form)
+
+
+@pytest.mark.parametrize("form", TABLES)
 def test_numbered_captions(tmp_path: Path, form: str) -> None:
     path = write(tmp_path, form, ("Image", "caption_0", "CAPTION-1"), ("1.jpg", "a dog runs", "one dog runs"))
     batch = read(path, form)
@@ -147,6 +157,9 @@ def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
         read(path, "jsonl")
     chosen = read(path, "jsonl", columns={"split": "split"})
     assert chosen.splits == ["val", "test", "val"]
+    # One record with an image is enough, too.
+    path.write_text('{"caption": "no image"}\n{"caption": "a dog", "image": "1.jpg"}\n')
+    assert read(path, "jsonl", images="pics").image_ids == [None, "1.jpg"]
 
 
 def test_pictures_inside_of_parquet(tmp_path: Path) -> None:

@@ -39,29 +39,6 @@ def test_a_table_is_not_taken_for_plain_text(tmp_path: Path, line: str) -> None:
     assert first(read_text(write(tmp_path, f"a caption, an image\n{line}\n"), OPTIONS)).captions[1] == line
 
 
-def test_images_without_a_column_that_names_them(tmp_path: Path) -> None:
-    options = SourceOptions(path="x", images="pics")
-    expected = r"none of the columns image_id, image.*its columns are .*columns\.image"
-    with pytest.raises(InputError, match=expected):
-        first(read_csv(write(tmp_path, "caption,picture\na dog,1.jpg\n"), options))
-    with pytest.raises(InputError, match=expected):
-        first(read_jsonl(write(tmp_path, '{"caption": "a dog", "picture": "1.jpg"}\n'), options))
-    lines = '{"caption": "no image"}\n{"caption": "a dog", "image": "1.jpg"}\n'
-    assert first(read_jsonl(write(tmp_path, lines), options)).image_ids == [None, "1.jpg"]
-
-
-def test_an_imagefolder_names_its_images_by_file_name(tmp_path: Path) -> None:
-    options = SourceOptions(path="x", images="pics")
-    for name, reader, text in (
-        ("csv", read_csv, "file_name,text\n1.jpg,a dog\n"),
-        ("jsonl", read_jsonl, '{"file_name": "1.jpg", "text": "a dog"}\n'),
-    ):
-        batch = first(reader(write(tmp_path, text), options))
-        assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog"]), name
-    both = first(read_csv(write(tmp_path, "image_id,file_name,text\n1,1.jpg,a dog\n"), options))
-    assert (both.image_ids, both.image_paths) == (["1"], ["1.jpg"])
-
-
 def test_an_endless_line_is_rejected_without_being_kept(tmp_path: Path) -> None:
     path = write(tmp_path, b"caption\na dog\n" + b"x" * (2 * LONGEST_RECORD + 5) + b"\na cat\n")
     for reader in (read_tsv, read_text, read_jsonl):

@@ -24,12 +24,12 @@ from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.benchmarks.choice import FEWEST_CASES, SYMMETRIC, cleaned, shuffled
 from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.pool import ImagePool, stored_pool
-from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.results import Measured
 from paraclip_core.evaluation.run import prepare, source_files
 

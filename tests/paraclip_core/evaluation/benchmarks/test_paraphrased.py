@@ -14,8 +14,9 @@ from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import paraphrased as family
-from paraclip_core.evaluation.published import Captions, load_captions
+from paraclip_core.evaluation.published import load_captions
 from paraclip_core.evaluation.run import prepare
 from paraclip_core.tables import PER_QUERY
 
@@ -57,11 +58,11 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
         ("a.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}', "row 1: caption is '  '"),
         ("a.jsonl", "{}\n", "row 1: no field image_id"),
         ("a.jsonl", '{"image_id": "x"', "line 1: not valid JSON"),
-        ("a.jsonl", "[1]", "line 1: a list, expected a JSON object"),
+        ("a.jsonl", "1", "row 1: a int, expected a JSON object"),
         ("a.json", "3", "a int, expected a list of objects"),
         ("a.json", "{", "not valid JSON"),
-        ("a.csv", "image_id,caption,rewording\nx,y\n", "line 2: the number of fields differs"),
-        ("a.csv", 'image_id,caption,rewording\nx,"y"q,z\n', "line 2: not valid CSV"),
+        ("a.csv", "image_id,caption,rewording\nx,y\n", "line 2: 2 fields, expected 3"),
+        ("a.csv", 'image_id,caption,rewording\nx,"y"q,z\n', "not valid CSV in the record that begins at line 2"),
         ("a.parquet", "PAR1", "cannot be read as Parquet"),
         (
             "a.jsonl",

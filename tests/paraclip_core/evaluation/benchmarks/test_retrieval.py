@@ -13,8 +13,8 @@ from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ModelError
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import retrieval
-from paraclip_core.evaluation.published import Captions
 from paraclip_core.evaluation.results import result_json
 from paraclip_core.evaluation.run import prepare
 

@@ -84,11 +84,11 @@ def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_gzipped_karpathy_file_and_lines_that_never_end(tmp_path: Path) -> None:
-    images = {"images": [{"sentences": [{"raw": "a dog"}, {"raw": "a hound"}]}]}
+    images = {"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog"}, {"raw": "a hound"}]}]}
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps(images).encode()))
     assert ask(FileEngine(tmp_path / "a.json.gz"), 1, "a dog") == ("a hound",)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(17 << 20), 1))
-    with pytest.raises(InputError, match="line 1 has more than 16 MiB"):
+    with pytest.raises(InputError, match=r"line 1 .* more than 16 MiB"):
         ask(FileEngine(tmp_path / "a.jsonl.gz"), 1, "a dog")
 
 
@@ -149,7 +149,7 @@ def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> N
 
 def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     path = tmp_path / "k.json"
-    path.write_text(json.dumps({"images": [{"sentences": [{"raw": "alone"}, {"raw": "Alone."}]}]}))
+    path.write_text(json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "alone"}, {"raw": "Alone."}]}]}))
     assert ask(FileEngine(path), 1, "alone") == ()
 
 
@@ -161,8 +161,8 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
         ("a.jsonl", f'{json.dumps(ROWS[2])}\n{{"text": "a"}}\n', r"line 2 has no column 'caption'; it has text \(name"),
         ("a.jsonl", '\n{"caption": "a", "paraphrase_1": "b"}\n', r"a\.jsonl has no column 'paraphrase_2'; it has cap"),
         ("a.jsonl", "{broken\n", "line 1 is not JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
-        ("a.json", '{"annotations": []}', "not in Karpathy's format"),
+        ("a.jsonl", "1\n", "line 1 is not a JSON object"),
+        ("a.json", '{"annotations": []}', "not in Karpathy format"),
         ("a.json", "{broken", "not valid JSON"),
         ("a.json", "[" * 100_000, "nested too deeply|not valid JSON"),
         ("a.parquet", "PAR1 broken", "cannot read"),
@@ -174,7 +174,7 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
             b'{"caption": "a", "paraphrase_1": "b", "paraphrase_2": "c"}\n"\xff"\n',
             "line 2 is not a JSON obj",
         ),
-        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", "[" * 100_000, "nested too deeply|not valid JSON"),
         ("a.csv", "", "has no column 'caption'; it has none"),
     ],
 )
