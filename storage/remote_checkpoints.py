@@ -100,7 +100,7 @@ class RemoteCheckpoints:
             for name in files.keys() - self._sent:
                 self._remote.upload_open(self._object(name), files[name])
                 self._sent.add(name)
-        kept = {LOG, *files}
+        kept = {LOG, *names}
         self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in kept)
 
     def _names(self) -> list[str]:
