@@ -49,7 +49,7 @@ class WorkFolder:
     scratch: Path
     """State for resuming; not part of the artifact."""
     push: Callable[[], None] = lambda: None
-    """To be called now and then, between two writes: keeps what is there where a lost machine does not matter."""
+    """To be called now and then: keeps checkpoints where a lost machine does not matter."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class ArtifactStore:
     def _shared_work(
         self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
     ) -> Iterator[Callable[[], None]]:
-        """Share the unfinished work with other machines; gives what pushes it."""
+        """Share it with other machines; gives what pushes checkpoints."""
         yield lambda: None
 
     def _work_folder(self, stage: str, fingerprint: str, push: Callable[[], None]) -> WorkFolder:
@@ -284,9 +284,6 @@ class ArtifactStore:
     def resumable(self, stage: str, fingerprint: str) -> bool:
         """Whether unfinished work of this fingerprint is there."""
         return self.work_path(stage, fingerprint).is_dir()
-
-    def push_unfinished(self, stage: str, fingerprint: str) -> None:
-        """Push what a process that died has left, where there is an object store to push it to."""
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
         """Stage, fingerprint and folder of every unfinished work; one that lies elsewhere has its folder to be."""

@@ -11,8 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from paraclip_core.errors import FAILING, FULL, ArtifactError, ConfigError, FullDiskError, ParaclipError
@@ -80,11 +79,6 @@ def sync_folder(folder: Path) -> None:
 # Drafts
 
 
-def is_temporary(path: PurePath) -> bool:
-    """Whether a path below a folder names a writer's draft, or something in one."""
-    return any(fnmatchcase(part, TEMPORARY) for part in path.parts)
-
-
 def remove_temporary(folder: Path) -> None:
     """Delete the files and folders that killed writers left anywhere below `folder`, in which nobody writes now."""
     for path in list(folder.rglob(TEMPORARY)):
@@ -106,12 +100,11 @@ def sweep_drafts(folder: Path) -> None:
 # Contents
 
 
-def files_below(folder: Path, changing: bool = False) -> Iterator[Path]:
-    """Every file below `folder`, in any order; where it is `changing`, folders may go while it is read."""
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below `folder`, in any order."""
 
     def fail(error: OSError) -> None:
-        if not (changing and isinstance(error, FileNotFoundError)):
-            raise error
+        raise error
 
     for directory, _, names in os.walk(folder, onerror=fail):
         yield from (Path(directory) / name for name in names)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,17 +151,10 @@ class RemoteFolder:
             with self._errors("write", next(iter(files))):
                 self._fs.put([str(path) for path in files.values()], [self._at(path) for path in files])
 
-    def upload_start(self, path: str, file: IO[bytes], size: int) -> None:
-        """Copy the first `size` bytes of an open file, which may be growing, to an object."""
+    def upload_open(self, path: str, file: IO[bytes]) -> None:
+        """Copy an open file, which may have been deleted since, to an object; a failure may leave its start there."""
         with self._errors("write", path), self._fs.open(self._at(path), "wb") as target:
-            for start in range(0, size, BLOCK):
-                target.write(file.read(min(BLOCK, size - start)))
-
-    def copy(self, objects: Mapping[str, str]) -> None:
-        """Copy objects to others within the store; each target's source, by the target's path."""
-        if objects:
-            with self._errors("write", next(iter(objects))):
-                self._fs.copy([self._at(path) for path in objects.values()], [self._at(path) for path in objects])
+            shutil.copyfileobj(file, target, BLOCK)
 
     def download(self, files: Mapping[str, Path]) -> None:
         """Copy objects to local files, many at once."""

@@ -23,8 +23,8 @@ from paraclip.storage.files import file_sha256, json_bytes, storage_errors, sync
 from paraclip.storage.locks import Held, Lease, Owner, lease, lock, parse_owner
 from paraclip.storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
 from paraclip.storage.object_store import RemoteFolder
-from paraclip.storage.unfinished import SNAPSHOT, UnfinishedWork
-from paraclip_core.errors import ArtifactError, LockedError
+from paraclip.storage.remote_checkpoints import RemoteCheckpoints
+from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
@@ -200,17 +200,9 @@ class RemoteStore(ArtifactStore):
         return theirs in (None, ours)
 
     def _send(self, artifact: Artifact) -> None:
-        """Upload an artifact, its manifest last; what was pushed as unfinished work is copied within the store."""
-        base, files = _base(artifact), artifact.manifest.files
-        pushed = self._unfinished_work(artifact.stage, artifact.fingerprint).objects()
-        there = {name: pushed[entry.sha256] for name, entry in files.items() if entry.sha256 in pushed}
-        try:
-            self.remote.copy({f"{base}/{name}": path for name, path in there.items()})
-        except ArtifactError as error:
-            # A push that is still under way may delete what no longer counts as unfinished work.
-            log.info("what was pushed before is sent again: %s", error)
-            there = {}
-        self.remote.upload({f"{base}/{name}": artifact.path / name for name in files if name not in there})
+        """Upload an artifact, its manifest last."""
+        base = _base(artifact)
+        self.remote.upload({f"{base}/{name}": artifact.path / name for name in artifact.manifest.files})
         self._expect_none(self._differences(artifact.manifest), artifact.manifest)
         self.remote.write(f"{base}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
 
@@ -244,12 +236,11 @@ class RemoteStore(ArtifactStore):
     # Unfinished work
 
     def resumable(self, stage: str, fingerprint: str) -> bool:
-        """Whether unfinished work of this fingerprint is here, or was pushed."""
-        pushed = f"work/{stage}/{fingerprint}/{SNAPSHOT}"
-        return super().resumable(stage, fingerprint) or self.remote.read(pushed) is not None
+        """Whether unfinished work of this fingerprint is here, or checkpoints were pushed."""
+        return super().resumable(stage, fingerprint) or bool(self.remote.sizes(f"work/{stage}/{fingerprint}"))
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
-        """All unfinished work, with what a push or a removal that was killed left of it at the store."""
+        """All unfinished work, with that of which only checkpoints at the store are left."""
         objects = (path.split("/") for path in self.remote.sizes("work"))
         there = {(names[0], names[1], self.work_path(names[0], names[1])) for names in objects if len(names) > 2}
         return sorted({*super().unfinished(), *there})
@@ -258,64 +249,32 @@ class RemoteStore(ArtifactStore):
     def _shared_work(
         self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
     ) -> Iterator[Callable[[], None]]:
-        with self._working(stage, fingerprint, held, poll, info=info) as unfinished:
-            yield unfinished.push_if_due
+        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, None, poll, info) as leased:
+            checkpoints = self._checkpoints(stage, fingerprint, leased)
+            checkpoints.fetch(self._incoming)
+            try:
+                yield checkpoints.push_if_due
+            except BaseException:
+                checkpoints.finish(push=True)
+                raise
+            checkpoints.finish(push=False)
             if self._finished(stage, fingerprint):
-                unfinished.finish(push=False)
                 try:
-                    unfinished.delete()
+                    checkpoints.delete()
                 except ArtifactError as error:
                     # The artifact is finished all the same.
-                    log.warning("left-over unfinished work (`paraclip artifacts gc`): %s", error)
-
-    def push_unfinished(self, stage: str, fingerprint: str) -> None:
-        """Push what a process that died has left; another live process owns what is locked."""
-        work = self.work_path(stage, fingerprint)
-        if not work.is_dir():
-            return
-        with (
-            suppress(LockedError),
-            lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0) as held,
-            self._working(stage, fingerprint, held, wait_seconds=0) as unfinished,
-        ):
-            unfinished.finish(push=True)
+                    log.warning("left-over checkpoints (`paraclip artifacts gc`): %s", error)
 
     def _delete_work(self, stage: str, fingerprint: str, held: Held) -> None:
         # A lost machine's lease is found dead after a while only, and its work must not stay for ever.
         seconds = locks.DEAD_SECONDS + locks.BEAT_SECONDS
-        with self._working(stage, fingerprint, held, wait_seconds=seconds, pull=False) as unfinished:
-            unfinished.delete()
+        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, seconds) as leased:
+            self._checkpoints(stage, fingerprint, leased).delete()
         super()._delete_work(stage, fingerprint, held)
 
-    @contextmanager
-    def _working(
-        self,
-        stage: str,
-        fingerprint: str,
-        held: Held,
-        poll: Callable[[], None] | None = None,
-        wait_seconds: float | None = None,
-        pull: bool = True,
-        info: Owner | None = None,
-    ) -> Iterator[UnfinishedWork]:
-        """Hold the lease of it, with the unfinished work of the last one here; what fails is pushed.
-
-        Without `pull`, for deleting it, nothing is downloaded.
-        """
-        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, wait_seconds, poll, info) as leased:
-            work = self._unfinished_work(stage, fingerprint, leased)
-            if pull:
-                work.pull()
-            try:
-                yield work
-            except BaseException:
-                work.finish(push=True)
-                raise
-            work.finish(push=False)
-
-    def _unfinished_work(self, stage: str, fingerprint: str, leased: Lease | None = None) -> UnfinishedWork:
+    def _checkpoints(self, stage: str, fingerprint: str, leased: Lease) -> RemoteCheckpoints:
         folder = self.work_path(stage, fingerprint)
-        return UnfinishedWork(self.remote, f"work/{stage}/{fingerprint}", folder, self._incoming, leased)
+        return RemoteCheckpoints(self.remote, f"work/{stage}/{fingerprint}", folder, leased)
 
     # Runs and channels
 

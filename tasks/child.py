@@ -79,11 +79,7 @@ def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progres
         "root": store.location,
         "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
     }
-    try:
-        call_in_child(MAKE, request, run.settings, path, progress, run.stop)
-    except BaseException:
-        store.push_unfinished(draft.stage, draft.fingerprint)
-        raise
+    call_in_child(MAKE, request, run.settings, path, progress, run.stop)
     artifact = store.find(draft.stage, draft.fingerprint)
     if artifact is None:
         raise ArtifactError(f"{draft.stage} ended well but left no artifact {draft.fingerprint}; see {path}")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import fsspec
-import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.remote import RemoteStore
@@ -35,24 +34,6 @@ def contents(artifact: Artifact) -> dict[str, bytes]:
 def refuse(*_: Any) -> None:
     """What an operation on objects does while the network is down."""
     raise ArtifactError("the network is down")
-
-
-def interrupted(store: ArtifactStore, files: dict[str, bytes]) -> None:
-    with pytest.raises(KeyboardInterrupt), store.writing("ingest", FP) as work:
-        for name, data in files.items():
-            path = work.out.parent / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        raise KeyboardInterrupt
-
-
-def work_files(store: ArtifactStore) -> dict[str, bytes]:
-    folder = store.work_path("ingest", FP)
-    found = (path for part in ("out", "scratch") for path in (folder / part).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
-WORK = {"out/a.txt": b"half", "scratch/state.json": b"7", "scratch/deep/er.bin": b"half"}
 
 
 class Objects:

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from paraclip.storage.files import (
     atomic_folder,
     file_sha256,
-    is_temporary,
     read_json,
     remove_temporary,
     storage_error,
@@ -165,12 +164,6 @@ def test_temporary_files_are_removed_at_any_depth(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     remove_temporary(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "a", "b", "keep.tmp"]
-
-
-def test_what_lies_in_a_draft_is_one() -> None:
-    temporary = (".x.tmp", "out/.x.tmp", "out/.x.tmp/y", ".x.y.3.tmp/z/w")
-    assert all(is_temporary(Path(name)) for name in temporary)
-    assert not any(is_temporary(Path(name)) for name in ("x.tmp", "out/x.tmp/y", ".x.tmpfgfpzX", ".tmp", "out/.x"))
 
 
 def test_a_file_in_place_of_a_folder_and_a_kernel_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -20,15 +21,19 @@ from torch import Tensor
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.object_store import open_remote
+from paraclip.storage.remote import RemoteStore
 from paraclip.tasks.context import Run
 from paraclip.tasks.models import base_reference, base_sources
 from paraclip.tasks.stage import carry_out
 from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 from paraclip.tasks.training import finetune
 from paraclip.tasks.training.data import Images, hold_out
+from paraclip_core import progress
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
+from paraclip_core.progress import Fact
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training_options import LossWeights, RankOptions
 
@@ -115,6 +120,31 @@ def test_killed_and_gone_on_with_it_gives_the_same_files(
         assert child.exitcode == -signal.SIGKILL
     assert list((work / "scratch/checkpoints").glob("step-*"))
     assert files(run_stage(FINETUNE, inputs, "e" * 32, often)) == whole
+
+
+def test_another_machine_goes_on_from_the_checkpoint_of_a_lost_one(
+    run_stage: RunStage,
+    inputs: dict[str, Artifact],
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+    often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
+    draft = Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {})
+    one, two = (RemoteStore(tmp_path / name, open_remote(f"memory://{tmp_path.name}")) for name in ("one", "two"))
+
+    def stop(done: int, total: int | None, **facts: Fact) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(FINETUNE, draft, Run(often, one), inputs, stop)
+    shutil.rmtree(one.root)
+    with caplog.at_level("INFO"):
+        assert files(carry_out(FINETUNE, draft, Run(often, two), inputs)) == files(run_stage(FINETUNE, inputs))
+    assert "going on after step 4" in caplog.text
 
 
 def _wait_for_lines(path: Path, lines: int, child: BaseProcess) -> None:
