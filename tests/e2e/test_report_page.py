@@ -146,7 +146,7 @@ def evaluated(folder: Path, rows: list[dict[str, Any]], rewordings: list[dict[st
 
 
 def write_features(folder: Path) -> None:
-    (folder / "index.parquet").write_bytes(b"")
+    write_table(folder / "index.parquet", tables.FEATURE_INDEX.empty_table())
     write_table(folder / "rejects" / "part-00000.parquet", tables.REJECTS.empty_table())
 
 
