@@ -62,8 +62,8 @@ def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, capsys: C
     assert told(capsys, arguments) == {"segments": 5, "new": 90, "known": 10, "unwanted": 0, "damaged": 0}
     assert "0 new generations in 0 segments, 100 known" in said(capsys, arguments)
     assert told(capsys, ["stats", "--root", str(ours)])["keys"] == 100
-    name = damage(store, 2)
-    (exported / "segments" / name).write_bytes(b"cut short")
+    damage(store, 2)
+    damage(GenerationStore(exported), 2)
     assert "1 segments are damaged" in said(capsys, ["import", str(exported), "--root", str(tmp_path / "new")], code=1)
     assert told(capsys, ["stats", "--root", str(tmp_path / "new")])["keys"] == 80
     # A whole root's cache is a folder to import from, too.
