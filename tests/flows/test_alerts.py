@@ -159,6 +159,7 @@ def _a_night(
     )
 
 
+@pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays
 def test_what_a_run_cannot_tell_itself_is_told(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
