@@ -129,6 +129,7 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     assert next(stage["rows"] for stage in planned["stages"] if stage["stage"] == "ingest") == 120
 
 
+@pytest.mark.nightly
 def test_files_of_the_names_of_our_folders_and_an_engine_that_needs_one(
     environment: Path, home: Path, base: Any
 ) -> None:
