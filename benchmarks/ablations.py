@@ -22,6 +22,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from record import arguments
+
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import Settings
@@ -58,7 +60,7 @@ METRICS = ("ao@10", "js@10", "text_to_image_recall@10", "rewording_text_to_image
 
 def main() -> None:
     """Run the variants and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("-c", "--config", required=True, type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
     parser.add_argument("--seeds", type=int, default=1)

@@ -1,21 +1,16 @@
 """Retrieval evaluation over stored image features against CLIP_benchmark's own loop, on the same model and captions.
 
 Ours encodes each distinct caption at its real length and ranks against features that the features stage has stored.
-CLIP_benchmark decodes and encodes every image and pads every text, each time a model is evaluated. It is used where it
-is installed (`pip install --no-deps clip-benchmark`); else its loop is restated here. Both sides run in fp32 and must
-agree in every recall.
+CLIP_benchmark decodes and encodes every image and pads every text, each time a model is evaluated; its loop is restated
+here. Both sides run in fp32 and must agree in every recall.
 
     python benchmarks/bench_eval.py --data FOLDER/flickr8k
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from record import data_folder, record
+from record import arguments, data_folder, in_turns, record
 
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
@@ -42,6 +37,8 @@ DEPTHS = [1, 5, 10]
 BATCH = 32
 
 Files = list[bytes]
+Batches = Iterator[tuple[torch.Tensor, Sequence[list[str]]]]
+"""Preprocessed images with their lists of captions."""
 
 
 class Loaded(Candidate):
@@ -52,51 +49,32 @@ class Loaded(Candidate):
         self.__dict__["clip"] = clip
 
 
-class Batches:
-    """What CLIP_benchmark iterates over: preprocessed images with their lists of captions."""
-
-    def __init__(self, files: Files, captions: Sequence[list[str]], transform: Callable[[Image.Image], Any]) -> None:
-        self._files, self._captions, self._transform = files, captions, transform
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, Sequence[list[str]]]]:
-        for start in range(0, len(self._files), BATCH):
-            files = self._files[start : start + BATCH]
-            pixels = [self._transform(decode_image(data, "image")) for data in files]
-            yield torch.stack(pixels), self._captions[start : start + BATCH]
-
-    def __len__(self) -> int:
-        return -(-len(self._files) // BATCH)
+def batches(files: Files, captions: Sequence[list[str]], transform: Callable[[Image.Image], Any]) -> Batches:
+    """What CLIP_benchmark iterates over."""
+    for start in range(0, len(files), BATCH):
+        pixels = [transform(decode_image(data, "image")) for data in files[start : start + BATCH]]
+        yield torch.stack(pixels), captions[start : start + BATCH]
 
 
 def restated(
-    model: Any, dataloader: Batches, tokenizer: Any, device: str, amp: bool, recall_k_list: Sequence[int]
+    model: Any, loader: Iterator[tuple[torch.Tensor, Sequence[list[str]]]], tokenizer: Any
 ) -> dict[str, float]:
     """CLIP_benchmark's zeroshot_retrieval.evaluate, step for step."""
     images, texts, owner = [], [], []
-    for pixels, captions in dataloader:
+    for pixels, captions in loader:
         owner += [sum(map(len, images)) + i for i, some in enumerate(captions) for _ in some]
         with torch.no_grad():
-            images.append(F.normalize(model.encode_image(pixels.to(device)), dim=-1))
+            images.append(F.normalize(model.encode_image(pixels), dim=-1))
             texts.append(F.normalize(model.encode_text(tokenizer([t for some in captions for t in some])), dim=-1))
     scores = torch.cat(texts) @ torch.cat(images).T
     positive = torch.zeros_like(scores, dtype=torch.bool)
     positive[torch.arange(len(scores)), owner] = True
     found = {}
-    for k in recall_k_list:
+    for k in DEPTHS:
         for name, values, pairs in (("image", scores, positive), ("text", scores.T, positive.T)):
             chosen = F.one_hot(torch.topk(values, k, dim=1)[1], values.shape[1]).sum(1)
             found[f"{name}_retrieval_recall@{k}"] = ((chosen * pairs).sum(1) > 0).float().mean().item()
     return found
-
-
-def theirs() -> tuple[Callable[..., dict[str, float]], str]:
-    """CLIP_benchmark's function where it is installed, else the restated one; and its name."""
-    try:
-        from clip_benchmark.metrics.zeroshot_retrieval import evaluate  # pyright: ignore[reportMissingImports]
-
-        return evaluate, f"clip-benchmark {version('clip-benchmark')}"
-    except (ImportError, PackageNotFoundError):
-        return restated, "CLIP_benchmark's loop, restated"
 
 
 def real_data(folder: Path, count: int) -> tuple[Captions, Files]:
@@ -125,16 +103,9 @@ def made_up_data(count: int) -> tuple[Captions, Files]:
     return Captions(ids, [" ".join(rng.choice(words, 11)) for _ in ids], "made up"), files
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that `work` takes, and what it gives."""
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
-
-
 def main() -> None:
     """Measure both sides in turn and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -152,25 +123,22 @@ def main() -> None:
     for image_id, caption in zip(captions.image_ids, captions.captions, strict=True):
         by_image[image_id].append(caption)
     clip = embedded_clip(ModelOptions())
-    once, features = timed(lambda: encode_images(clip, (decode_image(data, "image") for data in files)))
+    features = encode_images(clip, (decode_image(data, "image") for data in files))
     pool = stored_pool(ids, lambda: features, image_tower_hash(clip))
-    evaluate, name = theirs()
-    batches = Batches(files, [by_image[image_id] for image_id in ids], image_transform(clip))
-    tokenizer = open_clip.SimpleTokenizer()
+    transform, tokenizer = image_transform(clip), open_clip.SimpleTokenizer()
+    metrics: dict[str, dict[str, float]] = {}
 
-    ours_s, theirs_s = [], []
-    for _ in range(options.repeats):
-        seconds, found = timed(lambda: retrieval.measure(captions, pool, Loaded(clip)))
-        ours_s.append(seconds)
-        seconds, expected = timed(
-            lambda: evaluate(clip.model, batches, tokenizer, "cpu", amp=False, recall_k_list=DEPTHS)
-        )
-        theirs_s.append(seconds)
-        check(found.metrics, expected, len(captions.captions))
-    ours, other = statistics.median(ours_s), statistics.median(theirs_s)
+    def ours(_: int) -> None:
+        metrics["ours"] = retrieval.measure(captions, pool, Loaded(clip)).metrics
+
+    def theirs(_: int) -> None:
+        metrics["theirs"] = restated(clip.model, batches(files, list(by_image.values()), transform), tokenizer)
+
+    seconds = in_turns({"ours": ours, "theirs": theirs}, options.repeats)
+    check(metrics["ours"], metrics["theirs"], len(captions.captions))
     print(f"{len(ids)} images, {len(captions.captions)} captions ({captions.split}), embedded model, fp32")
-    print(f"ours {ours:.2f} s, {name} {other:.2f} s; storing the features took {once:.2f} s, once for all models")
-    record("eval_vs_clip_benchmark", len(captions.captions) / ours, "captions/s", name, other / ours)
+    rate, ratio = len(captions.captions) / seconds["ours"], seconds["theirs"] / seconds["ours"]
+    record("eval_vs_clip_benchmark", rate, "captions/s", "CLIP_benchmark's loop, restated", ratio)
 
 
 def check(ours: dict[str, float], expected: dict[str, float], captions: int) -> None:

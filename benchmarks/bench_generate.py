@@ -3,47 +3,51 @@
     python benchmarks/bench_generate.py [--captions 64] [--rounds 3] [--clock wall|cpu] [--only NAME]
 
 For each engine that is there (SmolLM2 on OpenVINO; the same model in transformers, PARACLIP_SMOLLM2: its Hugging Face
-folder; and in vLLM, offline and served, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take
-turns, with other captions in each round:
+folder; and behind vLLM's server, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take turns,
+with other captions in each round:
 
 - the stage: step 1 of `--captions` captions in two chunks, options as they ship, the answers kept on disk;
 - our engine alone: the calls that the stage made;
-- the library alone, without our code: the same requests, rendered before, in one call for each sampling
-  (`bare_libraries.py`), in the same arithmetic and at the same sizes, which the record names.
+- the library alone, without our code: the same requests, rendered before, in the same arithmetic and at the same sizes,
+  which the record names. All requests with the same sampling go to the library in one call (transformers has batches
+  only, so these are cut as our engine cuts them, by length; a server gets as many at a time as our engine sends).
 
-`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. Both can be
-above 1 where our engine computes less: transformers' `generate` computes each whole prompt. vLLM works in processes of
-its own, so that only the wall clock tells.
+`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. vLLM works in
+processes of its own, so that only the wall clock tells.
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import importlib.util
 import json
 import os
 import shutil
+import socket
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import bare_libraries
-from bare_libraries import Ask, Request
+import httpx
 from instant import caption, instant_run, stage_here, write_captions
-from record import record, wait_as_stages_do
+from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.context import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, SmolLM2Options, TransformersOptions
 from paraclip_core.paraphrase.engines import Paraphraser, make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.engines.openai_wire import draw_seed
+from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
@@ -51,26 +55,16 @@ from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")
+VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+"""What vLLM needs to know where it has no GPU; it means nothing where it has one."""
 CHUNKS = 2
 CONCURRENCY = 32
 TARGET = 0.95
 WARM, WARM_FROM, WARM_WORDS = 32, 1_000_000, ("lamp", "walk", "house", "dark", "tall", "child", "cup", "hill")
 Call = tuple[list[Prompt], SamplingOptions]
-
-
-@dataclass
-class Times:
-    """Seconds of one side in each round, by the wall and of this process's CPU time."""
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def measure(self, work: Callable[[], object]) -> None:
-        """Add one round."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+Request = tuple[Prompt, SamplingOptions]
+Ask = Callable[[Sequence[Request]], int]
+"""Answers all requests; gives the number of answers."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Library:
     """For the records."""
     engine: dict[str, Any]
     """Paraphrase options of the engine on it."""
-    load: Callable[[], AbstractContextManager[Ask]]
+    load: Callable[[], Ask]
     settings: str
     """Arithmetic and sizes, the same on both sides."""
     own_process: bool = False
@@ -113,60 +107,49 @@ def answer_all(engine: Engine, calls: Sequence[Call]) -> None:
             engine.generate(prompts, sampling)
 
 
-def run_stage_once(settings: Settings, times: Times) -> list[Call]:
-    """Time the rounds of step 1 with a warm engine; the calls that it got."""
+def run_stage_once(settings: Settings, clock: Callable[[], float]) -> tuple[float, list[Call]]:
+    """Seconds of the rounds of step 1 with a warm engine, and the calls that it got."""
     ingested, run = stage_here("ingest", settings), Run(settings)
     with paraphrasing(run, 1, ingested, run.store.root / "scratch", silent) as rounds:
         engine = rounds.engine
         answer_all(engine, warm_calls(rounds.options))
         name = "stream" if isinstance(engine, StreamingEngine) else "generate"
         with patch.object(engine, name, wraps=getattr(engine, name)) as asked:
-            times.measure(rounds.run)
-    return [(list(call.args[0]), call.args[1]) for call in asked.call_args_list]
+            seconds = timed(rounds.run, clock)
+    return seconds, [(list(call.args[0]), call.args[1]) for call in asked.call_args_list]
 
 
-def compare(library: Library, captions: int, rounds: int, clock: str) -> None:
+def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds that `work` takes."""
+    started = clock()
+    work()
+    return clock() - started
+
+
+def compare(library: Library, captions: int, rounds: int, clock: Callable[[], float]) -> None:
     """Stage, engine and library in turns, each round with captions of its own and models loaded anew; record."""
-    sides = {"stage": Times(), "engine": Times(), "library": Times()}
-    texts = 0
+    clock = time.perf_counter if library.own_process else clock
+    seconds: dict[str, list[float]] = {"stage": [], "engine": [], "library": []}
     for turn in range(rounds):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             write_captions(folder / "captions.txt", range(turn * captions, (turn + 1) * captions))
             common = {"chunk": max(1, captions // CHUNKS), "prompts": "few-shot", "sampling": {}}
             settings = instant_run(folder, **common | library.engine)
-            calls = run_stage_once(settings, sides["stage"])
+            took, calls = run_stage_once(settings, clock)
+        seconds["stage"].append(took)
         warm = warm_calls(settings.paraphrase)
         with closing(make_engine(settings.paraphrase)) as engine:
             answer_all(engine, warm)
-            sides["engine"].measure(partial(answer_all, engine, calls))
-        requests = requests_of(calls)
-        with library.load() as ask:
-            ask(requests_of(warm))
-            sides["library"].measure(partial(ask, requests))
-        texts += sum(sampling.n for _, sampling in requests)
-    tell(library, sides, captions, texts // rounds, "wall" if library.own_process else clock)
-
-
-def tell(library: Library, sides: dict[str, Times], captions: int, texts: int, clock: str) -> None:
-    """Record both ratios."""
+            seconds["engine"].append(timed(partial(answer_all, engine, calls), clock))
+        ask = library.load()
+        ask(requests_of(warm))
+        seconds["library"].append(timed(partial(ask, requests_of(calls)), clock))
+    unit = "captions/s" if clock is time.perf_counter else "captions/CPU s"
     for side in ("stage", "engine"):
-        ratios = {
-            each: statistics.median(
-                below / above
-                for above, below in zip(getattr(sides[side], each), getattr(sides["library"], each), strict=True)
-            )
-            for each in ("wall", "cpu")
-        }
-        other = "cpu" if clock == "wall" else "wall"
-        also = "" if library.own_process else f", by {other} time {ratios[other]:.2f}"
-        record(
-            f"{side}_over_{library.name}",
-            captions / statistics.median(getattr(sides[side], clock)),
-            "captions/s" if clock == "wall" else "captions/CPU s",
-            f"{library.name} alone ({library.settings}) on the same {texts} answers a round{also}; target {TARGET}",
-            ratios[clock],
-        )
+        ratio = statistics.median(b / a for a, b in zip(seconds[side], seconds["library"], strict=True))
+        against = f"{library.name} alone ({library.settings}) on the same requests; target {TARGET}"
+        record(f"{side}_over_{library.name}", captions / statistics.median(seconds[side]), unit, against, ratio)
 
 
 def openvino() -> Iterator[Library]:
@@ -175,10 +158,7 @@ def openvino() -> Iterator[Library]:
         options = ParaphraseOptions(engine="smollm2")
         scheduler = options.smollm2
         settings = f"{options.precision}, max_num_seqs {scheduler.max_num_seqs}, prefix cache on"
-
-        def load() -> AbstractContextManager[Ask]:
-            return nullcontext(bare_libraries.openvino(options.precision, scheduler))
-
+        load = partial(bare_openvino, options.precision, scheduler)
         yield Library("openvino", {"engine": "smollm2"}, load, settings)
 
 
@@ -188,50 +168,176 @@ def transformers() -> Iterator[Library]:
         own = ParaphraseOptions().transformers
         dtype = json.loads((Path(MODEL) / "config.json").read_text()).get("dtype", "float32")
         settings = f"dtype {own.dtype}: {dtype}, batches of {own.batch_size}"
-
-        def load() -> AbstractContextManager[Ask]:
-            return nullcontext(bare_libraries.transformers(Path(MODEL), own))
-
+        load = partial(bare_transformers, Path(MODEL), own)
         yield Library("transformers", {"engine": "transformers", "model": MODEL}, load, settings)
-
-
-def vllm_arguments() -> dict[str, Any]:
-    """For the small model; on a CPU what vLLM needs there."""
-    if shutil.which("nvidia-smi"):
-        return {"max_model_len": 1024}
-    on_cpu = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "enforce_eager": True}
-    return {"max_model_len": 1024, "dtype": "bfloat16", **on_cpu}
-
-
-def vllm_offline() -> Iterator[Library]:
-    """The same model in `vllm.LLM`, where its environment is there."""
-    if VLLM:
-        python, arguments = Path(VLLM) / "bin" / "python", vllm_arguments()
-        engine = {"engine": "vllm", "model": MODEL, "synonyms": False, "vllm": {"python": str(python), **arguments}}
-        load = partial(bare_libraries.vllm_offline, python, {"model": MODEL, **arguments})
-        yield Library("vllm_offline", engine, load, "seeded as ours", own_process=True)
 
 
 def vllm_served() -> Iterator[Library]:
     """The same model behind vLLM's server, where its environment is there."""
     if VLLM:
-        arguments = {"model": MODEL, "served_model_name": "smol", **vllm_arguments()}
-        with bare_libraries.vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
+        on_cpu = {"dtype": "bfloat16", "enable_chunked_prefill": False, "max_num_batched_tokens": 4096}
+        own = {} if shutil.which("nvidia-smi") else on_cpu | {"enforce_eager": True}
+        arguments = {"model": MODEL, "served_model_name": "smol", "max_model_len": 1024, **own}
+        with vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
             served = {"base_url": url, "concurrency": CONCURRENCY}
             engine = {"engine": "openai", "model": "smol", "synonyms": False, "openai": served}
-
-            def load() -> AbstractContextManager[Ask]:
-                return nullcontext(bare_libraries.vllm_served(url, "smol", CONCURRENCY))
-
-            yield Library("vllm_served", engine, load, f"{CONCURRENCY} requests at a time", own_process=True)
+            settings = f"{CONCURRENCY} requests at a time"
+            yield Library("vllm_served", engine, lambda: partial(bare_http, url, "smol"), settings, own_process=True)
 
 
-LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_offline, vllm_served)}
+def bare_openvino(precision: str, options: SmolLM2Options) -> Ask:
+    """OpenVINO GenAI's `LLMPipeline.generate` on the embedded model."""
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = True
+    scheduler.max_num_seqs = options.max_num_seqs
+    scheduler.max_num_batched_tokens = options.max_num_batched_tokens
+    scheduler.cache_size = options.cache_size
+    pipeline = openvino_genai.LLMPipeline(str(gguf_file()), "CPU", scheduler_config=scheduler, **PROPERTIES[precision])
+
+    def ask(requests: Sequence[Request]) -> int:
+        count = 0
+        for sampling, prompts in _by_sampling(requests):
+            config = openvino_genai.GenerationConfig()
+            config.apply_chat_template = False
+            config.max_new_tokens = sampling.max_tokens
+            config.stop_strings = {"\n"}
+            if sampling.temperature > 0:
+                config.do_sample, config.rng_seed = True, prompts[0].seed
+                config.temperature, config.top_p = sampling.temperature, sampling.top_p
+                config.num_return_sequences = sampling.n
+            count += len(pipeline.generate([chatml(prompt.messages) for prompt in prompts], config).texts)
+        return count
+
+    return ask
+
+
+def bare_transformers(folder: Path, options: TransformersOptions) -> Ask:
+    """transformers' `model.generate`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokeniser = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype).eval()
+
+    def ask(requests: Sequence[Request]) -> int:
+        count = 0
+        for sampling, prompts in _by_sampling(requests):
+            texts = sorted((_rendered(tokeniser, prompt) for prompt in prompts), key=len)
+            greedy = sampling.temperature == 0
+            how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            if not greedy:
+                how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            n = 1 if greedy else sampling.n
+            size = max(1, options.batch_size // n)
+            for start in range(0, len(texts), size):
+                inputs = tokeniser(
+                    texts[start : start + size], return_tensors="pt", padding=True, add_special_tokens=False
+                )
+                with torch.inference_mode():
+                    output = model.generate(
+                        input_ids=inputs["input_ids"],
+                        attention_mask=inputs["attention_mask"],
+                        num_return_sequences=n,
+                        max_new_tokens=sampling.max_tokens,
+                        pad_token_id=tokeniser.pad_token_id,
+                        stop_strings=["\n"],
+                        tokenizer=tokeniser,
+                        **how,
+                    )
+                fresh = output[:, inputs["input_ids"].shape[1] :]
+                count += len(tokeniser.batch_decode(fresh, skip_special_tokens=True))
+        return count
+
+    return ask
+
+
+@contextmanager
+def vllm_server(python: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """vLLM's server with OpenAI's interface, healthy; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {"host": "127.0.0.1", "port": port}
+    flags = [flag for name, value in {**arguments, **here}.items() for flag in _flags(name.replace("_", "-"), value)]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *flags]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | VLLM_ON_CPU)
+    try:
+        while not _healthy(port):
+            if server.poll() is not None:
+                raise SystemExit(f"vLLM's server ended with {server.returncode}")
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _flags(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (f"--{name}" if value else f"--no-{name}",)
+    return f"--{name}", str(value)
+
+
+def bare_http(url: str, model: str, requests: Sequence[Request]) -> int:
+    """Plain HTTP requests to a server with OpenAI's interface."""
+
+    async def all_of() -> int:
+        places, limits = asyncio.Semaphore(CONCURRENCY), httpx.Limits(max_connections=CONCURRENCY)
+        async with httpx.AsyncClient(timeout=None, limits=limits) as client:
+
+            async def one(prompt: Prompt, sampling: SamplingOptions) -> int:
+                greedy = sampling.temperature == 0
+                body = {
+                    "model": model,
+                    "messages": _turns(prompt),
+                    "seed": draw_seed(prompt, 0),
+                    "n": 1 if greedy else sampling.n,
+                    "temperature": sampling.temperature,
+                    "top_p": 1.0 if greedy else sampling.top_p,
+                    "max_tokens": sampling.max_tokens,
+                    "stop": ["\n"],
+                }
+                async with places:
+                    reply = await client.post(f"{url}/chat/completions", json=body)
+                return len(reply.raise_for_status().json()["choices"])
+
+            return sum(await asyncio.gather(*(one(*request) for request in requests)))
+
+    return asyncio.run(all_of())
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user" if role == "text" else role, "content": content} for role, content in prompt.messages]
+
+
+def _by_sampling(requests: Sequence[Request]) -> list[tuple[SamplingOptions, list[Prompt]]]:
+    ordered = sorted(requests, key=lambda request: request[1].model_dump_json())
+    groups = groupby(ordered, key=lambda request: request[1])
+    return [(sampling, [prompt for prompt, _ in group]) for sampling, group in groups]
+
+
+def _rendered(tokeniser: Any, prompt: Prompt) -> str:
+    if prompt.messages[0][0] == "text":
+        return prompt.messages[0][1]
+    turns = [{"role": role, "content": content} for role, content in prompt.messages]
+    return tokeniser.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_served)}
 
 
 def main() -> None:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--captions", type=int, default=64, help="of each round through each engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -240,9 +346,10 @@ def main() -> None:
     wait_as_stages_do()
     # Its packages take seconds to import, once.
     SentenceEncoder().encode(["warm"])
+    clock = time.perf_counter if chosen.clock == "wall" else time.process_time
     for name, find in LIBRARIES.items():
         for library in find() if chosen.only in (None, name) else ():
-            compare(library, chosen.captions, chosen.rounds, chosen.clock)
+            compare(library, chosen.captions, chosen.rounds, clock)
 
 
 if __name__ == "__main__":

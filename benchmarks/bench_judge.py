@@ -15,7 +15,6 @@ are loaded and those answers judged; that comes once a step and stands apart.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -28,7 +27,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from instant import Instant, answer, caption, instant_run, stage_here, write_captions
-from record import record, wait_as_stages_do
+from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.context import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
@@ -150,7 +149,7 @@ def waited(engine: Instant) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--captions", type=int, default=4000)
     parser.add_argument("--presets", default="capable,small-model")
     parser.add_argument("--repeat", type=int, default=3)

@@ -16,19 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from record import record
+from record import arguments, record
 
 from paraclip.storage.features import INDEX, write_index, write_shard
 
@@ -91,24 +89,16 @@ def first(folder: Path) -> dict[str, float]:
     from paraclip_core.training.batches import DataOrder, prepare
     from paraclip_core.training.data import spool_rows
 
-    began, used = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     images = Images(folder / "features")
     rows = spool_rows(folder / "rows", KINDS, ())
     order = DataOrder(len(rows), 512, 0)
     prepare(rows.take(order.batch(0), KINDS), images.matrix, images.keys)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - used
-    began, used, steps = time.perf_counter(), time.process_time(), range(1, 1000)
+    seconds = time.perf_counter() - began
+    began, steps = time.perf_counter(), range(1, 1000)
     for step in steps:
         prepare(rows.take(order.batch(step), KINDS), images.matrix, images.keys)
-    each, cpu_each = (
-        (now - then) / len(steps) for now, then in ((time.perf_counter(), began), (time.process_time(), used))
-    )
-    return {
-        "seconds": seconds,
-        "first_cpu_seconds": cpu,
-        "batch_milliseconds": 1000 * each,
-        "batch_cpu_milliseconds": 1000 * cpu_each,
-    }
+    return {"seconds": seconds, "batch_milliseconds": 1000 * (time.perf_counter() - began) / len(steps)}
 
 
 def naive(folder: Path) -> dict[str, float]:
@@ -170,45 +160,30 @@ def measure(part: str, folder: Path) -> dict[str, float]:
     return found
 
 
-def made(options: argparse.Namespace) -> Iterator[Path]:
-    """A folder with the rows; a temporary one is removed afterwards."""
-    if options.folder is not None and (options.folder / "paraphrases").exists():
-        yield options.folder
-        return
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="paraclip-rows-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        make(folder, options.rows, options.dim)
-        yield folder
-    finally:
-        if options.folder is None:
-            shutil.rmtree(folder)
-
-
 def main() -> None:
     """Measure and print one JSON line a figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=256, help="of the features; 256 is the embedded model's")
     parser.add_argument("--naive-rows", type=int, default=100_000, help="rows of the Python side, which is scaled up")
-    parser.add_argument("--folder", type=Path, help="keep the rows there")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        found = PARTS[options.part](options.folder)
+        figures = PARTS[options.part](options.folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({**found, "cpu_seconds": time.process_time(), "peak_gib": peak}))
+        print(json.dumps({**figures, "cpu_seconds": time.process_time(), "peak_gib": peak}))
         return
-    with tempfile.TemporaryDirectory(prefix="paraclip-rows-") as small:
-        make(Path(small), options.naive_rows, options.dim)
-        other = measure("naive", Path(small))["seconds"] * options.rows / options.naive_rows
-    for folder in made(options):
-        shutil.rmtree(folder / "rows", ignore_errors=True)
-        spooled, opened, waited = (measure(part, folder) for part in ("spool", "first", "wait"))
-        against = f"a list of Python rows, scaled up from {options.naive_rows:,}"
-        record("loader_spool", spooled["rows_per_second"], "rows/s", against, other / spooled["seconds"])
-        record("loader_first_batch", opened["seconds"], "s", against, other / opened["seconds"])
-        record("loader_wait", 100 * waited["share"], "% of a step", "2 %", 0.02 / max(waited["share"], 1e-6))
+    with tempfile.TemporaryDirectory(prefix="paraclip-rows-") as temporary:
+        small, whole = Path(temporary) / "small", Path(temporary) / "whole"
+        make(small, options.naive_rows, options.dim)
+        other = measure("naive", small)["seconds"] * options.rows / options.naive_rows
+        make(whole, options.rows, options.dim)
+        spooled, opened, waited = (measure(part, whole) for part in ("spool", "first", "wait"))
+    against = f"a list of Python rows, scaled up from {options.naive_rows:,}"
+    record("loader_spool", spooled["rows_per_second"], "rows/s", against, other / spooled["seconds"])
+    record("loader_first_batch", opened["seconds"], "s", against, other / opened["seconds"])
+    record("loader_wait", 100 * waited["share"], "% of a step", "2 %", 0.02 / max(waited["share"], 1e-6))
 
 
 if __name__ == "__main__":

@@ -12,22 +12,21 @@ them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, e
 `bound` is the ratio if our step were nothing but its matrix products, measured in the same run: every product of the
 tower's linear layers, forward and both gradients, in the shapes that the step has before sizes are rounded up. So
 ratio / bound is the share of the matmul rate that the step reaches. `--clock cpu` (with OMP_NUM_THREADS=1) compares
-processor time, for cores that others use, too. The memory of a step is in bench_scaling.py.
+processor time, for cores that others use, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
 import random
 import re
-import statistics
 import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ import open_clip
 import torch
 from open_clip.loss import ClipLoss
 from PIL import Image
-from record import data_folder, record
+from record import arguments, data_folder, in_turns, record
 from torch import Tensor
 from torch.nn import functional
 
@@ -165,25 +164,24 @@ class Bench:
         loss.backward()
         return loss.detach()
 
-    def seconds(self, side: Callable[[int, str], Any], number: int, precision: str) -> float:
-        """Time of a whole step: batch, forward, backward, clipping, update."""
-        began = self.clock()
+    def step(self, side: Callable[[int, str], Any], precision: str, number: int) -> None:
+        """A whole step: batch, forward, backward, clipping, update."""
         self.optimizer.zero_grad(set_to_none=True)
         side(number, precision)
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         self.optimizer.step()
         clamp_scale(self.clip.model.get_parameter("logit_scale"))
-        if self.clip.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.clock() - began
+        self.finish()
 
-    def matmul_seconds(self, number: int, precision: str) -> float:
-        """Time of a step's matrix products alone."""
-        began = self.clock()
+    def products(self, precision: str, number: int) -> None:
+        """A step's matrix products alone."""
         self.matmuls(number, precision)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the GPU, which works while its process goes on."""
         if self.clip.device.type == "cuda":
             torch.cuda.synchronize()
-        return self.clock() - began
 
 
 def flickr(folder: Path, count: int) -> tuple[dict[str, list[str]], list[bytes]]:
@@ -242,33 +240,23 @@ def set_up(
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))
 
 
-def rank_bank(bench: Bench, rounds: int) -> tuple[float, float]:
-    """Median seconds of a step with a bank and of one without, in turns after a first round."""
-    times: dict[str, list[float]] = {"ranked": [], "ours": []}
-    for number in range(rounds + 1):
-        for side, seconds in times.items():
-            seconds.append(bench.seconds(getattr(bench, side), number, "bf16"))
-    with_bank, without = (statistics.median(seconds[1:]) for seconds in times.values())
-    print(f"{RANK_BANK}, batch {bench.batch}: {with_bank:.2f} against {without:.2f} s", flush=True)
-    return with_bank, without
-
-
 def measure(bench: Bench, other: str, precision: str, rounds: int) -> tuple[float, float, float]:
     """Seconds of our step, of its matrix products alone, and of the step of `other`, in turns; medians."""
-    times: dict[str, list[float]] = {"ours": [], "matmuls": [], other: []}
-    for number in range(rounds + 1):
-        times["ours"].append(bench.seconds(bench.ours, number, precision))
-        bench.matmuls(number, precision)  # builds the kernels for its shapes, which are not the padded ones of ours
-        times["matmuls"].append(bench.matmul_seconds(number, precision))
-        times[other].append(bench.seconds(getattr(bench, other), number, precision))
+    sides: dict[str, Callable[[int], object]] = {
+        "ours": partial(bench.step, bench.ours, precision),
+        # Builds the kernels for its shapes, which are not the padded ones of ours.
+        "kernels": partial(bench.products, precision),
+        "matmuls": partial(bench.products, precision),
+        other: partial(bench.step, getattr(bench, other), precision),
+    }
     # The first round warms up: memory that the process has for the first time is cleared, page by page.
-    ours, matmuls, theirs = (statistics.median(seconds[1:]) for seconds in times.values())
-    return ours, matmuls, theirs
+    seconds = in_turns(sides, rounds, bench.clock, warm=1)
+    return seconds["ours"], seconds["matmuls"], seconds[other]
 
 
 def main() -> None:
     """Measure and print one JSON line a comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
     parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")
     parser.add_argument("--model", default="ViT-B-32", help="records of other models have the model in their names")
@@ -295,9 +283,10 @@ def main() -> None:
         results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
     if RANK_BANK in options.only:
         bench.batch = options.batch or BATCHES["bf16"]
-        ranked, without = rank_bank(bench, options.rounds)
-        against = "the same step without rank consistency"
-        results.append((RANK_BANK + suffix, bench.batch / ranked, against, without / ranked, BANK_BOUND))
+        steps = {side: partial(bench.step, getattr(bench, side), "bf16") for side in ("ranked", "ours")}
+        seconds = in_turns(steps, options.rounds, bench.clock, warm=1)
+        rate, ratio = bench.batch / seconds["ranked"], seconds["ours"] / seconds["ranked"]
+        results.append((RANK_BANK + suffix, rate, "the same step without rank consistency", ratio, BANK_BOUND))
     for name, rate, against, ratio, bound in results:
         record(name, rate, "samples/s", against, ratio, bound)
 

@@ -10,7 +10,6 @@ With `--called` every file counts of which a function is called. Needs the embed
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from instant import HERE
+from record import arguments
 from value_path import in_product
 
 from paraclip.flows.commands.common import settings_from
@@ -84,7 +84,7 @@ def _fields(value: Any) -> list[Any]:
 
 def main() -> None:
     """Trace and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--called", action="store_true", help="count every call")
     chosen = parser.parse_args()

@@ -12,7 +12,6 @@ and nothing of it kept.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flickr8k_pairs import read_pairs
+from record import arguments
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
@@ -193,7 +193,7 @@ def foil_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) 
 
 def main() -> None:
     """Print what is stopped of good rewrites, of bad answers, and what is let through of foils."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument(
         "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: own data only"
     )

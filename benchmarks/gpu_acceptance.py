@@ -1,4 +1,4 @@
-"""A GPU's first ten minutes: whether the arithmetic is right on this device, how fast it is, and what pays off.
+"""A GPU's first ten minutes: whether the arithmetic is right on this device, and how fast it is.
 
     python benchmarks/gpu_acceptance.py [--only tower speed …] [--json FILE]
 
@@ -11,7 +11,6 @@ features    stored image features against ``encode_image``; images a second, fro
 resume      a run killed by SIGKILL and resumed against one that was not: loss and gradient norm of each step
 processes   two processes against one: the same
 speed       samples/s against open_clip's locked loop and the padded text loop, share of the matmul rate (bf16)
-kernels     the hand-written operations of ``clip/packed`` and the losses against plain PyTorch (bf16)
 =========== ============================================================================================
 
 Weights are random, captions and images generated: nothing is downloaded or read. Beside this repository it needs torch,
@@ -41,7 +40,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from bench_train import KINDS, PAIRS, Bench, measure, set_up
-from packed_kernels import compare_kernels
+from record import RESULTS, arguments
 from torch import Tensor
 
 from paraclip_core.clip.encode import Precision, encode_ragged
@@ -62,8 +61,6 @@ SMALL: dict[str, Any] = {
 BATCHES = {"small": 32, "ViT-B-32": 256}
 STEPS, CHECKPOINT_STEPS, KILL_AFTER = 12, 4, 6
 """Of the runs of `resume` and `processes`; a run is killed when its log has so many steps."""
-MIN_SPEEDUP = 1.05
-"""A hand-written operation that gains less does not pay for its lines."""
 PADDED_ROWS = 64
 """Texts that the padded tower computes at a time in `tower`; its memory is that of all 77 tokens."""
 
@@ -263,14 +260,6 @@ def measure_speed(machine: Machine) -> Iterator[Row]:
         yield Row("speed", f"share of the matmul rate, in turns with {name}", 100 * matmuls / ours, "%")
 
 
-def measure_kernels(machine: Machine) -> Iterator[Row]:
-    """Each hand-written operation, forward and backward, over plain PyTorch's."""
-    for name, ours, plain in compare_kernels(machine.bench(BATCHES[machine.size]), machine.clock):
-        ratio = plain / ours
-        verdict = "pays off" if ratio >= MIN_SPEEDUP else "does not pay off"
-        yield Row("kernels", f"{name}: {1e3 * ours:.2f} ms, plain {1e3 * plain:.2f}; {verdict}", ratio, "times")
-
-
 CHECKS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "tower": check_tower,
     "losses": check_losses,
@@ -278,7 +267,6 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "resume": check_resume,
     "processes": check_processes,
     "speed": measure_speed,
-    "kernels": measure_kernels,
 }
 
 
@@ -308,11 +296,11 @@ def run(machine: Machine, names: list[str], path: Path) -> int:
 
 def main() -> int:
     """Parse the arguments; `--train` is for the children."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=("auto", *BATCHES), default="auto")
     parser.add_argument("--only", choices=CHECKS, nargs="+", default=list(CHECKS))
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "gpu_acceptance.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "gpu_acceptance.json")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     options = parser.parse_args()

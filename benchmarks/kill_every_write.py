@@ -36,6 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from record import arguments
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
@@ -249,7 +251,7 @@ def preload(folder: Path) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, default=40, help="calls of each stage at which the fault is met")
     parser.add_argument("--fault", choices=FAULTS, default="kill")
     parser.add_argument("--stages", default="", help="separated by commas; all")

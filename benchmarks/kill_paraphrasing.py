@@ -19,7 +19,6 @@ one chunk a kill.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -37,6 +36,7 @@ from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
+from record import arguments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
@@ -351,7 +351,7 @@ def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int =
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--captions", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)

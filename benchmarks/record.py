@@ -1,15 +1,43 @@
-"""The one line that every benchmark prints last, and the file that keeps it."""
+"""What benchmarks share: their arguments, sides that take turns, and the one line that each prints last and keeps."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import statistics
 import sys
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm: int = 0,
+) -> dict[str, float]:
+    """Median seconds of each side, called in turns with the number of the round; the first `warm` rounds are left out.
+
+    `time.process_time` is the clock for cores that others use, too.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warm + rounds):
+        for name, work in sides.items():
+            started = clock()
+            work(number)
+            seconds[name].append(clock() - started)
+    return {name: statistics.median(each[warm:]) for name, each in seconds.items()}
 
 
 def record(name: str, value: float, unit: str, against: str, ratio: float, bound: float | None = None) -> None:
