@@ -201,9 +201,12 @@ def _reasons(node: Node, earlier: list[Artifact], runs: _Runs) -> list[str]:
     candidates = own or [one for one in earlier if one.fingerprint not in runs.others] or earlier
     # The newest of the nearest: what a user changed last is what is asked about.
     nearest = min(reversed(candidates), key=lambda artifact: len(differences(artifact, node)))
-    other = None if own else runs.others.get(nearest.fingerprint)
     reasons = differences(nearest, node) or ["its artifact was deleted"]
-    return reasons if other is None else [f"a run of another name, {other!r}, is the nearest:", *reasons]
+    if own:
+        return reasons
+    name = runs.others.get(nearest.fingerprint)
+    whose = "an unfinished run" if name is None else f"a run of another name, {name!r},"
+    return [f"no run of this name is finished; {whose} of {nearest.manifest.created[:16]} is the nearest:", *reasons]
 
 
 def differences(artifact: Artifact, node: Node) -> list[str]:

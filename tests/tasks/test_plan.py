@@ -91,7 +91,8 @@ def test_an_option_that_changed_is_named_old_and_new(tmp_path: Path) -> None:
     run("second", tmp_path, finetune={"epochs": 7, "batch_size": 64})
     stage = plan(tmp_path, finetune={"epochs": 7, "batch_size": 32, "weights": {"image_caption": 0.5}})["second"]
     assert stage.state == "to run"
-    assert stage.why == (
+    assert stage.why[0].startswith("no run of this name is finished; an unfinished run of 2")
+    assert stage.why[1:] == (
         "option finetune.batch_size: 64 → 32",
         "option finetune.weights.image_caption: 0.0 → 0.5",
     ), "compared with the nearest artifact, not with the oldest"
@@ -108,10 +109,8 @@ def test_a_stage_is_compared_with_the_last_run_of_the_same_name(tmp_path: Path) 
     changes: dict[str, Any] = {"finetune": {"batch_size": 33}}
     assert plan(tmp_path, name="demo", **changes)["second"].why == ("option finetune.batch_size: 64 → 33",)
     assert plan(tmp_path, name="other", **changes)["second"].why == ("option finetune.batch_size: 32 → 33",)
-    assert plan(tmp_path, name="new", **changes)["second"].why == (
-        "a run of another name, 'other', is the nearest:",
-        "option finetune.batch_size: 32 → 33",
-    )
+    header, *reasons = plan(tmp_path, name="new", **changes)["second"].why
+    assert "a run of another name, 'other', of 2" in header and reasons == ["option finetune.batch_size: 32 → 33"]
 
 
 def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> None:
@@ -124,8 +123,8 @@ def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> Non
     newer = replace(fake_stages.STAGES["first"], version=2)
     monkeypatch.setitem(fake_stages.STAGES, "first", newer)
     stages = plan(tmp_path)
-    assert stages["first"].why == ("stage version 1 → 2",)
-    assert len(stages["second"].why) == 1 and stages["second"].why[0].startswith("input first: ")
+    assert stages["first"].why[1:] == ("stage version 1 → 2",)
+    assert len(stages["second"].why) == 2 and stages["second"].why[1].startswith("input first: ")
 
 
 def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
