@@ -220,7 +220,7 @@ def _not_english(captions: pa.ChunkedArray) -> int:
         pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
         for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
     )
-    foreign = pc.and_(pc.greater(others, 1), pc.greater(others, english))
+    foreign = pc.greater(others, english)
     return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
 
 

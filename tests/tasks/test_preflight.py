@@ -259,7 +259,7 @@ def test_few_of_many_images_are_looked_up(settings_of: Make) -> None:
 
 def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:
     others = (
-        "ein Hund läuft auf der Straße", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
+        "Zwei Kinder spielen im Park", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
     )  # fmt: skip
     foreign = [(f"{image}.jpg", text, "train") for image, text in enumerate(others)]
     write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("val", 12, 10)])
