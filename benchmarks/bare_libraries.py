@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from paraclip_core.paraphrase.engines.openai_wire import draw_seed
+from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
 
 from paraclip_core.config import SamplingOptions, SmolLM2Options, TransformersOptions
 from paraclip_core.paraphrase.engines.base import Prompt
-from paraclip_core.paraphrase.engines.openai_wire import draw_seed
-from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
 
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 """What vLLM needs to know where it has no GPU; it means nothing where it has one."""

@@ -103,7 +103,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
     earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
     earlier |= {"completion_tokens": 400}
 
-    def finished(stage: str, engine: str = "smollm2", preset: str = "small-model", **metrics: Any) -> Any:
+    def finished(stage: str, engine: str = "openvino", preset: str = "small-model", **metrics: Any) -> Any:
         options = {"engine": engine, "gates": {"preset": preset}}
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)

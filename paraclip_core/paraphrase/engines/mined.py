@@ -62,7 +62,6 @@ class MinedEngine:
         return EngineFacts(
             on_device=False,
             shares_cores=True,
-            deterministic=True,
             asks=False,
             gates="mined" if across else "off",
             one_process="captions are looked up faster by one process",

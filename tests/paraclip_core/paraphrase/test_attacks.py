@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.engines.smollm2 import chatml, gguf_file
+from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
