@@ -42,11 +42,11 @@ from record import record, wait_as_stages_do
 from paraclip.tasks.context import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.paraphrase.engines import Paraphraser, make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")

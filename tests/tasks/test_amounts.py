@@ -14,8 +14,8 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.amounts import ASSUMED, Amount, amounts
 from paraclip.tasks.context import Run
 from paraclip.tasks.requests import StepLeft
-from paraclip_core.scenes.plan import plan
-from paraclip_core.scenes.texts import captions
+from paraclip_core.demo.scenes.plan import plan
+from paraclip_core.demo.scenes.texts import captions
 from paraclip_core.settings import load_settings
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")

@@ -38,6 +38,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 )
 
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
+from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
@@ -49,7 +50,6 @@ from paraclip_core.paraphrase.engines.openai import (
     read_completion,
 )
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
 
 
 def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(
