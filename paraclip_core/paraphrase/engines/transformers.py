@@ -114,7 +114,9 @@ class TransformersEngine:
         import torch
 
         model, tokenizer = self._load()
-        inputs = tokenizer(list(texts), add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
+        inputs = tokenizer(
+            list(texts), add_special_tokens=False, padding=True, return_token_type_ids=False, return_tensors="pt"
+        ).to(model.device)
         way: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         n = 1
         if sampling.temperature > 0:

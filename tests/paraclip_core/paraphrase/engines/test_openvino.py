@@ -169,7 +169,7 @@ def test_the_first_request_s_failure_is_the_engine_s(monkeypatch: pytest.MonkeyP
     pytest.importorskip("openvino_genai")
 
     class Broken(Reading):
-        def generate(self, *_: object) -> None:
+        def generate(self, texts: list[str], config: Any) -> Any:
             raise RuntimeError("no memory for the cache")
 
     engine = OpenVinoEngine()
