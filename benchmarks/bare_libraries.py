@@ -2,15 +2,13 @@
 
 The settings are those of our engine on the same library: arithmetic, batch size, scheduler, sampling and where answers
 end. All requests with the same sampling go to the library in one call (transformers has batches only, so these are cut
-as our engine cuts them, by length; a server gets as many at a time as our engine sends). What our engines do about
-beginnings that prompts share is theirs: transformers' `generate` computes whole prompts, OpenVINO GenAI and vLLM have
-their own prefix caches switched on.
+as our engine cuts them, by length; a server gets as many at a time as our engine sends). OpenVINO GenAI and
+vLLM have their prefix caches switched on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -22,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from paraclip_core.paraphrase.engines.openai_wire import draw_seed
-from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
 
-from paraclip_core.config import SamplingOptions, SmolLM2Options, TransformersOptions
+from paraclip_core.config import SamplingOptions, TransformersOptions
+from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines.openai import draw_seed
+from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 """What vLLM needs to know where it has no GPU; it means nothing where it has one."""
@@ -36,15 +35,13 @@ Ask = Callable[[Sequence[Request]], int]
 """Answers all requests; gives the number of answers."""
 
 
-def openvino(precision: str, options: SmolLM2Options) -> Ask:
+def openvino(precision: str) -> Ask:
     """OpenVINO GenAI's `LLMPipeline.generate` on the embedded model."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = True
-    scheduler.max_num_seqs = options.max_num_seqs
-    scheduler.max_num_batched_tokens = options.max_num_batched_tokens
-    scheduler.cache_size = options.cache_size
+    for name, value in SCHEDULER.items():
+        setattr(scheduler, name, value)
     pipeline = openvino_genai.LLMPipeline(str(gguf_file()), "CPU", scheduler_config=scheduler, **PROPERTIES[precision])
 
     def ask(requests: Sequence[Request]) -> int:
@@ -58,7 +55,8 @@ def openvino(precision: str, options: SmolLM2Options) -> Ask:
                 config.do_sample, config.rng_seed = True, prompts[0].seed
                 config.temperature, config.top_p = sampling.temperature, sampling.top_p
                 config.num_return_sequences = sampling.n
-            count += len(pipeline.generate([chatml(prompt.messages) for prompt in prompts], config).texts)
+            texts = [p.messages[0][1] if p.messages[0][0] == "text" else chatml(p.messages) for p in prompts]
+            count += len(pipeline.generate(texts, config).texts)
         return count
 
     return ask
@@ -102,33 +100,6 @@ def transformers(folder: Path, options: TransformersOptions) -> Ask:
         return count
 
     return ask
-
-
-@contextmanager
-def vllm_offline(python: Path, arguments: Mapping[str, Any]) -> Iterator[Ask]:
-    """`vllm.LLM.chat` in vLLM's own environment (`bare_vllm.py`)."""
-    script = Path(__file__).with_name("bare_vllm.py")
-    process = subprocess.Popen(
-        [python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | VLLM_ON_CPU
-    )
-    assert process.stdin is not None and process.stdout is not None
-    send, receive = process.stdin, process.stdout
-    print(json.dumps(dict(arguments)), file=send, flush=True)
-
-    def ask(requests: Sequence[Request]) -> int:
-        groups = [
-            (
-                _vllm_sampling(sampling),
-                [_turns(prompt) for prompt in prompts],
-                [draw_seed(prompt, 0) for prompt in prompts],
-            )
-            for sampling, prompts in _by_sampling(requests)
-        ]
-        print(json.dumps(groups), file=send, flush=True)
-        return int(receive.readline())
-
-    with process:
-        yield ask
 
 
 @contextmanager

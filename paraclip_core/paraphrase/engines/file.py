@@ -147,7 +147,7 @@ def _table(path: Path) -> pa.Table:
         separator = "\t" if kind == "tsv" else ","
         table = csv.read_csv(
             file,
-            parse_options=csv.ParseOptions(separator, newlines_in_values=True, invalid_row_handler=skip),
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=skip),
             convert_options=csv.ConvertOptions(column_types=SCHEMA, include_columns=list(COLUMNS)),
         )
         if torn:
