@@ -290,7 +290,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="engine=file asks nothing"):
         export(own, ask)
     with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
-        export(settings_of(tmp_path, engine="openvino"), ask)
+        export(settings_of(tmp_path, engine="openvino", model=""), ask)
     with pytest.raises(ConfigError, match="cannot be written"):
         export(settings, tmp_path)
     export(settings, ask)

@@ -51,6 +51,8 @@ class TransformersEngine:
         self._options = options or TransformersOptions()
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
+        self._ends: list[int] = []
+        """Tokens that end an answer of one line."""
 
     @classmethod
     def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> TransformersEngine:
@@ -126,7 +128,7 @@ class TransformersEngine:
             torch.manual_seed(int.from_bytes(hashlib.blake2b(seeded, digest_size=8).digest(), "little") % 2**63)
         if any(role in ("text", "assistant") for role, _ in prompts[0].messages):
             # After examples every answer is one line.
-            way |= {"stop_strings": ["\n"], "tokenizer": tokenizer}
+            way["eos_token_id"] = self._ends
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
@@ -163,4 +165,10 @@ class TransformersEngine:
             if tokenizer.pad_token_id is None:
                 tokenizer.pad_token = tokenizer.eos_token
             self._loaded = model.to(device).eval(), tokenizer
+            ends, pieces = (
+                model.generation_config.eos_token_id,
+                tokenizer.batch_decode([[i] for i in range(len(tokenizer))]),
+            )
+            ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+            self._ends = [*ends, *(i for i, piece in enumerate(pieces) if "\n" in piece)]
         return self._loaded

@@ -87,7 +87,8 @@ def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypat
     monkeypatch.setattr(model, "generate", lambda **way: asked.append(way) or generate(**way))
     messages = (*FEW, ("user", "a dog")) if role == "examples" else ((role, "a dog"),)
     engine.generate([Prompt(messages, "a dog", 1, 0)], SAMPLING)
-    assert asked[0].get("stop_strings") == (None if role == "user" else ["\n"])
+    assert asked[0].get("eos_token_id") == (None if role == "user" else engine._ends)
+    assert engine._ends
 
 
 def test_the_model_id_follows_the_files(folder: Path, tmp_path: Path) -> None:
