@@ -110,4 +110,4 @@ $(VLLM)/.made: requirements-vllm.txt
 	touch $@
 
 $(VLLM)/smollm2: $(VLLM)/.made | $(VENV)/.dev
-	$(BIN)/python -m paraclip_core.paraphrase.engines.smollm2 $@
+	$(BIN)/python -m paraclip_core.demo.smollm2 $@

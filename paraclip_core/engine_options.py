@@ -34,13 +34,13 @@ _SERVED = ("model", "the model's name at the server")
 _FILE = ("file.path", "the file with your paraphrases")
 
 ENGINES = {
-    "smollm2": EngineEntry(f"{_IN}.smollm2:SmolLM2Engine.from_options", ("precision", "smollm2")),
+    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine.from_options", ("model", "precision")),
     "transformers": EngineEntry(
         f"{_IN}.transformers:TransformersEngine.from_options", ("model", "transformers"), _LOCAL
     ),
     "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine.from_options", ("model", "vllm"), _HUB),
     "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine.from_options", ("model", "openai"), _SERVED),
-    "file": EngineEntry(f"{_IN}.file:FileEngine.from_options", ("file",), _FILE),
+    "file": EngineEntry(f"{_IN}.file:FileEngine", ("file",), _FILE),
     "mined": EngineEntry(f"{_IN}.mined:MinedEngine", ("mined",)),
 }
 """The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
@@ -56,27 +56,21 @@ class OpenAIOptions(Options):
     """Revision of the model, where the server's name for it does not say (a commit, a date, a quantization)."""
     extra_body: dict[str, Any] = Field(default={})
     """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
-    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`)."""
+    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
+    `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
     api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
     """Name of the environment variable that holds the key; the key itself is never an option. Servers without keys need
     none."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
     """Requests under way at once."""
-    ask_for_n: bool = Field(default=True, json_schema_extra=OPERATIONAL)
-    """Ask for all of a request's answers at once. A server that gives one at a time is noticed and asked again with
-    other seeds; `false` asks one by one from the start. New requests may get other draws."""
     requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Most requests in a minute, of each process; 0: no limit."""
     tokens_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Most tokens in a minute, prompts and answers together, of each process; 0: no limit."""
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(default=120, json_schema_extra=OPERATIONAL)
-    """Time for one answer, from sending the request to its last byte."""
+    """Longest time without a byte of an answer."""
     retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
-    """How often a request is sent again when the server is busy, fails, hangs or answers nonsense."""
-    backoff_seconds: Annotated[float, Field(gt=0, le=60)] = Field(default=1.0, json_schema_extra=OPERATIONAL)
-    """Wait before the first retry; it doubles with each, up to a minute, less a random part of up to a half."""
-    max_failures: Annotated[int, Field(ge=1)] = Field(default=3, json_schema_extra=OPERATIONAL)
-    """The run stops when this many requests in a row failed with all their retries."""
+    """How often a request is sent again when the server is busy, fails or hangs."""
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Price of a million prompt tokens, in any currency."""
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
@@ -102,8 +96,8 @@ class OpenAIOptions(Options):
     @field_validator("extra_body")
     @classmethod
     def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        # A vendor that knows no seed may be spared it.
-        ours = sorted(name for name in fields.keys() & OURS if name != "seed" or fields[name] is not None)
+        # A vendor that knows no seed, or gives one answer at a time, may be spared it.
+        ours = sorted(n for n in fields.keys() & OURS if n not in ("n", "seed") or fields[n] is not None)
         if ours:
             raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
         return json_fields(fields)
@@ -146,38 +140,21 @@ class MinedOptions(Options):
     across: bool = False
     """Also take captions of near-duplicate images. The features are then computed before anything is paraphrased."""
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of two images' features above which they count as near-duplicates; null: found by `agreement`, or 0.95
-    where fewer than 200 images have several captions."""
-    agreement: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How much captions of near-duplicates have to agree in their words: 0 is as those of any two images do, 1 as those
-    of one image do."""
-    most_images: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Nearest images whose captions are taken, at most."""
-
-
-class SmolLM2Options(Options):
-    """The embedded model on OpenVINO GenAI: its scheduler's options, with their names there."""
-
-    max_num_seqs: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Answers that are drawn at once, at most."""
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] = Field(default=2048, json_schema_extra=OPERATIONAL)
-    """Tokens of one step, at most."""
-    cache_size: Annotated[int, Field(ge=1)] = Field(default=2, json_schema_extra=OPERATIONAL)
-    """Key-value cache, in GB."""
+    """Cosine of two images' features above which they count as near-duplicates; null: calibrated on the
+    captions, or 0.95 where fewer than 200 images have several."""
 
 
 class TransformersOptions(Options):
     """A local Hugging Face model in this process."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the model; `auto`: as its files are. In `float32` an answer does not depend on what is computed
-    beside it; in 16 bits sums in another order flip a close draw now and then."""
+    """Arithmetic of the model; `auto`: as its files are."""
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Answers that are drawn at once. More is faster, up to where memory ends."""
+    """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
 
 
 class VllmOptions(Options):
-    """vLLM's own server, started by the run. The options have vLLM's names; its documentation says what they mean."""
+    """vLLM's own server, started by the run. The options have vLLM's names."""
 
     python: str = Field(default="", json_schema_extra=OPERATIONAL)
     """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
@@ -187,23 +164,9 @@ class VllmOptions(Options):
     """Arithmetic of the model."""
     max_model_len: Annotated[int, Field(ge=64)] = Field(default=2048, json_schema_extra=OPERATIONAL)
     """Most tokens of a prompt and its answer; one that needs more stops the run, so no answer depends on it."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(default=0.9, json_schema_extra=OPERATIONAL)
-    """Share of a GPU's memory that vLLM takes."""
-    tensor_parallel_size: Annotated[int, Field(ge=1)] = Field(default=1, json_schema_extra=OPERATIONAL)
-    """GPUs that one server is spread over."""
-    data_parallel_size: Annotated[int, Field(ge=0, le=64)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Servers that share the work, each with GPUs of its own; 0: as many as there are GPUs for."""
-    enforce_eager: bool = Field(default=False, json_schema_extra=OPERATIONAL)
-    """Start faster and compute slower: nothing is compiled or captured."""
-    max_num_seqs: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Answers that are drawn at once, at most."""
-    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Tokens of one step, at most."""
-    enable_chunked_prefill: bool | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Compute long prompts in pieces. Off on CPUs, where vLLM does not survive it with seeded requests."""
     extra: dict[str, Any] = Field(default={})
-    """Any other argument of `vllm serve`, by its name (`quantization`, `kv_cache_dtype`, `speculative_config`). All of
-    them count as changing what is answered."""
+    """Any other argument of `vllm serve`, by its name (`quantization`, `tensor_parallel_size`, `max_num_seqs`). They
+    count as changing what is answered, except those that divide or schedule the work."""
 
     @field_validator("extra")
     @classmethod

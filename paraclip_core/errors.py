@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
-from typing import Any
 
 LONGEST = 400
 """Characters of another library's error that a message quotes."""
@@ -85,15 +83,6 @@ class UnknownNameError(ArtifactError):
 
 class EngineError(ParaclipError):
     """The paraphrase engine cannot start, died, or answered something that is not a completion."""
-
-    def __init__(self, *args: object, finished: Mapping[int, Any] | None = None) -> None:
-        """`finished` has the completions of the same call that were there by then, by the number of their prompt.
-
-        `begun` has those of prompts that had some of their answers, but not yet all.
-        """
-        super().__init__(*args)
-        self.finished = dict(finished or {})
-        self.begun: dict[int, Any] = {}
 
 
 class AwayError(EngineError):

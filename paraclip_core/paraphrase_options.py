@@ -10,7 +10,6 @@ from paraclip_core.engine_options import (
     ENGINES,
     MinedOptions,
     OpenAIOptions,
-    SmolLM2Options,
     TransformersOptions,
     VllmOptions,
 )
@@ -38,14 +37,9 @@ class FileEngineOptions(Options):
     """Paraphrases that a user already has."""
 
     path: str = ""
-    """Parquet, JSONL, CSV, TSV or Karpathy JSON (there each caption's next two siblings), relative to `data.root`; all
-    but Parquet plain or gzipped, ending in `.gz`."""
-    caption: str = "caption"
-    """Column with the caption."""
-    paraphrase_1: str = "paraphrase_1"
-    """Column with paraphrase 1."""
-    paraphrase_2: str = "paraphrase_2"
-    """Column with paraphrase 2."""
+    """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or a Karpathy JSON
+    (there each caption's next two siblings), relative to `data.root`; all but Parquet plain or gzipped, ending in
+    `.gz`."""
 
 
 GATE_THRESHOLDS: dict[str, dict[str, float]] = {
@@ -135,13 +129,13 @@ class GateOptions(Options):
 class ParaphraseOptions(Options):
     """How captions are paraphrased."""
 
-    engine: EngineName = "smollm2"
-    """`smollm2` (embedded), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own process),
-    `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), `mined` (captions of the same image
-    and of near-duplicates), or a class of your own as `package.module:Class`."""
+    engine: EngineName = "openvino"
+    """`openvino` (embedded, on the CPU), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own
+    process), `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), `mined` (captions of the
+    same image and of near-duplicates), or a class of your own as `package.module:Class`."""
     model: str = ""
-    """Model folder of the `transformers` engine, folder or hub id of the `vllm` engine, or the model's name at the
-    server of the `openai` engine."""
+    """GGUF file or OpenVINO folder of the `openvino` engine (empty: SmolLM2-135M), model folder of the `transformers`
+    engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine."""
     options: dict[str, Any] = Field(default={})
     """Options of an engine of your own, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
@@ -159,8 +153,8 @@ class ParaphraseOptions(Options):
     gates: GateOptions = GateOptions()
     """What is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the embedded model. `fp32` gives a request the same answers whatever is computed beside it, so that
-    a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
+    """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed beside it, so
+    that a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
     keep: Annotated[int, Field(ge=1, le=16)] = 1
     """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
     draws one of them for each epoch."""
@@ -184,8 +178,6 @@ class ParaphraseOptions(Options):
     """Options of the `file` engine."""
     mined: MinedOptions = MinedOptions()
     """Options of the `mined` engine."""
-    smollm2: SmolLM2Options = Field(default=SmolLM2Options(), json_schema_extra=OPERATIONAL)
-    """Options of the `smollm2` engine."""
     transformers: TransformersOptions = TransformersOptions()
     """Options of the `transformers` engine."""
     openai: OpenAIOptions = OpenAIOptions()

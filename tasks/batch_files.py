@@ -21,14 +21,8 @@ from paraclip.tasks.requests import MissingRequests, looking_for_requests
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
 from paraclip_core.paraphrase.engines.base import PaidEngine
-from paraclip_core.paraphrase.engines.openai_wire import (
-    Refused,
-    answer_lines,
-    draws,
-    prompt_size,
-    read_line,
-    request_line,
-)
+from paraclip_core.paraphrase.engines.openai import draws, prompt_size
+from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
 from paraclip_core.paraphrase.generate import storable
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
@@ -226,9 +220,11 @@ def _write_lines(paths: Sequence[Path], target: Path, n: int, progress: Progress
         for number, path in enumerate(paths):
             try:
                 with path.open("rb") as file:
-                    for line, raw in answer_lines(file):
+                    for line, raw in enumerate(map(bytes.strip, file), 1):
+                        if not raw:
+                            continue
                         rows.append({"file": number, "line": line, **_row(raw, n)})
-                        count, size = count + 1, size + len(raw or b"")
+                        count, size = count + 1, size + len(raw)
                         if len(rows) == BATCH_LINES or size > BATCH_BYTES:
                             writer.write_table(pa.Table.from_pylist(rows, schema=LINES))
                             progress(count, None, phase="reading answers")
@@ -239,16 +235,17 @@ def _write_lines(paths: Sequence[Path], target: Path, n: int, progress: Progress
     return count
 
 
-def _row(raw: bytes | None, n: int) -> dict[str, Any]:
+def _row(raw: bytes, n: int) -> dict[str, Any]:
     answer = read_line(raw, n)
-    shown = (raw or b"")[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS]
+    shown = raw[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS]
     if isinstance(answer, Refused):
         return {"reason": answer.reason, "detail": storable(answer.detail), "raw": shown}
+    key, completion = answer
     return {
-        "key": answer.key,
-        "completions": list(map(storable, answer.texts)),
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
+        "key": key,
+        "completions": list(map(storable, completion.texts)),
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
         "raw": shown,
     }
 

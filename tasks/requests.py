@@ -16,6 +16,7 @@ from paraclip.storage.roots import open_generations
 from paraclip.tasks.context import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import step_batches
+from paraclip_core.demo.synonyms import swappable
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import Prompt
@@ -34,7 +35,6 @@ from paraclip_core.paraphrase.requests import (
 )
 from paraclip_core.paraphrase.rounds import judge_spec, word_requests
 from paraclip_core.paraphrase.select import rejected_for, select
-from paraclip_core.paraphrase.small_model.synonyms import swappable
 from paraclip_core.progress import Progress, silent
 
 BLOCK_REQUESTS = 16_384

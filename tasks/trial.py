@@ -16,6 +16,7 @@ from paraclip.storage.roots import open_generations
 from paraclip.tasks.context import Run
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.config import SamplingOptions
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
@@ -26,7 +27,6 @@ from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, step_requests
 from paraclip_core.paraphrase.rounds import judge_spec, word_requests
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 
 Say = Callable[[str], None]
 Texts = tuple[str, str]

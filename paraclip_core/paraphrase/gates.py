@@ -6,7 +6,7 @@ behind it by dotted path (`paraphrase.gates.extra`).
 
 Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
 explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
-it to do. Those of `small-model` are in :mod:`paraclip_core.paraphrase.small_model`.
+it to do. Those of `small-model` are in :mod:`paraclip_core.demo`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.config import GateOptions
+from paraclip_core.demo import details
+from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.parse import Pair, content_words, words
-from paraclip_core.paraphrase.small_model import details
-from paraclip_core.paraphrase.small_model import gates as small
 from paraclip_core.plugins import import_path, module_source
 
 Gate = Callable[[Pair, GateOptions], str | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -14,9 +13,9 @@ import pyarrow as pa
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Completion, Engine, PaidEngine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.engines.base import Completion, Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.prompts import PromptTemplate
-from paraclip_core.paraphrase.requests import KEY_BYTES, GenerationCache, RequestKeys
+from paraclip_core.paraphrase.requests import GenerationCache, RequestKeys
 from paraclip_core.tables import GENERATIONS
 
 KEEP_SECONDS = 2.0
@@ -103,52 +102,29 @@ class RequestSender:
     ) -> Generator[Part, None, None]:
         """Answers to the texts and keys in `todo`, part by part, in the order in which they come."""
         seed = attempt_seed(request.seed, request.attempt)
-        begun = self._begun([key for _, key in todo], sampling)
-        prompts = [Prompt(template.messages(text), text, request.step, seed, begun.get(key, ())) for text, key in todo]
+        prompts = [Prompt(template.messages(text), text, request.step, seed) for text, _ in todo]
         streams, done = isinstance(self._engine, StreamingEngine), 0
-        try:
-            for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
-                part = _part(todo, numbered)
-                if part:
-                    self._keep(part, request, request.prompt_id)
-                self.counts.generated += len(part)
-                done += len(part)
-                yield part
-        except EngineError as error:
-            if part := _part(todo, sorted(error.begun.items())):
-                part = [(text, _begun_key(key, len(done.texts)), done) for text, key, done in part]
-                self._keep(part, request, f"{request.prompt_id}, not all answers")
-            raise
+        for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
+            part = _part(todo, numbered)
+            if part:
+                self._keep(part, request)
+            self.counts.generated += len(part)
+            done += len(part)
+            yield part
         if done != len(todo):
             raise EngineError(f"{self._engine.name} gave {done} completions for {len(todo)} prompts")
 
     def _chunks(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
         for start in range(0, len(prompts), self._chunk):
             some = prompts[start : start + self._chunk]
-            began, failure = time.monotonic(), None
-            try:
-                completions = dict(enumerate(self._engine.generate(some, sampling)))
-            except EngineError as error:
-                # Answers that came before the failure are paid for.
-                completions, failure = error.finished, error
+            began = time.monotonic()
+            completions = self._engine.generate(some, sampling)
             self.counts.engine_seconds += time.monotonic() - began
-            if failure is None and len(completions) != len(some):
+            if len(completions) != len(some):
                 raise EngineError(f"{self._engine.name} gave {len(completions)} completions for {len(some)} prompts")
-            yield [(start + number, completions[number]) for number in sorted(completions)]
-            if failure is not None:
-                failure.begun = {start + number: completion for number, completion in failure.begun.items()}
-                raise failure
+            yield list(enumerate(completions, start))
 
-    def _begun(self, keys: Sequence[bytes], sampling: SamplingOptions) -> dict[bytes, tuple[str, ...]]:
-        """The first answers of requests that an earlier failure cut off, by their keys; the longest row of each."""
-        if sampling.n == 1 or not keys or not isinstance(self._engine, PaidEngine):
-            return {}
-        names = {_begun_key(key, count): key for count in range(1, sampling.n) for key in keys}
-        begun = self._cache.lookup(pa.array(names, pa.binary(KEY_BYTES)))
-        rows = zip(begun.column("key").to_pylist(), begun.column("completions").to_pylist(), strict=True)
-        return {names[name]: tuple(texts) for name, texts in sorted(rows, key=lambda row: len(row[1]))}
-
-    def _keep(self, part: Part, request: RequestKeys, prompt: str) -> None:
+    def _keep(self, part: Part, request: RequestKeys) -> None:
         count = len(part)
         columns = {
             "key": [key for _, key, _ in part],
@@ -157,7 +133,7 @@ class RequestSender:
             "input": [storable(text) for text, _, _ in part],
             "engine": [self._engine.name] * count,
             "model": [request.model] * count,
-            "prompt": [prompt] * count,
+            "prompt": [request.prompt_id] * count,
             "prompt_hash": [request.prompt_hash] * count,
             "sampling": [request.sampling] * count,
             "seed": [request.seed] * count,
@@ -209,8 +185,3 @@ def storable(text: str) -> str:
 def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
     # What is judged now is what a cached run will judge.
     return [(*todo[i], replace(done, texts=tuple(map(storable, done.texts)))) for i, done in numbered]
-
-
-def _begun_key(key: bytes, count: int) -> bytes:
-    """Key under which the first `count` answers of a request are kept as long as it has not all of them."""
-    return hashlib.blake2b(key + f"first {count}".encode(), digest_size=KEY_BYTES).digest()

@@ -21,12 +21,12 @@ import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, meaning
+from paraclip_core.demo.synonyms import Fetch, SynonymTable, find_synonyms, variants
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.meaning import Compare, Encoder, Nli, NliModel, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
-from paraclip_core.paraphrase.small_model.synonyms import Fetch, SynonymTable, find_synonyms, variants
 from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
 GATES_VERSION = "1cfe02560ddad9cb4e1158e7d28e5a7d"

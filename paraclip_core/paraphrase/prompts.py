@@ -10,7 +10,6 @@ from itertools import pairwise
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.small_model.lexicon import NOISE_WORDS
 from paraclip_core.tables import text_hash
 
 Turns = tuple[tuple[str, str], ...]
@@ -29,6 +28,11 @@ _OPENING = re.compile(
     r"^(?:(?:a|the) )?(?:stock )?(?:photo(?:graph)?|picture|image|pic) of (?=\S)|^this is (?=\S)", re.I
 )
 _RUNS = re.compile(r"[!?]{2,}|\.{2,}")
+NOISE_WORDS = {
+    "stock", "free", "image", "images", "photo", "photos", "photograph", "picture", "pic", "pics", "wallpaper", "hd",
+    "more", "jpg", "img", "dsc",
+}  # fmt: skip
+"""Words of web captions that say nothing about an image, which a rewording may drop."""
 # Some models' templates use the full-width forms.
 _FULL_WIDTH = str.maketrans({"＜": "<", "＞": ">", "｜": "|"})
 

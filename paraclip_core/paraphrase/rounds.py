@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Paraphraser
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
@@ -33,7 +34,6 @@ from paraclip_core.paraphrase.requests import (
     sampling_json,
 )
 from paraclip_core.paraphrase.select import Selection, rejected_for, select
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from paraclip.tasks.models import base_inputs, base_reference
 from paraclip.tasks.stage import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
+from paraclip_core.demo.scenes.plan import held_out_images
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
@@ -50,7 +51,6 @@ from paraclip_core.evaluation.run import (
 )
 from paraclip_core.paths import user_path
 from paraclip_core.plugins import module_source
-from paraclip_core.scenes.plan import held_out_images
 from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:

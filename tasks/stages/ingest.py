@@ -35,10 +35,10 @@ from paraclip_core.captions.sources import (
     without_images,
 )
 from paraclip_core.config import Settings, SourceOptions, meaning
+from paraclip_core.demo.scenes.texts import write_texts
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
-from paraclip_core.scenes.texts import write_texts
 
 if TYPE_CHECKING:
     from paraclip.tasks.context import Run

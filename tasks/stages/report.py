@@ -215,8 +215,8 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     ]
 
 
-def _source_rejects(stage: str, artifact: Artifact, folder: str = "rejects") -> list[RejectGroup]:
-    rows = _rows(artifact.path / folder, ["source", "source_row", "reason", "detail", "caption_raw"])
+def _source_rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
+    rows = _rows(artifact.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"])
     samples = (
         (row["reason"], RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(_place(row) + row["detail"])))
         for row in rows
@@ -229,8 +229,6 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
-    if inputs["paraphrase_1"].manifest.metrics.get("file_rejected"):
-        yield from _source_rejects("file of paraphrases", inputs["paraphrase_1"], "file_rejects")
     for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
         yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects"))
 

@@ -40,7 +40,7 @@ POINTS = (0.35, 0.8)
 """Where in a stage's life it is killed, as shares of the time that it takes undisturbed."""
 
 
-EMBEDDED = {"engine": "smollm2", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}}
+EMBEDDED = {"engine": "openvino", "chunk": 8, "fraction": 0.35, "sampling": {"n": 2}}
 
 
 def start(run: dict[str, object]) -> subprocess.Popen[bytes]:

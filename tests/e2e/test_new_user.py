@@ -63,7 +63,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path) -> Path:
     """A folder with photos, and a spreadsheet of captions under a messy header."""
     from paraclip_core.config import ScenesOptions
-    from paraclip_core.scenes.render import write_scenes
+    from paraclip_core.demo.scenes.render import write_scenes
 
     drawn = tmp_path / "drawn"
     drawn.mkdir()

@@ -63,7 +63,7 @@ def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
         "gates": {"preset": "off"},
         "chunk": 8,
         "sampling": {"n": 1, "max_tokens": 24},
-        "openai": {"base_url": url, "api_key_env": "CANARY_KEY", "concurrency": 2, "retries": 0, "max_failures": 1},
+        "openai": {"base_url": url, "api_key_env": "CANARY_KEY", "concurrency": 2, "retries": 0},
     }
     # Five tokens an answer, 86 answers: 0.43 in all.
     prices = {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}

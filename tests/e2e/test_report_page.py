@@ -19,7 +19,7 @@ from paraclip.tasks.stage import carry_out
 from paraclip.tasks.stages.report import REPORT
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings
-from paraclip_core.scenes.render import write_scenes
+from paraclip_core.demo.scenes.render import write_scenes
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -72,14 +72,14 @@ def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, capsys: C
 
 
 def test_export_of_a_part(tmp_path: Path, capsys: Capture) -> None:
-    fill(tmp_path, range(10), model="smollm2@fp32", engine="smollm2")
-    fill(tmp_path, range(10, 15), model="smollm2@bf16", engine="smollm2", step=2)
+    fill(tmp_path, range(10), model="smollm2@fp32", engine="openvino")
+    fill(tmp_path, range(10, 15), model="smollm2@bf16", engine="openvino", step=2)
     fill(tmp_path, range(15, 18), model="gpt", engine="openai")
     for name, options, count in (
-        ("a", ["--engine", "smollm2"], 15),
+        ("a", ["--engine", "openvino"], 15),
         ("b", ["--model", "*@bf16"], 5),
         ("c", ["--step", "1"], 13),
-        ("d", ["--engine", "smollm2", "--step", "1"], 10),
+        ("d", ["--engine", "openvino", "--step", "1"], 10),
     ):
         found = told(capsys, ["export", str(tmp_path / name), "--root", str(tmp_path), *options])
         assert (found["new"], found["unwanted"]) == (count, 18 - count)

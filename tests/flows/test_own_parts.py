@@ -47,7 +47,7 @@ class Numbering:
     """Begins each answer with a word of its options."""
 
     name = "numbering"
-    facts = EngineFacts(gates="off", deterministic=True)
+    facts = EngineFacts(gates="off")
 
     def __init__(self, options, context):
         self.word = options.options.get("word", "here")

@@ -55,7 +55,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
         "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "chunk": 16,
-        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2, "max_failures": 1},
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2},
     }
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root), **run}})

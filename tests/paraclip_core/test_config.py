@@ -36,14 +36,11 @@ OPERATIONAL_OPTIONS = {
     "Settings": "name run",
     "DataOptions": "root",
     "FeatureOptions": "batch_size",
-    "ParaphraseOptions": "chunk smollm2 stop_below",
+    "ParaphraseOptions": "chunk stop_below",
     "GateOptions": "device",
-    "SmolLM2Options": "cache_size max_num_batched_tokens max_num_seqs",
     "TransformersOptions": "batch_size",
-    "VllmOptions": "data_parallel_size enable_chunked_prefill enforce_eager "
-    "gpu_memory_utilization max_model_len max_num_batched_tokens max_num_seqs python "
-    "tensor_parallel_size",
-    "OpenAIOptions": "api_key_env ask_for_n backoff_seconds base_url concurrency max_failures max_spend "
+    "VllmOptions": "max_model_len python",
+    "OpenAIOptions": "api_key_env base_url concurrency max_spend "
     "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries timeout_seconds "
     "tokens_per_minute",
     **dict.fromkeys(("BootstrapOptions", "FinetuneOptions"), "checkpoint_steps memory_gib"),

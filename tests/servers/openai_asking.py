@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 
@@ -24,6 +27,16 @@ def numbered(count: int) -> list[Prompt]:
 
 def ask(engine: OpenAIEngine, *texts: str, seed: int = 0, sampling: SamplingOptions = TWO) -> list[Completion]:
     return engine.generate(prompts_of(list(texts), seed), sampling)
+
+
+def streamed(
+    engine: OpenAIEngine, prompts: list[Prompt], sampling: SamplingOptions = TWO
+) -> tuple[dict[int, Completion], EngineError]:
+    """The completions that come before the engine fails, as it must, and its error."""
+    completions: dict[int, Completion] = {}
+    with pytest.raises(EngineError) as caught:
+        completions.update(item for item in engine.stream(prompts, sampling) if item)
+    return completions, caught.value
 
 
 def first_words(completions: list[Completion]) -> list[str]:

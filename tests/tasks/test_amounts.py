@@ -14,8 +14,8 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.amounts import ASSUMED, Amount, amounts
 from paraclip.tasks.context import Run
 from paraclip.tasks.requests import StepLeft
-from paraclip_core.scenes.plan import plan
-from paraclip_core.scenes.texts import captions
+from paraclip_core.demo.scenes.plan import plan
+from paraclip_core.demo.scenes.texts import captions
 from paraclip_core.settings import load_settings
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
@@ -103,7 +103,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
     earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
     earlier |= {"completion_tokens": 400}
 
-    def finished(stage: str, engine: str = "smollm2", preset: str = "small-model", **metrics: Any) -> Any:
+    def finished(stage: str, engine: str = "openvino", preset: str = "small-model", **metrics: Any) -> Any:
         options = {"engine": engine, "gates": {"preset": preset}}
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)

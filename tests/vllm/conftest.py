@@ -50,8 +50,7 @@ def vllm_options(vllm_python: str) -> dict[str, Any]:
         "python": vllm_python,
         "dtype": "bfloat16",
         "max_model_len": 1024,
-        "enforce_eager": True,
-        "max_num_seqs": 32,
+        "extra": {"enforce_eager": True, "max_num_seqs": 32},
     }
 
 

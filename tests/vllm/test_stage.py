@@ -121,7 +121,7 @@ def test_a_server_of_someone_elses(
     vllm_server: Any,
     find_below: Callable[[int, str], list[int]],
 ) -> None:
-    server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1, "backoff_seconds": 0.1}
+    server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1}
     root, chosen = tmp_path / "one", {"engine": "openai", "model": "smol", "openai": server}
     settings = settings_of(root, cleaned, **chosen)
     run_stage("ingest", Run(settings))

@@ -38,8 +38,6 @@ class Prompt:
     """1 or 2; 0 where a single word is asked for."""
     seed: int
     """Seed of this request's sampling."""
-    begun: tuple[str, ...] = ()
-    """Its first answers, which were paid for before an earlier call failed; only the others are asked for."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,12 @@ class EngineContext:
 class EngineFacts:
     """What the stages need to know about an engine with its options. The defaults are a model's on a GPU here."""
 
-    paid: bool = False
-    """Whether answers may cost money."""
     local: bool = True
     """Whether the run's own processes compute the answers, on this machine's CPU cores or GPUs."""
     on_device: bool = True
     """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
     shares_cores: bool = False
     """Whether it computes on the CPU cores that judging takes."""
-    deterministic: bool = False
-    """Whether a request gets the same answers whatever is computed beside it."""
     max_in_flight: int | None = None
     """Requests that are under way at once, at most; None: those of a chunk."""
     asks: bool = True
@@ -146,7 +140,7 @@ class Engine(Protocol):
         """One completion for each prompt, in order.
 
         Raises:
-            EngineError: the engine could not start or died; its `finished` has what was answered before.
+            EngineError: the engine could not start or died.
         """
         ...
 
@@ -186,10 +180,7 @@ class StreamingEngine(Protocol):
 
 @runtime_checkable
 class PaidEngine(Protocol):
-    """What an engine has besides where its answers cost money.
-
-    Where it has some of a prompt's answers when it fails, its error's `begun` says so, and it goes on from a prompt's.
-    """
+    """What an engine has besides where its answers cost money."""
 
     @property
     def priced(self) -> bool:
@@ -254,18 +245,3 @@ def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
     except OSError as error:
         raise EngineError(f"paraphrase.model: cannot read {folder}: {error.strerror or error}") from error
     return f"{folder.name}@{digest.hexdigest()}"
-
-
-def in_order(stream: Iterable[tuple[int, Completion] | None]) -> list[Completion]:
-    """Completions by their numbers.
-
-    Raises:
-        EngineError: the stream's, with what came before it as its `finished`.
-    """
-    completions: dict[int, Completion] = {}
-    try:
-        completions.update(filter(None, stream))
-    except EngineError as error:
-        error.finished = completions
-        raise
-    return [completions[number] for number in range(len(completions))]

@@ -22,7 +22,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, meaning
-from paraclip_core.engine_options import MinedOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines.base import Completion, Corpus, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import content_words, jaccard, parse_answer, stem, words
@@ -39,6 +38,11 @@ SAMPLE = 2000
 """Pairs that tell how much captions agree."""
 WINDOW = 200
 """Pairs of neighboring cosines whose captions are compared together."""
+MOST_IMAGES = 16
+"""Nearest images whose captions are taken."""
+AGREEMENT = 0.5
+"""How much captions of near-duplicates have to agree in their words: 0 is as those of any two images do, 1 as those of
+one image do."""
 FEWEST_SIBLINGS = 200
 """Images with several captions, at least, for a threshold to be found."""
 
@@ -62,7 +66,6 @@ class MinedEngine:
         return EngineFacts(
             on_device=False,
             shares_cores=True,
-            deterministic=True,
             asks=False,
             gates="mined" if across else "off",
             one_process="captions are looked up faster by one process",
@@ -108,10 +111,10 @@ class MinedEngine:
         options, (matrix, rows) = self._options, self._whole().features(captions.ids)
         images = np.flatnonzero(rows >= 0)
         floor = options.min_cosine if options.min_cosine is not None else _floor(matrix, rows[images])
-        pairs = near_images(matrix, rows[images], floor, options.most_images, pick_device(self._device))
+        pairs = near_images(matrix, rows[images], floor, MOST_IMAGES, pick_device(self._device))
         least, basis = floor, "set"
         if options.min_cosine is None:
-            least, basis = calibrated(captions, images[pairs.first()], images[pairs.rows], pairs.cosines, options)
+            least, basis = calibrated(captions, images[pairs.first()], images[pairs.rows], pairs.cosines)
             pairs = pairs.at_least(least)
         log.info("images with a cosine of at least %.3f are neighbors (%s): %d pairs", least, basis, len(pairs.rows))
         self.metrics |= {
@@ -222,19 +225,11 @@ def calibrated(
     one: NDArray[np.int64],
     other: NDArray[np.int64],
     cosines: NDArray[np.float32],
-    options: MinedOptions,
 ) -> tuple[float, str]:
     """The lowest cosine down to which captions of neighbors agree, and what says so.
 
     The measure is the Jaccard index of the content words of a caption of each; 0 is that of captions of any two images,
     1 that of two captions of one image. Pairs are looked at from the highest cosine down, a window of 200 at a time.
-
-    Args:
-        captions: the captions of each image.
-        one: an image of each pair.
-        other: its neighbor.
-        cosines: their cosines.
-        options: what share of the agreement is enough.
     """
     counts, rng = np.diff(captions.starts), np.random.default_rng(0)
     several = np.flatnonzero(counts > 1)
@@ -251,11 +246,11 @@ def calibrated(
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
         overlaps = [_agreement(captions.of(int(one[pair]))[0], captions.of(int(other[pair]))[0]) for pair in window]
-        if np.mean(overlaps) < apart + options.agreement * (same - apart):
+        if np.mean(overlaps) < apart + AGREEMENT * (same - apart):
             break
         least = float(cosines[window[-1]])
     if least > 1:
-        log.warning("captions of the nearest images do not agree enough (paraphrase.mined.agreement); none is mined")
+        log.warning("captions of the nearest images do not agree enough; none is mined")
     return least, "captions"
 
 

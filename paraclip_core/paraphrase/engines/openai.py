@@ -1,4 +1,8 @@
-"""Any OpenAI-compatible server as an engine: many requests at once, within limits, and no answer lost on the way."""
+"""Any OpenAI-compatible server as an engine: the `openai` package's client, within limits and below a spending cap.
+
+The client retries, waits as `Retry-After` says and keeps the connections. What is here: the request's body and seed,
+many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer.
+"""
 
 from __future__ import annotations
 
@@ -6,91 +10,129 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+import os
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, in_order
-from paraclip_core.paraphrase.engines.openai_retry import GaveUpError, OpenAIClient, RefusedError
-from paraclip_core.paraphrase.engines.openai_wire import plain
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+
+if TYPE_CHECKING:
+    # At run time where it is used: importing it takes a second, and `plan` needs no client.
+    import openai
 
 log = logging.getLogger(__name__)
 
+BYTES_PER_TOKEN = 3
+"""On the safe side: English has four or more."""
+TOKENS_PER_TURN = 8
+MOST_TOKENS = 10_000_000
+"""A count beyond this is a mistake of the server's."""
+ABOUT_ONE = frozenset((400, 403, 413, 422, 451))
+"""Statuses that may be about one prompt: servers and what stands before them have many words for their rules."""
+PASSING = frozenset((408, 409, 425, 429))
+"""Statuses below 500 of failures that may pass."""
+FAILURES_IN_A_ROW = 8
+"""So many failures without an answer between them, and nothing more is requested."""
 NONE_SPEAKS = 16
 """So many empty answers and no other: the model cannot answer as it is asked."""
 PAUSE_SECONDS = 0.005
 """Between two looks whether there is room."""
 QUIET_SECONDS = 1.0
-"""Who takes the answers gets a turn at least so often, to keep those that came."""
-OTHER_TEXT = "a dog on a beach"
-"""What a server is asked about to tell whether it answers any text."""
+"""Who takes the completions gets a turn at least so often, to keep those that came."""
 SHOWN = 5
 """Captions that a message names."""
+
+
+class RefusedError(EngineError):
+    """The server does not take a prompt."""
+
+
+class FailedError(AwayError):
+    """A request failed with all its retries."""
 
 
 class Budget:
     """Counts what answers cost and stops before the cap is passed. Used from one event loop.
 
-    A request sets aside the most that it can cost, so answers under way cannot pass the cap together either.
+    A request reserves the most that it can cost, so answers under way cannot pass the cap together either.
     """
 
     def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
         self._options = options
         self.spent = spent
         """Cost of all answers so far, in the currency of the prices."""
-        self._set_aside = 0.0
+        self._reserved = 0.0
         self._changed = asyncio.Event()
 
     def add(self, prompt_tokens: float, completion_tokens: float) -> None:
         """Count an answer."""
         self.spent += self._options.cost(prompt_tokens, completion_tokens)
 
-    async def set_aside(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Set aside what a request may cost, waiting for answers under way where only they stand against it."""
-        cost = self._options.cost(prompt_tokens, completion_tokens)
-        cap = self._options.max_spend
-        while cap and self.spent + self._set_aside + cost > cap:
+    async def reserve(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Reserve what a request may cost, waiting for answers under way where only they stand against it."""
+        cost, cap = self._options.cost(prompt_tokens, completion_tokens), self._options.max_spend
+        while cap and self.spent + self._reserved + cost > cap:
             if self.spent + cost > cap:
                 raise BudgetError(
                     f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
                     f"(earlier runs included), and one request more may cost {cost:.3g}. Everything answered is kept; "
-                    "raise max_spend and run again to go on from there"
+                    "raise max_spend and run again to continue"
                 )
             self._changed.clear()
             await self._changed.wait()
-        self._set_aside += cost
+        self._reserved += cost
         return cost
 
     def release(self, cost: float) -> None:
-        """Give back what `set_aside` returned, once the request is over."""
-        self._set_aside = max(0.0, self._set_aside - cost)
+        """Give back what `reserve` returned, once the request is over."""
+        self._reserved = max(0.0, self._reserved - cost)
         self._changed.set()
 
 
-class OpenAIEngine:
-    """Asks concurrently; each request's seed comes from the run's seed and its text, so neighbors do not matter.
+class Pace:
+    """Spreads requests over time, so that no minute sees more of them, or more tokens, than is allowed."""
 
-    A prompt that the server declines, because it is longer than the context or against its rules, or that it never
-    answers while it answers others, gets a completion without texts, which the gates reject by name. When the run has
-    to stop, requests under way are waited for, and what they answer is handed over before the error.
+    def __init__(self, options: OpenAIOptions) -> None:
+        self._per_request = 60 / options.requests_per_minute if options.requests_per_minute else 0.0
+        self._per_token = 60 / options.tokens_per_minute if options.tokens_per_minute else 0.0
+        self._next_request = self._next_token = 0.0
+
+    async def turn(self, tokens: float) -> None:
+        """Wait for the turn of a request of about so many tokens; there are no bursts, which servers would refuse."""
+        at = max(now := time.monotonic(), self._next_request, self._next_token)
+        self._next_request, self._next_token = at + self._per_request, at + tokens * self._per_token
+        await asyncio.sleep(at - now)
+
+    def correct(self, estimated: float, counted: float) -> None:
+        """Put right what a request was taken to need."""
+        self._next_token += (counted - estimated) * self._per_token
+
+
+class OpenAIEngine:
+    """Requests completions concurrently; each seed comes from the run's seed and the text, so neighbors do not matter.
+
+    A prompt that the server refuses or never answers, while it answers others, gets a completion without texts, which
+    the gates reject by name. When the run has to stop, requests under way are waited for, and what they bring is handed
+    over before the error.
     """
 
     name = "openai"
 
-    def __init__(self, model: str, options: OpenAIOptions, urls: Sequence[str] = (), strict: bool = False) -> None:
-        """Neither server nor key are looked at before the first request.
-
-        `urls` are servers that share the work, in place of the options' one; `strict`: a declined prompt ends the run.
-        """
-        self._model, self._options, self._urls, self._strict = model, options, urls, strict
-        self._budget = Budget(options)
-        self._resources = ExitStack()
-        self._connected: tuple[LoopThread, OpenAIClient] | None = None
+    def __init__(self, model: str, options: OpenAIOptions, strict: bool = False) -> None:
+        """Neither server nor key are looked at before the first request; `strict`: a refused prompt ends the run."""
+        self.served, self._options, self.strict = model, options, strict
+        self.budget, self.pace = Budget(options), Pace(options)
+        self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
+        self.answered = 0
+        """Prompts with an answer."""
 
     @classmethod
     def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> OpenAIEngine:
@@ -103,7 +145,6 @@ class OpenAIEngine:
         options = self._options
         limited = options.max_spend or options.requests_per_minute or options.tokens_per_minute
         return EngineFacts(
-            paid=True,
             local=False,
             max_in_flight=options.concurrency,
             one_process="the spending cap and the limits per minute hold for one process" if limited else None,
@@ -112,7 +153,7 @@ class OpenAIEngine:
     @property
     def model(self) -> str:
         """The model's name at the server, its revision, and a hash of the additional fields where there are any."""
-        name = self._model
+        name = self.served
         if self._options.revision:
             name += f"@{self._options.revision}"
         if self._options.extra_body:
@@ -133,7 +174,7 @@ class OpenAIEngine:
     @property
     def spent(self) -> float:
         """What answers have cost so far, in the currency of the prices; 0 where none are given."""
-        return self._budget.spent
+        return self.budget.spent
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Price of so many tokens, in the currency of the prices."""
@@ -141,33 +182,41 @@ class OpenAIEngine:
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count tokens that were paid for earlier towards the spending cap."""
-        self._budget.add(prompt_tokens, completion_tokens)
+        self.budget.add(prompt_tokens, completion_tokens)
 
     def check(self) -> None:
-        """Look whether the server can be reached, takes the key and has the model; nothing is asked for."""
+        """Look whether the server can be reached, takes the key and has the model; no completion is requested."""
         loop, client = self._connect()
-        loop.submit(client.check()).result()
+        models = loop.submit(self.models(client)).result()
+        # llama.cpp's server takes any name, Ollama's a name without its tag.
+        names = [plain(model.id, 80) for model in models if model.owned_by != "llamacpp"]
+        if names and not any(name == self.served or name.startswith(f"{self.served}:") for name in names):
+            listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise EngineError(
+                f"{self._options.base_url} has no model {self.served!r}, but {listed}; set paraphrase.model to one of "
+                "them, or paraphrase.openai.base_url to the server that has it"
+            )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order."""
-        return in_order(self.stream(prompts, sampling))
+        """A completion of each prompt, in order."""
+        completions = dict(filter(None, self.stream(prompts, sampling)))
+        return [completions[number] for number in range(len(prompts))]
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion] | None, None, None]:
         """Completions as they come, each with the number of its prompt; None after a second without one.
 
-        While `concurrency` completions wait to be taken, nothing more is asked for.
+        While `concurrency` completions wait to be taken, nothing more is requested.
         """
         loop, client = self._connect()
-        answered: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
-        run = _Run(self._options, self._strict, client, self._budget, prompts, sampling, answered)
-        call = loop.submit(run.answer())
-        call.add_done_callback(lambda _: answered.put(None))
+        completions: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
+        call = loop.submit(_Run(self, self._options, client, prompts, sampling, completions).run())
+        call.add_done_callback(lambda _: completions.put(None))
         try:
             while True:
                 try:
-                    if (item := answered.get(timeout=QUIET_SECONDS)) is None:
+                    if (item := completions.get(timeout=QUIET_SECONDS)) is None:
                         break
                 except Empty:
                     item = None
@@ -179,198 +228,301 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Close the connections; the next call opens them again."""
-        self._connected = None
-        self._resources.close()
+        if self._connection is not None:
+            loop, client = self._connection
+            loop.submit(client.close()).result()
+            loop.close()
+            self._connection = None
 
-    def _connect(self) -> tuple[LoopThread, OpenAIClient]:
-        if self._connected is None:
-            client = OpenAIClient(self._model, self._options, self._urls)
-            loop = LoopThread()
-            self._resources.callback(loop.close)
-            self._resources.callback(lambda: loop.submit(client.close()).result())
+    async def models(self, client: openai.AsyncOpenAI) -> list[Any]:
+        """The models that the server lists; none where it has no list."""
+        import openai
+
+        try:
+            return [model for model in (await client.models.list()).data or () if hasattr(model, "id")]
+        except openai.AuthenticationError as error:
+            raise self._explained(error) from error
+        except openai.APIConnectionError as error:
+            raise AwayError(
+                f"{self._options.base_url} cannot be reached: {plain(error.__cause__ or error)}; start the server, or "
+                "set paraphrase.openai.base_url to its address"
+            ) from error
+        except (openai.APIError, ValueError, AttributeError):
+            return []
+
+    async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], prompt_tokens: int) -> Completion:
+        """The answers to one request; RefusedError or FailedError where the prompt, or the moment, is at fault."""
+        import openai
+
+        try:
+            text = await client.post("/chat/completions", cast_to=str, body=body)
+            return read_completion(json.loads(text), body.get("n", 1), prompt_tokens)
+        except openai.APIError as error:
+            raise self._explained(error) from error
+        except (ValueError, RecursionError) as error:
+            # Gateways pass a failure on with status 200.
+            raise FailedError(f"{self._options.base_url} answers nonsense: {plain(error)}") from error
+
+    def _explained(self, error: openai.APIError) -> EngineError:
+        import openai
+
+        url, variable = self._options.base_url, self._options.api_key_env
+        if not isinstance(error, openai.APIStatusError):
+            return FailedError(f"{url} does not answer: {plain(error.__cause__ or error)}")
+        status, text = error.status_code, plain(self._without_key(error.response.text)) or "(without a word)"
+        if error.code == "insufficient_quota":
+            return EngineError(f"{url} answers no more: {text}; see to the account and run again")
+        if status in PASSING or status >= 500:
+            return FailedError(f"{url} failed (status {status}): {text}")
+        if status in ABOUT_ONE:
+            return RefusedError(f"{url} refuses the request (status {status}): {text}")
+        hint = "does paraphrase.openai.base_url end as the server wants it, usually in /v1?"
+        if status == 401:
+            hint = f"put a valid key into the environment variable {variable}"
+            hint += "" if os.environ.get(variable) else ", which is not set"
+        return EngineError(f"{url} refuses the request (status {status}): {text}; {hint}")
+
+    def _without_key(self, text: str) -> str:
+        key = _key(self._options.api_key_env)
+        return text.replace(key, "***") if key else text
+
+    def _connect(self) -> tuple[LoopThread, openai.AsyncOpenAI]:
+        if self._connection is None:
+            import openai
+
+            options = self._options
+            # Their own log line for every request would drown a stage's log.
+            for name in ("httpx2", "openai"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            client = openai.AsyncOpenAI(
+                base_url=options.base_url,
+                api_key=_key(options.api_key_env) or "none",
+                timeout=options.timeout_seconds,
+                max_retries=options.retries,
+                http_client=openai.DefaultAsyncHttpxClient(
+                    # A proxy for the outside world is none for a server on this machine.
+                    trust_env=urlsplit(options.base_url).hostname not in ("localhost", "127.0.0.1", "::1"),
+                ),
+            )
             # What waits for the budget belongs to the loop that it first waited in.
-            self._budget = Budget(self._options, self._budget.spent)
-            self._connected = loop, client
-        return self._connected
-
-
-class _HaltedError(Exception):
-    """Another request ended the run before this one was answered."""
+            self.budget = Budget(options, self.budget.spent)
+            self._connection = LoopThread(), client
+        return self._connection
 
 
 @dataclass
 class _Run:
-    """Many prompts at one server at once, and what becomes of each when some fail.
+    """Many prompts at one server at once, and what becomes of those that fail.
 
-    A failure may be the prompt's or the server's, which is in doubt until the server answers anything else. At the end
-    prompts in doubt, and those that failed with all their retries, are asked for once more.
+    A failure may be the prompt's or the server's, which is open until the server answers another one.
     """
 
+    engine: OpenAIEngine
     options: OpenAIOptions
-    strict: bool
-    client: OpenAIClient
-    budget: Budget
+    client: openai.AsyncOpenAI
     prompts: Sequence[Prompt]
     sampling: SamplingOptions
-    answered: SimpleQueue[tuple[int, Completion] | None]
-    declined: dict[int, str] = field(default_factory=dict)
-    """In the server's words."""
-    failed: dict[int, str] = field(default_factory=dict)
-    """All attempts failed, the last one like this."""
-    doubts: dict[int, RefusedError | GaveUpError] = field(default_factory=dict)
+    completions: SimpleQueue[tuple[int, Completion] | None]
+    failed: dict[int, EngineError] = field(default_factory=dict)
+    """Prompts without an answer, and why."""
+    in_a_row: int = 0
     """Failures since the last answer."""
-    begun: dict[int, Completion] = field(default_factory=dict)
-    ends: list[EngineError] = field(default_factory=list)
-    """Why nothing more is asked for."""
     silent: int | None = 0
     """Completions without a word; None once there was one with some."""
-    again: bool = False
-    """Whether this is the second round, of what failed in the first."""
-    halt: asyncio.Event = field(default_factory=asyncio.Event)
-    probing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    stop: EngineError | None = None
+    """Why nothing more is requested."""
+    second: bool = False
+    """Whether what failed in the first round is requested once more."""
 
-    async def answer(self) -> None:
-        """Ask for all of the prompts; each completion is handed over as soon as it is there."""
+    async def run(self) -> None:
+        """Request all completions; each is handed over as soon as it is there."""
         await self._work(range(len(self.prompts)))
-        if not self.ends:
-            self.again = True
-            await self._work(sorted({*self.failed, *self.doubts}))
-        declined = {number: why for number, why in sorted(self.declined.items()) if number not in self.doubts}
-        for number in declined:
-            # Draws that were answered before one was not are as good as any.
-            self.answered.put((number, self.begun.pop(number, Completion(self.prompts[number].begun, 0, 0))))
-        if declined:
-            counts, why = f"{len(declined)} of {len(self.prompts)}", next(iter(declined.values()))
-            log.warning("%s prompts were declined (%s), one: %s", counts, self._named(declined), why)
-        if self.ends:
-            self.ends[0].begun = self.begun
-            raise self.ends[0]
+        again = [number for number, error in self.failed.items() if isinstance(error, FailedError)]
+        if again and not self.stop:
+            self.second, self.in_a_row = True, 0
+            await self._work(again)
+            # Where the server is gone by now, they failed for that.
+            await self.engine.models(self.client)
+        if self.stop:
+            raise self.stop
+        if self.failed and not self.engine.answered:
+            raise self._named(next(iter(self.failed)))
+        for number in sorted(self.failed):
+            self.completions.put((number, Completion((), 0, 0)))
+        if self.failed:
+            counts, first = f"{len(self.failed)} of {len(self.prompts)}", next(iter(self.failed.values()))
+            log.warning("%s prompts got no answer (%s), one: %s", counts, self._texts(self.failed), first)
 
-    async def _work(self, numbers: Sequence[int]) -> None:
-        """Ask for the prompts with these numbers, as many at once as the options say."""
+    async def _work(self, numbers: Iterable[int]) -> None:
+        """Request the prompts with these numbers, as many at once as the options say."""
         waiting = iter(numbers)
 
         async def work() -> None:
             for number in waiting:
+                while self.completions.qsize() >= self.options.concurrency and not self.stop:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                if self.stop:
+                    return
                 try:
                     await self._one(number)
                 except EngineError as error:
-                    self.ends.append(error)
-                except _HaltedError:
-                    return
-                if self.ends:
-                    self.halt.set()
-                    return
+                    self.stop = self.stop or error
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self.options.concurrency, len(numbers))):
+            for _ in range(min(self.options.concurrency, len(self.prompts))):
                 group.create_task(work())
 
     async def _one(self, number: int) -> None:
-        prompt = self.prompts[number]
+        """Request one prompt; raises what ends the run."""
         try:
-            while self.answered.qsize() >= self.options.concurrency:
-                await self._rest(PAUSE_SECONDS)
-            # Until it is known whether the server answers at all, it is asked for nothing more.
-            async with self.probing:
-                pass
-            completion = await self._complete(prompt, number)
-        except RefusedError as error:
-            error.add_note(f"It was asked about {plain(prompt.text, 80)!r}.")
-            self.doubts[number] = error
-            if self.strict or not error.about_one or not await self._answers_others(prompt):
-                raise
-            self.failed.pop(number, None)
-            self.declined[number] = error.reply.text if error.reply.declines else str(error)
-        except GaveUpError as error:
-            self.doubts[number], self.failed[number] = error, str(error)
-            in_a_row = len(self.doubts)
-            if not await self._answers_others(prompt):
-                raise (self._left_over() if self.again else self._broken(in_a_row, error)) from error
-            if self.again:
-                self.declined[number] = self.failed.pop(number)
-        else:
-            self.failed.pop(number, None)
-            self.declined.pop(number, None)
-            self.answered.put((number, completion))
-            self._check_words(completion)
-
-    async def _answers_others(self, prompt: Prompt) -> bool:
-        """Whether what came of a prompt is about its text: the server answers the same request about another one.
-
-        It is asked only where answers of late do not say, and always at the end.
-        """
-        role, content = prompt.messages[-1]
-        before, text, behind = content.rpartition(prompt.text)
-        other = (*prompt.messages[:-1], (role, f"{before}{OTHER_TEXT}{behind}" if text else OTHER_TEXT))
-        async with self.probing:
-            if self.halt.is_set():
-                raise _HaltedError
-            few = len(self.doubts) < self.options.max_failures
-            refused = any(isinstance(error, RefusedError) for error in self.doubts.values())
-            # What failed with all its retries before the first answer is seen to when all else was asked for.
-            if few and not self.again and (self.client.answered or not refused):
-                return True
-            try:
-                await self._complete(replace(prompt, messages=other, text=OTHER_TEXT, begun=()), None)
-            except (RefusedError, GaveUpError) as error:
-                log.warning("%s does not answer %r either: %s", self.options.base_url, OTHER_TEXT, error)
-                return False
-            return True
-
-    async def _complete(self, prompt: Prompt, number: int | None) -> Completion:
-        """All draws of a prompt; where an exception ends it, `begun` gets those that were there."""
-        # Greedy decoding has one answer.
-        expected = 1 if self.sampling.temperature == 0 else self.sampling.n
-        texts, asked, drawn = [*prompt.begun], 0, 0
-        aside = await self.budget.set_aside(*self.client.most(prompt, self.sampling, expected - len(texts)))
-        try:
-            if self.halt.is_set():
-                raise _HaltedError
-            while len(texts) < expected:
-                answer = await self.client.ask(prompt, self.sampling, expected - len(texts), len(texts), self._rest)
-                self.doubts.clear()
-                self.budget.add(answer.prompt_tokens, answer.completion_tokens)
-                texts += answer.texts
-                asked, drawn = asked + answer.prompt_tokens, drawn + answer.completion_tokens
-        except Exception:
-            if number is not None and len(texts) > len(prompt.begun):
-                self.begun[number] = Completion(tuple(texts), asked, drawn)
-            raise
-        finally:
-            self.budget.release(aside)
-        return Completion(tuple(texts), asked, drawn)
-
-    def _check_words(self, completion: Completion) -> None:
-        spoken = self.silent is None or any(text.strip() for text in completion.texts)
-        self.silent = None if spoken else (self.silent or 0) + 1
+            completion = await self._complete(self.prompts[number])
+        except (RefusedError, FailedError) as error:
+            self.failed[number] = error
+            self.in_a_row += 1
+            if self.engine.strict or (self.in_a_row >= FAILURES_IN_A_ROW and not self.second):
+                raise self._named(number) from error
+            return
+        self.failed.pop(number, None)
+        self.in_a_row = 0
+        self.engine.answered += 1
+        self.completions.put((number, completion))
+        spoke = self.silent is None or any(text.strip() for text in completion.texts)
+        self.silent = None if spoke else (self.silent or 0) + 1
         if self.silent == NONE_SPEAKS:
             raise EngineError(
                 f"{self.options.base_url} gave {NONE_SPEAKS} answers without a word. A model that thinks first needs "
                 "more paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
             )
 
-    def _broken(self, in_a_row: int, last: Exception) -> AwayError:
-        return AwayError(
-            f"{in_a_row} requests in a row failed with all their retries "
-            f"(paraphrase.openai.max_failures={self.options.max_failures}), last: {last}; everything answered is kept. "
-            f"See to {self.options.base_url} and run again to go on from there"
-        )
+    async def _complete(self, prompt: Prompt) -> Completion:
+        """All draws of a prompt, in one request where the server gives several."""
+        expected = draws(self.sampling)
+        texts, read, written = (), 0, 0
+        while len(texts) < expected:
+            left = expected - len(texts)
+            body = request_body(self.engine.served, prompt, self.sampling, left, len(texts), self.options.extra_body)
+            tokens = prompt_size(prompt), completion_size(body)
+            try:
+                some = await self._request(body, *tokens)
+            except EngineError:
+                # Draws that were paid for are kept as the prompt's only ones.
+                if not texts:
+                    raise
+                break
+            texts, read, written = texts + some.texts, read + some.prompt_tokens, written + some.completion_tokens
+        return Completion(texts, read, written)
 
-    def _left_over(self) -> AwayError:
-        return AwayError(
-            f"{len(self.failed)} of {len(self.prompts)} requests failed with all their retries, for "
-            f"{self._named(self.failed)}: {self.failed[min(self.failed)]}; run again to ask for these"
-        )
+    async def _request(self, body: dict[str, Any], prompt_tokens: int, completion_tokens: int) -> Completion:
+        budget, pace, tokens = self.engine.budget, self.engine.pace, prompt_tokens + completion_tokens
+        reserved = await budget.reserve(prompt_tokens, completion_tokens)
+        try:
+            await pace.turn(tokens)
+            if self.stop:
+                raise self.stop
+            completion = await self.engine.post(self.client, body, prompt_tokens)
+            budget.add(completion.prompt_tokens, completion.completion_tokens)
+            pace.correct(tokens, completion.prompt_tokens + completion.completion_tokens)
+            return completion
+        finally:
+            budget.release(reserved)
 
-    def _named(self, numbers: Iterable[int]) -> str:
+    def _named(self, number: int) -> EngineError:
+        error = self.failed[number]
+        text = f"{error}; {len(self.failed)} of {len(self.prompts)} prompts have no answer: {self._texts(self.failed)}"
+        return type(error)(f"{text}. Everything answered is kept; run again to continue")
+
+    def _texts(self, numbers: Iterable[int]) -> str:
         texts = [repr(plain(self.prompts[number].text, 80)) for number in sorted(numbers)]
         return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
 
-    async def _rest(self, seconds: float) -> None:
-        """Wait, unless the run is halted."""
-        try:
-            await asyncio.wait_for(self.halt.wait(), seconds)
-        except TimeoutError:
-            return
-        raise _HaltedError
+
+def draws(sampling: SamplingOptions) -> int:
+    """Answers of a request: greedy decoding has one."""
+    return 1 if sampling.temperature == 0 else sampling.n
+
+
+def draw_seed(prompt: Prompt, draw: int) -> int:
+    """Seed of a request's draw: of the run's seed, the text and the draw's number, so no other request matters."""
+    text = f"{prompt.seed}\0{draw}\0{prompt.text}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little") % 2**31
+
+
+def request_body(
+    model: str, prompt: Prompt, sampling: SamplingOptions, n: int, draw: int, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A request for `n` answers, the first of which is the prompt's draw number `draw`, which decides the seed.
+
+    `extra` goes over the fields; None takes one out.
+    """
+    turns = [("user", content) if role == "text" else (role, content) for role, content in prompt.messages]
+    body: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
+    body |= {"seed": draw_seed(prompt, draw), "messages": [{"role": role, "content": text} for role, text in turns]}
+    if sampling.temperature > 0:
+        body["top_p"] = sampling.top_p
+    if n > 1:
+        body["n"] = n
+    # After examples every answer is one line; a model that follows instructions may begin otherwise.
+    if any(role in ("text", "assistant") for role, _ in prompt.messages):
+        body["stop"] = ["\n"]
+    return {name: value for name, value in {**body, **extra}.items() if value is not None}
+
+
+def prompt_size(prompt: Prompt) -> int:
+    """Tokens of a prompt, estimated on the high side."""
+    size = sum(len(content.encode("utf-8", "surrogatepass")) for _, content in prompt.messages)
+    return size // BYTES_PER_TOKEN + TOKENS_PER_TURN * len(prompt.messages)
+
+
+def completion_size(body: Mapping[str, Any]) -> int:
+    """Tokens that a request's answers can have together."""
+    limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    return body.get("n", 1) * max((limit for limit in limits if isinstance(limit, int)), default=0)
+
+
+def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
+    """The texts of a response by their index, `n` at most; `prompt_tokens` where it does not count them.
+
+    ValueError where it is none.
+    """
+    try:
+        choices = content["choices"]
+        if all(type(choice.get("index")) is int for choice in choices):
+            choices.sort(key=lambda choice: choice["index"])
+        texts = tuple(_text(choice["message"].get("content")) for choice in choices[:n])
+    except (AttributeError, KeyError, TypeError):
+        texts = ()
+    if not texts:
+        raise ValueError(f"expected choices that hold text: {plain(content)}")
+    usage = content.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    estimate = sum(len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN + 1 for text in texts)
+    return Completion(
+        texts,
+        _count(counts.get("prompt_tokens"), prompt_tokens),
+        _count(counts.get("completion_tokens"), estimate),
+    )
+
+
+def plain(text: object, most: int = 300) -> str:
+    """Text from outside as one printable line of a message."""
+    line = " ".join(str(text).split())
+    line = "".join(char if char.isprintable() else "?" for char in line)
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, str | None):
+        raise TypeError
+    # None is a refusal, or all tokens went into thinking: an answer that says nothing.
+    return content or ""
+
+
+def _count(value: object, estimate: int) -> int:
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else min(estimate, MOST_TOKENS)
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(f"the key in the environment variable {variable} holds characters that no key has")
+    return key

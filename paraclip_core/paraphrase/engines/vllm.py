@@ -1,6 +1,6 @@
-"""vLLM on this machine as an engine: a server for each group of GPUs, in the Python environment that has vLLM.
+"""vLLM on this machine as an engine: `vllm serve` in an environment of its own, asked as any other server is.
 
-Without such a model or vLLM, or where a process dies, methods raise EngineError; its `finished` has what was answered.
+Without such a model or vLLM, or where a process dies, methods raise EngineError.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import socket
@@ -16,16 +15,15 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
-import httpx
-
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions, VllmOptions, meaning
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines.base import (
     Completion,
@@ -33,24 +31,23 @@ from paraclip_core.paraphrase.engines.base import (
     EngineFacts,
     HashFiles,
     Prompt,
-    in_order,
     local_model,
     read_hashes,
 )
-from paraclip_core.paraphrase.engines.openai import OpenAIEngine
-from paraclip_core.paraphrase.engines.openai_retry import RefusedError
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, RefusedError
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
 
-NOT_ARGUMENTS = ("python", "data_parallel_size", "extra")
 SERVED = "paraclip"
 """What the server calls the model."""
-# What is not asked for is vLLM's own default and not the model's: options alone decide how answers are drawn.
+# What is not set is vLLM's own default and not the model's: options alone decide how answers are drawn.
 ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log", "--enable-prefix-caching")
-SERVER_OPTIONS = OpenAIOptions(api_key_env="PARACLIP_NO_KEY", timeout_seconds=3600, retries=1, max_failures=1)
-GPU = re.compile(r"\d+|(GPU|MIG)-.+")
-"""A name in CUDA_VISIBLE_DEVICES."""
+SCHEDULING = {
+    "api_server_count", "data_parallel_size", "enable_chunked_prefill", "enforce_eager", "gpu_memory_utilization",
+    "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "tensor_parallel_size",
+}  # fmt: skip
+"""Arguments that divide or schedule the work and leave the answers as they are, up to rounding."""
 SERVER = Path(__file__).with_name("vllm_server.py")
 PATIENCE_SECONDS = 15.0
 """How long a process that was asked to end may take."""
@@ -64,10 +61,10 @@ INSTALL = (
 
 
 class VllmEngine:
-    """vLLM's own server in a process for each group of `tensor_parallel_size` GPUs, asked as any other server is.
+    """vLLM's own server in a process that ends when this one does.
 
     Each request is seeded by its prompt's seed and text, so its answers depend on what is computed beside it by
-    rounding alone. Every server process ends when this one does. A prompt that does not fit stops the run.
+    rounding alone. A prompt that does not fit stops the run.
     """
 
     name = "vllm"
@@ -82,15 +79,15 @@ class VllmEngine:
     ) -> None:
         """Nothing is started yet.
 
-        `model` is a folder or an id on the hub, `device` is `auto` for every visible GPU or `cuda:N` for one, and
-        `chunk` requests are under way at once.
+        `model` is a folder or an id on the hub, `device` is `auto` or `cuda:N`, and `chunk` requests are under way at
+        once.
         """
         folder = user_path(model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._options, self._device = model, options, device
         self._hash_files, self._chunk = hash_files, chunk
-        self._processes: list[VllmProcess] = []
+        self._process: VllmProcess | None = None
         self._client: OpenAIEngine | None = None
         self._model = ""
 
@@ -102,21 +99,17 @@ class VllmEngine:
     @property
     def facts(self) -> EngineFacts:
         """A model on this machine's GPUs."""
-        return EngineFacts(
-            one_process_a_machine="the vllm engine has a process for each group of this machine's GPUs already"
-        )
+        return EngineFacts(one_process_a_machine="the server of the vllm engine spreads over this machine's GPUs")
 
     @property
     def model(self) -> str:
         """Model id and revision, and the options that change what it answers, where they are not the usual ones."""
         if not self._model:
-            changed = {
-                # Not in the order in which a configuration happens to name them.
-                name: json.dumps(value, sort_keys=True, default=str) if isinstance(value, dict) else value
-                for name, value in meaning(self._options).items()
-                if name != "revision" and value != VllmOptions.model_fields[name].get_default()
-            }
-            self._model = self._identity() + (f"?{urlencode(sorted(changed.items()))}" if changed else "")
+            extra = {name: value for name, value in self._options.extra.items() if name not in SCHEDULING}
+            changed = {"dtype": self._options.dtype} if self._options.dtype != "auto" else {}
+            # Not in the order in which a configuration happens to name them.
+            changed |= {"extra": json.dumps(extra, sort_keys=True, default=str)} if extra else {}
+            self._model = self._identity() + (f"?{urlencode(changed)}" if changed else "")
         return self._model
 
     def _identity(self) -> str:
@@ -136,8 +129,9 @@ class VllmEngine:
             raise EngineError(INSTALL)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers of each prompt, in order."""
-        return in_order(self.stream(prompts, sampling))
+        """A completion of each prompt, in order."""
+        completions = dict(filter(None, self.stream(prompts, sampling)))
+        return [completions[number] for number in range(len(prompts))]
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
@@ -145,41 +139,42 @@ class VllmEngine:
         """Completions as they come, each with the number of its prompt."""
         if not prompts:
             return
+        client = self._start()
         try:
-            yield from self._start().stream(prompts, sampling)
+            yield from client.stream(prompts, sampling)
         except RefusedError as error:
-            text = f"{error.reply.text}; paraphrase.vllm.max_model_len is {self._options.max_model_len}"
-            raise EngineError(f"vLLM does not take a prompt: {text}") from error
+            raise EngineError(f"{error}; paraphrase.vllm.max_model_len is {self._options.max_model_len}") from error
         except EngineError as error:
-            died = [process for process in self._processes if process.has_died()]
-            raised = died[0].failure(f"failed on {len(prompts)} prompts") if died else error
+            died = self._process is not None and self._process.has_died()
+            raised = self._process.failure(f"failed on {len(prompts)} prompts") if self._process and died else error
             self.close()
             raise raised from error
 
     def close(self) -> None:
-        """End the server processes; the next call starts them again."""
+        """End the server; the next call starts it again."""
         if self._client is not None:
             self._client.close()
-        for process in self._processes:
-            process.close()
-        self._processes, self._client = [], None
+        if self._process is not None:
+            self._process.close()
+        self._process = self._client = None
 
     def _start(self) -> OpenAIEngine:
         if self._client is None:
-            python, arguments = self._python(), self._arguments()
-            options = self._options
-            groups = gpu_groups(options.tensor_parallel_size, options.data_parallel_size, self._device)
-            log.info("starting %d vLLM process(es) for %s", len(groups), self._name)
-            self._processes = [VllmProcess(python, arguments, gpus) for gpus in groups]
+            log.info("starting vLLM for %s", self._name)
+            self._process = VllmProcess(self._python(), self._arguments(), _gpu(self._device))
             try:
-                for process in self._processes:
-                    process.wait_until_ready()
+                self._process.wait_until_ready()
             except BaseException:
                 self.close()
                 raise
-            urls = [process.url for process in self._processes]
-            asking = SERVER_OPTIONS.model_copy(update={"concurrency": self._chunk})
-            self._client = OpenAIEngine(SERVED, asking, urls, strict=True)
+            options = OpenAIOptions(
+                base_url=self._process.url,
+                api_key_env="PARACLIP_NO_KEY",
+                timeout_seconds=3600,
+                retries=1,
+                concurrency=self._chunk,
+            )
+            self._client = OpenAIEngine(SERVED, options, strict=True)
         return self._client
 
     def _python(self) -> str:
@@ -190,12 +185,13 @@ class VllmEngine:
         return python
 
     def _arguments(self) -> list[str]:
-        values = self._options.model_dump(exclude=set(NOT_ARGUMENTS), exclude_none=True)
-        if self._folder is not None:
-            del values["revision"]
+        options = self._options
+        values: dict[str, Any] = {"dtype": options.dtype, "max_model_len": options.max_model_len} | options.extra
+        if self._folder is None:
+            values["revision"] = options.revision
         model = str(self._folder.absolute()) if self._folder is not None else self._name
         arguments = [model, "--served-model-name", SERVED, *ALWAYS]
-        for name, value in (values | self._options.extra).items():
+        for name, value in values.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 arguments.append(f"--{flag}" if value else f"--no-{flag}")
@@ -204,53 +200,25 @@ class VllmEngine:
         return arguments
 
 
-def gpu_groups(tensor_parallel_size: int, data_parallel_size: int, device: str = "auto") -> list[str | None]:
-    """Values of CUDA_VISIBLE_DEVICES for each engine process; None leaves the choice to vLLM.
-
-    One engine needs `tensor_parallel_size` GPUs. `data_parallel_size` 0: as many engines as there are GPUs for.
-    """
-    gpus = [] if device == "cpu" else visible_gpus()
-    if device.startswith("cuda:"):
-        number = int(device.removeprefix("cuda:"))
-        gpus = gpus[number : number + 1]
-        if not gpus:
-            raise ConfigError(f"run.device={device}: there is no such GPU")
-    if not gpus:
-        return [None] * max(1, data_parallel_size)
-    most = len(gpus) // tensor_parallel_size
-    if not most or data_parallel_size > most:
-        raise ConfigError(
-            f"paraphrase.vllm: {max(1, data_parallel_size)} × tensor_parallel_size={tensor_parallel_size} needs more "
-            f"GPUs than there are ({len(gpus)})"
-        )
-    starts = range(0, (data_parallel_size or most) * tensor_parallel_size, tensor_parallel_size)
-    return [",".join(gpus[start : start + tensor_parallel_size]) for start in starts]
-
-
-def visible_gpus() -> list[str]:
-    """Names of this machine's NVIDIA GPUs that a process sees, as CUDA_VISIBLE_DEVICES takes them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # CUDA sees no GPU from the first name on that is none, such as -1.
-        return list(takewhile(GPU.fullmatch, map(str.strip, visible.split(","))))
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    # This environment's torch may be one without CUDA.
-    listed = subprocess.run(
-        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []
+def _gpu(device: str) -> str | None:
+    """CUDA_VISIBLE_DEVICES for `cuda:N`, the N-th of those that this process sees; None: as it is."""
+    if not device.startswith("cuda:"):
+        return None
+    number, visible = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible is not None else list(map(str, range(number + 1)))
+    if number >= len(gpus):
+        raise ConfigError(f"run.device={device}: CUDA_VISIBLE_DEVICES is {visible}")
+    return gpus[number].strip()
 
 
 class VllmProcess:
     """A child in a process group of its own. It ends with this process, whichever way that ends; when it dies, the
     processes that vLLM had started are ended, too."""
 
-    def __init__(self, python: str, arguments: Sequence[str], gpus: str | None = None) -> None:
+    def __init__(self, python: str, arguments: Sequence[str], gpu: str | None = None) -> None:
         """Start `vllm serve` with these arguments; the model is being loaded when this returns.
 
-        `python` is the interpreter of the environment that has vLLM, `gpus` a value of CUDA_VISIBLE_DEVICES.
+        `python` is the interpreter of the environment that has vLLM, `gpu` a value of CUDA_VISIBLE_DEVICES.
         """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -263,14 +231,14 @@ class VllmProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(gpus),
+            env=_environment(gpu),
             start_new_session=True,
         )
         self._ended = threading.Event()
         self._tail: deque[str] = deque(maxlen=LOG_LINES)
         self._pump = threading.Thread(target=self._forward_log, daemon=True)
         self._pump.start()
-        threading.Thread(target=self._bury, daemon=True).start()
+        threading.Thread(target=self._end_all, daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -321,9 +289,10 @@ class VllmProcess:
             self._child.stdout.close()
 
     def _healthy(self) -> bool:
-        with suppress(httpx.HTTPError):
-            # No proxy is asked for what is on this machine.
-            return httpx.get(f"{self._address}/health", timeout=5, trust_env=False, verify=False).status_code == 200
+        # No proxy is asked for what is on this machine.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with suppress(OSError), direct.open(f"{self._address}/health", timeout=5) as response:
+            return response.status == 200
         return False
 
     def _forward_log(self) -> None:
@@ -335,7 +304,7 @@ class VllmProcess:
             with suppress(OSError, ValueError):
                 sys.stderr.write(line + "\n")
 
-    def _bury(self) -> None:
+    def _end_all(self) -> None:
         """Wait for the process's end and end what it started."""
         self._child.wait()
         # vLLM's processes give back shared memory when they are asked to end.
@@ -355,7 +324,7 @@ class VllmProcess:
         return True
 
 
-def _environment(gpus: str | None) -> dict[str, str]:
+def _environment(gpu: str | None) -> dict[str, str]:
     environment = dict(os.environ)
     # What is installed for this Python is none of the other one's business.
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
@@ -363,6 +332,6 @@ def _environment(gpus: str | None) -> dict[str, str]:
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK"):
         environment.setdefault(name, "1")
     environment.setdefault("OMP_WAIT_POLICY", "passive")
-    if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     return environment

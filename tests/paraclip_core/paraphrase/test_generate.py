@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from scripted_engine import Scripted, Streaming, well  # pyright: ignore[reportMissingImports]
+from scripted_engine import Scripted, Streaming  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.generations import GenerationStore
 from paraclip_core.config import SamplingOptions
@@ -24,49 +24,6 @@ from paraclip_core.tables import GENERATIONS
 TODO = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
 
 
-class Partial(Scripted):
-    """Answers three prompts of its second call, then dies."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        completions = super().generate(prompts, sampling)
-        if len(self.asked) > len(prompts):
-            raise EngineError("died", finished={3: completions[3], 0: completions[0], 1: completions[1]})
-        return completions
-
-
-class Paid(Scripted):
-    """Answers as many of each prompt's questions as it has money for, and goes on from a prompt's first answers."""
-
-    priced, max_spend, spent = True, 0.0, 0.0
-
-    def __init__(self, money: int) -> None:
-        super().__init__()
-        self.money = money
-        self.bought: list[str] = []
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        return 0.0
-
-    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        pass
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        completions: dict[int, Completion] = {}
-        for number, prompt in enumerate(prompts):
-            texts = list(prompt.begun)
-            while self.money and len(texts) < sampling.n:
-                self.money -= 1
-                texts.append(f"{prompt.text} answer {len(texts)}")
-                self.bought.append(texts[-1])
-            completions[number] = Completion(tuple(texts), 10, 5)
-        finished = {number: found for number, found in completions.items() if len(found.texts) == sampling.n}
-        if len(finished) == len(prompts):
-            return [finished[number] for number in range(len(prompts))]
-        error = EngineError("no money", finished=finished)
-        error.begun = {n: found for n, found in completions.items() if n not in finished and found.texts}
-        raise error
-
-
 def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
     sampling = sampling_json(SamplingOptions(n=1))
     return RequestKeys(1, "scripted-1", PAPER[1].id, PAPER[1].hash, sampling, seed, attempt)
@@ -76,10 +33,8 @@ def sender(engine: Any, cache: GenerationStore, counts: Counts | None = None, ch
     return RequestSender(engine, cache, counts or Counts(), chunk)
 
 
-def ask(
-    engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8, n: int = 1
-) -> Iterator[Part]:
-    return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=n), TODO)
+def ask(engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
+    return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=1), TODO)
 
 
 def stored(cache: GenerationStore) -> dict[bytes, list[str]]:
@@ -197,15 +152,6 @@ def test_what_was_answered_before_the_engine_died_is_kept(cache: GenerationStore
     assert len(stored(cache)) == 16
 
 
-def test_what_came_with_a_failure_is_kept(cache: GenerationStore) -> None:
-    seen: list[str] = []
-    with pytest.raises(EngineError, match="died"):
-        for part in ask(Partial(), cache):
-            seen += texts_of([part])
-    assert seen == [text for text, _ in [*TODO[:8], TODO[8], TODO[9], TODO[11]]]
-    assert len(stored(cache)) == 11
-
-
 def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore) -> None:
     class Short(Scripted):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -214,43 +160,6 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore
     with pytest.raises(EngineError, match="gave 7 completions for 8 prompts"):
         list(ask(Short(), cache))
     assert not stored(cache)
-
-
-def test_first_answers_of_a_request_that_was_cut_off_are_paid_for_once(cache: GenerationStore) -> None:
-    # Five requests have all three answers, the sixth two of them.
-    counts = Counts()
-    with pytest.raises(EngineError, match="no money"):
-        list(ask(Paid(17), cache, counts, n=3))
-    assert len(stored(cache)) == 5 and counts.generated == 5
-    assert counts.completion_tokens == 30
-    # Then the sixth gets its third, and is begun no more.
-    again = Paid(2)
-    with pytest.raises(EngineError, match="no money"):
-        list(sender(again, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[5:]))
-    assert again.bought == ["text 5 answer 2", "text 6 answer 0"]
-    rich = Paid(1000)
-    parts = list(sender(rich, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[6:]))
-    assert rich.bought[:2] == ["text 6 answer 1", "text 6 answer 2"]
-    assert len(rich.bought) == 3 * 14 - 1
-    assert texts_of(parts) == [text for text, _ in TODO[6:]]
-    assert stored(cache) == {key: [f"{text} answer {n}" for n in range(3)] for text, key in TODO}
-
-
-def test_first_answers_are_kept_at_the_place_of_their_prompt_in_a_later_chunk(cache: GenerationStore) -> None:
-    with pytest.raises(EngineError, match="no money"):
-        list(ask(Paid(3 * 12 + 1), cache, n=3))
-    again = Paid(1)
-    with pytest.raises(EngineError, match="no money"):
-        list(sender(again, cache).ask(request(), PAPER[1], SamplingOptions(n=3), TODO[12:]))
-    assert again.bought == ["text 12 answer 1"]
-
-
-def test_an_engine_that_costs_nothing_begins_again(cache: GenerationStore) -> None:
-    with pytest.raises(EngineError, match="no money"):
-        list(ask(Paid(17), cache, n=3))
-    engine = Scripted(lambda prompt: well(prompt) * 3)
-    list(ask(engine, cache, n=3))
-    assert not any(prompt.begun for prompt in engine.asked)
 
 
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: GenerationStore) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
+from paraclip_core.demo.smollm2 import chatml
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines.smollm2 import chatml
 from paraclip_core.paraphrase.prompts import (
     FEW_SHOT,
     PAPER,

@@ -66,8 +66,8 @@ def test_no_name_out_of_a_data_file_comes_alive() -> None:
 
 
 def test_it_names_sources_and_paraphraser() -> None:
-    body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `smollm2`, model `x`").partition("\n---\n")[2]
-    assert "Paraphrases: engine `smollm2`, model `x`." in body
+    body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `openvino`, model `x`").partition("\n---\n")[2]
+    assert "Paraphrases: engine `openvino`, model `x`." in body
     assert "| source | rows |\n|---|---|\n| a&#124;b&#60;i&#62;.parquet | 4 |" in body
     assert "Paraphrases" not in card() and "| source |" not in card()
 

@@ -26,9 +26,9 @@ from paraclip.tasks.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST, scan_outcomes
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
+from paraclip_core.demo.scenes.plan import held_out_images
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import OWNER
-from paraclip_core.scenes.plan import held_out_images
 
 TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"
 WORDS = TEXT.split()

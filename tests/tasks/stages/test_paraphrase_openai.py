@@ -26,7 +26,7 @@ CAPTIONS = 150
 
 def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Settings:
     (folder / "captions.txt").write_text("".join(f"a red dog with number {n} on a beach\n" for n in range(CAPTIONS)))
-    server = {"base_url": url, "api_key_env": "STAGE_KEY", "concurrency": 4, "retries": 1, "backoff_seconds": 0.01}
+    server = {"base_url": url, "api_key_env": "STAGE_KEY", "concurrency": 4, "retries": 1}
     # The server's answers have 10 and 5 tokens.
     prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
     paraphrase = {

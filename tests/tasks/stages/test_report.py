@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact, Manifest
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.stages.report import _funnel, _licenses, _source_rejects, _stage, _step_rejects
+from paraclip.tasks.stages.report import _funnel, _licenses, _source_rejects, _stage
 from paraclip_core import tables
 from paraclip_core.report.data import row_totals
 
@@ -71,20 +70,6 @@ def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     (group,) = _source_rejects("features", Artifact(tmp_path, artifact({}).manifest))
     assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
-
-
-def test_rows_of_a_file_of_paraphrases_that_were_left_out_are_shown(tmp_path: Path) -> None:
-    row = {"source": "a.csv", "source_row": 3, "reason": "missing_field", "detail": "4 fields", "caption_raw": "a, b"}
-    write_table(tmp_path / "file_rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
-    write_table(tmp_path / "rejects" / "part-00000.parquet", tables.PARAPHRASE_REJECTS.empty_table())
-    metrics: dict[str, dict[str, Any]] = {"paraphrase_1": {"file_rejected": {"missing_field": 1}}}
-    inputs = {
-        stage: Artifact(tmp_path, replace(artifact({}).manifest, metrics=metrics.get(stage, {})))
-        for stage in ("paraphrase_1", "paraphrase_2", "finetune")
-    }
-    (group,) = _step_rejects(inputs)
-    assert (group.stage, group.reason) == ("file of paraphrases", "missing_field")
-    assert group.samples[0].detail == "a.csv, row 3: 4 fields"
 
 
 def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_the_card_counts_the_rows_that_were_trained_on(
 def test_who_paraphrased(sources: dict[str, Artifact]) -> None:
     made = sources["paraphrase_2"]
     assert paraphraser_of(made) is None
-    told = replace(made.manifest, metrics={"engine": "smollm2", "model": "x.gguf@fp32"})
-    assert paraphraser_of(replace(made, manifest=told)) == "engine `smollm2`, model `x.gguf@fp32`"
+    told = replace(made.manifest, metrics={"engine": "openvino", "model": "x.gguf@fp32"})
+    assert paraphraser_of(replace(made, manifest=told)) == "engine `openvino`, model `x.gguf@fp32`"
 
 
 def test_rows_without_ids_are_unknown(tmp_path: Path) -> None:

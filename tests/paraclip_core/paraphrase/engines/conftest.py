@@ -20,10 +20,12 @@ from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Engines on the server, quick to try again, closed at the end."""
     monkeypatch.delenv(VARIABLE, raising=False)
+    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
+        monkeypatch.setattr(f"openai._base_client.{name}", 0.01)
     made: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
-        quick = {"base_url": openai_server.url, "backoff_seconds": 0.01, "retries": 3, "timeout_seconds": 60}
+        quick = {"base_url": openai_server.url, "retries": 3, "timeout_seconds": 60}
         made.append(OpenAIEngine(model, OpenAIOptions(**(quick | options))))
         return made[-1]
 

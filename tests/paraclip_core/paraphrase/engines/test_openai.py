@@ -1,14 +1,22 @@
-"""What the engine `openai` sends, reads and forgives, against a real server that misbehaves in every way we know of."""
+"""The engine `openai` against a real server that misbehaves: what it sends, forgives, keeps, pays and never shows."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+import os
+import signal
 import threading
 import time
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai_asking import (  # pyright: ignore[reportMissingImports]
     KEY,
     TWO,
@@ -16,6 +24,7 @@ from openai_asking import (  # pyright: ignore[reportMissingImports]
     ask,
     first_words,
     numbered,
+    streamed,
 )
 from openai_server import (  # pyright: ignore[reportMissingImports]
     Fault,
@@ -28,10 +37,19 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     words_of,
 )
 
-from paraclip_core.errors import EngineError
+from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
+from paraclip_core.demo.synonyms import THESAURUS
+from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
+from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
+from paraclip_core.paraphrase.engines.openai import (
+    FAILURES_IN_A_ROW,
+    FailedError,
+    RefusedError,
+    draw_seed,
+    read_completion,
+)
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
-from paraclip_core.paraphrase.small_model.synonyms import THESAURUS
 
 
 def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(
@@ -47,14 +65,14 @@ def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(
         return well_of(asked)
 
     well_of, openai_server.answer = openai_server.answer, slow_first
-    found = ask(connect(), *(f"t{number}" for number in range(30)))
-    assert first_words(found) == [f"well t{number}" for number in range(30)]
-    assert all(completion.texts[1].endswith(" 1") for completion in found)
-    assert {(completion.prompt_tokens, completion.completion_tokens) for completion in found} == {(10, 10)}
+    completions = ask(connect(), *(f"t{number}" for number in range(30)))
+    assert first_words(completions) == [f"well t{number}" for number in range(30)]
+    assert all(completion.texts[1].endswith(" 1") for completion in completions)
+    assert {(completion.prompt_tokens, completion.completion_tokens) for completion in completions} == {(10, 10)}
     assert waited == [True]
 
 
-def test_answers_do_not_depend_on_what_is_asked_beside_them(connect: Connect) -> None:
+def test_answers_do_not_depend_on_what_is_requested_beside_them(connect: Connect) -> None:
     engine = connect()
     together = ask(engine, "a", "b", "c")
     assert ask(engine, "c", "b") == together[:0:-1]
@@ -76,272 +94,428 @@ def test_what_is_sent(openai_server: OpenAIServer, connect: Connect) -> None:
     # After examples an answer is one line; a model that follows instructions may begin with an empty one.
     assert (sampled["stop"], paper.get("stop")) == (["\n"], None)
     assert "top_p" not in greedy and "n" not in greedy
+    # Plain text to go on with is a user's turn.
+    openai_server.asked.clear()
+    connect().generate([Prompt(THESAURUS.messages("fast"), "fast", 0, 0)], TWO)
+    (plain,) = openai_server.asked
+    assert plain["messages"][0]["content"].endswith("\nfast:") and plain["stop"] == ["\n"]
 
 
-TRANSIENT: dict[str, Fault] = {
-    "busy": status(429, "slow down"),
-    "broken": status(500),
-    "away": status(503),
-    "bad gateway": body(b"<html><h1>502 Bad Gateway</h1></html>", 502),
-    "error page with status 200": body(b"<!DOCTYPE html><p>maintenance</p>"),
-    "error object with status 200": body({"error": {"message": "upstream is down", "code": 502}}),
-    "nothing": body(b""),
-    "half a body": nonsense(b'{"choices": [{"mess', 500),
-    "wrong JSON": body(b'{"choices": [{]}'),
-    "a list": body([1, 2]),
-    "deep JSON": body(b"[" * 100_000),
-    "no choices": body({"usage": {}}),
-    "empty choices": body({"choices": []}),
-    "choices of text": body({"choices": ["well"]}),
-    "a choice without text": body({"choices": [{"index": 0}]}),
-    "content that is a number": body({"choices": [{"index": 0, "message": {"content": 3}}]}),
-    "bytes that are no text": body(b"\xff\xfe\x00\xd8"),
-    "ten megabytes": body(b'{"choices": "' + b"a" * 10_000_000 + b'"}'),
-    "not gzip": body(b"no gzip", 200, {"Content-Encoding": "gzip"}),
-    "reset": reset,
-}
-
-
-@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
-def test_what_may_pass_is_tried_again(fault: Fault, openai_server: OpenAIServer, connect: Connect) -> None:
-    expected = ask(connect(), "a", "b")
-    openai_server.faults = [fault, fault]
-    assert ask(connect(), "a", "b") == expected
-    assert len(openai_server.asked) == 2 + 2 + 2
-
-
-@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
-def test_what_does_not_pass_is_an_error_that_says_so(
-    fault: Fault, openai_server: OpenAIServer, connect: Connect
-) -> None:
-    openai_server.faults = [fault] * 10
-    with pytest.raises(EngineError, match=r"1 of 1 requests failed with all their retries, .* 'a': \w"):
-        ask(connect(retries=1), "a")
-    # Twice, and another text.
-    assert len(openai_server.asked) == 2 * (2 + 1)
-
-
-def test_a_hanging_server_is_left_after_the_timeout(openai_server: OpenAIServer, connect: Connect) -> None:
-    def drip(handler: Any) -> None:
-        handler.send(200, b"{", {"Content-Length": "1000"})
-        while not handler.owner.stopping.wait(0.05):
-            handler.wfile.write(b" ")
-
-    openai_server.faults = [hang, drip]
-    began = time.monotonic()
-    assert first_words(ask(connect(timeout_seconds=0.3, concurrency=1), "a")) == ["well a"]
-    assert 0.6 <= time.monotonic() - began < 50
-
-
-REFUSED: dict[str, tuple[Fault, str]] = {
-    "no key": (
-        status(401, "you must provide a key"),
-        r"request without key \(OPENAI_API_KEY is not set\).*must provide",
-    ),
-    "no right": (status(403, "not for you"), "not for you; put a valid key into OPENAI_API_KEY"),
-    "unknown model": (status(404, "no model smol-2"), "paraphrase.model is 'smol', the server has smol, other"),
-    "wrong field": (status(400, "unknown field top_p"), r"status 400\): unknown field top_p"),
-    "FastAPI's words": (body({"detail": [{"loc": "body", "msg": "extra"}]}, 422), "extra"),
-    "moved": (body(b"", 301, {"Location": "http://elsewhere/v1"}), "sends on to http://elsewhere/v1; set .*base_url"),
-    "no credit": (status(429, "pay first", code="insufficient_quota"), "pay first; see to the account"),
-    "come back tomorrow": (status(429, headers={"Retry-After": "86400"}), "asks to come back in 1440 minutes"),
-}
-
-
-MAY_BE_ABOUT_ONE = {"no right", "wrong field", "FastAPI's words"}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_trying_again_does_not_mend_fails_at_once(
-    case: str, openai_server: OpenAIServer, connect: Connect
-) -> None:
-    fault, message = REFUSED[case]
-    openai_server.answer = lambda asked: fault
-    with pytest.raises(EngineError, match=message):
-        ask(connect(concurrency=1), "a", "b")
-    # Another text is asked about to know that it is not about this one; the second prompt is not.
-    assert [words_of(asked) for asked in openai_server.asked] == (
-        ["a", "a dog on a beach"] if case in MAY_BE_ABOUT_ONE else ["a"]
-    )
-
-
-def test_an_address_without_its_version_is_suspected(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: status(404, "not found")
-    engine = connect(base_url=openai_server.url.removesuffix("/v1"))
-    openai_server.models = None
-    with pytest.raises(EngineError, match=r"does paraphrase.openai.base_url end .* in /v1"):
-        ask(engine, "a")
-
-
-def test_retry_after_is_waited_for_by_all(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.faults = [status(429, headers={"Retry-After": "0.5"})]
-    ask(connect(concurrency=1), "a", "b")
-    assert openai_server.times[1] - openai_server.times[0] >= 0.5
-    # HTTP dates have whole seconds.
-    openai_server.faults = [
-        status(503, headers={"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=2))})
-    ]
-    began = time.monotonic()
-    ask(connect(), "a")
-    assert 0.9 <= time.monotonic() - began < 50
-
-
-def test_retry_after_holds_the_others_back_though_it_came_with_the_last_try(
-    openai_server: OpenAIServer, connect: Connect
-) -> None:
-    openai_server.faults = [status(429, headers={"Retry-After": "0.5"})]
-    ask(connect(concurrency=1, retries=0, max_failures=2), "a", "b")
-    assert openai_server.times[1] - openai_server.times[0] >= 0.5
-
-
-def test_choices_are_sorted_cut_and_read_in_every_shape(openai_server: OpenAIServer, connect: Connect) -> None:
-    def choices(*contents: Any) -> Any:
-        numbered = [{"index": number, "message": {"content": content}} for number, content in enumerate(contents)]
-        return {"choices": numbered[::-1], "usage": {"prompt_tokens": -3, "completion_tokens": "many"}}
-
-    openai_server.answer = lambda asked: choices(
-        "one", [{"type": "text", "text": "tw"}, {"type": "text", "text": "o"}], "three"
-    )
-    found = ask(connect(), "a caption of some length")[0]
-    assert found.texts == ("one", "two")
-    # Counts that cannot be are estimated.
-    assert 1 < found.prompt_tokens < 50 and 1 < found.completion_tokens < 10
-    openai_server.answer = lambda asked: choices(None, "two")
-    assert ask(connect(), "a")[0].texts == ("", "two")
-
-
-@pytest.mark.parametrize(
-    "refuse",
-    [None, status(400, "Only one completion choice is allowed"), status(422, "must be at most 1", param="n")],
-    ids=["ignores n", "refuses n", "refuses n by field"],
-)
-def test_a_server_that_gives_one_answer_at_a_time(
-    refuse: Fault | None, openai_server: OpenAIServer, connect: Connect
-) -> None:
-    def single(asked: dict[str, Any]) -> Any:
-        if asked.get("n", 1) > 1 and refuse:
-            return refuse
-        return one_of({**asked, "n": 1})
-
-    one_of, openai_server.answer = openai_server.answer, single
-    three = TWO.model_copy(update={"n": 3})
-    expected = ask(connect(ask_for_n=False), "a", "b", "c", sampling=three)
-    assert [len(set(completion.texts)) for completion in expected] == [3, 3, 3]
-    assert {completion.prompt_tokens for completion in expected} == {30}
-    before = len(openai_server.asked)
-    found = ask(connect(concurrency=1), "a", "b", "c", sampling=three)
-    # However it is found out, the draws are the same; and it is found out once.
-    assert found == expected
-    assert len(openai_server.asked) - before == 9 + (1 if refuse else 0)
-
-
-def test_plain_text_goes_on_where_a_server_can_do_that(openai_server: OpenAIServer, connect: Connect) -> None:
-    words = [Prompt(THESAURUS.messages(word), word, 0, 0) for word in ("fast", "car")]
-    connect(concurrency=1).generate(words, TWO)
-    assert openai_server.paths == {"/v1/completions": 2}
-    assert openai_server.asked[0]["prompt"].endswith("\nfast:")
-    assert openai_server.asked[0]["stop"] == ["\n"]
-    openai_server.answer, well = (
-        lambda asked: well(asked) if "messages" in asked else status(404, "this is a chat model"),
-        openai_server.answer,
-    )
-    found = connect(concurrency=1).generate(words, TWO)
-    assert [len(completion.texts) for completion in found] == [2, 2]
-    assert openai_server.paths == {"/v1/completions": 3, "/v1/chat/completions": 2}
-
-
-LONG = status(400, "This model's maximum context length is 16 tokens. You requested 300.", type="BadRequestError")
+CUT = nonsense(b'{"choices": [{"mess', 500)
 
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        LONG,
-        status(400, "no", code="context_length_exceeded"),
-        body(b"too much", 413),
-        status(400, "no", code="content_filter"),
-    ],
-    ids=["vllm", "by its code", "too large", "against the rules"],
+    [status(429, "slow down", {"Retry-After": "0.1"}), status(503), body(b"<html>502", 502), reset, hang, CUT],
+    ids=["busy", "away", "bad gateway", "reset", "hang", "half a body"],
 )
-def test_a_prompt_that_is_declined_costs_itself_alone(
-    fault: Fault, openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
+def test_what_may_pass_is_tried_again(fault: Fault, openai_server: OpenAIServer, connect: Connect) -> None:
+    expected = ask(connect(), "a", "b")
+    openai_server.faults = [fault, fault]
+    assert ask(connect(timeout_seconds=1), "a", "b") == expected
+    assert len(openai_server.asked) == 2 + 2 + 2
+
+
+NONSENSE: dict[str, Any] = {
+    "error page": b"<!DOCTYPE html><p>maintenance</p>",
+    "error object": {"error": {"message": "upstream is down", "code": 502}},
+    "nothing": b"",
+    "a list": [1, 2],
+    "deep JSON": b"[" * 100_000,
+    "no text": {"choices": [{"index": 0}]},
+    "bytes that are no text": b"\xff\xfe\x00\xd8",
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_with_status_200_is_requested_once_more_and_then_an_error(
+    content: Any, openai_server: OpenAIServer, connect: Connect
 ) -> None:
-    openai_server.answer, well = (
-        lambda asked: fault if words_of(asked) == "t2" else well(asked),
-        openai_server.answer,
-    )
-    found = ask(connect(), "t0", "t1", "t2", "t3")
-    assert found[2] == Completion((), 0, 0)
-    assert [len(completion.texts) for completion in found] == [2, 2, 0, 2]
-    assert "1 of 4 prompts were declined" in caplog.text
+    openai_server.faults = [body(content)]
+    assert first_words(ask(connect(), "a")) == ["well a"]
+    openai_server.faults = [body(content)] * 2
+    with pytest.raises(FailedError, match=r"nonsense.*'a'"):
+        ask(connect(), "a")
 
 
-def test_a_context_that_is_too_small_for_all_is_an_error(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: LONG
-    with pytest.raises(EngineError, match=r"takes none of the prompts: .*16 tokens.*longer context") as caught:
-        connect().generate(numbered(200), TWO)
-    # No answer of this server's: nothing is to be kept.
-    assert caught.value.finished == {}
-    assert len(openai_server.asked) < 60
+REFUSED: dict[str, tuple[Fault, str]] = {
+    "no key": (status(401, "you must provide a key"), r"must provide.*OPENAI_API_KEY, which is not set"),
+    "unknown model": (status(404, "no model smol-2"), r"no model smol-2.*paraphrase\.openai\.base_url"),
+    "wrong field": (status(400, "unknown field top_p"), r"status 400\): .*unknown field top_p"),
+    "FastAPI's words": (body({"detail": [{"loc": "body", "msg": "extra"}]}, 422), "extra"),
+    "no credit": (status(429, "pay first", code="insufficient_quota"), "pay first.*see to the account"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_server_that_refuses_everything_ends_the_run(
+    case: str, openai_server: OpenAIServer, connect: Connect
+) -> None:
+    fault, message = REFUSED[case]
+    openai_server.answer = lambda asked: fault
+    completions, error = streamed(connect(concurrency=1, retries=0), numbered(50))
+    assert completions == {} and len(openai_server.asked) <= FAILURES_IN_A_ROW
+    with pytest.raises(EngineError, match=message):
+        raise error
+
+
+def test_the_run_ends_when_the_server_is_gone(openai_server: OpenAIServer, connect: Connect) -> None:
+    def die_after(asked: dict[str, Any]) -> Any:
+        return well(asked) if len(openai_server.asked) <= 40 else reset
+
+    well, openai_server.answer = openai_server.answer, die_after
+    completions, error = streamed(connect(retries=2, concurrency=4), numbered(500))
+    assert isinstance(error, AwayError) and "run again" in str(error)
+    assert len(completions) == 40
+    # Three attempts each, and not five hundred.
+    assert len(openai_server.asked) <= 40 + (FAILURES_IN_A_ROW + 4) * 3
+    openai_server.stop()
+    with pytest.raises(AwayError, match="cannot be reached"):
+        ask(connect(retries=0), "a")
+
+
+POISON: dict[str, Fault] = {
+    "refused": status(400, "Your prompt was flagged by our usage guidelines."),
+    "forbidden on the way": body(b"<h1>403 Request blocked</h1>", 403),
+    "always broken": status(500),
+    "always cut off": reset,
+}
+
+
+@pytest.mark.parametrize("poisoned", [{0}, {59}, {0, 1, 2, 3, 4}, {20, 21, 22, 23, 58, 59}], ids=str)
+@pytest.mark.parametrize("fault", POISON.values(), ids=POISON)
+def test_prompts_that_the_server_never_answers_do_not_stop_the_others(
+    fault: Fault, poisoned: set[int], openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, well = {f"caption {number}" for number in poisoned}, openai_server.answer
+    openai_server.answer = lambda asked: fault if words_of(asked) in bad else well(asked)
+    completions = connect(retries=1, concurrency=4).generate(numbered(60), TWO)
+    assert {number for number, completion in enumerate(completions) if not completion.texts} == poisoned
+    assert f"{len(poisoned)} of 60 prompts got no answer ('caption {min(poisoned)}'" in caplog.text
+
+
+def test_a_poisoned_caption_becomes_a_reject_and_is_not_requested_again(
+    openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
+) -> None:
+    captions = [f"photo {number} of a red dog on the beach" for number in range(12)]
+    options = OFF.model_copy(update={"sampling": TWO})
+    well = openai_server.answer
+    openai_server.answer = lambda asked: POISON["refused"] if "photo 0 " in words_of(asked) else well(asked)
+    generated = []
+    for _ in range(2):
+        step = paraphrasing.run([rows_of(captions)], connect(), options)
+        assert step.rows.num_rows == 11
+        (rejected,) = step.rejects.to_pylist()
+        assert (rejected["input"], rejected["reason"]) == (captions[0], "no_paraphrase")
+        generated.append(step.rounds.counts.generated)
+    assert generated == [12, 0]
+
+
+def test_a_server_that_refuses_everything_from_some_time_on_ends_the_run(
+    openai_server: OpenAIServer, connect: Connect
+) -> None:
+    well = openai_server.answer
+    openai_server.answer = lambda asked: well(asked) if sum(openai_server.answered.values()) < 40 else POISON["refused"]
+    completions, error = streamed(connect(concurrency=1), numbered(500))
+    assert isinstance(error, RefusedError) and "flagged" in str(error)
+    # Nothing of that is taken for a refused prompt.
+    assert len(completions) == 40 and all(completion.texts for completion in completions.values())
+
+
+def test_a_refused_prompt_ends_a_strict_run(openai_server: OpenAIServer, connect: Connect) -> None:
+    well = openai_server.answer
+    openai_server.answer = lambda asked: POISON["refused"] if words_of(asked) == "caption 7" else well(asked)
+    engine = connect(concurrency=1)
+    engine.strict = True
+    completions, error = streamed(engine, numbered(20))
+    assert isinstance(error, RefusedError) and len(completions) == 7
+
+
+def test_a_server_that_gives_one_answer_at_a_time(openai_server: OpenAIServer, connect: Connect) -> None:
+    well = openai_server.answer
+    openai_server.answer = lambda asked: well({**asked, "n": 1})
+    three = TWO.model_copy(update={"n": 3})
+    completions = ask(connect(), "a", "b", "c", sampling=three)
+    assert [len(set(completion.texts)) for completion in completions] == [3, 3, 3]
+    assert {completion.prompt_tokens for completion in completions} == {30}
+    openai_server.answer = lambda asked: status(400, "only one choice") if asked.get("n") else well(asked)
+    assert ask(connect(extra_body={"n": None}), "a", "b", "c", sampling=three) == completions
+
+
+def test_draws_before_one_that_fails_are_kept(openai_server: OpenAIServer, connect: Connect) -> None:
+    well, seeds = openai_server.answer, dict[str, int]()
+
+    def first_only(asked: dict[str, Any]) -> Any:
+        first = seeds.setdefault(words_of(asked), asked["seed"]) == asked["seed"]
+        return well({**asked, "n": 1}) if first or words_of(asked) != "caption 3" else status(500)
+
+    openai_server.answer = first_only
+    completions = connect(retries=0).generate(numbered(8), TWO)
+    assert [len(completion.texts) for completion in completions] == [2, 2, 2, 1, 2, 2, 2, 2]
 
 
 def test_a_model_that_never_says_a_word_is_an_error(openai_server: OpenAIServer, connect: Connect) -> None:
     openai_server.answer = lambda asked: {"choices": [{"message": {"content": None}, "finish_reason": "length"}] * 2}
-    with pytest.raises(EngineError, match="gave 16 answers without a word") as caught:
-        connect(concurrency=1).generate(numbered(50), TWO)
-    assert len(caught.value.finished) == len(openai_server.asked) == 16
+    completions, error = streamed(connect(concurrency=1), numbered(50))
+    assert "max_tokens" in str(error)
+    assert len(completions) == len(openai_server.asked) == 16
 
 
-def test_another_model_than_the_one_asked_for_is_told_once(
-    openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
+def test_concurrency_is_used_and_kept(openai_server: OpenAIServer, connect: Connect) -> None:
+    def patient(asked: dict[str, Any]) -> Any:
+        until = time.monotonic() + 100
+        while openai_server.most_under_way < 8 and time.monotonic() < until:
+            time.sleep(0.01)
+        return well(asked)
+
+    well, openai_server.answer = openai_server.answer, patient
+    connect(concurrency=8, timeout_seconds=200).generate(numbered(24), TWO)
+    assert openai_server.most_under_way == 8
+
+
+def test_what_nobody_takes_is_not_requested(openai_server: OpenAIServer, connect: Connect) -> None:
+    """A caller that is busy keeping answers for a long time must not have more of them waiting in memory."""
+    stream = connect(concurrency=4).stream(numbered(200), TWO)
+    next(stream)
+    before = -1
+    while len(openai_server.asked) != before:
+        before = len(openai_server.asked)
+        time.sleep(0.5)
+    # One was taken, four wait, and as many as were under way meanwhile.
+    assert 5 <= before <= 1 + 4 + 4
+    assert len(list(stream)) == 199
+
+
+def test_per_minute_limits_space_requests_out(openai_server: OpenAIServer, connect: Connect) -> None:
+    began = time.monotonic()
+    connect(requests_per_minute=1200).generate(numbered(11), TWO)
+    assert 0.5 <= max(openai_server.times) - began < 50
+    began = time.monotonic()
+    # 20 tokens an answer: estimates are put right by what is counted.
+    connect(tokens_per_minute=24_000, concurrency=1).generate(numbered(21), TWO)
+    assert 0.9 <= max(openai_server.times) - began < 50
+
+
+def test_an_interrupt_ends_the_requests_under_way(openai_server: OpenAIServer, connect: Connect) -> None:
+    openai_server.faults = [hang] * 4
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    engine = connect(timeout_seconds=60)
+    with pytest.raises(KeyboardInterrupt):
+        ask(engine, "a", "b")
+    engine.close()
+    assert time.monotonic() - began < 50
+
+
+def test_it_works_inside_a_running_loop_and_again_after_closing(connect: Connect) -> None:
+    engine = connect()
+
+    async def inside() -> list[Completion]:
+        return ask(engine, "a")
+
+    expected = asyncio.run(inside())
+    engine.close()
+    engine.close()
+    assert ask(engine, "a") == expected
+
+
+PRICES = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
+"""An answer of the server's has 10 + 2 · 5 tokens: 1 + 2."""
+SHORT = TWO.model_copy(update={"max_tokens": 6})
+
+
+def test_the_spending_cap_is_never_passed_and_everything_is_kept(openai_server: OpenAIServer, connect: Connect) -> None:
+    engine = connect(max_spend=100, **PRICES)
+    completions, error = streamed(engine, numbered(200), SHORT)
+    assert isinstance(error, BudgetError) and "max_spend=100" in str(error)
+    count = len(completions)
+    assert count == sum(openai_server.answered.values()) == len(openai_server.asked)
+    assert engine.spent == pytest.approx(3 * count)
+    assert 90 < engine.spent <= 100
+    # A later run knows what was spent before it, and continues when the cap is raised.
+    again = connect(max_spend=100, **PRICES)
+    again.charge(10 * count, 10 * count)
+    assert isinstance(streamed(again, numbered(1), SHORT)[1], BudgetError)
+    raised = connect(max_spend=110, **PRICES)
+    raised.charge(10 * count, 10 * count)
+    assert len(raised.generate(numbered(1), SHORT)) == 1
+
+
+def test_a_cap_without_a_most_that_an_answer_may_cost_is_refused() -> None:
+    def options(cap: float, extra: dict[str, Any]) -> OpenAIOptions:
+        return OpenAIOptions.model_validate(PRICES | {"max_spend": cap, "extra_body": extra})
+
+    with pytest.raises(ValueError, match="max_spend needs price_per_million"):
+        OpenAIOptions(max_spend=1)
+    with pytest.raises(ValueError, match="max_completion_tokens"):
+        options(1, {"max_tokens": None})
+    for extra in ({"max_tokens": 9}, {"max_tokens": None, "max_completion_tokens": 9}, {"reasoning_effort": "low"}):
+        options(1, extra)
+    options(0, {"max_tokens": None})
+
+
+def test_requests_that_wait_for_the_cap_do_so_again_after_a_close(connect: Connect) -> None:
+    # Each request reserves more than its answer costs, so not all of them fit under the cap at once.
+    engine = connect(max_spend=38, **PRICES)
+    assert len(engine.generate(numbered(10), SHORT)) == 10
+    engine.close()
+    assert len(engine.generate(numbered(2), SHORT)) == 2
+    assert engine.spent == pytest.approx(36)
+
+
+OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"), synonyms=False)
+
+
+def completions_of(over: Any) -> dict[bytes, list[str]]:
+    """Key → texts of every generation in the cache's parts."""
+    names = over.cache.parts.names()
+    rows = (
+        pa.concat_tables([pq.read_table(over.cache.parts.folder / name) for name in names]).to_pylist() if names else []
+    )
+    assert len({row["key"] for row in rows}) == len(rows)
+    return {row["key"]: row["completions"] for row in rows}
+
+
+def test_answers_of_an_unfinished_chunk_are_kept_and_never_paid_twice(
+    openai_server: OpenAIServer,
+    connect: Connect,
+    paraphrasing: Any,
+    elsewhere: Any,
+    rows_of: Callable[[list[str]], pa.RecordBatch],
 ) -> None:
-    well = openai_server.answer
-    openai_server.answer = lambda asked: well(asked) | {"model": "smol" if words_of(asked) == "a" else "large-2026"}
-    ask(connect(), "a")
-    assert not caplog.text
-    ask(connect(), "b", "c", "d")
-    assert caplog.text.count("asked for the model 'smol' and says that 'large-2026' answered") == 1
+    captions = [f"photo {number} of a red dog on the beach" for number in range(120)]
+    options = OFF.model_copy(update={"sampling": TWO, "chunk": 50})
+
+    def step(over: Any = paraphrasing, **more: Any) -> pa.Table:
+        return over.run([rows_of(captions)], connect(retries=1, concurrency=4, **more), options).rows
+
+    def die_after(asked: dict[str, Any]) -> Any:
+        return well(asked) if sum(openai_server.answered.values()) < 70 else reset
+
+    well, openai_server.answer = openai_server.answer, die_after
+    with pytest.raises(AwayError):
+        step()
+    # One whole chunk and a part of the second.
+    assert 70 <= len(completions_of(paraphrasing)) == sum(openai_server.answered.values()) < 76
+    openai_server.answer = well
+    with pytest.raises(BudgetError):
+        step(max_spend=60, **PRICES)
+    assert len(completions_of(paraphrasing)) == sum(openai_server.answered.values()) < 100
+    rows = step()
+    assert rows.num_rows == 120
+    assert len(completions_of(paraphrasing)) == sum(openai_server.answered.values()) == 120
+    assert set(openai_server.answered.values()) == {1}
+    assert step(elsewhere) == rows
+    assert completions_of(elsewhere) == completions_of(paraphrasing)
 
 
-def test_the_check_asks_for_nothing_and_finds_a_model_under_its_names(
+def test_the_key_is_sent_and_shown_nowhere(
+    openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "paraclip_core")
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    engine = connect(api_key_env="MY_KEY")
+    openai_server.faults = [status(500, f"cannot use {KEY}"), status(401, f"Incorrect key: {KEY}")]
+    with pytest.raises(EngineError, match=r"Incorrect key: \*\*\*.*MY_KEY") as caught:
+        ask(engine, "a")
+    assert openai_server.keys == {f"Bearer {KEY}"}
+    assert not any(KEY in text for text in (repr(caught.value), repr(engine), engine.model, caplog.text))
+    monkeypatch.setenv("MY_KEY", "sk-secret\nX-Evil: 1")
+    with pytest.raises(EngineError, match="MY_KEY holds characters") as caught:
+        ask(connect(api_key_env="MY_KEY"), "a")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base_url": "http://me:secret@host/v1"},
+        {"base_url": "https://host/v1?api-key=secret"},
+        {"base_url": "ftp://host"},
+        {"base_url": "https://host/v1/chat/completions/"},
+        {"api_key_env": "sk-secret"},
+        {"extra_body": {"messages": [], "n": 3}},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_options_that_are_refused_without_repeating_them(wrong: dict[str, Any]) -> None:
+    from paraclip_core.settings import parse_settings
+
+    with pytest.raises(ConfigError) as caught:
+        parse_settings({"paraphrase": {"openai": wrong}})
+    assert "secret" not in str(caught.value)
+    assert f"paraphrase.openai.{next(iter(wrong))}" in str(caught.value)
+
+
+def test_the_model_id_follows_what_decides_the_answers() -> None:
+    def model(**options: Any) -> str:
+        chosen = ParaphraseOptions(engine="openai", model="org/smol", openai=OpenAIOptions(**options))
+        return make_engine(chosen).model
+
+    assert model() == model(base_url="http://elsewhere/v1", concurrency=2, api_key_env="OTHER") == "org/smol"
+    assert model(revision="2026-01") == "org/smol@2026-01"
+    ways = [{"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2}]
+    assert len({model(extra_body=way) for way in ways}) == 2
+    with pytest.raises(ConfigError, match=r"needs paraphrase.model"):
+        make_engine(ParaphraseOptions(engine="openai"))
+
+
+def test_the_check_finds_a_model_under_its_names_and_says_what_to_mend(
     openai_server: OpenAIServer, connect: Connect
 ) -> None:
     connect("smol").check()
+    with pytest.raises(EngineError, match=r"'smol-2', but smol, other; set paraphrase.model"):
+        connect("smol-2").check()
     openai_server.models = [{"id": "llama3:latest", "owned_by": "library"}]
     connect("llama3").check()
     openai_server.models = [{"id": "/models/some.gguf", "owned_by": "llamacpp"}]
     connect("any name").check()
     # Not every server has a list.
-    for models in ([], None, "nonsense", [1], [{"name": "smol"}]):
+    for models in ([], None, "nonsense", [1]):
         openai_server.models = models
         connect("any name").check()
-    assert openai_server.asked == []
-
-
-def test_the_check_says_what_to_mend(
-    openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(EngineError, match=r"has no model 'smol-2', but smol, other; set paraphrase.model"):
-        connect("smol-2").check()
     openai_server.refuses = 401
-    with pytest.raises(EngineError, match=r"refuses a request without key \(OPENAI_API_KEY is not set\)"):
+    with pytest.raises(EngineError, match="OPENAI_API_KEY, which is not set"):
         connect().check()
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with pytest.raises(EngineError, match=r"refuses the key in OPENAI_API_KEY: .*put a valid key into OPENAI_API_KEY"):
-        connect().check()
+    assert openai_server.asked == []
     openai_server.stop()
-    with pytest.raises(EngineError, match=r"cannot be reached: .*; start the server, or set .*base_url"):
-        connect().check()
+    with pytest.raises(AwayError, match=r"cannot be reached: .*base_url"):
+        connect(retries=0).check()
 
 
-def test_turns_are_plain_text_for_a_model_without_a_template(openai_server: OpenAIServer, connect: Connect) -> None:
-    message = "default chat template is no longer allowed, so you must provide a chat template"
-    openai_server.answer, well = (
-        lambda asked: status(400, message) if "messages" in asked else well(asked),
-        openai_server.answer,
-    )
-    few_shot = Prompt(FEW_SHOT[1].messages("a dog"), "a dog", 1, 0)
-    (completion, _) = connect(concurrency=1).generate([few_shot, few_shot], TWO)
-    assert len(completion.texts) == 2
-    assert openai_server.paths == {"/v1/chat/completions": 1, "/v1/completions": 2}
-    assert openai_server.asked[1]["prompt"].endswith("\na dog\n") and openai_server.asked[1]["stop"] == ["\n"]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+NAMES = st.sampled_from(["choices", "message", "content", "index", "usage", "prompt_tokens"])
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=5), max_leaves=20
+)
+CHOICE = st.dictionaries(NAMES, JSON, max_size=3) | st.fixed_dictionaries(
+    {"message": st.fixed_dictionaries({"content": JSON})}, optional={"index": LEAVES}
+)
+
+
+@given(JSON | st.fixed_dictionaries({"choices": st.lists(CHOICE, max_size=5), "usage": JSON}), st.integers(1, 4))
+def test_any_json_is_a_completion_or_nonsense(content: Any, n: int) -> None:
+    try:
+        completion = read_completion(json.loads(json.dumps(content)), n, 7)
+    except ValueError as error:
+        assert str(error).isprintable()
+        return
+    assert 1 <= len(completion.texts) <= n and all(isinstance(text, str) for text in completion.texts)
+    assert completion.prompt_tokens >= 0 and completion.completion_tokens >= 0
+
+
+@given(st.permutations(range(5)), st.integers(1, 5))
+def test_choices_come_in_the_order_of_their_index(order: list[int], n: int) -> None:
+    content = {"choices": [{"index": i, "message": {"content": str(i)}} for i in order]}
+    assert read_completion(content, n, 7) == Completion(tuple(str(i) for i in range(n)), 7, n)
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.integers(0, 5), st.integers(0, 2**31))
+def test_seeds_are_of_the_text_the_draw_and_the_run(one: str, other: str, draw: int, seed: int) -> None:
+    def drawn(text: str, seed: int, draw: int, *messages: tuple[str, str]) -> int:
+        return draw_seed(Prompt(messages, text, 1, seed), draw)
+
+    assert 0 <= drawn(one, seed, draw) < 2**31
+    assert drawn(one, seed, draw) == drawn(one, seed, draw, ("user", "elsewhere"))
+    assert (drawn(one, seed, draw) == drawn(other, seed, draw)) == (one == other)
+    assert drawn(one, seed, draw) != drawn(one, seed + 1, draw) and drawn(one, seed, draw) != drawn(one, seed, draw + 1)

@@ -27,16 +27,13 @@ SOME: dict[str, dict[str, Any]] = {
     "precision": {"precision": "bf16"},
     "model": {"model": "another"},
     "options": {"options": {"case": "upper"}},
-    "smollm2": {"smollm2": {"max_num_seqs": 3}},
     "transformers": {"transformers": TransformersOptions(dtype="float32", batch_size=3)},
-    "vllm": {"vllm": VllmOptions(dtype="half", revision="abc", extra={"seed_more": 1}, max_num_seqs=3)},
+    "vllm": {"vllm": VllmOptions(dtype="half", revision="abc", extra={"seed_more": 1})},
     "openai": {"openai": OpenAIOptions(revision="2026", extra_body={"reasoning_effort": "low"}, concurrency=2)},
-    "file": {"file": {"path": "mine.csv", "caption": "text", "paraphrase_1": "a", "paraphrase_2": "b"}},
+    "file": {"file": {"path": "mine.csv"}},
     "mined": {"mined": MinedOptions(across=True, min_cosine=0.9)},
 }
 """Options that only some engines look at."""
-FASTER = ("smollm2",)
-"""Option groups that change no answer."""
 LOOKING_UP = ("file", "mined")
 """Engines that ask no model."""
 OWN = """
@@ -45,7 +42,7 @@ from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
 
 class Shouting:
     name = "shouting"
-    facts = EngineFacts(shares_cores=True, deterministic=True, max_in_flight=2)
+    facts = EngineFacts(shares_cores=True, max_in_flight=2)
 
     def __init__(self, options, context):
         self.model = f"shouting-{options.model}-{options.options.get('mark', '!')}"
@@ -94,7 +91,7 @@ def test_every_option_of_one_engine_is_told() -> None:
 def test_only_the_engine_in_use_is_looked_at(engine: str, name: str) -> None:
     plain, changed = relevant_options(options(engine)), relevant_options(options(engine, **SOME[name]))
     reads = ENGINES[engine].reads
-    assert (meaning(plain) == meaning(changed)) == (name not in reads or name in FASTER)
+    assert (meaning(plain) == meaning(changed)) == (name not in reads)
     assert name in reads or plain == changed
 
 
@@ -125,26 +122,23 @@ def test_who_turns_the_gates_off_for_a_language_model_is_told(engine: str) -> No
 
 def test_facts() -> None:
     facts = {engine: engine_facts(options(engine)) for engine in ENGINES}
-    assert [engine for engine in ENGINES if facts[engine].paid] == ["openai"]
     assert [engine for engine in ENGINES if not facts[engine].local] == ["openai"]
     assert [engine for engine in ENGINES if not facts[engine].asks] == [*LOOKING_UP]
-    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["smollm2", "transformers", *LOOKING_UP]
-    assert {engine: facts[engine].gates for engine in ("smollm2", "openai", "vllm", "transformers", "file")} == {
-        "smollm2": "small-model", "openai": "capable", "vllm": "capable", "transformers": "capable", "file": "off",
+    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["openvino", "transformers", *LOOKING_UP]
+    assert {engine: facts[engine].gates for engine in ("openvino", "openai", "vllm", "transformers", "file")} == {
+        "openvino": "small-model", "openai": "capable", "vllm": "capable", "transformers": "capable", "file": "off",
     }  # fmt: skip
     assert engine_facts(options("openai", openai={"concurrency": 7})).max_in_flight == 7
-    assert not engine_facts(options("smollm2", precision="bf16")).deterministic
-    assert engine_facts(options("transformers", transformers={"dtype": "float32"})).deterministic
 
 
 def test_which_requests_may_be_divided() -> None:
     assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
     vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
-    assert "a process for each group" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
+    assert "this machine's GPUs" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
     assert server.unshardable(True) is None
     for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
         assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
-    assert engine_facts(options("smollm2")).unshardable(True) is None
+    assert engine_facts(options("openvino")).unshardable(True) is None
 
 
 def test_an_engine_of_the_users_own(own_module: str) -> None:
@@ -176,7 +170,7 @@ def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason
 
 @pytest.mark.parametrize("name", ["smolm2", "module:", ":Class", "a b:C", ""])
 def test_what_can_be_no_engine_is_refused_with_the_names(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"is no engine; expected smollm2, .* package\.module:Class"):
+    with pytest.raises(ValidationError, match=r"is no engine; expected openvino, .* package\.module:Class"):
         options(name)
 
 

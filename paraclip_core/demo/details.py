@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from paraclip_core.config import GateOptions
+from paraclip_core.demo.gates import alignment, broken_compound, known_stems, narrowed
+from paraclip_core.demo.lexicon import COLORS, DETERMINERS, KINDS, OPPOSITES, PLACES, numeral
 from paraclip_core.paraphrase.parse import STOP_WORDS, Pair, denies, stem, words
 from paraclip_core.paraphrase.prompts import tidy
-from paraclip_core.paraphrase.small_model.gates import alignment, broken_compound, known_stems, narrowed
-from paraclip_core.paraphrase.small_model.lexicon import COLORS, DETERMINERS, KINDS, OPPOSITES, PLACES, numeral
 
 # Of these things a pair is one.
 _PAIR = re.compile(

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from paraclip_core.config import ScenesOptions
+from paraclip_core.demo.scenes import living, objects
+from paraclip_core.demo.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
+from paraclip_core.demo.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
+from paraclip_core.demo.scenes.texts import image_name, write_texts
 from paraclip_core.progress import Progress, silent
-from paraclip_core.scenes import living, objects
-from paraclip_core.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
-from paraclip_core.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
-from paraclip_core.scenes.texts import image_name, write_texts
 
 DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {kind: (vars(living) | vars(objects))[kind] for kind in KINDS}
 """How each kind of thing is drawn."""

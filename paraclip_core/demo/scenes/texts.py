@@ -14,7 +14,7 @@ from typing import TextIO
 import numpy as np
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.scenes.plan import (
+from paraclip_core.demo.scenes.plan import (
     COLORS,
     INVERSES,
     KINDS,

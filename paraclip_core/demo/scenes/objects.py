@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from paraclip_core.scenes.canvas import RGB, Pen, mix, shade, tint
+from paraclip_core.demo.scenes.canvas import RGB, Pen, mix, shade, tint
 
 WOOD: RGB = (122, 80, 46)
 METAL: RGB = (150, 152, 160)

@@ -16,9 +16,6 @@ LIGHT_WORDS = word_set(
 )
 """Words that a rewording may add because they say next to nothing about an image."""
 
-NOISE_WORDS = word_set("stock free image images photo photos photograph picture pic pics wallpaper hd more jpg img dsc")
-"""Words of web captions that say nothing about an image, which a rewording may drop."""
-
 DETERMINERS = word_set(
     "a an the this that these those some any his her its their one two three four five six seven eight"
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.paraphrase.small_model.synonyms import (
+from paraclip_core.demo.synonyms import (
     SWAPS,
     THESAURUS,
     alternatives,

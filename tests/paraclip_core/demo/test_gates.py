@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.parse import Pair
-from paraclip_core.paraphrase.small_model.gates import (
+from paraclip_core.demo.gates import (
     align,
     compared_words,
     lost_word,
@@ -20,6 +17,9 @@ from paraclip_core.paraphrase.small_model.gates import (
     new_words,
     unknown_words,
 )
+from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.meaning import Compare
+from paraclip_core.paraphrase.parse import Pair
 
 OPTIONS = GateOptions(
     preset="small-model", min_similarity=0.7, min_caption_similarity=0.6, min_word_similarity=0.5, max_lost_words=0

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.parse import Pair
-from paraclip_core.paraphrase.small_model.details import (
+from paraclip_core.demo.details import (
     changed_colour,
     changed_negation,
     changed_number,
@@ -17,6 +16,7 @@ from paraclip_core.paraphrase.small_model.details import (
     new_relation,
     placed,
 )
+from paraclip_core.paraphrase.parse import Pair
 
 OPTIONS = GateOptions()
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]

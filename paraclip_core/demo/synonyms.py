@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from paraclip_core.config import SamplingOptions
+from paraclip_core.demo.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 from paraclip_core.paraphrase.parse import Pieces, content_words, parse_answer, stem, word_set, words
 from paraclip_core.paraphrase.prompts import PromptTemplate, bare
-from paraclip_core.paraphrase.small_model.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""

@@ -1,0 +1,142 @@
+"""Lines of batch files: what is written, and what is read of what comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paraclip_core.config import SamplingOptions
+from paraclip_core.paraphrase.engines.base import Completion, Prompt
+from paraclip_core.paraphrase.engines.openai_batch import UNCOUNTED, Refused, read_line, request_line
+
+KEY = bytes(range(16))
+HELLO = {"role": "assistant", "content": "Hello."}
+COMPLETION = {
+    "id": "chatcmpl-123",
+    "object": "chat.completion",
+    "created": 1711652795,
+    "model": "gpt-3.5-turbo-0125",
+    "choices": [{"index": 0, "message": HELLO, "logprobs": None, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 22, "completion_tokens": 2, "total_tokens": 24},
+    "system_fingerprint": "fp_123",
+}
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(
+        {"id": "batch_req_123", "custom_id": KEY.hex(), "response": None, "error": None} | fields
+    ).encode()
+
+
+def response(body: Any, status: int = 200) -> dict[str, Any]:
+    return {"response": {"status_code": status, "request_id": "req_123", "body": body}}
+
+
+def refusal(raw: bytes) -> tuple[str, str]:
+    result = read_line(raw, 1)
+    assert isinstance(result, Refused)
+    return result.reason, result.detail
+
+
+def test_documented_lines_are_read() -> None:
+    # OpenAI's guide and vLLM's.
+    assert read_line(line(**response(COMPLETION)), 1) == (KEY, Completion(("Hello.",), 22, 2))
+    vllm = {"id": "vllm-383d", "response": {"status_code": 200, "request_id": "vllm-batch-1", "body": COMPLETION}}
+    assert read_line(b"\xef\xbb\xbf" + line(**vllm), 1) == (KEY, Completion(("Hello.",), 22, 2))
+
+
+def test_several_answers_come_in_the_order_of_their_index_and_none_too_many() -> None:
+    choices = [{"index": i, "message": {"content": f"answer {i}"}} for i in (2, 0, 1)]
+    answer = read_line(line(**response({"choices": choices})), 2)
+    assert answer == (KEY, Completion(("answer 0", "answer 1"), UNCOUNTED, 6))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        response({"error": {"code": "content_filter", "message": "The prompt was filtered", "status": 400}}, 400),
+        response({"error": {"message": "This model's maximum context length is 512 tokens", "code": 400}}, 400),
+        # vLLM has no body then.
+        {**response(None, 400), "error": "This model's maximum context length is 512 tokens."},
+        {**response(None, 400), "error": {"error": {"message": "too long", "type": "context_length_exceeded"}}},
+        {"error": {"code": "content_policy_violation", "message": "no"}},
+    ],
+)
+def test_a_declined_request_is_answered_with_nothing(fields: dict[str, Any]) -> None:
+    assert read_line(line(**fields), 1) == (KEY, Completion((), 0, 0))
+
+
+def test_a_filtered_answer_says_nothing() -> None:
+    filtered = {"choices": [{"index": 0, "message": {"content": None}, "finish_reason": "content_filter"}]}
+    answer = read_line(line(**response(filtered)), 1)
+    assert not isinstance(answer, Refused) and answer[1].texts == ("",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"error": {"code": "batch_expired", "message": "not done in time"}}, "failed", "not done in time"),
+        (response({"error": {"message": "slow down", "code": "rate_limit"}}, 429), "failed", "slow down"),
+        ({**response(None, 500), "error": {"error": {"message": "died"}}}, "failed", "died"),
+        (response({"object": "error", "message": "as vLLM once had it"}, 400), "failed", "as vLLM once had it"),
+        (response(None), "failed", "status 200"),
+        ({"response": "text"}, "failed", "status"),
+        (response({"object": "list"}), "failed", "list"),
+        (response({"choices": []}), "no_answer", "choices"),
+        (response({"choices": [1]}), "no_answer", "choices"),
+        (response({"choices": [{"index": 0}]}), "no_answer", "choice"),
+        ({}, "no_response", "neither response nor error"),
+        ({"custom_id": "request-1", **response(COMPLETION)}, "unknown_request", "'request-1'"),
+        ({"custom_id": KEY.hex().upper() + "\x1b[2J"}, "unknown_request", "no request's key"),
+        ({"custom_id": None}, "unknown_request", "no request's key"),
+    ],
+)
+def test_other_lines_are_refused_with_a_reason(fields: dict[str, Any], reason: str, detail: str) -> None:
+    why, text = refusal(line(**fields))
+    assert why == reason and detail in text
+    assert text.isprintable()
+
+
+def test_a_request_that_was_not_answered_is_told_from_an_answer() -> None:
+    prompt = Prompt((("user", "hi"),), "hi", 1, 0)
+    assert "as `requests export` writes it" in refusal(request_line(KEY, "m", prompt, SamplingOptions(), {}))[1]
+
+
+def test_damaged_lines_are_refused() -> None:
+    whole = line(**response(COMPLETION))
+    assert refusal(whole[:-40])[0] == refusal(b"\xff\xfe{}")[0] == refusal(b"[1]")[0] == "bad_json"
+    assert refusal(b"[" * 100_000)[0] == "bad_json"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(
+    st.sampled_from(["custom_id", "response", "error", "body", "choices", "usage", "status_code", "message"]), one)
+))  # fmt: skip
+def test_nothing_in_a_line_stops_the_reader(content: Any) -> None:
+    for fields in (content, {"custom_id": KEY.hex(), "response": content}, {"custom_id": KEY.hex(), "error": content}):
+        read_line(json.dumps(fields).encode(), 1)
+
+
+@given(st.text())
+def test_a_request_is_one_line_of_ascii(text: str) -> None:
+    prompt = Prompt((("system", "be brief"), ("user", text)), text, 1, 7)
+    sampling = SamplingOptions(n=3, temperature=0.5, top_p=0.8, max_tokens=30)
+    raw = request_line(KEY, "smol", prompt, sampling, {"reasoning_effort": "low", "seed": None})
+    assert raw.isascii() and raw.count(b"\n") == 1 and raw.endswith(b"\n")
+    assert json.loads(raw) == {
+        "custom_id": KEY.hex(),
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": "smol",
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": text}],
+            "max_tokens": 30,
+            "temperature": 0.5,
+            "top_p": 0.8,
+            "n": 3,
+            "reasoning_effort": "low",
+        },
+    }
