@@ -39,7 +39,7 @@ from bare_libraries import Ask, Request
 from instant import caption, instant_run, stage_here, write_captions
 from record import record, wait_as_stages_do
 
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines import Paraphraser, make_engine

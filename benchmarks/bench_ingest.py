@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from record import record
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.captions.clean import clean

@@ -35,8 +35,8 @@ from instant import instant_run, stage_here, write_captions
 from record import record
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.context import Run
 from paraclip.tasks.plan import plan_run
+from paraclip.tasks.run.run import Run
 
 PHASES = ("ingest", "half", "plan", "paraphrase_1", "cached", "ingest again", "inserted", "paraphrase_2", "planned")
 INSERTED = 100

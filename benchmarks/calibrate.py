@@ -23,7 +23,8 @@ from tempfile import TemporaryDirectory
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError, ParaclipError, one_line

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paraclip.tasks.context import Run, RunCorpus
+from paraclip.tasks.run.run import Run, RunCorpus
 from paraclip_core.clip.neighbors import near_images
 from paraclip_core.paraphrase.meaning import SentenceEncoder
 from paraclip_core.settings import load_settings

@@ -24,7 +24,7 @@ from record import record
 from paraclip.flows.local_stack import client_environment, serve, stop
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.settings import load_settings
 

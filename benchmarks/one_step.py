@@ -19,7 +19,8 @@ from pathlib import Path
 from ablations import METRICS, measure, row
 
 from paraclip.storage.parquet import iter_batches
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase import prompts
 from paraclip_core.settings import load_settings

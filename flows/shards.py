@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +16,10 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from paraclip.flows.here import Here
-from paraclip.tasks.child import Stop
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Node, Run, Stop
+from paraclip.tasks.run.status import EventLog, both, events_path, polling
 from paraclip.tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
-from paraclip.tasks.stage import Node
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip.tasks.status import EventLog, both, events_path, polling
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
@@ -226,10 +223,9 @@ def _runner(settings: Settings, workers: int) -> TaskRunner[Any]:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ConfigError("run.runner=ray needs the package prefect-ray: pip install 'paraclip[ray]'") from error
-    if settings.run.ray_address:
-        return RayTaskRunner(address=settings.run.ray_address)
-    cpus = max(1, math.ceil(workers * settings.run.ray_cpus))
-    return RayTaskRunner(init_kwargs={"num_cpus": cpus, "include_dashboard": False, "log_to_driver": False})
+    if address := os.environ.get("RAY_ADDRESS"):
+        return RayTaskRunner(address=address)
+    return RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False, "log_to_driver": False})
 
 
 def _reserved(settings: Settings) -> AbstractContextManager[Any]:
@@ -238,4 +234,4 @@ def _reserved(settings: Settings) -> AbstractContextManager[Any]:
         return nullcontext()
     from prefect_ray.context import remote_options
 
-    return remote_options(num_cpus=settings.run.ray_cpus, num_gpus=settings.run.ray_gpus)
+    return remote_options(num_cpus=1, num_gpus=1 if settings.run.device.startswith("cuda") else 0)

@@ -16,12 +16,11 @@ from typing import Any
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_store
-from paraclip.tasks.child import Stop, call_in_child, log_path, settings_of
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import step_left
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.child import call_in_child, log_path
+from paraclip.tasks.run.run import Node, Run, Stop, settings_of
+from paraclip.tasks.run.status import StatusFile, relay_from
 from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing
-from paraclip.tasks.status import StatusFile, relay_from
 from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
@@ -68,7 +67,7 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
     place = settings.run
     if one_machine:
         threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
-        place = place.model_copy(update={"threads": threads, "judges": place.judges or 1})
+        place = place.model_copy(update={"threads": threads})
     job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
     return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
 

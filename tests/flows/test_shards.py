@@ -23,8 +23,9 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.status import events_path
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import events_path
 from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
@@ -182,7 +183,7 @@ def test_the_demo_runs_with_two_ray_workers(
     monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
-    tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
+    tree["run"] |= {"shards": 2, "runner": "ray"}
     settings = parse_settings(tree)
     outcome: Any = pipeline(settings=settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]

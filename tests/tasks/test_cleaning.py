@@ -18,8 +18,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.locks import lock
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.cleaning import Collected, collect, remove
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import Stage, StageContext, carry_out
+from paraclip.tasks.run.run import Run, Stage, StageContext
+from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import Settings
 
 FIRST = Draft("first", "a" * 32, 1, {}, {})
