@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paraclip.storage.generations import GenerationStore
 
 LOCAL_VARIABLE = "PARACLIP_LOCAL"
+FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
 
 
 def open_store(root: Path | str) -> ArtifactStore:
@@ -35,7 +36,7 @@ def open_store(root: Path | str) -> ArtifactStore:
 
 def check_root(store: ArtifactStore) -> None:
     """See that there is such a root, for what only looks at it."""
-    if store.remote is None and not store.root.is_dir():
+    if store.remote is None and not any((store.root / name).exists() for name in FOLDERS):
         raise UnknownNameError(
             f"there is no root {store.root}: nothing was run there; give --root, or set PARACLIP_ROOT"
         )
