@@ -17,10 +17,9 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
-from paraclip.flows.here import Here
 from paraclip.flows.logs import let_own_logs_through, outlive_worker
 from paraclip.flows.pages import ADDRESS_VARIABLE
-from paraclip.flows.shards import ask_in_shards
+from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,

@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from paraclip.flows.here import Here
+from paraclip.flows.shards import Here
 from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import (
     ArtifactError,
