@@ -13,13 +13,13 @@ from paraclip.flows.commands.common import (
     RootOption,
     human_bytes,
     human_seconds,
+    opened_root,
     print_json,
     print_table,
     say,
 )
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.manifests import SOURCE, sources_of
-from paraclip.storage.roots import check_root, open_store
 from paraclip.tasks.history import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
 
@@ -35,7 +35,7 @@ def list_artifacts(
     as_json: JsonOption = False,
 ) -> None:
     """Finished and unfinished artifacts, and the channels."""
-    store = _opened(root)
+    store = opened_root(root)
     if stage is not None:
         _check_stage(stage, store)
     rows = [_row(artifact, store) for artifact in store.list(stage)]
@@ -59,7 +59,7 @@ def list_artifacts(
 @app.command()
 def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """An artifact's manifest."""
-    store = _opened(root)
+    store = opened_root(root)
     artifact = store.named(name)
     manifest = {**asdict(artifact.manifest), "path": store.uri(artifact)}
     if as_json:
@@ -73,7 +73,7 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
 @app.command()
 def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """What an artifact was made from, down to the source files."""
-    store = _opened(root)
+    store = opened_root(root)
     tree = _lineage(store, store.named(name))
     if as_json:
         print_json(tree)
@@ -88,7 +88,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file with its manifest; ends with code 1 where something differs."""
-    store = _opened(root)
+    store = opened_root(root)
     chosen = store.list() if name is None else [store.named(name)]
     checked = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
     if name is None:
@@ -124,7 +124,7 @@ def gc(
     """
     from paraclip.tasks.cleaning import collect, remove
 
-    store = _opened(root)
+    store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)
     if yes:
         remove(collected.garbage, store)
@@ -140,12 +140,6 @@ def gc(
         say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
     total = human_bytes(sum(one.size for one in collected.garbage))
     say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
-
-
-def _opened(root: str) -> ArtifactStore:
-    store = open_store(root)
-    check_root(store)
-    return store
 
 
 def _check_stage(stage: str, store: ArtifactStore) -> None:
