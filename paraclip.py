@@ -131,8 +131,8 @@ def plan(settings: Settings) -> Table:
     Raises:
         ParaclipError: a source is missing, or options contradict each other.
     """
-    from paraclip.tasks.context import Run
     from paraclip.tasks.plan import plan_run
+    from paraclip.tasks.run.run import Run
 
     planned = plan_run(Run(settings))
     return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
@@ -148,8 +148,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
-    from paraclip.tasks.context import Run, run_stage
     from paraclip.tasks.results import check_run_name, comparison_rows, record_result, stage_row
+    from paraclip.tasks.run.dag import run_stage
+    from paraclip.tasks.run.run import Run
 
     wanted = Run(settings)
     check_run_name(settings.name, wanted.store)
@@ -180,7 +181,7 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     Raises:
         EngineError: the engine cannot be asked.
     """
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
     from paraclip.tasks.trial import try_captions
 
     if isinstance(captions, str):
@@ -260,8 +261,8 @@ def compare(settings: Settings) -> Result:
     Raises:
         ConfigError: the run is not finished.
     """
-    from paraclip.tasks.context import Run
     from paraclip.tasks.results import comparison_rows, gather_result, stage_row
+    from paraclip.tasks.run.run import Run
 
     wanted = Run(settings)
     artifacts = wanted.artifacts()
@@ -398,7 +399,7 @@ def _target(
 
 @contextmanager
 def _progress_of(name: str, progress: Progress | None) -> Iterator[Progress]:
-    from paraclip.tasks.status import shown_progress
+    from paraclip.tasks.run.status import shown_progress
 
     if progress is not None:
         yield progress

@@ -25,7 +25,8 @@ from typing import Any
 from record import arguments
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.report.plots import Line, line_chart
 from paraclip_core.settings import load_settings

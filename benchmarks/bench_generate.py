@@ -41,7 +41,7 @@ import httpx
 from instant import caption, instant_run, stage_here, write_captions
 from record import arguments, record, wait_as_stages_do
 
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, TransformersOptions
 from paraclip_core.demo.smollm2 import chatml, gguf_file

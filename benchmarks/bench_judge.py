@@ -29,7 +29,7 @@ import torch
 from instant import Instant, answer, caption, instant_run, stage_here, write_captions
 from record import arguments, record, wait_as_stages_do
 
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec

@@ -25,7 +25,8 @@ from value_path import in_product
 
 from paraclip.flows.commands.common import settings_from
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.training.data import Images, paraphrase_rows
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.training.data import spool_rows

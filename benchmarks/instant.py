@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
@@ -102,7 +102,7 @@ def instant_run(folder: Path, root: str = "root", judges: int = 0, **paraphrase:
         {
             "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
             "paraphrase": common | paraphrase,
-            "run": {"root": str(folder / root), "judges": judges},
+            "run": {"root": str(folder / root), "threads": judges},
         }
     )
 

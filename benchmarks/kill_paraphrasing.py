@@ -43,7 +43,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
@@ -131,7 +132,7 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
         },
     }
     data = {"root": str(folder), "sources": [{"path": "captions.tsv"}]}
-    run = {"root": str(folder / root), "threads": 1, "judges": 2}
+    run = {"root": str(folder / root), "threads": 2}
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": run})
 
 

@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any
 
 from paraclip.flows.commands.common import settings_from
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 
 HOME = Path(__file__).resolve().parents[1]

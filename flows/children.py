@@ -18,10 +18,8 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
-from paraclip.tasks.child import Stop
-from paraclip.tasks.context import Run
 from paraclip.tasks.results import stage_row
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.run import Node, Run, Stop
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ArtifactError, StageError
 

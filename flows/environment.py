@@ -1,14 +1,26 @@
-"""The environment of Prefect for `paraclip run`: quiet, local, and silent towards the network."""
+"""The environment of Prefect for `paraclip run`: quiet, local, silent towards the network; and a server for the run.
+
+Prefect's own temporary server shares its starter's process group, so Ctrl-C ends it first and the run then waits for
+it for minutes; and if its starter is killed, it stays for ever. This one has a session of its own and ends with its
+starter. Its database lies in a temporary folder, so that runs side by side do not share it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from paraclip.flows.local_server import start_local_server
-from paraclip.flows.local_stack import HEARTBEAT, PASSWORD_VARIABLE, client_environment
-from paraclip.storage.files import storage_error
+from paraclip.flows.local_stack import HEARTBEAT, HOST, PASSWORD_VARIABLE, client_environment, wait_for_server
+from paraclip.storage.files import storage_errors
 from paraclip_core.errors import ConfigError
+from paraclip_core.lifetime import TempDir, die_with
+from paraclip_core.paths import PACKAGES
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -16,6 +28,12 @@ QUIET = {
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
+}
+# A server of one run has no use for a UI and for blocks; making those known takes a second.
+OWN = {
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT__SERVER_EPHEMERAL": "1",
 }
 
 
@@ -25,10 +43,8 @@ def prepare_prefect(root: Path) -> None:
     A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run is
     seen there. Otherwise one is started for this run alone.
     """
-    try:
+    with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, root) from error
     quiet, server = dict(QUIET), {}
     if "PREFECT_API_URL" not in os.environ and not (server := client_environment(root)):
         quiet["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
@@ -48,13 +64,64 @@ def check_server() -> None:
             client.raise_for_api_version_mismatch()
     except Exception as error:
         # Something else that answers there makes Prefect's client raise whatever it stumbles over.
-        url = os.environ["PREFECT_API_URL"]
-        if "Unauthorized" in str(error):
-            raise ConfigError(
-                f"the Prefect server {url} refuses the password; set {PASSWORD_VARIABLE} to the one that "
-                f"PREFECT_SERVER_API_AUTH_STRING gave the server when it started, for example admin:PASSWORD"
-            ) from error
         raise ConfigError(
-            f"the Prefect server {url} does not take this run: {error}. See whether it runs and whether "
-            f"{PASSWORD_VARIABLE} is its password, or unset PREFECT_API_URL for a server of the run's own"
+            f"the Prefect server {os.environ['PREFECT_API_URL']} does not take this run: {error}. See whether it runs "
+            f"and whether {PASSWORD_VARIABLE} is the password that PREFECT_SERVER_API_AUTH_STRING gave it, for example "
+            "admin:PASSWORD; or unset PREFECT_API_URL for a server of the run's own"
         ) from error
+
+
+def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
+    """Start a server and return the environment in which a client finds it. It ends when this process ends.
+
+    Call it before prefect is imported: what is registered first for the end of a process runs last.
+    """
+    temp_dir = TempDir("prefect-")
+    home, log = temp_dir.path, temp_dir.path / "server.log"
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    # Every page that a browser shows, and every user of this machine, reaches the port.
+    password = f"admin:{secrets.token_hex(16)}"
+    mine = {
+        **OWN,
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_HOME": str(home),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")])),
+    }
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-m", "paraclip.flows.environment", str(os.getpid()), str(port)],
+            env={**os.environ, **environment, **mine},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    atexit.register(_end, server, temp_dir)
+    url = f"http://{HOST}:{port}"
+    wait_for_server(server, url, log)
+    return {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"{url}/api", PASSWORD_VARIABLE: password}
+
+
+def _end(server: subprocess.Popen[bytes], temp_dir: TempDir) -> None:
+    server.terminate()
+    try:
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    temp_dir.remove()
+
+
+def _main() -> None:
+    die_with(int(sys.argv[1]))
+    # Imported here, for the line above must come first.
+    import uvicorn
+
+    application = "prefect.server.api.server:create_app"
+    uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _main()

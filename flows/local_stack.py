@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -112,8 +111,7 @@ def password_file(root: Path) -> Path:
 
 def pages_url(url: str) -> str:
     """Where the results are, report pages among them: at the port after that of the UI's `url`."""
-    address, _, port = url.rpartition(":")
-    return f"{address}:{int(port) + 1}"
+    return f"{url.rpartition(':')[0]}:{int(_port_of(url)) + 1}"
 
 
 def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> list[Process]:
@@ -136,51 +134,38 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         before = processes_of(root)
         running = {process.name for process in before}
         url = before[0].url if before else f"http://{HOST}:{port}"
-        password = _password(root, before)
+        environment = _environment(root, location or str(root), url, _password(root, before), folder)
         remedy = "`paraclip stop` ends what waits for a server there" if before else "choose another with --port"
         for name, address in ((SERVER, url), (PAGES, pages_url(url))):
             if name not in running:
-                _need_free_port(int(address.rpartition(":")[2]), remedy)
+                _need_free_port(_port_of(address), remedy)
         if before and SERVER not in running:
             log.warning("the server under %s was gone: it is started again at %s, for what it has left", root, url)
-        environment = _environment(root, location or str(root), url, password, folder)
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start(name: str, *command: str) -> None:
+            started.append(_start(root, name, list(command), environment, folder))
+
         try:
-            _start_missing(root, running, environment, folder, prefect_file)
+            if SERVER not in running:
+                start(SERVER, "paraclip.flows.server", "start", "--host", HOST, "--port", _port_of(url))
+                wait_for_server(started[0], url, _log(root, SERVER))
+            _set_up(root, prefect_file, environment, folder)
+            for pool, runs in zip(POOLS, (CPU_RUNS, 1), strict=True):
+                if pool not in running:
+                    command = ("prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-worker")
+                    start(pool, *command, "--type", "process", "--limit", str(runs), "--install-policy", "never")
+            if PAGES not in running:
+                start(PAGES, "paraclip.flows.pages", str(root / "results"), HOST, _port_of(pages_url(url)))
         except BaseException:
             pids = {process.pid for process in before}
             _end([process.pid for process in processes_of(root) if process.pid not in pids], root)
             raise
-        return [process for process in processes_of(root) if process.name]
-
-
-def _start_missing(
-    root: Path, running: Collection[str], environment: Mapping[str, str], folder: Path, prefect_file: Path
-) -> None:
-    url = environment["PREFECT_API_URL"]
-    if SERVER not in running:
-        port = url.removesuffix("/api").rpartition(":")[2]
-        command = ["paraclip.flows.server", "start", "--host", HOST, "--port", port]
-        server = _start(root, SERVER, command, environment, folder)
-        try:
-            _wait_for_health(root, f"{url}/health", server)
         finally:
-            # It outlives this process on purpose, so nobody waits for it; nor for the workers.
-            server.returncode = 0
-    _set_up(root, prefect_file, environment, folder)
-    for pool in POOLS:
-        if pool not in running:
-            limit = "1" if pool.endswith("gpu") else str(CPU_RUNS)
-            command = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{pool}-worker"]
-            command += ["--limit", limit, "--install-policy", "never"]
-            _start(root, pool, command, environment, folder).returncode = 0
-    if PAGES not in running:
-        command = [
-            "paraclip.flows.pages",
-            str(root / "results"),
-            HOST,
-            environment[ADDRESS_VARIABLE].rpartition(":")[2],
-        ]
-        _start(root, PAGES, command, environment, folder).returncode = 0
+            for process in started:
+                # They outlive this process on purpose, so nobody waits for them.
+                process.returncode = process.returncode or 0
+        return [process for process in processes_of(root) if process.name]
 
 
 def stop(root: Path) -> list[str]:
@@ -241,11 +226,15 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
     }
 
 
-def _need_free_port(port: int, remedy: str) -> None:
+def _port_of(url: str) -> str:
+    return url.rpartition(":")[2]
+
+
+def _need_free_port(port: str, remedy: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((HOST, int(port)))
         except OSError as error:
             raise ConfigError(f"port {port} cannot be used ({error.strerror}); {remedy}") from error
 
@@ -300,15 +289,17 @@ def _log(root: Path, name: str) -> Path:
     return root / "logs" / f"prefect-{name}.log"
 
 
-def _wait_for_health(root: Path, url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until the server that was just started answers."""
     end = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < end:
-        with suppress(urllib.error.URLError, OSError, ValueError), urllib.request.urlopen(url, timeout=5) as answer:
+        with suppress(OSError, ValueError), urllib.request.urlopen(f"{url}/api/health", timeout=5) as answer:
             if json.load(answer) is True:
                 return
-        time.sleep(0.3)
-    what = f"did not answer within {START_SECONDS:g} seconds" if server.returncode is None else "did not start"
-    raise StageError(f"the Prefect server {what}; end of {_log(root, SERVER)}:\n{_end_of(_log(root, SERVER))}")
+        time.sleep(0.1)
+    code = server.poll()
+    what = f"did not answer within {START_SECONDS:g} seconds" if code is None else f"ended with exit code {code}"
+    raise StageError(f"the Prefect server {what}. End of {log}:\n{_end_of(log)}")
 
 
 def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:
@@ -323,7 +314,5 @@ def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], fold
 
 
 def _end_of(path: Path) -> str:
-    try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_LINES:])
-    except OSError:
-        return "(nothing was written)"
+    lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join(lines) or f"(nothing; is there room in {path.parent}?)"

@@ -20,17 +20,16 @@ from paraclip.flows.work import (
     carry_stage,
     end_earlier_tasks,
     publish_result,
-    retries_of,
+    retries,
     run_name,
     run_of,
     stage_task,
 )
-from paraclip.tasks.context import Run
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.publish import artifact_key, publish_table
-from paraclip.tasks.registry import STAGES
 from paraclip.tasks.results import Result, check_run_name, record_result
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.paraphrase import STEPS
 
 log = logging.getLogger(__name__)
@@ -124,8 +123,8 @@ class _Dag:
                 continue
             del self.waiting[name]
             # A child run tries again by itself.
-            carry, retries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries_of(self.run))
-            task = stage_task(node, carry, self._placed(seats), retries)
+            carry, tries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries())
+            task = stage_task(node, carry, self._placed(seats), tries)
             upstream = [self.futures[name] for name in inputs]
             self.futures[name] = task.submit(name, wait_for=upstream)
             self.working[self.futures[name]] = node, seats

@@ -25,10 +25,10 @@ from paraclip.flows.pipeline import run_stages
 from paraclip.flows.work import DEFAULTS, run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel, decide
-from paraclip.tasks.context import Run
 from paraclip.tasks.history import rollback as move_back
 from paraclip.tasks.publish import artifact_key, emit, mark_decision, publish_markdown, publish_table
-from paraclip.tasks.status import shown_progress
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import shown_progress
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import at_environment_root

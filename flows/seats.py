@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import Stage
+from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.paraphrase.engines.vllm import visible_gpus
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import yaml
 from prefect import get_client
@@ -25,10 +25,10 @@ from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import Event, RelatedResource, Resource, get_events_client
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from paraclip.flows.environment import check_server
@@ -48,9 +48,6 @@ SETTLE_SECONDS = 5.0
 """How long a server may take to act on a changed automation."""
 PAGE = 200
 """The most that Prefect's API gives at once."""
-
-ASKED = "paraclip.regenerate"
-"""Event that starts `regenerate`."""
 
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
@@ -141,17 +138,6 @@ def create_automation(watch: Watch) -> None:
     message = watch.message.format(watch.seconds)
     action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
     put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
-
-
-def regenerate_when_asked() -> None:
-    """Let the event `paraclip.regenerate`, of whatever resource, start the deployment of that name."""
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        deployment = client.read_deployment_by_name("regenerate/regenerate").id
-        trigger = EventTrigger(
-            expect={ASKED}, match=ResourceSpecification({}), posture=Posture.Reactive, threshold=1, within=timedelta(0)
-        )
-        action = cast(Any, RunDeployment)(source="selected", deployment_id=deployment)
-        put_automation(Automation(name=f"paraclip: {ASKED} starts regenerate", trigger=trigger, actions=[action]))
 
 
 def put_automation(automation: Any) -> None:
@@ -249,7 +235,6 @@ def _main(prefect_file: Path) -> int:
     create_pools()
     code = deploy(prefect_file)
     create_automations()
-    regenerate_when_asked()
     watch_unfinished()
     return code
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from prefect import flow, tags, task, unmapped
 from prefect.cache_policies import NO_CACHE
@@ -16,83 +16,77 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from paraclip.flows.here import Here
-from paraclip.tasks.child import Stop
-from paraclip.tasks.context import Run
-from paraclip.tasks.shards import ShardJob, ask_shard, followed, forget_reports, plan_shards, reporting
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.run import Node, Run, Stop
+from paraclip.tasks.run.status import EventLog, both, events_path
+from paraclip.tasks.shards import ShardJob, ask_shard, plan_shards
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip.tasks.status import EventLog, both, events_path, polling
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SUMS = ("generated", "cached", "requests_per_second", "tokens_per_second", "spend")
 """Facts of shards that add up."""
 LOOK_SECONDS = 1.0
-"""How often it is looked what shards elsewhere say."""
+"""How often a shard that is waited for looks whether the run is being stopped."""
 
-Failures = list[tuple[int, BaseException]]
-"""Number of a shard, and why it failed."""
+
+class Here(Generic[T]):
+    """A value that stays in this process; elsewhere it is None.
+
+    Prefect pickles the task and the flow that are under way, with parameters and closures, for Ray's workers. Locks and
+    progress bars cannot be pickled, and nothing there may use them.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Here, (None,)
 
 
 class Board:
-    """Where shards say how far they are; those on this machine see here that they have to stop, too."""
+    """Where shards on this machine say how far they are, and see that they have to stop."""
 
     def __init__(self, shards: int, progress: Progress, stop: Stop) -> None:
-        """`progress` is told how far all of them are together; `stop` ends those on this machine."""
+        """`progress` gets how far all of them are together."""
         self.stop = stop
-        self.heard = False
-        """Whether any has said something."""
         self._progress, self._shards = progress, shards
-        self._told: dict[int, tuple[int, int | None, dict[str, Any]]] = {}
+        self._reports: dict[int, tuple[int, int | None, Mapping[str, Any]]] = {}
         self._lock = threading.Lock()
 
-    def told(self, shard: int) -> Progress:
+    def progress_of(self, shard: int) -> Progress:
         """The progress of one shard, shown as part of all."""
 
         def progress(done: int, total: int | None, **facts: Fact) -> None:
             with self._lock:
-                self.heard = True
-                self._told[shard] = done, total, facts
-                self._show()
+                self._reports[shard] = done, total, facts
+                totals = [total for _, total, _ in self._reports.values() if total is not None]
+                whole = sum(totals) if len(totals) == self._shards else None
+                self._progress(sum(done for done, _, _ in self._reports.values()), whole, **self._facts())
 
         return progress
 
-    def _show(self) -> None:
-        reports = list(self._told.values())
-        totals = [total for _, total, _ in reports if total is not None]
-        whole = sum(totals) if len(totals) == self._shards else None
-        facts = _summed(f for _, _, f in reports) | _acceptance(reports)
-        self._progress(sum(done for done, _, _ in reports), whole, shards=self._shards, **facts)
-
-
-def _acceptance(told: Iterable[tuple[int, int | None, Mapping[str, Any]]]) -> dict[str, float]:
-    """The shards' mean, each weighted by its rows."""
-    shares = [(done, facts["acceptance"]) for done, _, facts in told if done and "acceptance" in facts]
-    rows = sum(done for done, _ in shares)
-    return {"acceptance": round(sum(done * share for done, share in shares) / rows, 3)} if rows else {}
-
-
-def _summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, float | int | str]:
-    sums: dict[str, float | int | str] = {}
-    for some in facts:
-        for name, value in some.items():
-            if name == "eta_seconds":
-                sums[name] = max(value, sums.get(name, 0))
-            elif name in SUMS:
-                sums[name] = round(value + sums.get(name, 0), 4)
-            elif name == "warning":
-                sums[name] = value
-    return sums
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"shards": self._shards}
+        for _, _, some in self._reports.values():
+            facts |= {name: round(some[name] + facts.get(name, 0), 4) for name in SUMS if name in some}
+            facts |= {name: some[name] for name in ("warning",) if name in some}
+            if "eta_seconds" in some:
+                facts["eta_seconds"] = max(some["eta_seconds"], facts.get("eta_seconds", 0))
+        judged = [
+            (done, some["acceptance"]) for done, _, some in self._reports.values() if done and "acceptance" in some
+        ]
+        if rows := sum(done for done, _ in judged):
+            # The shards' mean, each weighted by its rows.
+            facts["acceptance"] = round(sum(done * share for done, share in judged) / rows, 3)
+        return facts
 
 
 def _ask(job: ShardJob, shard: int, board: Board | None) -> dict[str, Any]:
-    if board is None:
-        return ask_shard(job, shard, reporting(job, shard))
-    return ask_shard(job, shard, board.told(shard), board.stop)
+    return ask_shard(job, shard) if board is None else ask_shard(job, shard, board.progress_of(shard), board.stop)
 
 
 # With a cache policy Prefect would try to hash the board.
@@ -103,20 +97,12 @@ def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
     """Fill the generation cache with what a paraphrase stage will ask for, if the settings want shards.
 
     The stage afterwards finds the answers and writes the same artifact as without shards. A shard that fails does not
-    stop the others.
-
-    Args:
-        node: the stage.
-        run: the run.
-        progress: told how far all shards are together; with Ray only when one is done where no folder is shared.
+    stop the others. With Ray `progress` moves when a shard is done.
     """
     store, settings = run.store, run.settings
     if node.name not in STEPS or settings.run.shards < 2 or store.peek(node.name, node.fingerprint) is not None:
         return
-
-    def waiting() -> None:
-        progress(0, None, waiting="for another run of the same stage")
-
+    waiting = partial(progress, 0, None, waiting="for another run of the same stage")
     # The stage's own lock: a second run of it must not pay for the same requests.
     with store.writing(node.name, node.fingerprint, waiting, node.draft.inputs):
         if store.peek(node.name, node.fingerprint) is not None:
@@ -132,34 +118,32 @@ def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
 def _map(job: ShardJob, run: Run, progress: Progress) -> None:
     settings, name, numbers = run.settings, str(job.draft["stage"]), list(range(job.shards))
     on_ray = settings.run.runner == "ray"
-    board = Board(job.shards, progress, run.stop)
+    board = None if on_ray else Board(job.shards, progress, run.stop)
 
     def ask_all(stage: str, shards: int) -> None:
-        # It forgets what an earlier run's shards said, so it begins before them.
-        with _following(job, board) if on_ray else nullcontext():
-            with _reserved(settings):
-                futures = ask.map(unmapped(job), numbers, unmapped(None if on_ray else board))
-            collect(futures, stage, shards)
-
-    def collect(futures: Iterable[PrefectFuture[dict[str, Any]]], stage: str, shards: int) -> None:
-        failures: Failures = []
+        with _reserved(settings):
+            futures = ask.map(unmapped(job), numbers, unmapped(board))
+        failures: list[tuple[int, BaseException]] = []
         try:
-            for done, (shard, future) in enumerate(zip(numbers, futures, strict=True), 1):
-                failure = _failure(future, run.stop)
-                if failure is not None:
+            for shard, future in zip(numbers, futures, strict=True):
+                if (failure := _failure(future, run.stop)) is not None:
                     failures.append((shard, failure))
                     log.error("%s: shard %d of %d failed: %s", stage, shard, shards, _reason(failure))
                     continue
                 log.info("%s: shard %d of %d is done", stage, shard, shards)
-                if on_ray and not board.heard:
-                    progress(done, shards, shards=shards)
+                if on_ray:
+                    progress(shard + 1, shards, shards=shards)
         except BaseException:
             # What cancels the flow must end the shards, whose threads the runner would wait for.
             run.stop.set()
             raise
         if failures:
             may_pass = all(worth_a_retry(failure, 1) for _, failure in failures)
-            raise (CrashedError if may_pass else StageError)(_text(stage, shards, failures))
+            lines = "".join(f"\n- shard {shard}: {_reason(failure)}" for shard, failure in failures)
+            raise (CrashedError if may_pass else StageError)(
+                f"{len(failures)} of {shards} shards of {stage} failed; what the others were answered is kept, and the "
+                f"next run asks for the rest:{lines}"
+            )
 
     here = Here(ask_all)
 
@@ -177,17 +161,6 @@ def _map(job: ShardJob, run: Run, progress: Progress) -> None:
     # A flow inside another does not inherit its tags.
     with tags(*flow_run.tags):
         mapped(name, job.shards)
-
-
-@contextmanager
-def _following(job: ShardJob, board: Board) -> Iterator[None]:
-    """Read, while it lasts, what shards on other machines say."""
-    looks = [followed(job, shard, board.told(shard)) for shard in range(job.shards)]
-    try:
-        with polling(lambda: [look() for look in looks], LOOK_SECONDS):
-            yield
-    finally:
-        forget_reports(job)
 
 
 def _failure(future: PrefectFuture[dict[str, Any]], stop: Stop) -> BaseException | None:
@@ -209,14 +182,6 @@ def _reason(failure: BaseException) -> str:
     return with_notes(failure) or type(failure).__name__
 
 
-def _text(stage: str, shards: int, failures: Failures) -> str:
-    lines = "".join(f"\n- shard {shard}: {_reason(failure)}" for shard, failure in failures)
-    return (
-        f"{len(failures)} of {shards} shards of {stage} failed; what the others were answered is kept, and the next "
-        f"run asks for the rest:{lines}"
-    )
-
-
 def _runner(settings: Settings, workers: int) -> TaskRunner[Any]:
     if settings.run.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
@@ -226,10 +191,9 @@ def _runner(settings: Settings, workers: int) -> TaskRunner[Any]:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ConfigError("run.runner=ray needs the package prefect-ray: pip install 'paraclip[ray]'") from error
-    if settings.run.ray_address:
-        return RayTaskRunner(address=settings.run.ray_address)
-    cpus = max(1, math.ceil(workers * settings.run.ray_cpus))
-    return RayTaskRunner(init_kwargs={"num_cpus": cpus, "include_dashboard": False, "log_to_driver": False})
+    if address := os.environ.get("RAY_ADDRESS"):
+        return RayTaskRunner(address=address)
+    return RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False, "log_to_driver": False})
 
 
 def _reserved(settings: Settings) -> AbstractContextManager[Any]:
@@ -238,4 +202,4 @@ def _reserved(settings: Settings) -> AbstractContextManager[Any]:
         return nullcontext()
     from prefect_ray.context import remote_options
 
-    return remote_options(num_cpus=settings.run.ray_cpus, num_gpus=settings.run.ray_gpus)
+    return remote_options(num_cpus=1, num_gpus=1 if settings.run.device.startswith("cuda") else 0)

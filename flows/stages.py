@@ -7,14 +7,14 @@ from typing import Any
 from prefect import Flow, flow
 
 from paraclip.flows.form import FormSettings, Overrides
-from paraclip.flows.work import DEFAULTS, run_name, run_of, run_stage
-from paraclip.tasks.registry import STAGES
-from paraclip.tasks.stage import Stage
+from paraclip.flows.work import DEFAULTS, carry_alone, run_name, run_of
+from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.run import Stage
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
     def run(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
-        return run_stage(stage.name, run_of(config, overrides, settings))
+        return carry_alone(stage.name, run_of(config, overrides, settings))
 
     run.__name__ = stage.name
     return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(run)

@@ -17,12 +17,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
-from paraclip.flows.here import Here
 from paraclip.flows.logs import let_own_logs_through, outlive_worker
 from paraclip.flows.pages import ADDRESS_VARIABLE
-from paraclip.flows.shards import ask_in_shards
+from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.context import Run, run_node
 from paraclip.tasks.publish import (
     artifact_key,
     as_text,
@@ -38,9 +36,10 @@ from paraclip.tasks.publish import (
     report_note,
 )
 from paraclip.tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Node, Run
+from paraclip.tasks.run.status import both, shown_progress
 from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
-from paraclip.tasks.status import both, shown_progress
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
 from paraclip_core.paraphrase.engines import unguarded
@@ -84,17 +83,17 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
         seen = both(seen, measured_progress(run.settings.name, name))
         shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
-        carry_out = _paraphrase if name in STEPS else run_node
+        carry_out = _paraphrase if name in STEPS else run_stage
         artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)
     log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
     return row
 
 
-def run_stage(name: str, run: Run) -> dict[str, Any]:
+def carry_alone(name: str, run: Run) -> dict[str, Any]:
     """Run one stage as a task, for a flow that has no other."""
     end_earlier_tasks()
-    return stage_task(run.node(name), carry_stage, run, retries_of(run))(name).data
+    return stage_task(run.node(name), carry_stage, run, retries())(name).data
 
 
 def end_earlier_tasks() -> None:
@@ -114,10 +113,9 @@ def end_earlier_tasks() -> None:
             client.set_task_run_state(one.id, Crashed(message="its process was gone when the run was retried"), True)
 
 
-def retries_of(run: Run) -> int:
-    """How often a stage is tried again in this process."""
-    retries = run.settings.run.retries
-    return (RETRIES if deployment.id else 0) if retries is None else retries
+def retries() -> int:
+    """How often a stage is tried again in this process: not under the eyes of who called `paraclip run`."""
+    return RETRIES if deployment.id else 0
 
 
 def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
@@ -179,7 +177,7 @@ def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
         log.warning("%s", warning)
     shown = both(progress, published_samples(key, f"Latest answers of {name}"))
     ask_in_shards(node, run, shown)
-    artifact = run_node(node, run, shown)
+    artifact = run_stage(node, run, shown)
     if rows := finished_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
     return artifact

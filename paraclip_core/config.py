@@ -288,28 +288,16 @@ class RunOptions(Options):
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested. Each rounds in its own way."""
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """CPU threads, 0: all. Another number may round image features and trained weights differently in their last bits;
-    one and two train the same bytes where a step has more than 2,048 tokens."""
+    """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
+    weights differently in their last bits; one and two train the same bytes where a step has more than 2,048 tokens."""
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
     order as one does, and differ from it by rounding only."""
-    judges: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Processes that judge answers at the same time, 0: one for each CPU core. They change no byte."""
     shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
     runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)
-    """Where shards run: `threads` on this machine, `ray` on a Ray cluster (`pip install paraclip[ray]`)."""
-    ray_address: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Address of the Ray cluster, for example `ray://head:10001`. Empty: one on this machine, for this stage alone."""
-    ray_cpus: Annotated[float, Field(ge=0)] = Field(default=1, json_schema_extra=OPERATIONAL)
-    """CPUs that Ray keeps for each shard."""
-    ray_gpus: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """GPUs that Ray keeps for each shard; a shard sees no others."""
-    retries: Annotated[int, Field(ge=0, le=100)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """How often a stage is tried again whose process was killed, whose engine is away, or (once) whose disk was full.
-    Unset: twice in a deployment, never in `paraclip run`."""
-    stage_timeout: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Seconds after which a process of a stage is ended; the next try goes on from there. Unset: never."""
+    """Where shards run: `threads` on this machine, `ray` on the Ray cluster that `RAY_ADDRESS` names, or else on one on
+    this machine, for this stage alone (`pip install paraclip[ray]`). With `device: cuda` each shard has a GPU there."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions hold a run."""
     promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)

@@ -12,7 +12,6 @@ ArtifactError where a disk or an object store fails, or what it reads is damaged
 
 from __future__ import annotations
 
-import difflib
 import logging
 import shutil
 import uuid
@@ -25,7 +24,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
-from paraclip.storage.locks import Held, Owner, living_owner, lock, owner_name
+from paraclip.storage.locks import living_owner, lock, owner_name
 from paraclip.storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
@@ -54,7 +53,7 @@ class WorkFolder:
 
 @dataclass(frozen=True)
 class Holder:
-    """A living process that makes an artifact, or goes through the stages of a run."""
+    """A living process of this machine that makes an artifact, or goes through the stages of a run."""
 
     stage: str
     """`run` for a run."""
@@ -63,13 +62,6 @@ class Holder:
     """Stage and fingerprint of the artifacts that it reads, or all those that a run is made of."""
     who: str
     """Its process and machine, for people."""
-
-    @classmethod
-    def of(cls, stage: str, fingerprint: str, owner: Owner) -> Holder:
-        """The owner of a lock."""
-        reads = owner.get("reads")
-        inputs = {str(name): str(value) for name, value in reads.items()} if isinstance(reads, dict) else {}
-        return cls(stage, fingerprint, inputs, owner_name(owner))
 
     @property
     def description(self) -> str:
@@ -128,13 +120,19 @@ class ArtifactStore:
         """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here."""
         return self.find(stage, fingerprint)
 
+    def expect(self, stage: str, fingerprint: str, why: str) -> Artifact:
+        """A finished artifact that must be there, with its files; `why` says who needs it."""
+        artifact = self.find(stage, fingerprint)
+        if artifact is None:
+            raise ArtifactError(
+                f"{why}: the artifact {stage}/{fingerprint} is not under {self.location}; run {stage} first "
+                "(and again, where a source file has changed since)"
+            )
+        return artifact
+
     def download(self, artifact: Artifact) -> Artifact:
         """An artifact that :meth:`peek` or :meth:`list` named, with its files here; an error if it is gone."""
-        downloaded = self.find(artifact.stage, artifact.fingerprint)
-        if downloaded is None:
-            name = f"{artifact.stage}/{artifact.fingerprint}"
-            raise ArtifactError(f"the artifact {name} is gone from {self.location}; run {artifact.stage} again")
-        return downloaded
+        return self.expect(artifact.stage, artifact.fingerprint, "it was there")
 
     def uri(self, artifact: Artifact) -> str:
         """Its folder, or its address where it has not been downloaded."""
@@ -197,8 +195,6 @@ class ArtifactStore:
         else:
             kind = f" of {' or '.join(stages)}" if stages and not stage else ""
             problem = f"no artifact{kind} under {self.location} begins with {prefix!r}, and no channel has that name"
-            if close := difflib.get_close_matches(prefix, self.channels(), n=1):
-                problem += f" (did you mean {close[0]!r}?)"
         raise UnknownNameError(f"{problem}; see `paraclip artifacts ls`")
 
     def verify(self, artifact: Artifact) -> list[str]:
@@ -230,9 +226,9 @@ class ArtifactStore:
 
         Meanwhile :meth:`holders` tells of the artifacts that it `reads`, by stage and fingerprint.
         """
-        work, info = self.work_path(stage, fingerprint), {"reads": dict(reads or {})}
-        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info=info) as held:
-            with self._shared_work(stage, fingerprint, held, poll, info) as push:
+        work = self.work_path(stage, fingerprint)
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info={"reads": dict(reads or {})}):
+            with self._shared_work(stage, fingerprint, poll) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
                 # Where another process had finished it while this one waited, the folder was made anew.
@@ -240,7 +236,7 @@ class ArtifactStore:
 
     @contextmanager
     def _shared_work(
-        self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
+        self, stage: str, fingerprint: str, poll: Callable[[], None] | None
     ) -> Iterator[Callable[[], None]]:
         """Share it with other machines; gives what pushes checkpoints."""
         yield lambda: None
@@ -305,16 +301,15 @@ class ArtifactStore:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Delete unfinished work."""
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0) as held:
-            self._delete_work(stage, fingerprint, held)
-
-    def _delete_work(self, stage: str, fingerprint: str, held: Held) -> None:
-        work = self.work_path(stage, fingerprint)
-        with storage_errors(work):
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0), storage_errors(work):
+            self._delete_shared_work(stage, fingerprint)
             if work.is_dir():
                 shutil.rmtree(work)
 
-    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[Held]:
+    def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
+        """Delete what other machines could go on with."""
+
+    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
         """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
         folder = self.root / "work" / RUN
         for path in folder.glob("*.lock"):  # of runs that were killed
@@ -323,13 +318,17 @@ class ArtifactStore:
         return lock(folder / f"{uuid.uuid4().hex}.lock", info={"reads": dict(needs)})
 
     def holders(self) -> list[Holder]:
-        """Every living process that makes an artifact of this store, or runs what needs some."""
-        owners = ((path, living_owner(path)) for path in sorted((self.root / "work").glob("*/*.lock")))
-        return [Holder.of(path.parent.name, path.stem, owner) for path, owner in owners if owner is not None]
+        """Every living process of this machine that makes an artifact of this store, or runs what needs some."""
+        holders = []
+        for path in sorted((self.root / "work").glob("*/*.lock")):
+            if (owner := living_owner(path)) is not None:
+                reads = owner.get("reads", {})
+                holders.append(Holder(path.parent.name, path.stem, dict(reads), owner_name(owner)))
+        return holders
 
     # Channels
 
-    def channel_lock(self, name: str) -> AbstractContextManager[Held]:
+    def channel_lock(self, name: str) -> AbstractContextManager[None]:
         """Hold a channel, so that what is read of it stays true until it is set."""
         return lock(self.root / "channels" / f"{safe_channel(name)}.lock")
 

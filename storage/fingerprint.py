@@ -10,28 +10,18 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from paraclip.storage.files import file_sha256, read_json, settled, write_atomic, write_json
+from paraclip.storage.files import file_sha256, read_json, settled, write_atomic
 from paraclip_core.errors import ArtifactError, InputError
 
 log = logging.getLogger(__name__)
 
-DIGEST_SIZE = 16
-LISTING = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("state", pa.binary(DIGEST_SIZE), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-    ]
-)
-_warned: set[Path] = set()
-"""Files of hashes that this process could not write and said so."""
+Entry = list[Any]
+"""Size and two times of change of a file, by which it is known again, and its SHA-256."""
 
 
 def canonical_json(value: Any) -> str:
@@ -57,19 +47,11 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         """`path` is the JSON file to remember in; a damaged one is started anew."""
-        self._path = path
-        self._entries: dict[str, Any] = {}
-        if path.exists():
-            try:
-                entries = read_json(path)
-                items = entries.items() if isinstance(entries, dict) else ()
-                self._entries = {key: entry for key, entry in items if isinstance(entry, list) and len(entry) == 4}
-            except ArtifactError:
-                log.warning("%s is damaged, source files are hashed again", path)
+        self._path, self._entries = path, _remembered(path)
 
     def of(self, files: Iterable[Path]) -> dict[str, str]:
         """SHA-256 of each file, by its path as given."""
-        hashes, changed = {}, False
+        hashes, before = {}, dict(self._entries)
         for path in files:
             try:
                 stat = path.stat()
@@ -77,17 +59,14 @@ class FileHashes:
                 if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
                     raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
                 key = str(path.resolve())
-                state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-                entry = self._entries.get(key)
-                if entry is None or entry[:3] != state:
-                    entry = [*state, file_sha256(path)]
-                    if settled(stat):
-                        self._entries[key], changed = entry, True
+                entry = _entry(path, stat, before.get(key))
             except OSError as error:
                 raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+            if settled(stat):
+                self._entries[key] = entry
             hashes[str(path)] = entry[3]
-        if changed:
-            self._remember()
+        if self._entries != before:
+            _remember(self._path, self._entries)
         return hashes
 
     def of_folder(self, folder: Path) -> str:
@@ -96,37 +75,54 @@ class FileHashes:
         # A root may lie among the images, and changes whenever something is made.
         return folder_hash(folder, cache / "source_folders", without=cache.parent)
 
-    def _remember(self) -> None:
-        try:
-            write_json(self._path, self._entries)
-        except ArtifactError as error:
-            # A run resolves its stages many times over, and each time the disk is as full as before.
-            if self._path not in _warned:
-                _warned.add(self._path)
-                log.warning("source hashes are not remembered: %s", error)
-
 
 def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
     """Hash of the names and contents of all files below `folder`, 32 hex digits; it does not depend on where that lies.
 
-    A folder in which no name, size or time of change differs from the last time costs one walk. Otherwise the files
-    that differ are read, and the rest is known from the listing that is kept in `memory`.
+    Only files whose size or times of change differ from the last time are read.
 
     Args:
         folder: any number of files, at any depth; links to folders are not followed, broken ones are passed over.
-        memory: folder for the listings, one Parquet file for each folder.
+        memory: folder to remember in, one JSON file for each folder.
         without: a folder that does not count, should it lie below.
     """
-    listing = memory / f"{_digest(str(folder.resolve())).hex()}.parquet"
-    skipped = _below(folder, without)
-    hashes = _listed_hashes(listing)
-    if hashes:
-        states = hashlib.blake2b(digest_size=DIGEST_SIZE)
-        for name, stat in _files(folder, skipped):
-            states.update(_encoded(name) + _state(stat))
-        if hashes.get("seen") == states.hexdigest():
-            return hashes["content"]
-    return _read_folder(folder, listing, skipped)
+    place = hashlib.blake2b(_encoded(str(folder.resolve())), digest_size=16).hexdigest()
+    path, content = memory / f"{place}.json", hashlib.blake2b(digest_size=16)
+    before, entries = _remembered(path), dict[str, Entry]()
+    for name, stat in _files(folder, _below(folder, without)):
+        try:
+            entry = _entry(folder / name, stat, before.get(name))
+        except OSError as error:
+            raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
+        if settled(stat):
+            entries[name] = entry
+        content.update(_encoded(name) + entry[3].encode())
+    if entries != before:
+        _remember(path, entries)
+    return content.hexdigest()
+
+
+def _entry(path: Path, stat: os.stat_result, before: Entry | None) -> Entry:
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return before if before and before[:3] == state else [*state, file_sha256(path)]
+
+
+def _remembered(path: Path) -> dict[str, Entry]:
+    if not path.exists():
+        return {}
+    try:
+        entries = read_json(path)
+    except ArtifactError:
+        log.warning("%s is damaged, source files are hashed again", path)
+        return {}
+    items = entries.items() if isinstance(entries, dict) else ()
+    return {key: entry for key, entry in items if isinstance(entry, list) and len(entry) == 4}
+
+
+def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
+    # In ASCII, for names may be no text. Where there is no room, the files are read again next time.
+    with suppress(ArtifactError):
+        write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 
 def _below(folder: Path, other: Path | None) -> Path | None:
@@ -134,27 +130,6 @@ def _below(folder: Path, other: Path | None) -> Path | None:
     if other is None or folder.resolve() not in other.resolve().parents:
         return None
     return folder / other.resolve().relative_to(folder.resolve())
-
-
-def _read_folder(folder: Path, listing: Path, skipped: Path | None) -> str:
-    listed = _listed_files(listing)
-    states, content = (hashlib.blake2b(digest_size=DIGEST_SIZE) for _ in range(2))
-    rows: list[tuple[str, bytes, str]] = []
-    lasting = True
-    for name, stat in _files(folder, skipped):
-        state = _state(stat)
-        before = listed.get(name)
-        try:
-            sha256 = before[1] if before and before[0] == state else file_sha256(folder / name)
-        except OSError as error:
-            raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
-        lasting &= settled(stat)
-        states.update(_encoded(name) + state)
-        content.update(_encoded(name) + sha256.encode())
-        rows.append((name, state, sha256))
-    if lasting:
-        _write_listing(listing, rows, {"seen": states.hexdigest(), "content": content.hexdigest()})
-    return content.hexdigest()
 
 
 def _files(folder: Path, skipped: Path | None) -> Iterator[tuple[str, os.stat_result]]:
@@ -172,45 +147,5 @@ def _files(folder: Path, skipped: Path | None) -> Iterator[tuple[str, os.stat_re
                 yield path.relative_to(folder).as_posix(), path.stat()
 
 
-def _state(stat: os.stat_result) -> bytes:
-    return _digest(f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}")
-
-
 def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape") + b"\0"
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=DIGEST_SIZE).digest()
-
-
-def _listed_hashes(listing: Path) -> dict[str, str]:
-    """The hashes of all names and states (`seen`) and of all contents (`content`), nothing where none are listed."""
-    try:
-        metadata = pq.read_schema(listing).metadata or {}
-    except (OSError, pa.ArrowException):
-        return {}
-    return {key.decode(): value.decode() for key, value in metadata.items() if key in (b"seen", b"content")}
-
-
-def _listed_files(listing: Path) -> dict[str, tuple[bytes, str]]:
-    """State and SHA-256 of each listed file, by its path."""
-    try:
-        columns = pq.read_table(listing, schema=LISTING).to_pydict()
-    except (OSError, pa.ArrowException, UnicodeDecodeError):
-        return {}
-    return dict(zip(columns["name"], zip(columns["state"], columns["sha256"], strict=True), strict=True))
-
-
-def _write_listing(listing: Path, rows: list[tuple[str, bytes, str]], hashes: dict[str, str]) -> None:
-    try:
-        columns = list(zip(*rows, strict=True)) or [(), (), ()]
-        # Names that are no text cannot be listed, and such a folder is read anew each time.
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING, strict=True)]
-    except UnicodeEncodeError:
-        return
-    table = pa.table(arrays, LISTING.with_metadata(hashes))
-    try:
-        write_atomic(listing, lambda file: pq.write_table(table, file, compression="zstd"))
-    except ArtifactError as error:
-        log.warning("the hashes of the files of a folder are not remembered: %s", error)

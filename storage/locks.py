@@ -6,8 +6,7 @@ whose it is, for people and for what must not be deleted meanwhile; nobody takes
 A lease is a folder of numbered objects: its holder is the owner of the highest number, who renews it. A number is taken
 by writing its object where there is none, which S3, Google Cloud Storage and Azure decide atomically; one whose holder
 has been silent for a while, by the clock of the one who waits, is succeeded by taking the next number. So nothing is
-renamed or deleted that somebody else may have written in between. A store that cannot refuse the second writer of an
-object is found out and named.
+renamed or deleted that somebody else may have written in between.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.files import parse_json, storage_errors
 from paraclip_core.errors import ArtifactError, LockedError
@@ -34,55 +33,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS, DEAD_SECONDS = 20.0, 120.0
+HEARTBEAT_SECONDS, DEAD_SECONDS = 20.0, 120.0
 """A lease is renewed so often, and succeeded after such a silence."""
 UNHEARD_SECONDS = 2.0
 """After a heartbeat that did not arrive the next one comes soon: it may find that another machine has gone on."""
-STALE_SECONDS = 3600.0
-"""Who looks once sees how old the last heartbeat is by two machines' clocks. An S3 server takes clocks that are up to
-fifteen minutes off, so two machines' may differ by thirty."""
 PAUSES, LEASE_PAUSES = (0.005, 0.2), (0.5, 10.0)
 """Seconds between two tries: the first pause and the longest one."""
 
 Owner = Mapping[str, Any]
-
-
-class Held(NamedTuple):
-    """A lock that this process holds."""
-
-    token: str
-    left: str | None
-    """Token of an earlier owner that died in possession of it."""
+Poll = Callable[[], None]
 
 
 @contextmanager
 def lock(
-    path: Path, wait_seconds: float | None = None, poll: Callable[[], None] | None = None, info: Owner | None = None
-) -> Iterator[Held]:
+    path: Path, wait_seconds: float | None = None, poll: Poll | None = None, info: Owner | None = None
+) -> Iterator[None]:
     """Hold the lock file `path`, which is deleted at the end.
 
     Args:
         path: the lock file.
-        wait_seconds: give up after this long; None waits for ever.
+        wait_seconds: give up with LockedError after this long; None waits for ever.
         poll: called between two tries, for progress or for giving up by an exception of its own.
         info: what else the file tells about its owner, as plain values.
     """
-    token, taken = uuid.uuid4().hex, list[tuple[int, Owner]]()
+    descriptors: list[int] = []
 
     def attempt() -> Owner | None:
-        taken.extend(_try_lock(path, {**_this_process(token), **(info or {})}))
-        return None if taken else _read_owner(path) or {"token": None}
+        descriptors.extend(_try_lock(path, {**_this_process(), **(info or {})}))
+        return None if descriptors else _read_owner(path) or {"pid": "?"}
 
     _wait(attempt, str(path), wait_seconds, poll, PAUSES)
-    ((descriptor, before),) = taken
     try:
-        yield Held(token, before.get("token"))
+        yield
     finally:
-        _free(path, descriptor)
+        _free(path, descriptors[0])
 
 
-def _try_lock(path: Path, me: Owner) -> list[tuple[int, Owner]]:
-    """The descriptor and what a dead owner had left in the file; nothing where the lock is held."""
+def _try_lock(path: Path, me: Owner) -> list[int]:
+    """The descriptor; nothing where the lock is held."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -101,13 +89,12 @@ def _try_lock(path: Path, me: Owner) -> list[tuple[int, Owner]]:
             os.close(descriptor)
             return []
         try:
-            before = parse_owner(path.read_bytes())
             os.truncate(descriptor, 0)
             os.write(descriptor, json.dumps(dict(me)).encode())
         except BaseException:
             _free(path, descriptor)
             raise
-    return [(descriptor, before)]
+    return [descriptor]
 
 
 def _free(path: Path, descriptor: int) -> None:
@@ -123,7 +110,7 @@ def _wait(
     attempt: Callable[[], Owner | None],
     name: str,
     wait_seconds: float | None,
-    poll: Callable[[], None] | None,
+    poll: Poll | None,
     pauses: tuple[float, float],
 ) -> None:
     """Attempt until the lock is had (None) or its owner is given up; no owner means another attempt."""
@@ -155,36 +142,21 @@ def living_owner(path: Path) -> Owner | None:
     return None
 
 
-# Leases
-
-
 @contextmanager
 def lease(
-    remote: RemoteFolder,
-    folder: str,
-    held: Held,
-    wait_seconds: float | None = None,
-    poll: Callable[[], None] | None = None,
-    info: Owner | None = None,
+    remote: RemoteFolder, folder: str, wait_seconds: float | None = None, poll: Poll | None = None
 ) -> Iterator[Lease]:
-    """Hold the lease whose objects lie in `folder` of an object store; gives what knows whether it is held still.
-
-    Args:
-        remote: the object store.
-        folder: where its objects lie.
-        held: this machine's lock for the same. Who had died in its possession has no use for its lease.
-        wait_seconds: as for :func:`lock`, like `poll`, `info` and the errors.
-    """
-    numbered = Lease(remote, folder, held, info or {})
+    """Hold the lease whose objects lie in `folder` of an object store; otherwise as :func:`lock`."""
+    numbered = Lease(remote, folder)
     _wait(numbered.attempt, remote.name(folder), wait_seconds, poll, LEASE_PAUSES)
     stop = threading.Event()
 
-    def beat() -> None:
-        pause = BEAT_SECONDS
+    def renew() -> None:
+        pause = HEARTBEAT_SECONDS
         while not numbered.lost and not stop.wait(pause):
-            pause = numbered.beat()
+            pause = numbered.renew()
 
-    thread = threading.Thread(target=beat, name=f"lease-{folder}", daemon=True)
+    thread = threading.Thread(target=renew, name=f"lease-{folder}", daemon=True)
     thread.start()
     try:
         yield numbered
@@ -197,9 +169,9 @@ def lease(
 class Lease:
     """A number of a lease, taken or to be taken."""
 
-    def __init__(self, remote: RemoteFolder, folder: str, held: Held, info: Owner) -> None:
-        self._remote, self._folder, self._left = remote, folder, held.left
-        self._me = {**_this_process(held.token), **info}
+    def __init__(self, remote: RemoteFolder, folder: str) -> None:
+        self._remote, self._folder = remote, folder
+        self._me = {"token": uuid.uuid4().hex, **_this_process()}
         self._number, self.lost = 0, False
         self._sign: tuple[Any, ...] = ()
         self._since = 0.0
@@ -207,17 +179,25 @@ class Lease:
     def attempt(self) -> Owner | None:
         """Take the next number if the last one's owner is silent or gone; None where it is taken."""
         owners = self._owners()
-        number = max(owners, default=0)
-        owner = owners.get(number, {})
-        sign = number, owner.get("token"), owner.get("time")
+        last = max(owners, default=0)
+        owner = owners.get(last, {})
+        sign = last, owner.get("token"), owner.get("time")
         if sign != self._sign:
             self._sign, self._since = sign, time.monotonic()
-        alive = owner.get("token") != self._left and time.monotonic() - self._since <= DEAD_SECONDS
-        if owner and alive:
+        if owner and time.monotonic() - self._since <= DEAD_SECONDS:
             return owner
-        return None if self._take(owners) else {}
+        self._number = last + 1
+        if not self._remote.create(self._path(self._number), self._content()):
+            return {}
+        if not self.holds():
+            # Somebody else came in between, after the one who was there had gone.
+            self._remote.delete([self._path(self._number)])
+            return {}
+        for previous in owners.values():
+            log.warning("succeeded %s, which is silent", owner_name(previous))
+        return None
 
-    def beat(self) -> float:
+    def renew(self) -> float:
         """Say that the owner lives; a heart that cannot be heard is not a reason to stop working.
 
         Gives the seconds to the next one.
@@ -231,8 +211,8 @@ class Lease:
                 log.error("lost the lease %s to another machine", self._remote.name(self._folder))
         except ArtifactError as error:
             log.warning("cannot renew the lease: %s", error)
-            return min(UNHEARD_SECONDS, BEAT_SECONDS)
-        return BEAT_SECONDS
+            return min(UNHEARD_SECONDS, HEARTBEAT_SECONDS)
+        return HEARTBEAT_SECONDS
 
     def release(self) -> None:
         """Give the number and those before it back, unless somebody took a later one."""
@@ -248,25 +228,6 @@ class Lease:
         owners = self._owners()
         return bool(owners) and owners[max(owners)].get("token") == self._me["token"]
 
-    def _take(self, before: Mapping[int, Owner]) -> bool:
-        self._number = max(before, default=0) + 1
-        mine = self._path(self._number)
-        if not self._remote.create(mine, self._content()):
-            return False
-        if self._remote.create(mine, self._content()):
-            log.warning(
-                "%s cannot tell two writers apart: see to it that no two machines make the same artifact at once",
-                self._remote.url,
-            )
-        expected = {self._me["token"], *(owner.get("token") for owner in before.values())}
-        if not self.holds() or any(owner.get("token") not in expected for owner in self._owners().values()):
-            # Somebody else came in between, after the one who was there had gone.
-            self._remote.delete([mine])
-            return False
-        for owner in before.values():
-            log.warning("succeeded %s, which is silent", owner_name(owner))
-        return True
-
     def _owners(self) -> dict[int, Owner]:
         names = [name for name in self._remote.sizes(self._folder) if name.isdecimal()]
         contents = self._remote.read_all(f"{self._folder}/{name}" for name in names)
@@ -276,19 +237,16 @@ class Lease:
         return f"{self._folder}/{number:08d}"
 
     def _content(self) -> bytes:
-        # Who waits goes by its changes; who looks once, by how old it is.
+        # Who waits goes by its changes, for clocks differ.
         return json.dumps({**self._me, "time": time.time()}).encode()
 
 
-# Owners
-
-
-def _this_process(token: str) -> dict[str, Any]:
-    return {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def parse_owner(data: bytes) -> Owner:
-    """What a lock's content says about its owner; nothing where it is torn or something else."""
+    """What a lock's content says about its owner; nothing where it is truncated or something else."""
     try:
         owner = parse_json(data)
     except ValueError:
@@ -305,4 +263,4 @@ def _read_owner(path: Path) -> Owner:
 
 def owner_name(owner: Owner) -> str:
     """An owner's process and machine, for people."""
-    return f"process {owner['pid']} on {owner.get('host')}" if "pid" in owner else "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')}"

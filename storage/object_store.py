@@ -19,15 +19,13 @@ from urllib.parse import urlsplit
 
 from paraclip.storage.files import storage_error
 from paraclip.storage.manifests import safe_name
-from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError, UnknownNameError
+from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError
 
 BLOCK = 8 * 2**20
 EXTRAS = {"s3": "pip install 'paraclip[s3]'", "s3a": "pip install 'paraclip[s3]'"}
 LOCAL = ("file", "local")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
-NO_BUCKET = re.compile(r"NoSuchBucket|(?:bucket|container) does not exist", re.IGNORECASE)
-"""How stores say that the bucket itself is missing, which file systems report like a missing object."""
 QUERY = re.compile(r"\?[^\s\"']+")
 
 
@@ -84,8 +82,7 @@ class RemoteFolder:
         with self._errors("read", path):
             try:
                 return self._fs.cat_file(self._at(path))
-            except FileNotFoundError as error:
-                self._expect_bucket(error)
+            except FileNotFoundError:
                 return None
 
     def read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
@@ -96,9 +93,7 @@ class RemoteFolder:
         with self._errors("read", ""):
             contents = self._fs.cat(list(names), on_error="return")
         for at, data in contents.items():
-            if isinstance(data, FileNotFoundError):
-                self._expect_bucket(data)
-            elif isinstance(data, BaseException):
+            if isinstance(data, BaseException) and not isinstance(data, FileNotFoundError):
                 # What cannot be read just now must not be taken for gone.
                 with self._errors("read", names[at]):
                     raise data
@@ -129,8 +124,7 @@ class RemoteFolder:
         with self._errors("list", folder):
             try:
                 objects = self._fs.find(self._at(folder), detail=True)
-            except FileNotFoundError as error:
-                self._expect_bucket(error)
+            except FileNotFoundError:
                 return {}
         inside = ((path.lstrip("/"), info) for path, info in objects.items())
         return {path[len(start) :]: int(info["size"]) for path, info in inside if path.startswith(start)}
@@ -140,8 +134,7 @@ class RemoteFolder:
         with self._errors("list", folder):
             try:
                 paths = self._fs.ls(self._at(folder), detail=False)
-            except FileNotFoundError as error:
-                self._expect_bucket(error)
+            except FileNotFoundError:
                 return []
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {"", folder.rpartition("/")[2]})
 
@@ -175,15 +168,6 @@ class RemoteFolder:
             with self._errors("delete", path), suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(path))
 
-    def _expect_bucket(self, error: FileNotFoundError) -> None:
-        """Tell a root without a bucket from an empty one, where the store does."""
-        if NO_BUCKET.search(f"{error} {error.__cause__}"):
-            bucket = self._base.lstrip("/").partition("/")[0]
-            raise UnknownNameError(
-                f"the root {self.url} is in no bucket: the store has none that is called {bucket!r}; correct the root "
-                "(--root, PARACLIP_ROOT, run.root), or make the bucket"
-            ) from None
-
     def _at(self, path: str) -> str:
         return f"{self._base}/{safe_name(path)}" if path else self._base
 
@@ -194,8 +178,7 @@ class RemoteFolder:
             yield
         except ParaclipError:
             raise
-        except FileNotFoundError as error:
-            self._expect_bucket(error)
+        except FileNotFoundError:
             raise ArtifactError(f"cannot {what} {self.name(path)}: there is no such object or bucket") from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK:

@@ -7,28 +7,24 @@ exist there either; what is asked for is downloaded, compared with its manifest 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from paraclip.storage import locks
-from paraclip.storage.artifacts import RUN, Artifact, ArtifactStore, Draft, Holder, safe_channel
-from paraclip.storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic
-from paraclip.storage.locks import Held, Lease, Owner, lease, lock, parse_owner
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, safe_channel
+from paraclip.storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic, write_json
+from paraclip.storage.locks import Lease, lease, lock
 from paraclip.storage.manifests import MANIFEST, Manifest, parse_manifest, read_manifest
 from paraclip.storage.object_store import RemoteFolder
 from paraclip.storage.remote_checkpoints import RemoteCheckpoints
 from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)
-
-STALE_SECONDS = 24 * 3600
 
 
 class RemoteStore(ArtifactStore):
@@ -134,15 +130,14 @@ class RemoteStore(ArtifactStore):
         manifest = self._manifest(stage, fingerprint)
         if manifest is None:
             return False
-        target, draft = self.path(stage, fingerprint), self._incoming / uuid.uuid4().hex
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        with lock(self._incoming / f"{stage}-{fingerprint}.lock"):
+        target, draft = self.path(stage, fingerprint), self._incoming / f"{stage}-{fingerprint}"
+        with lock(draft.with_suffix(".lock")):
             if (target / MANIFEST).exists():
                 return True
             log.info("downloading %s (%s bytes)", self.remote.name(_base(manifest)), manifest.size())
-            self._sweep_incoming()
             try:
                 with storage_errors(target):
+                    shutil.rmtree(draft, ignore_errors=True)  # of a download that was killed
                     self._download_to(draft, manifest)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.rmtree(target, ignore_errors=True)
@@ -157,19 +152,8 @@ class RemoteStore(ArtifactStore):
         self.remote.download({f"{base}/{name}": draft / name for name in manifest.files})
         changed = (name for name, entry in manifest.files.items() if file_sha256(draft / name) != entry.sha256)
         self._expect_none((self._was_changed(base, name) for name in changed), manifest)
-        data = self.remote.read(f"{base}/{MANIFEST}")
-        if data is None:
-            raise ArtifactError(f"{self.remote.name(base)} was deleted while it was downloaded; run again")
         # Last, because files younger than their manifest count as edited.
-        write_atomic(draft / MANIFEST, lambda file: file.write(data))
-
-    def _sweep_incoming(self) -> None:
-        """Delete what killed downloads left more than a day ago."""
-        for folder in self._incoming.iterdir():
-            # One whose download has just ended is gone.
-            with suppress(FileNotFoundError):
-                if folder.is_dir() and time.time() - folder.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
+        write_json(draft / MANIFEST, asdict(manifest))
 
     # Uploading
 
@@ -193,10 +177,11 @@ class RemoteStore(ArtifactStore):
             theirs = self.remote.read(f"{_base(artifact)}/{MANIFEST}")
             if theirs is None:
                 self._send(artifact)
-            elif theirs != ours:
-                log.warning("another machine finished %s/%s first; what it made is used", stage, fingerprint)
-                self._replace(artifact)
             pending.unlink()
+            if theirs not in (None, ours):
+                log.warning("another machine finished %s/%s first; what it made is used", stage, fingerprint)
+                super().remove(artifact)
+                self._fetch(stage, fingerprint)
         return theirs in (None, ours)
 
     def _send(self, artifact: Artifact) -> None:
@@ -205,20 +190,6 @@ class RemoteStore(ArtifactStore):
         self.remote.upload({f"{base}/{name}": artifact.path / name for name in artifact.manifest.files})
         self._expect_none(self._differences(artifact.manifest), artifact.manifest)
         self.remote.write(f"{base}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
-
-    def _replace(self, artifact: Artifact) -> None:
-        """Let the store's artifact take the place of the one here, which stays if that fails."""
-        aside = self._incoming / uuid.uuid4().hex
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        artifact.path.rename(aside)
-        # It keeps its old time, by which the next download would take it for a left-over.
-        os.utime(aside)
-        try:
-            self._fetch(artifact.stage, artifact.fingerprint)
-        except BaseException:
-            aside.rename(artifact.path)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
 
     def _pending(self, stage: str, fingerprint: str) -> Path:
         """A file that is there while an artifact, finished here or about to be, has to be uploaded."""
@@ -247,9 +218,9 @@ class RemoteStore(ArtifactStore):
 
     @contextmanager
     def _shared_work(
-        self, stage: str, fingerprint: str, held: Held, poll: Callable[[], None] | None, info: Owner
+        self, stage: str, fingerprint: str, poll: Callable[[], None] | None
     ) -> Iterator[Callable[[], None]]:
-        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, None, poll, info) as leased:
+        with lease(self.remote, f"locks/{stage}/{fingerprint}", poll=poll) as leased:
             checkpoints = self._checkpoints(stage, fingerprint, leased)
             checkpoints.fetch(self._incoming)
             try:
@@ -265,50 +236,23 @@ class RemoteStore(ArtifactStore):
                     # The artifact is finished all the same.
                     log.warning("left-over checkpoints (`paraclip artifacts gc`): %s", error)
 
-    def _delete_work(self, stage: str, fingerprint: str, held: Held) -> None:
+    def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
         # A lost machine's lease is found dead after a while only, and its work must not stay for ever.
-        seconds = locks.DEAD_SECONDS + locks.BEAT_SECONDS
-        with lease(self.remote, f"locks/{stage}/{fingerprint}", held, seconds) as leased:
+        seconds = locks.DEAD_SECONDS + locks.HEARTBEAT_SECONDS
+        with lease(self.remote, f"locks/{stage}/{fingerprint}", seconds) as leased:
             self._checkpoints(stage, fingerprint, leased).delete()
-        super()._delete_work(stage, fingerprint, held)
 
     def _checkpoints(self, stage: str, fingerprint: str, leased: Lease) -> RemoteCheckpoints:
         folder = self.work_path(stage, fingerprint)
         return RemoteCheckpoints(self.remote, f"work/{stage}/{fingerprint}", folder, leased)
 
-    # Runs and channels
+    # Channels
 
     @contextmanager
-    def mark_run(self, needs: Mapping[str, str]) -> Iterator[Held]:
-        """Mark the run here and at the store."""
-        info = {"reads": dict(needs)}
-        with super().mark_run(needs) as held, lease(self.remote, f"locks/{RUN}/{held.token}", held, info=info):
-            yield held
-
-    def holders(self) -> list[Holder]:
-        """Holders of locks here and of leases; a dead one's lease counts until it is silent for an hour."""
-        last: dict[tuple[str, str], str] = {}
-        for path in sorted(self.remote.sizes("locks")):
-            stage, _, rest = path.partition("/")
-            fingerprint, _, number = rest.partition("/")
-            if number.isdecimal():
-                last[stage, fingerprint] = f"locks/{path}"
-        holders, contents = super().holders(), self.remote.read_all(last.values())
-        for key, path in last.items():
-            owner = parse_owner(contents.get(path, b""))
-            beat = owner.get("time")
-            if isinstance(beat, int | float) and time.time() - beat <= locks.STALE_SECONDS:
-                holders.append(Holder.of(*key, owner))
-            elif key[0] == RUN:
-                # Nobody else asks for it, and so nobody else would delete it.
-                self.remote.delete([path])
-        return holders
-
-    @contextmanager
-    def channel_lock(self, name: str) -> Iterator[Held]:
+    def channel_lock(self, name: str) -> Iterator[None]:
         """Hold a channel on this machine and between machines."""
-        with super().channel_lock(name) as held, lease(self.remote, f"locks/channels/{name}", held):
-            yield held
+        with super().channel_lock(name), lease(self.remote, f"locks/channels/{name}"):
+            yield
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
         """Point a channel at something; the object is the truth."""

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.object_store import is_url, open_remote
-from paraclip_core.errors import ConfigError, UnknownNameError
+from paraclip_core.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from paraclip.storage.generations import GenerationStore
@@ -36,13 +36,10 @@ def open_store(root: Path | str) -> ArtifactStore:
 
 def check_root(store: ArtifactStore) -> None:
     """See that there is such a root, for what only looks at it."""
-    if store.remote is not None:
-        return
-    root, how = store.root, "give --root, or set PARACLIP_ROOT"
-    if not root.is_dir():
-        raise UnknownNameError(f"there is no root {root}: nothing was run there; {how}")
-    if not any((root / name).exists() for name in FOLDERS) and any(root.iterdir()):
-        raise UnknownNameError(f"{root} is no root: it has none of {', '.join(FOLDERS)}; {how}")
+    if store.remote is None and not any((store.root / name).exists() for name in FOLDERS):
+        raise UnknownNameError(
+            f"there is no root {store.root}: nothing was run there; give --root, or set PARACLIP_ROOT"
+        )
 
 
 def open_generations(store: ArtifactStore) -> GenerationStore:
@@ -63,26 +60,13 @@ def working_folder(url: str) -> Path:
 
 def local_folder() -> Path:
     """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches."""
-    chosen = os.environ.get(LOCAL_VARIABLE)
-    return _at_home(chosen) if chosen else _caches() / "paraclip"
+    if chosen := os.environ.get(LOCAL_VARIABLE):
+        return _at_home(chosen)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "paraclip"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paraclip"
 
 
 def _at_home(written: str) -> Path:
-    path = Path(os.path.expanduser(written))  # noqa: PTH111
-    if path.parts and path.parts[0].startswith("~"):
-        # It would be made here, under a name that looks like another place.
-        raise ConfigError(f"{written}: {path.parts[0]} is nobody's home folder here; write the path in full")
-    return path
-
-
-def _caches() -> Path:
-    try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        # As in a container whose user is a number alone.
-        raise ConfigError(
-            f"this user has no home folder; set {LOCAL_VARIABLE} to a folder of this machine for copies of what is on "
-            "an object store"
-        ) from error
+    # Unlike Path's own, this one takes any text.
+    return Path(os.path.expanduser(written))  # noqa: PTH111

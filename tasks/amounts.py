@@ -8,9 +8,8 @@ from typing import Any
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.cache_tools import paid_tokens
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import StepLeft, steps_left
-from paraclip.tasks.stage import Stage
+from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.features import new_images
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS

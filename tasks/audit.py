@@ -14,8 +14,8 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
-from paraclip.tasks.context import Run
 from paraclip.tasks.image_index import SearchTarget, load_models
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.trial import try_captions
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive

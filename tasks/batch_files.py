@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import MissingRequests, looking_for_requests
+from paraclip.tasks.run.run import Run
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
 from paraclip_core.paraphrase.engines.base import PaidEngine

@@ -12,10 +12,10 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_node
 from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
 from paraclip.tasks.results import Result, why
-from paraclip.tasks.stage import Node, software_versions
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, Verdict, compare, judge_challenger
@@ -59,7 +59,7 @@ def challenge(run: Run, champion: str, evaluation: str, progress: Progress = sil
             f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
         )
-    champions = store.download(run_node(_node(run, challengers, champion), run, progress))
+    champions = store.download(run_stage(_node(run, challengers, champion), run, progress))
     rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
     comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=rule)
     return Duel(comparison.verdict, comparison.reason, comparison)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,8 +20,8 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Rubbish:
-    """A folder that may go."""
+class Garbage:
+    """A folder that may go, or would if nobody were using it."""
 
     stage: str
     fingerprint: str
@@ -30,32 +30,21 @@ class Rubbish:
     """Bytes."""
     artifact: Artifact | None
     """None for unfinished work."""
-    store: ArtifactStore
+    used: str = ""
+    """Who is using it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"stage": self.stage, "fingerprint": self.fingerprint, "path": str(self.path), "bytes": self.size}
-
-
-@dataclass(frozen=True)
-class Left:
-    """What would go if nobody were using it."""
-
-    stage: str
-    fingerprint: str
-    why: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"stage": self.stage, "fingerprint": self.fingerprint, "why": self.why}
+        place = {"why": self.used} if self.used else {"path": str(self.path), "bytes": self.size}
+        return {"stage": self.stage, "fingerprint": self.fingerprint, **place}
 
 
 @dataclass(frozen=True)
 class Collected:
     """What may go, and what a living process keeps from going."""
 
-    rubbish: list[Rubbish]
-    left: list[Left]
+    garbage: list[Garbage]
+    skipped: list[Garbage]
     young: int
     """Artifacts that stay for their age alone, those that they were made from included."""
 
@@ -65,7 +54,7 @@ def collect(
 ) -> Collected:
     """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
 
-    What a stage or a run in progress needs stays, with everything that it was made from.
+    What a stage or a run in progress on this machine needs stays, with everything that it was made from.
 
     Args:
         store: the store.
@@ -73,76 +62,56 @@ def collect(
         unfinished: unfinished work that nobody is writing counts as well.
         keep_models: models of each channel's history that stay, besides the one that it serves.
     """
-    artifacts, used = _artifacts(store)
+    # First who makes what: what is not being made any more is then in the list.
+    holders = store.holders()
+    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
+    used = {(holder.stage, holder.fingerprint): holder.description for holder in holders}
+    for holder in holders:
+        # Unfinished work of a run's later stages, too.
+        for key in {*holder.reads.items(), *_with_origins(holder.reads.items(), artifacts)}:
+            used.setdefault(key, holder.description)
     young = datetime.now(UTC) - timedelta(days=keep_days)
     needed = _of_channels(store, keep_models)
     recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
     staying = _with_origins([*needed, *recent], artifacts)
-    candidates = [
-        Rubbish(a.stage, a.fingerprint, a.path, a.manifest.size(), a, store)
-        for key, a in artifacts.items()
+    found = [
+        Garbage(*key, artifact.path, artifact.manifest.size(), artifact, used.get(key, ""))
+        for key, artifact in artifacts.items()
         if key not in staying
     ]
-    candidates += [
-        Rubbish(stage, name, path, _size(path), None, store)
+    found += [
+        Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing goes on with.
         if unfinished or (stage, name) in artifacts
     ]
-    names = {(item.stage, item.fingerprint) for item in candidates}
-    left = [Left(*key, why) for key, why in sorted(used.items()) if key in names]
-    rubbish = [item for item in candidates if (item.stage, item.fingerprint) not in used]
-    return Collected(rubbish, left, len(staying) - len(_with_origins(needed, artifacts)))
+    skipped = sorted((one for one in found if one.used), key=lambda one: (one.stage, one.fingerprint))
+    return Collected(
+        [one for one in found if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
+    )
 
 
-def remove(rubbish: Sequence[Rubbish], keep_models: int = KEPT_MODELS) -> list[Left]:
-    """Delete what was collected, but for what somebody uses, or something was made from, since; that is given back."""
-    left = []
-    for store in dict.fromkeys(item.store for item in rubbish):
-        artifacts, used = _artifacts(store)
-        doomed = {(item.stage, item.fingerprint) for item in rubbish if item.artifact is not None}
-        needed = _with_origins([*_of_channels(store, keep_models), *(artifacts.keys() - doomed)], artifacts)
-        for item in rubbish:
-            key = item.stage, item.fingerprint
-            try:
-                if key in used:
-                    left.append(Left(*key, used[key]))
-                elif item.artifact is not None and key in needed:
-                    left.append(Left(*key, "a channel or an artifact has come to need it"))
-                elif item.artifact is not None:
-                    store.remove(item.artifact)
-                else:
-                    store.discard(*key)
-            except LockedError as error:
-                left.append(Left(*key, str(error)))
-            except OSError as error:
-                raise storage_error(error, item.path) from error
-    return left
+def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
+    """Delete what was collected, but for unfinished work that somebody has gone on with since."""
+    for one in garbage:
+        try:
+            if one.artifact is not None:
+                store.remove(one.artifact)
+            else:
+                with suppress(LockedError):
+                    store.discard(one.stage, one.fingerprint)
+        except OSError as error:
+            raise storage_error(error, one.path) from error
 
 
-def _artifacts(store: ArtifactStore) -> tuple[dict[Key, Artifact], dict[Key, str]]:
-    """All artifacts; and why one, or unfinished work, must stay, for each that a living process makes or needs."""
-    # First who makes what: what is not being made any more is then in the list.
-    holders = store.holders()
-    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
-    used: dict[Key, str] = {}
-    for holder in holders:
-        used[holder.stage, holder.fingerprint] = holder.description
-    for holder in holders:
-        # Unfinished work of a run's later stages, too.
-        for key in {*holder.reads.items(), *_with_origins(list(holder.reads.items()), artifacts)}:
-            used.setdefault(key, holder.description)
-    return artifacts, used
-
-
-def _with_origins(keys: list[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
+def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
     """The artifacts with these names, and all that they were made from."""
-    reached: set[Key] = set()
+    keys, reached = list(start), set[Key]()
     while keys:
         key = keys.pop()
         if key not in reached and key in artifacts:
             reached.add(key)
-            keys += list(artifacts[key].manifest.inputs.items())
+            keys += artifacts[key].manifest.inputs.items()
     return reached
 
 

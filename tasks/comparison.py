@@ -15,7 +15,7 @@ from paraclip.storage.files import storage_error, write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
 from paraclip.tasks.results import why
-from paraclip.tasks.stage import software_versions
+from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError

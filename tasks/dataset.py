@@ -70,7 +70,7 @@ def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Se
     if settings is None:
         raise ConfigError("say which paraphrases: a configuration (-c), or --artifact with a fingerprint or channel")
     # Here, because the stages take a second to import.
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
     artifact = store.find(STEP_2, Run(settings, store).node(STEP_2).fingerprint)
     if artifact is None:

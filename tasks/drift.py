@@ -17,8 +17,8 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_json
 from paraclip.storage.parquet import parquet_files
-from paraclip.tasks.context import Run
 from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import DriftOptions
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir

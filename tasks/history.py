@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
@@ -131,9 +130,7 @@ def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
     """What a channel's file holds."""
     channel = store.channel(name)
     if channel is None:
-        names = list(store.channels())
-        close = get_close_matches(name, names, n=1)
-        there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
+        there = f"there are {', '.join(store.channels()) or 'none'}"
         raise UnknownNameError(f"no channel under {store.location} is named {name!r}; {there}")
     if not channel.get("fingerprint"):
         raise ArtifactError(f"the channel {name!r} under {store.location} names no model; restore or delete its file")

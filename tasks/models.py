@@ -23,7 +23,7 @@ from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameEr
 from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 EMBEDDED = "embedded"
 MODEL_STAGES = ("finetune", "bootstrap")

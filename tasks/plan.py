@@ -16,9 +16,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import storage_error
 from paraclip.storage.manifests import SOURCE
 from paraclip.tasks.amounts import Amount, amounts, units_of
-from paraclip.tasks.context import Run
 from paraclip.tasks.preflight import check_before_paying
-from paraclip.tasks.stage import Node, Stage
+from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError

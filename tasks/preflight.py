@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import iter_batches
-from paraclip.tasks.context import Run
 from paraclip.tasks.drift import check_drift
-from paraclip.tasks.stage import input_path
+from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from paraclip.tasks.status import shown_facts
+from paraclip.tasks.run.status import shown_facts
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)

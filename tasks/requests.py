@@ -13,7 +13,7 @@ import pyarrow as pa
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.generations import GenerationStore
 from paraclip.storage.roots import open_generations
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import step_batches
 from paraclip_core.demo.synonyms import swappable

@@ -19,7 +19,7 @@ from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 ROWS = ("kept", "accepted", "rows", "images", "benchmarks")

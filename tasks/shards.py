@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_store
-from paraclip.tasks.child import Stop, call_in_child, log_path, settings_of
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import step_left
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.child import call_in_child, log_path
+from paraclip.tasks.run.run import Node, Run, Stop, settings_of
 from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing
-from paraclip.tasks.status import StatusFile, relay_from
 from paraclip_core.errors import ArtifactError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.progress import Progress, silent
@@ -30,8 +26,6 @@ log = logging.getLogger(__name__)
 
 SHARD_REQUESTS = 64
 """Requests that are worth a process of their own."""
-REPORT_SECONDS = 1.0
-"""A shard elsewhere says how far it is once in so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
     place = settings.run
     if one_machine:
         threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
-        place = place.model_copy(update={"threads": threads, "judges": place.judges or 1})
+        place = place.model_copy(update={"threads": threads})
     job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
     return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
 
@@ -80,51 +74,6 @@ def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop
     path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
     request = {**asdict(job), "shard": shard}
     return call_in_child("paraclip.tasks.shards:run_shard", request, settings, path, progress, stop)
-
-
-def reporting(job: ShardJob, shard: int) -> Progress:
-    """A progress that a shard on another machine leaves under the root, for :func:`followed`."""
-    path = _report(job, shard)
-    if path is None:
-        return silent
-    # What cannot be told is no reason to stop.
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return StatusFile(path, REPORT_SECONDS).progress
-
-
-def followed(job: ShardJob, shard: int, progress: Progress) -> Callable[[], None]:
-    """Tells `progress`, each time it is called, what the shard has left with :func:`reporting` since.
-
-    Nothing comes where the root is no folder that both machines see.
-    """
-    path = _report(job, shard)
-    if path is None:
-        return lambda: None
-    # An earlier run's says nothing about this one.
-    path.unlink(missing_ok=True)
-    look = relay_from(path, progress)
-
-    def safely() -> None:
-        # A shared folder may lose a file while it is read.
-        with suppress(OSError, ValueError):
-            look()
-
-    return safely
-
-
-def forget_reports(job: ShardJob) -> None:
-    """Delete what shards have left with :func:`reporting`."""
-    for path in (_report(job, shard) for shard in range(job.shards)):
-        if path is not None:
-            with suppress(OSError):
-                path.unlink()
-
-
-def _report(job: ShardJob, shard: int) -> Path | None:
-    store = open_store(job.root)
-    name = f"{job.draft['stage']}-{job.draft['fingerprint']}-{shard}-of-{job.shards}.progress"
-    return store.cache / "shards" / name if store.remote is None else None
 
 
 def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.cache_tools import paid_tokens
 from paraclip.storage.generations import GenerationStore
 from paraclip.storage.roots import open_generations
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.config import SamplingOptions
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms

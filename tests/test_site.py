@@ -15,7 +15,7 @@ import paraclip
 from paraclip_core.settings import describe_options
 
 REPOSITORY = Path(__file__).parents[1]
-COMMANDS = ("paraclip run", "paraclip cache export", "--install-completion", "--regenerate", "PARACLIP_ROOT")
+COMMANDS = ("paraclip run", "paraclip cache export", "--install-completion", "--require-work", "PARACLIP_ROOT")
 
 
 @pytest.mark.skipif(not find_spec("mkdocs"), reason="mkdocs is not installed: pip install -e '.[docs]'")

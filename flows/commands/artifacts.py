@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -14,13 +13,13 @@ from paraclip.flows.commands.common import (
     RootOption,
     human_bytes,
     human_seconds,
+    opened_root,
     print_json,
     print_table,
     say,
 )
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.manifests import SOURCE, sources_of
-from paraclip.storage.roots import check_root, open_store
 from paraclip.tasks.history import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
 
@@ -36,7 +35,7 @@ def list_artifacts(
     as_json: JsonOption = False,
 ) -> None:
     """Finished and unfinished artifacts, and the channels."""
-    store = _opened(root)
+    store = opened_root(root)
     if stage is not None:
         _check_stage(stage, store)
     rows = [_row(artifact, store) for artifact in store.list(stage)]
@@ -60,7 +59,7 @@ def list_artifacts(
 @app.command()
 def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """An artifact's manifest."""
-    store = _opened(root)
+    store = opened_root(root)
     artifact = store.named(name)
     manifest = {**asdict(artifact.manifest), "path": store.uri(artifact)}
     if as_json:
@@ -74,7 +73,7 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
 @app.command()
 def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """What an artifact was made from, down to the source files."""
-    store = _opened(root)
+    store = opened_root(root)
     tree = _lineage(store, store.named(name))
     if as_json:
         print_json(tree)
@@ -89,7 +88,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file with its manifest; ends with code 1 where something differs."""
-    store = _opened(root)
+    store = opened_root(root)
     chosen = store.list() if name is None else [store.named(name)]
     checked = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
     if name is None:
@@ -125,39 +124,30 @@ def gc(
     """
     from paraclip.tasks.cleaning import collect, remove
 
-    collected = collect(_opened(root), keep_days, unfinished, keep_models)
-    left = collected.left + (remove(collected.rubbish, keep_models) if yes else [])
-    held = {(kept.stage, kept.fingerprint) for kept in left}
-    rubbish = [item for item in collected.rubbish if (item.stage, item.fingerprint) not in held]
+    store = opened_root(root)
+    collected = collect(store, keep_days, unfinished, keep_models)
+    if yes:
+        remove(collected.garbage, store)
     if as_json:
-        items, in_use = [item.as_json() for item in rubbish], [kept.as_json() for kept in left]
+        items, in_use = ([one.as_json() for one in some] for some in (collected.garbage, collected.skipped))
         print_json({"deleted": yes, "items": items, "in_use": in_use})
         return
-    for kept in left:
-        say(f"left {kept.stage}/{kept.fingerprint}: {kept.why}")
-    for item in rubbish:
-        say(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
+    for one in collected.skipped:
+        say(f"skipped {one.stage}/{one.fingerprint}: {one.used}")
+    for one in collected.garbage:
+        say(f"{'deleted' if yes else 'would delete'} {one.path} ({human_bytes(one.size)})")
     if collected.young:
         say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
-    total = human_bytes(sum(item.size for item in rubbish))
-    say(f"{len(rubbish)} folders, {total}" + ("" if yes or not rubbish else "; --yes deletes them"))
-
-
-def _opened(root: str) -> ArtifactStore:
-    store = open_store(root)
-    check_root(store)
-    return store
+    total = human_bytes(sum(one.size for one in collected.garbage))
+    say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
 
 
 def _check_stage(stage: str, store: ArtifactStore) -> None:
-    from paraclip.tasks.registry import STAGES
+    from paraclip.tasks.run.dag import STAGES
 
     there = {artifact.stage for artifact in store.list()} | {name for name, _, _ in store.unfinished()}
-    known = [*STAGES, *sorted(there - set(STAGES))]
-    if stage not in known:
-        near = get_close_matches(stage, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise UnknownNameError(f"there is no stage {stage!r}; {hint}")
+    if stage not in (known := [*STAGES, *sorted(there - set(STAGES))]):
+        raise UnknownNameError(f"there is no stage {stage!r}; there are {', '.join(known)}")
 
 
 def _row(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:

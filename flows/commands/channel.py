@@ -8,9 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from paraclip.flows.alerts import announce_rollback
-from paraclip.flows.commands.common import DEFAULT_ROOT, JsonOption, RootOption, print_json, print_table, say
+from paraclip.flows.commands.common import (
+    DEFAULT_ROOT,
+    JsonOption,
+    RootOption,
+    opened_root,
+    print_json,
+    print_table,
+    say,
+)
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.roots import check_root, open_store
 from paraclip.tasks.history import Move, existing_channel, history
 from paraclip.tasks.history import rollback as move_back
 
@@ -26,7 +33,7 @@ ToOption = Annotated[
 @app.command()
 def show(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """The model that a channel serves, and its last move."""
-    store = _opened(root)
+    store = opened_root(root)
     channel = existing_channel(store, name)
     last = _rows(store, [history(channel)[-1]])[0]
     facts = {"channel": name, "moved_by": channel.get("moved_by"), "fingerprint": last["after"], **last}
@@ -41,7 +48,7 @@ def show(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOp
 @app.command("history")
 def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """The last moves of a channel, the newest first, and whether each model is still there."""
-    store = _opened(root)
+    store = opened_root(root)
     rows = _rows(store, history(existing_channel(store, name))[::-1])
     if as_json:
         print_json({"channel": name, "moves": rows})
@@ -56,7 +63,7 @@ def rollback(
     name: ChannelArgument, to: ToOption = None, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False
 ) -> None:
     """Move a channel to the model before the one that it serves, or to another one that is still there."""
-    decision = move_back(_opened(root), name, to)
+    decision = move_back(opened_root(root), name, to)
     if decision["moved"]:
         announce_rollback(decision)
     if as_json:
@@ -69,9 +76,3 @@ def _rows(store: ArtifactStore, moves: list[Move]) -> list[dict[str, Any]]:
     """Moves, and whether the model of each is there."""
     there = {move.after: store.peek("finetune", move.after) is not None for move in moves}
     return [asdict(move) | {"there": there[move.after]} for move in moves]
-
-
-def _opened(root: str) -> ArtifactStore:
-    store = open_store(root)
-    check_root(store)
-    return store

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.roots import check_root, open_store
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.settings import load_settings
 
@@ -48,8 +50,6 @@ RunDeviceOption = Annotated[str | None, typer.Option("--device", help="run.devic
 
 DEFAULT_ROOT = RunOptions().root
 """Where a command works that is told no root."""
-NARROW = 60
-"""Columns of a terminal, as on a phone, below which tables are not drawn."""
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it; tabs and line breaks are harmless. And what no output can encode: lone
@@ -99,6 +99,13 @@ def set_verbosity(steps: int) -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", logging.getLevelName(level))
 
 
+def opened_root(root: str) -> ArtifactStore:
+    """The store of a command that only looks at it."""
+    store = open_store(root)
+    check_root(store)
+    return store
+
+
 def say_next(*command: str) -> None:
     """The command that most people call after this one; not under `-q`."""
     if logging.root.manager.disable < logging.INFO:
@@ -122,12 +129,7 @@ def say(text: str, newline: bool = True) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table on standard output, or one below the other where a table would fold every word.
-
-    Text is shown as it is, markup in it included.
-    """
-    if _console().width < NARROW:
-        return _print_records(title, columns, rows)
+    """Rows as a table on standard output; text is shown as it is, markup in it included."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         numeric = bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows)
@@ -136,16 +138,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
         # A Text is never parsed for markup, and captions may hold anything.
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     _console().print(table)
-
-
-def _print_records(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    if title:
-        say(title)
-    for row in rows:
-        say("")
-        for column in columns:
-            if text := _cell(row.get(column)):
-                say(f"{column}: {text}" if column.strip() else text)
 
 
 def human_bytes(count: float | None) -> str:

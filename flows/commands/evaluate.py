@@ -44,7 +44,7 @@ def evaluate(
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
     from paraclip.storage.roots import open_store
     from paraclip.tasks.comparison import Request, compare_and_write, table, with_images
-    from paraclip.tasks.status import shown_progress
+    from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.run import parse_benchmark
 
     models = _models(base, tuned, model or ())

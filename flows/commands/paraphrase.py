@@ -54,7 +54,7 @@ def paraphrase(
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
     from paraclip.tasks.trial import try_captions
 
     settings = settings_from(config, set_, root, device)
@@ -164,7 +164,7 @@ def export(
     file is empty.
     """
     from paraclip.tasks.batch_files import BOTH_STEPS, export_requests
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
     settings = settings_from(config, set_, root)
     with _watched() as progress:
@@ -194,7 +194,7 @@ def import_(
     Give the same settings as for the export. Lines of no use are written to FILE.rejects.parquet, with reasons.
     """
     from paraclip.tasks.batch_files import import_answers
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
     settings = settings_from(config, set_, root)
     with _watched() as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -29,16 +28,11 @@ from paraclip.flows.commands.common import (
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines import engine_facts
 from paraclip_core.report.data import shares_of_asked
 
 if TYPE_CHECKING:
     from paraclip.tasks.plan import StagePlan
 
-ReasonOption = Annotated[
-    list[str] | None,
-    typer.Option("--regenerate", metavar="REASON", help="Ask again for rows rejected with this reason, e.g. echo."),
-]
 NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
@@ -62,22 +56,19 @@ def run(
     gate: GateOption = False,
     require_work: WorkOption = False,
     start: FromOption = None,
-    regenerate: ReasonOption = None,
 ) -> None:
     """Run every stage that is not finished, and compare base and tuned model.
 
     With `--from STAGE` nothing before that stage is made or paid for: where something there is not finished, because a
     caption or an option changed since, nothing runs at all.
     """
-    settings = asking_again(settings_from(config, set_, root, device), regenerate)
+    settings = settings_from(config, set_, root, device)
     outcome = _finished(settings, start) or _carry_out(settings)
     if as_json:
         print_json(outcome)
     else:
         _print_outcome(outcome)
-        if regenerate:
-            say(how_to_keep(settings))
-        elif outcome["verdict"] == "promote":
+        if outcome["verdict"] == "promote":
             say_next("promote", *same_options(config, set_, root, device))
         elif outcome["verdict"]:
             say_next("ui", "--model", settings.name, "--root", settings.run.root)
@@ -96,8 +87,8 @@ def demo(
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from paraclip.tasks.context import Run
     from paraclip.tasks.results import check_run_name, record_result, stage_row
+    from paraclip.tasks.run.run import Run
 
     run = Run(settings)
     check_run_name(settings.name, run.store)
@@ -197,13 +188,12 @@ def plan(
     root: RunRootOption = None,
     device: RunDeviceOption = None,
     as_json: JsonOption = False,
-    regenerate: ReasonOption = None,
 ) -> None:
     """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from paraclip.tasks.context import Run
     from paraclip.tasks.plan import plan_run
+    from paraclip.tasks.run.run import Run
 
-    settings = asking_again(settings_from(config, set_, root, device), regenerate)
+    settings = settings_from(config, set_, root, device)
     with Console(stderr=True).status("counting captions and answers"):
         planned = plan_run(Run(settings))
     total = _total(planned.stages)
@@ -268,7 +258,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
-    from paraclip.tasks.status import shown_progress
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root, device)
     with shown_progress("evaluate champion") as progress:
@@ -288,8 +278,8 @@ def promote(
 
 def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dict[str, Any]:
     from paraclip.tasks.channels import check_channel, decide
-    from paraclip.tasks.context import Run
     from paraclip.tasks.results import gather_result, stage_row
+    from paraclip.tasks.run.run import Run
 
     run = Run(settings)
     check_channel(settings.name, channel, run.store)
@@ -302,24 +292,3 @@ def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dic
         )
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
     return decide(run, channel, gather_result(run, rows, artifacts), progress, force)
-
-
-def asking_again(settings: Settings, reasons: Sequence[str] | None) -> Settings:
-    """The settings with one more entry of `paraphrase.regenerate` for each reason."""
-    if not reasons:
-        return settings
-    chosen = settings.paraphrase
-    if not engine_facts(chosen).asks:
-        raise ConfigError(
-            f"paraphrase.engine={chosen.engine} gives the same answers however often it is asked; edit what it reads"
-        )
-    changed = chosen.model_copy(update={"regenerate": (*chosen.regenerate, *reasons)})
-    return settings.model_copy(update={"paraphrase": changed})
-
-
-def how_to_keep(settings: Settings) -> str:
-    """What to write into the configuration, so that later runs find the same answers."""
-    return (
-        "a run without these options finds the answers from before; to keep the new ones, write under `paraphrase:`\n"
-        f"  regenerate: {json.dumps(settings.paraphrase.regenerate)}"
-    )

@@ -41,7 +41,7 @@ IN_PROCESS_BLOCKS = 4
 WHOLE_TEXT = 4096
 """Tokens that no text reaches."""
 KILLED = (
-    "a process that judges answers was killed; the machine may be out of memory (run.judges has fewer of them). "
+    "a process that judges answers was killed; the machine may be out of memory (run.threads has fewer of them). "
     "Verdicts so far are kept; run again to go on from there"
 )
 CHANGED = "the code that judges was changed since this run began; run again to go on with it"

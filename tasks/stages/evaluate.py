@@ -21,7 +21,7 @@ from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import base_inputs, base_reference
-from paraclip.tasks.stage import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.demo.scenes.plan import held_out_images
@@ -54,7 +54,7 @@ from paraclip_core.plugins import module_source
 from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 log = logging.getLogger(__name__)
 

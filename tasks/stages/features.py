@@ -21,7 +21,7 @@ from paraclip.storage.features import EarlierFeatures, FeatureStore, write_index
 from paraclip.storage.manifests import SOURCE
 from paraclip.storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
 from paraclip.tasks.models import base_sources
-from paraclip.tasks.stage import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.config import Settings
@@ -29,7 +29,7 @@ from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.pictures import picture_place
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
     from paraclip_core.clip.featurize import Featurizer, ImageFile
     from paraclip_core.clip.model import ClipModel
 

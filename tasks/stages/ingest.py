@@ -20,7 +20,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import FileHashes
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
-from paraclip.tasks.stage import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
@@ -41,7 +41,7 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 log = logging.getLogger(__name__)
 

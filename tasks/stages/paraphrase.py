@@ -20,8 +20,8 @@ from paraclip.storage.generations import GenerationStore
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_generations
-from paraclip.tasks.stage import Stage, StageContext, input_path
-from paraclip.tasks.status import with_samples
+from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.run.status import with_samples
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
@@ -38,7 +38,7 @@ from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 VERSION = 5
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}

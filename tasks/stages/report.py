@@ -24,7 +24,7 @@ from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, iter_batches
 from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
-from paraclip.tasks.stage import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
@@ -50,7 +50,7 @@ from paraclip_core.report.data import (
 )
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.files import storage_error
-from paraclip.tasks.stage import Stage, StageContext
+from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 
 def _options(run: Run) -> Mapping[str, Any]:

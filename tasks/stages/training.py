@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
-from paraclip.tasks.stage import Stage, StageContext
+from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
 
 if TYPE_CHECKING:
-    from paraclip.tasks.context import Run
+    from paraclip.tasks.run.run import Run
 
 
 def _bootstrap_options(run: Run) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _train(module: str, ctx: StageContext) -> dict[str, Any]:
 
 
 def _train_control(ctx: StageContext) -> dict[str, Any]:
-    from paraclip.tasks.context import Run  # which knows every stage
+    from paraclip.tasks.run.run import Run  # which knows every stage
 
     return _train("finetune", replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from paraclip.tasks.stage import StageContext
+from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     HeldOut,
     Images,

@@ -10,7 +10,7 @@ from typing import Any
 
 from paraclip.storage.files import write_json
 from paraclip.tasks.models import base_reference
-from paraclip.tasks.stage import StageContext
+from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     HeldOut,
     Images,

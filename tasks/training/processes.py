@@ -26,10 +26,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from paraclip.storage.artifacts import ArtifactStore, WorkFolder
 from paraclip.storage.files import convert_disk_errors
-from paraclip.tasks.child import settings_of
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import StageContext
-from paraclip.tasks.status import StatusFile, polling, read_failure, relay_from
+from paraclip.tasks.run.run import Run, StageContext, settings_of
+from paraclip.tasks.run.status import StatusFile, polling, read_failure, relay_from
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with

@@ -116,7 +116,7 @@ def test_an_upgrade_under_load(services: Compose, record_property: Callable[[str
 
 def went_on(services: Compose) -> bool:
     """Whether the last training began from a checkpoint."""
-    starts = [line for line in services.log().splitlines() if "paraclip.tasks.context - finetune " in line]
+    starts = [line for line in services.log().splitlines() if "paraclip.tasks.run.dag - finetune " in line]
     return starts[-1].endswith("goes on")
 
 

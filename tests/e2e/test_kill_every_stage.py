@@ -22,7 +22,7 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.tasks.cleaning import collect, remove
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 DRIVER = """
 import json, sys
 from paraclip_core.settings import parse_settings
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import Run, run_stage
 run = Run(parse_settings(json.loads(sys.argv[1])))
 for name in run.stages:
     run_stage(name, run)
@@ -120,7 +120,7 @@ def kill_and_compare(folder: Path, paraphrase: dict[str, Any], each: int) -> Non
         assert again.manifest.files == artifact.manifest.files, f"{name} has other bytes"
         assert store.verify(again) == []
     # A kill at the very end of a commit leaves work that nothing goes on with.
-    assert remove([item for item in collect(store).rubbish if item.artifact is None]) == []
+    remove((item for item in collect(store).garbage if item.artifact is None), store)
     assert not [folder for stage, _, folder in store.unfinished() if stage in expected]
     keys = pq.read_table(folder / "disturbed/cache/segments", columns=["key"]).column("key").to_pylist()
     assert len(keys) == len(set(keys)), "a kept generation was asked for again"

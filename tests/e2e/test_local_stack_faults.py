@@ -80,7 +80,7 @@ def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
             name: before[name] for name in ("server", "paraclip-gpu")
         }
         start_long_run(api)
-        eventually(lambda: of_stack(root, "paraclip.tasks.child"), "the new worker takes no run")
+        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the new worker takes no run")
 
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> No
     deployments = long_scenes(tmp_path / "prefect.yaml", root, images=4_000)
     with serving(root, tmp_path, deployments) as api:
         run = start_long_run(api)
-        (child,) = eventually(lambda: of_stack(root, "paraclip.tasks.child"), "the stage has no process")
+        (child,) = eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         before = pids(root)
         os.kill(before["server"], signal.SIGKILL)
         eventually(lambda: not command_of(before["server"]), "the server does not end")
         said = paraclip(
             "serve", "--root", root, "--port", free_port(), "--folder", tmp_path, "--prefect-file", deployments
         )
-        assert f"started again at {api.url}" in said and of_stack(root, "paraclip.tasks.child") == [child]
+        assert f"started again at {api.url}" in said and of_stack(root, "paraclip.tasks.run.child") == [child]
         assert {**pids(root), "server": before["server"]} == before
         eventually(lambda: api.state(run) not in ("Running", "Pending"), "the run does not end")
         assert api.state(run) == "Completed" and api.call(f"flow_runs/{run}")["run_count"] == 1
@@ -106,7 +106,7 @@ def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
     deployments = long_scenes(tmp_path / "prefect.yaml", root)
     with serving(root, tmp_path, deployments) as api:
         run = start_long_run(api)
-        eventually(lambda: of_stack(root, "paraclip.tasks.child"), "the stage has no process")
+        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)
         os.kill(pids(root)["server"], signal.SIGKILL)
         said = paraclip("stop", "--root", root)
@@ -117,7 +117,7 @@ def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
     with serving(root, tmp_path, deployments) as api:
         eventually(lambda: api.state(run) == "Crashed", "what was cut off is not marked", MARKED_SECONDS)
         again = start_long_run(api)
-        eventually(lambda: of_stack(root, "paraclip.tasks.child"), "the crashed run still holds the only slot")
+        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the crashed run still holds the only slot")
         paraclip("stop", "--root", root)
         eventually(lambda: not of_stack(root), "the run outlived its local stack", 10)
     with serving(root, tmp_path, deployments) as api:

@@ -68,7 +68,7 @@ def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
     # Five tokens an answer, 86 answers: 0.43 in all.
     prices = {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}
     settings["paraphrase"]["openai"] |= prices
-    settings["run"] |= {"retries": 1, "drift": {"max_changed": 0.5}}
+    settings["run"] |= {"drift": {"max_changed": 0.5}}
     settings["finetune"]["epochs"] = 30
     others = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     declared["deployments"] += [one for one in others if one["name"] in ("rollback", "watch")]

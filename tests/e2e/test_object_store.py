@@ -19,7 +19,8 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.settings import load_settings
 
 moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
@@ -158,8 +159,8 @@ LOST = """
 import sys, time
 from paraclip.storage import remote_checkpoints
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import Stage, carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Stage, carry_out
 from paraclip.storage.artifacts import Draft
 from paraclip_core.config import Settings
 

@@ -23,8 +23,9 @@ from served import Api, command_of, environment_of, log_in, processes, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.child import log_path
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.child import log_path
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
 pytestmark = [
@@ -79,7 +80,7 @@ def stage_processes(root: Path) -> dict[str, int]:
     children = {}
     for pid in processes():
         command = command_of(pid).split()
-        if "paraclip.tasks.child" in command and environment_of(pid).get("PARACLIP_ROOT") == str(root):
+        if "paraclip.tasks.run.child" in command and environment_of(pid).get("PARACLIP_ROOT") == str(root):
             children[json.loads(Path(command[-1]).read_text())["request"]["draft"]["stage"]] = pid
     return children
 

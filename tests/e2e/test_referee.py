@@ -26,7 +26,8 @@ sys.path.insert(0, str(SERVERS))
 from openai_server import OpenAIServer  # noqa: E402  # pyright: ignore[reportMissingImports]  # found by the line above
 from tiny_run import served, tiny_run, written  # noqa: E402  # pyright: ignore[reportMissingImports]  # as above
 
-from paraclip.tasks.context import Run, run_stage  # noqa: E402  # as above
+from paraclip.tasks.run.dag import run_stage  # noqa: E402  # as above
+from paraclip.tasks.run.run import Run  # noqa: E402  # as above
 from paraclip_core.settings import load_settings, parse_settings  # noqa: E402  # as above
 
 HELD = Path(__file__).parents[1] / "data" / "referee.json"

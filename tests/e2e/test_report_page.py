@@ -14,8 +14,8 @@ import pytest
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import write_json
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.report import REPORT
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings

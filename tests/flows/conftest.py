@@ -12,7 +12,7 @@ import pytest
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings

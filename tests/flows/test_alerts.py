@@ -146,7 +146,7 @@ def _a_night(
     def refuse(*_: object, **__: object) -> None:
         raise InputError('captions.csv row 7: "no" caption')
 
-    monkeypatch.setattr("paraclip.flows.work.run_node", refuse)
+    monkeypatch.setattr("paraclip.flows.work.run_stage", refuse)
     with pytest.raises(InputError), tags(TAG):
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")
@@ -208,31 +208,6 @@ def test_what_a_run_cannot_tell_itself_is_told(
     assert "has waited for a worker" in alerts_of("run.waiting")[0]["text"]
     assert alerts_of("run.failed", names[1])[0]["text"] == f"{names[1]} is Crashed: "
     assert len(alerts_of("run.failed", "watch-no/such")) == 1 and not alerts_of("run.failed", names[0])
-
-
-def test_the_switch_of_a_dead_man_is_held_by_nights_that_complete(
-    finished_run: Callable[..., Any], receiver: tuple[str, Posted], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect import tags
-
-    from paraclip.flows import alerts
-    from paraclip.flows.local_stack import TAG
-    from paraclip.flows.regenerate import regenerate
-
-    url, posted = receiver
-    seconds = 60
-    missing = alerts.ALERTS["regenerate.missing"]._replace(seconds=seconds)
-    monkeypatch.setitem(alerts.ALERTS, "regenerate.missing", missing)
-    start = time.monotonic()
-    alerts.pass_on(url, ["regenerate.missing"])
-    night = finished_run("name=nightly")
-    while (held := time.monotonic()) - start < seconds - 5:
-        with tags(TAG):
-            regenerate(settings=night.settings)
-    time.sleep(max(0.0, start + seconds + 10 - time.monotonic()))
-    assert not posted, "nights completed, and one was missed"
-    wait_for(posted, "regenerate.missing")
-    assert time.monotonic() - held > seconds - 10
 
 
 def test_a_person_has_the_last_word(
@@ -371,19 +346,6 @@ def roll_back(run: Any, variables: dict[str, str]) -> str:
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "rolled back" in done.stdout, done.stderr
     return done.stderr
-
-
-def test_an_address_of_slack_is_sent_there() -> None:
-    from prefect.blocks.notifications import SlackWebhook
-
-    from paraclip.flows.alerts import _action, _block, name_of
-
-    url = "https://hooks.slack.com/services/T0123ABCD/B0123ABCD/abcdefABCDEF012345678901"
-    action = _action(_block(url), "event.event", "event.payload.text")
-    block: Any = SlackWebhook.load("paraclip-alerts-slack")
-    (target,) = block._apprise_client
-    assert type(target).__name__ == "NotifySlack" and target.url().startswith("slack://")
-    assert action.type == "send-notification" and name_of(url) == "paraclip: alerts by Slack"
 
 
 @pytest.mark.parametrize(

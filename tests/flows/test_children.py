@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.child import Stop
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.run import Node, Run, Stop
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from paraclip_core.settings import load_settings

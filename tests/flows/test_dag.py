@@ -12,9 +12,8 @@ import pytest
 
 from paraclip.flows.seats import Seats
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.context import Run
-from paraclip.tasks.registry import STAGES
-from paraclip.tasks.stage import Node
+from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import CrashedError, InputError
 
 pytestmark = pytest.mark.slow
@@ -84,7 +83,7 @@ def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
             path = run.artifacts[name].path
             path.rename(path.with_name("earlier"))
         machine = Machine(run)
-        monkeypatch.setattr("paraclip.flows.work.run_node", machine)
+        monkeypatch.setattr("paraclip.flows.work.run_stage", machine)
         return machine
 
     return make
@@ -148,7 +147,8 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
     from paraclip.flows import work
     from paraclip.flows.pipeline import pipeline
 
-    here = machine(*SERVER, "run.retries=1")
+    monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
+    here = machine(*SERVER)
     here.meet = {"paraphrase_1": "features", "features": "a stage that there is not"}
     here.errors = {"paraphrase_1": InputError("captions.csv row 7 has no caption")}
     state = pipeline(settings=here.run.settings, return_state=True)
@@ -170,7 +170,7 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
         return here(*asked)
 
     monkeypatch.setattr(work, "_tried_again", noticed)
-    monkeypatch.setattr(work, "run_node", late)
+    monkeypatch.setattr(work, "run_stage", late)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"captions\.csv row 7"):
         pipeline(settings=here.run.settings)

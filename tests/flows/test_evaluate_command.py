@@ -99,7 +99,7 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
         return SimpleNamespace(evaluations={"tuned": None})
 
     monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("paraclip.tasks.status.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("paraclip.tasks.run.status.LOG_SECONDS", 0.0)
     monkeypatch.setattr("paraclip.tasks.comparison.compare_models", compared)
     monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
     models = ["--base", "base", "--tuned", "tuned"]

@@ -50,7 +50,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
         assert run.stderr is not None
         assert "scenes" in run.stderr.readline()
         deadline = time.monotonic() + 120
-        while not any("paraclip.tasks.child" in command for command in marked(mark)):
+        while not any("paraclip.tasks.run.child" in command for command in marked(mark)):
             assert time.monotonic() < deadline, "the stage got no process"
             time.sleep(0.05)
         # As a terminal does with Ctrl-C: every process of the group gets it.

@@ -25,7 +25,7 @@ from paraclip.flows import local_stack
 from paraclip.flows.cli import run_cli
 from paraclip.flows.local_stack import MARK, POOLS, client_environment, password_file, processes_of, serve, stop
 from paraclip.flows.setup import PARENTS
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings

@@ -16,8 +16,8 @@ from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.registry import stages_of
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import load_settings
 
 MODULE = '''
@@ -31,7 +31,7 @@ from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
 from paraclip_core.evaluation.base import Measured, Sample
 from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
 from paraclip.storage.parquet import count_rows
-from paraclip.tasks.stage import Stage
+from paraclip.tasks.run.run import Stage
 
 
 def backwards(path, options):

@@ -18,9 +18,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from paraclip.flows.here import Here
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import Node
+from paraclip.flows.shards import Here
+from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import (
     ArtifactError,
     AwayError,
@@ -87,7 +86,7 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
         needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
-    monkeypatch.setattr("paraclip.flows.work.run_node", refuse)
+    monkeypatch.setattr("paraclip.flows.work.run_stage", refuse)
     state = pipeline(settings=run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
@@ -122,15 +121,17 @@ def test_a_stage_is_tried_again_where_that_may_help(
         raise error
 
     monkeypatch.setattr(work, "DELAYS", [0.0])
-    monkeypatch.setattr(work, "run_node", fail)
-    run = finished_run("name=tried", "run.retries=2")
+    monkeypatch.setattr(work, "run_stage", fail)
+    run = finished_run("name=tried")
+    with pytest.raises(type(error)):
+        pipeline(settings=run.settings)
+    assert asked == ["scenes"], "without a deployment a run ends with the first error"
+    asked.clear()
+    for place in ("work", "pipeline"):
+        monkeypatch.setattr(f"paraclip.flows.{place}.retries", lambda: 2)
     with pytest.raises(type(error)):
         (STAGE_FLOWS["scenes"] if alone else pipeline)(settings=run.settings)
     assert asked == ["scenes"] * tries
-    asked.clear()
-    with pytest.raises(type(error)):
-        pipeline(settings=finished_run("name=tried").settings)
-    assert asked == ["scenes"], "without a deployment a run ends with the first error"
 
 
 def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +195,10 @@ def test_a_retry_is_said_to_start_when_it_does(
         raise CrashedError("its process was killed by SIGKILL")
 
     monkeypatch.setattr(work, "DELAYS", [1.5])
-    monkeypatch.setattr(work, "run_node", fail)
+    monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
+    monkeypatch.setattr(work, "run_stage", fail)
     with pytest.raises(CrashedError):
-        pipeline(settings=finished_run("name=tried", "run.retries=1").settings)
+        pipeline(settings=finished_run("name=tried").settings)
     lines = [(line.created, line.getMessage()) for line in (said.get() for _ in range(said.qsize()))]
     assert [text for _, text in lines if "the next one starts in 1.5 s" in text]
     (prefects,) = [at for at, text in lines if text.endswith("Retry 1/1 will start immediately")]
@@ -214,7 +216,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
-    monkeypatch.setattr("paraclip.flows.work.run_node", None)
+    monkeypatch.setattr("paraclip.flows.work.run_stage", None)
     with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
         pipeline(settings=run.settings)
 

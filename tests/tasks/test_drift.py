@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.drift import check_drift, measure_drift
 from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.config import DriftOptions
 from paraclip_core.errors import EngineError, InputError

@@ -10,9 +10,9 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.amounts import Amount, amounts
-from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.plan import StagePlan, estimate, plan_run
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.errors import ArtifactError
 from paraclip_core.settings import load_settings
 

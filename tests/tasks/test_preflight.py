@@ -16,8 +16,9 @@ import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.roots import open_store
-from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.preflight import Census, check_before_paying
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.clip.images import holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
-from paraclip.tasks.context import Run
 from paraclip.tasks.results import gather_result, stage_row, untuned, why
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 
 

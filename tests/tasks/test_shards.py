@@ -12,8 +12,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_generations, open_store
-from paraclip.tasks.context import Run, run_stage
-from paraclip.tasks.registry import STAGES
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.shards import ShardJob, plan_shards, run_shard
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
@@ -99,7 +99,7 @@ def test_how_many_shards_there_are(
     assert (None if job is None else job.shards) == shards
     if job is not None:
         # Together they take no more cores than one process would.
-        assert job.settings["run"] | {"threads": 1, "judges": 1} == job.settings["run"]
+        assert job.settings["run"] | {"threads": 1} == job.settings["run"]
 
 
 def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:

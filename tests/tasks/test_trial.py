@@ -15,8 +15,8 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_generations, open_store
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip.tasks.trial import CaptionTrial, Trial, try_captions

@@ -95,6 +95,7 @@ def test_the_check_finds_model_and_vllm(engine: VllmEngine, tmp_path: Path) -> N
 
 
 def test_an_unknown_engine_argument_is_named(smollm2: str, vllm_options: dict[str, Any]) -> None:
-    engine = VllmEngine(smollm2, VllmOptions(**vllm_options | {"extra": {"no_such_argument": 4}}))
+    options = VllmOptions.model_validate(vllm_options | {"extra": {"no_such_argument": 4}})
+    engine = VllmEngine(smollm2, options)
     with pytest.raises(EngineError, match=r"did not start(.|\n)*unrecognized arguments: --no-such-argument"):
         engine.generate(prompts(["a dog"]), SAMPLING)

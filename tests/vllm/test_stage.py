@@ -16,7 +16,8 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError, StageError
 from paraclip_core.settings import parse_settings
@@ -90,7 +91,7 @@ def test_our_own_server(
         # The stage is killed: its engine must not stay behind.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "paraclip.tasks.child")
+        (stage,) = find_below(os.getpid(), "paraclip.tasks.run.child")
         (engine,) = find_below(stage, "vllm_server.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
@@ -128,7 +129,7 @@ def test_a_server_of_someone_elses(
     with ThreadPoolExecutor(1) as pool:
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "paraclip.tasks.child")
+        (stage,) = find_below(os.getpid(), "paraclip.tasks.run.child")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paraclip.tasks.stage import Stage, StageContext
+from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import InputError
 from paraclip_core.progress import Progress

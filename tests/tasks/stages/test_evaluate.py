@@ -19,8 +19,9 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import FeatureStore, write_shard
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.context import Run, run_node
-from paraclip.tasks.stage import Node, carry_out
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Node, Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages import evaluate
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
@@ -284,12 +285,12 @@ def test_a_small_pool_is_found_before_a_model_is_trained(
     store, artifacts = world
     settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
-    monkeypatch.setattr("paraclip.tasks.context.run_in_child", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr("paraclip.tasks.run.dag.run_in_child", lambda *_: pytest.fail("it was trained"))
     for stage in (BOOTSTRAP, FINETUNE):
         monkeypatch.setattr(Run, "inputs", lambda *_: artifacts)
         node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))
         with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
-            run_node(node, Run(settings, store))
+            run_stage(node, Run(settings, store))
 
 
 def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(

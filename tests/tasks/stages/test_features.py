@@ -24,8 +24,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.amounts import amounts
-from paraclip.tasks.context import Run
-from paraclip.tasks.stage import carry_out
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.features import FEATURES, new_images
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core import tables

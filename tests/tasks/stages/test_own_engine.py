@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"

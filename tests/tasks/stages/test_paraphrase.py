@@ -22,9 +22,9 @@ from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.generations import GenerationStore
 from paraclip.storage.parquet import PartWriter, read_table
-from paraclip.tasks.context import Run
 from paraclip.tasks.requests import steps_left
-from paraclip.tasks.stage import Stage, carry_out
+from paraclip.tasks.run.run import Run, Stage
+from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
 from paraclip_core.config import (

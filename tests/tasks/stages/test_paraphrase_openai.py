@@ -14,7 +14,8 @@ import pytest
 from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
 from paraclip_core.paraphrase.generate import KEEP_SECONDS

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.run.status import read_failure
 from paraclip.tasks.stages.training import BOOTSTRAP
-from paraclip.tasks.status import read_failure
 from paraclip.tasks.training import processes
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError

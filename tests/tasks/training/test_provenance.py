@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.stage import Stage
+from paraclip.tasks.run.run import Stage
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip.tasks.training.release import paraphraser_of, provenance_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -16,12 +15,13 @@ import pytest
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.child import Stop, call_in_child, log_path, run_in_child
-from paraclip.tasks.context import Run
+from paraclip.tasks.run.child import call_in_child, log_path
+from paraclip.tasks.run.dag import run_in_child
+from paraclip.tasks.run.run import Run, Stop
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, CrashedError, InputError, StageError, worth_a_retry
+from paraclip_core.errors import ArtifactError, InputError, StageError, worth_a_retry
 
-FAKES = Path(__file__).parent / "fakes"
+FAKES = Path(__file__).parents[1] / "fakes"
 
 
 def draft(stage: str) -> Draft:
@@ -75,15 +75,6 @@ def test_a_full_disk_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
         run(tmp_path, "full")
 
 
-def test_a_full_temporary_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(ArtifactError, match=r"^no space left while writing .*paraclip-.*; free some"):
-        run(tmp_path, "first")
-
-
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
     told: list[str] = []
     store = ArtifactStore(tmp_path)
@@ -116,12 +107,6 @@ def test_a_kill_is_named_and_only_this_try_is_quoted(tmp_path: Path) -> None:
     assert "an older try" not in str(caught.value)
 
 
-def test_a_killed_stage_goes_on(tmp_path: Path) -> None:
-    with pytest.raises(StageError):
-        run(tmp_path, "resume")
-    assert run(tmp_path, "resume").manifest.metrics["resumed"] is True  # type: ignore[attr-defined]
-
-
 def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "talk")
     text = log_path(ArtifactStore(tmp_path), "talk", "0123abcd").read_text()
@@ -130,7 +115,7 @@ def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest
 
 
 def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("paraclip.tasks.run.child.PATIENCE_SECONDS", 0.5)
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
 
     def interrupt() -> None:
@@ -169,7 +154,7 @@ def test_settings_of_another_checkout_are_told_once_and_not_as_a_crash(tmp_path:
 def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("paraclip.tasks.run.child.PATIENCE_SECONDS", 0.5)
     settings, stop, path = settings_at(tmp_path), Stop(), tmp_path / "logs" / "hang.log"
     request = {
         "draft": asdict(draft("hang")),
@@ -179,7 +164,7 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     }
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     with ThreadPoolExecutor(1) as pool:
-        called = pool.submit(call_in_child, "paraclip.tasks.child:make_artifact", request, settings, path, stop=stop)
+        called = pool.submit(call_in_child, "paraclip.tasks.run.dag:make_artifact", request, settings, path, stop=stop)
         eventually(lambda: pid_file.exists() and pid_file.read_text())
         stop.set()
         with pytest.raises(StageError, match="was stopped"):
@@ -187,27 +172,13 @@ def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pyte
     assert not alive(int(pid_file.read_text()))
 
 
-def test_a_child_that_takes_too_long_is_ended_and_the_stage_worth_a_retry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-
-    monkeypatch.setattr("paraclip.tasks.child.PATIENCE_SECONDS", 0.5)
-    settings = settings_at(tmp_path)
-    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
-    run = Run(settings.model_copy(update={"run": settings.run.model_copy(update={"stage_timeout": 5.0})}))
-    with pytest.raises(CrashedError, match=r"took more than run\.stage_timeout=5 s") as raised:
-        run_in_child(draft("hang"), run, {})
-    assert worth_a_retry(raised.value, 1) and not alive(int(pid_file.read_text()))
-
-
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
         "from fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
-        "from paraclip.tasks.child import run_in_child; from paraclip.tasks.context import Run;"
+        "from paraclip.tasks.run.dag import run_in_child; from paraclip.tasks.run.run import Run;"
         f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
-    paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[2])])
+    paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[3])])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     try:

@@ -12,15 +12,15 @@ from paraclip.storage import files
 from paraclip.storage import fingerprint as storage_fingerprint
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
-from paraclip.tasks.context import Run
-from paraclip.tasks.registry import STAGES, stages_of
+from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.engine_options import MinedOptions
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines.base import SMALL_BYTES
 from paraclip_core.settings import load_settings
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
 
 

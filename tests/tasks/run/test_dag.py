@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.context import Run, run_stage
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
 from paraclip_core.errors import ArtifactError, ConfigError
 
 

@@ -1,0 +1,156 @@
+"""A stage in a child process of its own: its memory is freed, its death is seen, and it never outlives its parent.
+
+The child is ``python -m paraclip.tasks.run.child REQUEST``. It writes to a log file, never to its parent's pipes: an
+orphan that holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process
+group, so that what stops the parent's group stops it too, and it dies when the parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.files import convert_disk_errors, storage_error
+from paraclip.tasks.run.run import Stop
+from paraclip.tasks.run.status import StatusFile, read_answer, read_failure, relay_from
+from paraclip_core.config import Settings
+from paraclip_core.errors import CrashedError, ParaclipError, StageError
+from paraclip_core.lifetime import TempDir, die_with
+from paraclip_core.paths import PACKAGES
+from paraclip_core.progress import Progress, silent
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 10.0
+"""How long a child that was asked to end may take."""
+LOG_LINES = 15
+
+
+def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
+    """Where a stage's output goes."""
+    return store.root / "logs" / f"{stage}-{fingerprint}.log"
+
+
+def call_in_child(
+    work: str,
+    request: Mapping[str, Any],
+    settings: Settings,
+    path: Path,
+    progress: Progress = silent,
+    stop: Stop | None = None,
+) -> Any:
+    """Call `work` (``module:name``) with a JSON-ready request and a progress in a child; returns its JSON-ready answer.
+
+    The calling thread starts the child and waits for it, so it lasts as long: the kernel ends the child when the thread
+    that started it ends. Its output is appended to the log file `path`; `stop` ends it when set.
+    """
+    with TempDir() as folder, _open_log(path) as output:
+        text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
+        with convert_disk_errors(folder):
+            (folder / "request.json").write_text(text)
+        began, status = output.tell(), folder / STATUS
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "paraclip.tasks.run.child", str(folder / "request.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(settings),
+        )
+        try:
+            _watch(child, relay_from(status, progress), stop or Stop())
+        except BaseException:
+            # A cancelled flow raises a BaseException here; the child must not go on without it.
+            _end(child)
+            raise
+        if child.returncode:
+            # A child that has answered can still crash: libraries do when they are unloaded.
+            raise read_failure(status, StageError) or _crash(child.returncode, path, began)
+        return read_answer(status)
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    environment = dict(os.environ)
+    # -P keeps the working directory off the path: a user's own `queue.py` must not be taken for Python's.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGES), environment.get("PYTHONPATH")]))
+    environment["PYTHONUNBUFFERED"] = "1"
+    # Spinning OpenMP threads slow small matrix products down forty times on a busy machine.
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    environment.setdefault("DO_NOT_TRACK", "1")
+    if settings.run.threads:
+        environment["OMP_NUM_THREADS"] = str(settings.run.threads)
+    return environment
+
+
+def _watch(child: subprocess.Popen[bytes], look: Callable[[], None], stop: Stop) -> None:
+    while child.returncode is None:
+        stop.check()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL_SECONDS)
+        look()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(PATIENCE_SECONDS)
+    finally:
+        # A second interrupt while waiting must not save it either.
+        child.kill()
+        child.wait()
+
+
+def _crash(code: int, path: Path, began: int) -> CrashedError:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    with path.open("rb") as file:
+        file.seek(began)
+        lines = file.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+    end = "".join(f"\n  {line}" for line in lines) or " (it wrote nothing)"
+    hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
+    return CrashedError(f"its process {how}{hint}; run again to go on from there. End of {path}:{end}")
+
+
+def _main(request_path: Path) -> int:
+    call: dict[str, Any] = json.loads(request_path.read_text())
+    die_with(call["parent"])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("botocore", "aiobotocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    request, status = call["request"], StatusFile(request_path.with_name(STATUS))
+    name = f"{request['draft']['stage']} {request['draft']['fingerprint']}"
+    log.info("%s starts in process %s", name, os.getpid())
+    module, _, function = call["work"].partition(":")
+    try:
+        work: Callable[[Mapping[str, Any], Progress], Any] = getattr(import_module(module), function)
+        with convert_disk_errors(request_path.parent):
+            status.answer(work(request, status.progress))
+    except ParaclipError as error:
+        log.exception("%s failed", name)
+        status.fail(error)
+        return error.exit_code
+    log.info("%s is done", name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1])))

