@@ -7,7 +7,7 @@ So what they need is checked when the captions are ingested, and when a run is p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,22 @@ from paraclip.tasks.stage import input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared
 from paraclip_core.captions.survey import missing_images
-from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.clip.images import holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
-from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.intervals import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.pool import ImagePool
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.gates import gates_of
 
 COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
 USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
 """Captions that name an image."""
 LOOKED_UP, MOST_LOOKED_UP = 16, 1000
 """Images of an archive that are looked up, of each batch of captions and of all."""
-NOTICED, NOTICED_SHARE = 1, 0.002
-"""Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
-
-
-OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
-ENGLISH, OTHERS = (
-    rf"(?i)\b(?:{words})\b"
-    for words in (
-        "the|a|an|of|in|on|and|with|is|are|at|to|for|by|from|it|his|her|their",
-        "le|la|les|des|du|un|une|en|est|et|dans|pour|avec|sur|aux|der|das|und|mit|auf|ein|eine|einer|einem|im|dem|zu|für|ist|el|los|las"
-        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett",
-    )
-)
-"""Function words that tell English from languages that are written in Latin letters, too."""
 
 
 class Census:
@@ -72,21 +56,11 @@ class Census:
         """Those that name an image."""
         self.first_images: dict[str, dict[str, str]] = {}
         """For each tar or folder some of the images that captions name in it, with the source that does."""
-        self.unread = 0
-        """Captions to be paraphrased that are hardly English: in another script, or with another language's words."""
         self._split = evaluate.split
         self._others = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
         self._ids: list[str] = []
         self._captions: list[str] = []
         self._images: list[pa.Array] = []
-
-    @classmethod
-    def of(cls, settings: Settings, folder: Path) -> Census:
-        """The ingested captions in a folder."""
-        census = cls(settings)
-        for batch in iter_batches(folder / "captions", COLUMNS):
-            census.note(batch)
-        return census
 
     @property
     def splits(self) -> Counter[str]:
@@ -108,7 +82,6 @@ class Census:
         usable = table.filter(USABLE)
         _count(table, self.rows)
         _count(usable, self.with_image)
-        self.unread += _not_english(table.filter(pc.field("split") == "train")["caption"])
         evaluated = table.filter((pc.field("split") == self._split) & pc.field("image_id").is_valid())
         self._ids += evaluated["image_id"].to_pylist()
         self._captions += evaluated["caption"].to_pylist()
@@ -155,30 +128,21 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def _check(run: Run, folder: Path, planned: bool) -> list[str]:
     settings, scenes = run.settings, _finished(run, "scenes")
-    census = Census.of(settings, folder)
+    census, notices = Census(settings), []
+    for batch in iter_batches(folder / "captions", COLUMNS):
+        census.note(batch)
     # Where nothing is accepted, ingest says why.
     if not census.rows:
         return []
     _check_training(census)
     _check_split(settings, census)
-    notices = _check_language(run, census)
     if settings.data.scenes is None or scenes is not None:
-        notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
+        shared = find_shared(lambda: iter_batches(folder / "captions", SHARED_COLUMNS))
+        shared.check()
+        notices += _check_images(settings, scenes, census) + shared.notices
         tasks, _ = benchmark_tasks(settings, scenes, census.stored)
-        notices += _shows(tasks, settings.evaluate.confidence) if planned else []
+        notices += _shows(tasks) if planned else []
     return notices + check_drift(run)
-
-
-def _check_leakage(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
-    def archive(name: str) -> ImageArchive:
-        return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        return iter_batches(folder / "captions", SHARED_COLUMNS)
-
-    shared = find_shared(batches, shared_contents(batches, archive))
-    shared.check()
-    return shared.notices
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
@@ -214,31 +178,6 @@ def _check_training(census: Census) -> None:
         )
 
 
-def _not_english(captions: pa.ChunkedArray) -> int:
-    """How many captions are hardly English, by their letters and function words; a guess that errs with short ones."""
-    letters, english, others = (
-        pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
-        for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
-    )
-    foreign = pc.and_(pc.greater(others, 1), pc.greater(others, english))
-    return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
-
-
-def _check_language(run: Run, census: Census) -> list[str]:
-    gates, facts = run.paraphraser.gates, run.paraphraser.facts
-    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
-        return []
-    least = max(NOTICED, round(NOTICED_SHARE * census.splits["train"]))
-    if census.unread < least:
-        return []
-    return [
-        f"about {census.unread} of {census.splits['train']} training captions are not in English, by their letters and "
-        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
-        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
-        "leave these captions out of data.sources"
-    ]
-
-
 def _check_split(settings: Settings, census: Census) -> None:
     split, splits = settings.evaluate.split, census.splits
     without_path = [benchmark for benchmark in settings.evaluate.benchmarks if benchmark.path is None]
@@ -260,13 +199,13 @@ def _check_split(settings: Settings, census: Census) -> None:
         )
 
 
-def _shows(tasks: Sequence[Prepared], confidence: float) -> list[str]:
+def _shows(tasks: Sequence[Prepared]) -> list[str]:
     """What each benchmark of pairs can show."""
     notices = []
     for task in tasks:
         if images := len(set(task.task.pairs)):
-            half = expected_half(images, len(task.task.pairs), confidence)
-            needed = images_needed(images, half, confidence)
+            half = expected_half(images, len(task.task.pairs))
+            needed = images_needed(images, half)
             notices.append(
                 f"validation: {task.name} has {len(task.task.pairs):,} pairs of {images:,} images; expect AO@10 "
                 f"± {half:.1f} points. A gain of {GAIN:g} points needs about {needed:,} images, so they are "

@@ -5,8 +5,7 @@ A validation image that was trained on is found by memory, and recall says nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,30 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip_core.captions.pipeline import KeySet, text_keys
-from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
-from paraclip_core.pictures import picture_digest, picture_place
 
-SHARED_COLUMNS = ("image_id", "image_path", "images", "caption", "split")
+SHARED_COLUMNS = ("image_id", "images", "caption", "split")
 MOST_IMAGES, MOST_CAPTIONS = 0.1, 0.5
 """Shares of the validation images and captions beyond which a run is refused. Web pictures and short captions repeat,
 by a few percent; more is a mistake in the splits."""
-LOOKED_UP = 1000
-"""Validation images whose contents are compared before any image is encoded; the report compares all."""
-TRAINED = 200_000
-"""Training images beyond which not even that is done: their sizes alone would take minutes."""
 MEND = (
     "give all rows of an image one split (data.sources[].columns.split), take the repeated images out of one of the "
     "sources, or leave the splits out and set data.held_out, which holds images out by their ids"
 )
 
-Place = tuple[str, str]
-"""Archive and name in it."""
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 """Opens batches with the columns :data:`SHARED_COLUMNS`."""
-Contents = Callable[[dict[str, Place], int], tuple[int, int]]
-"""Of validation images by id, whose ids are none of so many training images': how many have the contents of one, and
-how many were compared."""
+Contents = Callable[[list[str]], tuple[int, int]]
+"""Of validation images whose ids no training image has: how many have the contents of one, of how many."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +60,8 @@ class Shared:
     @property
     def refused(self) -> bool:
         """Whether results would say little about images that were not trained on."""
-        images = self.by_id / max(self.images, 1) + self.by_content / max(self.compared, 1)
-        return images > MOST_IMAGES or self.equal_captions / max(self.captions, 1) > MOST_CAPTIONS
+        images, captions = self.by_id / max(self.images, 1), self.equal_captions / max(self.captions, 1)
+        return images > MOST_IMAGES or captions > MOST_CAPTIONS
 
     def check(self) -> None:
         """Refuse splits that share too much."""
@@ -85,88 +75,22 @@ class Shared:
 def find_shared(batches: Batches, contents: Contents | None = None) -> Shared:
     """Count what splits share. Memory: 8 bytes a caption and an image, and the validation images' names."""
     trained, texts = KeySet(), KeySet()
-    held: dict[str, Place] = {}
+    held: dict[str, None] = {}
     captions = [np.zeros(0, np.uint64)]
     for batch in batches():
         train, other = by_split(batch)
         texts.add(text_keys(train["caption"].to_pylist()))
         trained.add(text_keys(train["image_id"].drop_null().to_pylist()))
         captions.append(text_keys(other["caption"].to_pylist()))
-        for image, *place in _rows(other):
-            held.setdefault(image, (place[0], place[1]))
+        held |= dict.fromkeys(other.filter(other["images"].is_valid())["image_id"].drop_null().to_pylist())
     by_id = trained.contains(text_keys(list(held)))
-    unseen = {image: place for (image, place), trains in zip(held.items(), by_id, strict=True) if not trains}
-    by_content, compared = contents(unseen, len(trained)) if contents is not None else (0, 0)
+    unseen = [image for image, trains in zip(held, by_id, strict=True) if not trains]
+    by_content, compared = contents(unseen) if contents is not None else (0, 0)
     every = np.concatenate(captions)
     return Shared(len(held), int(by_id.sum()), len(every), int(texts.contains(every).sum()), compared, by_content)
-
-
-def shared_contents(batches: Batches, archive: Callable[[str], ImageArchive]) -> Contents:
-    """Compares the files of some validation images with those training images that have as many bytes."""
-
-    def compare(unseen: dict[str, Place], trained_on: int) -> tuple[int, int]:
-        if not unseen or trained_on > TRAINED:
-            return 0, 0
-        names = list(unseen)
-        chosen = [names[n] for n in np.argsort(text_keys(names))[:LOOKED_UP]]
-        with ExitStack() as stack:
-            files = _Files(archive, stack)
-            held = [digest for place in map(unseen.__getitem__, chosen) if (digest := files.digest(place))]
-            sizes = {size for size, _ in held}
-            trained: set[str] = set()
-            for batch in batches():
-                for place in dict.fromkeys((row[1], row[2]) for row in _rows(by_split(batch)[0])):
-                    if files.size(place) in sizes and (entry := files.digest(place)):
-                        trained.add(entry[1])
-        return sum(digest in trained for _, digest in held), len(held)
-
-    return compare
-
-
-class _Files:
-    """Sizes and digests of image files, None where one cannot be read: ingest and features tell of those.
-
-    A picture in Parquet has its digest in its name, and no size is asked for.
-    """
-
-    def __init__(self, archive: Callable[[str], ImageArchive], stack: ExitStack) -> None:
-        self._open, self._stack = archive, stack
-        self._archives: dict[str, ImageArchive | None] = {}
-
-    def size(self, place: Place) -> int | None:
-        if picture_place(place[1]):
-            return 0
-        archive = self._archive(place[0])
-        return None if archive is None else archive.size(place[1])
-
-    def digest(self, place: Place) -> tuple[int, str] | None:
-        """Size and digest."""
-        if picture_place(place[1]):
-            digest = place[1].rpartition("/")[2]
-            return (0, digest) if "/" in place[1] else None
-        archive = self._archive(place[0])
-        with suppress(InputError):
-            data = b"" if archive is None else archive.read(place[1])
-            return (len(data), picture_digest(data)) if data else None
-        return None
-
-    def _archive(self, name: str) -> ImageArchive | None:
-        if name not in self._archives:
-            self._archives[name] = None
-            with suppress(InputError):
-                self._archives[name] = self._stack.enter_context(self._open(name))
-        return self._archives[name]
 
 
 def by_split(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Rows that are trained on, and the others."""
     trains = pc.call_function("equal", [batch["split"], pa.scalar("train")])
     return batch.filter(trains), batch.filter(pc.call_function("invert", [trains]))
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
-    """Id, archive and name of each image."""
-    columns = (batch[name].to_pylist() for name in ("image_id", "images", "image_path"))
-    for image, images, path in zip(*columns, strict=True):
-        if image is not None and images is not None and path is not None:
-            yield image, images, path

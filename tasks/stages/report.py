@@ -25,7 +25,7 @@ from paraclip.storage.parquet import count_rows, iter_batches
 from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.stage import Stage, StageContext, input_path
-from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
+from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -280,8 +280,8 @@ def _shared(inputs: Inputs) -> Shared:
     def batches() -> Iterator[pa.RecordBatch]:
         return iter_batches(inputs["ingest"].path / "captions", SHARED_COLUMNS)
 
-    def compare(unseen: Mapping[str, Place], _: int) -> tuple[int, int]:
-        rows = store.find(list(unseen))
+    def compare(unseen: list[str]) -> tuple[int, int]:
+        rows = store.find(unseen)
         trained = np.zeros(len(store), np.bool_)
         for batch in batches():
             places = store.find(by_split(batch)[0]["image_id"])

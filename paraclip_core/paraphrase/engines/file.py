@@ -225,8 +225,8 @@ def _columns(
     """The columns as the file writes them, whatever their case, blanks and underscores."""
     columns: dict[str, str | None] = {}
     for role in ROLES:
-        column, explicit = getattr(options, role), role in options.model_fields_set
-        columns[role] = match_column(names, column, f"paraphrase.file.{role}", str(where), explicit)
+        column = getattr(options, role)
+        columns[role] = match_column(names, column)
         if columns[role] is None and role in needed:
             raise InputError(
                 f"{where} has no column {column!r}; it has {', '.join(names) or 'none'} "
