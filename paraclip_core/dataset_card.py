@@ -158,16 +158,16 @@ def _counts(facts: DatasetFacts) -> list[tuple[str, object]]:
 
 
 def _making(facts: DatasetFacts) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, Any, Any]] = [
-        ("engine", *(step.metrics.get("engine", "") for step in facts.steps)),
-        ("model and revision, or content hash", *(step.metrics.get("model", "") for step in facts.steps)),
+    rows: list[tuple[str, list[Any]]] = [
+        ("engine", [step.metrics.get("engine", "") for step in facts.steps]),
+        ("model and revision, or content hash", [step.metrics.get("model", "") for step in facts.steps]),
         *(
-            (f"sampling, {name}", *(step.options.get("sampling", {}).get(name) for step in facts.steps))
+            (f"sampling, {name}", [step.options.get("sampling", {}).get(name) for step in facts.steps])
             for name in DRAWING
         ),
-        *((name, *(step.options.get(name) for step in facts.steps)) for name in ABOUT_ASKING),
-    ]  # pyright: ignore[reportAssignmentType]  # two steps make three cells
-    return [(name, _plain(one), _plain(two)) for name, one, two in rows if (one, two) != (None, None)]
+        *((name, [step.options.get(name) for step in facts.steps]) for name in ABOUT_ASKING),
+    ]
+    return [(name, *map(_plain, cells)) for name, cells in rows if cells != [None, None]]
 
 
 def _plain(value: object) -> str:
