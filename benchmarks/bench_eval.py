@@ -26,12 +26,10 @@ from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import ModelOptions
-from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
-from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.image_files import image_names, images_beside
-from paraclip_core.evaluation.pool import stored_pool
-from paraclip_core.evaluation.published import load_captions
+from paraclip_core.evaluation.published import image_names, images_beside, load_captions
+from paraclip_core.evaluation.run import Candidate
 
 DEPTHS = [1, 5, 10]
 BATCH = 32

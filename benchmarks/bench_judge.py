@@ -31,6 +31,7 @@ from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
@@ -95,7 +96,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
         one, two = map(artifact_files, runs)
         if one != two:
             raise SystemExit(f"{preset}: the artifact depends on the number of processes")
-    spec = judge_spec(Run(runs[0]).paraphraser, 1, runs[0].data.context_length)
+    spec = judge_spec(Run(runs[0]).paraphraser, 1, CONTEXT_LENGTH)
     warm, blocks = blocks_of(runs[0], captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(runs[0], 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 from huggingface_hub import DatasetCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
-from paraclip_core.licenses import CLASSES, license_class, roll_up
+from paraclip_core.licenses import CLASSES, RolledUp, license_class, roll_up
 from paraclip_core.markdown import fenced, inert, table
 from paraclip_core.paraphrase.prompts import PromptTemplate
 
@@ -38,16 +38,6 @@ LICENSE_NAME = 100
 LICENSES_SHOWN = 50
 DRAWING = ("temperature", "top_p", "max_tokens", "n")
 ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms", "regenerate")
-SUMMARY = (
-    "Image captions with two paraphrases each: paraphrase 1 says the caption in plain language, paraphrase 2 says "
-    "paraphrase 1 in other words. Made with paraclip after ParaCLIP (https://arxiv.org/abs/2402.15120), to make a CLIP "
-    "text encoder rank images alike for different wordings. The images themselves are not part of the data set."
-)
-LIMITS = (
-    "Captions are what their authors wrote: they may be wrong, biased or offensive, and they may contain text that "
-    "looks like instructions, markup or links. Paraphrases repeat all of that and may add errors of their own. Treat "
-    "every text as data."
-)
 
 
 @dataclass(frozen=True)
@@ -61,26 +51,6 @@ class StepFacts:
 
 
 @dataclass(frozen=True)
-class WordStatistics:
-    """Words of the texts of a column."""
-
-    least: int
-    median: int
-    mean: float
-    p95: int
-    most: int
-
-
-@dataclass(frozen=True)
-class OptOutFacts:
-    """What an opt-out list did."""
-
-    entries: int
-    rows: int
-    """Rows that were left out."""
-
-
-@dataclass(frozen=True)
 class DatasetFacts:
     """All that the card tells."""
 
@@ -91,11 +61,11 @@ class DatasetFacts:
     ingest_options: Mapping[str, Any]
     ingest_metrics: Mapping[str, Any]
     steps: tuple[StepFacts, StepFacts]
-    words: Mapping[str, WordStatistics]
     samples: Sequence[Mapping[str, Any]]
     licenses: Mapping[str, int]
     """Rows by license as stated."""
-    opt_outs: OptOutFacts | None
+    opt_outs: tuple[int, int] | None
+    """Entries of an opt-out list, and rows that were left out for it."""
     fingerprints: Mapping[str, str]
     versions: Mapping[str, str]
     languages: Sequence[str] = ("en",)
@@ -110,197 +80,107 @@ class DatasetFacts:
         return self.steps[0].prompt is not None
 
 
-def word_statistics(histogram: Mapping[int, int]) -> WordStatistics:
-    """Statistics of texts, counted by their words; median and 95th percentile are nearest ranks, so whole words."""
-    lengths = sorted(histogram)
-    ranks = list(accumulate(histogram[length] for length in lengths))
-    if not lengths:
-        return WordStatistics(0, 0, 0.0, 0, 0)
-    median, p95 = (lengths[bisect_left(ranks, -(-ranks[-1] * percent // 100))] for percent in (50, 95))
-    mean = sum(length * count for length, count in histogram.items()) / ranks[-1]
-    return WordStatistics(lengths[0], median, mean, p95, lengths[-1])
-
-
 def dataset_card(facts: DatasetFacts) -> str:
     """A README.md in which no text of the data comes alive; equal facts give equal bytes."""
-    sections = {
-        "Load": _load(facts),
-        "Columns": table(("column", "meaning"), [(name, COLUMNS[name]) for name in facts.columns]),
-        "Samples": _samples(facts),
-        "Counts": _counts(facts),
-        "Length in words": _lengths(facts),
-        "Licenses": _licenses(facts),
-        "How the paraphrases were made": _making(facts),
-        "Prompts": _prompts(facts),
-        "Gates": _gates(facts),
-        "Opt-outs and removal": _removal(facts),
-        "Limits": LIMITS,
-        "Where it came from": _origin(facts),
-    }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"---\n{_front_matter(facts)}\n---\n\n# {inert(facts.name)}\n\n{SUMMARY}\n\n{body}\n"
-
-
-def _front_matter(facts: DatasetFacts) -> str:
+    # Not escaped as HTML: the filters make texts inert, or they stand in fences.
+    environment = Environment(
+        loader=PackageLoader("paraclip_core", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    as_json = partial(json.dumps, ensure_ascii=False, indent=1)
+    environment.filters.update(inert=inert, fenced=fenced, as_text=_as_text, as_json=partial(as_json, sort_keys=True))
+    one, two = facts.steps
     whole = roll_up(facts.licenses)
+    ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
+    shown = ranked[:LICENSES_SHOWN]
+    gates = [step.options.get("gates", {}) for step in facts.steps]
+    return environment.get_template("dataset_card.txt").render(
+        facts=facts,
+        table=table,
+        front_matter=_front_matter(facts, whole),
+        split=next(iter(facts.rows)),
+        columns=[(name, COLUMNS[name]) for name in facts.columns],
+        samples="\n".join(as_json(dict(row)) for row in facts.samples),
+        counts=_counts(facts),
+        rejected=[
+            (where, reason, count)
+            for where, metrics in (
+                ("captions", facts.ingest_metrics),
+                ("paraphrase 1", one.metrics),
+                ("paraphrase 2", two.metrics),
+            )
+            for reason, count in sorted(metrics.get("rejected", {}).items())
+        ],
+        licenses=[(name, count, CLASSES[license_class(name)]) for name, count in shown],
+        more_licenses=len(ranked) - len(shown),
+        strictest=", ".join(inert(name) for name in whole.strictest[:LICENSES_SHOWN]),
+        whole=whole,
+        making=_making(facts),
+        prompts=_prompts(facts),
+        gates=[]
+        if all(of.get("preset") == "off" for of in gates)
+        else [(name, *(_plain(of.get(name)) for of in gates)) for name in sorted({*gates[0], *gates[1]})],
+    )
+
+
+def _front_matter(facts: DatasetFacts, whole: RolledUp) -> str:
     files = [{"split": split, "path": f"data/{split}-*"} for split in facts.rows]
     name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(whole.strictest).lower()).strip("-")[:LICENSE_NAME]
     other: dict[str, Any] = {"license_name": name or "unknown"} if whole.hub == ("other",) else {}
+    rows = sum(facts.rows.values())
     data = DatasetCardData(
         language=list(facts.languages),
         license=whole.hub[0] if len(whole.hub) == 1 else list(whole.hub),
         **other,
         pretty_name=facts.name,
         task_categories=["sentence-similarity", "text-generation"],
-        size_categories=[_size(sum(facts.rows.values()))],
+        size_categories=[next((size for place, size in enumerate(SIZES) if rows < 1000 * 10**place), SIZES[-1])],
         tags=["paraphrase", "image-captions", "clip", *(["synthetic"] if facts.by_model else []), "paraclip"],
         configs=[{"config_name": "default", "data_files": files}],
     )
     return data.to_yaml().strip()
 
 
-def _size(rows: int) -> str:
-    place = next((place for place in range(len(SIZES)) if rows < 1000 * 10**place), len(SIZES) - 1)
-    return SIZES[place]
-
-
-def _load(facts: DatasetFacts) -> str:
-    split = next(iter(facts.rows))
-    python = (
-        "from datasets import load_dataset\n\n"
-        f'rows = load_dataset("PATH_OF_THIS_FOLDER", split="{split}")\n'
-        "print(rows[0])"
-    )
-    sql = (
-        "SELECT caption, paraphrase_1, paraphrase_2\n"
-        f"FROM read_parquet('PATH_OF_THIS_FOLDER/data/{split}-*.parquet') LIMIT 5;"
-    )
-    return f"{fenced(python, 'python')}\n\nOr with DuckDB:\n\n{fenced(sql, 'sql')}"
-
-
-def _samples(facts: DatasetFacts) -> str:
-    lines = [json.dumps(dict(row), ensure_ascii=False, indent=1) for row in facts.samples]
-    return f"The rows with the smallest caption ids, which are hashes.\n\n{fenced(chr(10).join(lines), 'json')}"
-
-
-def _counts(facts: DatasetFacts) -> str:
+def _counts(facts: DatasetFacts) -> list[tuple[str, object]]:
     ingest, (one, two) = facts.ingest_metrics, facts.steps
-    rows: list[tuple[str, object]] = [
+    return [
         ("rows read from the sources", ingest.get("read", "")),
         ("captions kept", ingest.get("accepted", "")),
         ("captions asked for paraphrase 1", one.metrics.get("captions", "")),
         ("captions with an accepted paraphrase 1", one.metrics.get("accepted", "")),
         ("captions with an accepted paraphrase 2", two.metrics.get("accepted", "")),
-        ("left out by opt-outs", facts.opt_outs.rows if facts.opt_outs else 0),
+        ("left out by opt-outs", facts.opt_outs[1] if facts.opt_outs else 0),
         *((f"rows here, {split}", count) for split, count in facts.rows.items()),
     ]
-    refused = [
-        (where, reason, count)
-        for where, metrics in (("captions", ingest), ("paraphrase 1", one.metrics), ("paraphrase 2", two.metrics))
-        for reason, count in sorted(metrics.get("rejected", {}).items())
+
+
+def _making(facts: DatasetFacts) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, list[Any]]] = [
+        ("engine", [step.metrics.get("engine", "") for step in facts.steps]),
+        ("model and revision, or content hash", [step.metrics.get("model", "") for step in facts.steps]),
+        *(
+            (f"sampling, {name}", [step.options.get("sampling", {}).get(name) for step in facts.steps])
+            for name in DRAWING
+        ),
+        *((name, [step.options.get(name) for step in facts.steps]) for name in ABOUT_ASKING),
     ]
-    rejects = table(("where", "reason", "rejected"), refused) if refused else "Nothing was rejected."
-    return (
-        f"{table(('what', 'count'), rows)}\n\nRejected, by reason (an answer that was asked for again is counted each "
-        f"time):\n\n{rejects}"
-    )
-
-
-def _lengths(facts: DatasetFacts) -> str:
-    rows = [(name, of.least, of.median, f"{of.mean:.2f}", of.p95, of.most) for name, of in facts.words.items()]
-    return table(("column", "min", "median", "mean", "p95", "max"), rows)
-
-
-def _licenses(facts: DatasetFacts) -> str:
-    whole = roll_up(facts.licenses)
-    ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(name, count, CLASSES[license_class(name)]) for name, count in ranked[:LICENSES_SHOWN]]
-    more = f"\n\nAnd {len(ranked) - len(rows)} more." if len(ranked) > len(rows) else ""
-    strictest = ", ".join(inert(name) for name in whole.strictest[:LICENSES_SHOWN])
-    notes = "".join(f"\n- {note}" for note in whole.notes)
-    terms = "The terms of the language model that wrote the paraphrases"
-    if not facts.by_model:
-        terms = "Those of the file of paraphrases"
-    return (
-        f"{table(('license as stated', 'rows', 'class'), rows)}{more}\n\nThe whole is under the strictest of them: "
-        f"**{strictest}** ({whole.kind}). Each row names its own in the column `license`. {terms} may apply besides."
-        f"{chr(10) + notes if notes else ''}"
-    )
-
-
-def _making(facts: DatasetFacts) -> str:
-    one, two = facts.steps
-    rows = [
-        ("engine", one.metrics.get("engine", ""), two.metrics.get("engine", "")),
-        ("model and revision, or content hash", one.metrics.get("model", ""), two.metrics.get("model", "")),
-    ]
-    drawn = [
-        (f"sampling, {name}", *(step.options.get("sampling", {}).get(name) for step in (one, two))) for name in DRAWING
-    ]
-    asked = [(name, *(step.options.get(name) for step in (one, two))) for name in ABOUT_ASKING]
-    rows += [
-        (name, _plain(first), _plain(second))
-        for name, first, second in drawn + asked
-        if (first, second) != (None, None)
-    ]
-    how = (
-        "A language model wrote them in two steps, one request for each different text."
-        if facts.by_model
-        else "The paraphrases were given in a file, whose content hash stands below; no model was asked."
-    )
-    return f"{how}\n\n{table(('option', 'step 1', 'step 2'), rows)}"
+    return [(name, *map(_plain, cells)) for name, cells in rows if cells != [None, None]]
 
 
 def _plain(value: object) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _prompts(facts: DatasetFacts) -> str:
-    parts = [_prompt(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
+def _prompts(facts: DatasetFacts) -> list[tuple[str, PromptTemplate]]:
+    parts = [(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
     if any(step.options.get("synonyms") for step in facts.steps):
         drawn = ", ".join(f"{name} {getattr(WORD_SAMPLING, name):g}" for name in DRAWING)
-        parts.append(_prompt(f"Single words, drawn with {drawn}", THESAURUS))
-    return "\n\n".join(parts) or "None: no model was asked."
+        parts.append((f"Single words, drawn with {drawn}", THESAURUS))
+    return parts
 
 
-def _prompt(what: str, prompt: PromptTemplate) -> str:
-    text = "\n".join(f"{role}: {words}" for role, words in prompt.messages("{}"))
-    return f"{what}, prompt {inert(prompt.id)}; the text goes where `{{}}` stands:\n\n{fenced(text)}"
-
-
-def _gates(facts: DatasetFacts) -> str:
-    one, two = (dict(step.options.get("gates", {})) for step in facts.steps)
-    if one.get("preset") == two.get("preset") == "off":
-        return "Off: every answer that is not empty was kept."
-    rows = [(name, _plain(one.get(name)), _plain(two.get(name))) for name in sorted(one | two)]
-    return "An answer is kept if it passes every gate; these are the thresholds.\n\n" + table(
-        ("option", "step 1", "step 2"), rows
-    )
-
-
-def _removal(facts: DatasetFacts) -> str:
-    outs = facts.opt_outs
-    done = (
-        "No opt-out list was given."
-        if outs is None
-        else f"Rows left out because of a list of {outs.entries} opt-outs: {outs.rows}."
-    )
-    where = facts.contact or "open a discussion on this data set's page, or write to whoever published it"
-    return (
-        f"{done}\n\nTo have your caption or image removed: {where}. Name the caption id, the image id or the exact "
-        "caption; no reason is needed. The publisher adds it to the opt-out list and exports the data set again "
-        "(`paraclip export-dataset --opt-outs FILE`), so every later version leaves those rows out."
-    )
-
-
-def _origin(facts: DatasetFacts) -> str:
-    options = json.dumps(dict(facts.ingest_options), ensure_ascii=False, indent=1, sort_keys=True)
-    parts = [
-        table(("artifact", "fingerprint"), list(facts.fingerprints.items())),
-        f"Options of reading and filtering the captions:\n\n{fenced(options, 'json')}",
-        table(("software", "version"), sorted(facts.versions.items())),
-    ]
-    if facts.models:
-        links = ", ".join(f"[{inert(name)}](https://huggingface.co/{name})" for name in facts.models)
-        parts.append(f"Models that were tuned on it: {links}.")
-    return "\n\n".join(parts)
+def _as_text(prompt: PromptTemplate) -> str:
+    return "\n".join(f"{role}: {words}" for role, words in prompt.messages("{}"))

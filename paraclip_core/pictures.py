@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import OPTIONS, match_column, usual_column
+from paraclip_core.captions.readers.columns import match_column
 from paraclip_core.errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -37,16 +37,16 @@ def picture_column(schema: pa.Schema, wanted: str | None = None, where: str = "t
     `where` names the table in the message.
     """
     pictures = [field.name for field in schema if is_picture(field.type)]
-    if wanted is not None and (chosen := match_column(pictures, wanted, f"{OPTIONS}.image", where)) is not None:
+    if wanted is not None and (chosen := match_column(pictures, wanted)) is not None:
         return chosen
     exact = next((name for name in USUAL if name in pictures), None)
     structs = [field.name for field in schema if is_picture(field.type) and pa.types.is_struct(field.type)]
     if exact is None and len(structs) == 1:
         return structs[0]
-    usual = usual_column(pictures, USUAL, "image", where)
+    usual = match_column(pictures, *USUAL)
     if usual is None and len(structs) > 1:
         names = ", ".join(map(repr, structs))
-        raise InputError(f"{where}: the columns {names} hold pictures; name one in {OPTIONS}.image")
+        raise InputError(f"{where}: the columns {names} hold pictures; name one in data.sources[].columns.image")
     return usual
 
 
@@ -61,14 +61,6 @@ def holds_pictures(path: Path, wanted: str | None = None) -> bool:
 def listed_types(schema: pa.Schema) -> str:
     """The columns with their types, for a message."""
     return ", ".join(f"{field.name!r} ({field.type})" for field in schema)
-
-
-def picture_candidates(path: Path) -> str:
-    """The columns of a Parquet file in which pictures were looked for; none of a file that cannot be read."""
-    try:
-        return listed_types(pq.read_schema(path, memory_map=True))
-    except (pa.ArrowException, OSError):
-        return ""
 
 
 def picture_bytes(column: pa.Array) -> pa.Array:

@@ -53,14 +53,13 @@ def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None
     return list(dict.fromkeys(pairs))
 
 
-def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu", seed: int = 0) -> Audit:
+def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
     """Measure the models of a target; where base and tuned are one model, that one alone.
 
     Args:
         target: models and index.
         entries: queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
         device: auto, cpu, cuda or cuda:N.
-        seed: of the intervals' draws.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
@@ -68,7 +67,7 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
         del models["tuned"]
     if entries is None:
         entries = queries_of_index(target, searcher, models["base"])
-    return audit_index(searcher, models, entries, seed)
+    return audit_index(searcher, models, entries)
 
 
 def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:

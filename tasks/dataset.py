@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,7 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
-from paraclip_core.dataset_card import (
-    DatasetFacts,
-    OptOutFacts,
-    StepFacts,
-    WordStatistics,
-    dataset_card,
-    word_statistics,
-)
+from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.licenses import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
@@ -39,7 +31,6 @@ TEXTS = ("caption", "paraphrase_1", "paraphrase_2")
 SIMILARITIES = ("similarity_1", "similarity_2")
 SPLITS = {"val": "validation"}
 """Names that other libraries expect, where they differ from ours."""
-ID_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -113,10 +104,16 @@ def export_dataset(
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)
     steps = _step(first, 1, settings), _step(artifact, 2, settings)
-    schema = output_schema(artifact.path / "paraphrases")
-    outs, tally = OptOuts(opt_outs or ()), Tally()
+    schema, outs = output_schema(artifact.path / "paraphrases"), OptOuts(opt_outs or ())
+    samples: list[dict[str, Any]] = []
     with atomic_folder(folder) as draft:
-        rows = _write_rows(artifact, captions, ShardWriter(draft / "data", schema, shard_rows), outs, tally)
+        shards = ShardWriter(draft / "data", schema, shard_rows)
+        for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
+            published = outs.without(_with_hex_ids(batch))
+            samples += published.slice(0, SAMPLES - len(samples)).select(schema.names).to_pylist()
+            shards.write(published)
+        if not (rows := shards.close()):
+            raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
         licenses = frequent_values(draft / "data", "license", MANY_LICENCES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
@@ -125,10 +122,9 @@ def export_dataset(
             ingest_options=captions.manifest.options,
             ingest_metrics=captions.manifest.metrics,
             steps=steps,
-            words=tally.words(),
-            samples=tally.samples,
+            samples=samples,
             licenses=licenses,
-            opt_outs=None if opt_outs is None else OptOutFacts(len(outs.entries), outs.rows),
+            opt_outs=None if opt_outs is None else (len(outs.entries), outs.rows),
             fingerprints={made.stage: made.fingerprint for made in (captions, first, artifact)},
             versions=artifact.manifest.versions,
             languages=languages,
@@ -139,19 +135,6 @@ def export_dataset(
         write_atomic(draft / "README.md", lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return ExportedDataset(files, rows, roll_up(licenses), outs.rows, outs.unmatched)
-
-
-def _write_rows(
-    artifact: Artifact, captions: Artifact, shards: ShardWriter, outs: OptOuts, tally: Tally
-) -> dict[str, int]:
-    for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
-        published = _with_hex_ids(outs.without(batch))
-        if published.num_rows:
-            tally.note(published, shards.schema.names)
-            shards.write(published)
-    if not (rows := shards.close()):
-        raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
-    return rows
 
 
 def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:
@@ -251,24 +234,20 @@ class OptOuts:
         """A caption counts as it is in the data set, or as it was before it was cleaned."""
         self.entries = tuple(entries)
         self.rows = 0
-        ids = [(bytes.fromhex(entry), entry) for entry in entries if _is_id(entry)]
-        texts = [(text, entry) for entry in entries for text in (entry, clean(entry))]
-        self._named: dict[str, dict[Any, set[str]]] = {
-            "caption_id": _grouped(ids),
-            "image_id": _grouped((entry, entry) for entry in entries),
-            "caption": _grouped(texts),
-        }
-        self._sets = {name: pa.array(list(of)) for name, of in self._named.items() if of}
+        self._named: dict[str, set[str]] = {}
+        for entry in entries:
+            for form in (entry, entry.lower(), clean(entry)):
+                self._named.setdefault(form, set()).add(entry)
+        self._forms = pa.array(list(self._named), pa.string())
         self._matched: set[str] = set()
 
     def without(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows that nothing names."""
+        """The rows whose caption id (in hexadecimal digits), image id and caption nothing names."""
         named = pa.repeat(pa.scalar(False), batch.num_rows)
-        for name, values in self._sets.items():
-            column = batch.column(name).cast(values.type)
-            places = _compute("index_in", column, value_set=values)
+        for name in ("caption_id", "image_id", "caption"):
+            places = _compute("index_in", batch.column(name).cast(pa.string()), value_set=self._forms)
             for place in places.drop_null().unique().to_pylist():
-                self._matched |= self._named[name][values[place].as_py()]
+                self._matched |= self._named[self._forms[place].as_py()]
             named = _compute("or_", named, places.is_valid())
         others = batch.filter(_compute("invert", named))
         self.rows += batch.num_rows - others.num_rows
@@ -278,17 +257,6 @@ class OptOuts:
     def unmatched(self) -> list[str]:
         """Entries that named no row, in the list's order."""
         return [entry for entry in self.entries if entry not in self._matched]
-
-
-def _is_id(entry: str) -> bool:
-    return len(entry) == ID_DIGITS and all(digit in "0123456789abcdefABCDEF" for digit in entry)
-
-
-def _grouped(pairs: Any) -> dict[Any, set[str]]:
-    entries: dict[Any, set[str]] = {}
-    for value, entry in pairs:
-        entries.setdefault(value, set()).add(entry)
-    return entries
 
 
 class ShardWriter:
@@ -319,31 +287,6 @@ class ShardWriter:
             for shard in shards:
                 shard.rename(shard.with_name(f"{shard.stem}-of-{len(shards):05d}.parquet"))
         return counts
-
-
-class Tally:
-    """Words of each text column, and a few samples, from batches that pass by."""
-
-    def __init__(self) -> None:
-        """Nothing has passed yet."""
-        self._words: dict[str, Counter[int]] = {name: Counter() for name in TEXTS}
-        self.samples: list[dict[str, Any]] = []
-        """The rows with the smallest caption ids; of rewrites of one caption, the first in the alphabet."""
-
-    def note(self, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
-        """Count a batch; samples show `columns`."""
-        for name, counts in self._words.items():
-            lengths = _compute("list_value_length", _compute("utf8_split_whitespace", batch.column(name)))
-            for entry in _compute("value_counts", lengths).to_pylist():
-                counts[entry["values"]] += entry["counts"]
-        order = ("caption_id", *TEXTS)
-        first = _compute("select_k_unstable", batch, k=SAMPLES, sort_keys=[(name, "ascending") for name in order])
-        rows = self.samples + batch.select(list(columns)).take(first).to_pylist()
-        self.samples = sorted(rows, key=lambda row: [row[name] for name in order])[:SAMPLES]
-
-    def words(self) -> Mapping[str, WordStatistics]:
-        """Statistics of each text column."""
-        return {name: word_statistics(counts) for name, counts in self._words.items()}
 
 
 def _compute(function: str, *values: Any, **options: Any) -> Any:

@@ -26,10 +26,9 @@ from paraclip_core.captions.survey import missing_images
 from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
-from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.intervals import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.pool import ImagePool
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
@@ -41,8 +40,6 @@ LOOKED_UP, MOST_LOOKED_UP = 16, 1000
 """Images of an archive that are looked up, of each batch of captions and of all."""
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
-
-
 OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
 ENGLISH, OTHERS = (
     rf"(?i)\b(?:{words})\b"
@@ -78,14 +75,6 @@ class Census:
         self._ids: list[str] = []
         self._captions: list[str] = []
         self._images: list[pa.Array] = []
-
-    @classmethod
-    def of(cls, settings: Settings, folder: Path) -> Census:
-        """The ingested captions in a folder."""
-        census = cls(settings)
-        for batch in iter_batches(folder / "captions", COLUMNS):
-            census.note(batch)
-        return census
 
     @property
     def splits(self) -> Counter[str]:
@@ -154,17 +143,19 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def _check(run: Run, folder: Path, planned: bool) -> list[str]:
     settings, scenes = run.settings, _finished(run, "scenes")
-    census = Census.of(settings, folder)
+    census, notices = Census(settings), []
+    for batch in iter_batches(folder / "captions", COLUMNS):
+        census.note(batch)
     # Where nothing is accepted, ingest says why.
     if not census.rows:
         return []
     _check_training(census)
     _check_split(settings, census)
-    notices = _check_language(run, census)
+    notices += _check_language(run, census)
     if settings.data.scenes is None or scenes is not None:
         notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
         tasks, _ = benchmark_tasks(settings, scenes, census.stored)
-        notices += _shows(tasks, settings.evaluate.confidence) if planned else []
+        notices += _shows(tasks) if planned else []
     return notices + check_drift(run)
 
 
@@ -259,13 +250,13 @@ def _check_split(settings: Settings, census: Census) -> None:
         )
 
 
-def _shows(tasks: Sequence[Prepared], confidence: float) -> list[str]:
+def _shows(tasks: Sequence[Prepared]) -> list[str]:
     """What each benchmark of pairs can show."""
     notices = []
     for task in tasks:
         if images := len(set(task.task.pairs)):
-            half = expected_half(images, len(task.task.pairs), confidence)
-            needed = images_needed(images, half, confidence)
+            half = expected_half(images, len(task.task.pairs))
+            needed = images_needed(images, half)
             notices.append(
                 f"validation: {task.name} has {len(task.task.pairs):,} pairs of {images:,} images; expect AO@10 "
                 f"± {half:.1f} points. A gain of {GAIN:g} points needs about {needed:,} images, so they are "

@@ -16,6 +16,7 @@ from paraclip.storage.roots import open_generations
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import step_batches
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.demo.synonyms import swappable
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
@@ -211,7 +212,7 @@ class MissingRequests:
         return lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())
 
     def _spec(self, step: int) -> JudgeSpec:
-        return judge_spec(self.paraphraser, step, self.run.settings.data.context_length)
+        return judge_spec(self.paraphraser, step, CONTEXT_LENGTH)
 
     def _tables(self, step: int, rows: Batches) -> tuple[StepTables, JudgeSpec]:
         spec = self._spec(step)

@@ -15,6 +15,7 @@ from paraclip.storage.generations import GenerationStore
 from paraclip.storage.roots import open_generations
 from paraclip.tasks.run.run import Run
 from paraclip_core.captions.clean import clean, cleaned
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import SamplingOptions
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms
 from paraclip_core.errors import ConfigError
@@ -220,7 +221,7 @@ class _Trial:
         return attempts
 
     def _spec(self, step: int) -> JudgeSpec:
-        return judge_spec(self._paraphraser, step, self._run.settings.data.context_length)
+        return judge_spec(self._paraphraser, step, CONTEXT_LENGTH)
 
     def _attempt(
         self, request: RequestKeys, asked: Request, cached: bool, candidates: list[Candidate], verdict: Verdict

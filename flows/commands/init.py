@@ -37,6 +37,8 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a folder of captions and images, and write a configuration for it."""
+    import yaml
+
     from paraclip.storage.files import write_atomic
     from paraclip_core.captions.survey import survey
     from paraclip_core.clip.reference import check_reference
@@ -52,7 +54,7 @@ def init(
     columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
     text = _configuration(overview, name, base)
-    _check(text, output)
+    parse_settings(yaml.safe_load(text), str(output))
     write_atomic(output, lambda file: file.write(text.encode()))
     if as_json:
         print_json(_facts(overview, output))
@@ -61,12 +63,6 @@ def init(
         say(line)
     say(f"wrote {output}")
     say_next("plan", "-c", str(output))
-
-
-def _check(text: str, output: Path) -> None:
-    import yaml
-
-    parse_settings(yaml.safe_load(text), str(output))
 
 
 def _facts(overview: Survey, output: Path) -> dict[str, Any]:
@@ -81,7 +77,7 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
         "captions": dict(overview.counts.splits),
         "images": {split: len(ids) for split, ids in overview.images.items()},
         "images_missing": overview.missing,
-        "shared_by_splits": overview.shared.notices if overview.shared is not None else [],
+        "shared_by_splits": overview.shared.notices,
         "unused": overview.unused,
     }
 
@@ -91,22 +87,21 @@ def _lines(overview: Survey) -> list[str]:
     counts, sources = overview.counts, overview.data.sources
     rejected = listed_reasons(counts.rejected)
     places = dict.fromkeys(source.images or f"in {source.path}" for source in sources)
+    held, splits = (
+        overview.data.held_out,
+        ", ".join(f"{split} {count}" for split, count in sorted(counts.splits.items())),
+    )
     lines = [
         f"captions: {', '.join(source.path for source in sources)}: {counts.accepted} of {counts.read} rows"
         + (f" (left out: {rejected})" if rejected else ""),
-        *([f"columns: {_columns(overview)}"] if overview.columns else []),
         f"images: {', '.join(places)}: "
         + ", ".join(f"{len(ids)} {split}" for split, ids in sorted(overview.images.items())),
-        f"splits: {_splits(overview)}",
+        f"splits: {splits} captions" + (f"; {held:.0%} of the images are held out as val" if held else ""),
     ]
     if overview.missing:
-        lines.append(
-            f"{len(overview.missing)} of {overview.looked_up} images that were looked up are not there, the first is "
-            f"{overview.missing[0]!r}"
-        )
-    if overview.shared is not None:
-        refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
-        lines += [f"{notice}{refused}" for notice in overview.shared.notices]
+        lines.append(f"{len(overview.missing)} of the first images are not there, such as {overview.missing[0]!r}")
+    refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
+    lines += [f"{notice}{refused}" for notice in overview.shared.notices]
     if overview.unused:
         lines.append(f"not used, for they name no image: {', '.join(overview.unused)}")
     if overview.split is None:
@@ -116,38 +111,21 @@ def _lines(overview: Survey) -> list[str]:
     return lines
 
 
-def _columns(overview: Survey) -> str:
-    columns = overview.columns
-    assert columns is not None
-    roles = {"caption": columns.captions, "image": (columns.path,), "split": (columns.split,)}
-    roles["license"] = (columns.licence,)
-    named = {role: [name for name in names if name] for role, names in roles.items()}
-    return ", ".join(f"{role} {' '.join(map(repr, names))}" for role, names in named.items() if names)
-
-
-def _splits(overview: Survey) -> str:
-    counts = ", ".join(f"{split} {count}" for split, count in sorted(overview.counts.splits.items()))
-    held = overview.data.held_out
-    return f"{counts} captions" + (f"; {held:.0%} of the images are held out as val" if held else "")
-
-
 def _configuration(overview: Survey, name: str, base: str) -> str:
     """The YAML; names of files are quoted as JSON, which YAML reads."""
+    schema, held = next(iter(shipped_configs().values())).with_name("schema.json"), overview.data.held_out
+    held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
     return (
-        f"{_schema()}# Written by `paraclip init`. All options: `paraclip config schema`.\n"
+        f"# yaml-language-server: $schema={schema}\n"
+        f"# Written by `paraclip init`. All options: `paraclip config schema`.\n"
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
-        f"  sources:\n{_sources(overview)}{_held_out(overview)}"
+        f"  sources:\n{_sources(overview)}{held_out}"
         f"paraphrase:\n{_engine()}"
         f"model:\n  # embedded: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
     )
-
-
-def _schema() -> str:
-    path = next(iter(shipped_configs().values())).with_name("schema.json")
-    return f"# yaml-language-server: $schema={path}\n" if path.is_file() else ""
 
 
 def _sources(overview: Survey) -> str:
@@ -158,11 +136,6 @@ def _sources(overview: Survey) -> str:
         lines.append("    - " + "\n      ".join(f"{key}: {_quoted(value)}" for key, value in options.items()))
     lines[0] += "  # of rows that state none, e.g. CC-BY-4.0; report and model card name it"
     return "\n".join(lines) + "\n"
-
-
-def _held_out(overview: Survey) -> str:
-    share = overview.data.held_out
-    return f"  held_out: {share}  # share of the images to evaluate; no column says a split\n" if share else ""
 
 
 def _engine() -> str:

@@ -16,7 +16,7 @@ Every row that is not kept gets one of these reason codes and a detail:
 ``missing_field``  the row has no caption, or does not fit the file's columns
 ``bad_json``       the line is not JSON
 ``bad_member``     a tar member is too large or not what its name says
-``too_long``       more than `max_chars` characters; nothing else looks at such a caption
+``too_long``       more than 2,000 characters; nothing else looks at such a caption
 ``empty``          nothing is left after cleaning
 ``too_few_words``  fewer than `min_words` words, see :func:`count_words`
 ``too_many_words`` more than `max_words` of them
@@ -44,7 +44,7 @@ REASONS = (
     "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
     "too_many_words", "unknown_split", "no_image", "image_conflict", "duplicate", "unreadable",
 )  # fmt: skip
-OPTIONS = {"too_long": "data.max_chars", "too_few_words": "data.min_words", "too_many_words": "data.max_words"}
+OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"}
 """The option behind a reason."""
 
 SPLITS = {
@@ -56,6 +56,7 @@ EAST = r"\p{Han}\p{Hiragana}\p{Katakana}\N{KATAKANA-HIRAGANA PROLONGED SOUND MAR
 SOUTH_EAST = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 EAST_LETTERS, SOUTH_EAST_LETTERS = 2, 4
 """Characters of a word, about."""
+MOST_CHARACTERS = 2000
 
 _RUN = regex.compile(f"([{EAST}]+)|[{SOUTH_EAST}]+")
 _OTHER = regex.compile(r"\w+")
@@ -83,15 +84,13 @@ def _unescape(text: str) -> str:
 
 def cleaned(raw: str, options: DataOptions) -> tuple[str, tuple[str, str] | None]:
     """The cleaned caption, and reason and detail where a filter that looks at one caption alone stops it."""
-    if len(raw) > options.max_chars:
-        return "", ("too_long", f"{len(raw)} characters, at most {options.max_chars} (data.max_chars)")
+    if len(raw) > MOST_CHARACTERS:
+        return "", ("too_long", f"{len(raw)} characters, at most {MOST_CHARACTERS}")
     text = clean(raw)
-    count = count_words(text, options.unspaced_scripts)
     if not text:
         return text, ("empty", "nothing is left after cleaning")
-    if count < options.min_words:
-        hint = "; see data.unspaced_scripts" if is_unspaced(text) and not options.unspaced_scripts else ""
-        return text, ("too_few_words", f"{count} words, at least {options.min_words} (data.min_words){hint}")
+    if (count := count_words(text)) < options.min_words:
+        return text, ("too_few_words", f"{count} words, at least {options.min_words} (data.min_words)")
     if count > options.max_words:
         return text, ("too_many_words", f"{count} words, at most {options.max_words} (data.max_words)")
     return text, None
@@ -103,18 +102,13 @@ def listed_reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n}" + (f" ({OPTIONS[reason]})" if reason in OPTIONS else "") for reason, n in ranked)
 
 
-def is_unspaced(text: str) -> bool:
-    """Whether a cleaned text has words that no blanks separate."""
-    return not text.isascii() and _RUN.search(text) is not None
-
-
-def count_words(text: str, unspaced: bool = False) -> int:
+def count_words(text: str) -> int:
     """Words of a cleaned text: its blank-separated pieces.
 
-    With `unspaced` a piece in a script without blanks counts as a word for every two Chinese or Japanese characters,
-    or four letters of Thai, Lao, Khmer or Burmese, begun ones included.
+    A piece in a script without blanks counts as a word for every two Chinese or Japanese characters, or four letters of
+    Thai, Lao, Khmer or Burmese, begun ones included.
     """
-    if not unspaced or not is_unspaced(text):
+    if text.isascii() or _RUN.search(text) is None:
         return text.count(" ") + 1
     return sum(_words_of(piece) for piece in text.split(" "))
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import cleaned, configured_split, split_name
+from paraclip_core.captions.clean import cleaned, split_name
 from paraclip_core.captions.rows import Outcome, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, detect, read
 from paraclip_core.captions.tokens import Tokenizer
@@ -21,9 +21,6 @@ from paraclip_core.config import DataOptions
 from paraclip_core.errors import InputError
 
 Keys = npt.NDArray[np.uint64]
-
-_PARTS_BITS = 4
-_LENGTHS = [n.to_bytes(8, "little") for n in range(8192)]
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What mends a clash of image ids."""
@@ -41,10 +38,8 @@ class CaptionPipeline:
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
         """Prepare for `files`, whose archives of images decide whether image ids can clash."""
-        for file in files:
-            configured_split(file.options.split)
         self._options = options
-        self._tokenizer = Tokenizer(options.context_length)
+        self._tokenizer = Tokenizer()
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
         self._evaluated = {split: KeySet() for split in ("val", "test")}
         self._trains_images = any(file.images is not None for file in files)
@@ -76,12 +71,13 @@ class CaptionPipeline:
 
     def restore(self, accepted: pa.RecordBatch) -> None:
         """Remember captions that an earlier try accepted (columns caption_id, image_id, image_path, images, split)."""
-        self._captions.add(id_keys(accepted.column("caption_id").to_pylist()))
+        splits = accepted.column("split").to_pylist()
+        self._captions.add(_row_keys(accepted.column("caption_id").to_pylist(), splits))
         ids, paths, groups = (accepted.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
         for group in sorted({group for group in groups if group is not None}):
             mine = [of == group for of in groups]
             self._own(list(compress(ids, mine)), list(compress(paths, mine)), group)
-        self._note_splits(ids, accepted.column("split").to_pylist())
+        self._note_splits(ids, splits)
 
     def _outcome(self, batch: RowBatch, file: SourceFile) -> Outcome:
         batch.drop_undecodable()
@@ -90,7 +86,7 @@ class CaptionPipeline:
         texts = self._cleaned(batch, file.split, file.images)
         texts = self._without_conflicts(batch, texts, file)
         ids = caption_ids(batch.image_ids, texts)
-        new = self._captions.add(id_keys(ids)).tolist()
+        new = self._captions.add(_row_keys(ids, batch.splits)).tolist()
         if not all(new):
             for n in compress(range(len(batch)), map(not_, new)):
                 batch.reject(n, "duplicate", "the same caption of the same image came before")
@@ -214,23 +210,28 @@ def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
 
 
 def caption_ids(image_ids: list[str | None], texts: list[str]) -> list[bytes]:
-    """`tables.text_hash(image_id, caption)` of each row, with its length prefixes looked up."""
-    nothing = _LENGTHS[1] + b"\xff"
-    ids = []
-    for image, text in zip(image_ids, texts, strict=True):
-        raw = text.encode()
-        head = nothing if image is None else _with_length(image.encode())
-        ids.append(blake2b(head + _with_length(raw), digest_size=16).digest())
-    return ids
+    """`tables.text_hash(image_id, caption)` of each row, in one call of the hash."""
+    return [
+        blake2b(
+            _with_length(b"\xff" if image is None else image.encode()) + _with_length(text.encode()), digest_size=16
+        ).digest()
+        for image, text in zip(image_ids, texts, strict=True)
+    ]
 
 
 def _with_length(raw: bytes) -> bytes:
-    return (_LENGTHS[len(raw)] if len(raw) < len(_LENGTHS) else len(raw).to_bytes(8, "little")) + raw
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def id_keys(ids: Sequence[bytes]) -> Keys:
     """The first eight bytes of each id. Two of ten million captions share them with probability 3e-6."""
     return np.frombuffer(b"".join(ids), dtype="<u8")[::2].astype(np.uint64)
+
+
+def _row_keys(ids: Sequence[bytes], splits: Sequence[str | None]) -> Keys:
+    """The ids' keys, others for rows that are held out: one that is trained on, too, is no duplicate but leakage."""
+    held_out = np.array([split != "train" for split in splits], np.bool_)
+    return np.where(held_out, ~id_keys(ids), id_keys(ids))
 
 
 def text_keys(texts: Sequence[str], salt: str = "") -> Keys:
@@ -241,67 +242,34 @@ def text_keys(texts: Sequence[str], salt: str = "") -> Keys:
 
 
 class KeySet:
-    """Keys in sorted runs, which are merged when the newer one has grown to half of the older.
-
-    The key space is cut into 16 parts by the top bits, so that a merge copies a sixteenth of the keys at most: ten
-    million keys need 80 MB and 10 MB more at the peak. Keys must be spread evenly, as hashes are.
-    """
+    """Distinct keys (8 bytes each) in sorted runs; the newest is merged when it has grown to half of the one before."""
 
     def __init__(self) -> None:
         """Start empty."""
-        self._parts: list[list[Keys]] = [[] for _ in range(1 << _PARTS_BITS)]
-        self._count = 0
+        self._runs: list[Keys] = []
 
     def __len__(self) -> int:
         """Number of different keys."""
-        return self._count
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the keys take."""
-        return sum(run.nbytes for part in self._parts for run in part)
+        return sum(map(len, self._runs))
 
     def add(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Add keys (uint64, [n]); returns bool [n], True where a key comes for the first time, within `keys` too."""
         unique, first = np.unique(keys, return_index=True)
-        fresh = ~self._members(unique)
-        self._insert(unique[fresh])
+        fresh = ~self.contains(unique)
         new = np.zeros(len(keys), dtype=np.bool_)
         new[first[fresh]] = True
+        if fresh.any():
+            self._runs.append(unique[fresh])
+            while len(self._runs) > 1 and 2 * len(self._runs[-1]) >= len(self._runs[-2]):
+                merged = np.concatenate([self._runs.pop(), self._runs.pop()])
+                merged.sort()
+                self._runs.append(merged)
         return new
 
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """bool [n], True where a key is in the set."""
-        unique, inverse = np.unique(keys, return_inverse=True)
-        return self._members(unique)[inverse]
-
-    def _members(self, unique: Keys) -> npt.NDArray[np.bool_]:
-        members = np.zeros(len(unique), dtype=np.bool_)
-        for part, piece in enumerate(_parts_of(unique)):
-            keys = unique[piece]
-            for run in self._parts[part]:
-                places = np.searchsorted(run, keys)
-                np.minimum(places, len(run) - 1, out=places)
-                members[piece] |= run[places] == keys
+        members = np.zeros(len(keys), dtype=np.bool_)
+        for run in self._runs:
+            places = np.minimum(np.searchsorted(run, keys), len(run) - 1)
+            members |= run[places] == keys
         return members
-
-    def _insert(self, fresh: Keys) -> None:
-        self._count += len(fresh)
-        for part, piece in enumerate(_parts_of(fresh)):
-            if piece.start == piece.stop:
-                continue
-            runs = self._parts[part]
-            runs.append(fresh[piece].copy())
-            while len(runs) > 1 and 2 * len(runs[-1]) >= len(runs[-2]):
-                newer, older = runs.pop(), runs.pop()
-                merged = np.concatenate([older, newer])
-                merged.sort()
-                runs.append(merged)
-
-
-def _parts_of(unique: Keys) -> list[slice]:
-    """Where each part's keys lie among sorted keys."""
-    parts = 1 << _PARTS_BITS
-    starts = np.arange(1, parts, dtype=np.uint64) << np.uint64(64 - _PARTS_BITS)
-    edges = [0, *np.searchsorted(unique, starts).tolist(), len(unique)]
-    return [slice(edges[n], edges[n + 1]) for n in range(parts)]

@@ -30,7 +30,7 @@ from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paths import below, user_path
-from paraclip_core.pictures import holds_pictures, picture_candidates
+from paraclip_core.pictures import holds_pictures
 from paraclip_core.plugins import import_path, module_source
 
 SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
@@ -94,16 +94,11 @@ def detect(path: Path) -> str:
     for name, reader in READERS.items():
         if reader.is_json is not None and reader.is_json(start):
             return name
-    raise InputError(
-        f"{path} is JSON, but neither Karpathy's (images with sentences) nor COCO's (annotations) nor one object a "
-        "line; set data.sources[].format to karpathy, coco or jsonl"
-    )
+    raise InputError(f"cannot tell the format of {path}; set data.sources[].format to karpathy, coco or jsonl")
 
 
 def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     """Rows of a file in format `form`, batch by batch."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder without any caption file; expected {', '.join(SUFFIXES)}")
     need_file(path)
     reader = READERS.get(form)
     return _own_reader(form)(path, options) if reader is None else reader.read(path, options)
@@ -114,7 +109,9 @@ def need_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
-        raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
+        raise InputError(
+            f"{path} is no file; expected captions in a file, or a folder that holds {', '.join(SUFFIXES)}"
+        )
 
 
 def own_reader_source(form: str) -> bytes:
@@ -178,32 +175,6 @@ def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None
     return [file for source in sources for file in _files(root, source, own)]
 
 
-def overlooked(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[str]:
-    """Plain texts of folders that are not read because the folder holds structured files, relative to `root`, sorted.
-
-    They may be captions, so a user should hear of them.
-    """
-    names: list[str] = []
-    for source in sources:
-        if source.format == "auto" and (root / user_path(source.path)).is_dir():
-            shown = _shown(root, source, own)
-            if _structured(shown):
-                names += [path.relative_to(root).as_posix() for path in _texts(shown)]
-    return sorted(names)
-
-
-def without_images(files: Sequence[SourceFile]) -> str | None:
-    """What to tell a user of sources of which none has images; None where one has."""
-    if any(file.images is not None for file in files):
-        return None
-    tables = [(file.name, picture_candidates(file.path)) for file in files if file.form == "parquet"]
-    hint = "".join(f"; {name} has {columns}" for name, columns in tables[:1] if columns)
-    return (
-        "no source has images, so that its captions can be paraphrased but not trained on; expected "
-        f"data.sources[].images, webdataset tars, or Parquet with a column of pictures, one a row{hint}"
-    )
-
-
 def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[SourceFile]:
     path = root / user_path(source.path)
     if not path.is_dir():
@@ -211,7 +182,8 @@ def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[Sour
         return
     files = _shown(root, source, own)
     if source.format == "auto":
-        files = _structured(files) or _texts(files)
+        texts = [p for p in files if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]
+        files = _structured(files) or texts
     elif ":" not in source.format:
         expected = "json" if source.format in ("coco", "karpathy") else source.format
         files = [file for file in files if named_format(file) == expected]
@@ -249,7 +221,3 @@ def _structured(files: list[Path]) -> list[Path]:
         and not path.name.endswith("_stats.json")
         and not (form == "parquet" and path.with_suffix("") in tars)
     ]
-
-
-def _texts(files: list[Path]) -> list[Path]:
-    return [p for p in files if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]

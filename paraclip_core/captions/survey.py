@@ -1,4 +1,4 @@
-"""What a folder of a user's data holds: the captions, which columns count, where the images lie, and the splits.
+"""What a folder of a user's data holds: the captions, where the images lie, and the splits.
 
 Files and columns are found as the readers find them, so what is said here is what ingest will do.
 """
@@ -11,16 +11,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from paraclip_core.captions.clean import split_name
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.readers.columns import Columns, find_columns
-from paraclip_core.captions.readers.text import csv_records, tsv_records
 from paraclip_core.captions.rows import Counts, RowBatch
 from paraclip_core.captions.sources import SourceFile, expand, named_format, read, shard_split
 from paraclip_core.clip.images import ImageArchive, holds_any
@@ -35,33 +32,25 @@ LEAST_IMAGES = 10
 SHOWN = 5
 
 
-_Counted: TypeAlias = tuple[Counts, dict[str, Counter[str]], list[pa.RecordBatch]]
-"""What became of the rows, the images of each split, and the accepted rows."""
-
-
 @dataclass(frozen=True)
 class Survey:
-    """What was found, as options for `data`, and what ingest makes of them."""
+    """A folder, as options for `data`, and what ingest makes of them."""
 
     data: DataOptions
-    columns: Columns | None
-    """Columns of a table; None for formats that have none."""
     counts: Counts
     images: dict[str, Counter[str]]
     """For each split its images' ids, with how many captions each has."""
-    missing: list[str] = field(default_factory=list)
-    """Images that captions name and that are not where the others are, of those that were looked up."""
-    looked_up: int = 0
-    shared: Shared | None = None
+    shared: Shared
     """What the splits share."""
+    missing: list[str]
+    """Images of the first that captions name, and that are not there."""
     unused: list[str] = field(default_factory=list)
     """Files that hold captions, too, but name no image."""
 
     @property
     def split(self) -> str | None:
         """The split to evaluate: one with enough images that is not trained on."""
-        names = [name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES]
-        return names[0] if names else None
+        return next((name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES), None)
 
     def pairs(self, split: str) -> int:
         """Images of a split that have several captions, each a wording of the others."""
@@ -78,11 +67,9 @@ def survey(
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
     first = chosen[0]
-    missing, looked_up = [], 0
-    if not first.file.images or images is not None:
+    if images is None and not first.file.images:
         names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
-        images = images or _find_images(root, names, first.file.name)
-        missing, looked_up = missing_images(root / images, names), len(names)
+        images = _find_images(root, names, first.file.name)
     sources = tuple(
         source.model_copy(
             update={
@@ -96,13 +83,13 @@ def survey(
     if captions is None and len(sources) > 1 and not any(each.split for each in sources):
         # Numbered shards are the folder that they are in.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
-    data = DataOptions(root=str(root), sources=sources)
-    counts, by_split, batches = _count(data)
-    if not any(len(by_split.get(name, ())) >= LEAST_IMAGES for name in ("val", "test")):
-        data, counts, by_split, batches = _with_held_out(data, counts, by_split, batches)
-    contents = shared_contents(lambda: batches, lambda name: ImageArchive(root / name))
-    shared = find_shared(lambda: batches, contents)
-    return Survey(data, _columns(first.file), counts, by_split, missing, looked_up, shared, unused)
+    plain = _counted(DataOptions(root=str(root), sources=sources), unused)
+    if plain.split is not None:
+        return plain
+    # A tenth of the images, or a fifth of few, is held out where that leaves enough to evaluate.
+    share = 0.1 if len(plain.images.get("train", ())) >= 50 * LEAST_IMAGES else 0.2
+    held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
+    return plain if held_out.split is None else held_out
 
 
 @dataclass(frozen=True)
@@ -129,7 +116,7 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
         if rows is not None:
             candidates.append(_Candidate(file, rows))
     if not candidates:
-        reason = "; ".join(problems[:SHOWN]) or "there is no file of a known format"
+        reason = "; ".join(problems[:SHOWN]) or "no file of a known format has any"
         raise InputError(
             f"no captions in {root / source.path}: {reason}. Expected CSV, TSV, JSONL or Parquet with a column of "
             "captions and one of images' names (name them with --caption-column and --image-column), COCO's or "
@@ -140,8 +127,7 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
 
 def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candidate], list[str]]:
     """The files that belong together, and the names of those that are left out because they name no image."""
-    with_images = [each for each in candidates if each.file.images or each.image_names]
-    chosen = with_images or candidates
+    chosen = [each for each in candidates if each.file.images or each.image_names] or candidates
     unused = [each.file.name for each in candidates if each not in chosen]
     if len(chosen) == 1 or explicit:
         return chosen, unused
@@ -163,13 +149,13 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
         )
     places = {place: len(names) - len(missing_images(root / place, names)) for place in _image_places(root)}
     most = max(places.values(), default=0)
-    best = [place for place, count in places.items() if count == most]
     if not most:
         raise InputError(
             f"none of the {len(names)} images that were looked up is below {root}; the first is {names[0]!r}, as "
             f"{where} names it. Say with --images which folder or tar holds them, or with --image-column which column "
             "has their file names"
         )
+    best = [place for place, count in places.items() if count == most]
     if len(best) > 1:
         raise InputError(f"the images are in {' and in '.join(best[:SHOWN])}; say with --images which ones to take")
     return best[0]
@@ -208,7 +194,7 @@ def missing_images(place: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in there]
 
 
-def _count(data: DataOptions) -> _Counted:
+def _counted(data: DataOptions, unused: list[str]) -> Survey:
     files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
@@ -216,34 +202,25 @@ def _count(data: DataOptions) -> _Counted:
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
-            batches.append(outcome.accepted.select(list(SHARED_COLUMNS)))
             ids, splits = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "split"))
             for image, split in zip(ids, splits, strict=True):
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-    return counts, images, batches
+            batches.append(outcome.accepted.select(list(SHARED_COLUMNS)))
+    contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
+    missing = [
+        name
+        for source in data.sources
+        if source.images
+        for name in missing_images(Path(data.root) / source.images, _first_names(batches, source.images))
+    ]
+    return Survey(data, counts, images, find_shared(lambda: batches, contents), missing, unused)
 
 
-def _with_held_out(
-    data: DataOptions, counts: Counts, images: dict[str, Counter[str]], batches: list[pa.RecordBatch]
-) -> tuple[DataOptions, Counts, dict[str, Counter[str]], list[pa.RecordBatch]]:
-    """Hold out a tenth of the images, or a fifth of few, where that leaves enough to evaluate."""
-    total = len(images.get("train", ()))
-    share = 0.1 if total >= 50 * LEAST_IMAGES else 0.2
-    tried = data.model_copy(update={"held_out": share})
-    held = _count(tried)
-    return (tried, *held) if len(held[1].get("val", ())) >= LEAST_IMAGES else (data, counts, images, batches)
-
-
-def _columns(file: SourceFile) -> Columns | None:
-    """The columns of a table with a header, for people."""
-    names: list[str] = []
-    if file.form == "parquet":
-        names = pq.read_schema(file.path).names
-    elif file.form in ("csv", "tsv"):
-        records = (csv_records if file.form == "csv" else tsv_records)(file.path)
-        names = [name.strip() for name in next(records, (0, None))[1] or []]
-    try:
-        return find_columns(names, file.options.columns, str(file.path)) if names else None
-    except InputError:  # columns by number, where there is no header
-        return None
+def _first_names(batches: Iterable[pa.RecordBatch], images: str) -> list[str]:
+    """Names of the first images in a folder or tar."""
+    names: dict[str, None] = {}
+    for batch in batches:
+        if len(names) < LOOKED_UP:
+            names |= dict.fromkeys(batch.filter(pc.field("images") == images)["image_path"].drop_null().to_pylist())
+    return list(names)[:LOOKED_UP]

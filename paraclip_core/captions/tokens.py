@@ -21,6 +21,8 @@ from tokenizers.models import BPE
 
 from paraclip_core.errors import ModelError
 
+CONTEXT_LENGTH = 77
+"""Ids that a text is cut to, start and end included."""
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2
 SPECIAL = ("<start_of_text>", "<end_of_text>")
@@ -35,7 +37,7 @@ BLANK, LINE_BREAK = 32, 10
 class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
-    def __init__(self, context_length: int = 77, memo_pieces: int = _MEMO_PIECES) -> None:
+    def __init__(self, context_length: int = CONTEXT_LENGTH, memo_pieces: int = _MEMO_PIECES) -> None:
         """Cut texts to `context_length` ids; remember the ids of at most 2 `memo_pieces` pieces and as many words."""
         pairs = load_byte_pairs()
         self.context_length = context_length

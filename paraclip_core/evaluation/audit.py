@@ -2,31 +2,48 @@
 
 Each pair is a query and a rewording of it. Both are ranked over the index; AO@10 and JS@10 say how much of the two
 lists is the same (:mod:`paraclip_core.evaluation.metrics`). Whether the images are the right ones is not asked.
+Rewordings are given, or made by rules for what people vary without a thought: for English, no language model needed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.base import Sample
-from paraclip_core.evaluation.compare import delta_interval
+from paraclip_core.evaluation.base import Sample, unique_features
+from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
-from paraclip_core.evaluation.pool import unique_features
-from paraclip_core.evaluation.rows import field, records
-from paraclip_core.evaluation.wordings import Wording, wordings
+from paraclip_core.evaluation.published import field, records
 
 DEPTH = 10
-RESAMPLES, CONFIDENCE = 1000, 0.95
+RESAMPLES = 1000
 LONGEST_QUERY = 10_000
 """Characters; a text tower reads some 300 of them."""
+
+_ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
+_PHRASE = re.compile(r"^(.+?) ((?:above|at|behind|beside|by|in|near|next to|on|under|with) .+)$", re.IGNORECASE)
+_SINGULAR = re.compile(
+    r"(?:an? )?((?:[a-z-]+ ){0,2}?[a-z-]{2,}[a-rt-z])(?=$|[.,]| (?:and|at|behind|by|in|near|next|of|on|under|with) )",
+    re.IGNORECASE,
+)
+
+
+class Wording(NamedTuple):
+    """A query and other words for it."""
+
+    query: str
+    rewording: str
+    kind: str = ""
+    """The rule that made it; empty where a person or a model did."""
+
 
 Pairs = Sequence[Wording]
 Encode = Callable[[Sequence[str]], NDArray[np.floating]]
@@ -76,8 +93,8 @@ class Audit:
         return asdict(self)
 
 
-def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any], seed: int = 0) -> Audit:
-    """Rank both wordings of each pair (see :func:`paraclip_core.evaluation.wordings.wordings`) with one or two models.
+def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any]) -> Audit:
+    """Rank both wordings of each pair (see :func:`wordings`) with one or two models.
 
     The pairs of one query form a cluster of the interval.
     """
@@ -94,14 +111,14 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
     }
     zero = np.zeros(len(pairs))
     figures = {
-        name: {metric: _figure(zero, value, clusters, seed) for metric, value in measured.items()}
+        name: {metric: _figure(zero, value, clusters) for metric, value in measured.items()}
         for name, measured in values.items()
     }
     names = list(models)
     gain = {}
     if len(names) > 1:
         first, second = (values[name] for name in names[:2])
-        gain = {metric: _figure(first[metric], second[metric], clusters, seed) for metric in first}
+        gain = {metric: _figure(first[metric], second[metric], clusters) for metric in first}
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
     audited = tuple(_pair(row, pairs, values, ranked, searcher.ids) for row in worst)
     return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited)
@@ -126,13 +143,11 @@ def _ranked(
     return rows[: len(pairs)], rows[len(pairs) :]
 
 
-def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: NDArray[np.int64], seed: int) -> Figure:
+def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: NDArray[np.int64]) -> Figure:
     mean = round(100 * float((after - before).mean()), 2)
     if len(np.unique(clusters)) < 2:
         return Figure(mean, None, None)
-    interval = delta_interval(
-        Sample(before, clusters), Sample(after, clusters), resamples=RESAMPLES, confidence=CONFIDENCE, seed=seed
-    )
+    interval = delta_interval(Sample(before, clusters), Sample(after, clusters), RESAMPLES)
     return Figure(mean, round(100 * interval.low, 2), round(100 * interval.high, 2))
 
 
@@ -180,3 +195,60 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
     return queries, pairs
+
+
+def _plural(query: str) -> str:
+    if not (match := _SINGULAR.match(query)):
+        return query
+    noun = match[1]
+    if re.search(r"(ch|sh|x|z)$", noun):
+        noun += "es"
+    else:
+        noun = f"{noun[:-1]}ies" if re.search(r"[^aeiou]y$", noun) else f"{noun}s"
+    return noun + query[match.end() :]
+
+
+def _order(query: str) -> str:
+    body = query.rstrip(".")
+    if match := _PHRASE.match(body):
+        return f"{match[2]}, {match[1]}"
+    first, _, rest = body.rpartition(" ")
+    return f"{rest}, {first}" if first and "," not in query and not _ARTICLE.search(query) else query
+
+
+def _typo(query: str) -> str:
+    longest = max(re.findall(r"[^\W\d_]{4,}", query), key=len, default="")
+    middle = len(longest) // 2
+    swapped = longest[: middle - 1] + longest[middle] + longest[middle - 1] + longest[middle + 1 :] if longest else ""
+    return query.replace(longest, swapped, 1)
+
+
+RULES: Mapping[str, Callable[[str], str]] = {
+    "capitals": str.upper,
+    "plural": _plural,
+    "article": lambda query: _ARTICLE.sub("", query) if _ARTICLE.search(query) else f"the {query}",
+    "word order": _order,
+    "punctuation": lambda query: query.rstrip(".") if query.endswith(".") else f"{query}.",
+    "typo": _typo,
+    "a photo of": lambda query: f"a photo of {query[0].lower()}{query[1:]}",
+}
+
+
+def wordings(entries: Sequence[Any]) -> list[Wording]:
+    """The pairs to compare: those that are given, and each rule's for a query that stands alone."""
+    if isinstance(entries, str):
+        raise BenchmarkError(f"expected a list of queries or pairs, got the text {entries[:60]!r}")
+    pairs: list[Wording] = []
+    for number, entry in enumerate(entries, 1):
+        texts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, tuple | list) else []
+        if not 1 <= len(texts) <= 3 or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
+            raise BenchmarkError(
+                f"entry {number} is {str(entry)[:60]!r}; expected a query, or a tuple of a query and its rewording"
+            )
+        if len(texts) > 1:
+            pairs.append(Wording(*texts))
+        else:
+            query = texts[0].strip()
+            changed = {kind: rule(query) for kind, rule in RULES.items()}
+            pairs += [Wording(query, text, kind) for kind, text in changed.items() if text != query]
+    return list(dict.fromkeys(pairs))

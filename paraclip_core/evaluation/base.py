@@ -1,14 +1,17 @@
-"""What benchmarks read and measure, as data."""
+"""What benchmarks ask of a model, read and measure; nothing here loads a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.metrics import spearman
 
 STRATUM = 1 << 40
@@ -71,3 +74,120 @@ class Captions:
     captions: Sequence[str]
     split: str
     """Split that they are, or a word on where they come from."""
+
+
+TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
+"""n texts to float32 [n, d], rows of length 1."""
+
+Box = tuple[int, int, int, int]
+"""Left, upper, right and lower edge of a part of an image, in pixels."""
+
+
+class Encoder(Protocol):
+    """What benchmarks need of a model."""
+
+    @property
+    def tower(self) -> str:
+        """Hash of the image tower: equal ones give equal image features."""
+        ...
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32 [n, d], rows of length 1."""
+        ...
+
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> NDArray[np.float16]:
+        """float16 [n, d] of images in a tar or folder, rows of length 1 before rounding; `boxes`: of a part of each."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """The images that a benchmark searches."""
+
+    ids: Sequence[str]
+    """Row i of the features is image ids[i]."""
+    features: Callable[[Encoder], NDArray[np.floating]]
+    """The features by this model's image tower, [n, d]."""
+    rows: dict[str, int] = field(init=False, repr=False, compare=False)
+    """Row of each image."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", {image_id: row for row, image_id in enumerate(self.ids)})
+
+    def find(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Row of each image, -1 where it is not in the pool; int64 [n]."""
+        return np.fromiter((self.rows.get(image_id, -1) for image_id in image_ids), np.int64, len(image_ids))
+
+    def check_queries(self, image_ids: Sequence[str]) -> None:
+        """Find queries that no interval can be given for; those of images that are not in the pool do not count."""
+        need_two(self.rows.keys() & set(image_ids))
+
+
+def need_two(images: Collection[str], queries: str = "its queries") -> None:
+    """Find queries that no interval can be given for."""
+    if len(distinct := set(images)) == 1:
+        raise BenchmarkError(
+            f"all {queries} are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
+            "file with more, or leave it out"
+        )
+
+
+def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]], tower: str | None) -> ImagePool:
+    """A pool whose features were computed before; `tower` is the image tower's hash that they were computed with."""
+
+    def checked(encoder: Encoder) -> NDArray[np.floating]:
+        if tower is not None and not encoder.tower.startswith(tower):
+            raise ModelError(
+                f"the stored image features come from image tower {tower}, the model has {encoder.tower}; "
+                "compute features with this model, or evaluate one with the same image tower"
+            )
+        return features()
+
+    return ImagePool(ids, checked)
+
+
+def archive_pool(
+    ids: Sequence[str], places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None = None
+) -> ImagePool:
+    """A pool of images each in an archive under a name, encoded once for each image tower.
+
+    Neighbours of one archive are encoded together, so images should be in the order of their archives. `places` has the
+    archive and name of each, `boxes` the part of each that counts.
+    """
+    features: dict[str, NDArray[np.float16]] = {}
+
+    def encoded(encoder: Encoder) -> NDArray[np.float16]:
+        if encoder.tower not in features:
+            features[encoder.tower] = np.concatenate([*_encoded(encoder, places, boxes)])
+        return features[encoder.tower]
+
+    return ImagePool(ids, encoded)
+
+
+def _encoded(
+    encoder: Encoder, places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None
+) -> Iterator[NDArray[np.float16]]:
+    for file, part in groupby(enumerate(places), lambda entry: entry[1][0]):
+        rows = [row for row, _ in part]
+        names = [places[row][1] for row in rows]
+        # An encoder that knows no boxes still does for whole images.
+        yield encoder.images(file, names) if boxes is None else encoder.images(file, names, [boxes[r] for r in rows])
+
+
+def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Encode each distinct text once.
+
+    Returns:
+        Features float32 [u, d] of the distinct texts in the order of their first use, and for each text its row
+        there, int64 [n].
+    """
+    rows: dict[str, int] = {}
+    index = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), np.int64, len(texts))
+    if not rows:
+        raise BenchmarkError("there is no text to measure; check the file or the split")
+    distinct = list(rows)
+    features = encode(distinct)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()
+    if bad:
+        raise ModelError(f"the model gives no finite feature for {distinct[bad[0]]!r}; its weights are damaged")
+    return features, index

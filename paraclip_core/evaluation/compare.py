@@ -11,7 +11,7 @@ from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
-from paraclip_core.evaluation.intervals import GAIN, delta_interval, images_needed
+from paraclip_core.evaluation.intervals import CONFIDENCE, GAIN, RESAMPLES, delta_interval, images_needed
 
 Verdict = Literal["promote", "hold"]
 
@@ -78,8 +78,8 @@ class Comparison:
     reason: str
     notes: tuple[str, ...]
     """Rules that could not be applied, benchmarks that were left out."""
-    confidence: float
-    resamples: int
+    confidence: float = CONFIDENCE
+    resamples: int = RESAMPLES
     over_control: tuple[Row, ...] = ()
     """The same figures with the control, tuned on captions alone, as `base`; none where it shows nothing."""
     control: tuple[Row, ...] = ()
@@ -178,21 +178,20 @@ def compare(
     zero, and what would tell a gain where the queries are too few.
     Benchmarks that were left out (`skipped`) become notes; `rule` says how the gate is read.
     """
-    rows = tuple(row for outcome in outcomes for row in _rows(outcome, options))
+    rows = tuple(row for outcome in outcomes for row in _rows(outcome))
     verdict, reason, notes = rule(rows, options.gate)
     if verdict == "promote" and (small := _small_pools(outcomes)):
         verdict, reason = "hold", f"{', '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
-    rest = tuple(notes), options.confidence, options.resamples
     if rule is judge and (untrained := _untrained(rows, outcomes)):
-        return Comparison(rows, "hold", untrained, *rest, untrained=True)
+        return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
     clauses = [reason]
     if lost := [_shown(row) for row in rows if row.side < 0 and _shown(row) not in reason]:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
         lacking = [*_matching(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
-        clauses += filter(None, (_too_few(row, options.confidence) for row in lacking))
-    return Comparison(rows, verdict, "; ".join(clauses), *rest)
+        clauses += filter(None, map(_too_few, lacking))
+    return Comparison(rows, verdict, "; ".join(clauses), tuple(notes))
 
 
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
@@ -245,10 +244,10 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _too_few(row: Row, confidence: float) -> str:
+def _too_few(row: Row) -> str:
     """What would tell a change, where an interval around zero is too wide to."""
     half, images = (row.high - row.low) / 2, find_benchmark(row.kind).searches_images
-    needed = images_needed(row.clusters, half, confidence)
+    needed = images_needed(row.clusters, half)
     if row.side or row.facts.unit != "%" or needed <= row.clusters:
         return ""
     what = "images" if images else "cases"
@@ -327,14 +326,12 @@ def _ruled(rows: Sequence[Row], rule: str, gate: GateRule) -> list[Row]:
     return _matching(rows, other)
 
 
-def _rows(outcome: Outcome, options: EvaluateOptions) -> list[Row]:
+def _rows(outcome: Outcome) -> list[Row]:
     rows = []
     for metric, base in outcome.base.samples.items():
         tuned, scale = outcome.tuned.samples[metric], metric_of(outcome.kind, metric).scale
         try:
-            interval = delta_interval(
-                base, tuned, resamples=options.resamples, confidence=options.confidence, seed=options.seed
-            )
+            interval = delta_interval(base, tuned)
         except BenchmarkError as error:
             raise BenchmarkError(f"benchmark {outcome.benchmark!r}, {metric}: {error}") from error
         values = (base.statistic(), tuned.statistic(), interval.delta, interval.low, interval.high)

@@ -20,6 +20,8 @@ from paraclip_core.evaluation.base import Sample
 
 CELLS = 1 << 21
 """Drawn items that are held at once."""
+RESAMPLES, CONFIDENCE = 2000, 0.95
+"""Draws behind each interval, and its coverage."""
 GAIN = 2.0
 """Points that an evaluation should be able to tell."""
 POWER = 0.8
@@ -40,19 +42,13 @@ class Interval:
     """Independent groups of queries."""
 
 
-def delta_interval(base: Sample, tuned: Sample, *, resamples: int, confidence: float, seed: int) -> Interval:
-    """Interval of ``tuned.statistic() - base.statistic()``.
-
-    Args:
-        base: the base model's values.
-        tuned: the tuned model's values of the same queries in the same order.
-        resamples: draws.
-        confidence: coverage, in (0, 1).
-        seed: seed of the draws.
-    """
+def delta_interval(
+    base: Sample, tuned: Sample, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+) -> Interval:
+    """Interval of ``tuned.statistic() - base.statistic()``, of the same queries in the same order."""
     if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
         raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")
-    rng, clusters = np.random.default_rng(seed % 2**64), 0
+    rng, clusters = np.random.default_rng(seed), 0
     parts = []
     # Each data set of a bundle is drawn by itself; most samples are of one.
     for before, after in zip(base.strata(), tuned.strata(), strict=True):
@@ -130,18 +126,18 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray
     return np.divide(shared, size, out=np.zeros_like(shared), where=size > 0)
 
 
-def images_needed(images: int, half: float, confidence: float) -> int:
+def images_needed(images: int, half: float) -> int:
     """On how many images the interval of a true gain of two points lies above zero, four times in five.
 
     The sample size of a paired comparison (Chow, Shao & Wang, Sample Size Calculations in Clinical Research, 2008, ch.
     3.1): n = ((z_(1-α/2) + z_0.8) · σ / gain)², with the σ of an image's difference that an interval of ± `half` points
     over `images` has, z_(1-α/2) · σ / √images = half.
     """
-    z, power = (NormalDist().inv_cdf(share) for share in ((1 + confidence) / 2, POWER))
+    z, power = (NormalDist().inv_cdf(share) for share in ((1 + CONFIDENCE) / 2, POWER))
     return math.ceil(images * ((1 + power / z) * half / GAIN) ** 2)
 
 
-def expected_half(images: int, pairs: int, confidence: float) -> float:
+def expected_half(images: int, pairs: int) -> float:
     """Half the interval to expect of AO@10's difference, in points, before anything is measured."""
     between, within = SPREAD
-    return NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)
+    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)

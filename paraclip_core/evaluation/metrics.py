@@ -19,21 +19,10 @@ GALLERY_ROWS = 16_384
 
 
 def top_k(queries: NDArray[np.floating], gallery: NDArray[np.floating], k: int) -> NDArray[np.int64]:
-    """Rows of the gallery with the largest inner products, best first; among equal scores the lower row comes first.
+    """Rows of the gallery with the largest inner products, best first, int64 [n, min(k, m)]; ties go to the lower row.
 
-    Scores are float32 whatever the inputs are. Memory is bounded by a block of queries times the gallery; the gallery
-    may be memory-mapped and is converted block by block.
-
-    Args:
-        queries: L2-normalized features, shape [n, d].
-        gallery: L2-normalized features, shape [m, d].
-        k: number of rows wanted; with fewer than k rows all of them are ranked.
-
-    Returns:
-        int64 [n, min(k, m)].
-
-    Raises:
-        ModelError: a feature is not a finite number, or the dimensions differ.
+    Features are L2-normalized, queries [n, d] and gallery [m, d]; scores are float32 whatever they are. Memory is
+    bounded by a block of queries times the gallery, which may be memory-mapped and is converted block by block.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ModelError(
@@ -69,21 +58,10 @@ def _scores(queries: NDArray[np.float32], gallery: NDArray[np.floating]) -> NDAr
 
 
 def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
-    """Average overlap of each pair of ranked lists: AO@k = (1/k) Σ_{d=1..k} |A_{1:d} ∩ B_{1:d}| / d.
+    """Average overlap of each pair of ranked lists [n, ≥ k], float64 [n]: (1/k) Σ_{d=1..k} |A_{1:d} ∩ B_{1:d}| / d.
 
     It is top-weighted: an item that both lists hold at ranks i and j counts from depth max(i, j) on.
     (Cheng et al., arXiv 2405.03190, with the division by the depth that makes equal lists give 1.)
-
-    Args:
-        a: ranked ids, shape [n, ≥ k].
-        b: ranked ids of the other query of each pair, shape [n, ≥ k].
-        k: depth.
-
-    Returns:
-        One value in [0, 1] for each pair, float64 [n].
-
-    Raises:
-        BenchmarkError: the lists are shorter than k or differ in number.
     """
     _check(a, b, k)
     later = np.maximum.outer(np.arange(k), np.arange(k))
@@ -92,56 +70,25 @@ def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10)
     return _weighted_matches(a, b, k, weight)
 
 
-def overlap_sum(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
-    """Mean number of shared items over the depths: (1/k) Σ_{d=1..k} |A_{1:d} ∩ B_{1:d}|, in [0, (k + 1) / 2].
-
-    This is AO@k without its division by the depth, as some texts print it; see :func:`average_overlap`, which takes
-    the same arguments.
-    """
-    _check(a, b, k)
-    later = np.maximum.outer(np.arange(k), np.arange(k))
-    # An item seen from depth m + 1 on adds 1 at every depth d > m.
-    return _weighted_matches(a, b, k, (k - later) / k)
-
-
 def jaccard(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
-    """Jaccard similarity of the two top-k sets of each pair: JS@k = |A_k ∩ B_k| / |A_k ∪ B_k|, float64 [n].
-
-    Args:
-        a: ranked ids, shape [n, ≥ k].
-        b: ranked ids of the other query of each pair, shape [n, ≥ k].
-        k: size of the sets.
-
-    Raises:
-        BenchmarkError: the lists are shorter than k or differ in number.
-    """
+    """Jaccard similarity of the top-k sets of each pair of ranked lists [n, ≥ k]: |A ∩ B| / |A ∪ B|, float64 [n]."""
     _check(a, b, k)
     shared = _weighted_matches(a, b, k, np.ones((k, k)))
     return shared / (2 * k - shared)
 
 
 def recall_at_k(ranked: NDArray[np.integer], target: NDArray[np.integer], k: int) -> NDArray[np.float64]:
-    """1 for each query with a right answer among its first k, else 0; float64 [n].
+    """1 for each query with a right answer (`target`, [n]) among its first k (`ranked`, [n, ≥ k]), else 0; float64 [n].
 
     For text→image pass the ranked image rows and the caption's image row. For image→text, where an image has several
     captions and one of them is enough, pass the ranked captions' image rows (``owner[ranked]``) and the image's own
     row: this is what CLIP_benchmark's zero-shot retrieval counts.
-
-    Args:
-        ranked: candidate keys, best first, shape [n, ≥ k] (or all candidates, where there are fewer than k).
-        target: the right key of each query, shape [n].
-        k: depth.
     """
     return (ranked[:, :k] == target[:, None]).any(axis=1).astype(np.float64)
 
 
 def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN where one side is constant.
-
-    Args:
-        x: values, shape [n].
-        y: values of the same items, shape [n].
-    """
+    """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN where one side is constant."""
     if len(x) != len(y) or len(x) < 2:
         raise BenchmarkError(f"a rank correlation needs two lists of equal length ≥ 2, got {len(x)} and {len(y)}")
     a, b = mid_ranks(x), mid_ranks(y)
@@ -153,14 +100,7 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 def pair_scores(
     a: NDArray[np.floating], rows_a: NDArray[np.int64], b: NDArray[np.floating], rows_b: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Inner product of row `rows_a[i]` of `a` and row `rows_b[i]` of `b`; float64 [n], in blocks.
-
-    Args:
-        a: features, shape [m, d].
-        rows_a: rows of `a`, shape [n].
-        b: features, shape [k, d].
-        rows_b: rows of `b`, shape [n].
-    """
+    """Inner product of row `rows_a[i]` of `a` and row `rows_b[i]` of `b`; float64 [n], in blocks."""
     parts = [
         np.einsum("nd,nd->n", a[rows_a[i : i + ROWS]], b[rows_b[i : i + ROWS]], dtype=np.float64)
         for i in range(0, len(rows_a), ROWS)

@@ -1,37 +1,216 @@
-"""Captioned images in their published formats: JSON with a tar or folder of images beside it, or Parquet with both.
+"""Benchmarks' files in their published formats, read with the captions' readers: rows, images, and captioned images.
 
-A column `split` or a name such as ``test-00000-of-00002.parquet`` says the split of Parquet; shards of another split
-are not read. An image in it is its contents, so rows that repeat a picture are one image.
+Rows are JSONL, JSON, CSV, TSV or Parquet. Images lie where the user says, beside the file, or among those that a run
+has ingested: in a folder, a tar or a folder of tars. Benchmarks call them by the whole name inside, the bare file name,
+or a picture's stem. Captioned images are JSON with a tar or folder of images beside it, or Parquet with both: a column
+`split` or a name such as ``test-00000-of-00002.parquet`` says its split, shards of another split are not read, and an
+image in it is its contents, so rows that repeat a picture are one image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.captions.clean import split_name
 from paraclip_core.captions.readers.columns import SPLIT
+from paraclip_core.captions.readers.json import json_records, load_json
+from paraclip_core.captions.readers.parquet import parquet_records
+from paraclip_core.captions.readers.text import csv_records, numbered_lines
 from paraclip_core.captions.rows import decodable
 from paraclip_core.captions.sources import detect, read, shard_split
+from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.base import Box, Captions, ImagePool, archive_pool
 from paraclip_core.evaluation.benchmarks import Source
-from paraclip_core.evaluation.image_files import beside, pool_of
-from paraclip_core.evaluation.pool import ImagePool, archive_pool
-from paraclip_core.evaluation.rows import benchmark_errors
-from paraclip_core.pictures import damaged_parquet, picture_column
+from paraclip_core.pictures import PICTURES, damaged_parquet, picture_column
 
 EVALUATION_SPLITS = ("test", "val")
-REWORDINGS = ("rewording", "caption2", "paraphrase")
 NO_CAPTIONS = "dataset_infos.json"
 """What the hub puts beside the shards."""
 
 Row = tuple[str, str, str | None]
 """Image, caption and split; None belongs to every split."""
+Place = tuple[Path, str]
+"""An image's archive and name in it."""
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, from 1, without their ends."""
+    for number, line in numbered_lines(path):
+        if line is None or not decodable([line]):
+            raise BenchmarkError(f"{path}, line {number}: more than 16 MiB, or not UTF-8; save the file as UTF-8")
+        yield number, line
+
+
+def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a tab-separated file whose header has the `expected` columns; quotation marks are ordinary characters."""
+    rows = ((number, line.split("\t")) for number, line in lines(path) if line or number == 1)
+    header = [name.strip() for name in next(rows, (1, ()))[1]]
+    if header and not set(expected) <= set(header):
+        raise BenchmarkError(f"{path}, line 1: the header is {header}; expected tab-separated {', '.join(expected)}")
+    yield from _named(path, header, rows)
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL, JSON, CSV, TSV or Parquet file, with the line or row number, from 1.
+
+    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way). Pictures in Parquet are left out.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        table = csv_records(path, lambda names: True, "\t" if suffix == ".tsv" else ",")
+        rows = ((number, fields) for number, fields in table if fields)
+        yield from _named(path, next(rows, (1, []))[1] or [], rows)
+        return
+    if suffix == ".jsonl":
+        objects: Iterable[tuple[int, Any]] = json_records(path)
+    elif suffix == ".json":
+        value = load_json(path)
+        objects = enumerate(
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value], 1
+        )
+    elif suffix == ".parquet":
+        objects = enumerate(parquet_records(path), 1)
+    else:
+        raise BenchmarkError(f"{path}: expected a .jsonl, .json, .csv, .tsv or .parquet file")
+    for number, row in objects:
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{path}, row {number}: {str(row)[:80]!r}, expected a JSON object")
+        yield number, row
+
+
+def _named(path: Path, header: Sequence[str], rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    for number, fields in rows:
+        if len(fields) != len(header):
+            raise BenchmarkError(f"{path}, line {number}: {len(fields)} fields, expected {len(header)} as in line 1")
+        yield number, dict(zip(header, fields, strict=True))
+
+
+def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
+    """The first of the named fields that the row has, as text without outer blanks."""
+    name = next((name for name in names if row.get(name) is not None), None)
+    value = None if name is None else row[name]
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip() or not decodable([text]):
+        raise BenchmarkError(
+            f"{path}, row {number}: {' or '.join(names)} is {value!r}, expected a text; its fields are {', '.join(row)}"
+        )
+    return text.strip()
+
+
+def images_beside(path: Path) -> Path | None:
+    """The tar or folder with the images of a captions file or benchmark folder, None where there is none."""
+    folder, stem = (path, path.name) if path.is_dir() else (path.parent, path.stem)
+    for name in (f"{stem}.tar", "images.tar", "images", stem, "val2017"):
+        if (folder / name).exists() and folder / name != path:
+            return folder / name
+    tars = sorted(folder.glob("*.tar"))
+    if len(tars) == 1:
+        return tars[0]
+    return folder if any(p.suffix.lower() in PICTURES for p in folder.iterdir()) else None
+
+
+def beside(path: Path) -> list[Path]:
+    """All files that a benchmark at `path` reads: the file and its images, or everything in the folder."""
+    files = [path] if path.is_file() else []
+    for place in filter(None, (path if path.is_dir() else None, images_beside(path))):
+        inside = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+        # Where images lie loosely beside the file, so may all else, the artifacts that are being written included.
+        files += [p for p in inside if p.suffix.lower() in PICTURES] if place == path.parent else inside
+    return sorted(set(files))
+
+
+def archives(images: Path) -> list[Path]:
+    """The folder or tar itself; of a folder that holds tars and no pictures: these."""
+    if not images.is_dir() or any(p.suffix.lower() in PICTURES for p in images.rglob("*")):
+        return [images]
+    return sorted(p for p in images.rglob("*.tar") if p.is_file()) or [images]
+
+
+def find_images(images: Path, ids: Sequence[str]) -> dict[str, Place]:
+    """Where each image lies that is there."""
+    places: dict[str, Place] = {}
+    for archive in archives(images):
+        places = {image_id: (archive, name) for image_id, name in image_names(archive, ids).items()} | places
+    return {image_id: places[image_id] for image_id in ids if image_id in places}
+
+
+def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Name inside the tar or folder of each image that is there.
+
+    An id is the whole name, the file name, or a picture's stem. Of several with one file name or stem the one that lies
+    least deep is meant.
+    """
+    with ImageArchive(images) as archive:
+        names = sorted(archive.names(), key=lambda name: (name.count("/"), name))[::-1]
+    paths = [PurePosixPath(name) for name in names]
+    # Webdataset's tars have a text beside each picture, of the same stem. Later entries count: the least deep ones.
+    stems = {path.stem: name for path, name in zip(paths, names, strict=True) if path.suffix.lower() in PICTURES}
+    found = stems | {path.name: name for path, name in zip(paths, names, strict=True)} | {name: name for name in names}
+    return {image_id: found[image_id] for image_id in ids if image_id in found}
+
+
+def pool_of(
+    path: Path,
+    image_ids: Sequence[str],
+    images: Path | None = None,
+    parts: Mapping[str, tuple[str, Box]] | None = None,
+) -> ImagePool:
+    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file; of `parts`
+    each id is a part of an image."""
+    images = images or images_beside(path)
+    if images is None:
+        raise BenchmarkError(
+            f"no images beside {path}; expected images.tar, {path.stem}.tar or a folder `images`, or the benchmark's "
+            "option `images` (--images)"
+        )
+    files = {image_id: parts[image_id][0] if parts else image_id for image_id in image_ids}
+    names = list(dict.fromkeys(files.values()))
+    places = find_images(images, names)
+    if missing := [name for name in names if name not in places]:
+        raise BenchmarkError(
+            f"{images} lacks {len(missing)} of {len(names)} images of {path.name}, first {missing[0]!r}"
+        )
+    boxes = [parts[image_id][1] for image_id in files] if parts else None
+    return archive_pool(list(files), [places[file] for file in files.values()], boxes)
+
+
+def every_image(images: Path, named: Mapping[str, Place]) -> ImagePool:
+    """All images there; those that :func:`find_images` has `named` go by their names, the others by where they lie."""
+    ids = {place: image_id for image_id, place in named.items()}
+    places: dict[str, Place] = {}
+    for archive in archives(images):
+        with ImageArchive(archive) as opened:
+            inside = [name for name in opened.names() if name.lower().endswith(PICTURES)]
+        for name in inside:
+            places[ids.get((archive, name), f"{archive.name}/{name}")] = (archive, name)
+    return archive_pool(list(places), list(places.values()))
+
+
+def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
+    """All of these images: those that the user names, those beside the file, or those that a run has ingested; None
+    where they are not all there."""
+    path = source.need_path()
+    if source.images is not None:
+        return pool_of(path, image_ids, source.images)
+    ids = list(dict.fromkeys(image_ids))
+    if (images := images_beside(path)) is not None:
+        places = find_images(images, ids)
+        if len(places) == len(ids):
+            return archive_pool(ids, [places[image_id] for image_id in ids])
+    if source.stored is None:
+        return None
+    try:
+        pool = source.stored.pool(ids)
+    except BenchmarkError:
+        return None
+    return pool if len(pool.ids) == len(ids) else None
 
 
 def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
@@ -53,9 +232,9 @@ def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
     return stored.captions, stored.pool(stored.captions.image_ids)
 
 
-def captioned_files(path: Path, split: str | None, pairs: bool = False) -> list[Path]:
-    """Every file that :func:`captioned_images` reads; `pairs` as in :func:`picture_files`."""
-    return picture_files(path, split, pairs) or beside(path)
+def captioned_files(path: Path, split: str | None) -> list[Path]:
+    """Every file that :func:`captioned_images` reads."""
+    return picture_files(path, split) or beside(path)
 
 
 def captions_file(path: Path) -> Path:
@@ -65,10 +244,9 @@ def captions_file(path: Path) -> Path:
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl") and not p.name.startswith("."))
     files = [p for p in files if p.name.startswith(("dataset_", "captions"))] or files
     if len(files) != 1:
-        names = ", ".join(p.name for p in files) or "none"
         raise BenchmarkError(
-            f"{path}: expected one captions file (.json or .jsonl) or Parquet with pictures, found {names}; name the "
-            "file itself"
+            f"{path}: expected one captions file (.json or .jsonl) or Parquet with pictures, found "
+            f"{', '.join(p.name for p in files) or 'none'}; name the file itself"
         )
     return files[0]
 
@@ -78,8 +256,7 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
 
     Without `split` it is the file's test split, or val where it has no test split.
     """
-    with benchmark_errors():
-        form = detect(path)
+    form = detect(path)
     if form not in ("coco", "karpathy", "jsonl"):
         raise BenchmarkError(
             f"{path}: expected captions as a Karpathy or COCO annotation .json, as .jsonl with image and caption, or "
@@ -92,28 +269,24 @@ def _rows(file: Path, form: str, pictures: str | None = None) -> Iterator[tuple[
     """Image, its name inside of the file, caption and split; None belongs to every split."""
     default = shard_split(file) if form == "parquet" else "test" if form == "karpathy" else None
     options = SourceOptions(path=file.name, columns=ColumnNames(image=pictures))
-    with benchmark_errors():
-        for batch in read(file, options, form):
-            # COCO's own ids are numbers, and Karpathy's paths have folders that archives have not.
-            images = batch.image_paths if form in ("coco", "jsonl") else batch.image_ids
-            rows = list(zip(batch.rows, images, batch.captions, strict=True))
-            captioned = {row for row, _, text in rows if form == "parquet" and text.strip()}
-            # A row left out would make the pool smaller, and retrieval in it easier, unsaid.
-            problems = [(reject.row, reject.detail) for reject in batch.rejects if reject.row not in captioned]
-            for row, image, text in rows:
-                if not (text.strip() or row in captioned or form == "karpathy"):
-                    problems.append((row, "a blank caption, expected text"))
-                if image is None:
-                    problems.append((row, "no image, expected its file name"))
-                if not decodable([image, text]):
-                    problems.append((row, f"caption {text[:60]!r} of image {image!r} is not valid UTF-8"))
-            for row, problem in problems[:1]:
-                where = f"line {row}" if file.suffix == ".jsonl" else f"row {row} (from 0)"
-                raise BenchmarkError(f"{file}, {where}: {problem}")
-            for image, name, text, stated in zip(images, batch.image_paths, batch.captions, batch.splits, strict=True):
-                if image is not None and text.strip():
-                    of = (form == "parquet" and split_name(stated or "")) or stated or default
-                    yield image, name, text.strip(), of
+    for batch in read(file, options, form):
+        batch.drop_undecodable()
+        # COCO's own ids are numbers, and Karpathy's paths have folders that archives have not.
+        images = batch.image_paths if form in ("coco", "jsonl") else batch.image_ids
+        rows = list(zip(batch.rows, images, batch.image_paths, batch.captions, batch.splits, strict=True))
+        captioned = {row for row, _, _, text, _ in rows if text.strip() and form == "parquet"}
+        # A row left out would make the pool smaller, and retrieval in it easier, unsaid.
+        problems = [(reject.row, reject.detail) for reject in batch.rejects if reject.row not in captioned]
+        for row, image, _, text, _ in rows:
+            if image is None or not (text.strip() or row in captioned or form == "karpathy"):
+                problems.append((row, "no image, expected its file name" if image is None else "a blank caption"))
+        if problems:
+            row, problem = problems[0]
+            where = f"line {row}" if file.suffix == ".jsonl" else f"row {row} (from 0)"
+            raise BenchmarkError(f"{file}, {where}: {problem}")
+        for _, image, name, text, stated in rows:
+            if image is not None and text.strip():
+                yield image, name, text.strip(), (form == "parquet" and split_name(stated or "")) or stated or default
 
 
 def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
@@ -125,20 +298,17 @@ def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
     return Captions([image for image, _ in pairs], [caption for _, caption in pairs], chosen if splits else "all")
 
 
-def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> list[Path]:
+def picture_files(path: Path, split: str | None = None) -> list[Path]:
     """The Parquet files with pictures that a benchmark reads, sorted; none where its captions are in another format.
 
-    A folder is searched with its subfolders, unless it holds captions as JSON. `split` as in :func:`load_captions`;
-    `pairs` leaves files with pairs of captions to whoever reads pairs.
+    A folder is searched with its subfolders, unless it holds captions as JSON. `split` as in :func:`load_captions`.
     """
-    columns: dict[Path, list[str]] = {}
-    for file in _candidates(path, pairs):
-        names, pictures = _columns(file)
-        if pictures is not None:
-            columns[file] = names
-    if pairs and any(name in names for names in columns.values() for name in REWORDINGS):
-        return []
-    splits = {file: None if SPLIT[0] in names else shard_split(file) for file, names in columns.items()}
+    columns = {file: _columns(file) for file in _parquet_files(path)}
+    splits = {
+        file: None if SPLIT[0] in names else shard_split(file)
+        for file, (names, pictures) in columns.items()
+        if pictures is not None
+    }
     chosen = _wanted(split) or next((name for name in EVALUATION_SPLITS if name in splits.values()), "test")
     files = [file for file, of in splits.items() if of in (None, chosen)]
     if splits and not files:
@@ -150,7 +320,7 @@ def picture_files(path: Path, split: str | None = None, pairs: bool = False) -> 
 def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -> tuple[Captions, ImagePool]:
     """Read captions and tell their pictures apart; nulls and blanks beside other captions of a row are left out."""
     rows: list[Row] = []
-    places: dict[str, tuple[Path, str]] = {}
+    places: dict[str, Place] = {}
     for file in files:
         for image, name, text, of in _rows(file, "parquet", _columns(file)[1]):
             places.setdefault(image, (file, str(name)))
@@ -164,13 +334,11 @@ def _wanted(split: str | None) -> str | None:
     return split and (split_name(split) or split)
 
 
-def _candidates(path: Path, pairs: bool) -> list[Path]:
+def _parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path] if path.suffix.lower() == ".parquet" else []
     inside = [file for file in path.iterdir() if not file.name.startswith(".")]
     if any(file.suffix in (".json", ".jsonl") and file.name != NO_CAPTIONS for file in inside):
-        return []
-    if pairs and any(file.stem in ("rewordings", "pairs") for file in inside):
         return []
     files = [file for file in path.rglob("*.parquet") if file.is_file()]
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
@@ -178,9 +346,8 @@ def _candidates(path: Path, pairs: bool) -> list[Path]:
 
 def _columns(file: Path) -> tuple[list[str], str | None]:
     """Names of a Parquet file's columns, and of the one with pictures."""
-    with benchmark_errors():
-        try:
-            schema = pq.read_schema(file, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged_parquet(file, error) from error
-        return schema.names, picture_column(schema, where=str(file))
+    try:
+        schema = pq.read_schema(file, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(file, error) from error
+    return schema.names, picture_column(schema, where=str(file))

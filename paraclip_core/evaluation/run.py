@@ -2,28 +2,109 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from paraclip_core.config import LONGEST_NAME, BenchmarkOptions, EvaluateOptions
-from paraclip_core.errors import BenchmarkError, ConfigError, ParaclipError
-from paraclip_core.evaluation.base import Measured
+from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ParaclipError
+from paraclip_core.evaluation.base import Box, Encoder, Measured
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Source, Stored, Task, find_benchmark
-from paraclip_core.evaluation.candidate import Candidate, KeepFeatures
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
-from paraclip_core.evaluation.image_files import archives, beside
-from paraclip_core.evaluation.pool import Encoder
+from paraclip_core.evaluation.published import archives, beside
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Fact, Progress, silent
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.clip.model import ClipModel
+
+TEXTS = 4096
+"""Texts that are encoded at once."""
+IMAGES = 64
+"""Images after which progress is told."""
+
+Features: TypeAlias = "NDArray[np.float16]"
+KeepFeatures = Callable[[str, Path, Sequence[str], "Sequence[Box] | None", Callable[[], Features]], Features]
+"""Called with what computes, archive, names, boxes and the computation: gives earlier features, or computes them."""
 Remember = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation: gives an earlier outcome, or computes and keeps it."""
 
 UNSAFE = set('/\\:*?"<>|\0')
+
+
+class Candidate:
+    """One of the two models of a comparison, loaded when it is first needed."""
+
+    # What loads models imports torch, which takes seconds, and a run that is planned measures nothing.
+
+    def __init__(self, reference: str, device: str = "auto", keep: KeepFeatures | None = None) -> None:
+        """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it; `keep` has features of earlier runs."""
+        self.reference, self._device, self._keep = reference, device, keep
+        self.watch: Callable[[str, int, int], None] = lambda what, done, of: None
+        """Told now and then how many of the texts or images of a call are encoded."""
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        """The loaded model."""
+        from paraclip_core.clip.load import load_clip
+        from paraclip_core.clip.model import pick_device
+
+        return load_clip(self.reference, pick_device(self._device))
+
+    @property
+    def tower(self) -> str:
+        """Hash of image tower and preprocessing, and how the tower computes."""
+        return self._tower
+
+    @cached_property
+    def _tower(self) -> str:
+        from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
+
+        architecture = json.dumps(image_architecture(self.clip), sort_keys=True)
+        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts in blocks: float32 [n, d], rows of length 1."""
+        from paraclip_core.clip.encode import encode_texts
+
+        blocks = [np.zeros((0, self.clip.embed_dim), np.float32)]
+        for start in range(0, len(texts), TEXTS):
+            blocks.append(encode_texts(self.clip, texts[start : start + TEXTS]))
+            self.watch("texts", min(start + TEXTS, len(texts)), len(texts))
+        return np.concatenate(blocks)
+
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> NDArray[np.float16]:
+        """Encode images, or a part of each, of a tar, folder or Parquet file: float16 [n, d]."""
+        if self._keep is None:
+            return self._encoded(archive, names, boxes)
+        computed_by = f"{self.tower} {self.clip.device.type} {version('torch')}"
+        return self._keep(computed_by, archive, names, boxes, lambda: self._encoded(archive, names, boxes))
+
+    def _encoded(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None) -> NDArray[np.float16]:
+        from paraclip_core.clip.encode import encode_images
+        from paraclip_core.clip.images import ImageArchive
+
+        with ImageArchive(archive) as images:
+            return encode_images(self.clip, self._opened(images, names, boxes))
+
+    def _opened(self, images: ImageArchive, names: Sequence[str], boxes: Sequence[Box] | None) -> Iterator[Image.Image]:
+        for number, name in enumerate(names, 1):
+            image = images.open(name)
+            yield image if boxes is None else image.crop(boxes[number - 1])
+            if number % IMAGES == 0 or number == len(names):
+                self.watch("images", number, len(names))
 
 
 @dataclass(frozen=True)
@@ -115,7 +196,7 @@ def prepare(
         for place in filter(None, (path, images)):
             _need(place)
         task = find_benchmark(benchmark.kind).load(Source(path, stored, split, benchmark.options, images))
-    except BenchmarkError as error:
+    except (BenchmarkError, InputError) as error:
         raise BenchmarkError(f"benchmark {benchmark.name!r}: {error}") from error
     return Prepared(benchmark.name, benchmark.kind, task)
 
@@ -125,28 +206,6 @@ def _need(path: Path) -> None:
         raise BenchmarkError(f"{path.absolute()} does not exist; correct the path or mark it `optional: true`")
     if not (path.is_file() or path.is_dir()):
         raise BenchmarkError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
-
-
-def always_measure(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-    """The :data:`Remember` that remembers nothing."""
-    return compute()
-
-
-def evaluate_models(
-    base: str,
-    tuned: str,
-    benchmarks: Sequence[BenchmarkOptions],
-    options: EvaluateOptions | None = None,
-    *,
-    root: Path | str = ".",
-    split: str | None = None,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> Evaluation:
-    """Compare two models; see :func:`compare_models`."""
-    models = {"base": base, "tuned": tuned}
-    found = compare_models(models, benchmarks, options, root=root, split=split, device=device, progress=progress)
-    return found.evaluations["tuned"]
 
 
 def compare_models(
@@ -160,19 +219,10 @@ def compare_models(
     progress: Progress = silent,
     keep: KeepFeatures | None = None,
 ) -> Compared:
-    """Compare a model with each of the others on benchmarks in their published formats, outside any run.
+    """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
 
-    Images are encoded on the fly by each model's own image tower, once where towers are the same.
-
-    Args:
-        models: references by name, as :func:`paraclip_core.clip.load.load_clip` takes them; the first is the base.
-        benchmarks: each with a path, relative to `root`; see :func:`parse_benchmark`.
-        options: resamples, confidence, seed and gate; the benchmarks in it are not looked at.
-        root: folder that paths are relative to.
-        split: split of published files with several; None: test, or val where there is no test split.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        progress: told after each (benchmark, model), and now and then within.
-        keep: has image features of earlier calls.
+    Images are encoded by each model's own image tower, once where towers are the same; `keep` has features of earlier
+    calls. Of `options` the gate counts.
     """
     options = options or EvaluateOptions()
     check_names(benchmarks)

@@ -205,7 +205,7 @@ def few_for_alpha(pairs: int, images: int) -> str | None:
 
     Without pairs the rule in ``alpha_sweep.json`` says that there were none.
     """
-    if not pairs or (half := expected_half(min(images, pairs), pairs, 0.95)) <= GAIN:
+    if not pairs or (half := expected_half(min(images, pairs), pairs)) <= GAIN:
         return None
     return (
         f"α is chosen on {pairs:,} pairs of held-out training images, which tell AO@10 to ±{half:.1f} points, so its "

@@ -26,11 +26,9 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.demo.scenes.plan import held_out_images
 from paraclip_core.errors import BenchmarkError, ConfigError
-from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.base import Captions, ImagePool, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.compare import compare, with_control
-from paraclip_core.evaluation.pool import ImagePool, stored_pool
 from paraclip_core.evaluation.results import (
     Measured,
     Provenance,
@@ -41,6 +39,7 @@ from paraclip_core.evaluation.results import (
     to_table,
 )
 from paraclip_core.evaluation.run import (
+    Candidate,
     Evaluation,
     Prepared,
     check_names,

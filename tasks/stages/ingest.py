@@ -18,23 +18,14 @@ import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, write_json
-from paraclip.storage.fingerprint import FileHashes
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
 from paraclip_core.captions.rows import Counts, Outcome
-from paraclip_core.captions.sources import (
-    SourceFile,
-    expand,
-    named_format,
-    need_file,
-    overlooked,
-    own_reader_source,
-    without_images,
-)
-from paraclip_core.config import Settings, SourceOptions, meaning
+from paraclip_core.captions.sources import SourceFile, expand, need_file, own_reader_source
+from paraclip_core.config import Settings, meaning
 from paraclip_core.demo.scenes.texts import write_texts
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
@@ -106,14 +97,8 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
 
 def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
-    root = _root(ctx.settings, scenes)
-    own = _own(ctx.settings)
-    files = expand(root, ctx.settings.data.sources, own)
-    if unread := overlooked(root, ctx.settings.data.sources, own):
-        names = _first_names(unread)
-        log.warning("%d text files beside structured ones are not read, name them to have them: %s", len(unread), names)
-    if warning := without_images(files):
-        log.warning("%s", warning)
+    root = input_path(ctx.settings, ".") if scenes is None else scenes
+    files = expand(root, ctx.settings.data.sources, _own(ctx.settings))
     pipeline = CaptionPipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):
@@ -136,18 +121,14 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     return {**total.to_json(), "files": len(files), "images": pipeline.images}
 
 
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
 def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
-    names = _first_names([file.name for file in files])
+    names = ", ".join(file.name for file in files[:3]) + (", …" if len(files) > 3 else "")
     if not total.read:
         return f"{names}: no rows; expected captions, see data.sources[].path"
     reasons = listed_reasons(dict(total.rejected.most_common(3)))
     return (
-        f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. "
-        "Mend the files, or loosen the options; for scripts without blanks, such as Chinese, set data.unspaced_scripts"
+        f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. Mend the files, name their "
+        "columns in data.sources[].columns, or loosen the options"
     )
 
 
@@ -173,12 +154,12 @@ class _FileWriter:
     def __init__(self, folder: Path, schema: pa.Schema, number: int) -> None:
         for stale in folder.glob(f"{_stem(number)}-*.parquet"):
             stale.unlink()
-        self._folder, self._schema, self._number = folder, schema, number
+        self._new = lambda: PartWriter(folder, schema, _stem(number))
         self._writer: PartWriter | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
-            self._writer = self._writer or PartWriter(self._folder, self._schema, _stem(self._number))
+            self._writer = self._writer or self._new()
             self._writer.write(batch)
 
     def close(self) -> None:
@@ -208,15 +189,11 @@ def _own(settings: Settings) -> Path:
     return user_path(settings.run.root)
 
 
-def _root(settings: Settings, scenes: Path | None) -> Path:
-    return input_path(settings, ".") if scenes is None else scenes
-
-
 @contextmanager
 def _source_root(run: Run) -> Iterator[Path]:
     scenes = run.settings.data.scenes
     if scenes is None:
-        yield _root(run.settings, None)
+        yield input_path(run.settings, ".")
         return
     artifact = run.store.find("scenes", run.node("scenes").fingerprint)
     if artifact is not None:
@@ -238,15 +215,7 @@ def _options(run: Run) -> Mapping[str, Any]:
     del data["scenes"]
     if own := {source.format for source in settings.data.sources if ":" in source.format}:
         data["readers"] = {form: sha256(own_reader_source(form)).hexdigest() for form in sorted(own)}
-    numbered = [source.images for source in settings.data.sources if source.images and _numbers_images(source)]
-    # Such files mixed up images where their numbers clashed.
-    checked = {"numbers": "of one image each"} if len(set(numbered)) < len(numbered) else {}
-    return data | checked
-
-
-def _numbers_images(source: SourceOptions) -> bool:
-    """Whether a source may be COCO's, which numbers the images of each file by itself."""
-    return source.format == "coco" or (source.format == "auto" and named_format(Path(source.path)) == "json")
+    return data
 
 
 def _sources(run: Run) -> Mapping[str, str]:
@@ -257,21 +226,13 @@ def _sources(run: Run) -> Mapping[str, str]:
     contents = {}
     for file in expand(input_path(settings, "."), settings.data.sources, _own(settings)):
         try:
-            contents[file.name] = _content(file, run.hashes)
+            need_file(file.path)
+            contents[file.name] = run.hashes.of([file.path])[str(file.path)]
         except InputError:
             if settings.data.on_error == "stop":
                 raise
             contents[file.name] = "unreadable"
     return contents
-
-
-def _content(file: SourceFile, hashes: FileHashes) -> str:
-    if file.path.is_dir():
-        raise InputError(f"{file.path} holds no caption file (data.sources[].path: {file.name})")
-    need_file(file.path)
-    content = hashes.of([file.path])[str(file.path)]
-    # Its captions alone were read, before pictures inside of Parquet were.
-    return f"pictures:{content}" if file.pictures else content
 
 
 INGEST = Stage(

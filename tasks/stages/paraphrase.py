@@ -22,6 +22,7 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_generations
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.run.status import with_samples
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
@@ -119,7 +120,7 @@ def paraphrasing(
         progress: told how far it is, with the latest answers as samples.
         share: number of a shard and of all shards, where this is one of several processes.
     """
-    spec = judge_spec(run.paraphraser, step, run.settings.data.context_length)
+    spec = judge_spec(run.paraphraser, step, CONTEXT_LENGTH)
     options, engine = run.paraphraser.options, run.paraphraser.engine()
     request = step_requests(options, step, engine.model)
     batches = own_share(step_batches(upstream.path, step, options.fraction), step, request, *share)
@@ -258,7 +259,6 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "engine": options.engine,
         "fraction": options.fraction if step == 1 else 1.0,
         "gates": gates,
-        "context_length": run.settings.data.context_length,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
         **({} if paraphraser.judge is None else {"judge": _judging(paraphraser.judge)}),
         **asked,

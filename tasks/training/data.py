@@ -59,7 +59,7 @@ def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
 
     Args:
         clip: the model.
-        stored_length: how long stored texts are at most, see ``data.context_length``.
+        stored_length: how long stored texts are at most, see :data:`paraclip_core.captions.tokens.CONTEXT_LENGTH`.
     """
     if not clip.reads_clip_tokens:
         return TextTokens(True, lambda texts: _lists(tokenize(clip, texts.to_pylist()), clip), clip.token_dtype)

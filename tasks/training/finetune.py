@@ -26,6 +26,7 @@ from paraclip.tasks.training.data import (
 )
 from paraclip.tasks.training.processes import train_together
 from paraclip.tasks.training.release import paraphraser_of, provenance_of, release
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, weights_hash
 from paraclip_core.clip.reference import fixed_place, place_free_name
@@ -90,7 +91,7 @@ class Preparation:
     @cached_property
     def tokens(self) -> TextTokens:
         """How the base gets its tokens."""
-        return tokens_for(self.clip, self.ctx.settings.data.context_length)
+        return tokens_for(self.clip, CONTEXT_LENGTH)
 
     @cached_property
     def rows(self) -> TrainingRows:

@@ -87,7 +87,6 @@ def every_minute(path: Path, root: Path, data: Path) -> Path:
             "alpha": {"max_recall_drop": 100},
         },
         "evaluate": {
-            "resamples": 200,
             "benchmarks": [
                 {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
                 {"name": "captions", "kind": "retrieval"},

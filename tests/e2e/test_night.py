@@ -68,7 +68,7 @@ def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
     # Five tokens an answer, 86 answers: 0.43 in all.
     prices = {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}
     settings["paraphrase"]["openai"] |= prices
-    settings["run"] |= {"drift": {"max_changed": 0.5}}
+    settings["run"] |= {"drift": {"limit": 0.5}}
     settings["finetune"]["epochs"] = 30
     others = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     declared["deployments"] += [one for one in others if one["name"] in ("rollback", "watch")]
@@ -255,7 +255,7 @@ def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first
     assert f"moved from {first}" in night.ended(run, "Completed")
     assert night.told("run.promote") and night.told("channel.moved")["facts"]["before"] == first
     shown = json.loads((night.root / "results" / "nightly" / "drift.json").read_text())
-    assert (shown["new"], shown["vanished"], shown["held"]) == (4, 0, [])
+    assert (shown["figures"]["new"], shown["figures"]["vanished"], shown["held"]) == (4, 0, [])
     return served_model(night)
 
 
@@ -280,4 +280,4 @@ def _drifts(night: Night, data: Path, engine: OpenAIServer) -> None:
     (run,) = eventually(lambda: night.nightly_runs() - before, "watch started nothing", 120)
     message = night.ended(run, "Failed")
     assert "captions drifted from those of production's model" in message and len(engine.asked) == asked
-    assert night.told("drift")["facts"]["max_changed"] > 0.5
+    assert night.told("drift")["facts"]["share changed or vanished"] > 0.5

@@ -64,7 +64,7 @@ def tiny_run(root: Path, data: Path) -> dict[str, Any]:
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "bootstrap": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
         "finetune": {"epochs": 60, "batch_size": 8, "checkpoint_steps": 5, "precision": "fp32"},
-        "evaluate": {"resamples": 100, "benchmarks": [{"name": "captions", "kind": "retrieval"}]},
+        "evaluate": {"benchmarks": [{"name": "captions", "kind": "retrieval"}]},
         "run": {"placement": "deployments", "threads": 1, "root": str(root)},
     }
 

@@ -26,7 +26,7 @@ HOSTILE = (
     '"><img src=x onerror=alert(2)>',
     "{{ 7 * 7 }} ${7*7} </style><style>*{display:none}",
 )
-SETTINGS = Settings(name="demo run", data=DataOptions(scenes=ScenesOptions(images=60, held_out=0.5)))
+SETTINGS = Settings(name="demo run", data=DataOptions(scenes=ScenesOptions(images=120)))
 PAIR_COLUMNS = ("base_caption_top", "base_rewording_top", "tuned_caption_top", "tuned_rewording_top")
 
 

@@ -186,7 +186,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
-    options = [f"run.root={tmp_path}", "data.scenes.seed=8", "data.sources.0.path=captions.jsonl"]
+    options = [f"run.root={tmp_path}", "data.scenes.images=21", "data.sources.0.path=captions.jsonl"]
     settings, store = load_settings(None, options), ArtifactStore(tmp_path)
     node = Run(settings, store).nodes["scenes"]
     child = children._start(Run(settings), node)
@@ -229,7 +229,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
 
     from paraclip.flows import children
 
-    options = [f"run.root={tmp_path}", "data.scenes.seed=9", "data.sources.0.path=captions.jsonl"]
+    options = [f"run.root={tmp_path}", "data.scenes.images=22", "data.sources.0.path=captions.jsonl"]
     run = Run(load_settings(None, options), ArtifactStore(tmp_path))
     node = run.nodes["scenes"]
 

@@ -60,7 +60,7 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
         ({"finetune": {"warmup": 2}}, "2"),
         ({"finetune": {"warmpu": 0.2}}, "warmpu"),
         ({"featurse": {}}, "featurse"),
-        ({"run": {"drift": {"max_changed": "much"}}}, "much"),
+        ({"run": {"drift": {"limit": "much"}}}, "much"),
     ):
         with pytest.raises(Exception, match=problem):
             check({"settings": settings})

@@ -53,7 +53,6 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         },
         "evaluate": {
             "split": "val",
-            "resamples": 200,
             "benchmarks": [
                 {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
                 {"name": "retrieval", "kind": "retrieval"},

@@ -14,7 +14,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.amounts import ASSUMED, Amount, amounts
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.run import Run
-from paraclip_core.demo.scenes.plan import plan
+from paraclip_core.demo.scenes.plan import SEED, plan
 from paraclip_core.demo.scenes.texts import captions
 from paraclip_core.settings import load_settings
 
@@ -45,7 +45,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     settings = load_settings(None, ["data.scenes.images=80", *SCENES])
     scenes = settings.data.scenes
     assert scenes is not None
-    texts = {text.strip() for image in plan(scenes) if image.split == "train" for text in captions(image, scenes.seed)}
+    texts = {text.strip() for image in plan(scenes) if image.split == "train" for text in captions(image, SEED)}
     found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
     assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
     first, second = found["paraphrase_1"], found["paraphrase_2"]

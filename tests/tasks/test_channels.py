@@ -32,7 +32,7 @@ TOWER = "0" * 32
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings.model_validate({"evaluate": {"resamples": 200}, "run": {"root": str(tmp_path)}})
+    return Settings.model_validate({"run": {"root": str(tmp_path)}})
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
         with store.writing(name, nodes[name].fingerprint) as work:
             (work.out / "made.txt").touch()
             store.commit(nodes[name].draft, {}, 0.0)
-    monkeypatch.setattr("paraclip.tasks.preflight.Census.of", lambda *_: pytest.fail("captions were counted"))
+    monkeypatch.setattr("paraclip.tasks.preflight.Census", lambda *_: pytest.fail("captions were counted"))
     assert check_before_paying(Run(settings, store)) == []
 
 
@@ -265,7 +265,6 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
     foreign = [(f"{image}.jpg", text, "train") for image, text in enumerate(others)]
     write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("val", 12, 10)])
     settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"unspaced_scripts": True})})
     (notice,) = check_before_paying(Run(settings))
     assert notice.startswith("about 4 of 24 training captions are not in English") and "gates.encoder" in notice
     multilingual = settings.paraphrase.gates.model_copy(update={"encoder": "multilingual"})

@@ -14,15 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import (
-    IMAGE,
-    OPTIONS,
-    Columns,
-    choose_columns,
-    match_column,
-    need_image,
-    usual_column,
-)
+from paraclip_core.captions.readers.columns import IMAGE, Columns, match_column, need_columns
 from paraclip_core.captions.readers.text import decode
 from paraclip_core.captions.rows import BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.config import SourceOptions
@@ -43,18 +35,14 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             columns = _columns(file.schema_arrow, options, path)
-            need_image(columns.image, file.schema_arrow.names, options, str(path))
-            _check_types(file.schema_arrow, columns, path)
             if columns.picture is not None:
-                yield from _picture_rows(file, columns, columns.picture, path)
+                yield from _picture_rows(file, columns, columns.picture)
                 return
             first = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns.names()):
                 yield from _rows(batch, columns, first)
                 first += batch.num_rows
-    except FileNotFoundError as error:
-        raise InputError(f"cannot read {path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: one name for several columns
         raise damaged_parquet(path, error) from error
 
 
@@ -71,21 +59,16 @@ def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterato
 
 def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
     """The columns that are used; those of pictures are looked at only where a source has no other images."""
-    columns = choose_columns(schema.names, options.columns, str(path))
-    image_column = options.columns.image
-    picture = None if options.images is not None else picture_column(schema, image_column, str(path))
+    columns, image = need_columns(schema.names, options.columns, str(path)), options.columns.image
+    picture = None if options.images is not None else picture_column(schema, image, str(path))
     if picture is None:
         return columns
     texts = [field.name for field in schema if not is_picture(field.type)]
-    if image_column is None:
-        key = usual_column(texts, IMAGE, "image", str(path))
-    else:
-        key = match_column(texts, image_column, f"{OPTIONS}.image", str(path))
-    return replace(columns, image=key, path=None, picture=picture)
+    return replace(columns, image=match_column(texts, *([image] if image else IMAGE)), path=None, picture=picture)
 
 
-def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Path) -> Iterator[RowBatch]:
-    batcher, row, pictures = Batcher(), 0, 0
+def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Iterator[RowBatch]:
+    batcher, row = Batcher(), 0
     for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
         keys, splits, licences = (
             [None] * batch.num_rows if name is None else _values(batch.column(name))
@@ -97,36 +80,25 @@ def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str, path: Pa
             if data.is_valid:
                 digest = picture_digest(data.as_buffer())
                 batcher.add(row, caption, (key or "").strip() or digest, picture_name(picture, row, digest), *rest)
-                pictures += 1
             else:
                 text = caption if isinstance(caption, str) else None
                 batcher.reject(row, "missing_field", f"no picture in column {picture!r}, its bytes are null", text)
             row += 1
         yield from batcher.full()
-    if row and not pictures:
-        raise InputError(
-            f"column {picture!r} of {path} holds no picture in any of its {row} rows, at most paths; expected the "
-            "images' bytes. Embed them, or save the images as files, name their folder in data.sources[].images and "
-            "the text column with their names in columns.image"
-        )
     yield from batcher.rest()
 
 
 def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:
-    count = batch.num_rows
-    captions = _captions(batch, columns)
-    # As in every other format a blank is no image, no split and no licence.
-    values: dict[str | None, list[str | None]] = {
-        name: [None] * count if name is None else [as_key(value, name) for value in _values(batch.column(name))]
-        for name in dict.fromkeys(columns.keys)
-    }
-    images, paths, splits, licences = (values[name] for name in columns.keys)
-    rows = list(range(first, first + count))
-    if all(isinstance(caption, str) for caption in captions):
+    captions, rows = _captions(batch, columns), list(range(first, first + batch.num_rows))
+    keys = [[None] * len(rows) if name is None else _values(batch.column(name)) for name in columns.keys]
+    plain = all(value is None or isinstance(value, str) for column in keys for value in column)
+    if plain and all(isinstance(caption, str) for caption in captions):
+        # As in every other format a blank is no image, no split and no licence.
+        images, paths, splits, licences = ([as_key(value, "") for value in column] for column in keys)
         yield RowBatch(captions, images, paths, splits, licences, rows)
         return
     batcher = Batcher()
-    for row, *fields in zip(rows, captions, images, paths, splits, licences, strict=True):
+    for row, *fields in zip(rows, captions, *keys, strict=True):
         batcher.add(row, *fields)
         yield from batcher.full()
     yield from batcher.rest()
@@ -145,34 +117,3 @@ def _values(column: pa.Array) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         return [None if raw is None else decode(raw) for raw in column.cast(pa.binary()).to_pylist()]
-
-
-def _check_types(schema: pa.Schema, columns: Columns, path: Path) -> None:
-    for name in columns.names():
-        if schema.names.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}; leave one, or name another in columns")
-        if name == columns.picture:
-            continue
-        kind, caption = schema.field(name).type, name in columns.captions
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if _is_list(kind) and caption:
-            kind = kind.value_type
-        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not text and (caption or not (pa.types.is_integer(kind) or pa.types.is_null(kind))):
-            hint = _hint(kind, caption)
-            raise InputError(f"column {name!r} of {path} has type {kind}, expected text; name another in columns{hint}")
-
-
-def _hint(kind: pa.DataType, caption: bool) -> str:
-    if caption:
-        return ""
-    if is_picture(kind):
-        return ", or leave data.sources[].images out to have the pictures inside of Parquet"
-    if _is_list(kind) or pa.types.is_struct(kind):
-        return "; pictures inside of Parquet are one a row, as bytes or in a struct's field `bytes`"
-    return ""
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -6,7 +6,7 @@ A table has a header if its first record names a usual column. Without one, the 
 (``columns.caption: "0"``) or guessed where that is safe: one column is the caption; of two, the one that is a URL or an
 image's file name is the image, as in Conceptual Captions (``caption TAB url``).
 
-A file that cannot be read, or is not UTF-8 as a whole, raises InputError.
+A file that cannot be read, or is UTF-16, raises InputError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import itemgetter
@@ -25,11 +25,10 @@ from paraclip_core.captions.readers.columns import (
     CAPTION,
     IMAGE_NAME,
     Columns,
-    choose_columns,
     has_caption,
-    need_image,
+    need_columns,
     plain_name,
-    table_header,
+    reads_like_a_table,
 )
 from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
@@ -37,9 +36,6 @@ from paraclip_core.errors import InputError
 
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
-
-UTF16: Mapping[tuple[bool, ...], str] = {(True, False, True, False): "UTF-16BE", (False, True, False, True): "UTF-16LE"}
-"""What it is called by which of the first bytes are zero."""
 
 
 @contextmanager
@@ -54,12 +50,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
                     yield cast(BinaryIO, unpacked)
             else:
                 yield file
-    except EOFError as error:
-        raise InputError(f"{path} is cut short: its gzip stream has no end; fetch it again") from error
-    except zlib.error as error:
-        raise InputError(f"{path} is damaged: its gzip stream cannot be unpacked ({error}); fetch it again") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"cannot read {path}: {error}; where it is cut short or damaged, fetch it again") from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
@@ -73,8 +65,6 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
             number += 1
             if number == 1:
                 line = without_mark(line, path)
-                if not line.endswith(b"\n") and b"\r" in line.rstrip(b"\r"):
-                    raise InputError(f"the lines of {path} end in CR alone, expected LF; convert it (`tr '\\r' '\\n'`)")
             if len(line) == LONGEST_RECORD and not line.endswith(b"\n"):
                 while (more := file.readline(LONGEST_RECORD)) and not more.endswith(b"\n"):
                     pass
@@ -90,13 +80,8 @@ def decode(raw: bytes) -> str:
 
 def without_mark(start: bytes, path: Path) -> bytes:
     """The first bytes of a text file, without a byte order mark."""
-    marked = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-    # Without a mark the first letters tell, as they are ASCII in a header and in JSON.
-    form = "UTF-16" if marked else UTF16.get(tuple(byte == 0 for byte in start[:4]))
-    if form is not None:
-        raise InputError(f"{path} is UTF-16, expected UTF-8; convert it (`iconv -f {form} -t UTF-8`)")
-    if start.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path} is a zip archive or a spreadsheet; unpack it, or export it as CSV in UTF-8")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path} is UTF-16, expected UTF-8; convert it (`iconv -f UTF-16 -t UTF-8`)")
     return start.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -106,10 +91,7 @@ def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     for number, line in numbered_lines(path):
         if line is None:
             batcher.reject(number, "too_long", "a line of more than 16 MiB")
-        elif number == 1 and (
-            ("\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")))
-            or table_header(line, ",;\t|") is not None
-        ):
+        elif number == 1 and reads_like_a_table(line):
             raise InputError(
                 f"{path} is read as plain text, but its first line is one of a table ({line[:80]!r}); set "
                 "data.sources[].format to csv or tsv"
@@ -144,7 +126,6 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
     if not names:
         records = chain([first], records)
         names = [str(n) for n in range(len(header))]
-    need_image(columns.image, names, options, str(path))
     captions = itemgetter(*map(names.index, columns.captions))
     keys = [None if name is None else names.index(name) for name in columns.keys]
     batcher, width = Batcher(), len(names)
@@ -167,14 +148,9 @@ def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns
     names = [field.strip() for field in first]
     captions = chosen.captions
     if captions and all(name.isdecimal() and name not in names for name in captions):
-        return choose_columns([str(n) for n in range(len(first))], chosen, f"{path} (without a header)"), []
+        return need_columns([str(n) for n in range(len(first))], chosen, f"{path} (without a header)"), []
     if chosen.named() or has_caption(names):
-        return choose_columns(names, chosen, str(path)), names
-    if len(first) == 1 and (separator := table_header(first[0], ";\t|,")):
-        raise InputError(
-            f"{path} is separated by {separator!r} (its first line is {first[0][:80]!r}), expected tabs in TSV; set "
-            "data.sources[].format: csv, which reads commas, semicolons and bars, too"
-        )
+        return need_columns(names, chosen, str(path)), names
     if len(first) == 1:
         return Columns(("0",)), []
     images = [bool(IMAGE_NAME.fullmatch(field.strip())) for field in first]

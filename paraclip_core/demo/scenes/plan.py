@@ -17,6 +17,9 @@ from paraclip_core.config import ScenesOptions
 
 T = TypeVar("T")
 
+SEED = 7
+HELD_OUT = 0.25
+"""Share of the images that only evaluation sees."""
 TYPES_PER_IMAGE = 0.28
 """Scene types among the training images. Each type has three or four images and two caption strings, so that 3,000
 images come with about 1,250 distinct training captions: enough to learn from, few enough for a small LLM."""
@@ -206,7 +209,7 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
 
 def held_out_images(options: ScenesOptions) -> int:
     """Number of images that only evaluation sees."""
-    return min(max(round(options.images * options.held_out), 1), options.images - 1)
+    return min(max(round(options.images * HELD_OUT), 1), options.images - 1)
 
 
 def plan(options: ScenesOptions) -> Iterator[SceneImage]:
@@ -218,7 +221,7 @@ def plan(options: ScenesOptions) -> Iterator[SceneImage]:
     held_out = held_out_images(options)
     train = options.images - held_out
     types = max(round(train * TYPES_PER_IMAGE), 1)
-    scenes = _distinct_scenes(generator(options.seed, 0))
+    scenes = _distinct_scenes(generator(SEED, 0))
     shared = [next(scenes) for _ in range(types)]
     for index in range(train):
         yield SceneImage(index, index % types, "train", shared[index % types])

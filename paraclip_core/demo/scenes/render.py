@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from paraclip_core.config import ScenesOptions
 from paraclip_core.demo.scenes import living, objects
 from paraclip_core.demo.scenes.canvas import BACKGROUNDS, RGB, Pen, mix
-from paraclip_core.demo.scenes.plan import COLORS, KINDS, PLACES, Scene, SceneImage, Thing, generator
+from paraclip_core.demo.scenes.plan import COLORS, KINDS, PLACES, SEED, Scene, SceneImage, Thing, generator
 from paraclip_core.demo.scenes.texts import image_name, write_texts
 from paraclip_core.progress import Progress, silent
 
@@ -65,7 +65,7 @@ def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = sile
 
         def add(image: SceneImage) -> None:
             buffer = io.BytesIO()
-            drawn = render(image, options.image_size, options.seed)
+            drawn = render(image, options.image_size, SEED)
             drawn.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
             # TarInfo's own defaults are mtime 0, uid 0, gid 0 and no names: nothing of this machine or moment gets in.
             member = tarfile.TarInfo(image_name(image))

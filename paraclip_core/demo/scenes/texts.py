@@ -20,6 +20,7 @@ from paraclip_core.demo.scenes.plan import (
     KINDS,
     PLACES,
     RELATIONS,
+    SEED,
     SIZES,
     Concept,
     Scene,
@@ -205,14 +206,14 @@ def write_texts(
         for image in plan(options):
             each(image)
             about = {"image_id": image.image_id, "image": image_name(image)}
-            pair = captions(image, options.seed)
+            pair = captions(image, SEED)
             for caption in pair:
                 # `licence`: another key would give every artifact that is made of the scenes another fingerprint.
                 _write(texts, {**about, "caption": caption, "split": image.split, "licence": LICENSE})
             if image.split == "train":
                 distinct.update(pair)
             else:
-                plain, reworded = plain_caption(image.scene), reword(image, options.seed)
+                plain, reworded = plain_caption(image.scene), reword(image, SEED)
                 _write(rewordings, {"image_id": image.image_id, "caption": plain, "rewording": reworded})
                 counts["rewordings"] += 1
             counts["images"] += 1

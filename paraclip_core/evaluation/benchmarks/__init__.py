@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from paraclip_core.evaluation.base import Captions, Measured
-    from paraclip_core.evaluation.pool import Encoder, ImagePool
+    from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured
 
 __all__ = [
     "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "arrow_of",
@@ -38,7 +37,7 @@ BENCHMARKS = {
     "retrieval": f"{_IN}.retrieval:RETRIEVAL",
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",
-    "sts7": f"{_IN}.sts7:STS7",
+    "sts7": f"{_IN}.sts:STS7",
     "sugarcrepe": f"{_IN}.choice:SUGARCREPE",
     "sugarcrepe_pp": f"{_IN}.choice:SUGARCREPE_PP",
     "vg_relation": f"{_IN}.choice:VG_RELATION",

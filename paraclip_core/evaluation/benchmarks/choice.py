@@ -6,30 +6,44 @@ a third; a tie is a miss, as it is for the authors, so that a model that cannot 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
 
+from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation import rows
+from paraclip_core.evaluation.base import (
+    Box,
+    Encoder,
+    ImagePool,
+    Measured,
+    Sample,
+    archive_pool,
+    need_two,
+    unique_features,
+)
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.image_files import find_images, images_beside, pool_for, pool_of
 from paraclip_core.evaluation.metrics import macro_weights, pair_scores
-from paraclip_core.evaluation.pool import Box, Encoder, ImagePool, archive_pool, need_two, unique_features
-from paraclip_core.evaluation.published import captioned_images
-from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.options import Options
+from paraclip_core.evaluation.published import (
+    captioned_images,
+    field,
+    find_images,
+    images_beside,
+    pool_for,
+    pool_of,
+    records,
+)
 from paraclip_core.pictures import damaged_parquet, is_picture, picture_name
 
 FEWEST_CASES = 25
@@ -57,20 +71,12 @@ _BOTH_WAYS = """
 SYMMETRIC = frozenset(" ".join(name.split()) for name in _BOTH_WAYS.split(";"))
 """Relations that the authors' evaluation leaves out of the macro accuracy, because both orders may be true."""
 
-Rule = Literal["within_trigrams", "trigrams"]
+SEED, MOST_WORDS = 0, 30
+"""Of the shuffling, and after which a caption is cut."""
+RULES = ("within_trigrams", "trigrams")
+"""ARO's rules that need no tagger: one shuffles the words of each three, the other the threes."""
 _MARKS = re.compile(r'[.!"()*#:;~]')
 _WORDS = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")
-
-
-class OrderOptions(Options):
-    """How wrong captions are made, where the file has none."""
-
-    seed: int = 0
-    """Seed of the shuffling."""
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = ("within_trigrams", "trigrams")
-    """`within_trigrams` shuffles the words of each three, `trigrams` the threes."""
-    max_words: Annotated[int, Field(ge=2)] = 30
-    """Words after which a caption is cut."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Choice:
     scores: Mapping[Metric, tuple[Nearer, ...]]
     """What must all hold for a case to count."""
     protocol: str
-    text_scores: Mapping[Metric, tuple[Nearer, ...]] = field(default_factory=dict)
+    text_scores: Mapping[Metric, tuple[Nearer, ...]] = dataclasses.field(default_factory=dict)
     """What is measured where images are missing; of an empty one the cosine of both texts is the figure."""
     text_protocol: str = ""
     macro: tuple[str, ...] = ()
@@ -170,7 +176,7 @@ def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dic
     """Columns: group, images, texts, and what `more` makes of a row."""
     fields = (*choice.images, *choice.texts)
     makers = (choice.group, *(partial(_field, name) for name in fields), *more)
-    read = [[make(file, n, row) for make in makers] for file in files for n, row in rows.records(file)]
+    read = [[make(file, n, row) for make in makers] for file in files for n, row in records(file)]
     if not read:
         where = " and ".join(map(str, files)) or "the folder"
         raise BenchmarkError(f"{where} has no rows; expected {', '.join(fields)}")
@@ -178,7 +184,7 @@ def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dic
 
 
 def _field(name: str, file: Path, number: int, row: dict[str, Any]) -> str:
-    return rows.field(file, number, row, name)
+    return field(file, number, row, name)
 
 
 def _need(pool: ImagePool | None, file: Path | None) -> ImagePool:
@@ -227,20 +233,13 @@ def read_aro(source: Source, choice: Choice, name: str) -> Cases:
 
 
 def _box(file: Path, number: int, row: dict[str, Any]) -> Box:
-    values = [row.get(f"bbox_{side}") for side in "xywh"]
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
-        raise BenchmarkError(f"{file}, row {number}: bbox_x, bbox_y, bbox_w, bbox_h are {values}, expected numbers")
-    x, y, width, height = (round(float(value)) for value in values if value is not None)
-    if width < 1 or height < 1:
-        raise BenchmarkError(f"{file}, row {number}: a part of {width} x {height} pixels, expected at least one")
+    try:
+        x, y, width, height = (round(float(row[f"bbox_{side}"])) for side in "xywh")
+        if min(width, height) < 1:
+            raise ValueError("an empty part")
+    except (KeyError, TypeError, ValueError) as error:
+        raise BenchmarkError(f"{file}, row {number}: no part of an image in bbox_x, bbox_y, bbox_w, bbox_h") from error
     return x, y, x + width, y + height
-
-
-def _attributes(file: Path, number: int, row: dict[str, Any]) -> str:
-    pair = row.get("attributes")
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
-        raise BenchmarkError(f"{file}, row {number}: attributes is {pair!r}, expected a list of two words")
-    return "_".join(pair)
 
 
 def read_winoground(source: Source, choice: Choice) -> Cases:
@@ -282,7 +281,7 @@ def _holds_pictures(file: Path, columns: Sequence[str]) -> bool:
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise BenchmarkError(str(damaged_parquet(file, error))) from error
+        raise damaged_parquet(file, error) from error
     return all(name in schema.names and is_picture(schema.field(name).type) for name in columns)
 
 
@@ -290,11 +289,9 @@ def read_order(source: Source, choice: Choice) -> Cases:
     """Rows with image and caption_options (the right one first), as the authors' generator leaves them; or any captions
     with images, of which the shuffled ones are made here.
 
-    The authors make four, two of which need a tagger of nouns and adjectives; the others, the rules ``within_trigrams``
-    and ``trigrams``, are made here by a seed. Among two wrong captions a figure is higher than among four, so both are
-    comparable with themselves alone.
+    The authors make four, two of which need a tagger of nouns and adjectives; the others are made here by
+    :data:`RULES`. Among two wrong captions a figure is higher than among four, so each compares with itself alone.
     """
-    options = OrderOptions.model_validate(dict(source.options))
     listed = None if source.path is None else _listed(source.path)
     if listed is None:
         captions, pool = captioned_images(source)
@@ -303,11 +300,11 @@ def read_order(source: Source, choice: Choice) -> Cases:
         pool = _need(pool_for(source, [image for image, _ in listed]), source.path)
     made_by = "the file"
     if all(len(texts) == 1 for _, texts in listed):
-        made_by = f"the rules {', '.join(options.rules)} with seed {options.seed}"
-        made = [[shuffled(texts[0], rule, options.seed) for rule in options.rules] for _, texts in listed]
+        made_by = f"the rules {', '.join(RULES)} with seed {SEED}"
+        made = [[shuffled(texts[0], rule) for rule in RULES] for _, texts in listed]
         listed = [(image, [*texts, *wrong]) for (image, texts), wrong in zip(listed, made, strict=True)]
     images = [image for image, _ in listed]
-    texts = [[cleaned(text, options.max_words) for text in texts] for _, texts in listed]
+    texts = [[cleaned(text) for text in texts] for _, texts in listed]
     # A row with fewer texts than others has its caption again, which is no rival.
     widest = max(map(len, texts))
     columns = list(zip(*([*row, *[row[0]] * (widest - len(row))] for row in texts), strict=True))
@@ -327,30 +324,25 @@ def _listed(path: Path) -> list[tuple[str, list[str]]] | None:
     """Image and texts of a list with caption_options, or with captions; None of another file."""
     if path.is_dir() or path.suffix.lower() not in (".json", ".jsonl"):
         return None
-    if path.suffix.lower() == ".json" and not isinstance(rows.read_json_file(path), list):
+    if path.suffix.lower() == ".json" and not isinstance(load_json(path), list):
         return None
     listed: list[tuple[str, list[str]]] = []
-    for number, row in rows.records(path):
-        image = PurePosixPath(rows.field(path, number, row, "image", "image_path", "filename")).name
-        options = row.get("caption_options")
-        if options is not None and (not isinstance(options, list) or len(options) < 2):
-            raise BenchmarkError(f"{path}, row {number}: caption_options is {options!r}, expected two texts or more")
-        captions = row.get("caption", row.get("captions"))
+    for number, row in records(path):
+        image = PurePosixPath(field(path, number, row, "image", "image_path", "filename")).name
+        options, captions = row.get("caption_options"), row.get("caption", row.get("captions"))
         texts = options or (captions if isinstance(captions, list) else [captions])
-        texts = [rows.field(path, number, {"caption": text}, "caption") for text in texts]
+        texts = [field(path, number, {"caption": text}, "caption") for text in texts]
         listed += [(image, texts)] if options else [(image, [text]) for text in texts]
-    if not listed:
-        raise BenchmarkError(f"{path} has no rows; expected image with caption_options or captions")
-    if len({len(texts) == 1 for _, texts in listed}) == 2:
-        raise BenchmarkError(f"{path}: some rows have caption_options and some have not; expected all or none")
+    if len({len(texts) == 1 for _, texts in listed}) != 1:
+        raise BenchmarkError(f"{path}: expected rows that all have caption_options, or none of them")
     return listed
 
 
-def shuffled(caption: str, rule: Rule, seed: int) -> str:
-    """The caption's words in another order, the same for the same arguments; it may by chance be the same order."""
+def shuffled(caption: str, rule: str) -> str:
+    """The caption's words in another order, the same whenever it is asked for; by chance it may be the same order."""
     words = _WORDS.findall(caption)
     threes = [words[start : start + 3] for start in range(0, len(words), 3)]
-    draw = random.Random(f"{seed}/{rule}/{caption}")
+    draw = random.Random(f"{SEED}/{rule}/{caption}")
     if rule == "trigrams":
         draw.shuffle(threes)
     else:
@@ -359,9 +351,9 @@ def shuffled(caption: str, rule: Rule, seed: int) -> str:
     return " ".join(word for three in threes for word in three)
 
 
-def cleaned(caption: str, max_words: int) -> str:
+def cleaned(caption: str) -> str:
     """Lower case, without marks, cut: what the authors do to right and wrong captions alike."""
-    return " ".join(_MARKS.sub(" ", caption.lower()).split()[:max_words])
+    return " ".join(_MARKS.sub(" ", caption.lower()).split()[:MOST_WORDS])
 
 
 def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
@@ -456,7 +448,7 @@ VG_ATTRIBUTION = _benchmark(
         _VG,
         read=lambda source, choice: read_aro(source, choice, "visual_genome_attribution.json"),
         counted=lambda group, cases: cases >= FEWEST_CASES,
-        group=_attributes,
+        group=lambda file, number, row: "_".join(row.get("attributes") or ()),
     ),
     aliases=("vg-a",),
     **_ARO,
@@ -473,7 +465,6 @@ CAPTION_ORDER = _benchmark(
         equal_is_right=True,
     ),
     aliases=("coco-order", "flickr30k-order", "order"),
-    options=OrderOptions,
     **_ARO,
 )
 _TEXT = (("image_0", "caption_0", "caption_1"), ("image_1", "caption_1", "caption_0"))

@@ -5,7 +5,6 @@ do as well), or are all pairs of an image's captions: ten for five captions.
 
 Reviews of Cheng et al. print AO@k without the division by the depth, where equal lists give 5.5 of 10. The measure of
 that name has the division, and equal lists give 1 (Wu & Crestani, 2003; Webber et al., 2010): ``ao@10`` is that one.
-The printed one is ``overlap_sum@10``.
 """
 
 from __future__ import annotations
@@ -20,28 +19,34 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip_core.captions.sources import detect
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.base import Captions, Measured, Sample
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, Sample, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.image_files import every_image, find_images, images_beside, pool_of
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, overlap_sum, recall_at_k, top_k
-from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import captioned_files, captioned_images, picture_files
-from paraclip_core.evaluation.rows import field, records
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
+from paraclip_core.evaluation.published import (
+    beside,
+    captioned_files,
+    captioned_images,
+    every_image,
+    field,
+    find_images,
+    images_beside,
+    pool_of,
+    records,
+)
 from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
 DEPTH = 10
+REWORDINGS = ("rewording", "caption2", "paraphrase")
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
 class PairOptions(Options):
-    """What is searched, and what is measured besides."""
+    """What is searched."""
 
     pool: Literal["pairs", "all"] = "pairs"
     """Images that are searched: those that the pairs tell of, and a run's own; or all that lie beside the pairs."""
-    overlap_sum: bool = False
-    """Measure AO@10 without the division by the depth, too, as `overlap_sum@10`."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,11 @@ class Pairs:
 
 def load(source: Source) -> Task:
     """Pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions."""
-    options = PairOptions.model_validate(dict(source.options))
-    pairs, pool = _pairs_and_pool(source, options.pool)
+    pairs, pool = _pairs_and_pool(source, PairOptions.model_validate(dict(source.options)).pool)
     pairs = within(pairs, pool)
     pool.check_queries(pairs.image_ids)
     return Task(
-        lambda encoder: measure(pairs, pool, encoder, options.overlap_sum),
+        lambda encoder: measure(pairs, pool, encoder),
         lambda base, tuned: per_query(pairs, pool, base, tuned),
         pairs.image_ids,
     )
@@ -75,7 +79,7 @@ def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
     path, stored = source.path, source.stored
     if searched == "all":
         return _among_all(source)
-    if path is None or _is_captions_json(path) or picture_files(path, source.split, pairs=True):
+    if path is None or not pairs_files(path):
         captions, pool = captioned_images(source)
         return pairs_of_captions(captions), pool
     pairs = read_pairs(path)
@@ -105,46 +109,36 @@ def _among_all(source: Source) -> tuple[Pairs, ImagePool]:
     return pairs, every_image(images, find_images(images, list(dict.fromkeys(pairs.image_ids))))
 
 
-def _is_captions_json(path: Path) -> bool:
-    if path.is_dir():
-        named = [*path.glob("rewordings.*"), *path.glob("pairs.*")]
-        return any(path.glob("dataset_*.json")) or (
-            not named and any(_is_captions_json(file) for file in path.glob("captions*.json"))
-        )
-    try:
-        return path.suffix == ".json" and detect(path) in ("coco", "karpathy")
-    except InputError:
-        return False
-
-
 def read_pairs(path: Path) -> Pairs:
-    """Read pairs from JSONL, JSON, CSV, TSV or Parquet.
-
-    Of a folder ``rewordings.*`` or ``pairs.*`` is read, else its only such file, else all its JSON files.
-    """
+    """Read pairs from JSONL, JSON, CSV, TSV or Parquet."""
     rows = [
         (
             field(file, number, row, "image_id", "filename", "image"),
             field(file, number, row, "caption"),
-            field(file, number, row, "rewording", "caption2", "paraphrase"),
+            field(file, number, row, *REWORDINGS),
         )
-        for file in _pairs_files(path)
+        for file in pairs_files(path)
         for number, row in records(file)
     ]
     if not rows:
-        raise BenchmarkError(f"{path} has no rows; expected image_id, caption and rewording")
+        raise BenchmarkError(f"{path} has no pairs; expected rows with image_id, caption and rewording")
     return _pairs(rows, path.name)
 
 
-def _pairs_files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".json", ".parquet", ".csv", ".tsv"))
-    files = [p for p in files if p.stem in ("rewordings", "pairs")] or files
-    if len(files) != 1 and {p.suffix for p in files} != {".json"}:
-        names = ", ".join(p.name for p in files) or "none"
-        raise BenchmarkError(f"{path}: expected one file with pairs (rewordings.jsonl), found {names}; name the file")
-    return files
+def pairs_files(path: Path) -> list[Path]:
+    """The files of pairs: of a folder ``rewordings.*`` or ``pairs.*``, or else all that have some; none of captions."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+        return [file for file in files if file.stem in ("rewordings", "pairs")] or [*filter(_has_pairs, files)]
+    return [path] if _has_pairs(path) else []
+
+
+def _has_pairs(file: Path) -> bool:
+    try:
+        first = next(records(file), None)
+    except (BenchmarkError, InputError):  # captions in another format, or damaged, as their reader will tell
+        return False
+    return first is not None and any(name in first[1] for name in REWORDINGS)
 
 
 def pairs_of_captions(captions: Captions) -> Pairs:
@@ -183,10 +177,10 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     return Pairs(ids, captions, rewordings, pairs.split, pairs.equal, len(pairs.image_ids) - len(places))
 
 
-def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder, printed: bool = False) -> Measured:
+def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
     """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
 
-    The images of the pairs are all in the pool (see :func:`within`); `printed` measures :func:`overlap_sum`, too.
+    The images of the pairs are all in the pool, see :func:`within`.
     """
     features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.rewordings])
     ranked = top_k(features, pool.features(encoder), DEPTH)
@@ -197,8 +191,6 @@ def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder, printed: bool = Fal
         f"ao@{DEPTH}": average_overlap(caption, rewording, DEPTH),
         f"js@{DEPTH}": jaccard(caption, rewording, DEPTH),
     }
-    if printed:
-        values[f"overlap_sum@{DEPTH}"] = overlap_sum(caption, rewording, DEPTH)
     for name, side in (("caption", caption), ("rewording", rewording)):
         values |= {f"{name}_text_to_image_recall@{k}": recall_at_k(side, owner, k) for k in RECALL_DEPTHS}
     notes = {
@@ -242,12 +234,11 @@ PARAPHRASED_RETRIEVAL = Benchmark(
     metrics=(
         Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True),
         Metric(f"js@{DEPTH}", f"JS@{DEPTH}", headline=True),
-        Metric(f"overlap_sum@{DEPTH}", unit="images", decimals=2),
         *recalls("caption_text_to_image_recall", "caption → image recall"),
         *recalls("rewording_text_to_image_recall", "rewording → image recall"),
     ),
     load=load,
-    files=lambda path, split: captioned_files(path, split, pairs=True),
+    files=lambda path, split: beside(path) if pairs_files(path) else captioned_files(path, split),
     aliases=("rewordings", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,

@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, Measured, Sample
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, Sample, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
-from paraclip_core.evaluation.image_files import pool_of
 from paraclip_core.evaluation.metrics import recall_at_k, top_k
-from paraclip_core.evaluation.pool import Encoder, ImagePool, unique_features
-from paraclip_core.evaluation.published import captioned_files, captioned_images
-from paraclip_core.evaluation.rows import field, read_json_file, records
+from paraclip_core.evaluation.published import captioned_files, captioned_images, field, pool_of, records
 from paraclip_core.options import Options
 
 
@@ -48,7 +46,7 @@ def load(source: Source) -> Task:
 
 def _multilingual(path: Path, language: str | None) -> list[tuple[str, str]] | None:
     """Image and caption of the formats that hold several languages, or one without saying which; None of others."""
-    if path.suffix == ".json" and isinstance(value := read_json_file(path), dict) and "image_paths" in value:
+    if path.suffix == ".json" and isinstance(value := load_json(path), dict) and "image_paths" in value:
         images, texts = value["image_paths"], value.get("annotations")
         if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
             raise BenchmarkError(f"{path}: expected lists `image_paths` and `annotations` of one length")

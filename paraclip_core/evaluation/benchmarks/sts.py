@@ -4,12 +4,21 @@ Spearman's correlation of cosine and human score over all pairs of the test file
 and mteb report it. Formats: one TSV with a header and the columns score, sentence1, sentence2 (STS-B, STS13); the
 header-less ``sts-test.csv`` of the STS-Benchmark; or a folder of SemEval's ``STS.input.*.txt`` and ``STS.gs.*.txt``.
 SICK (Marelli et al., LREC 2014): ``SICK_test_annotated.txt``, or the TEST rows of the single ``SICK.txt``.
+
+The seven tasks together are STS12 to STS16, the STS-Benchmark and SICK-R, and the mean of the seven (Gao et al.,
+SimCSE, EMNLP 2021). Their folder is SentEval's (``STS/STS12-en-test`` …, ``STS/STSBenchmark``, ``SICK``), or has one
+file or folder for each task, named after it: ``STS12.tsv``, ``STSB-test.tsv``, ``sick`` …
+
+The texts go round in two variants, which give different figures: as SemEval published them and mteb has them
+("raw"), and with a blank before each mark, as SentEval's scripts leave them ("tokenized"). The notes name the one that
+the files hold, for each task.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +26,18 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import STRATUM, Measured, Sample, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.metrics import pair_scores
-from paraclip_core.evaluation.pool import TextEncoder, unique_features
-from paraclip_core.evaluation.results import Measured, Sample
-from paraclip_core.evaluation.rows import lines, plain_tsv
+from paraclip_core.evaluation.published import lines, plain_tsv
 
 SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")
+TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
+"""By mteb's names."""
+_BENCHMARK = ("sts-test.csv", "STSB-test.tsv", "STSBenchmark.tsv", "stsb.tsv")
+_PLACES = (".", "raw", "STS", "sts", "downstream/STS", "downstream")
+_DETACHED = re.compile(r"\w [.,;:?!](?: |$)")
+_ATTACHED = re.compile(r"\w[.,;:?!](?: |$)")
 
 
 @dataclass
@@ -45,14 +59,6 @@ class ScoredPairs:
         self.second.append(second.strip())
         self.gold.append(score)
 
-    def checked(self, path: Path) -> ScoredPairs:
-        """Itself, if a rank correlation can be had."""
-        if len(set(self.gold)) < 2:
-            raise BenchmarkError(
-                f"{path}: {len(self.gold)} scored pairs without two different scores; is it cut short?"
-            )
-        return self
-
 
 def read_sts(path: Path) -> ScoredPairs:
     """Read the pairs of STS."""
@@ -70,7 +76,7 @@ def read_sts(path: Path) -> ScoredPairs:
                     f"{path}, line {number}: {len(cells)} fields, expected 7: genre … score, sentences"
                 )
             pairs.add(cells[5], cells[6], _gold_score(path, number, cells[4]))
-    return pairs.checked(path)
+    return pairs
 
 
 def read_sick(path: Path) -> ScoredPairs:
@@ -83,7 +89,7 @@ def read_sick(path: Path) -> ScoredPairs:
         if score is None:
             raise BenchmarkError(f"{path}, line 1: no column relatedness_score; is this the unannotated test file?")
         pairs.add(row["sentence_A"], row["sentence_B"], _gold_score(path, number, score))
-    return pairs.checked(path)
+    return pairs
 
 
 def _sick_file(path: Path) -> Path:
@@ -113,13 +119,9 @@ def _gold_score(path: Path, number: int, text: str) -> float | None:
     """None where the cell is blank."""
     if not text.strip():
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if not _is_number(text):
         raise BenchmarkError(f"{path}, line {number}: score {text!r}, expected a number or a blank")
-    return value
+    return float(text)
 
 
 def _has_header(path: Path) -> bool:
@@ -167,5 +169,81 @@ def _row(title: str, read: Callable[[Path], ScoredPairs], files: Callable[..., l
     return Benchmark(title, (spearman,), load, files, aliases, mteb=True, hub_task="sentence-similarity")
 
 
+def find_tasks(path: Path) -> dict[str, Path]:
+    """File or folder of each of the seven."""
+    tasks = {task: next(filter(None, (_find(path / place, task) for place in _PLACES)), None) for task in TASKS}
+    if missing := [task for task, place in tasks.items() if place is None]:
+        raise BenchmarkError(
+            f"{path} lacks {', '.join(missing)}; expected SentEval's folder, or one file or folder for each of "
+            f"{', '.join(TASKS)}"
+        )
+    return {task: place for task, place in tasks.items() if place is not None}
+
+
+def _find(folder: Path, task: str) -> Path | None:
+    if task == "SICK-R":
+        places = [*(folder / name for name in ("SICK", "sick", "SICK-R")), folder, folder.parent / "sick"]
+        return next((place for place in places if any((place / name).is_file() for name in SICK_FILES)), None)
+    if task == "STSBenchmark":
+        places = [place / name for place in (folder / "STSBenchmark", folder) for name in _BENCHMARK]
+        return next((place for place in places if place.is_file()), None)
+    if (file := folder / f"{task}.tsv").is_file():
+        return file
+    places = [folder / f"{task}-en-test", folder / task]
+    return next((place for place in places if any(place.glob("STS.input.*.txt"))), None)
+
+
+def text_variant(pairs: ScoredPairs) -> str:
+    """`tokenized` where marks mostly stand alone, with a blank before them; otherwise `raw`."""
+    texts = [*pairs.first, *pairs.second]
+    detached = sum(_DETACHED.search(text) is not None for text in texts)
+    return "tokenized" if detached > sum(_ATTACHED.search(text) is not None for text in texts) else "raw"
+
+
+def measure_all(tasks: Mapping[str, ScoredPairs], encode: TextEncoder) -> Measured:
+    """Spearman of each task, and their mean."""
+    parts = {task: measure(pairs, encode) for task, pairs in tasks.items()}
+    samples = {task: part.samples["spearman"] for task, part in parts.items()}
+    whole = Sample(
+        np.concatenate([sample.values for sample in samples.values()]),
+        np.concatenate([STRATUM * place + sample.clusters for place, sample in enumerate(samples.values())]),
+        np.concatenate([sample.gold for sample in samples.values() if sample.gold is not None]),
+    )
+    notes = {
+        "protocol": "Spearman of cosine and human score over all pairs of a task; mean over the seven tasks",
+        "texts": {task: text_variant(pairs) for task, pairs in tasks.items()},
+        "pairs": {task: part.notes["pairs"] for task, part in parts.items()},
+        "pairs_without_score": sum(part.notes["pairs_without_score"] for part in parts.values()),
+    }
+    return Measured({"spearman": whole, **{f"spearman@{task}": sample for task, sample in samples.items()}}, notes)
+
+
+def _load_seven(source: Source) -> Task:
+    pairs = {
+        task: read_sick(place) if task == "SICK-R" else read_sts(place)
+        for task, place in find_tasks(source.need_path()).items()
+    }
+    return Task(lambda encoder: measure_all(pairs, encoder.texts))
+
+
+def _seven_files(path: Path, split: str | None) -> list[Path]:
+    return sorted({file for place in find_tasks(path).values() for file in _inside(place)})
+
+
+def _inside(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return [file for file in place.iterdir() if file.name.startswith("STS.") or file.name in SICK_FILES]
+
+
 STS = _row("STS", read_sts, _sts_files, "stsb", "sts-b", "sts12", "sts13", "sts14", "sts15", "sts16")
 SICK = _row("SICK-R", read_sick, lambda path, split: [_sick_file(path)], "sick-r")
+STS7 = Benchmark(
+    title="Seven STS tasks",
+    metrics=(Metric("spearman", "Spearman, mean of seven", headline=True, by_part=True),),
+    load=_load_seven,
+    files=_seven_files,
+    task="sts7",
+    mteb_parts=True,
+    hub_task="sentence-similarity",
+)

@@ -24,27 +24,16 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Measured, Sample
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, archive_pool, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.metrics import macro_weights, recall_at_k, top_k
-from paraclip_core.evaluation.pool import Encoder, ImagePool, archive_pool, unique_features
-from paraclip_core.evaluation.rows import benchmark_errors, lines
-from paraclip_core.options import Options
+from paraclip_core.evaluation.published import lines
 from paraclip_core.pictures import PICTURES
 
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 SYNSET = re.compile(r"n\d{8}")
 CLASSES = 50
 """Classes whose texts are encoded at once."""
-
-
-class ZeroShotOptions(Options):
-    """Texts of the classes."""
-
-    class_names: str = NAMES
-    """File with the classes' names, in the benchmark's folder."""
-    templates: str = TEMPLATES
-    """File with the templates, in the benchmark's folder, or `openai` (80) or `simple` (7), which open_clip has."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class ClassifiedImages:
 
 def load(source: Source) -> Task:
     """Images, classes and templates."""
-    path, options = source.need_path(), ZeroShotOptions.model_validate(dict(source.options))
+    path = source.need_path()
     if not path.is_dir():
         raise BenchmarkError(f"{path} is a file; expected a folder of classes, or of tars with .cls")
     folders = _class_folders(path)
@@ -71,14 +60,14 @@ def load(source: Source) -> Task:
         raise BenchmarkError(
             f"{path} has {len(images)} classified images; expected folders of images, or tars with .cls files"
         )
-    names, names_from = _names(path, options.class_names, [folder.name for folder in folders])
+    names, names_from = _names(path, [folder.name for folder in folders])
     labels = np.array([label for _, _, label in images], np.int64)
     if labels.min() < 0 or labels.max() >= len(names):
         raise BenchmarkError(
             f"{path}: an image is of class {labels.max() if labels.max() >= len(names) else labels.min()}, but "
             f"{names_from} names {len(names)} classes, counted from 0"
         )
-    templates, templates_from = _templates(path, options.templates)
+    templates, templates_from = _templates(path)
     places = [(archive, name) for archive, name, _ in images]
     pool = archive_pool([f"{archive.name}/{name}" for archive, name in places], places)
     classified = ClassifiedImages(pool, labels, names, templates, names_from, templates_from)
@@ -107,7 +96,7 @@ def _tars(path: Path, split: str | None) -> list[Path]:
 
 def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
     for tar in tars:
-        with benchmark_errors(), ImageArchive(tar) as archive:
+        with ImageArchive(tar) as archive:
             members = archive.names()
             classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
             for name in members:
@@ -122,14 +111,14 @@ def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
                     yield tar, name, label
 
 
-def _names(path: Path, file: str, folders: Sequence[str]) -> tuple[list[str], str]:
-    if (path / file).is_file():
-        names = _lines(path / file)
+def _names(path: Path, folders: Sequence[str]) -> tuple[list[str], str]:
+    if (path / NAMES).is_file():
+        names = _lines(path / NAMES)
         if folders and len(names) != len(folders):
-            raise BenchmarkError(f"{path / file} has {len(names)} names for {len(folders)} folders of images")
-        return names, file
-    if file != NAMES or not folders:
-        raise BenchmarkError(f"{path / file} does not exist; expected a class's name on each line")
+            raise BenchmarkError(f"{path / NAMES} has {len(names)} names for {len(folders)} folders of images")
+        return names, NAMES
+    if not folders:
+        raise BenchmarkError(f"{path / NAMES} does not exist; expected a class's name on each line")
     if all(SYNSET.fullmatch(name) for name in folders):
         return _imagenet_names(path, folders), "open_clip's ImageNet names"
     return [name.replace("_", " ") for name in folders], "the folders' names"
@@ -146,17 +135,15 @@ def _imagenet_names(path: Path, synsets: Sequence[str]) -> list[str]:
     return [names[synset] for synset in synsets]
 
 
-def _templates(path: Path, file: str) -> tuple[Callable[[], list[Callable[[str], str]]], str]:
-    if file in ("openai", "simple") or (file == TEMPLATES and not (path / file).is_file()):
-        name = "SIMPLE_IMAGENET_TEMPLATES" if file == "simple" else "OPENAI_IMAGENET_TEMPLATES"
+def _templates(path: Path) -> tuple[Callable[[], list[Callable[[str], str]]], str]:
+    if not (path / TEMPLATES).is_file():
+        name = "OPENAI_IMAGENET_TEMPLATES"
         # open_clip imports torch, so late.
         return lambda: list(getattr(import_module("open_clip"), name)), f"open_clip's {name}"
-    if not (path / file).is_file():
-        raise BenchmarkError(f"{path / file} does not exist; expected a template with {{c}} on each line")
-    texts = _lines(path / file)
+    texts = _lines(path / TEMPLATES)
     if wrong := [text for text in texts if "{c}" not in text]:
-        raise BenchmarkError(f"{path / file}: {wrong[0]!r} has no {{c}} for the class")
-    return lambda: [lambda name, text=text: text.replace("{c}", name) for text in texts], file
+        raise BenchmarkError(f"{path / TEMPLATES}: {wrong[0]!r} has no {{c}} for the class")
+    return lambda: [lambda name, text=text: text.replace("{c}", name) for text in texts], TEMPLATES
 
 
 def _lines(file: Path) -> list[str]:
@@ -218,5 +205,4 @@ ZEROSHOT_CLASSIFICATION = Benchmark(
     aliases=("imagenet", "zeroshot"),
     task="zeroshot_classification",
     hub_task="zero-shot-image-classification",
-    options=ZeroShotOptions,
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.captions.clean import clean, count_words, is_unspaced
+from paraclip_core.captions.clean import clean, count_words
 
 PIECES = ["&", "&amp;", "&lt;", "&#0;", "&#129;", "&#x80;", "&#13;", "& ", "&\r", "&\x0b", "\x00", "\x1b[31m", "\x1c"]
 PIECES += [
@@ -98,14 +98,11 @@ WORDS = {
 
 @pytest.mark.parametrize("text", WORDS)
 def test_scripts_without_blanks(text: str) -> None:
-    assert is_unspaced(text)
-    assert count_words(text, unspaced=True) == WORDS[text]
-    assert count_words(text) == text.count(" ") + 1
+    assert count_words(text) == WORDS[text]
 
 
 @pytest.mark.parametrize(
     "text", ["a dog .", "dog", "café au lait", "개가 해변에서 달린다", "собака на пляже", "\N{DOG FACE} dog"]
 )
 def test_all_others_have_the_words_that_blanks_separate(text: str) -> None:
-    assert not is_unspaced(text)
-    assert count_words(text, unspaced=True) == count_words(text) == text.count(" ") + 1
+    assert count_words(text) == text.count(" ") + 1

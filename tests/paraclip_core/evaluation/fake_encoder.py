@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paraclip_core.evaluation.pool import Box, ImagePool, stored_pool
+from paraclip_core.evaluation.base import Box, ImagePool, stored_pool
 
 
 class WordEncoder:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.audit import audit_index, read_queries
+from paraclip_core.evaluation.audit import RULES, audit_index, read_queries, wordings
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(60, 8))
@@ -81,5 +84,44 @@ def test_files_without_queries_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             read_queries(tmp_path / name)
-    with pytest.raises(BenchmarkError, match="row 2: no field query or caption"):
+    with pytest.raises(BenchmarkError, match="row 2: query or caption is None"):
         read_queries(tmp_path / "other.csv")
+
+
+def rules(query: str) -> dict[str, str]:
+    return {pair.kind: pair.rewording for pair in wordings([query])}
+
+
+def test_every_rule() -> None:
+    assert rules("a dog on a beach") == {
+        "capitals": "A DOG ON A BEACH",
+        "plural": "dogs on a beach",
+        "article": "dog on beach",
+        "word order": "on a beach, a dog",
+        "punctuation": "a dog on a beach.",
+        "typo": "a dog on a baech",
+        "a photo of": "a photo of a dog on a beach",
+    }
+    plurals = {"a church": "churches", "red puppy": "red puppies", "a toy by a wall": "toys by a wall"}
+    assert {query: rules(query)["plural"] for query in plurals} == plurals
+    assert rules("golden retriever")["word order"] == "retriever, golden"
+    assert rules("Dogs play.")["punctuation"] == "Dogs play" and rules("Dogs play.")["a photo of"][11:] == "dogs play."
+    for query in ("two cats in a room", "dogs", "a boy is riding a bike", "日本の犬"):
+        assert "plural" not in rules(query), query
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_any_text_gets_rewordings_that_differ_from_it(query: str) -> None:
+    pairs = wordings([query])
+    assert "a photo of" in {pair.kind for pair in pairs} <= set(RULES)
+    assert all(pair.query == query.strip() != pair.rewording for pair in pairs)
+
+
+def test_pairs_stay_as_they_are_and_anything_else_is_named() -> None:
+    assert wordings([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
+    bad: list[Any] = [("a", 1), 7, "", (), ("a", "b", "c", "d")]
+    for entry in bad:
+        with pytest.raises(BenchmarkError, match=r"entry 2 is .*expected a query, or a tuple"):
+            wordings(["a dog", entry])
+    with pytest.raises(BenchmarkError, match="expected a list of queries"):
+        wordings("a dog")

@@ -164,7 +164,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
 def test_the_control_comes_second(
     over: tuple[float, float], control: tuple[float, float], wanted: bool, verdict: str, text: str
 ) -> None:
-    plain = compare([outcome()], EvaluateOptions(resamples=200))
+    plain = compare([outcome()], EvaluateOptions())
     rows = [[row("paraphrased_retrieval", "ao@10", *of, "rewordings")] for of in (over, control)]
     # A collapsed tower agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
@@ -183,7 +183,7 @@ def test_the_control_comes_second(
     assert summary["models"]["control"]["rewordings"] == {"ao@10": 50.0 + control[0]}
     assert len(judged.as_json()["control"]) == 2 and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
-    held = compare([outcome(0.0)], EvaluateOptions(resamples=200))
+    held = compare([outcome(0.0)], EvaluateOptions())
     assert with_control(held, rows[0], rows[1], GateRule()).verdict == "hold"
 
 
@@ -205,7 +205,7 @@ def test_every_significant_loss_is_in_the_verdict() -> None:
         "second", "sts", *(Measured(searched(0, x, metric="accuracy").tuned.samples, {}) for x in (0.5, 0.4))
     )
     for gain, verdict in ((0.2, "promote"), (0.0, "hold")):
-        comparison = compare([outcome(gain), lost], EvaluateOptions(resamples=200, gate=GateRule(max_drop={})))
+        comparison = compare([outcome(gain), lost], EvaluateOptions(gate=GateRule(max_drop={})))
         assert comparison.verdict == verdict
         assert "; significant losses: second accuracy -10.00 [-10.00, -10.00]" in comparison.reason
 
@@ -267,7 +267,7 @@ def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
 
 
 def test_rows_are_in_percent() -> None:
-    comparison = compare([outcome()], EvaluateOptions(resamples=200), {"stsb": "its path is absent"})
+    comparison = compare([outcome()], EvaluateOptions(), {"stsb": "its path is absent"})
     (only,) = comparison.rows
     assert (only.delta, only.low, only.high) == pytest.approx((20.0, 20.0, 20.0))
     assert (only.n, only.clusters) == (90, 30)
@@ -278,13 +278,13 @@ def test_rows_are_in_percent() -> None:
 
 
 def test_equal_models_are_held() -> None:
-    comparison = compare([outcome(0.0)], EvaluateOptions(resamples=200))
+    comparison = compare([outcome(0.0)], EvaluateOptions())
     assert comparison.verdict == "hold"
     assert str(comparison.rows[0].low) == "0.0"
 
 
 def test_a_gain_among_few_images_is_held() -> None:
-    held, promoted = (compare([outcome(images=n)], EvaluateOptions(resamples=200)) for n in (19, 20))
+    held, promoted = (compare([outcome(images=n)], EvaluateOptions()) for n in (19, 20))
     assert (held.verdict, promoted.verdict) == ("hold", "promote") and held.rows == promoted.rows
     assert held.reason == "the 19 images of rewordings prove nothing; use a split of 20 images or more"
 
@@ -296,7 +296,7 @@ def test_too_few_queries_name_the_benchmark() -> None:
 
 
 def test_summary_has_the_agreed_shape() -> None:
-    comparison = compare([outcome()], EvaluateOptions(resamples=200))
+    comparison = compare([outcome()], EvaluateOptions())
     found = comparison.summary({"finetune": "abc"})
     assert set(found) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
     assert found["notes"] == list(comparison.notes) != []

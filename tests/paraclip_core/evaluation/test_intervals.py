@@ -81,17 +81,10 @@ def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> N
     assert whole.clusters == 10
 
 
-@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1])
-def test_equal_models_have_a_zero_interval(seed: int) -> None:
+def test_equal_models_have_a_zero_interval() -> None:
     values = np.random.default_rng(9).random(20)
-    found = delta_interval(*paired(values, values), resamples=100, confidence=0.95, seed=seed)
+    found = delta_interval(*paired(values, values), resamples=100)
     assert (found.delta, found.low, found.high) == (0.0, 0.0, 0.0)
-
-
-def test_a_seed_may_have_a_sign() -> None:
-    base, tuned = paired(*np.random.default_rng(9).random((2, 20)))
-    found = [delta_interval(base, tuned, resamples=100, confidence=0.95, seed=seed) for seed in (-1, -1, 0)]
-    assert found[0] == found[1] != found[2]
 
 
 def test_a_model_that_scores_all_pairs_alike_has_no_correlation() -> None:
@@ -113,7 +106,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 @pytest.mark.parametrize(("images", "half"), [(70, 4.0), (1000, 0.5)])
 def test_a_gain_is_told_four_times_in_five_on_the_images_that_it_needs(images: int, half: float) -> None:
-    needed = images_needed(images, half, 0.95)
+    needed = images_needed(images, half)
     rng, spread = np.random.default_rng(0), half / 1.96 * images**0.5
     gains = GAIN + spread / needed**0.5 * rng.standard_normal(20_000)
     assert np.mean(gains > 1.96 * spread / needed**0.5) == pytest.approx(0.8, abs=0.02)
@@ -122,10 +115,10 @@ def test_a_gain_is_told_four_times_in_five_on_the_images_that_it_needs(images: i
 @pytest.mark.parametrize(("images", "pairs", "seen"), [(70, 70, 4.0), (750, 750, 0.97), (1000, 10_000, 0.51)])
 def test_the_interval_to_expect_is_that_of_runs_so_far(images: int, pairs: int, seen: float) -> None:
     """Those of docs/benchmarks.md."""
-    assert expected_half(images, pairs, 0.95) == pytest.approx(seen, rel=0.15)
+    assert expected_half(images, pairs) == pytest.approx(seen, rel=0.15)
 
 
 def test_more_pairs_of_an_image_help_less_than_more_images() -> None:
-    one, more_pairs, more_images = (expected_half(*of, 0.95) for of in ((100, 100), (100, 1000), (1000, 1000)))
+    one, more_pairs, more_images = (expected_half(*of) for of in ((100, 100), (100, 1000), (1000, 1000)))
     assert more_images == pytest.approx(one / 10**0.5)
     assert more_images < more_pairs < one

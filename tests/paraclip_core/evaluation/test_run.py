@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,12 +14,22 @@ import torch
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions, ModelOptions
+from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
-from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.run import check_names, evaluate_models, parse_benchmark, source_files
+from paraclip_core.evaluation.run import (
+    Candidate,
+    Evaluation,
+    check_names,
+    compare_models,
+    parse_benchmark,
+    source_files,
+)
 
 SMALL = ModelOptions(text_width=64, text_layers=1, embed_dim=32)
+
+
+def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
+    return compare_models({"base": base, "tuned": tuned}, benchmarks, **options).evaluations["tuned"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +53,7 @@ def mini(data_root: Path, tmp_path: Path) -> Path:
 
 
 def test_retrieval_equals_stock_open_clip(models: tuple[str, str], mini: Path) -> None:
-    found = evaluate_models(*models, [parse_benchmark(f"coco={mini}")], EvaluateOptions(resamples=100), device="cpu")
+    found = compared(*models, [parse_benchmark(f"coco={mini}")], device="cpu")
     rows = [json.loads(line) for line in mini.read_text().splitlines()]
     scores, owner = stock_scores(models[0], mini, rows)
     for k in (1, 5, 10):
@@ -71,9 +82,7 @@ def test_pairs_with_images_beside_them(models: tuple[str, str], mini: Path) -> N
     pairs = mini.with_name("rewordings.jsonl")
     lines = [{"image_id": r["image"], "caption": r["captions"][0], "rewording": r["captions"][1]} for r in rows]
     pairs.write_text("\n".join(map(json.dumps, lines)))
-    found = evaluate_models(
-        models[0], models[0], [parse_benchmark(f"rewordings={pairs}")], EvaluateOptions(resamples=100), device="cpu"
-    )
+    found = compared(models[0], models[0], [parse_benchmark(f"rewordings={pairs}")], device="cpu")
     table = found.per_query["rewordings"]
     assert table.num_rows == 33
     assert table["base_caption_top"].to_pylist() == table["tuned_caption_top"].to_pylist()
@@ -85,7 +94,7 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
     candidate = Candidate(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)
-    monkeypatch.setattr("paraclip_core.evaluation.candidate.TEXTS", 4)
+    monkeypatch.setattr("paraclip_core.evaluation.run.TEXTS", 4)
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
     assert candidate.tower == Candidate(models[1], "cpu").tower
@@ -117,15 +126,14 @@ def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
 def test_absent_benchmarks(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
-        evaluate_models("unused", "unused", [gone], root=tmp_path)
+        compared("unused", "unused", [gone], root=tmp_path)
     with pytest.raises(BenchmarkError, match="needs a path"):
-        evaluate_models("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
+        compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
-        evaluate_models("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    found = evaluate_models(
+        compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
+    found = compared(
         *models,
         [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")],
-        EvaluateOptions(resamples=100),
         root=data_root,
         device="cpu",
     )
@@ -135,4 +143,4 @@ def test_absent_benchmarks(tmp_path: Path, models: tuple[str, str], data_root: P
 
 def test_an_unknown_model_is_named(data_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
-        evaluate_models(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
+        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)

@@ -98,12 +98,12 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "first"),
     [
-        ("data.scenes.seed=8", "scenes"),
+        ("data.scenes.images=31", "scenes"),
         ("data.min_words=3", "ingest"),
         ("paraphrase.seed=1", "paraphrase_1"),
         ("bootstrap.epochs=1", "bootstrap"),
         ("finetune.epochs=1", "finetune"),
-        ("evaluate.seed=1", "evaluate"),
+        ("evaluate.split=test", "evaluate"),
         ("name=other", "report"),
     ],
 )

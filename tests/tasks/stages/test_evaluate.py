@@ -30,8 +30,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
-from paraclip_core.evaluation.candidate import Candidate
 from paraclip_core.evaluation.results import Measured, Sample, from_table
+from paraclip_core.evaluation.run import Candidate
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 
@@ -50,7 +50,7 @@ def settings_with(root: Path, benchmarks: list[dict[str, Any]] | None = None, **
         {
             "model": MODEL,
             "data": {"root": str(root), **more},
-            "evaluate": {"benchmarks": benchmarks, "resamples": 100, "split": "val"},
+            "evaluate": {"benchmarks": benchmarks, "split": "val"},
             "run": {"device": "cpu", "threads": 1},
         }
     )

@@ -176,7 +176,7 @@ def test_a_missing_source(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    wrong = ("nope.csv", "does not exist"), ("empty", "holds no caption file"), ("pipe.csv", "is a pipe or a device")
+    wrong = ("nope.csv", "does not exist"), ("empty", "is no file"), ("pipe.csv", "is no file")
     for path, message in wrong:
         with pytest.raises(InputError, match=f"{path} {message}"):
             INGEST.sources(Run(settings_of(tmp_path, path), store))
@@ -192,19 +192,8 @@ def test_a_missing_source(tmp_path: Path) -> None:
 
 def test_options_are_those_that_matter() -> None:
     assert set(INGEST.options(Run(Settings()))) == {
-        "sources", "held_out", "min_words", "max_words", "unspaced_scripts", "max_chars", "context_length", "on_error"
+        "sources", "held_out", "min_words", "max_words", "on_error"
     }  # fmt: skip
-
-
-def test_prefixes_scripts_and_several_sources_count(tmp_path: Path) -> None:
-    told = settings_of(tmp_path, unspaced_scripts=True)
-    data = told.data.model_copy(update={"sources": (SourceOptions(path="a.txt", image_prefix="a/"),)})
-    used = INGEST.options(Run(told.model_copy(update={"data": data})))
-    assert used["sources"][0]["image_prefix"] == "a/" and used["unspaced_scripts"] is True
-    sources = tuple(SourceOptions(path=f"{name}.json", images="pics") for name in ("train", "val"))
-    for given, told in ((sources[:1], False), (sources, True)):
-        data = DataOptions(sources=given)
-        assert ("numbers" in INGEST.options(Run(Settings(data=data)))) is told
 
 
 def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

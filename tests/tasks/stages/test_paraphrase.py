@@ -27,6 +27,7 @@ from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import (
     DataOptions,
     FileEngineOptions,
@@ -351,7 +352,7 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
 
     def judging(settings: Settings, step: int = 1) -> JudgeSpec:
-        return judge_spec(Run(settings).paraphraser, step, settings.data.context_length)
+        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
 
     def spec(step: int, **gates: Any) -> JudgeSpec:
         return judging(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step)

@@ -1,4 +1,4 @@
-"""Column names of tables: whatever their case, blanks, hyphens and underscores; two for one role are told."""
+"""Column names of tables: whatever their case, blanks, hyphens and underscores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.captions.readers.columns import choose_columns, match_column
+from paraclip_core.captions.readers.columns import match_column
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.captions.sources import READERS, expand
 from paraclip_core.config import ColumnNames, SourceOptions
@@ -68,64 +68,18 @@ def test_a_column_of_exactly_the_name_comes_first(tmp_path: Path, form: str) -> 
 
 
 @pytest.mark.parametrize("form", TABLES)
-@pytest.mark.parametrize("order", [("Split", "split"), ("split", "Split"), ("SPLIT", "Split")])
-def test_two_columns_for_the_split_are_told(tmp_path: Path, form: str, order: tuple[str, str]) -> None:
-    path = write(tmp_path, form, ("image", "caption", *order), ("1.jpg", "a dog runs", "train", "val"))
-    expected = rf"rows\.{form} has the columns '{order[0]}' beside '{order[1]}', and either may be the split; "
-    expected += rf"name the one .* data\.sources\[\]\.columns\.split, for example columns: {{split: {order[1]}}}"
-    with pytest.raises(InputError, match=expected):
-        read(path, form)
-    for name, split in zip(order, ("train", "val"), strict=True):
-        assert read(path, form, columns={"split": name}).splits == [split]
-
-
-@pytest.mark.parametrize("form", TABLES)
-@pytest.mark.parametrize(
-    ("header", "option"),
-    [
-        (("image", "Image", "caption"), "image"),
-        (("url", "URL", "caption"), "image"),
-        (("image", "Caption", "caption"), "caption"),
-        (("image", "Caption 1", "caption-1"), "caption"),
-        (("image", "caption_1", "Caption 1"), "caption"),
-        (("image", "title", "Caption"), "caption"),
-    ],
-)
-def test_two_columns_for_another_role_are_told(tmp_path: Path, form: str, header: tuple[str, ...], option: str) -> None:
-    path = write(tmp_path, form, header, ("1.jpg", "a cat sits", "a dog runs"))
-    with pytest.raises(InputError, match=rf"' beside '.*, and either may be the {option}; .*columns\.{option}"):
-        read(path, form)
-    assert read(path, form, columns={option: header[-1], "caption": header[-1]}).captions == ["a dog runs"]
-
-
-@pytest.mark.parametrize("form", ["csv", "tsv", "parquet"])
-def test_one_column_twice_is_told(tmp_path: Path, form: str) -> None:
-    path = write(tmp_path, form, ("image", "caption", "caption"), ("1.jpg", "a dog runs", "a cat sits"))
-    with pytest.raises(InputError, match=rf"rows\.{form} has more than one column 'caption'; leave one, or rename"):
-        read(path, form)
-
-
-@pytest.mark.parametrize("form", TABLES)
 def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: str) -> None:
     path = write(tmp_path, form, ("Pic No", "alt-text", "fold"), ("1.jpg", "a dog runs", "val"))
     batch = read(path, form, images="pics", columns={"image": "pic_no", "caption": "ALT text", "split": "Fold"})
     assert (batch.captions, batch.image_ids, batch.splits) == (["a dog runs"], ["1.jpg"], ["val"])
-    with pytest.raises(InputError, match=r"no column 'words' \(data\.sources\[\]\.columns\.caption\); it has 'Pic No'"):
-        read(path, form, columns={"caption": "words"})
+    if form != "jsonl":
+        with pytest.raises(InputError, match=r"columns\.caption\); it has 'Pic No'"):
+            read(path, form, columns={"caption": "words"})
+        with pytest.raises(InputError, match=r"caption, TEXT, text.*'Pic No'"):
+            read(path, form)
     path = write(tmp_path, form, ("Alt Text", "alt-text", "image"), ("a dog runs", "a cat sits", "1.jpg"))
-    with pytest.raises(InputError, match=r"'Alt Text' beside 'alt-text', and either may be the caption"):
-        read(path, form, columns={"caption": "alt_text"})
+    assert read(path, form, columns={"caption": "alt_text"}).captions == ["a dog runs"]
     assert read(path, form, columns={"caption": "alt-text"}).captions == ["a cat sits"]
-
-
-@pytest.mark.parametrize("form", TABLES)
-def test_tables_without_a_caption_or_without_a_name_of_the_images(tmp_path: Path, form: str) -> None:
-    path = write(tmp_path, form, ("caption", "picture"), ("a dog", "1.jpg"))
-    with pytest.raises(InputError, match=r"none of the columns image_id, image.*'picture'.*columns\.image"):
-        read(path, form, images="pics")
-    path = write(tmp_path, form, ("words", "picture", "no"), ("a dog", "1.jpg", "1"))
-    with pytest.raises(InputError, match=r"columns\.caption"):
-        read(path, form)
 
 
 @pytest.mark.parametrize("form", TABLES)
@@ -150,16 +104,6 @@ def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
     batch = read(path, "jsonl")
     assert (batch.captions, batch.splits) == (["a dog", "a cat"], ["val", "test"])
     assert [(reject.row, reject.reason) for reject in batch.rejects] == [(3, "missing_field")]
-    # One that has both is no bad row: which of them is meant decides what all the others mean.
-    with path.open("a") as file:
-        file.write(json.dumps({"caption": "a fox", "split": "val", "Split": "test"}) + "\n")
-    with pytest.raises(InputError, match="'split' beside 'Split'"):
-        read(path, "jsonl")
-    chosen = read(path, "jsonl", columns={"split": "split"})
-    assert chosen.splits == ["val", "test", "val"]
-    # One record with an image is enough, too.
-    path.write_text('{"caption": "no image"}\n{"caption": "a dog", "image": "1.jpg"}\n')
-    assert read(path, "jsonl", images="pics").image_ids == [None, "1.jpg"]
 
 
 def test_pictures_inside_of_parquet(tmp_path: Path) -> None:
@@ -172,9 +116,6 @@ def test_pictures_inside_of_parquet(tmp_path: Path) -> None:
     (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet", columns=ColumnNames(image="img"))])
     (batch,) = READERS["parquet"].read(path, file.options)
     assert file.pictures and batch.image_ids[0] not in ("1", None)
-    pq.write_table(pa.table({"IMG": pictures, "img": pictures, "caption": ["a dog", "a cat"]}), path)
-    with pytest.raises(InputError, match=r"rows\.parquet has the columns 'IMG' beside 'img'.*columns\.image"):
-        read(path, "parquet")
 
 
 def test_fields_of_a_webdatasets_json(tmp_path: Path) -> None:
@@ -203,30 +144,10 @@ def test_a_csv_is_separated_as_its_header_is(tmp_path: Path, separator: str) -> 
     assert read(path, "csv").captions == ["a dog; it runs", "a cat; it sleeps"]
 
 
-def test_a_wrong_separator_is_told_by_any_header(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("Image ID;Caption\n1;a dog runs\n")
-    with pytest.raises(InputError, match=r"is separated by ';'.*format: csv"):
-        read(path, "tsv")
-    path.write_text("Image,Caption\n1.jpg,a dog runs\n")
-    with pytest.raises(InputError, match="plain text, but its first line is one of a table"):
-        read(path, "text")
-
-
 def test_a_column_for_any_file() -> None:
-    def match(names: list[str], wanted: str = "paraphrase_1", explicit: bool = True) -> str | None:
-        return match_column(names, wanted, "paraphrase.file.paraphrase_1", "given.csv", explicit)
-
-    assert match(["Paraphrase 1", "paraphrase_2"]) == "Paraphrase 1"
-    assert match(["Paraphrase 1", "paraphrase_1"]) == "paraphrase_1"
-    assert match(["paraphrase"]) is None and match(["_", " "], "-") is None
-    with pytest.raises(InputError, match=r"given\.csv has the columns .* file: {paraphrase_1: paraphrase_1}"):
-        match(["Paraphrase 1", "paraphrase_1"], explicit=False)
-    with pytest.raises(InputError, match=r"'Paraphrase 1' beside 'PARAPHRASE-1', and either may be the paraphrase_1"):
-        match(["Paraphrase 1", "PARAPHRASE-1"])
-
-
-def test_a_name_of_a_thousand_blanks_is_compared_as_it_is() -> None:
+    assert match_column(["Paraphrase 1", "paraphrase_2"], "paraphrase_1") == "Paraphrase 1"
+    assert match_column(["Paraphrase 1", "paraphrase_1"], "paraphrase_1") == "paraphrase_1"
+    assert match_column(["paraphrase"], "paraphrase_1") is None
+    assert match_column(["Text", "TITLE"], "title", "text") == "TITLE"
     long = " " * 1000 + "split"
-    assert choose_columns(["caption", long], ColumnNames(), "x").split is None
-    assert choose_columns(["caption", long], ColumnNames(split=long), "x").split == long
+    assert match_column(["caption", long], "split") is None and match_column([long], long) == long

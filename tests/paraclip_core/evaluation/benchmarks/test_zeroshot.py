@@ -15,8 +15,7 @@ from PIL import Image
 
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.candidate import Candidate
-from paraclip_core.evaluation.run import prepare, source_files
+from paraclip_core.evaluation.run import Candidate, prepare, source_files
 
 BENCHMARK = BenchmarkOptions(name="zs", kind="zeroshot_classification", path="x")
 CLASSES = ("blue_car", "cat", "dog", "old_tree", "red_dog", "sea", "wet_grass")
@@ -95,13 +94,12 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None
             Image.fromarray(pixels).save(tmp_path / "val" / synset / f"{number}.png")
     clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     save_release(clip, tmp_path / "model", "card")
-    simple = BENCHMARK.model_copy(update={"options": {"templates": "simple"}})
-    measured = prepare(simple, tmp_path / "val").measure(Candidate(str(tmp_path / "model"), "cpu"))
+    measured = prepare(BENCHMARK, tmp_path / "val").measure(Candidate(str(tmp_path / "model"), "cpu"))
     names = [open_clip.IMAGENET_CLASSNAMES[place] for place in synsets.values()]
     assert names[0] == "tench" and names[2] == "African bush elephant" and names[3] == "coffee mug"
     with torch.no_grad():
         weights = open_clip.build_zero_shot_classifier(
-            clip.model, open_clip.SimpleTokenizer(), names, open_clip.SIMPLE_IMAGENET_TEMPLATES
+            clip.model, open_clip.SimpleTokenizer(), names, open_clip.OPENAI_IMAGENET_TEMPLATES
         )
         _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
         files = sorted((tmp_path / "val").rglob("*.png"))
@@ -113,25 +111,21 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None
     (tmp_path / "val" / "n99999999").mkdir()
     (tmp_path / "val" / "n99999999" / "a.png").touch()
     with pytest.raises(BenchmarkError, match=r"n99999999 is no class of ImageNet-1k; name all classes in classnames"):
-        prepare(simple, tmp_path / "val")
+        prepare(BENCHMARK, tmp_path / "val")
 
 
 @pytest.mark.parametrize(
-    ("files", "options", "message"),
+    ("name", "text"),
     [
-        ({"classnames.txt": "one\n"}, {}, r"classnames\.txt has 1 names for 7 folders"),
-        ({"t.txt": "a photo\n"}, {"templates": "t.txt"}, r"'a photo' has no \{c\} for the class"),
-        ({}, {"templates": "t.txt"}, r"t\.txt does not exist; expected a template"),
-        ({}, {"class_names": "n.txt"}, r"n\.txt does not exist; expected a class's name on each line"),
-        ({"n.txt": "\n"}, {"class_names": "n.txt"}, r"n\.txt is empty"),
+        ("classnames.txt", "one\n"),
+        ("classnames.txt", "\n"),
+        ("zeroshot_classification_templates.txt", "a photo\n"),
     ],
 )
-def test_wrong_names_and_templates_are_told(tmp_path: Path, files: dict, options: dict, message: str) -> None:
-    path = folders(tmp_path / "val")
-    for name, text in files.items():
-        (path / name).write_text(text)
-    with pytest.raises(BenchmarkError, match=message):
-        prepare(BENCHMARK.model_copy(update={"options": options}), path)
+def test_wrong_names_and_templates_are_told(tmp_path: Path, name: str, text: str) -> None:
+    (folders(tmp_path / "val") / name).write_text(text)
+    with pytest.raises(BenchmarkError, match=name):
+        prepare(BENCHMARK, tmp_path / "val")
 
 
 def test_what_is_no_classification_is_told(tmp_path: Path) -> None:
