@@ -1,4 +1,4 @@
-"""The generation cache against SQLite: the same rows inserted, and all of their keys joined, in one run.
+"""The answers cache against SQLite: the same rows inserted, and all of their keys joined, in one run.
 
     python benchmarks/bench_cache.py [--rows 1e6,1e7] [--repeat 3]
 
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from record import record
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.tables import GENERATIONS
 
 PIECE = 1_000_000
@@ -85,7 +85,7 @@ class Ours:
     """The cache of a root."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = GenerationStore(folder / "cache")
+        self.store = AnswerStore(folder / "cache")
 
     def insert(self, table: pa.Table, batch: int) -> None:
         """Keep rows, and let the DuckDB file follow."""

@@ -207,7 +207,7 @@ def vllm_offline() -> Iterator[Library]:
     """The same model in `vllm.LLM`, where its environment is there."""
     if VLLM:
         python, arguments = Path(VLLM) / "bin" / "python", vllm_arguments()
-        engine = {"engine": "vllm", "model": MODEL, "synonyms": False, "vllm": {"python": str(python), **arguments}}
+        engine = {"engine": "vllm", "model": MODEL, "vllm": {"python": str(python), **arguments}}
         load = partial(bare_libraries.vllm_offline, python, {"model": MODEL, **arguments})
         yield Library("vllm_offline", engine, load, "seeded as ours", own_process=True)
 
@@ -218,7 +218,7 @@ def vllm_served() -> Iterator[Library]:
         arguments = {"model": MODEL, "served_model_name": "smol", **vllm_arguments()}
         with bare_libraries.vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
             served = {"base_url": url, "concurrency": CONCURRENCY}
-            engine = {"engine": "openai", "model": "smol", "synonyms": False, "openai": served}
+            engine = {"engine": "openai", "model": "smol", "openai": served}
 
             def load() -> AbstractContextManager[Ask]:
                 return nullcontext(bare_libraries.vllm_served(url, "smol", CONCURRENCY))

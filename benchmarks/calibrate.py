@@ -27,10 +27,9 @@ from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.generate import Counts, RequestSender
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import RowCursor, step_requests
-from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds
 from paraclip_core.progress import silent
 from paraclip_core.settings import load_settings
 

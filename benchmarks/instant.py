@@ -95,14 +95,14 @@ def write_captions(path: Path, numbers: Iterable[int]) -> None:
         file.writelines(f"{caption(number)}\n" for number in numbers)
 
 
-def instant_run(folder: Path, root: str = "root", judges: int = 0, **paraphrase: Any) -> Settings:
+def instant_run(folder: Path, root: str = "root", threads: int = 0, **paraphrase: Any) -> Settings:
     """Settings of a run over `captions.txt` in `folder`, with its root there, too."""
     common = {"engine": "instant:Instant", "prompts": "paper", "sampling": {"n": 1}, "chunk": 1024}
     return parse_settings(
         {
             "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
             "paraphrase": common | paraphrase,
-            "run": {"root": str(folder / root), "judges": judges},
+            "run": {"root": str(folder / root), "threads": threads},
         }
     )
 

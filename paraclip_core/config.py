@@ -140,8 +140,6 @@ class DataOptions(Options):
     unspaced_scripts: bool = False
     """Count words in scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word for two Chinese or
     Japanese characters or four letters of the others. Otherwise words are what blanks separate (published filter)."""
-    max_chars: Annotated[int, Field(ge=10)] = 2000
-    """Captions with more characters are rejected before anything else looks at them."""
     context_length: Annotated[int, Field(ge=8, le=32_768)] = 77
     """Tokens that a text is cut to, start and end tokens included."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -294,8 +292,6 @@ class RunOptions(Options):
     processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
     order as one does, and differ from it by rounding only."""
-    judges: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Processes that judge answers at the same time, 0: one for each CPU core. They change no byte."""
     shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
     runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)

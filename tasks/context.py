@@ -53,8 +53,6 @@ class Run:
             settings.paraphrase, data.root, options.device, self._model_hashes, RunCorpus(self)
         )
         """The engine that is asked, its options as far as they matter, and its gates."""
-        self.judges = options.judges or options.threads
-        """Processes that judge answers; 0: one for each CPU core."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:

@@ -68,7 +68,7 @@ def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJo
     place = settings.run
     if one_machine:
         threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
-        place = place.model_copy(update={"threads": threads, "judges": place.judges or 1})
+        place = place.model_copy(update={"threads": threads})
     job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
     return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
 

@@ -16,7 +16,7 @@ Every row that is not kept gets one of these reason codes and a detail:
 ``missing_field``  the row has no caption, or does not fit the file's columns
 ``bad_json``       the line is not JSON
 ``bad_member``     a tar member is too large or not what its name says
-``too_long``       more than `max_chars` characters; nothing else looks at such a caption
+``too_long``       more than 2,000 characters; nothing else looks at such a caption
 ``empty``          nothing is left after cleaning
 ``too_few_words``  fewer than `min_words` words, see :func:`count_words`
 ``too_many_words`` more than `max_words` of them
@@ -44,7 +44,8 @@ REASONS = (
     "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
     "too_many_words", "unknown_split", "no_image", "image_conflict", "duplicate", "unreadable",
 )  # fmt: skip
-OPTIONS = {"too_long": "data.max_chars", "too_few_words": "data.min_words", "too_many_words": "data.max_words"}
+MAX_CHARS = 2000
+OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"}
 """The option behind a reason."""
 
 SPLITS = {
@@ -83,8 +84,8 @@ def _unescape(text: str) -> str:
 
 def cleaned(raw: str, options: DataOptions) -> tuple[str, tuple[str, str] | None]:
     """The cleaned caption, and reason and detail where a filter that looks at one caption alone stops it."""
-    if len(raw) > options.max_chars:
-        return "", ("too_long", f"{len(raw)} characters, at most {options.max_chars} (data.max_chars)")
+    if len(raw) > MAX_CHARS:
+        return "", ("too_long", f"{len(raw)} characters, at most {MAX_CHARS}")
     text = clean(raw)
     count = count_words(text, options.unspaced_scripts)
     if not text:

@@ -21,8 +21,7 @@ from openai_server import OpenAIServer, status, words_of  # pyright: ignore[repo
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
 from paraclip.tasks.context import Run, run_stage
 from paraclip.tasks.status import events_path
 from paraclip_core.config import Settings
@@ -252,8 +251,8 @@ def test_shards_at_an_object_store_share_their_answers(
         assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
         # A machine that was not there finds the answers.
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-        with closing(open_generations(open_store(settings.run.root))) as cache:
-            assert cache_stats(cache).keys == CAPTIONS
+        with closing(open_answers(open_store(settings.run.root))) as cache:
+            assert cache.stats().keys == CAPTIONS
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         store.stop()

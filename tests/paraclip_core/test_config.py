@@ -36,7 +36,7 @@ OPERATIONAL_OPTIONS = {
     "Settings": "name run",
     "DataOptions": "root",
     "FeatureOptions": "batch_size",
-    "ParaphraseOptions": "chunk smollm2 stop_below",
+    "ParaphraseOptions": "chunk smollm2",
     "GateOptions": "device",
     "SmolLM2Options": "cache_size max_num_batched_tokens max_num_seqs",
     "TransformersOptions": "batch_size",

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from scripted_engine import Scripted, Streaming, well  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase import generate
+from paraclip_core.paraphrase import rounds as generate
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
-from paraclip_core.paraphrase.generate import Counts, Part, RequestSender
 from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
+from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 
 TODO = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
@@ -72,22 +72,20 @@ def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
     return RequestKeys(1, "scripted-1", PAPER[1].id, PAPER[1].hash, sampling, seed, attempt)
 
 
-def sender(engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
+def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
     return RequestSender(engine, cache, counts or Counts(), chunk)
 
 
-def ask(
-    engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8, n: int = 1
-) -> Iterator[Part]:
+def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8, n: int = 1) -> Iterator[Part]:
     return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=n), TODO)
 
 
-def stored(cache: GenerationStore) -> dict[bytes, list[str]]:
+def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
     table = cache.lookup(pa.array([key for _, key in TODO], pa.binary(16)))
     return dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
 
 
-def appends(cache: GenerationStore) -> int:
+def appends(cache: AnswerStore) -> int:
     return len(cache.parts.names())
 
 
@@ -96,7 +94,7 @@ def texts_of(parts: Sequence[Part]) -> list[str]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: GenerationStore) -> None:
+def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: AnswerStore) -> None:
     engine, counts = Scripted(), Counts()
     for number, part in enumerate(ask(engine, cache, counts, chunk), 1):
         assert len(part) <= chunk and len(stored(cache)) == len(engine.asked) == counts.generated
@@ -106,7 +104,7 @@ def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: GenerationS
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_generation_says_what_was_asked(cache: GenerationStore) -> None:
+def test_a_generation_says_what_was_asked(cache: AnswerStore) -> None:
     list(ask(Scripted(), cache, chunk=64))
     (name,) = cache.parts.names()
     table = cache.parts.read(name)
@@ -128,13 +126,13 @@ def test_a_generation_says_what_was_asked(cache: GenerationStore) -> None:
     }
 
 
-def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: GenerationStore) -> None:
+def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: AnswerStore) -> None:
     (part,) = ask(Scripted(lambda prompt: (f"a \ud800 {prompt.text}",)), cache, chunk=64)
     assert {key: list(completion.texts) for _, key, completion in part} == stored(cache)
     assert part[0][2].texts == ("a ? text 0",)
 
 
-def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: GenerationStore) -> None:
+def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -> None:
     counts, engine, kept = Counts(), Streaming([*range(19, -1, -1)]), 0
     for part in ask(engine, cache, counts):
         kept += len(part)
@@ -146,13 +144,13 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: GenerationStor
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_slow_stream_is_kept_by_the_clock(cache: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_stream_is_kept_by_the_clock(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.0)
     assert [len(part) for part in ask(Streaming(), cache)] == [1] * 20
 
 
 def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
-    cache: GenerationStore, monkeypatch: pytest.MonkeyPatch
+    cache: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
 
@@ -170,20 +168,20 @@ def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
 
 
 @pytest.mark.parametrize("failure", [EngineError("died"), KeyboardInterrupt()], ids=["death", "interrupt"])
-def test_what_a_stream_gave_before_it_failed_is_kept(failure: BaseException, cache: GenerationStore) -> None:
+def test_what_a_stream_gave_before_it_failed_is_kept(failure: BaseException, cache: AnswerStore) -> None:
     parts: list[Part] = []
     with pytest.raises(type(failure)):
         parts.extend(ask(Streaming(range(7), failure), cache))
     assert len(stored(cache)) == 7
 
 
-def test_a_stream_that_ends_early_is_an_engine_error(cache: GenerationStore) -> None:
+def test_a_stream_that_ends_early_is_an_engine_error(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="streaming gave 19 completions for 20 prompts"):
         list(ask(Streaming(range(19)), cache))
     assert len(stored(cache)) == 19
 
 
-def test_an_unused_stream_is_closed(cache: GenerationStore) -> None:
+def test_an_unused_stream_is_closed(cache: AnswerStore) -> None:
     engine = Streaming()
     parts = ask(engine, cache)
     next(parts)
@@ -191,13 +189,13 @@ def test_an_unused_stream_is_closed(cache: GenerationStore) -> None:
     assert engine.closed
 
 
-def test_what_was_answered_before_the_engine_died_is_kept(cache: GenerationStore) -> None:
+def test_what_was_answered_before_the_engine_died_is_kept(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="died"):
         list(ask(Scripted(calls=2), cache))
     assert len(stored(cache)) == 16
 
 
-def test_what_came_with_a_failure_is_kept(cache: GenerationStore) -> None:
+def test_what_came_with_a_failure_is_kept(cache: AnswerStore) -> None:
     seen: list[str] = []
     with pytest.raises(EngineError, match="died"):
         for part in ask(Partial(), cache):
@@ -206,7 +204,7 @@ def test_what_came_with_a_failure_is_kept(cache: GenerationStore) -> None:
     assert len(stored(cache)) == 11
 
 
-def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore) -> None:
+def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) -> None:
     class Short(Scripted):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
             return super().generate(prompts, sampling)[1:]
@@ -216,7 +214,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore
     assert not stored(cache)
 
 
-def test_first_answers_of_a_request_that_was_cut_off_are_paid_for_once(cache: GenerationStore) -> None:
+def test_first_answers_of_a_request_that_was_cut_off_are_paid_for_once(cache: AnswerStore) -> None:
     # Five requests have all three answers, the sixth two of them.
     counts = Counts()
     with pytest.raises(EngineError, match="no money"):
@@ -236,7 +234,7 @@ def test_first_answers_of_a_request_that_was_cut_off_are_paid_for_once(cache: Ge
     assert stored(cache) == {key: [f"{text} answer {n}" for n in range(3)] for text, key in TODO}
 
 
-def test_first_answers_are_kept_at_the_place_of_their_prompt_in_a_later_chunk(cache: GenerationStore) -> None:
+def test_first_answers_are_kept_at_the_place_of_their_prompt_in_a_later_chunk(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="no money"):
         list(ask(Paid(3 * 12 + 1), cache, n=3))
     again = Paid(1)
@@ -245,7 +243,7 @@ def test_first_answers_are_kept_at_the_place_of_their_prompt_in_a_later_chunk(ca
     assert again.bought == ["text 12 answer 1"]
 
 
-def test_an_engine_that_costs_nothing_begins_again(cache: GenerationStore) -> None:
+def test_an_engine_that_costs_nothing_begins_again(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="no money"):
         list(ask(Paid(17), cache, n=3))
     engine = Scripted(lambda prompt: well(prompt) * 3)
@@ -253,7 +251,7 @@ def test_an_engine_that_costs_nothing_begins_again(cache: GenerationStore) -> No
     assert not any(prompt.begun for prompt in engine.asked)
 
 
-def test_a_seed_follows_from_the_runs_and_the_attempt(cache: GenerationStore) -> None:
+def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
         list(sender(engine, cache).ask(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))

@@ -192,7 +192,7 @@ def test_a_missing_source(tmp_path: Path) -> None:
 
 def test_options_are_those_that_matter() -> None:
     assert set(INGEST.options(Run(Settings()))) == {
-        "sources", "held_out", "min_words", "max_words", "unspaced_scripts", "max_chars", "context_length", "on_error"
+        "sources", "held_out", "min_words", "max_words", "unspaced_scripts", "context_length", "on_error"
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
-from paraclip.storage.roots import open_generations
+from paraclip.storage.roots import open_answers
 from paraclip.tasks.context import Run
 from paraclip.tasks.plan import plan_run
 from paraclip.tasks.requests import looking_for_requests
@@ -62,7 +62,7 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
     # The best of each, and the next one of two.
     settings = settings_of(tmp_path, judge={})
     key = judge_requests("well m", settings.paraphrase.sampling).key(f"{DOGS[0]}\nfirst {DOGS[0]}")
-    with closing(open_generations(Run(settings).store)) as store:
+    with closing(open_answers(Run(settings).store)) as store:
         assert store.lookup(pa.array([key], pa.binary(16))).num_rows == 1
     assert asked(first) == [8, 0, 8] and first.manifest.metrics["rejected"] == {"judge": 1}
     # The second step is compared with the caption, too.

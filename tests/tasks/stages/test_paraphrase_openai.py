@@ -17,7 +17,7 @@ from paraclip.storage.parquet import read_table
 from paraclip.tasks.context import Run, run_stage
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
-from paraclip_core.paraphrase.generate import KEEP_SECONDS
+from paraclip_core.paraphrase.rounds import KEEP_SECONDS
 from paraclip_core.settings import parse_settings
 
 KEY = "sk-not-a-real-key-0123456789"

@@ -185,7 +185,7 @@ def test_per_minute_limits_space_requests_out(openai_server: OpenAIServer, conne
     assert 0.9 <= max(openai_server.times) - began < 50
 
 
-OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"), synonyms=False)
+OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"))
 
 
 def completions(over: Any) -> dict[bytes, tuple[int, list[str]]]:
