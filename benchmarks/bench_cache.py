@@ -1,4 +1,4 @@
-"""The generation cache against SQLite: the same rows inserted, and all of their keys joined, in one run.
+"""The answers cache against SQLite: the same rows inserted, and all of their keys joined, in one run.
 
     python benchmarks/bench_cache.py [--rows 1e6] [--repeat 3]
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from record import arguments, in_turns, record
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.tables import GENERATIONS
 
 SQLITE_KEYS = 30_000
@@ -70,7 +70,7 @@ class Ours:
     """The cache of a root."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = GenerationStore(folder / "cache")
+        self.store = AnswerStore(folder / "cache")
 
     def insert(self, tables: Sequence[pa.Table]) -> None:
         """Keep rows, and let the DuckDB file follow."""

@@ -30,12 +30,11 @@ from instant import Instant, answer, caption, instant_run, stage_here, write_cap
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import paraphrasing
+from paraclip.tasks.stages.paraphrase import judge_spec, paraphrasing
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
-from paraclip_core.paraphrase.rounds import judge_spec
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
 
@@ -92,7 +91,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_captions(folder / "captions.txt", range(ARTIFACT_CAPTIONS))
-        runs = [instant_run(folder, f"root-{n}", judges=n, sampling=sampling, gates=gates) for n in PROCESSES]
+        runs = [instant_run(folder, f"root-{n}", threads=n, sampling=sampling, gates=gates) for n in PROCESSES]
         one, two = map(artifact_files, runs)
         if one != two:
             raise SystemExit(f"{preset}: the artifact depends on the number of processes")

@@ -85,7 +85,7 @@ class Figures:
     """The most between two starts of the worker."""
     cached_rows: int = 0
     cached_keys: int = 0
-    """Rows and different keys of the disturbed run's generation cache."""
+    """Rows and different keys of the disturbed run's answers cache."""
     parts_ahead: int = 0
     """Kills that left parts which their table did not know."""
     in_transaction: int = 0
@@ -198,7 +198,7 @@ class Killer:
             "worker": lambda: True,
             "part": lambda: any(name.endswith(".parquet") for name in self._names("segments") - parts),
             "verdicts": lambda: any(name.endswith(".parquet") for name in self._names("verdicts") - verdicts),
-            "table": (self._cache / "generations.duckdb.wal").exists,
+            "table": (self._cache / "answers.duckdb.wal").exists,
             "judge": lambda: bool(self._judges()),
             "select": lambda: any(self._store.root.glob("work/*/*/tables/chosen.parquet")),
         }[kind]
@@ -211,7 +211,7 @@ class Killer:
 
     def _end(self, worker: int, victim: int) -> bool:
         """Kill a process; whether the stage ended by that."""
-        in_transaction = (self._cache / "generations.duckdb.wal").exists()
+        in_transaction = (self._cache / "answers.duckdb.wal").exists()
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         with suppress(ParaclipError):
@@ -275,10 +275,10 @@ class Killer:
         parts = {name for folder in ("segments", "verdicts") for name in self._names(folder)}
         indexed: set[str] = set()
         with tempfile.TemporaryDirectory() as folder:
-            for path in self._cache.glob("generations.duckdb*"):
+            for path in self._cache.glob("answers.duckdb*"):
                 shutil.copy(path, folder)
             # There is none, or no such table, while it is made anew.
-            with suppress(duckdb.Error), duckdb.connect(Path(folder) / "generations.duckdb") as con:
+            with suppress(duckdb.Error), duckdb.connect(Path(folder) / "answers.duckdb") as con:
                 names = "SELECT name FROM generations_parts UNION ALL SELECT name FROM verdicts_parts"
                 indexed = {name for (name,) in con.execute(names).fetchall()}
         return len({name for name in parts if name.endswith(".parquet")} - indexed)
@@ -293,7 +293,7 @@ class Killer:
 
 
 def cached(root: Path) -> tuple[int, int]:
-    """Rows and different keys in a root's generation cache."""
+    """Rows and different keys in a root's answers cache."""
     keys = pq.read_table(root / "cache" / "segments", columns=["key"]).column("key").to_pylist()
     return len(keys), len(set(keys))
 

@@ -93,19 +93,6 @@ class GateOptions(Options):
     """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
     min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
-    min_entailment: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability with which caption and answer entail each other, at least; needs `nli`."""
-    max_overlap: Annotated[float, Field(ge=0, le=1)] = 0.85
-    """`small-model`: Jaccard overlap of the words of input and answer, at most (both steps)."""
-    max_new_content_words: Annotated[int, Field(ge=0)] = 3
-    """`small-model`: content words that the input does not hold, at most: guards against invention."""
-    min_word_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
-    """`small-model`: cosine between each new word and the nearest word of the caption that it could stand for, at
-    least, and between each word of the caption that is gone and the nearest new one."""
-    max_lost_words: Annotated[int, Field(ge=0)] = 0
-    """`small-model`: words of the caption, sizes aside, that the answer has no other word for, at most."""
-    max_repeats: Annotated[int, Field(ge=1)] = 200
-    """An answer that passed for more different inputs than this is a flood, and is rejected for all of them."""
 
     @field_validator("preset", mode="before")
     @classmethod
@@ -139,13 +126,12 @@ class ParaphraseOptions(Options):
     options: dict[str, Any] = Field(default={})
     """Options of an engine of your own, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
-    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
+    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, whose own
+    synonyms of single words are tried, too, where the gates are `small-model`."""
     prompt_1: str = ""
     """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
     prompt_2: str = ""
     """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
-    synonyms: bool = True
-    """With the `few-shot` prompts and the gates `small-model`, also try the LLM's own synonyms of single words."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
     sampling: SamplingOptions = SamplingOptions()
@@ -160,8 +146,6 @@ class ParaphraseOptions(Options):
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
     """How often a caption with no accepted answer is asked for, first time included."""
-    stop_below: Annotated[float, Field(ge=0, le=1)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Stop where a smaller share of the first 64 answers is accepted; 0: below a third there is a warning only."""
     regenerate: tuple[str, ...] = ()
     """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
     by code. A code that is given twice gives two more attempts."""

@@ -15,7 +15,7 @@ from paraclip.storage.object_store import is_url, open_remote
 from paraclip_core.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from paraclip.storage.generations import GenerationStore
+    from paraclip.storage.answers import AnswerStore
 
 LOCAL_VARIABLE = "PARACLIP_LOCAL"
 FOLDERS = ("artifacts", "cache", "channels", "logs", "prefect", "results", "work")  # a root has one of them
@@ -42,13 +42,12 @@ def check_root(store: ArtifactStore) -> None:
         )
 
 
-def open_generations(store: ArtifactStore) -> GenerationStore:
-    """The generation cache of a store."""
+def open_answers(store: ArtifactStore) -> AnswerStore:
+    """The answers cache of a store."""
     # DuckDB takes a while to import, and most commands need none.
-    from paraclip.storage.generations import GenerationStore
-    from paraclip.storage.parts import PartMirror
+    from paraclip.storage.answers import AnswerStore
 
-    return GenerationStore(store.cache, store.remote and PartMirror(store.remote, store.cache))
+    return AnswerStore(store.cache, store.remote)
 
 
 def working_folder(url: str) -> Path:

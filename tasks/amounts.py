@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.cache_tools import paid_tokens
+from paraclip.storage.roots import open_answers
 from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.features import new_images
@@ -191,7 +192,9 @@ def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
     engine = run.paraphraser.engine()
     if not isinstance(engine, PaidEngine) or not engine.max_spend:
         return dict(asked)
-    left = engine.max_spend - engine.cost(*paid_tokens(run.store.cache, engine.name, engine.model))
+    with closing(open_answers(run.store)) as cache:
+        paid = cache.paid_tokens(engine.name, engine.model)
+    left = engine.max_spend - engine.cost(*paid)
     noted = dict(asked)
     for name, amount in asked.items():
         if (amount.spend or 0) > left:

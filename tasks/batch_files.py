@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,70 +14,43 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paraclip.storage.answers import AnswerStore
+from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
-from paraclip.tasks.requests import MissingRequests, looking_for_requests
+from paraclip.storage.roots import open_answers
+from paraclip.tasks.requests import missing_rounds
 from paraclip.tasks.run.run import Run
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
-from paraclip_core.errors import ArtifactError, ConfigError, InputError, one_line
-from paraclip_core.paraphrase.engines.base import PaidEngine
-from paraclip_core.paraphrase.engines.openai import draws, prompt_size
-from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
-from paraclip_core.paraphrase.generate import storable
+from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.engines.base import PaidEngine, Prompt
+from paraclip_core.paraphrase.engines.openai_batch import (
+    Refused,
+    answer_lines,
+    draws,
+    prompt_size,
+    read_line,
+    request_line,
+)
+from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.requests import RequestKeys
+from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 
 BOTH_STEPS = (1, 2)
-CONFIG: dict[str, Any] = {
-    "memory_limit": "512MB",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-}
-PART_ROWS = 10_000
-"""Answers that are kept at once."""
-BATCH_LINES, BATCH_BYTES = 4096, 16_000_000
-"""Lines that are in memory at once."""
-LINES = pa.schema(
-    [
-        pa.field("file", pa.int32()),
-        pa.field("line", pa.int64()),
-        pa.field("key", pa.binary(16)),  # null where the line is of no use
-        pa.field("completions", pa.list_(pa.string())),
-        pa.field("prompt_tokens", pa.int32()),
-        pa.field("completion_tokens", pa.int32()),
-        pa.field("reason", pa.string()),  # null where the line answers a request
-        pa.field("detail", pa.string()),
-        pa.field("raw", pa.string()),  # its beginning
-    ]
-)
+BLOCK_LINES = 10_000
+"""Answers that are in memory, and kept, at once."""
 WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
 """A request that is missing; its `prompt_tokens` are an estimate."""
-PLACE = """
-CREATE TABLE placed AS SELECT l.file, l.line, CASE
-    WHEN l.reason IS NOT NULL THEN 'refused'
-    WHEN g.key IS NOT NULL THEN 'answered'
-    WHEN w.key IS NOT NULL AND row_number() OVER (PARTITION BY l.key ORDER BY l.file, l.line) = 1 THEN 'new'
-    WHEN w.key IS NOT NULL THEN 'repeated'
-    ELSE 'unknown'
-  END AS place
-FROM read_parquet($lines) l LEFT JOIN read_parquet($wanted) w ON w.key = l.key
-LEFT JOIN cache.generations g ON g.key = l.key
-"""
 NEW = """
 SELECT w.* REPLACE (if(l.prompt_tokens < 0, w.prompt_tokens, l.prompt_tokens) AS prompt_tokens),
   l.completions, l.completion_tokens
-FROM placed p JOIN read_parquet($lines) l USING (file, line) JOIN read_parquet($wanted) w ON w.key = l.key
-WHERE p.place = 'new' ORDER BY p.file, p.line
-"""
-REJECTED = """
-CREATE VIEW rejected AS
-SELECT l.file, l.line, l.raw, coalesce(l.reason, 'unknown_request') AS reason,
-  coalesce(l.detail, getvariable('unknown')) AS detail
-FROM placed p JOIN read_parquet(getvariable('lines')) l USING (file, line) WHERE p.place IN ('refused', 'unknown')
+FROM lines l JOIN wanted w USING (key)
+QUALIFY row_number() OVER (PARTITION BY key ORDER BY l.line) = 1 ORDER BY l.line
 """
 UNKNOWN = "this configuration asks no such request; was it exported with another one, or from other captions?"
-"""What is said of an answer to nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +83,7 @@ class Exported:
 
 
 def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, progress: Progress = silent) -> Exported:
-    """Write what a run would ask and the generation cache does not hold, a request a line.
+    """Write what a run would ask and the answers cache does not hold, a request a line.
 
     Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Where there
     is nothing to ask the file is empty. It appears whole; memory does not grow with it.
@@ -121,34 +94,60 @@ def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, p
         steps: whose requests are written.
         progress: told how far it is.
     """
-    _check_target(path)
-    counts: dict[int, int] = {1: 0, 2: 0}
-    with looking_for_requests(run, progress) as missing:
-
-        def write(file: BinaryIO) -> None:
-            for step, count in _write(missing, file, steps):
-                counts[step] += count
-                progress(sum(counts.values()), None, phase="writing requests")
-
-        write_atomic(path, write)
-        left = missing.unanswered, missing.words, missing.unjudged
-        return Exported(str(path), missing.options.model, counts[1], counts[2], *left)
-
-
-def _write(missing: MissingRequests, file: BinaryIO, steps: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    options = missing.options
-    for block in missing.blocks():
-        if block.request.step not in steps:
-            continue
-        for key, prompt in zip(block.keys, missing.prompts(block), strict=True):
-            file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
-        yield block.request.step, len(block.texts)
-
-
-def _check_target(path: Path) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"{path} cannot be written; name a file in a folder that you may write to")
+    options = _askable(run).paraphraser.options
+    counts, missing, waiting = {1: 0, 2: 0}, {1: 0, 2: 0}, 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal waiting
+        for rounds in missing_rounds(run, run.artifacts(), judged=True, progress=progress):
+            step = rounds.tables.step
+            missing[step] = sum(len(rows) for _, rows in rounds.missing)
+            waiting += rounds.waiting
+            for request, keys, texts in _requests(rounds) if step in steps else ():
+                for key, prompt in zip(keys, _prompts(run, request, texts), strict=True):
+                    file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
+                counts[step] += len(keys)
+                progress(sum(counts.values()), None, phase="writing requests")
+
+    write_atomic(path, write)
+    words = any(map(run.paraphraser.asks_words, BOTH_STEPS))
+    return Exported(str(path), options.model, counts[1], counts[2], missing[1], words, waiting)
+
+
+def _askable(run: Run) -> Run:
+    options = run.paraphraser.options
+    if not run.paraphraser.facts.asks:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
+            "shall answer them"
+        )
+    if options.judge is not None:
+        raise ConfigError(
+            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
+            "paraphrase.judge=null, and let `paraclip run` ask the judge"
+        )
+    if not options.model:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
+            "answer; take engine openai, vllm or transformers"
+        )
+    return run
+
+
+def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[str]]]:
+    """The missing requests, block by block: with their keys, and what is asked about."""
+    for request, rows in rounds.missing:
+        for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
+            yield request, block.column("generation").to_pylist(), block.column("asked").to_pylist()
+
+
+def _prompts(run: Run, request: RequestKeys, texts: Iterable[str]) -> list[Prompt]:
+    template = prompt_for(run.paraphraser.options, request.step)
+    seed = attempt_seed(request.seed, request.attempt)
+    return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
 
 
 @dataclass
@@ -163,9 +162,7 @@ class Imported:
     short: int = 0
     """Those of them with fewer answers than were asked for."""
     answered: int = 0
-    """Lines whose request was answered before."""
-    repeated: int = 0
-    """Lines whose request an earlier line answers."""
+    """Lines whose request was answered before, or by an earlier line."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Lines of no use, by reason."""
     rejects: list[str] = field(default_factory=list)
@@ -181,150 +178,129 @@ class Imported:
 
 
 def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
-    """Put the answers to requests that a run would make into its generation cache.
+    """Put the answers to requests that a run would make into its answers cache.
 
     They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Lines of no
-    use are written beside each file, as `NAME.rejects.parquet`. Memory does not grow with the files.
+    use are written beside each file, as `NAME.rejects.parquet`.
 
     Args:
         run: the run.
         paths: batch output or error files.
         progress: told how far it is.
     """
+    imported, expected = Imported(), draws(run.paraphraser.options.sampling)
     with (
         # Two at once would both find the same requests missing.
         lock(run.store.cache / "requests-import.lock"),
-        looking_for_requests(run, progress) as missing,
-        closing(duckdb.connect(":memory:", config=CONFIG)) as con,
+        TempDir("requests-") as scratch,
+        closing(duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch)})) as con,
+        closing(open_answers(run.store)) as cache,
     ):
-        con.execute("SET temp_directory = $folder", {"folder": str(missing.scratch / "duckdb.tmp")})
-        files = {"lines": str(missing.scratch / "lines.parquet"), "wanted": str(missing.scratch / "wanted.parquet")}
-        imported = Imported(lines=_write_lines(paths, Path(files["lines"]), draws(missing.options.sampling), progress))
-        _write_wanted(missing, Path(files["wanted"]))
-        with missing.cache.attached(con):
-            con.execute(PLACE, files)
-        _keep_new(missing, con, files, imported, progress)
-        places = dict(con.execute("SELECT place, count(*) FROM placed GROUP BY place").fetchall())
-        imported.answered, imported.repeated = places.get("answered", 0), places.get("repeated", 0)
-        _write_rejects(paths, con, files["lines"], imported)
+        con.register("rows", WANTED.empty_table())
+        con.execute("CREATE TABLE wanted AS FROM rows")
+        for rounds in missing_rounds(_askable(run), run.artifacts(), judged=True, progress=progress):
+            for request, keys, texts in _requests(rounds):
+                con.register("rows", _wanted(run, request, keys, texts))
+                con.execute("INSERT INTO wanted FROM rows")
+        for path in paths:
+            rejects: list[Reject] = []
+            for block in _blocks(path, expected):
+                rejects += _import(block, con, cache, expected, imported)
+                progress(imported.lines, None, phase="keeping answers")
+            _write_rejects(path, rejects, imported)
+    engine = run.paraphraser.engine()
+    if isinstance(engine, PaidEngine) and engine.priced:
+        imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
     if imported.rejected and not (imported.new or imported.answered):
         raise _useless(paths, imported)
     return imported
 
 
-def _write_lines(paths: Sequence[Path], target: Path, n: int, progress: Progress) -> int:
-    """Write what the lines say as `LINES`; their number."""
-    count, size = 0, 0
-    rows: list[dict[str, Any]] = []
-    with pq.ParquetWriter(target, LINES, compression="lz4") as writer:
-        for number, path in enumerate(paths):
-            try:
-                with path.open("rb") as file:
-                    for line, raw in enumerate(map(bytes.strip, file), 1):
-                        if not raw:
-                            continue
-                        rows.append({"file": number, "line": line, **_row(raw, n)})
-                        count, size = count + 1, size + len(raw)
-                        if len(rows) == BATCH_LINES or size > BATCH_BYTES:
-                            writer.write_table(pa.Table.from_pylist(rows, schema=LINES))
-                            progress(count, None, phase="reading answers")
-                            rows, size = [], 0
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}") from error
-        writer.write_table(pa.Table.from_pylist(rows, schema=LINES))
-    return count
-
-
-def _row(raw: bytes, n: int) -> dict[str, Any]:
-    answer = read_line(raw, n)
-    shown = raw[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS]
-    if isinstance(answer, Refused):
-        return {"reason": answer.reason, "detail": storable(answer.detail), "raw": shown}
-    key, completion = answer
-    return {
-        "key": key,
-        "completions": list(map(storable, completion.texts)),
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "raw": shown,
+def _wanted(run: Run, request: RequestKeys, keys: list[bytes], texts: list[str]) -> pa.Table:
+    same = {
+        "step": request.step,
+        "attempt": request.attempt,
+        "engine": run.paraphraser.engine().name,
+        "model": request.model,
+        "prompt": request.prompt_id,
+        "prompt_hash": request.prompt_hash,
+        "sampling": request.sampling,
+        "seed": request.seed,
     }
+    columns: dict[str, list[Any]] = {name: [value] * len(keys) for name, value in same.items()}
+    columns |= {"key": keys, "input": list(map(storable, texts))}
+    columns["prompt_tokens"] = list(map(prompt_size, _prompts(run, request, texts)))
+    return pa.Table.from_pydict(columns, schema=WANTED)
 
 
-def _write_wanted(missing: MissingRequests, target: Path) -> None:
-    """Write the missing requests as `WANTED`."""
-    with pq.ParquetWriter(target, WANTED, compression="lz4") as writer:
-        for block in missing.blocks():
-            request, count = block.request, len(block.texts)
-            columns = {
-                "key": block.keys,
-                "step": [request.step] * count,
-                "attempt": [request.attempt] * count,
-                "input": list(map(storable, block.texts)),
-                "engine": [missing.paraphraser.engine().name] * count,
-                "model": [request.model] * count,
-                "prompt": [request.prompt_id] * count,
-                "prompt_hash": [request.prompt_hash] * count,
-                "sampling": [request.sampling] * count,
-                "seed": [request.seed] * count,
-                "prompt_tokens": list(map(prompt_size, missing.prompts(block))),
-            }
-            writer.write_table(pa.Table.from_pydict(columns, schema=WANTED))
+def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
+    """Number, answer and beginning of each line, some lines at once."""
+    try:
+        with path.open("rb") as file:
+            answers = answer_lines(file)
+            while lines := list(islice(answers, BLOCK_LINES)):
+                yield [
+                    (line, read_line(raw, n), (raw or b"")[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS])
+                    for line, raw in lines
+                ]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _keep_new(
-    missing: MissingRequests,
+def _import(
+    block: list[tuple[int, Any, str]],
     con: duckdb.DuckDBPyConnection,
-    files: dict[str, str],
+    cache: AnswerStore,
+    expected: int,
     imported: Imported,
-    progress: Progress,
-) -> None:
-    expected = draws(missing.options.sampling)
-    for batch in con.sql(NEW, params=files).to_arrow_reader(PART_ROWS):
-        table = pa.Table.from_batches([batch]).select(GENERATIONS.names).cast(GENERATIONS)
-        missing.cache.append(table)
-        counts = [len(texts) for texts in table.column("completions").to_pylist()]
-        imported.new += len(counts)
-        imported.declined += counts.count(0)
-        imported.short += sum(0 < count < expected for count in counts)
-        imported.prompt_tokens += sum(table.column("prompt_tokens").to_pylist())
-        imported.completion_tokens += sum(table.column("completion_tokens").to_pylist())
-        progress(imported.new, None, phase="keeping answers")
-    engine = missing.paraphraser.engine()
-    if isinstance(engine, PaidEngine) and engine.priced:
-        imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
+) -> list[Reject]:
+    """Keep the new answers of a block; its lines of no use."""
+    answers = [(line, one, raw) for line, one, raw in block if not isinstance(one, Refused)]
+    rejects = [
+        Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)
+    ]
+    keys = pa.array([one.key for _, one, _ in answers], pa.binary(16))
+    answered = set(cache.lookup(keys).column("key").to_pylist())
+    lines = {
+        "line": [line for line, _, _ in answers],
+        "key": keys,
+        "completions": pa.array([list(map(storable, one.texts)) for _, one, _ in answers], pa.list_(pa.string())),
+        "prompt_tokens": pa.array([one.prompt_tokens for _, one, _ in answers], pa.int32()),
+        "completion_tokens": pa.array([one.completion_tokens for _, one, _ in answers], pa.int32()),
+    }
+    con.register("lines", pa.table(lines))
+    new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
+    cache.append(new)
+    con.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM lines)")
+    taken = set(new.column("key").to_pylist())
+    known = sum(one.key in taken or one.key in answered for _, one, _ in answers)
+    rejects += [
+        Reject(line, "unknown_request", UNKNOWN, raw)
+        for line, one, raw in answers
+        if one.key not in taken and one.key not in answered
+    ]
+    counts = [len(texts) for texts in new.column("completions").to_pylist()]
+    imported.lines += len(block)
+    imported.new += new.num_rows
+    imported.answered += known - new.num_rows
+    imported.declined += counts.count(0)
+    imported.short += sum(0 < count < expected for count in counts)
+    imported.prompt_tokens += sum(new.column("prompt_tokens").to_pylist())
+    imported.completion_tokens += sum(new.column("completion_tokens").to_pylist())
+    return rejects
 
 
-def _write_rejects(paths: Sequence[Path], con: duckdb.DuckDBPyConnection, lines: str, imported: Imported) -> None:
-    con.execute("SET VARIABLE unknown = $unknown", {"unknown": UNKNOWN})
-    con.execute("SET VARIABLE lines = $lines", {"lines": lines})
-    con.execute(REJECTED)
-    imported.rejected = dict(
-        con.sql("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason").fetchall()
-    )
-    files = {number for (number,) in con.sql("SELECT DISTINCT file FROM rejected").fetchall()}
-    for number, path in enumerate(paths):
-        target = path.with_name(f"{path.name}.rejects.parquet")
-        try:
-            if number in files:
-                write_atomic(target, partial(_write_rejects_of, number, path.name, con))
-                imported.rejects.append(str(target))
-            elif target.exists():
-                # Of an earlier import, whose lines are in order now.
-                target.unlink()
-        except (ArtifactError, OSError) as error:
-            raise ArtifactError(
-                f"the answers are kept, but the rejected lines cannot be written to {target}: "
-                f"{one_line(error.__cause__ or error)}; copy {path.name} to a folder that you may write to and import "
-                "it again"
-            ) from error
-
-
-def _write_rejects_of(number: int, source: str, con: duckdb.DuckDBPyConnection, file: BinaryIO) -> None:
-    query = "SELECT line, reason, detail, raw FROM rejected WHERE file = $number ORDER BY line"
-    with pq.ParquetWriter(file, REJECTS, compression="zstd") as writer:
-        for batch in con.sql(query, params={"number": number}).to_arrow_reader(PART_ROWS):
-            rejects = [Reject(row["line"], row["reason"], row["detail"], row["raw"]) for row in batch.to_pylist()]
-            writer.write_batch(reject_batch(rejects, source))
+def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> None:
+    target = path.with_name(f"{path.name}.rejects.parquet")
+    for reject in rejects:
+        imported.rejected[reject.reason] = imported.rejected.get(reject.reason, 0) + 1
+    if not rejects:
+        # Of an earlier import, whose lines are in order now.
+        target.unlink(missing_ok=True)
+        return
+    table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one[0]), path.name)], REJECTS)
+    write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
+    imported.rejects.append(str(target))
 
 
 def _useless(paths: Sequence[Path], imported: Imported) -> InputError:

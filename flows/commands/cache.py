@@ -1,12 +1,12 @@
-"""`paraclip cache`: every generation that was ever paid for."""
+"""`paraclip cache`: every answer that was ever paid for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,25 +19,16 @@ from paraclip.flows.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from paraclip.storage.generations import GenerationStore
+    from paraclip.storage.answers import AnswerStore, Merged
 
-app = typer.Typer(no_args_is_help=True, help="The generation cache.")
-
-
-EngineOption = Annotated[str | None, typer.Option(help="Only generations of this engine; * stands for anything.")]
-ModelOption = Annotated[str | None, typer.Option(help="Only generations of this model; * stands for anything.")]
-StepOption = Annotated[
-    int | None, typer.Option(min=0, max=3, help="Only this step; 0: single words, 3: questions to a judge.")
-]
+app = typer.Typer(no_args_is_help=True, help="The answers cache.")
 
 
 @app.command()
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """How many generations there are, of which models and prompts."""
-    from paraclip.storage.cache_tools import cache_stats
-
+    """How many answers there are, of which models and prompts."""
     with _opened(root) as store:
-        counts = asdict(cache_stats(store))
+        counts = asdict(store.stats())
     if as_json:
         print_json(counts)
         return
@@ -50,19 +41,15 @@ def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
 def export(
     folder: Annotated[Path, typer.Argument(help="A cache folder to make or to add to.")],
     root: RootOption = DEFAULT_ROOT,
-    engine: EngineOption = None,
-    model: ModelOption = None,
-    step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy generations to a folder that `import` reads; what it holds already is passed over."""
-    from paraclip.storage.cache_merge import merge
-    from paraclip.storage.generations import GenerationStore
+    """Copy answers to a folder that `import` reads; what it holds already is passed over."""
+    from paraclip.storage.answers import AnswerStore
 
     with _opened(root) as store:
         # A shared cache first fetches what other machines have.
         store.refresh()
-        merged = asdict(merge(GenerationStore(folder), store.folder, _wanted(engine, model, step)))
+        merged = AnswerStore(folder).merge(store.folder)
     _print_merged(merged, f"exported to {folder}", as_json)
 
 
@@ -70,61 +57,42 @@ def export(
 def import_(
     folder: Annotated[Path, typer.Argument(help="Another cache: an exported folder, or ROOT/cache.")],
     root: RootOption = DEFAULT_ROOT,
-    engine: EngineOption = None,
-    model: ModelOption = None,
-    step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over another cache's generations; what is answered here stays as it is. Ends with 1 if some were damaged."""
-    from paraclip.storage.cache_merge import merge
-
+    """Take over another cache's answers; what is answered here stays as it is. Ends with 1 if some were damaged."""
     with _opened(root, must_exist=False) as store:
-        merged = asdict(merge(store, folder, _wanted(engine, model, step)))
+        merged = store.merge(folder)
     _print_merged(merged, f"imported from {folder}", as_json)
 
 
 @app.command()
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Join many small segments to few big ones; others may go on writing, and it may be killed at any time."""
-    from paraclip.storage.cache_merge import compact as join
-
+    """Join many small parts to few big ones; it may be killed at any time, and others wait meanwhile."""
     with _opened(root) as store:
-        counts = asdict(join(store))
-    if as_json:
-        print_json(counts)
-        return
-    typer.echo(f"{counts['before']} segments before, {counts['after']} now; {counts['rows']} rows were moved")
-    if counts["torn"]:
-        typer.echo(f"{counts['torn']} segments were damaged and set aside")
-
-
-def _wanted(engine: str | None, model: str | None, step: int | None) -> dict[str, str]:
-    chosen = {"engine": engine, "model": model, "step": None if step is None else str(step)}
-    return {column: pattern for column, pattern in chosen.items() if pattern is not None}
-
-
-def _print_merged(counts: dict[str, Any], what: str, as_json: bool) -> None:
+        counts = asdict(store.compact())
     if as_json:
         print_json(counts)
     else:
-        unwanted = f", {counts['unwanted']} not asked for" if counts["unwanted"] else ""
-        new = f"{counts['new']} new generations in {counts['segments']} segments"
-        say(f"{what}: {new}, {counts['known']} known{unwanted}")
-        if counts["damaged"]:
-            typer.echo(f"{counts['damaged']} segments are damaged and were left where they are")
-    if counts["damaged"]:
+        typer.echo(f"{counts['before']} parts before, {counts['after']} now")
+
+
+def _print_merged(merged: Merged, what: str, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(merged))
+    else:
+        say(f"{what}: {merged.new} new answers, {merged.known} known")
+        if merged.damaged:
+            typer.echo(f"{merged.damaged} parts are damaged and were left where they are")
+    if merged.damaged:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _opened(root: str, must_exist: bool = True) -> Iterator[GenerationStore]:
-    from paraclip.storage.roots import check_root, open_generations, open_store
+def _opened(root: str, must_exist: bool = True) -> Iterator[AnswerStore]:
+    from paraclip.storage.roots import check_root, open_answers, open_store
 
     artifacts = open_store(root)
     if must_exist:
         check_root(artifacts)
-    store = open_generations(artifacts)
-    try:
+    with closing(open_answers(artifacts)) as store:
         yield store
-    finally:
-        store.close()

@@ -233,8 +233,8 @@ def _print_exported(exported: Exported, step: int | None) -> None:
         say("what step 2 asks about their answers is exported when these are imported")
     if exported.words:
         say(
-            "single words (paraphrase.synonyms) are in no batch file: the run asks for them itself, before it judges "
-            "an answer; set paraphrase.synonyms=false where it cannot"
+            "single words, for answers with swapped ones, are in no batch file: the run asks for them itself, before "
+            "it judges an answer; set paraphrase.prompts=paper where it cannot"
         )
     if exported.unjudged:
         say(
@@ -246,7 +246,6 @@ def _print_imported(imported: Imported) -> None:
     say(f"{imported.new} answers of {imported.lines} lines are in the cache now")
     notes = {
         "were answered before": imported.answered,
-        "repeat a line before them": imported.repeated,
         "were declined by the server, which counts as an answer": imported.declined,
         "have fewer answers than were asked for": imported.short,
     }

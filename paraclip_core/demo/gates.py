@@ -30,6 +30,12 @@ from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_per_pair, stem, word_set, words
 from paraclip_core.paraphrase.prompts import NOISE_WORDS, tidy
 
+MAX_OVERLAP = 0.85
+"""Of the words of input and answer (Jaccard)."""
+MAX_NEW_WORDS = 3
+MIN_WORD_SIMILARITY = 0.5
+"""Cosine of a new word and the word of the caption that it may stand for."""
+
 # Sizes may go, and directions have a gate of their own.
 _OTHERS = frozenset(
     word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two
@@ -262,15 +268,15 @@ def broken_words(pair: Pair, options: GateOptions) -> str | None:
 def high_overlap(pair: Pair, options: GateOptions) -> str | None:
     """Nearly the same words as the input."""
     overlap = jaccard(pair.answer_words, pair.source_words)
-    return f"word overlap {overlap:.2f}, at most {options.max_overlap:g}" if overlap > options.max_overlap else None
+    return f"word overlap {overlap:.2f}, at most {MAX_OVERLAP:g}" if overlap > MAX_OVERLAP else None
 
 
 def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
     """More content words that the input lacks than a rewording needs; words for a known kind do not count."""
     new = unknown_words(pair)
-    if len(new) <= options.max_new_content_words:
+    if len(new) <= MAX_NEW_WORDS:
         return None
-    return f"{len(new)} new words ({', '.join(new[:4])}), at most {options.max_new_content_words}"
+    return f"{len(new)} new words ({', '.join(new[:4])}), at most {MAX_NEW_WORDS}"
 
 
 def compared_words(pair: Pair) -> set[str]:
@@ -281,7 +287,7 @@ def compared_words(pair: Pair) -> set[str]:
 
 def invented_word(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
     """A new word stands for no word of the caption that is gone."""
-    least, differ = options.min_word_similarity, alignment(pair)
+    least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     for word in differ.unknown:
         nearest = max((compare.cosine(word, lost) for lost in differ.lost), default=0.0)
         if nearest < least:
@@ -294,11 +300,9 @@ def invented_word(pair: Pair, options: GateOptions, compare: Compare) -> str | N
 
 def lost_word(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
     """A word of the caption is gone, and no new word stands for it."""
-    least, differ = options.min_word_similarity, alignment(pair)
+    least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     gone = [w for w in differ.lost if max((compare.cosine(w, new) for new in differ.new), default=0.0) < least]
-    if len(gone) <= options.max_lost_words:
-        return None
-    return f"no word for {', '.join(gone[:4])}; at most {options.max_lost_words} may be lost"
+    return f"no word for {', '.join(gone[:4])}" if gone else None
 
 
 @lru_cache(maxsize=256)

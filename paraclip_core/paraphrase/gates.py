@@ -67,6 +67,7 @@ _CHOICE = re.compile(
     re.I,
 )
 _BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+")
+MIN_ENTAILMENT = 0.5
 SHARE_OF_WORDS = 0.5
 """Of the input's words that an alternative has, at least: the parts of one description are shorter."""
 ALIKE = 0.4
@@ -176,8 +177,8 @@ def not_entailed(pair: Pair, options: GateOptions, compare: Compare) -> str | No
     """Caption and answer do not follow from each other, says the NLI model."""
     for premise, hypothesis, name in ((pair.caption, pair.answer, "answer"), (pair.answer, pair.caption, "caption")):
         chance = compare.entailment(premise, hypothesis)
-        if chance < options.min_entailment:
-            return f"the {name} follows with probability {chance:.2f}, at least {options.min_entailment:g} is wanted"
+        if chance < MIN_ENTAILMENT:
+            return f"the {name} follows with probability {chance:.2f}, at least {MIN_ENTAILMENT:g} is wanted"
     return None
 
 

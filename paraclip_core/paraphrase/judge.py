@@ -35,6 +35,8 @@ OVERLAP_WEIGHT = 0.3
 AS_THEY_CAME = ("off", "mined")
 """Presets for answers that come best first."""
 GOOD_LENGTH = 1.3
+MAX_REPEATS = 200
+"""Inputs that one answer may pass for; it is a flood where it passes for more."""
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
 """Starting processes, which load the sentence encoder, takes as long as judging so much."""
@@ -119,8 +121,7 @@ class JudgeSpec:
     def digest(self) -> bytes:
         """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code."""
         decides = {
-            # Floods are decided over all verdicts, later.
-            "options": {name: value for name, value in meaning(self.gates).items() if name != "max_repeats"},
+            "options": meaning(self.gates),
             "step": self.step,
             "examples": list(map(list, self.examples)),
             "context": self.context_length,
@@ -137,7 +138,7 @@ class JudgeSpec:
     @property
     def max_repeats(self) -> int | None:
         """Inputs for which one answer is no flood yet; None where no answer is a flood."""
-        return None if self.gates.preset == "off" else self.gates.max_repeats
+        return None if self.gates.preset == "off" else MAX_REPEATS
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,7 @@ class BlockJudge:
 
     def __call__(self, block: pa.RecordBatch) -> pa.RecordBatch:
         """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
-        captions, sources, answers = (block.column(name).to_pylist() for name in ("caption", "source", "completions"))
-        verdicts = self.judge.judge(list(map(Request, captions, sources, answers)))
+        verdicts = self.judge.judge(_requests(block))
         accepted = [one for verdict in verdicts for one in verdict.accepted]
         texts = [text for text, _ in accepted]
         tokens = self._tokens.encode_batch(texts).cast(ACCEPTED.field("tokens").type)
@@ -285,6 +285,10 @@ class BlockJudge:
         }
         arrays = [columns[name].cast(VERDICTS.field(name).type) for name in VERDICTS.names]
         return pa.RecordBatch.from_arrays(arrays, schema=VERDICTS)
+
+
+def _requests(block: pa.RecordBatch) -> list[Request]:
+    return list(map(Request, *(block.column(name).to_pylist() for name in ("caption", "source", "completions"))))
 
 
 class JudgePool:
@@ -322,6 +326,10 @@ class JudgePool:
             if len(self._waiting) > 2 * self._processes:
                 yield self._next()
         yield from self.offered(wait=True)
+
+    def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
+        """What each gate says of every candidate of each request of a block."""
+        return self._judge_here().judge.explain(_requests(block))
 
     def offer(self, block: pa.RecordBatch) -> bool:
         """Let a process judge a block while the caller does something else, if one has time for it."""

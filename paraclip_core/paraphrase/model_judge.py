@@ -15,10 +15,13 @@ import pyarrow as pa
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine
-from paraclip_core.paraphrase.generate import RequestSender, Started
 from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import VERDICTS
+
+Started = Callable[[int], Callable[[int], None]]
+"""Told how many questions are to be answered; returns who is told how many more are."""
+Answers = Callable[[RequestKeys, PromptTemplate, SamplingOptions, Sequence[str], Started], dict[str, Sequence[str]]]
 
 REASON = "judge"
 JUDGE_STEP = 3
@@ -80,20 +83,20 @@ def says_same(answer: str) -> bool | None:
 class ModelJudge:
     """Asks an engine about the answers that the other gates let pass."""
 
-    def __init__(self, engine: Engine, sender: RequestSender, sampling: SamplingOptions, keep: int) -> None:
-        """`keep`: so many answers of a request are wanted; no more are asked about than that takes."""
-        self.engine = engine
-        self.sender, self._keep = sender, keep
+    def __init__(self, engine: Engine, answers: Answers, counts: Any, sampling: SamplingOptions, keep: int) -> None:
+        """`answers` asks the engine and adds to `counts`, as :meth:`RequestSender.answers` does.
+
+        `keep`: so many answers of a request are wanted; no more are asked about than that takes.
+        """
+        self.engine, self.counts = engine, counts
+        self._ask, self._keep = answers, keep
         self._request = judge_requests(engine.model, sampling)
         self._sampling = sampling.model_copy(update={"temperature": 0.0, "n": 1})
 
     def judge(
         self, verdicts: pa.RecordBatch, captions: Sequence[str], gates: bytes, started: Started
     ) -> pa.RecordBatch:
-        """Its verdicts (`tables.VERDICTS`) in place of those of the other gates, under the digest `gates`.
-
-        `started` is as of :meth:`RequestSender.answers`.
-        """
+        """Its verdicts (`tables.VERDICTS`) in place of those of the other gates, under the digest `gates`."""
         rows: list[dict[str, Any]] = verdicts.to_pylist()
         same: list[list[Any]] = [[] for _ in rows]
         refusals: dict[int, str] = {}
@@ -126,4 +129,4 @@ class ModelJudge:
                 self.engine.check()
             return started(count)
 
-        return self.sender.answers(self._request, QUESTION, self._sampling, texts, checked)
+        return self._ask(self._request, QUESTION, self._sampling, texts, checked)

@@ -1,7 +1,8 @@
-"""The rounds of one step: generate what is missing, judge what is not judged, and again for what was rejected.
+"""The rounds of one step: ask for what is missing, judge what is not judged, and again for what was rejected.
 
 A round is two set-wise joins (:mod:`paraclip_core.paraphrase.requests`) and the work that they leave. What was
 answered or judged before, by whichever run, is never asked for or judged again, so a killed round goes on where it was.
+Without an engine the rounds count what they would ask, which is all that `plan` and batch files need.
 """
 
 from __future__ import annotations
@@ -9,35 +10,47 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.config import ParaphraseOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Paraphraser
-from paraclip_core.paraphrase.engines.base import CheckedEngine, Engine, PaidEngine
-from paraclip_core.paraphrase.generate import Counts, RequestSender
-from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool, JudgeSpec
-from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.engines.base import (
+    CheckedEngine,
+    Completion,
+    Engine,
+    PaidEngine,
+    Prompt,
+    StreamingEngine,
+)
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool
+from paraclip_core.paraphrase.model_judge import ModelJudge
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import (
     GenerationCache,
     RequestKeys,
+    Selection,
     StepTables,
     answers_block,
+    rejected_for,
     sampling_json,
+    select,
 )
-from paraclip_core.paraphrase.select import Selection, rejected_for, select
 from paraclip_core.progress import Progress, silent
+from paraclip_core.tables import GENERATIONS
 
 log = logging.getLogger(__name__)
 
+KEEP_SECONDS = 2.0
+"""What an engine hands over one by one is kept at least so often: a kill loses no more of what was paid for."""
 SENT_ROWS = 16_384
 """Requests whose texts are in memory at once."""
 SENT_AHEAD = 2048
@@ -48,8 +61,171 @@ FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SAMPLES = 20
 LONGEST_SAMPLE = 300
+
+Part = list[tuple[str, bytes, Completion]]
+"""Text, key and completion of some requests."""
 Phase = Callable[[int], None]
 """Told how many more are done."""
+Numbered = list[tuple[int, Completion]]
+"""Number of the prompt, and its completion."""
+
+
+@dataclass
+class Counts:
+    """What a step did, for its manifest."""
+
+    captions: int = 0
+    """Rows that were to be paraphrased."""
+    requested: int = 0
+    """Different requests, all attempts together, words included."""
+    cached: int = 0
+    """Those of them that the cache had answered."""
+    generated: int = 0
+    judged: int = 0
+    """Answers that were judged now; the others had been judged before."""
+    accepted: int = 0
+    """Captions with an accepted answer."""
+    kept: int = 0
+    """Rows written: several of a caption where `paraphrase.keep` allows that."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Rejections by reason, one for each caption and attempt."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    engine_seconds: float = 0.0
+    judge_seconds: float = 0.0
+
+    def metrics(self) -> dict[str, Any]:
+        """The counts as JSON-ready values."""
+        seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "judge_seconds")}
+        return {**vars(self), "rejected": dict(sorted(self.rejected.items())), **seconds}
+
+
+class RequestSender:
+    """Asks, and keeps what comes before anything else is done with it: chunk by chunk, or as an engine streams it."""
+
+    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
+        """What is asked and kept is added to `counts`."""
+        self._engine, self._cache, self.counts, self._chunk = engine, cache, counts, chunk
+
+    def answers(
+        self,
+        request: RequestKeys,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        texts: Sequence[str],
+        started: Callable[[int], Phase],
+    ) -> dict[str, Sequence[str]]:
+        """Text → raw answers, asked for where the cache does not hold them; without those that the engine has none for.
+
+        `started` is told how many are to be asked for, where any are, and returns who is told of each that came.
+        """
+        array = request.keys(texts)
+        keys: list[bytes] = array.to_pylist()
+        cached = self._cache.lookup(array)
+        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
+        answers = {text: by_key[key] for text, key in zip(texts, keys, strict=True) if key in by_key}
+        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in by_key]
+        self.counts.requested += len(texts)
+        self.counts.cached += len(answers)
+        if todo:
+            came = started(len(todo))
+            for part in self.ask(request, template, sampling, todo):
+                answers |= {text: completion.texts for text, _, completion in part}
+                came(len(part))
+        return answers
+
+    def ask(
+        self,
+        request: RequestKeys,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        todo: Sequence[tuple[str, bytes]],
+    ) -> Generator[Part, None, None]:
+        """Answers to the texts and keys in `todo`, part by part, in the order in which they come."""
+        seed = attempt_seed(request.seed, request.attempt)
+        prompts = [Prompt(template.messages(text), text, request.step, seed) for text, _ in todo]
+        streams, done = isinstance(self._engine, StreamingEngine), 0
+        for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
+            part = _part(todo, numbered)
+            if part:
+                self._keep(part, request)
+            self.counts.generated += len(part)
+            done += len(part)
+            yield part
+        if done != len(todo):
+            raise EngineError(f"{self._engine.name} gave {done} completions for {len(todo)} prompts")
+
+    def _chunks(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        for start in range(0, len(prompts), self._chunk):
+            some = prompts[start : start + self._chunk]
+            began = time.monotonic()
+            completions = self._engine.generate(some, sampling)
+            self.counts.engine_seconds += time.monotonic() - began
+            if len(completions) != len(some):
+                raise EngineError(f"{self._engine.name} gave {len(completions)} completions for {len(some)} prompts")
+            yield list(enumerate(completions, start))
+
+    def _keep(self, part: Part, request: RequestKeys) -> None:
+        count = len(part)
+        columns = {
+            "key": [key for _, key, _ in part],
+            "step": [request.step] * count,
+            "attempt": [request.attempt] * count,
+            "input": [storable(text) for text, _, _ in part],
+            "engine": [self._engine.name] * count,
+            "model": [request.model] * count,
+            "prompt": [request.prompt_id] * count,
+            "prompt_hash": [request.prompt_hash] * count,
+            "sampling": [request.sampling] * count,
+            "seed": [request.seed] * count,
+            "completions": [list(completion.texts) for _, _, completion in part],
+            "prompt_tokens": [completion.prompt_tokens for _, _, completion in part],
+            "completion_tokens": [completion.completion_tokens for _, _, completion in part],
+        }
+        self._cache.append(pa.Table.from_pydict(columns, schema=GENERATIONS))
+        self.counts.prompt_tokens += sum(columns["prompt_tokens"])
+        self.counts.completion_tokens += sum(columns["completion_tokens"])
+
+    def _streamed(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Numbered]:
+        assert isinstance(self._engine, StreamingEngine)
+        enough = max(1, self._chunk // 2)
+        waiting: Numbered = []
+        failure: BaseException | None = None
+        ended = False
+        with closing(self._engine.stream(prompts, sampling)) as stream:
+            began = time.monotonic()
+            while not ended:
+                try:
+                    item = next(stream)
+                except StopIteration:
+                    ended = True
+                except BaseException as error:
+                    # An interrupt, too, must not cost what was answered before it.
+                    failure, ended = error, True
+                else:
+                    waiting += [item] if item is not None else []
+                now = time.monotonic()
+                if waiting and (ended or len(waiting) >= enough or now - began >= KEEP_SECONDS):
+                    self.counts.engine_seconds += now - began
+                    yield sorted(waiting, key=itemgetter(0))
+                    waiting, began = [], time.monotonic()
+        if failure is not None:
+            raise failure
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """Seed of an attempt's prompts: another attempt must draw other answers."""
+    return (seed + 7919 * attempt) % 2**31
+
+
+def storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
+    # What is judged now is what a cached run will judge.
+    return [(*todo[i], replace(done, texts=tuple(map(storable, done.texts)))) for i, done in numbered]
 
 
 class Sample(NamedTuple):
@@ -67,10 +243,10 @@ class Rounds:
     def __init__(
         self,
         options: ParaphraseOptions,
-        engine: Engine,
+        engine: Engine | None,
         cache: GenerationCache,
         tables: StepTables,
-        pool: JudgePool,
+        pool: JudgePool | None,
         request: RequestKeys,
         *,
         max_repeats: int | None = None,
@@ -79,38 +255,60 @@ class Rounds:
     ) -> None:
         """Prepare a step; `options` are those that matter to the engine, `request` has the keys of the first attempt.
 
+        Without an engine nothing is asked, and `missing` says what would be; without a pool nothing is judged.
         An answer to more than `max_repeats` inputs is a flood, None: no answer is. `with_words`: also ask for other
         words for single words, and try answers with those swapped. `model_judge` has the last word.
         """
-        self.options, self.engine, self.cache, self.tables = options, engine, cache, tables
+        self.options, self.cache, self.tables = options, cache, tables
         self.counts = Counts()
+        self.missing: list[tuple[RequestKeys, np.ndarray]] = []
+        """Without an engine: the request of each round, and the numbers of the rows that it would ask about."""
+        self.waiting = 0
+        """Without an engine: answers that nobody can judge, because single words are to be asked for first."""
         self.samples: deque[Sample] = deque(maxlen=SAMPLES)
         """The latest answers that were judged."""
         self.progress: Progress = silent
         """Told how far it is, phase by phase."""
-        self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
+        self.on_judged: Callable[[pa.RecordBatch, pa.RecordBatch], None] = lambda block, verdicts: None
+        """Told of each block (`tables.ANSWERS`) that was judged, with its verdicts."""
         self.model_judge = model_judge
+        self._engine, self._pool, self._max_repeats, self._with_words = engine, pool, max_repeats, with_words
         self._prompt, self._request = prompt_for(options, tables.step), request
-        self._sender = RequestSender(engine, cache, self.counts, options.chunk)
+        self._sender = None if engine is None else RequestSender(engine, cache, self.counts, options.chunk)
         self._warning, self._accepted = "", 0
         self._verdicts: list[pa.RecordBatch] = []
+
+    @property
+    def engine(self) -> Engine:
+        """Who is asked."""
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def pool(self) -> JudgePool:
+        """Who judges."""
+        assert self._pool is not None
+        return self._pool
 
     def run(self) -> None:
         """Ask and judge until every row has an accepted answer or no attempt is left."""
         try:
-            rows: np.ndarray | None = None
-            for attempt in range(self.options.attempts):
+            for attempt, rows in self._attempts():
                 self._round(attempt, rows)
-                if attempt + 1 < self.options.attempts:
-                    rows = self.tables.rejected()
-                    if not len(rows):
-                        break
-            for reason in self.options.regenerate:
-                for attempt, again in rejected_for(self.tables, reason, self._max_repeats).items():
-                    self._round(attempt, again)
         finally:
             # Nothing that was judged before a failure is judged again.
             self._keep_verdicts()
+
+    def _attempts(self) -> Iterator[tuple[int, np.ndarray | None]]:
+        """The number of each round, and its rows, None: all."""
+        yield 0, None
+        for attempt in range(1, self.options.attempts):
+            rows = self.tables.rejected()
+            if not len(rows):
+                break
+            yield attempt, rows
+        for reason in self.options.regenerate:
+            yield from rejected_for(self.tables, reason, self._max_repeats).items()
 
     def select(self) -> Selection:
         """Choose among what was accepted."""
@@ -128,52 +326,67 @@ class Rounds:
         requested, missing = self.tables.requests(attempt) - before, self.tables.missing(attempt)
         self.counts.requested += requested
         self.counts.cached += requested - len(missing)
-        if len(missing) and attempt == 0 and isinstance(self.engine, CheckedEngine):
+        if self._engine is None:
+            counted = [rows for asked, rows in self.missing if asked.attempt == attempt]
+            self.missing.append((request, np.setdiff1d(missing, np.concatenate(counted)) if counted else missing))
+        else:
+            self._ask(request, missing)
+        self._judge(request)
+
+    def _ask(self, request: RequestKeys, missing: np.ndarray) -> None:
+        first_time = request.attempt == 0
+        if len(missing) and first_time and isinstance(self.engine, CheckedEngine):
             self.engine.check()
         phase = self._phase("asking", len(missing))
-        if attempt == 0 and len(missing) > FIRST_ANSWERS:
+        if first_time and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._generate(request, first, phase)
             self._judge(request, first)
             self._check_first(first)
         self._generate(request, missing, phase)
         shared = self.model_judge is not None and self.model_judge.engine is self.engine
-        if attempt + 1 == self.options.attempts and not (self.options.regenerate or self._with_words or shared):
+        last = request.attempt + 1 == self.options.attempts
+        if last and not (self.options.regenerate or self._with_words or shared):
             # Nothing more will be asked: others may have the GPU while answers are judged.
             self.engine.close()
-        self._judge(request)
 
     def _generate(self, request: RequestKeys, rows: np.ndarray, phase: Phase) -> None:
         """Send the requests of these rows; verdicts come meanwhile where judging takes nothing from the engine."""
+        sender, pool = self._sender, self.pool
+        assert sender is not None
         # Processes that judge take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._with_words)
         for asked in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = asked.column("generation").to_pylist()
             place = {key: number for number, key in enumerate(keys)}
             todo = list(zip(asked.column("asked").to_pylist(), keys, strict=True))
-            for part in self._sender.ask(request, self._prompt, self.options.sampling, todo):
+            for part in sender.ask(request, self._prompt, self.options.sampling, todo):
                 if ahead:
                     block = asked.take([place[key] for _, key, _ in part])
-                    self._pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
-                    self._take(self._pool.offered())
+                    pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
+                    self._take(pool.offered())
                 phase(len(part))
-        self._take(self._pool.offered(wait=True))
+        self._take(pool.offered(wait=True))
         self._keep_verdicts()
 
     def _judge(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
         """Judge the round's answers that have no verdict, of all rows or of these."""
-        count = self.tables.find_unjudged(request.attempt, rows)
-        if count:
+        if self._pool is None:
+            return
+        if count := self.tables.find_unjudged(request.attempt, rows):
             self._judge_texts(count)
         if self.model_judge is not None and self.tables.find_undecided(request.attempt, rows):
             self._ask_judge(self.model_judge)
 
     def _judge_texts(self, count: int) -> None:
         if self._with_words:
+            if self._engine is None:
+                self.waiting += count
+                return
             texts = (text for block in self.tables.unjudged(BLOCK_ROWS) for text in _bases(block, self.tables.step))
-            self._pool.find_synonyms(self._words, texts)
+            self.pool.find_synonyms(self._words, texts)
         began = time.monotonic()
-        self._take(self._pool.judge(self.tables.unjudged(BLOCK_ROWS), count), self._phase("judging", count))
+        self._take(self.pool.judge(self.tables.unjudged(BLOCK_ROWS), count), self._phase("judging", count))
         self._keep_verdicts()
         self.counts.judge_seconds += time.monotonic() - began
 
@@ -199,6 +412,7 @@ class Rounds:
             sources = block.column("source").slice(latest).to_pylist()
             self.samples.extend(map(_sample, sources, verdicts.slice(latest).to_pylist()))
             self._verdicts.append(verdicts)
+            self.on_judged(block, verdicts)
             if sum(batch.num_rows for batch in self._verdicts) >= KEPT_VERDICTS:
                 self._keep_verdicts()
             if phase is not None:
@@ -210,27 +424,25 @@ class Rounds:
             self._verdicts.clear()
 
     def _check_first(self, rows: np.ndarray) -> None:
-        """Warn, or stop, where little of the first answers is accepted, before the others are paid for."""
+        """Warn where little of the first answers is accepted, before the others are paid for."""
         reasons = self.tables.reasons(rows)
         share = reasons.pop(None, 0) / len(rows)
-        if share >= max(FEWEST_ACCEPTED, self.options.stop_below):
+        if share >= FEWEST_ACCEPTED:
             return
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         rejected = [sample for sample in self.samples if sample.outcome != "kept"]
         samples = "".join(f"\n  {one.input!r} -> {one.answer!r} ({one.outcome})" for one in rejected[:3])
-        message = (
+        log.warning(
             f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {self.tables.step} are "
             f"accepted ({listed}); `paraclip paraphrase` shows each gate's verdict, docs/gates.md has the "
             f"presets:{samples}"
         )
-        if share < self.options.stop_below:
-            raise EngineError(f"{message}\nStopped, as paraphrase.stop_below is {self.options.stop_below:g}")
-        log.warning("%s", message)
         self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
 
     def _words(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         """Word → raw answers, asked for where the cache does not hold them."""
         request = word_requests(self.options, self.engine.model)
+        assert self._sender is not None
         answers = self._sender.answers(request, THESAURUS, WORD_SAMPLING, words, partial(self._phase, "words"))
         return {word: answers[word] for word in words if word in answers}
 
@@ -254,8 +466,8 @@ class Rounds:
             facts["tokens_per_second"] = round(counts.completion_tokens / counts.engine_seconds, 1)
         if counts.judged:
             facts["acceptance"] = round(self._accepted / counts.judged, 3)
-        if isinstance(self.engine, PaidEngine) and self.engine.spent:
-            facts["spend"] = round(self.engine.spent, 4)
+        if isinstance(self._engine, PaidEngine) and self._engine.spent:
+            facts["spend"] = round(self._engine.spent, 4)
         return facts | ({"warning": self._warning} if self._warning else {})
 
 
@@ -264,24 +476,6 @@ def _sample(source: str, verdict: Mapping[str, Any]) -> Sample:
     answer = accepted[0]["answer"] if accepted else verdict["answer"] or ""
     outcome = "kept" if accepted else f"{reason}: {detail}" if detail else str(reason)
     return Sample(*(text[:LONGEST_SAMPLE] for text in (source, answer, outcome)))
-
-
-def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
-    """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
-    gates = paraphraser.gates
-    if step == 1:
-        # Only step 2 has it, and changing it must not make step 1's verdicts new.
-        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
-    words = ""
-    if paraphraser.asks_words(step):
-        request = word_requests(paraphraser.options, paraphraser.model)
-        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    opinion = ""
-    if paraphraser.judge is not None:
-        asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
-        keep = paraphraser.options.keep if step == 1 else 1
-        opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words, opinion)
 
 
 def word_requests(options: ParaphraseOptions, model: str) -> RequestKeys:

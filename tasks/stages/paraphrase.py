@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -13,30 +14,37 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.cache_tools import paid_tokens
 from paraclip.storage.duckdb_file import environment_error
-from paraclip.storage.generations import GenerationStore
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, iter_batches
-from paraclip.storage.roots import open_generations
+from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.run.status import with_samples
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
 from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
+from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
-from paraclip_core.paraphrase.generate import Counts, RequestSender
-from paraclip_core.paraphrase.judge import JudgePool
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
-from paraclip_core.paraphrase.requests import Batches, RequestKeys, StepTables, in_fraction, own_share, step_requests
-from paraclip_core.paraphrase.rounds import Rounds, judge_spec
-from paraclip_core.paraphrase.select import Selection
+from paraclip_core.paraphrase.requests import (
+    Batches,
+    GenerationCache,
+    RequestKeys,
+    Selection,
+    StepTables,
+    in_fraction,
+    own_share,
+    step_requests,
+)
+from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds, word_requests
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
-from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -67,13 +75,14 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         if counts.captions and not counts.accepted:
             raise _nothing(ctx.run.paraphraser, step, counts, ctx.work.out / "rejects")
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
+        about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         if isinstance(engine, MeasuredEngine):
             about |= engine.metrics
         about |= _spend(engine, counts)
         if (judge := rounds.model_judge) is not None:
-            asked = judge.sender.counts
+            asked = judge.counts
             names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
             about["judge"] = {"model": judge.engine.model, **{name: getattr(asked, name) for name in names}}
             about["judge"] |= _spend(judge.engine, asked)
@@ -120,47 +129,72 @@ def paraphrasing(
         progress: told how far it is, with the latest answers as samples.
         share: number of a shard and of all shards, where this is one of several processes.
     """
-    spec = judge_spec(run.paraphraser, step, CONTEXT_LENGTH)
-    options, engine = run.paraphraser.options, run.paraphraser.engine()
+    engine, options = run.paraphraser.engine(), run.paraphraser.options
     request = step_requests(options, step, engine.model)
     batches = own_share(step_batches(upstream.path, step, options.fraction), step, request, *share)
     with ExitStack() as stack:
         stack.enter_context(_generation_lock(run.store, request, upstream, progress, share))
-        cache = stack.enter_context(closing(open_generations(run.store)))
+        cache = stack.enter_context(closing(open_answers(run.store)))
         stack.enter_context(closing(engine))
-        tables = stack.enter_context(
-            closing(
-                StepTables(
-                    step,
-                    cache,
-                    batches,
-                    spec.last_digest,
-                    scratch,
-                    text_gates=spec.digest,
-                    by_image=engine.facts.by_image,
-                )
-            )
-        )
-        pool = stack.enter_context(closing(JudgePool(spec, run.judges, scratch)))
-        _charge(engine, cache)
-        rounds = Rounds(
-            options,
-            engine,
-            cache,
-            tables,
-            pool,
-            request,
-            max_repeats=spec.max_repeats,
-            with_words=bool(spec.words),
-            model_judge=_model_judge(run.paraphraser, engine, cache, step, stack),
-        )
+        charge(engine, cache)
+        rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
+        rounds.model_judge = _model_judge(run.paraphraser, engine, cache, step, stack)
         rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
         stack.enter_context(_table_errors(scratch))
         yield rounds
 
 
+def step_rounds(
+    stack: ExitStack,
+    run: Run,
+    step: int,
+    batches: Batches,
+    cache: GenerationCache,
+    scratch: Path,
+    engine: Engine | None = None,
+    judged: bool = True,
+) -> Rounds:
+    """The rounds of a step over these rows, closed with `stack`. Without an engine they ask nothing and say what is
+    missing; `judged`: answers without a verdict are judged."""
+    paraphraser = run.paraphraser
+    spec = judge_spec(paraphraser, step, run.settings.data.context_length)
+    request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
+    by_image = paraphraser.facts.by_image if engine is None else engine.facts.by_image
+    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
+    stack.enter_context(closing(tables))
+    pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
+    return Rounds(
+        paraphraser.options,
+        engine,
+        cache,
+        tables,
+        pool,
+        request,
+        max_repeats=spec.max_repeats,
+        with_words=bool(spec.words),
+    )
+
+
+def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
+    """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
+    gates = paraphraser.gates
+    if step == 1:
+        # Only step 2 has it, and changing it must not make step 1's verdicts new.
+        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
+    words = ""
+    if paraphraser.asks_words(step):
+        request = word_requests(paraphraser.options, paraphraser.model)
+        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
+    opinion = ""
+    if paraphraser.judge is not None:
+        asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
+        keep = paraphraser.options.keep if step == 1 else 1
+        opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words, opinion)
+
+
 def _model_judge(
-    paraphraser: Paraphraser, engine: Engine, cache: GenerationStore, step: int, stack: ExitStack
+    paraphraser: Paraphraser, engine: Engine, cache: AnswerStore, step: int, stack: ExitStack
 ) -> ModelJudge | None:
     judge, options = paraphraser.judge, paraphraser.options
     if judge is None:
@@ -168,17 +202,16 @@ def _model_judge(
     if not set(options.judge or ()) <= {"sampling"}:
         # One of its own, with prices and a cap of its own.
         engine = stack.enter_context(closing(judge.engine()))
-        _charge(engine, cache)
-    sender = RequestSender(engine, cache, Counts(), judge.options.chunk)
-    return ModelJudge(engine, sender, judge.options.sampling, options.keep if step == 1 else 1)
+        charge(engine, cache)
+    counts = Counts()
+    sender = RequestSender(engine, cache, counts, judge.options.chunk)
+    return ModelJudge(engine, sender.answers, counts, judge.options.sampling, options.keep if step == 1 else 1)
 
 
-def _charge(engine: Engine, cache: GenerationStore) -> None:
-    """Count what was paid for earlier, where there is a cap."""
+def charge(engine: Engine, cache: AnswerStore) -> None:
+    """Count what was paid for earlier, other machines' included, where there is a cap."""
     if isinstance(engine, PaidEngine) and engine.max_spend:
-        # What other machines have paid for may not be here yet.
-        cache.refresh()
-        engine.charge(*paid_tokens(cache.folder, engine.name, engine.model))
+        engine.charge(*cache.paid_tokens(engine.name, engine.model))
 
 
 @contextmanager
@@ -225,6 +258,18 @@ def _generation_lock(
     return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
+def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
+    """Write the rows of the user's file that cannot be used; their number by reason, for the manifest."""
+    rejects = engine.rejects()
+    if not rejects:
+        return {}
+    counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
+    writer = PartWriter(ctx.work.out / "file_rejects", REJECTS)
+    writer.write(reject_batch(rejects, Path(ctx.settings.paraphrase.file.path).name))
+    writer.close()
+    return {"file_rejected": counts}
+
+
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
@@ -239,7 +284,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     if not paraphraser.facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
-            "expected data.sources' captions in its column `caption`, texts in the others"
+            f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
         )
     return EngineError(
         f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
@@ -259,6 +304,7 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "engine": options.engine,
         "fraction": options.fraction if step == 1 else 1.0,
         "gates": gates,
+        "context_length": run.settings.data.context_length,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
         **({} if paraphraser.judge is None else {"judge": _judging(paraphraser.judge)}),
         **asked,
@@ -288,7 +334,7 @@ def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
 
 def _sources(run: Run) -> Mapping[str, str]:
     """The user's file, the code of own gates, and the files of a sentence encoder or NLI model in a folder."""
-    paraphraser = run.paraphraser
+    paraphraser, file = run.paraphraser, run.settings.paraphrase.file
     gates, hashes = paraphraser.gates, run.hashes
     sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
     models = {"encoder": gates.encoder if gates_of(gates).meaning else "", "nli": gates.nli}
@@ -297,8 +343,9 @@ def _sources(run: Run) -> Mapping[str, str]:
     if not (paraphraser.facts.asks or paraphraser.facts.by_image):
         # Says so where the path is missing from the options.
         paraphraser.engine()
-        path = input_path(run.settings, run.settings.paraphrase.file.path)
-        sources["paraphrases"] = hashes.of([path])[str(path)]
+        path = input_path(run.settings, file.path)
+        columns = f"{file.caption}|{file.paraphrase_1}|{file.paraphrase_2}"
+        sources["paraphrases"] = f"{hashes.of([path])[str(path)]}|{columns}"
     return sources
 
 

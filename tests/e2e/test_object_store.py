@@ -17,8 +17,7 @@ import pytest
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.settings import load_settings
@@ -112,7 +111,7 @@ def test_a_second_machine_reuses_everything(
     one = machine("one")
     made = {name: run_stage(name, Run(settings)) for name in STAGES}
     assert made["paraphrase_2"].manifest.metrics["accepted"] == len(CAPTIONS)
-    asked = cache_stats(open_generations(one))
+    asked = open_answers(one).stats()
 
     two = machine("two")
     for name in STAGES:
@@ -128,7 +127,7 @@ def test_a_second_machine_reuses_everything(
     run_stage("ingest", Run(settings))
     assert run_stage("paraphrase_1", Run(settings)).manifest.metrics["generated"] == 1
     machine("one")
-    again = cache_stats(open_generations(one))
+    again = open_answers(one).stats()
     assert (again.keys, again.rows) == (asked.keys + 1, asked.rows + 1)
     check_secrets(url, one, two)
 

@@ -14,9 +14,8 @@ import pytest
 from paraclip.flows.cli import run_cli
 from paraclip.flows.commands.common import CONTROL, print_json, print_table, printable, say
 from paraclip.flows.commands.run import print_comparison
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.generations import GenerationStore
 from paraclip.tasks.image_index import Hit
 from paraclip_core.tables import GENERATIONS
 
@@ -94,14 +93,14 @@ def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, capsys: Ca
         | {"completions": [text], "prompt_tokens": 1, "completion_tokens": 1}
         for number, text in enumerate(TEXTS)
     ]
-    cache = GenerationStore(store.cache)
+    cache = AnswerStore(store.cache)
     cache.append(pa.Table.from_pylist(rows, schema=GENERATIONS))
     cache.close()
     for command in (["cache", "stats"], *(["artifacts", name] for name in ("ls", "verify", "gc"))):
         for more in ([], ["--json"]):
             assert run_cli([*command, "--root", str(tmp_path), *more]) == 0
             check(capsys.readouterr().out)
-    assert cache_stats(cache).keys == len(TEXTS)
+    assert cache.stats().keys == len(TEXTS)
     for command in ("show", "lineage"):
         for more in ([], ["--json"]):
             assert run_cli(["artifacts", command, "ffff", "--root", str(tmp_path), *more]) == 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip.flows.cli import run_cli
-from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
 from tests.flows.test_cli import STAGES
 
 Capture = pytest.CaptureFixture[str]
@@ -122,7 +122,7 @@ def test_cache_stats_count_what_other_machines_asked(
     rows = {"key": [b"k" * 16], "step": [1], "attempt": [0], "model": ["m"], "prompt": ["p"], "completions": [["x"]]}
     types = {"key": pa.binary(16), "step": pa.int8(), "attempt": pa.int16(), "completions": pa.list_(pa.string())}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in rows])
-    cache = open_generations(open_store(url))
+    cache = open_answers(open_store(url))
     cache.append(pa.table(rows, schema=schema))
     cache.close()
     second()

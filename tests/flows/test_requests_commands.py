@@ -82,13 +82,13 @@ def test_the_way_there_and_back(config: Path, tmp_path: Path, capsys: Capture) -
 
 def test_single_words_are_said_to_be_left_to_the_run(config: Path, tmp_path: Path, capsys: Capture) -> None:
     few_shot = ("--set", "paraphrase.prompts=few-shot", "--set", "paraphrase.gates.preset=small-model")
-    assert "set paraphrase.synonyms=false" in command(capsys, config, "export", "ask.jsonl", *few_shot)
+    assert "set paraphrase.prompts=paper" in command(capsys, config, "export", "ask.jsonl", *few_shot)
     answer(tmp_path / "ask.jsonl", tmp_path / "back.jsonl")
     command(capsys, config, "import", "back.jsonl", *few_shot)
     out = command(capsys, config, "export", "ask.jsonl", *few_shot)
     assert "nothing to ask; ask.jsonl is empty" in out and "2 answers wait for these words" in out
     assert "single words" not in command(
-        capsys, config, "export", "ask.jsonl", *few_shot, "--set", "paraphrase.synonyms=false"
+        capsys, config, "export", "ask.jsonl", *few_shot, "--set", "paraphrase.prompts=paper"
     )
 
 

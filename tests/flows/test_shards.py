@@ -21,8 +21,7 @@ from openai_server import OpenAIServer, status, words_of  # pyright: ignore[repo
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.roots import LOCAL_VARIABLE, open_generations, open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import events_path
@@ -56,7 +55,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
         "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "chunk": 16,
-        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2},
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2, "max_failures": 1},
     }
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root), **run}})
@@ -183,7 +182,7 @@ def test_the_demo_runs_with_two_ray_workers(
     monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
-    tree["run"] |= {"shards": 2, "runner": "ray"}
+    tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
     settings = parse_settings(tree)
     outcome: Any = pipeline(settings=settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]
@@ -212,7 +211,11 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
         ask_in_shards(node, run, lambda done, total, **facts: told.append((done, total, facts)))
     asked = len(model.answered)
     assert CAPTIONS // 3 < asked < CAPTIONS
-    assert told and told[-1][1] == 2
+    # The one that went on to its end said so from its own process; the other may not have come to that.
+    done, total, facts = told[-1]
+    assert 0 < done <= (total or CAPTIONS)
+    assert CAPTIONS // 3 < facts["generated"] <= asked
+    assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
     model.answer = same_for_two
     artifacts = carry(
         settings.model_copy(update={"run": settings.run.model_copy(update={"runner": then})}), "paraphrase_1"
@@ -220,6 +223,7 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     assert contents(artifacts) == whole.expected[:1]
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
     assert artifacts[0].manifest.metrics["generated"] == 0
+    assert not list((whole.folder / f"ray-{then}" / "cache" / "shards").iterdir())
 
 
 @pytest.mark.nightly
@@ -248,8 +252,8 @@ def test_shards_at_an_object_store_share_their_answers(
         assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
         # A machine that was not there finds the answers.
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-        with closing(open_generations(open_store(settings.run.root))) as cache:
-            assert cache_stats(cache).keys == CAPTIONS
+        with closing(open_answers(open_store(settings.run.root))) as cache:
+            assert cache.stats().keys == CAPTIONS
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         store.stop()

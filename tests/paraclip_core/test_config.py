@@ -36,7 +36,7 @@ OPERATIONAL_OPTIONS = {
     "Settings": "name run",
     "DataOptions": "root",
     "FeatureOptions": "batch_size",
-    "ParaphraseOptions": "chunk stop_below",
+    "ParaphraseOptions": "chunk",
     "GateOptions": "device",
     "TransformersOptions": "batch_size",
     "VllmOptions": "max_model_len python",

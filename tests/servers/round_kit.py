@@ -12,7 +12,7 @@ from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Prompt
 
 OFF = GateOptions(preset="off")
-OPTIONS = ParaphraseOptions(engine="transformers", synonyms=False, gates=OFF)
+OPTIONS = ParaphraseOptions(engine="transformers", gates=OFF)
 CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
 FEW = CAPTIONS[:10]
 BLUE = FEW[1::2]

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from paraclip.storage import locks
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.remote import RemoteStore
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 
@@ -24,9 +24,9 @@ from machines import Machine, Objects
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenerationStore:
+def store(tmp_path: Path) -> AnswerStore:
     """An empty generation cache."""
-    return GenerationStore(tmp_path / "cache")
+    return AnswerStore(tmp_path / "cache")
 
 
 @pytest.fixture

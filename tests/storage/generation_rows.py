@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.tables import GENERATIONS, VERDICTS
 
 CHILD = """
@@ -22,8 +22,8 @@ import os, random, signal, sys, time
 sys.path.insert(0, {here!r})
 import duckdb
 from generation_rows import *
-from paraclip.storage import cache_merge, generations, parts
-from paraclip.storage.generations import CacheFile, GenerationStore
+from paraclip.storage import answers as module, parts
+from paraclip.storage.answers import AnswerStore, CacheFile
 from paraclip.storage.parts import PartFolder
 """
 
@@ -57,14 +57,14 @@ def verdicts(numbers: Iterable[int], text: str = "answer", gates: int = 0) -> pa
     return pa.Table.from_pylist(rows, schema=VERDICTS)
 
 
-def judged(store: GenerationStore) -> list[dict[str, object]]:
+def judged(store: AnswerStore) -> list[dict[str, object]]:
     """All verdicts of the cache, by generation."""
     with store.tables() as con:
         query = f"SELECT {', '.join(VERDICTS.names)} FROM cache.verdicts ORDER BY generation, gates"
         return con.sql(query).to_arrow_table().cast(VERDICTS).to_pylist()
 
 
-def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[str]]:
+def answers(store: AnswerStore, numbers: Iterable[int]) -> dict[int, list[str]]:
     """What the cache answers to numbered keys, in the order of the numbers."""
     wanted = list(numbers)
     table = store.lookup(keys(wanted))
@@ -73,7 +73,7 @@ def answers(store: GenerationStore, numbers: Iterable[int]) -> dict[int, list[st
     return {n: found[key(n)] for n in wanted if key(n) in found}
 
 
-def rebuild(store: GenerationStore) -> None:
+def rebuild(store: AnswerStore) -> None:
     """Delete the DuckDB file and have it made again, as anyone may at any time."""
     store.file.delete()
     store.refresh()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 from generation_rows import key, rebuild
 
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.tables import GENERATIONS
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
@@ -31,7 +30,7 @@ def hostile_rows() -> pa.Table:
 
 def test_hostile_texts_come_back_as_they_went_in(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
-    store = GenerationStore(outside / "cache")
+    store = AnswerStore(outside / "cache")
     rows = hostile_rows()
     store.append(rows)
     store.close()
@@ -40,8 +39,8 @@ def test_hostile_texts_come_back_as_they_went_in(tmp_path: Path) -> None:
         found = store.lookup(rows.column("key").combine_chunks())
         texts = {row["key"]: row["completions"] for row in found.to_pylist()}
         assert texts == {row["key"]: row["completions"] for row in rows.to_pylist()}
-        stats = cache_stats(store)
-        assert (stats.rows, stats.keys, stats.torn) == (len(ATTACKS), len(ATTACKS), 0)
+        stats = store.stats()
+        assert (stats.rows, stats.keys, stats.damaged) == (len(ATTACKS), len(ATTACKS), 0)
         assert {group["model"] for group in stats.groups} == {attack["text"] for attack in ATTACKS}
         rebuild(store)
     assert {path.relative_to(outside).parts[0] for path in outside.rglob("*")} == before == {"cache"}

@@ -12,14 +12,12 @@ from generation_rows import judged, rebuild, verdicts
 from machines import Machine, Objects, refuse
 
 from paraclip.storage import parts
+from paraclip.storage.answers import GENERATIONS, AnswerStore
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.cache_merge import compact
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.generations import GENERATIONS, GenerationStore
-from paraclip.storage.roots import open_generations
+from paraclip.storage.roots import open_answers
 from paraclip_core.errors import ArtifactError
 
-Cache = Callable[[str], GenerationStore]
+Cache = Callable[[str], AnswerStore]
 
 
 def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
@@ -27,12 +25,13 @@ def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
 
 
 def generations(answers: dict[int, str]) -> pa.Table:
-    count, schema = len(answers), GENERATIONS.schema
-    columns = [keys(*answers), [1] * count, [0] * count, ["m"] * count, ["p"] * count, [[a] for a in answers.values()]]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+    same = {"step": 1, "engine": "e", "model": "m", "prompt": "p", "prompt_tokens": 1, "completion_tokens": 1}
+    columns = {name: [value] * len(answers) for name, value in same.items()}
+    columns |= {"key": keys(*answers).to_pylist(), "completions": [[text] for text in answers.values()]}
+    return pa.table(columns, schema=GENERATIONS.schema)
 
 
-def answers(store: GenerationStore, *numbers: int) -> dict[int, str]:
+def answers(store: AnswerStore, *numbers: int) -> dict[int, str]:
     found = store.lookup(keys(*numbers)).to_pylist()
     return {int.from_bytes(row["key"], "big"): row["completions"][0] for row in found}
 
@@ -41,7 +40,7 @@ def answers(store: GenerationStore, *numbers: int) -> dict[int, str]:
 def cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cache:
     """Opens the cache as the machine of this name."""
     monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
-    return lambda name: open_generations(machine(name))
+    return lambda name: open_answers(machine(name))
 
 
 def test_what_one_machine_asked_another_knows(cache: Cache) -> None:
@@ -51,7 +50,7 @@ def test_what_one_machine_asked_another_knows(cache: Cache) -> None:
     assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
     two.append(generations({3: "c"}))
     assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"}
-    assert cache_stats(one) == cache_stats(two)
+    assert one.stats() == two.stats()
 
 
 def test_verdicts_are_shared_too(cache: Cache, objects: Objects) -> None:
@@ -62,7 +61,7 @@ def test_verdicts_are_shared_too(cache: Cache, objects: Objects) -> None:
     two.append(generations({1: "a"}))
     assert len(judged(one)) == 9
     assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "verdicts"]
-    assert (cache_stats(cache("three")).rows, cache_stats(cache("three")).verdicts) == (1, 9)
+    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (1, 9)
 
 
 def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +77,7 @@ def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pyte
     three = cache("three")
     found = [answers(store, 1) for store in (one, two, three)]
     assert found[0] == found[1] == found[2]
-    assert cache_stats(one).rows == 2
+    assert one.stats().rows == 2
     rebuild(one)
     assert answers(one, 1) == found[0]
 
@@ -87,7 +86,7 @@ def test_an_index_is_made_again_from_the_store(cache: Cache) -> None:
     cache("one").append(generations({1: "a"}))
     two = cache("two")
     rebuild(two)
-    assert (cache_stats(two).rows, cache_stats(two).segments) == (1, 1)
+    assert (two.stats().rows, two.stats().segments) == (1, 1)
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(
@@ -98,7 +97,7 @@ def test_answers_that_could_not_be_sent_are_sent_later(
     with monkeypatch.context() as broken:
         broken.setattr(one.mirror._remote, "upload", refuse)
         one.append(generations({1: "a"}))
-        assert "new generations are not uploaded yet: the network is down" in caplog.text
+        assert "new answers are not uploaded yet: the network is down" in caplog.text
         with pytest.raises(ArtifactError, match="network is down"):
             one.close()
     assert objects.names("cache") == []
@@ -160,7 +159,7 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
     monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
     assert answers(one, 1) == {1: "a"}
-    assert "the generations of other machines are not seen: the network is down" in caplog.text
+    assert "the answers of other machines are not seen: the network is down" in caplog.text
 
 
 def test_shared_segments_are_not_compacted(cache: Cache) -> None:
@@ -168,8 +167,8 @@ def test_shared_segments_are_not_compacted(cache: Cache) -> None:
     one.append(generations({1: "a"}))
     one.append(generations({2: "b"}))
     with pytest.raises(ArtifactError, match="stay as they are"):
-        compact(one)
+        one.compact()
 
 
 def test_a_folder_has_no_mirror(tmp_path: Path) -> None:
-    assert open_generations(ArtifactStore(tmp_path)).mirror is None
+    assert open_answers(ArtifactStore(tmp_path)).mirror is None

@@ -55,7 +55,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert "requests for single words" in first.note
     assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
     assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
-    plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.synonyms=false"])
+    plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.prompts=paper"])
     found = amounts(Run(plain, ArtifactStore(tmp_path)), {})
     assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
     assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
@@ -148,7 +148,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
     monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
-    monkeypatch.setattr("paraclip.tasks.amounts.paid_tokens", lambda *_: (1_000_000, 0))
+    monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
     ingest = artifact(read=9, splits={"train": 6})
 
     def notes(cap: float) -> list[bool]:

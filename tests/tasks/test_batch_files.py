@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.cache_tools import cache_stats, paid_tokens
-from paraclip.storage.generations import GenerationStore
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
@@ -22,7 +21,7 @@ from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ConfigError, InputError
+from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
 
@@ -135,13 +134,13 @@ def test_importing_twice_adds_nothing_and_what_was_imported_counts_as_paid(tmp_p
     assert (exported.step_1, exported.step_2, exported.unanswered_1, exported.words) == (12, 0, 12, False)
     back = answered(bodies, tmp_path / "back.jsonl")
     first = take_back(settings, back, back)
-    assert (first.lines, first.new, first.repeated, first.rejected) == (24, 12, 12, {})
+    assert (first.lines, first.new, first.answered, first.rejected) == (24, 12, 12, {})
     assert (first.prompt_tokens, first.completion_tokens, first.spend) == (120, 120, 36)
     again = take_back(settings, back)
     assert (again.new, again.answered, again.prompt_tokens) == (0, 12, 0)
-    cache = GenerationStore(tmp_path / "root" / "cache")
-    assert (cache_stats(cache).rows, cache_stats(cache).keys) == (12, 12)
-    assert paid_tokens(cache.folder, "openai", "smol") == (120, 120)
+    cache = AnswerStore(tmp_path / "root" / "cache")
+    assert (cache.stats().rows, cache.stats().keys) == (12, 12)
+    assert cache.paid_tokens("openai", "smol") == (120, 120)
     assert not (tmp_path / "back.jsonl.rejects.parquet").exists()
 
 
@@ -180,22 +179,22 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("paraclip.tasks.batch_files.PART_ROWS", 5)
-    append, left = GenerationStore.append, [1]
+    monkeypatch.setattr("paraclip.tasks.batch_files.BLOCK_LINES", 5)
+    append, left = AnswerStore.append, [1]
 
-    def dying(self: GenerationStore, generations: Any) -> None:
+    def dying(self: AnswerStore, generations: Any) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         append(self, generations)
 
-    monkeypatch.setattr(GenerationStore, "append", dying)
+    monkeypatch.setattr(AnswerStore, "append", dying)
     with pytest.raises(KeyboardInterrupt):
         take_back(settings, back)
     left[0] = 99
     imported = take_back(settings, back)
     assert (imported.new, imported.answered) == (7, 5)
-    stats = cache_stats(GenerationStore(tmp_path / "root" / "cache"))
+    stats = AnswerStore(tmp_path / "root" / "cache").stats()
     assert (stats.rows, stats.keys) == (12, 12)
 
 
@@ -236,7 +235,7 @@ def test_answers_that_need_single_words_are_left_to_the_run(tmp_path: Path) -> N
     take_back(settings, answered(bodies, tmp_path / "back.jsonl"))
     exported, _ = export(settings, tmp_path / "ask.jsonl")
     assert (exported.requests, exported.words, exported.unjudged) == (0, True, 12)
-    assert not GenerationStore(tmp_path / "root" / "cache").verdict_parts.names()
+    assert not AnswerStore(tmp_path / "root" / "cache").verdict_parts.names()
 
 
 def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path) -> None:
@@ -306,23 +305,11 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         export(settings, ask)
 
 
-def test_rejects_that_cannot_be_written_do_not_cost_the_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = settings_of(tmp_path, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    back = answered(bodies, tmp_path / "back.jsonl", lines=["nonsense"])
-    (tmp_path / "back.jsonl.rejects.parquet").mkdir()
-    with pytest.raises(ArtifactError, match=r"the answers are kept, but .* copy back\.jsonl to a folder"):
-        take_back(settings, back)
-    assert export(settings, tmp_path / "ask.jsonl", (1,))[0].requests == 0
-
-
 def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
-    for name in ("requests.BLOCK_REQUESTS", "batch_files.BATCH_LINES"):
-        monkeypatch.setattr(f"tasks.{name}", 5)
+    for name in ("SENT_ROWS", "BLOCK_LINES"):
+        monkeypatch.setattr(f"paraclip.tasks.batch_files.{name}", 5)
     assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
     assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
 

@@ -37,13 +37,9 @@ PROMPT_1, PROMPT_2 = "Say simply: {}", "Say otherwise: {}"
 LONG = CAPTIONS[2:5]
 """Captions whose paraphrase 1 is twice as long."""
 OPEN: dict[str, Any] = {
-    "preset": "small-model",
+    "preset": "capable",
     "min_similarity": -1,
     "min_caption_similarity": -1,
-    "min_word_similarity": -1,
-    "max_overlap": 1,
-    "max_new_content_words": 20,
-    "max_lost_words": 20,
 }
 """Gates of which the length alone is of account here."""
 OFF = {"preset": "off"}
@@ -83,7 +79,6 @@ class Bench:
             "model": "smol",
             "prompt_1": PROMPT_1,
             "prompt_2": PROMPT_2,
-            "synonyms": False,
             "gates": OFF,
             "sampling": {"n": 1, "temperature": 0.8},
             "openai": {"base_url": self.server.url, "api_key_env": "NO_KEY"},

@@ -264,7 +264,7 @@ def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: A
 
     def asked(number: int, prompt: Any) -> dict[str, Any]:
         about = {"prompt": {"id": prompt.id, "hash": prompt.hash.hex()}, "engine": "vllm", "seed": 3, "attempts": 2}
-        gates = {"preset": "small-model", "min_similarity": 0.75, "max_lost_words": number}
+        gates = {"preset": "small-model", "min_similarity": 0.75, "max_length_ratio": number}
         sampling = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 40, "n": 2}
         return {**about, "gates": gates, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
 
@@ -289,7 +289,7 @@ def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: A
         assert ("drawn with temperature 0.7" in text) == (name == "7")
         assert "synthetic" in DatasetCard(text).data.to_dict()["tags"] and "language model that wrote" in text
         assert "Org/Model&#64;0123abc" in text and "| paraphrase 2 | echo | 4 |" in text
-        assert "| sampling, temperature | 0.8 | 0.8 |" in text and "| max_lost_words | 1 | 2 |" in text
+        assert "| sampling, temperature | 0.8 | 0.8 |" in text and "| max_length_ratio | 1 | 2 |" in text
         assert "<b>otherwise" not in shown(text)
 
 

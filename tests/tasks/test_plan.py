@@ -164,7 +164,7 @@ def test_scenes_are_estimated_before_they_are_rendered(tmp_path: Path) -> None:
 
 def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"a picture of number {number}\n" for number in range(20)))
-    chosen = ["paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.synonyms=false"]
+    chosen = ["paraphrase.engine=openai", "paraphrase.model=m"]
     common = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", *chosen]
     free = amounts(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
     assert free["paraphrase_1"].spend is None

@@ -33,7 +33,7 @@ class Bench:
 
     def settings(self, captions: Sequence[str], engine: str = "Writer", **changed: Any) -> Settings:
         (self.folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
-        paraphrase = {"engine": f"scripted_engine:{engine}", "synonyms": False, "gates": {"preset": "off"}}
+        paraphrase = {"engine": f"scripted_engine:{engine}", "gates": {"preset": "off"}}
         data = {"root": str(self.folder), "sources": [{"path": "captions.txt"}]}
         return parse_settings({"data": data, "paraphrase": paraphrase | changed})
 
@@ -164,9 +164,10 @@ def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
 
 def test_words_are_estimated_where_they_are_asked_for(bench: Bench) -> None:
     def words(**changed: Any) -> int:
-        chosen = bench.settings(CARS, **({"synonyms": True, "gates": {"preset": "small-model"}} | changed))
+        options: dict[str, Any] = {"gates": {"preset": "small-model"}} | changed
+        chosen = bench.settings(CARS, **options)
         return steps_left(Run(chosen, bench.store), {})[1].words
 
     # Beside car, near, beach, slow and fast, whose synonyms are asked for in turn.
     assert 4 <= words() <= 20
-    assert [words(synonyms=False), words(prompts="paper"), words(gates={"preset": "off"})] == [0, 0, 0]
+    assert [words(prompts="paper"), words(gates={"preset": "off"})] == [0, 0]

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.parquet import read_table
-from paraclip.storage.roots import open_generations, open_store
+from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.shards import ShardJob, plan_shards, run_shard
@@ -27,7 +26,7 @@ CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}
 def settings_of(folder: Path, root: str = "root", captions: int = 200, **changed: Any) -> Settings:
     (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CARS[:captions]))
     run: dict[str, Any] = {"root": str(folder / root), "shards": 3, "threads": 1}
-    paraphrase = {"engine": "scripted_engine:Writer", "synonyms": False, "gates": {"preset": "off"}}
+    paraphrase = {"engine": "scripted_engine:Writer", "gates": {"preset": "off"}}
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     return parse_settings({"data": data, "paraphrase": paraphrase | changed, "run": run})
 
@@ -71,7 +70,7 @@ def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Pa
     # Shards leave no artifact and no intermediate file.
     store = open_store(settings.run.root)
     assert not list(store.unfinished())
-    stats = cache_stats(open_generations(store))
+    stats = open_answers(store).stats()
     assert stats.rows == stats.keys
     # A shard that is run again finds nothing to do.
     assert [each["generated"] for each in run_all(job)] == [0] * job.shards
@@ -99,7 +98,7 @@ def test_how_many_shards_there_are(
     assert (None if job is None else job.shards) == shards
     if job is not None:
         # Together they take no more cores than one process would.
-        assert job.settings["run"] | {"threads": 1} == job.settings["run"]
+        assert job.settings["run"]["threads"] == 1
 
 
 def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.parquet import read_table
-from paraclip.storage.roots import open_generations, open_store
+from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
@@ -22,7 +21,7 @@ from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip.tasks.trial import CaptionTrial, Trial, try_captions
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError, ConfigError
-from paraclip_core.paraphrase.engines.base import EngineFacts, Prompt
+from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.settings import parse_settings
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
@@ -94,7 +93,7 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "root").exists(), "nothing is kept"
     asked = len(engine.asked)
     assert (trial.asked, trial.cached, trial.stored) == (asked, 0, False)
-    assert sum(line.startswith("asking scripted") for line in messages) == 4 and "is loaded first" in messages[0]
+    assert messages[0] == "step 1: 10 texts, with scripted"
 
     artifacts = run(settings)
     assert len(engine.asked) == 2 * asked
@@ -105,9 +104,8 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert rejected.rewrites == ()
 
     # Now the cache has it all, and is used.
-    again, messages = tried(settings)
+    again, _ = tried(settings)
     assert (again.asked, again.cached, len(engine.asked)) == (0, asked, 2 * asked)
-    assert not any("asking" in line for line in messages)
     assert [replace(one, cached=False) for caption in again.captions for one in caption.attempts] == [
         one for caption in trial.captions for one in caption.attempts
     ]
@@ -119,7 +117,7 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     settings = settings_of(tmp_path)
     trial, _ = tried(settings, keep=True)
     assert trial.stored
-    assert cache_stats(open_generations(open_store(settings.run.root))).keys == trial.asked
+    assert open_answers(open_store(settings.run.root)).stats().keys == trial.asked
     asked = len(engine.asked)
     run(settings)
     assert len(engine.asked) == asked
@@ -143,10 +141,9 @@ def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pyte
     engine = answering(monkeypatch, Thesaurus())
     settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
     (tmp_path / "captions.txt").write_text("a fast dog on the road\n")
-    trial, messages = tried(settings, ["a fast dog on the road"])
+    trial, _ = tried(settings, ["a fast dog on the road"])
     candidates = first(trial).as_json()["attempts"][0]["candidates"]
     assert [one["answer"] for one in candidates if one["words_swapped"]] == ["a quick dog on the road"]
-    assert any("single ones" in line for line in messages)
     asked = [prompt.text for prompt in engine.asked]
     assert len(asked) == len(set((prompt.text, prompt.step) for prompt in engine.asked)), "each once"
     if rows := complete(trial):
@@ -181,11 +178,10 @@ def test_hostile_captions_and_answers_are_data(tmp_path: Path, monkeypatch: pyte
 def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("caption,paraphrase_1,paraphrase_2\na red dog,one red dog,a hound in red\n")
     settings = settings_of(tmp_path, engine="file", file={"path": "own.csv"})
-    trial, messages = tried(settings, ["a red dog", "a blue cat"])
+    trial, _ = tried(settings, ["a red dog", "a blue cat"])
     assert complete(trial) == [("a red dog", "one red dog", "a hound in red")]
     assert trial.captions[1].attempts[0].reason == "no_paraphrase" and trial.captions[1].attempts[0].answers == ()
     assert trial.gates == ("empty",)
-    assert messages
 
 
 def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -> None:
@@ -193,21 +189,10 @@ def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -
     server = {"base_url": openai_server.url, "api_key_env": "NO_KEY", "max_spend": 40} | prices
     options = {"engine": "openai", "model": "smol", "gates": {"preset": "off"}, "openai": server}
     settings = settings_of(tmp_path, sampling={"n": 1, "max_tokens": 5}, **options)
-    trial, messages = tried(settings, CAPTIONS[:2], keep=True)
+    trial, _ = tried(settings, CAPTIONS[:2], keep=True)
     assert (trial.asked, trial.spend) == (4, 8)
-    assert "loaded" not in messages[0]
     with pytest.raises(BudgetError, match="earlier runs included"):
         tried(settings, [f"a caption {number} of many" for number in range(30)])
-
-
-class Unloaded(Scripted):
-    facts = EngineFacts(local=False)
-
-
-def test_no_model_is_said_to_be_loaded_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering(monkeypatch, Unloaded())
-    _, messages = tried(settings_of(tmp_path, gates={"preset": "off"}), CAPTIONS[:1])
-    assert messages[0] == "asking scripted: 1 requests of step 1"
 
 
 def test_captions_without_their_images_cannot_be_mined(tmp_path: Path) -> None:

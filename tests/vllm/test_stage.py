@@ -30,7 +30,6 @@ def settings_of(root: Path, captions: list[str], **engine: Any) -> Settings:
     (root / "captions.txt").write_text("".join(f"{text}\n" for text in captions))
     paraphrase = {
         "gates": {"preset": "off"},
-        "synonyms": False,
         "sampling": {"n": 1, "max_tokens": 16},
         "chunk": CHUNK,
     }

@@ -29,7 +29,6 @@ LOOKED_UP: dict[str, Any] = {
     "prompts": "paper",
     "prompt_1": "",
     "prompt_2": "",
-    "synonyms": False,
     "sampling": SamplingOptions(temperature=0, n=1),
     "attempts": 1,
     "regenerate": (),
@@ -128,7 +127,7 @@ class Paraphraser:
     def asks_words(self, step: int) -> bool:
         """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
         small = self.facts.asks and self.gates.preset == "small-model"
-        return small and self.options.synonyms and self.prompts[step].id.startswith("few-shot")
+        return small and self.prompts[step].id.startswith("few-shot")
 
     def engine(self) -> Engine:
         """A new engine, which loads no model before its first request; close it when it was asked."""

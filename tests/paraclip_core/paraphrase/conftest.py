@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines.base import Engine
@@ -21,7 +21,7 @@ from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
-OFF = ParaphraseOptions(engine="transformers", synonyms=False, gates=GateOptions(preset="off"))
+OFF = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="off"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_from(batches: Sequence[pa.RecordBatch]) -> Batches:
 class Paraphrasing:
     """Runs steps over one cache, each with tables and processes of its own."""
 
-    def __init__(self, cache: GenerationStore, scratch: Path) -> None:
+    def __init__(self, cache: AnswerStore, scratch: Path) -> None:
         self.cache, self._scratch = cache, scratch
 
     def rounds(
@@ -100,7 +100,7 @@ class Paraphrasing:
         """One step, to its end."""
         rounds = self.rounds(batches, engine, options, **more)
         rounds.progress = progress or rounds.progress
-        with closing(rounds.tables), closing(rounds._pool):
+        with closing(rounds.tables), closing(rounds.pool):
             rounds.run()
             parts = list(rounds.select().batches())
         rows = pa.Table.from_batches([rows for rows, _ in parts], PARAPHRASES).combine_chunks()
@@ -109,14 +109,14 @@ class Paraphrasing:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[GenerationStore]:
+def cache(tmp_path: Path) -> Iterator[AnswerStore]:
     """An empty cache."""
-    with closing(GenerationStore(tmp_path / "cache")) as store:
+    with closing(AnswerStore(tmp_path / "cache")) as store:
         yield store
 
 
 @pytest.fixture
-def paraphrasing(cache: GenerationStore, tmp_path: Path) -> Paraphrasing:
+def paraphrasing(cache: AnswerStore, tmp_path: Path) -> Paraphrasing:
     """Runs steps over `cache`."""
     return Paraphrasing(cache, tmp_path / "scratch")
 
@@ -124,7 +124,7 @@ def paraphrasing(cache: GenerationStore, tmp_path: Path) -> Paraphrasing:
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Paraphrasing:
     """Runs steps over another empty cache."""
-    return Paraphrasing(GenerationStore(tmp_path / "elsewhere"), tmp_path / "scratch")
+    return Paraphrasing(AnswerStore(tmp_path / "elsewhere"), tmp_path / "scratch")
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 from scripted_engine import Scripted, Streaming  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase import generate
+from paraclip_core.paraphrase import rounds as generate
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
-from paraclip_core.paraphrase.generate import Counts, Part, RequestSender
 from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
+from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 
 TODO = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
@@ -29,20 +29,20 @@ def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
     return RequestKeys(1, "scripted-1", PAPER[1].id, PAPER[1].hash, sampling, seed, attempt)
 
 
-def sender(engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
+def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
     return RequestSender(engine, cache, counts or Counts(), chunk)
 
 
-def ask(engine: Any, cache: GenerationStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
+def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
     return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=1), TODO)
 
 
-def stored(cache: GenerationStore) -> dict[bytes, list[str]]:
+def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
     table = cache.lookup(pa.array([key for _, key in TODO], pa.binary(16)))
     return dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
 
 
-def appends(cache: GenerationStore) -> int:
+def appends(cache: AnswerStore) -> int:
     return len(cache.parts.names())
 
 
@@ -51,7 +51,7 @@ def texts_of(parts: Sequence[Part]) -> list[str]:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: GenerationStore) -> None:
+def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: AnswerStore) -> None:
     engine, counts = Scripted(), Counts()
     for number, part in enumerate(ask(engine, cache, counts, chunk), 1):
         assert len(part) <= chunk and len(stored(cache)) == len(engine.asked) == counts.generated
@@ -61,10 +61,10 @@ def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: GenerationS
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_generation_says_what_was_asked(cache: GenerationStore) -> None:
+def test_a_generation_says_what_was_asked(cache: AnswerStore) -> None:
     list(ask(Scripted(), cache, chunk=64))
     (name,) = cache.parts.names()
-    table = cache.parts.read(name)
+    table = cache.parts.open(name).read()
     assert table.schema.equals(GENERATIONS)
     assert table.to_pylist()[3] == {
         "key": TODO[3][1],
@@ -83,13 +83,13 @@ def test_a_generation_says_what_was_asked(cache: GenerationStore) -> None:
     }
 
 
-def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: GenerationStore) -> None:
+def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: AnswerStore) -> None:
     (part,) = ask(Scripted(lambda prompt: (f"a \ud800 {prompt.text}",)), cache, chunk=64)
     assert {key: list(completion.texts) for _, key, completion in part} == stored(cache)
     assert part[0][2].texts == ("a ? text 0",)
 
 
-def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: GenerationStore) -> None:
+def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -> None:
     counts, engine, kept = Counts(), Streaming([*range(19, -1, -1)]), 0
     for part in ask(engine, cache, counts):
         kept += len(part)
@@ -101,13 +101,13 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: GenerationStor
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_slow_stream_is_kept_by_the_clock(cache: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_stream_is_kept_by_the_clock(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.0)
     assert [len(part) for part in ask(Streaming(), cache)] == [1] * 20
 
 
 def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
-    cache: GenerationStore, monkeypatch: pytest.MonkeyPatch
+    cache: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
 
@@ -125,20 +125,20 @@ def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
 
 
 @pytest.mark.parametrize("failure", [EngineError("died"), KeyboardInterrupt()], ids=["death", "interrupt"])
-def test_what_a_stream_gave_before_it_failed_is_kept(failure: BaseException, cache: GenerationStore) -> None:
+def test_what_a_stream_gave_before_it_failed_is_kept(failure: BaseException, cache: AnswerStore) -> None:
     parts: list[Part] = []
     with pytest.raises(type(failure)):
         parts.extend(ask(Streaming(range(7), failure), cache))
     assert len(stored(cache)) == 7
 
 
-def test_a_stream_that_ends_early_is_an_engine_error(cache: GenerationStore) -> None:
+def test_a_stream_that_ends_early_is_an_engine_error(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="streaming gave 19 completions for 20 prompts"):
         list(ask(Streaming(range(19)), cache))
     assert len(stored(cache)) == 19
 
 
-def test_an_unused_stream_is_closed(cache: GenerationStore) -> None:
+def test_an_unused_stream_is_closed(cache: AnswerStore) -> None:
     engine = Streaming()
     parts = ask(engine, cache)
     next(parts)
@@ -146,13 +146,13 @@ def test_an_unused_stream_is_closed(cache: GenerationStore) -> None:
     assert engine.closed
 
 
-def test_what_was_answered_before_the_engine_died_is_kept(cache: GenerationStore) -> None:
+def test_what_was_answered_before_the_engine_died_is_kept(cache: AnswerStore) -> None:
     with pytest.raises(EngineError, match="died"):
         list(ask(Scripted(calls=2), cache))
     assert len(stored(cache)) == 16
 
 
-def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore) -> None:
+def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) -> None:
     class Short(Scripted):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
             return super().generate(prompts, sampling)[1:]
@@ -162,7 +162,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: GenerationStore
     assert not stored(cache)
 
 
-def test_a_seed_follows_from_the_runs_and_the_attempt(cache: GenerationStore) -> None:
+def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
         list(sender(engine, cache).ask(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))

@@ -55,7 +55,11 @@ def test_all_that_pass_are_handed_on_the_best_first() -> None:
     assert accepted[-1][0] == answers[1]
 
 
-def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
+SMALL = "paraclip_core.paraphrase.gates.small"
+
+
+def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
     caption, source = "a small dog is on the beach", "a little dog is on the beach"
     near, between = "the tiny dog lies on the beach", "a tiny dog lies on the beach"
     angles = {caption: 1.2, between: 0.6}
@@ -65,7 +69,7 @@ def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
             turned = np.array([angles.get(text, 0.0) for text in texts])
             return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
 
-    loose = {"min_similarity": -1, "min_caption_similarity": -1, "min_word_similarity": -1, "max_lost_words": 99}
+    loose = {"min_similarity": -1, "min_caption_similarity": -1}
     judge = Judge(JudgeSpec(GateOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
     assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0][0] == between
 
@@ -108,24 +112,27 @@ def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answer
     assert (verdict.reason is None) == bool(verdict.accepted)
 
 
-def test_a_word_that_nothing_in_the_input_is_near_to_is_an_invention() -> None:
+def test_a_word_that_nothing_in_the_input_is_near_to_is_an_invention(monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request("a small dog on the beach", "a small dog on the beach", ["A small dog on the beach with a quux."])
-    assert judge_of(min_word_similarity=0.9).judge([request])[0].reason == "invented_word"
-    assert judge_of(min_word_similarity=-1).judge([request])[0].accepted
+    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", 0.9)
+    assert judge_of().judge([request])[0].reason == "invented_word"
+    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
+    assert judge_of().judge([request])[0].accepted
 
 
 def test_a_verdict_depends_on_its_own_texts_alone() -> None:
     texts = [f"{color} {thing} on the beach" for color in ("a red", "a blue") for thing in ("dog", "cat", "boat")]
     answers = ["The red dog is on a beach", "A blue puppy on the beach", "a vessel in blue on the shore"]
     requests = [Request(text, text, answers) for text in texts]
-    judge = judge_of(min_word_similarity=0.2)
+    judge = judge_of()
     together = judge.judge(requests)
     assert together == [judge.judge([request])[0] for request in requests]
     assert together[::-1] == judge.judge(requests[::-1])
 
 
-def test_synonyms_make_further_answers() -> None:
-    options = GateOptions(preset="small-model", min_similarity=-1, min_word_similarity=-1)
+def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
+    options = GateOptions(preset="small-model", min_similarity=-1)
     judge, request = Judge(JudgeSpec(options, 1), WordVectors()), Request("a red lamp", "a red lamp", ["a red lamp"])
     assert judge.judge([request])[0].reason == "echo"
     judge.synonyms = {"lamp": ("lantern",)}
@@ -146,11 +153,11 @@ def test_the_digest_names_all_that_decides_a_verdict() -> None:
         JudgeSpec(off, 1, (("a dog", "a puppy"),)).digest,
         JudgeSpec(off, 1, context_length=64).digest,
         JudgeSpec(off, 1, words="thesaurus").digest,
-        JudgeSpec(GateOptions(preset="off", max_overlap=0.5), 1).digest,
+        JudgeSpec(GateOptions(preset="off", max_length_ratio=0.5), 1).digest,
     ]
     assert len({base, *others}) == 6
-    # What changes no verdict: where models compute, and floods, which are found later.
-    assert JudgeSpec(GateOptions(preset="off", device="auto", max_repeats=3), 1).digest == base
+    # Where models compute changes no verdict.
+    assert JudgeSpec(GateOptions(preset="off", device="auto"), 1).digest == base
 
 
 CAPTION = "a small dog on the beach"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.generations import VERDICTS as STORED
+from paraclip.storage.answers import VERDICTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
@@ -217,7 +217,7 @@ def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
     with (
         closing(made.tables),
         closing(made._pool),
-        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.judges.*run again"),
+        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
     ):
         made.run()
     monkeypatch.undo()
@@ -279,5 +279,5 @@ def test_a_digest_is_of_all_that_decides(spec: JudgeSpec) -> None:
         replace(spec, gates=spec.gates.model_copy(update={"max_length_ratio": 2.5})),
     ]
     assert len({one.digest for one in (spec, *changed)}) == len(changed) + 1
-    same = replace(spec, gates=spec.gates.model_copy(update={"max_repeats": 3, "device": "auto"}))
+    same = replace(spec, gates=spec.gates.model_copy(update={"device": "auto"}))
     assert same.digest == spec.digest

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.requests import (
     NO_PARENT,
@@ -152,7 +152,7 @@ TEXTS = ["a dog", "a cat", "a dog", "a cow", "a pig", "a cat"]
 Rows = Callable[[Sequence[str]], pa.RecordBatch]
 
 
-def answer(cache: GenerationStore, request: RequestKeys, *texts: str) -> None:
+def answer(cache: AnswerStore, request: RequestKeys, *texts: str) -> None:
     """Keep an answer to each text."""
     same = {"step": request.step, "attempt": request.attempt, "engine": "e", "model": "m", "prompt": "p"}
     same |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 1, "completion_tokens": 1}
@@ -161,7 +161,7 @@ def answer(cache: GenerationStore, request: RequestKeys, *texts: str) -> None:
 
 
 def judge(
-    cache: GenerationStore,
+    cache: AnswerStore,
     request: RequestKeys,
     passed: Sequence[str] = (),
     failed: Sequence[str] = (),
@@ -183,7 +183,7 @@ def judge(
 
 
 @pytest.fixture
-def tables(cache: GenerationStore, rows_of: Rows, reading: Reading, tmp_path: Path) -> Iterator[StepTables]:
+def tables(cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path) -> Iterator[StepTables]:
     """Step 1 of six captions, four of them different, in two batches."""
     rows = rows_of(TEXTS)
     with closing(StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")) as made:
@@ -194,7 +194,7 @@ def unjudged(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
     return list(tables.unjudged(block_rows))
 
 
-def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, cache: GenerationStore) -> None:
+def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, cache: AnswerStore) -> None:
     tables.ask(FIRST)
     assert (tables.rows, tables.requests(0), tables.requests(1)) == (6, 4, 0)
     assert tables.missing(0).tolist() == [0, 1, 3, 4]
@@ -217,7 +217,7 @@ def test_a_further_attempt_is_asked_for_some_rows(tables: StepTables) -> None:
 
 
 def test_answers_are_unjudged_until_there_is_a_verdict_of_the_same_gates(
-    tables: StepTables, cache: GenerationStore
+    tables: StepTables, cache: AnswerStore
 ) -> None:
     tables.ask(FIRST)
     assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
@@ -242,7 +242,7 @@ def test_answers_are_unjudged_until_there_is_a_verdict_of_the_same_gates(
     assert tables.find_unjudged(1) == 0
 
 
-def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTables, cache: GenerationStore) -> None:
+def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTables, cache: AnswerStore) -> None:
     tables.ask(FIRST)
     answer(cache, FIRST, *set(TEXTS))
     tables.find_unjudged(0)
@@ -253,7 +253,7 @@ def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTab
     assert [part.column("source")[0].as_py() for part in (first, *blocks)] == ["a dog", "a cat", "a cow", "a pig"]
 
 
-def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: GenerationStore) -> None:
+def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: AnswerStore) -> None:
     tables.ask(FIRST)
     assert tables.rejected().tolist() == [] and tables.accepted() == 0
     answer(cache, FIRST, *set(TEXTS))
@@ -266,7 +266,7 @@ def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: GenerationS
 
 
 def test_step_2_judges_an_answer_for_each_generation_that_its_input_came_from(
-    cache: GenerationStore, rows_of: Rows, reading: Reading, tmp_path: Path
+    cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path
 ) -> None:
     parents = [bytes([number]) * 16 for number in (1, 2, 1)]
     rows = rows_of(["a big dog", "a small dog", "a big dog"])

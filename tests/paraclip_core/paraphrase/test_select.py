@@ -16,10 +16,17 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import ParaphraseOptions
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, NO_PARENT, Batches, StepTables, step_requests
-from paraclip_core.paraphrase.select import rejected_for, select
+from paraclip_core.paraphrase.requests import (
+    INPUT_COLUMNS,
+    NO_PARENT,
+    Batches,
+    StepTables,
+    rejected_for,
+    select,
+    step_requests,
+)
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 OPTIONS = ParaphraseOptions(engine="transformers")
@@ -96,7 +103,7 @@ class Bench:
     def __init__(self, step: Step, rows_of: Rows, reading: Reading, folder: Path) -> None:
         whole = rows_of(step.inputs)
         cut = [whole.slice(start, step.batch_rows) for start in range(0, whole.num_rows, step.batch_rows)]
-        self.cache, self.step = GenerationStore(folder / "cache"), step
+        self.cache, self.step = AnswerStore(folder / "cache"), step
         self.tables = StepTables(1, self.cache, reading([*cut[:1], whole.slice(0, 0), *cut[1:]]), GATES, folder / "x")
         requests = [step_requests(OPTIONS, 1, "m", attempt) for attempt in range(3)]
         self.keys = {

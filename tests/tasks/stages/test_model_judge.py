@@ -12,9 +12,9 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
-from paraclip.storage.roots import open_generations
+from paraclip.storage.roots import open_answers
+from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.plan import plan_run
-from paraclip.tasks.requests import looking_for_requests
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import ParaphraseOptions, Settings
@@ -62,7 +62,7 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
     # The best of each, and the next one of two.
     settings = settings_of(tmp_path, judge={})
     key = judge_requests("well m", settings.paraphrase.sampling).key(f"{DOGS[0]}\nfirst {DOGS[0]}")
-    with closing(open_generations(Run(settings).store)) as store:
+    with closing(open_answers(Run(settings).store)) as store:
         assert store.lookup(pa.array([key], pa.binary(16))).num_rows == 1
     assert asked(first) == [8, 0, 8] and first.manifest.metrics["rejected"] == {"judge": 1}
     # The second step is compared with the caption, too.
@@ -117,11 +117,8 @@ def test_options_that_no_judge_can_have(tmp_path: Path) -> None:
         settings_of(tmp_path, judge={"modle": "x"})
     with pytest.raises(ConfigError, match="the engine file asks no language model"):
         _ = Run(settings_of(tmp_path, judge={"engine": "file"})).paraphraser.judge
-    with (
-        pytest.raises(ConfigError, match="which a batch file cannot"),
-        looking_for_requests(Run(settings_of(tmp_path, engine="openai", judge={}))),
-    ):
-        pass
+    with pytest.raises(ConfigError, match="which a batch file cannot"):
+        export_requests(Run(settings_of(tmp_path, engine="openai", judge={})), tmp_path / "requests")
 
 
 def test_options_of_a_judge_are_those_of_the_paraphraser_but_for_what_differs() -> None:

@@ -18,7 +18,7 @@ from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import BudgetError, EngineError
-from paraclip_core.paraphrase.generate import KEEP_SECONDS
+from paraclip_core.paraphrase.rounds import KEEP_SECONDS
 from paraclip_core.settings import parse_settings
 
 KEY = "sk-not-a-real-key-0123456789"

@@ -363,7 +363,7 @@ def test_requests_that_wait_for_the_cap_do_so_again_after_a_close(connect: Conne
     assert engine.spent == pytest.approx(36)
 
 
-OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"), synonyms=False)
+OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"))
 
 
 def completions_of(over: Any) -> dict[bytes, list[str]]:

@@ -105,7 +105,7 @@ def test_what_an_engine_looks_at_stays(engine: str) -> None:
 
 
 def test_prompts_sampling_and_seed_are_every_models() -> None:
-    for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "synonyms": False, "prompt_1": "x {}"}.items():
+    for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "prompt_1": "x {}"}.items():
         for engine in ENGINES:
             same = relevant_options(options(engine)) == relevant_options(options(engine, **{name: value}))
             assert same == (engine in LOOKING_UP), (engine, name)
@@ -182,7 +182,7 @@ def test_an_option_that_is_missing_is_named(engine: str) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
-    [({}, [1, 2]), ({"synonyms": False}, []), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
+    [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
 )
 def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
     paraphraser = Paraphraser(ParaphraseOptions(**changed))

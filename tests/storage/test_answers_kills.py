@@ -14,13 +14,12 @@ import pytest
 from generation_rows import answers, child, cut, judged, keys, numbered, verdicts
 from patience import AT_ONCE
 
-from paraclip.storage import duckdb_file
-from paraclip.storage.cache_tools import cache_stats
-from paraclip.storage.generations import GenerationStore
+from paraclip.storage import answers as module
+from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import LockedError
 
 
-def test_a_power_cut_takes_nothing_that_was_appended(store: GenerationStore, on_disk: Callable[[Path], bool]) -> None:
+def test_a_power_cut_takes_nothing_that_was_appended(store: AnswerStore, on_disk: Callable[[Path], bool]) -> None:
     store.append(numbered(range(10)))
     segments = store.parts.folder
     assert all(map(on_disk, (segments, *(segments / name for name in store.parts.names()))))
@@ -29,7 +28,7 @@ def test_a_power_cut_takes_nothing_that_was_appended(store: GenerationStore, on_
 
 
 APPEND_FOREVER = """
-store = GenerationStore(sys.argv[1])
+store = AnswerStore(sys.argv[1])
 for chunk in range(10_000):
     store.append(numbered(range(int(sys.argv[2]) + 10 * chunk, int(sys.argv[2]) + 10 * chunk + 10)))
     if chunk % 3 == 2:
@@ -38,7 +37,7 @@ for chunk in range(10_000):
 """
 
 
-def test_what_was_appended_survives_kills_at_any_time(store: GenerationStore) -> None:
+def test_what_was_appended_survives_kills_at_any_time(store: AnswerStore) -> None:
     chance, kept = random.Random(0), 0
     for turn in range(6):
         base = 1_000_000 * turn
@@ -51,8 +50,8 @@ def test_what_was_appended_survives_kills_at_any_time(store: GenerationStore) ->
         found = answers(store, range(base, base + 10 * chunks + 10))
         assert set(range(base, base + 10 * chunks)) <= set(found)
         kept += len(found)
-    assert cache_stats(store).rows == cache_stats(store).keys == kept
-    assert cache_stats(store).torn == 0
+    assert store.stats().rows == store.stats().keys == kept
+    assert store.stats().damaged == 0
 
 
 KILL_AT = """
@@ -62,10 +61,10 @@ if point == "before the part has its name":
 elif point == "before the file is open":
     CacheFile.catch_up = die
 elif point == "before the rows are inserted":
-    generations._insert = die
+    module._insert = die
 elif point == "inside the transaction":
     # The rows are inserted, their part is not noted yet.
-    generations.NOTE = "SELECT die()"
+    module.NOTE = "SELECT die()"
     connect = duckdb.connect
     def with_death(*arguments, **options):
         con = connect(*arguments, **options)
@@ -73,8 +72,8 @@ elif point == "inside the transaction":
         return con
     duckdb.connect = with_death
 elif point == "after the rows are inserted":
-    generations._insert = dying_after(0)(generations._insert)
-store = GenerationStore(sys.argv[1])
+    module._insert = dying_after(0)(module._insert)
+store = AnswerStore(sys.argv[1])
 store.append_verdicts(verdicts(range(5, 10)))
 store.append(numbered(range(5, 10)))
 store.refresh()
@@ -91,7 +90,7 @@ store.refresh()
         "after the rows are inserted",
     ],
 )
-def test_killed_between_part_and_table(store: GenerationStore, point: str) -> None:
+def test_killed_between_part_and_table(store: AnswerStore, point: str) -> None:
     store.append(numbered(range(5)))
     store.append_verdicts(verdicts(range(5)))
     store.refresh()
@@ -101,11 +100,11 @@ def test_killed_between_part_and_table(store: GenerationStore, point: str) -> No
     started = time.monotonic()
     assert list(answers(store, range(10))) == list(range(count))
     assert time.monotonic() - started < AT_ONCE
-    assert cache_stats(store).rows == count
+    assert store.stats().rows == count
     assert len(judged(store)) == count
 
 
-def test_drafts_of_killed_writers_are_swept_after_a_day(store: GenerationStore) -> None:
+def test_drafts_of_killed_writers_are_swept_after_a_day(store: AnswerStore) -> None:
     store.append(numbered([1]))
     old, new = (store.parts.folder / f".{name}.tmp" for name in ("old", "new"))
     old.write_bytes(b"")
@@ -119,7 +118,7 @@ def test_drafts_of_killed_writers_are_swept_after_a_day(store: GenerationStore) 
 
 
 APPEND = """
-store = GenerationStore(sys.argv[1])
+store = AnswerStore(sys.argv[1])
 base = int(sys.argv[2])
 for chunk in range(15):
     numbers = range(base + 20 * chunk, base + 20 * chunk + 20)
@@ -129,7 +128,7 @@ for chunk in range(15):
 """
 
 LOOK_UP = """
-store, seen = GenerationStore(sys.argv[1]), set()
+store, seen = AnswerStore(sys.argv[1]), set()
 while len(seen) < 1050:
     found = answers(store, range(3000))
     assert all(text == [f"answer {n}"] for n, text in found.items())
@@ -138,7 +137,7 @@ while len(seen) < 1050:
 """
 
 
-def test_processes_append_and_look_up_at_once(store: GenerationStore) -> None:
+def test_processes_append_and_look_up_at_once(store: AnswerStore) -> None:
     store.append(numbered([5000]))
     store.append(numbered([5001]))
     cut(store.parts.folder / store.parts.names()[0])
@@ -149,14 +148,14 @@ def test_processes_append_and_look_up_at_once(store: GenerationStore) -> None:
             assert process.wait(120) == 0
     expected = {*range(450), *range(1000, 1300), *range(2000, 2300), 5001}
     assert set(answers(store, range(6000))) == expected
-    stats = cache_stats(store)
-    assert (stats.rows, stats.keys, stats.segments, stats.torn) == (1201, 1051, 61, 1)
+    stats = store.stats()
+    assert (stats.rows, stats.keys, stats.segments, stats.damaged) == (1201, 1051, 61, 1)
     numbers = [int(name.partition("-")[0]) for name in store.parts.names()]
     assert len(set(numbers)) == 61
     assert stats.verdicts == len({*range(450), *range(1000, 1300), *range(2000, 2300)})
 
 
-def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
+def test_threads_append_and_look_up_at_once(store: AnswerStore) -> None:
     def work(base: int) -> bool:
         for start in range(base, base + 100, 20):
             store.append(numbered(range(start, start + 20)))
@@ -165,11 +164,11 @@ def test_threads_append_and_look_up_at_once(store: GenerationStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(0, 400, 100)))
-    assert cache_stats(store).rows == 400
+    assert store.stats().rows == 400
 
 
-def test_a_program_that_keeps_the_index_open_is_named(store: GenerationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duckdb_file, "FOREIGN_WAIT_SECONDS", 0.2)
+def test_a_program_that_keeps_the_index_open_is_named(store: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.2)
     store.append(numbered([1]))
     store.refresh()
     code = "c = duckdb.connect(sys.argv[1]); print('open', flush=True); time.sleep(60)"

@@ -1,0 +1,180 @@
+"""Two caches become one; many small parts become few big ones, whatever is killed; what was paid is summed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from generation_rows import answers, child, flip, judged, key, numbered, rebuild, rows, verdicts
+
+from paraclip.storage import answers as module
+from paraclip.storage.answers import AnswerStore, Compacted, Merged
+from paraclip_core.errors import ArtifactError
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> AnswerStore:
+    return AnswerStore(tmp_path / "theirs")
+
+
+def test_caches_merge_and_merging_twice_changes_nothing(store: AnswerStore, theirs: AnswerStore) -> None:
+    store.append(numbered(range(5), "ours"))
+    for numbers in (range(3, 8), range(8, 10), range(10, 12), range(3, 5)):
+        theirs.append(numbered(numbers, "theirs"))
+    flip(theirs.parts.folder / theirs.parts.names()[2])
+    assert store.merge(theirs.folder) == Merged(new=5, known=4, damaged=1)
+    merged = answers(store, range(20))
+    assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
+    before = store.parts.names()
+    assert store.merge(theirs.folder) == Merged(new=0, known=9, damaged=1)
+    assert store.parts.names() == before and answers(store, range(20)) == merged
+    # What is damaged is their affair.
+    assert (theirs.stats().segments, theirs.stats().damaged) == (3, 1)
+
+
+def test_every_batch_brings_its_new_rows(
+    store: AnswerStore, theirs: AnswerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 25)
+    store.append(numbered(range(15, 35), "ours"))
+    for start in range(0, 100, 10):
+        theirs.append(numbered(range(start, start + 10), "theirs"))
+    assert store.merge(theirs.folder) == Merged(new=80, known=20, damaged=0)
+    assert answers(store, range(100)) == {n: [f"ours {n}" if 15 <= n < 35 else f"theirs {n}"] for n in range(100)}
+
+
+def test_what_other_writers_keep_beside_comes_along(store: AnswerStore, theirs: AnswerStore) -> None:
+    theirs.append(numbered([1]).append_column("note", pa.array(["kept"])))
+    store.merge(theirs.folder)
+    assert store.parts.open(store.parts.names()[0]).read().column("note").to_pylist() == ["kept"]
+
+
+def test_a_key_that_they_answered_twice_keeps_its_first_answer(store: AnswerStore, theirs: AnswerStore) -> None:
+    theirs.append(rows([(key(1), ["first"]), (key(1), ["second"])]))
+    theirs.append(rows([(key(1), ["third"])]))
+    store.merge(theirs.folder)
+    assert answers(store, [1]) == {1: ["first"]}
+
+
+def test_a_folder_that_is_no_cache_is_refused(store: AnswerStore, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no cache folder"):
+        store.merge(tmp_path)
+
+
+# Compacting
+
+
+def fill(store: AnswerStore, parts: int, size: int = 10, base: int = 0) -> None:
+    for start in range(base, base + parts * size, size):
+        store.append(numbered(range(start, start + size), f"text {start}"))
+
+
+def test_small_parts_become_one(store: AnswerStore) -> None:
+    assert store.compact() == Compacted(0, 0) and not store.folder.exists()
+    fill(store, 20)
+    before = answers(store, range(300)), store.stats()
+    assert store.compact() == Compacted(before=20, after=1)
+    after = store.stats()
+    assert (after.rows, after.keys, after.segments, after.groups) == (200, 200, 1, before[1].groups)
+    assert [p.name for p in store.parts.folder.iterdir()] == store.parts.names()
+    assert store.compact() == Compacted(before=1, after=1)
+    for _ in range(2):
+        assert answers(store, range(300)) == before[0]
+        rebuild(store)
+
+
+def test_the_first_answer_stays_the_first(store: AnswerStore) -> None:
+    fill(store, 1)
+    store.append(numbered(range(5, 15), "second"))
+    store.append(numbered(range(12, 20), "third"))
+    for start in range(0, 50, 10):
+        store.append_verdicts(verdicts(range(start, start + 12), f"text {start}"))
+    before = answers(store, range(30)), judged(store)
+    store.compact()
+    store.append(numbered(range(20), "fourth"))
+    for _ in range(2):
+        assert (answers(store, range(30)), judged(store)) == before
+        rebuild(store)
+
+
+def test_big_parts_are_left_alone_and_order_holds(store: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BIG_ROWS", 100)
+    fill(store, 3)
+    store.append(numbered(range(60), "big"))
+    fill(store, 11, base=60)
+    before, names = answers(store, range(200)), store.parts.names()
+    assert store.compact() == Compacted(before=15, after=4)
+    assert names[3] in store.parts.names()
+    assert answers(store, range(200)) == before
+    assert [store.parts.open(name).metadata.num_rows for name in store.parts.names()] == [30, 60, 100, 10]
+
+
+def test_other_columns_stay_and_are_not_mixed(store: AnswerStore) -> None:
+    noted = [numbered([n]).append_column("note", pa.array([f"note {n}"])) for n in range(4)]
+    for table in (*noted[:2], numbered([10]), numbered([11]), *noted[2:]):
+        store.append(table)
+    assert store.compact().after == 3
+    assert store.parts.open(store.parts.names()[0]).read().column("note").to_pylist() == ["note 0", "note 1"]
+
+
+def test_a_damaged_part_is_set_aside_and_the_rest_joined(store: AnswerStore) -> None:
+    fill(store, 5)
+    flip(store.parts.folder / store.parts.names()[2])
+    assert store.compact().after == 1
+    assert store.stats().damaged == 1
+    assert len(answers(store, range(50))) == 40
+
+
+KILL_AT = """
+import pathlib
+point, after = sys.argv[2], dying_after(int(sys.argv[3]))
+if point == "drafted":
+    PartFolder.draft = after(PartFolder.draft)
+elif point == "published":
+    PartFolder.publish = after(PartFolder.publish)
+elif point == "deleted":
+    pathlib.Path.unlink = after(pathlib.Path.unlink)
+AnswerStore(sys.argv[1]).compact()
+"""
+
+
+@pytest.mark.parametrize(("point", "deaths"), [("drafted", 0), ("published", 0), ("deleted", 0), ("deleted", 6)])
+def test_killed_at_every_step(store: AnswerStore, point: str, deaths: int) -> None:
+    fill(store, 11)
+    before = answers(store, range(200))
+    with child(KILL_AT, store.folder, point, deaths) as process:
+        assert process.wait(120) == -signal.SIGKILL
+    store.append(numbered(range(500, 510)))
+    assert answers(store, range(200)) == before
+    assert (store.stats().keys, store.stats().damaged, store.paid_tokens("file", "m")) == (120, 0, (360, 480))
+    store.compact()
+    assert (store.stats().rows, store.stats().keys, store.stats().segments) == (120, 120, 1)
+    assert answers(store, range(200)) == before
+
+
+# What was paid
+
+
+def test_tokens_of_one_engine_and_model_are_summed(store: AnswerStore) -> None:
+    assert store.paid_tokens("file", "m") == (0, 0)
+    store.append(numbered(range(10)))
+    store.append(numbered(range(10, 13), model="other"))
+    # Rows have 3 and 4 tokens.
+    assert store.paid_tokens("file", "m") == (30, 40)
+    assert store.paid_tokens("file", "other") == (9, 12)
+    assert store.paid_tokens("openai", "m") == (0, 0)
+
+
+def test_what_was_imported_is_not_paid_for(store: AnswerStore, theirs: AnswerStore) -> None:
+    store.append(numbered(range(10)))
+    theirs.append(numbered(range(5, 20)))
+    theirs.append(numbered(range(20, 22), model="other"))
+    for _ in range(2):
+        store.merge(theirs.folder)
+        assert store.paid_tokens("file", "m") == (30, 40)
+        assert store.paid_tokens("file", "other") == (0, 0)
+    store.append(numbered(range(30, 31)))
+    store.compact()
+    assert store.paid_tokens("file", "m") == (33, 44)
