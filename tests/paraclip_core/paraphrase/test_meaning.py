@@ -14,14 +14,12 @@ import pytest
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import meaning
-from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.meaning import PACKAGE, Compare, NliModel, SentenceEncoder, model_identity
+from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.meaning import PACKAGE, Compare, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.parse import words
 
 TEXTS = ["A dog runs on the beach.", "A puppy is running along the shore.", "Stock prices fell sharply.", ""]
 WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids play with ball")
-LABELS = {0: "contradiction", 1: "entailment", 2: "neutral"}
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +87,11 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
             fails()
 
 
-def write_model(folder: Path, labels: dict[int, str] | None = None) -> Path:
-    """A tiny BERT with random weights: an encoder, or with `labels` a classifier of pairs."""
+def write_model(folder: Path) -> Path:
+    """A tiny BERT with random weights."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -107,12 +105,7 @@ def write_model(folder: Path, labels: dict[int, str] | None = None) -> Path:
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     torch.manual_seed(0)
-    if labels is None:
-        BertModel(config).save_pretrained(folder)
-    else:
-        config.id2label, config.label2id = labels, {label: number for number, label in labels.items()}
-        config.num_labels = len(labels)
-        BertForSequenceClassification(config).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
@@ -133,28 +126,6 @@ def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EngineError, match=r"gates\.encoder=.*cannot be loaded"):
         SentenceEncoder(str(tmp_path / "empty")).encode(["a"])
-    unlabeled = write_model(tmp_path / "nli", {0: "yes", 1: "no"})
-    with pytest.raises(ConfigError, match="labels yes, no; expected one that is called entailment"):
-        NliModel(str(unlabeled)).entailment([("a", "dog")])
-
-
-def test_an_nli_models_answer_is_the_same_in_any_company(tmp_path: Path) -> None:
-    texts = sentences(60)
-    pairs = list(zip(texts, reversed(texts), strict=True))
-    model = NliModel(str(write_model(tmp_path / "nli", LABELS)))
-    chances = model.entailment(pairs)
-    assert chances.shape == (60,) and (chances > 0).all() and (chances < 1).all()
-    for rows in (range(59, -1, -1), range(0, 60, 7), [5]):
-        assert np.array_equal(model.entailment([pairs[row] for row in rows]), chances[list(rows)])
-    assert model.entailment([]).shape == (0,)
-
-
-class Overlap:
-    """An NLI model that takes a text for entailed where the premise holds all of its words."""
-
-    def entailment(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        values = [set(two.split()) <= set(one.split()) for one, two in pairs]
-        return np.array(values, dtype=np.float32)
 
 
 class Flat:
@@ -164,21 +135,8 @@ class Flat:
         return np.ones((len(texts), 1), np.float32)
 
 
-def test_where_an_nli_model_is_named_both_texts_must_follow_from_each_other() -> None:
-    options = GateOptions(preset="capable", nli="any")
-    assert "not_entailed" in gates_of(options).meaning and "low_caption_similarity" not in gates_of(options).meaning
-    judge = Judge(JudgeSpec(options, 1), Flat(), Overlap())
-    requests = [Request("a red ball near a dog", "a red ball near a dog", [text]) for text in (
-        "near a dog a red ball", "near a dog a ball", "near a dog a round red ball")]  # fmt: skip
-    verdicts = judge.judge(requests)
-    assert [verdict.reason for verdict in verdicts] == [None, "not_entailed", "not_entailed"]
-    assert verdicts[1].detail.startswith("the caption follows") and verdicts[2].detail.startswith("the answer follows")
-
-
 def test_what_was_not_prepared_is_computed_when_it_is_asked() -> None:
-    compare = Compare(Flat(), Overlap())
-    assert compare.cosine("a", "b") == 1
-    assert compare.entailment("a b", "b") == 1 and compare.entailment("b", "a b") == 0
+    assert Compare(Flat()).cosine("a", "b") == 1
 
 
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:
