@@ -33,15 +33,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG  # pyright: ignore[r
 from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 from record import record
 
-from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.config import LossWeights
-from paraclip_core.training.batches import Prepared, prepare
-from paraclip_core.training.data import TrainingRows
+from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.distributed import ALONE, Processes, joined
 from paraclip_core.training.losses import Objective, named_pairs
 from paraclip_core.training.memory import deterministic, keep_freed_memory
-from paraclip_core.training.optimizer import build_optimizer, clamp_scale, trained_parameters
+from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -78,7 +77,7 @@ class Bench:
         self.parameters = trained_parameters(clip.model)
         self.optimizer = build_optimizer(self.clip.model, 0.1)
 
-    def step(self, prepared: Prepared, memory_gib: float, processes: Processes = ALONE) -> None:
+    def step(self, prepared: Batch, memory_gib: float, processes: Processes = ALONE) -> None:
         """Forward, backward, clipping, update."""
         self.optimizer.zero_grad(set_to_none=True)
         pairs = named_pairs(LossWeights())
@@ -97,13 +96,13 @@ def texts(rng: np.random.Generator, count: int, length: int) -> Ragged:
     return Ragged(values, offsets)
 
 
-def made_up(batch: int, dim: int, length: int = 0) -> Prepared:
+def made_up(batch: int, dim: int, length: int = 0) -> Batch:
     """A batch of rows, each with an image of its own."""
     rng = np.random.default_rng(0)
     rows = TrainingRows({kind: texts(rng, batch, length) for kind in KINDS}, np.arange(batch))
     features = rng.normal(size=(batch, dim)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return prepare(rows.take(np.arange(batch), KINDS), features.astype(np.float16), np.arange(batch))
+    return make_batch(rows, np.arange(batch), KINDS, features.astype(np.float16), np.arange(batch))
 
 
 def whole_model() -> ClipModel:
@@ -198,7 +197,7 @@ def measure_steps(rounds: int, cases: Sequence[Case]) -> None:
     keep_freed_memory()
     with joined(torch.device("cpu")) as both, deterministic():
         benches: dict[tuple[int, int], Bench] = {}
-        batches: dict[tuple[int, int], Prepared] = {}
+        batches: dict[tuple[int, int], Batch] = {}
         results: dict[Case, list[tuple[float, float]]] = {}
         for number in range(rounds + 1):
             for case in cases:
@@ -224,7 +223,7 @@ def _bench(benches: dict[tuple[int, int], Bench], case: Case) -> Bench:
     return benches[key] if key in benches else Bench(text_model(*key))
 
 
-def _batch(batches: dict[tuple[int, int], Prepared], case: Case) -> Prepared:
+def _batch(batches: dict[tuple[int, int], Batch], case: Case) -> Batch:
     key = (case.batch, case.length)
     return batches[key] if key in batches else made_up(case.batch, 512, case.length)
 

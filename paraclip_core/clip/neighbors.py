@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from paraclip_core.progress import Progress, silent
-from paraclip_core.training.batches import ImageFeatures
+from paraclip_core.training.data import ImageFeatures
 
 ALL_PAIRS = 32_768
 """So many images are compared each with each."""

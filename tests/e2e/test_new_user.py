@@ -36,7 +36,7 @@ VIT: dict[str, Any] = {
 }
 TEXTS = ["a dog on a beach", "a red car in the snow", "two cats in a room"]
 SMALL = (
-    "features.shard_images=16", "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32",
+    "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32",
     "evaluate.resamples=200", "run.threads=1",
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ OPERATIONAL_OPTIONS = {
     "OpenAIOptions": "api_key_env ask_for_n backoff_seconds base_url concurrency max_failures max_spend "
     "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries timeout_seconds "
     "tokens_per_minute",
-    **dict.fromkeys(("BootstrapOptions", "FinetuneOptions"), "checkpoint_steps memory_gib"),
+    "FinetuneOptions": "checkpoint_steps",
 }
 
 

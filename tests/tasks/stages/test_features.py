@@ -26,6 +26,7 @@ from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.amounts import amounts
 from paraclip.tasks.context import Run
 from paraclip.tasks.stage import carry_out
+from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, new_images
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core import tables
@@ -62,10 +63,10 @@ def _tar(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def _settings(root: Path, images: str = "photos.tar", shard: int = 4, batch: int = 3, **model: Any) -> Settings:
+def _settings(root: Path, images: str = "photos.tar", batch: int = 3, **model: Any) -> Settings:
     return Settings(
         data=DataOptions(root=str(root), sources=(SourceOptions(path="captions.jsonl", images=images),)),
-        features=FeatureOptions(shard_images=shard, batch_size=batch),
+        features=FeatureOptions(batch_size=batch),
         model=ModelOptions(**{**SMALL.model_dump(), **model}),
         run=RunOptions(device="cpu", threads=1),
     )
@@ -111,7 +112,9 @@ def _rows(root: Path) -> list[tuple[str | None, str | None, str | None]]:
 
 def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f" * 32) -> Artifact:
     draft = Draft("features", fingerprint, FEATURES.version, {}, {})
-    return carry_out(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "SHARD_IMAGES", 4)
+        return carry_out(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
 
 
 def _all(store: FeatureStore) -> np.ndarray:
