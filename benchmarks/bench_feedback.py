@@ -22,9 +22,8 @@ from paraclip.storage.parquet import iter_batches
 from paraclip.storage.roots import open_store
 from paraclip.tasks.image_index import search_target
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.feedback import refine
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.search import Searcher
+from paraclip_core.clip.search import Searcher, refine
 
 DEPTH = 20
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

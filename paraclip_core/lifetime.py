@@ -1,15 +1,9 @@
-"""Child processes, threads and temporary folders that do not outlive the process that made them, however it ends.
-
-A temporary folder's owner holds a lock on a file in it, which the kernel releases however the owner ends. Whoever makes
-the next folder deletes those whose lock nobody holds.
-"""
+"""Child processes, threads and temporary folders that do not outlive the process that made them."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -19,21 +13,16 @@ import threading
 import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from paraclip_core.errors import FULL, FullDiskError, StageError
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 PREFIX = "paraclip-"
-OWNER = ".owner"
-SETTLED_SECONDS = 60.0
-"""Age from which a folder without an owner is abandoned; a younger one may be in the making."""
 
 
 def die_with(parent: int) -> None:
@@ -57,27 +46,17 @@ class TempDir:
     """A temporary folder for the life of this process; as a context, until its end."""
 
     def __init__(self, kind: str = "") -> None:
-        """Make the folder, named after `kind`, once abandoned ones are deleted."""
+        """Make the folder, named after `kind`."""
         try:
-            sweep()
             self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
-            try:
-                self._owner = os.open(self.path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
-            except OSError:
-                # Without its file nobody would sweep it.
-                shutil.rmtree(self.path, ignore_errors=True)
-                raise
         except OSError as error:
             raise (FullDiskError if error.errno in FULL else StageError)(
                 f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
             ) from error
-        fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Delete the folder, release the lock, and sweep: a killed process's may have been too young at the start."""
-        _delete(self.path)
-        os.close(self._owner)
-        sweep()
+        """Delete the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def __enter__(self) -> Path:
         return self.path
@@ -86,47 +65,6 @@ class TempDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
-
-
-def sweep() -> list[Path]:
-    """Delete this user's folders whose owners are dead; returns them."""
-    abandoned = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _abandoned(path)]
-    for path in abandoned:
-        log.info("%s was left by a killed process and is deleted", path)
-        _delete(path)
-    return abandoned
-
-
-def _delete(path: Path) -> None:
-    """Delete a folder; its owner's file goes last, or nobody would sweep what a kill leaves here."""
-    with suppress(OSError):
-        for entry in path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != OWNER:
-                entry.unlink(missing_ok=True)
-        (path / OWNER).unlink(missing_ok=True)
-        path.rmdir()
-
-
-def _abandoned(path: Path) -> bool:
-    with suppress(OSError):
-        stat = path.lstat()
-        # Anybody may put a link or a folder of this name there.
-        if path.is_symlink() or not path.is_dir() or stat.st_uid != os.getuid():
-            return False
-        if not (path / OWNER).exists():
-            # Its process was killed before it made the file: such a folder is empty, or not ours.
-            return time.time() - stat.st_mtime > SETTLED_SECONDS and not any(path.iterdir())
-        if time.time() - (path / OWNER).lstat().st_mtime < SETTLED_SECONDS:
-            return False
-        owner = os.open(path / OWNER, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            os.close(owner)
-        return True
-    return False
 
 
 class LoopThread:

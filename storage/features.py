@@ -230,10 +230,8 @@ class IdIndex:
         hashes = _hashes(self.ids)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
-        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        # Two ids with one hash are next to impossible; then all are looked up by their text.
-        self._collides = bool(len(same))
-        if self._collides and len(self.ids.unique()) != len(self.ids):
+        # Two ids with one hash are next to impossible.
+        if (self._hashes[1:] == self._hashes[:-1]).any():
             raise ValueError("an id comes twice")
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
@@ -242,9 +240,6 @@ class IdIndex:
         return np.concatenate([np.zeros(0, np.int64), *(self._find(chunk.cast(pa.large_string())) for chunk in chunks)])
 
     def _find(self, ids: pa.Array) -> NDArray[np.int64]:
-        if self._collides:
-            rows = pc.call_function("index_in", [ids], pc.SetLookupOptions(self.ids, skip_nulls=True))
-            return np.asarray(rows.fill_null(-1), dtype=np.int64)
         if not len(self.ids):
             return np.full(len(ids), -1, np.int64)
         hashes = _hashes(ids)

@@ -1,112 +1,29 @@
-"""Temporary folders: deleted at their end, and by the next process where there was none."""
+"""Temporary folders."""
 
 from __future__ import annotations
 
 import errno
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from paraclip_core import lifetime
-from paraclip_core.errors import FullDiskError, StageError
-from paraclip_core.lifetime import OWNER, TempDir, sweep
+from paraclip_core.errors import FullDiskError
+from paraclip_core.lifetime import TempDir
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temporary folder of this test's own, in which nothing is too young to be swept."""
+def test_it_is_gone_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 0.0)
-    return tmp_path
-
-
-def left_by_a_killed_process(place: Path) -> Path:
-    code = "from paraclip_core.lifetime import TempDir; import time; print(TempDir().path, flush=True); time.sleep(60)"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)}
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        path = Path(child.stdout.readline().strip())
-    assert sweep() == [] and path.is_dir(), "its owner lives"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    return path
-
-
-def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> str:
-        raise OSError(errno.ENOSPC, "No space left on device", str(place))
-
-    # A file that cannot be made, a folder that cannot, and no place at all.
-    broken = (
-        (lifetime, "OWNER", "no/such", StageError),
-        (tempfile, "mkdtemp", full, FullDiskError),
-        (tempfile, "gettempdir", full, FullDiskError),
-    )
-    for module, name, value, kind in broken:
-        with monkeypatch.context() as patched:
-            patched.setattr(module, name, value)
-            with pytest.raises(kind, match=r"cannot make a temporary folder: .*; free some space there.*TMPDIR"):
-                TempDir()
-        assert list(place.iterdir()) == [], name
-
-
-def test_it_is_gone_at_its_end(place: Path) -> None:
     with TempDir("kind-") as folder:
         assert folder.is_dir() and folder.name.startswith("paraclip-kind-")
         (folder / "request.json").write_text("{}")
-    assert list(place.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_next_one_deletes_what_a_killed_process_left(place: Path) -> None:
-    path = left_by_a_killed_process(place)
-    with TempDir():
-        assert not path.exists()
+def test_no_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
 
-
-def test_what_was_too_young_to_be_swept_is_swept_at_the_end(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = left_by_a_killed_process(place)
-    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 60.0)
-    with TempDir():
-        assert path.is_dir()
-        os.utime(path / OWNER, (0, 0))
-    assert list(place.iterdir()) == []
-
-
-def test_a_kill_at_either_end_leaves_nothing_that_nobody_sweeps(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "paraclip-new").mkdir()
-    assert sweep() == [place / "paraclip-new"]
-    path = left_by_a_killed_process(place)
-    (path / "deep").mkdir()
-    with monkeypatch.context() as killed:
-        killed.setattr(shutil, "rmtree", lambda *_, **__: pytest.fail("killed"))
-        with pytest.raises(pytest.fail.Exception):
-            sweep()
-    assert sweep() == [path] and list(place.iterdir()) == []
-
-
-def test_a_young_one_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = left_by_a_killed_process(place)
-    monkeypatch.setattr(lifetime, "SETTLED_SECONDS", 60.0)
-    assert sweep() == [] and path.is_dir()
-
-
-def test_what_others_put_there_is_left_alone(place: Path) -> None:
-    elsewhere = place / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / OWNER).touch()
-    (place / "paraclip-link").symlink_to(elsewhere)
-    (place / "paraclip-file").touch()
-    (place / "paraclip-plain").mkdir()
-    (place / "paraclip-plain" / "notes").touch()
-    assert sweep() == []
-    assert {path.name for path in place.iterdir()} == {
-        "elsewhere", "paraclip-link", "paraclip-file", "paraclip-plain"
-    }  # fmt: skip
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(FullDiskError, match="TMPDIR"):
+        TempDir()
