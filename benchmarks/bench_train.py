@@ -12,7 +12,7 @@ them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, e
 `bound` is the ratio if our step were nothing but its matrix products, measured in the same run: every product of the
 tower's linear layers, forward and both gradients, in the shapes that the step has before sizes are rounded up. So
 ratio / bound is the share of the matmul rate that the step reaches. `--clock cpu` (with OMP_NUM_THREADS=1) compares
-processor time, for cores that others use, too. The memory of a step is in bench_scaling.py.
+processor time, for cores that others use, too.
 """
 
 from __future__ import annotations
