@@ -69,33 +69,6 @@ def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_p
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
 
 
-def test_the_log_says_which_activation_a_file_gets(
-    known: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    quick = f"{ARCHITECTURE}-quickgelu"
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, quick, {**known.model_cfg, "quick_gelu": True})
-    file = tmp_path / "w.safetensors"
-    save_file(known.model.state_dict(), file)
-    for reference, told in (
-        (f"{ARCHITECTURE}:{file}", f"{ARCHITECTURE} has GELU"),
-        (f"{quick}:{file}", f"{quick} has QuickGELU"),
-    ):
-        caplog.clear()
-        with caplog.at_level("INFO", "paraclip_core.clip.load"):
-            clip = load_clip(reference)
-        assert [told in message for message in caplog.messages] == [True]
-        assert bool(clip.model_cfg.get("quick_gelu")) is ("QuickGELU" in told)
-
-
-def test_the_older_layout_of_custom_text_models(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = tiny(custom_text=True)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, clip.model_cfg)
-    tensors = {name.removeprefix("text."): tensor for name, tensor in clip.model.state_dict().items()}
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
-    save_file(tensors, tmp_path / "w.safetensors")
-    same(load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}"), clip)
-
-
 def _openai_archive(clip: ClipModel, path: Path) -> None:
     """As OpenAI published its models: traced, in half precision, with three numbers as buffers and no mask."""
     model: Any = clip.model

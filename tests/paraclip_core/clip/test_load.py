@@ -66,24 +66,6 @@ def load_file_bytes(data: bytes, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "whole.safetensors")
 
 
-class _Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
-
-
-def test_a_pickle_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    save_release(tiny(), folder, "card")
-    (folder / WEIGHTS).unlink()
-    torch.save({"state_dict": _Bomb(tmp_path / "mark")}, folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"open_clip_pytorch_model\.bin"):
-        load_clip(str(folder))
-    assert not (tmp_path / "mark").exists()
-
-
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         load_clip("ViT-B32:openai")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paraclip_core.clip.encode import computed_tokens, encode_ragged, shares
+from paraclip_core.clip.encode import computed_tokens, encode_ragged
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
 from paraclip_core.clip.tokenizer import tokenize
 from paraclip_core.config import LossWeights
@@ -190,24 +190,6 @@ def test_the_estimate_is_near_what_is_kept(
     assert needed / 2.5 < estimate < needed * 2.5
 
 
-def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
-    tokens = batch(tiny).tokens
-    clip = clip_of(tiny)
-    texts = grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)
-    # Another cut would be other last bits.
-    mine = shares(clip, tokens, 1)[0]
-    until = np.cumsum(tokens.lengths[mine])
-    count = 2 * -(-int(until[-1]) // 128)
-    cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count)
-    assert [group.tolist() for group in texts._groups] == [group.tolist() for group in np.split(mine, cuts)]
-    padded = clip_of(tiny, no_causal_mask=True, pool_type="last")
-    texts = grad_cache.CachedTexts(padded, tokens, precision="fp32", keep=False)
-    sizes = [len(group) * padded.context_length for group in texts._groups]
-    assert sum(sizes) == computed_tokens(padded, tokens) and max(sizes) <= 64 + padded.context_length
-    assert computed_tokens(clip, tokens) == len(tokens.values)
-    assert computed_tokens(padded, tokens.take(np.zeros(0, np.int64))) == 0
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
 def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
@@ -220,46 +202,6 @@ def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
         loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]
         found.append({"loss": loss, **gradients(clip)})
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
-
-
-def test_only_our_transformer_runs_side_by_side(tiny: ModuleType) -> None:
-    clip, tokens = clip_of(tiny), batch(tiny).tokens
-    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is side_by_side
-    # Dropout draws from the process's random numbers.
-    clip.model.get_submodule("transformer.resblocks.0").attn.dropout = 0.3  # type: ignore[assignment]
-    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is in_turn
-
-
-def test_parameters_share_no_gradient() -> None:
-    first, second = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    for total in (1, 2):
-        given = torch.autograd.grad((first + second).sum(), [first, second])
-        grad_cache._add([first, second], given)
-        assert first.grad is not None and first.grad.tolist() == [total, total]
-        assert second.grad is not None and second.grad.tolist() == [total, total]
-
-
-def test_a_whole_batch_is_never_kept(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
-    clip = clip_of(tiny)
-    peaks = []
-    for rows in (20, 60):
-        live = peak = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal live, peak
-            live += tensor.numel()
-            peak = max(peak, live)
-            return tensor
-
-        prepared = batch(tiny, rows)
-        texts = grad_cache.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)
-        embeddings = texts.embed()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            before = live
-            texts.backward(torch.ones_like(embeddings), list(trained_parameters(clip.model).values()))
-        peaks.append((live - before) / len(texts._groups))
-    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
@@ -298,17 +240,6 @@ def test_a_table_that_scales_what_it_gives_still_does(towers: ModuleType, tmp_pa
             found[:, 0].sum().backward()
         assert torch.equal(found, expected)
         torch.testing.assert_close(table.weight.grad, whole)
-
-
-def test_results_come_in_order_whoever_ends_first(cores: Callable[[int], None]) -> None:
-    cores(2)
-
-    def work(number: int) -> int:
-        time.sleep(0.02 * (number % 2 == 0))
-        return number
-
-    assert list(side_by_side(work, 7)) == list(in_turn(work, 7)) == list(range(7))
-    assert list(side_by_side(work, 0)) == []
 
 
 def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) -> None:

@@ -36,7 +36,7 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
-from paraclip_core.errors import ArtifactError, InputError, ModelError
+from paraclip_core.errors import InputError, ModelError
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
@@ -168,12 +168,6 @@ def test_only_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
     ingest = _ingested(tmp_path / "ingest", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
     with pytest.raises(InputError, match=r"none of the 2 images can be read.*'a'"):
         _run(_settings(tmp_path), ingest, tmp_path / "root")
-
-
-def test_a_list_of_images_that_cannot_be_written_is_told(photos: Path, tmp_path: Path) -> None:
-    ArtifactStore(tmp_path).work_path("features", "f" * 32).joinpath("scratch", "images.tmp").mkdir(parents=True)
-    with pytest.raises(ArtifactError, match=r"cannot list the images of .*captions: "):
-        _run(_settings(photos), _ingested(tmp_path / "ingest", _rows(photos)), tmp_path)
 
 
 def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
@@ -320,11 +314,3 @@ def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path
     assert FEATURES.options(Run(_settings(photos, embed_dim=32))) != same
     here, there = (Run(_settings(photos, base=base)) for base in ("local-dir:/a", "/b"))
     assert FEATURES.options(here) == FEATURES.options(there)
-
-
-def test_batch_size_moves_no_value_by_more_than_a_last_bit(photos: Path, tmp_path: Path) -> None:
-    ingest = _ingested(tmp_path / "ingest", _rows(photos))
-    found = [
-        _all(FeatureStore(_run(_settings(photos, batch=batch), ingest, tmp_path / str(batch)).path)) for batch in (1, 4)
-    ]
-    np.testing.assert_allclose(found[0].astype(float), found[1].astype(float), atol=5e-4)

@@ -238,12 +238,6 @@ def test_rows_of_one_image_have_nothing_to_be_told_from(
         run_stage(FINETUNE, inputs)
 
 
-def test_two_rows_are_enough(run_stage: RunStage, inputs: dict[str, Artifact]) -> None:
-    path = inputs["paraphrase_2"].path / "paraphrases/part-00000.parquet"
-    pq.write_table(pq.read_table(path).slice(60, 12), path)
-    assert run_stage(FINETUNE, inputs).manifest.metrics["steps"] >= 1
-
-
 def test_without_held_out_pairs_it_says_so(
     run_stage: RunStage, inputs: dict[str, Artifact], settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
