@@ -289,7 +289,7 @@ def search(
     Args:
         query: in words.
         model: a channel, an artifact, a release folder, or a name that open_clip knows.
-        features: an index of your own (.npy, Parquet, faiss, usearch, clip-retrieval); default: the run's images.
+        features: an index of your own (.npy, Parquet, clip-retrieval); default: the run's images.
         ids: the ids of its rows.
         count: how many images.
         base: the model before it was tuned, where no run knows it.

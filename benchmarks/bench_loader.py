@@ -86,18 +86,17 @@ def spool(folder: Path) -> dict[str, float]:
 def first(folder: Path) -> dict[str, float]:
     """The first shuffled batch from the spooled rows, and a thousand after it."""
     from paraclip.tasks.training.data import Images
-    from paraclip_core.training.batches import DataOrder, prepare
-    from paraclip_core.training.data import spool_rows
+    from paraclip_core.training.data import DataOrder, make_batch, spool_rows
 
     began = time.perf_counter()
     images = Images(folder / "features")
     rows = spool_rows(folder / "rows", KINDS, ())
     order = DataOrder(len(rows), 512, 0)
-    prepare(rows.take(order.batch(0), KINDS), images.matrix, images.keys)
+    make_batch(rows, order.batch(0), KINDS, images.matrix, images.keys)
     seconds = time.perf_counter() - began
     began, steps = time.perf_counter(), range(1, 1000)
     for step in steps:
-        prepare(rows.take(order.batch(step), KINDS), images.matrix, images.keys)
+        make_batch(rows, order.batch(step), KINDS, images.matrix, images.keys)
     return {"seconds": seconds, "batch_milliseconds": 1000 * (time.perf_counter() - began) / len(steps)}
 
 
@@ -124,8 +123,7 @@ def wait(folder: Path) -> dict[str, float]:
     from paraclip_core.clip.embedded import embedded_clip
     from paraclip_core.clip.model import freeze_image_tower
     from paraclip_core.config import LossWeights, ModelOptions
-    from paraclip_core.training.batches import DataOrder, prefetch_batches
-    from paraclip_core.training.data import spool_rows
+    from paraclip_core.training.data import Batch, DataOrder, make_batch, prefetched, spool_rows
     from paraclip_core.training.losses import Objective, named_pairs
 
     clip = embedded_clip(ModelOptions())
@@ -135,7 +133,11 @@ def wait(folder: Path) -> dict[str, float]:
     objective = Objective(clip, named_pairs(LossWeights()), "bf16")
     waited, began, steps = 0.0, 0.0, 12
     order = DataOrder(len(rows), 512, 0)
-    with prefetch_batches(rows, order, KINDS, images.matrix, images.keys, range(steps)) as batches:
+
+    def batch(step: int) -> Batch:
+        return make_batch(rows, order.batch(step), KINDS, images.matrix, images.keys)
+
+    with prefetched(batch, range(steps)) as batches:
         for step in range(steps):
             asked = time.perf_counter()
             prepared = next(batches)

@@ -41,15 +41,13 @@ from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
 from paraclip_core.clip.packed import Ragged, alphabetical, prefix_trie, weight_gradient
-from paraclip_core.config import LossWeights, RankOptions
-from paraclip_core.training.batches import image_features, prepare
-from paraclip_core.training.data import TrainingRows
+from paraclip_core.config import LossWeights
+from paraclip_core.training.data import Batch, TrainingRows, bank_of, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.memory import bound_kernel_cache, deterministic, keep_freed_memory
-from paraclip_core.training.optimizer import build_optimizer, clamp_scale, trained_parameters
-from paraclip_core.training.ranks import gallery_of
+from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 PAIRS = named_pairs(LossWeights())
@@ -89,16 +87,19 @@ class Bench:
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
-        self.anchor = Anchor(self.clip, 0, RankOptions(weight=1, bank=BANK))
+        self.anchor = Anchor(self.clip, 0, 1)
 
     def indices(self, number: int) -> np.ndarray:
         """Rows of a step."""
         return np.arange(number * self.batch, (number + 1) * self.batch) % len(self.rows)
 
+    def batch_of(self, number: int, ranked: np.ndarray | None = None) -> Batch:
+        """The batch of a step."""
+        return make_batch(self.rows, self.indices(number), KINDS, self.features, self.keys, ranked)
+
     def matmuls(self, number: int, precision: str) -> None:
         """The matrix products of our step's linear layers, and nothing else."""
-        batch = self.rows.take(self.indices(number), KINDS)
-        texts = Ragged.concatenate([batch.texts[kind] for kind in KINDS])
+        texts = self.batch_of(number).tokens
         trie = prefix_trie(texts.take(alphabetical(texts)))
         nodes, ends = len(trie.tokens), len(trie.ends)
         width = int(self.model.token_embedding.weight.shape[1])
@@ -119,28 +120,25 @@ class Bench:
 
     def ours(self, number: int, precision: str) -> Tensor:
         """Ragged texts, stored features, masked losses, as the trainer computes them; the loss."""
-        prepared = prepare(self.rows.take(self.indices(number), KINDS), self.features, self.keys)
+        batch = self.batch_of(number)
         with deterministic():
-            return Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(prepared)[0]
+            return Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(batch)[0]
 
     def ranked(self, number: int, precision: str) -> None:
         """The same with rank consistency over a bank."""
-        batch = self.rows.take(self.indices(number), KINDS)
-        gallery = gallery_of(np.arange(len(self.features)), BANK, 0)(number, batch.image_rows)
-        prepared = prepare(batch, self.features, self.keys, gallery)
+        images = TrainingRows({}, np.arange(len(self.features)))
+        batch = self.batch_of(number, bank_of(images, BANK, 0, number, self.rows.image_rows[self.indices(number)]))
         with deterministic():
-            Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32", anchor=self.anchor).gradients(
-                prepared
-            )
+            Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32", anchor=self.anchor).gradients(batch)
 
     def padded(self, number: int, precision: str) -> Tensor:
         """Texts padded to the context, stored features."""
-        batch = self.rows.take(self.indices(number), KINDS)
-        images = torch.from_numpy(image_features(self.features, batch.image_rows)).to(self.clip.device)
+        batch = self.batch_of(number)
+        images = torch.from_numpy(batch.features).to(self.clip.device)
         embeddings = {"image": functional.normalize(images, dim=-1)}
         with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
             for kind in KINDS:
-                tokens = torch.from_numpy(batch.texts[kind].padded(CONTEXT)).to(self.clip.device)
+                tokens = torch.from_numpy(batch.texts(kind).padded(CONTEXT)).to(self.clip.device)
                 embeddings[kind] = self.model.encode_text(tokens, normalize=True)
         return self._backward(embeddings)
 

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from bench_train import KINDS, PAIRS, Bench, measure, set_up
+from bench_train import PAIRS, Bench, measure, set_up
 from record import RESULTS, arguments
 from torch import Tensor
 
@@ -101,8 +101,7 @@ class Machine:
 def check_tower(machine: Machine) -> Iterator[Row]:
     """Embeddings of the packed tower in both precisions."""
     bench = machine.bench(BATCHES[machine.size])
-    batch = bench.rows.take(bench.indices(0), KINDS)
-    texts = Ragged.concatenate([batch.texts[kind] for kind in KINDS])
+    texts = bench.batch_of(0).tokens
     with torch.inference_mode():
         expected = _padded_embeddings(bench, texts, "fp32")
         own_error = float((_padded_embeddings(bench, texts, "bf16") - expected).abs().max())

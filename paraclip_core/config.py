@@ -31,7 +31,6 @@ from paraclip_core.training_options import AlphaOptions as AlphaOptions
 from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
 from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
 from paraclip_core.training_options import LossWeights as LossWeights
-from paraclip_core.training_options import OptimizerOptions as OptimizerOptions
 from paraclip_core.training_options import RankOptions as RankOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
@@ -169,8 +168,6 @@ class FeatureOptions(Options):
 
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
     """Images that go through the image tower together. Another number may round few features' last bit differently."""
-    shard_images: Annotated[int, Field(ge=1)] = 2048
-    """Images in a feature shard, the grain at which an interrupted stage goes on."""
 
 
 class BenchmarkOptions(Options):

@@ -27,13 +27,10 @@ def silent(done: int, total: int | None, **facts: Fact) -> None:
 class Throughput:
     """Reports rates since the last report to a progress, once a second."""
 
-    def __init__(self, progress: Progress, steps: int, start: int, batch_size: int, matmul_rate: float = 0.0) -> None:
-        """`steps` is the number of steps of the whole run, `start` the number that are done.
-
-        `matmul_rate` is the machine's, in floating-point operations a second; 0 if unknown.
-        """
-        self._progress, self._steps, self._batch_size, self._matmul_rate = progress, steps, batch_size, matmul_rate
-        self._done, self._reported, self._waited, self._flops = start, time.monotonic(), 0.0, 0.0
+    def __init__(self, progress: Progress, steps: int, start: int, batch_size: int) -> None:
+        """`steps` is the number of steps of the whole run, `start` the number that are done."""
+        self._progress, self._steps, self._batch_size = progress, steps, batch_size
+        self._done, self._reported, self._waited = start, time.monotonic(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -41,10 +38,6 @@ class Throughput:
         start = time.monotonic()
         yield
         self._waited += time.monotonic() - start
-
-    def add_flops(self, flops: float) -> None:
-        """Count floating-point operations."""
-        self._flops += flops
 
     def report(self, done: int, **facts: float) -> None:
         """Report `done` steps, at most once a second; the last step is always reported."""
@@ -54,9 +47,7 @@ class Throughput:
         seconds = max(now - self._reported, 1e-9)
         rate = (done - self._done) * self._batch_size / seconds
         share = 100 * self._waited / seconds
-        if self._matmul_rate and self._flops:
-            facts["matmul_percent"] = round(100 * self._flops / seconds / self._matmul_rate, 1)
         left = (self._steps - done) * self._batch_size / rate if rate else 0.0
         rates = {"samples_per_second": round(rate, 1), "data_wait_percent": round(share, 1)}
         self._progress(done, self._steps, eta_seconds=round(left), **facts, **rates)
-        self._done, self._reported, self._waited, self._flops = done, now, 0.0, 0.0
+        self._done, self._reported, self._waited = done, now, 0.0

@@ -9,44 +9,18 @@ from pydantic import Field, model_validator
 from paraclip_core.options import OPERATIONAL, Options
 
 
-class OptimizerOptions(Options):
-    """Training of a text tower on stored image features."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """Passes over the training rows."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Rows in a batch, and so candidates of each InfoNCE loss."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the text tower; the loss is always fp32."""
-    seed: int = 0
-    """Seed of the data order."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Memory for what the backward pass needs of a batch; none: a third of what the device has free when training
-    begins. A batch that needs more has its texts embedded twice (gradient caching): within this memory, 1.2 to 1.7
-    times slower, and the same to the last bit."""
-    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Steps between two checkpoints; 0: by time only. There is one each minute in any case."""
-
-
-class BootstrapOptions(OptimizerOptions):
+class BootstrapOptions(Options):
     """Training of the embedded base model with the caption-image loss alone (LiT)."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
     """Passes over the training captions."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Captions in a batch."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Peak learning rate."""
     logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
     """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
     want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training images that is held out to stop at the best epoch. Fine-tuning chooses α on images among
-    them, which the base has not seen."""
 
 
 class LossWeights(Options):
@@ -69,15 +43,10 @@ class LossWeights(Options):
 
 
 class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank images as the base does."""
+    """Rank consistency: caption and both paraphrases rank images as the base does for the caption."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
-    teacher: Literal["caption", "wordings"] = "caption"
-    """Whose ranking the base gives: the caption's, or that of the mean of its caption and paraphrases, which knows more
-    than each of them. The base then embeds three texts a row."""
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 50.0
-    """Factor of the cosines in both softmaxes: the larger, the more the first ranks count."""
     bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
@@ -94,18 +63,29 @@ class AlphaOptions(Options):
     """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
 
 
-class FinetuneOptions(OptimizerOptions):
+class FinetuneOptions(Options):
     """Training of the text tower on captions, both paraphrases and image features."""
 
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Rows in a batch, and so candidates of each InfoNCE loss."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32."""
+    seed: int = 0
+    """Seed of the data order."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Steps between two checkpoints of either training; 0: by time only. There is one each minute in any case."""
     weights: LossWeights = LossWeights()
     """Weights of the losses."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
-    train: str = "text"
-    """What is trained: `text` for the whole text tower, or names of its parameters with `*`, `?` and `[…]`, separated
-    by commas, for example `transformer.resblocks.1[01].*, ln_final.*, text_projection`."""
-    logit_scale: Literal["learn", "freeze"] = "learn"
-    """Whether the factor of the cosines is trained (it stays between 1 and 100) or left as the base has it."""
     distil: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
     ranks: RankOptions = RankOptions()

@@ -1,14 +1,16 @@
-"""Image features on disk: float16 shards, memory-mappable, with an index of image ids.
+"""Image features on disk: float16 shards, memory-mappable, with an index of image ids; and those of benchmarks.
 
 What is missing, damaged or contradicts the index raises ArtifactError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import duckdb
 import numpy as np
@@ -19,7 +21,10 @@ from numpy.typing import NDArray
 
 from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
+from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip_core.errors import ArtifactError
+
+log = logging.getLogger(__name__)
 
 INFINITE = 0x7C00
 """The exponent of float16's infinities and NaNs."""
@@ -230,10 +235,8 @@ class IdIndex:
         hashes = _hashes(self.ids)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
-        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        # Two ids with one hash are next to impossible; then all are looked up by their text.
-        self._collides = bool(len(same))
-        if self._collides and len(self.ids.unique()) != len(self.ids):
+        # Two ids with one hash are next to impossible.
+        if (self._hashes[1:] == self._hashes[:-1]).any():
             raise ValueError("an id comes twice")
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
@@ -242,9 +245,6 @@ class IdIndex:
         return np.concatenate([np.zeros(0, np.int64), *(self._find(chunk.cast(pa.large_string())) for chunk in chunks)])
 
     def _find(self, ids: pa.Array) -> NDArray[np.int64]:
-        if self._collides:
-            rows = pc.call_function("index_in", [ids], pc.SetLookupOptions(self.ids, skip_nulls=True))
-            return np.asarray(rows.fill_null(-1), dtype=np.int64)
         if not len(self.ids):
             return np.full(len(ids), -1, np.int64)
         hashes = _hashes(ids)
@@ -264,3 +264,52 @@ def _hashes(strings: pa.Array) -> NDArray[np.uint64]:
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.register("strings", pa.table({"text": strings}))
         return np.asarray(con.execute("SELECT hash(text) AS hash FROM strings").fetchnumpy()["hash"], np.uint64)
+
+
+class BenchmarkFeatures:
+    """Features of benchmarks' images, kept from run to run: a frozen image tower gives the same ones each time.
+
+    A file holds the features of one call: of so many images of an archive, or of parts of them. Its name is a hash of
+    the tower, of what computes it, and of the images' contents and parts, so nothing in it can be out of date; a folder
+    that is deleted is made again.
+    """
+
+    def __init__(self, folder: Path, hashes: FileHashes) -> None:
+        """`folder` is made with the first file in it."""
+        self._folder, self._hashes = folder, hashes
+
+    def __call__(
+        self,
+        computed_by: str,
+        archive: Path,
+        names: Sequence[str],
+        boxes: Sequence[Sequence[int]] | None,
+        compute: Callable[[], NDArray[np.float16]],
+    ) -> NDArray[np.float16]:
+        """Features float16 [n, d] of the images of these names, looked up or computed and kept.
+
+        Args:
+            computed_by: the image tower's hash, the device and the library that computes.
+            archive: tar, folder or Parquet file.
+            names: the images.
+            boxes: the part of each that counts; None: the whole images.
+            compute: gives the features.
+        """
+        files = [archive] if archive.is_file() else [archive / name for name in dict.fromkeys(names)]
+        about: dict[str, Any] = {
+            "computed_by": computed_by,
+            "contents": list(self._hashes.of(files).values()),
+            "names": list(names),
+            "boxes": None if boxes is None else [list(box) for box in boxes],
+        }
+        path = self._folder / f"{hashlib.sha256(canonical_json(about).encode()).hexdigest()[:32]}.npy"
+        if path.exists():
+            try:
+                features = np.load(path, allow_pickle=False)
+                if len(features) == len(names):
+                    return features
+            except (OSError, ValueError, EOFError) as error:
+                log.warning("%s cannot be read (%s) and is made again", path, error)
+        features = compute()
+        write_atomic(path, lambda file: np.save(file, features))
+        return features

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.features import BenchmarkFeatures
 from paraclip.storage.files import storage_error, write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in

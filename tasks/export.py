@@ -12,9 +12,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder
 from paraclip_core.errors import ArtifactError
 
-Layout = Literal["open_clip", "hf", "onnx", "sentence-transformers"]
+Layout = Literal["open_clip", "hf", "onnx"]
 CARD = "README.md"
-CLIP_CONTEXT = 77
 PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
 
 
@@ -30,9 +29,8 @@ def export_model(
     Args:
         release: a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes.
         folder: where to.
-        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, ONNX of the text tower, or
-            sentence-transformers'.
-        store: where the training's log and the evaluation of a run's model are found.
+        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, or ONNX of the text tower.
+        store: where the evaluation of a run's model is found.
         about: fields of the card's front matter: `language`, `datasets`, `license`.
 
     Returns:
@@ -46,7 +44,7 @@ def export_model(
             _convert(release, draft, layout, card or PLAIN_CARD.format(release))
         if card is not None or about:
             written = card or (draft / CARD).read_text("utf-8")
-            (draft / CARD).write_text(_completed(written, release, draft, layout, store, about), "utf-8")
+            (draft / CARD).write_text(_completed(written, release, layout, store, about), "utf-8")
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -61,7 +59,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _convert(release: Path | str, draft: Path, layout: Layout, card: str) -> None:
     # Here, because torch takes seconds to import and copying a folder does not need it.
-    from paraclip_core.clip.export import save_hf, save_release, save_sentence_transformers
+    from paraclip_core.clip.export import save_hf, save_release
     from paraclip_core.clip.load import load_clip
     from paraclip_core.clip.onnx import save_onnx
     from paraclip_core.tensor_file import set_default_mode
@@ -70,7 +68,7 @@ def _convert(release: Path | str, draft: Path, layout: Layout, card: str) -> Non
     if layout == "open_clip":
         save_release(clip, draft, card)
         return
-    {"hf": save_hf, "onnx": save_onnx, "sentence-transformers": save_sentence_transformers}[layout](clip, draft)
+    {"hf": save_hf, "onnx": save_onnx}[layout](clip, draft)
     for weights in draft.rglob("*.safetensors"):
         set_default_mode(weights)
     (draft / CARD).write_text(card, "utf-8")
@@ -82,35 +80,15 @@ def _card(release: Path | str) -> str | None:
 
 
 def _completed(
-    card: str,
-    release: Path | str,
-    draft: Path,
-    layout: Layout,
-    store: ArtifactStore | None,
-    about: Mapping[str, Any] | None,
+    card: str, release: Path | str, layout: Layout, store: ArtifactStore | None, about: Mapping[str, Any] | None
 ) -> str:
     from paraclip_core.training.card import completed_card
 
-    own = layout == "onnx" and _has_own_tokens(draft)
     artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
     if store is None or artifact is None:
-        return completed_card(card, layout=layout, own_tokens=own, about=about)
-    return completed_card(
-        card,
-        layout=layout,
-        own_tokens=own,
-        name=f"paraclip-{artifact.fingerprint[:8]}",
-        comparison=_comparison(artifact, store),
-        log=_log(artifact.path / "training_log.jsonl"),
-        about=about,
-    )
-
-
-def _has_own_tokens(draft: Path) -> bool:
-    from paraclip_core.clip.onnx import CLIP_TOKENS, ONNX_TEXTS
-
-    facts = json.loads((draft / ONNX_TEXTS).read_text("utf-8"))
-    return facts["tokenizer"] != CLIP_TOKENS or facts["context_length"] != CLIP_CONTEXT
+        return completed_card(card, layout=layout, about=about)
+    name = f"paraclip-{artifact.fingerprint[:8]}"
+    return completed_card(card, layout=layout, name=name, comparison=_comparison(artifact, store), about=about)
 
 
 def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:
@@ -130,10 +108,3 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
         return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"the evaluation {newest.path} cannot be read: {error}") from error
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]

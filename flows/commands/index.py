@@ -38,8 +38,8 @@ BaseOption = Annotated[
 FeaturesOption = Annotated[
     Path | None,
     typer.Option(
-        help="An index of your own: .npy [n, d], Parquet with a vector column, .faiss, .usearch, or a folder of shards "
-        "as clip-retrieval writes them; default: the images of the model's run."
+        help="An index of your own: .npy [n, d], Parquet with a vector column, or a folder of shards as clip-retrieval "
+        "writes them; default: the images of the model's run."
     ),
 ]
 IdsOption = Annotated[

@@ -13,7 +13,6 @@ LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
     "hf": 'transformers.CLIPModel.from_pretrained("{}")',
     "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
-    "sentence-transformers": 'sentence_transformers.SentenceTransformer("{}")',
 }
 MODEL = (
     "A channel, the start of a fingerprint or STAGE/START, a model folder, an open_clip name such as "
@@ -27,7 +26,7 @@ def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     layout: Annotated[
-        Literal["open_clip", "hf", "onnx", "sentence-transformers"],
+        Literal["open_clip", "hf", "onnx"],
         typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text tower alone."),
     ] = "open_clip",
     push: PushOption = None,

@@ -1,31 +1,56 @@
-"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel`` and sentence-transformers' layout of it."""
+"""Writing a model: open_clip's release, and Hugging Face's ``CLIPModel``.
+
+Both describe the same network. They differ in names, in attention's input projections (one matrix or three) and in the
+orientation of the two projections into the shared space.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from open_clip.transformer import TextTransformer, VisionTransformer
 
 from paraclip_core.captions.tokens import load_byte_pairs
-from paraclip_core.clip.hf_format import ACTIVATIONS, PILLOW_FILTERS, to_hf
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.reference import CONFIG, TEXT_CONFIG, WEIGHTS
+from paraclip_core.clip.reference import CONFIG, WEIGHTS
 from paraclip_core.clip.tokenizer import save_tokenizer
-from paraclip_core.errors import ModelError
+from paraclip_core.errors import ModelError, one_line
 from paraclip_core.tensor_file import write_tensors
 
-VISION_SIZES = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
-TEXT_SIZES = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-FREE = {"norm_kwargs", "hf_tokenizer_name", "tokenizer_kwargs", "patch_dropout", "timm_model_pretrained"}
-"""Options that change nothing, or that both libraries have."""
+NAMES = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "logit_scale": "logit_scale",
+}
+TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+# Those of the image tower come first, as those of the text tower are their ends.
+PREFIXES = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "ln_final.": "text_model.final_layer_norm.",
+}
+PARTS = {
+    ".attn.out_proj.": ".self_attn.out_proj.",
+    ".ln_1.": ".layer_norm1.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_JOINED = re.compile(r"(.*\.)attn\.in_proj_(weight|bias)")
+NO_HF = "cannot be a Hugging Face CLIPModel; export it as open_clip, or its text tower as onnx"
+RESIZE = ("shortest", "squash")
+START_ID, END_ID = 49406, 49407
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -49,20 +74,9 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
     _replace(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
     _replace(folder / "README.md", card.encode())
-    _save_text_files(clip, folder)
-    write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
-
-
-def _save_text_files(clip: ClipModel, folder: Path) -> None:
-    """Write a tokenizer of the model's own, and a Hugging Face text tower's configuration: open_clip keeps its name."""
-    text: Any = getattr(clip.model, "text", None)
-    if isinstance(text, HFTextEncoder):
-        stored: Any = text.config
-        config: dict[str, Any] = dict(stored.to_dict())
-        config.pop("_name_or_path", None)  # where it was loaded from
-        _replace(folder / TEXT_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
     if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
         save_tokenizer(clip, folder)
+    write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -74,54 +88,19 @@ def _replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def hf_obstacle(clip: ClipModel) -> str | None:
-    """What Hugging Face's ``CLIPModel`` lacks of the model; None where it has all."""
-    model: Any = clip.model
-    text = model if isinstance(model, open_clip.CLIP) else getattr(model, "text", None)
-    if not isinstance(model.visual, VisionTransformer):
-        name = clip.model_cfg["vision_cfg"].get("timm_model_name") or type(model.visual).__name__
-        return f"its image tower is {name}, CLIPModel's is a ViT"
-    if not isinstance(text, open_clip.CLIP | TextTransformer) or not clip.reads_clip_tokens:
-        name = clip.model_cfg["text_cfg"].get("hf_model_name") or clip.model_cfg["text_cfg"].get("hf_tokenizer_name")
-        return f"its text tower or tokenizer is {name}, CLIPModel's is CLIP's own"
-    for part, kind, sizes in (("vision_cfg", CLIPVisionCfg, VISION_SIZES), ("text_cfg", CLIPTextCfg, TEXT_SIZES)):
-        defaults = {field.name: field.default for field in fields(kind)}
-        for name, value in clip.model_cfg[part].items():
-            if name not in sizes | FREE and value != defaults.get(name):
-                return f"CLIPModel has nothing like {part}.{name} = {value!r}"
-    if clip.preprocess_cfg.get("resize_mode") not in ("shortest", "squash"):
-        return f"CLIPProcessor has no resize_mode {clip.preprocess_cfg.get('resize_mode')!r}"
-    return None
-
-
 def save_hf(clip: ClipModel, folder: Path) -> None:
     """Write a folder that ``transformers.CLIPModel`` and ``CLIPProcessor`` load."""
     from transformers import CLIPImageProcessor, CLIPProcessor
     from transformers.utils.logging import disable_progress_bar
 
-    obstacle = hf_obstacle(clip)
-    if obstacle is not None:
-        raise ModelError(
-            f"{clip.reference} cannot be a Hugging Face CLIPModel: {obstacle}; export it as open_clip, or its text "
-            "tower as onnx"
-        )
+    model, tokenizer = _hf_model(clip), clip_tokenizer(clip)
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # drawn without a terminal, too
-    _hf_model(clip).save_pretrained(folder)
-    tokenizer = clip_tokenizer(clip)
+    model.save_pretrained(folder)
     images = CLIPImageProcessor(**_image_processing(clip))
     CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
     # Older versions look for each part's own file.
     images.save_pretrained(folder)
-
-
-def save_sentence_transformers(clip: ClipModel, folder: Path) -> None:
-    """Write a folder that ``SentenceTransformer`` loads, with texts and images in one space."""
-    save_hf(clip, folder / "0_CLIPModel")
-    module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
-    (folder / "modules.json").write_text(json.dumps([module], indent=2) + "\n", "utf-8")
-    config = {"similarity_fn_name": "cosine"}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _hf_model(clip: ClipModel) -> Any:
@@ -152,9 +131,26 @@ def _hf_model(clip: ClipModel) -> Any:
     stored.pop("logit_bias", None)  # cosines do not depend on it
     try:
         model.load_state_dict(to_hf(stored), strict=True)
-    except RuntimeError as error:
-        raise ModelError(f"the weights of {clip.reference} do not fit CLIPModel: {error}") from error
-    return model.eval()
+        same = clip.preprocess_cfg["resize_mode"] in RESIZE and _computes_alike(clip, model.eval())
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{clip.reference} {NO_HF}: {one_line(error)}") from error
+    if not same:
+        raise ModelError(f"{clip.reference} {NO_HF}: it computes something else with these weights, or sees images so")
+    return model
+
+
+@torch.no_grad()
+def _computes_alike(clip: ClipModel, model: Any) -> bool:
+    """Whether CLIPModel gives a text and an image the embeddings that the model gives them."""
+    ids = torch.tensor([[START_ID, 320, 1929, 525, 518, 3940, END_ID] + [0] * (clip.context_length - 7)])
+    size = clip.preprocess_cfg["size"]
+    pixels = torch.randn(1, 3, *(size if isinstance(size, list) else (size, size)))
+    original: Any = clip.model
+    device = clip.device
+    output = model(input_ids=ids, pixel_values=pixels)
+    text = original.encode_text(ids.to(device), normalize=True).cpu()
+    image = original.encode_image(pixels.to(device), normalize=True).cpu()
+    return torch.allclose(text, output.text_embeds, atol=1e-4) and torch.allclose(image, output.image_embeds, atol=1e-4)
 
 
 def _hf_tower(clip: ClipModel, tower: dict[str, Any], width: int) -> dict[str, Any]:
@@ -164,7 +160,7 @@ def _hf_tower(clip: ClipModel, tower: dict[str, Any], width: int) -> dict[str, A
         "intermediate_size": round(width * tower.get("mlp_ratio", 4.0)),
         "num_hidden_layers": tower.get("layers", 12),
         "layer_norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
-        "hidden_act": next(name for name, q in ACTIVATIONS.items() if q == bool(clip.model_cfg.get("quick_gelu"))),
+        "hidden_act": "quick_gelu" if clip.model_cfg.get("quick_gelu") else "gelu",
         "projection_dim": clip.embed_dim,
     }
 
@@ -197,3 +193,30 @@ def _image_processing(clip: ClipModel) -> dict[str, Any]:
 
 def _square(size: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
+
+
+def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with CLIP's text tower) under ``CLIPModel``'s names."""
+    renamed: dict[str, torch.Tensor] = {}
+    for stored, tensor in tensors.items():
+        name = stored.removeprefix("text.")
+        joined = _JOINED.fullmatch(name)
+        if joined is not None:
+            block = _renamed(joined[1], PREFIXES)
+            for key, part in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{block}self_attn.{key}_proj.{joined[2]}"] = part.contiguous()
+        elif name in TRANSPOSED:
+            renamed[TRANSPOSED[name]] = tensor.T.contiguous()
+        else:
+            renamed[NAMES.get(name) or _renamed(_renamed(name, PREFIXES), PARTS)] = tensor
+    return renamed
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    for old, new in table.items():
+        # Prefixes end with a dot and stand first, parts are found within.
+        if old.startswith(".") and old in name:
+            return name.replace(old, new, 1)
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

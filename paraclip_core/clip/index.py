@@ -6,12 +6,10 @@ A reader turns a file into a matrix and, where the file has them, ids; a further
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.clip.search import Gallery
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import InputError
 
 ID_COLUMNS = ("image_id", "id", "key", "image_path", "filename", "path", "url")
 VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vector")
@@ -50,7 +48,7 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
     """An index by its file's suffix, or a folder of ``.npy`` or Parquet shards as clip-retrieval writes them.
 
     Args:
-        path: ``.npy`` [n, d], Parquet with a column of vectors, a faiss index, a usearch index, or a folder.
+        path: ``.npy`` [n, d], Parquet with a column of vectors, or a folder.
         ids: one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default those in the
             index, else the rows' numbers.
     """
@@ -142,45 +140,10 @@ def _is_vector(kind: pa.DataType) -> bool:
     return listed and pa.types.is_floating(kind.value_type)
 
 
-def _read_faiss(path: Path) -> Matrix:
-    faiss = _package("faiss", "faiss-cpu")
-    try:
-        index = faiss.read_index(str(path))
-        count = int(index.ntotal)
-        starts = range(0, count, BLOCK)
-        blocks = (index.reconstruct_n(start, min(BLOCK, count - start)) for start in starts)
-        return _spooled(blocks, count), None
-    except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: faiss cannot give back its vectors ({text}); expected an index that keeps them"
-        ) from error
-
-
-def _read_usearch(path: Path) -> Matrix:
-    module = _package("usearch.index", "usearch")
-    index = module.Index.restore(str(path), view=True)
-    if index is None:
-        raise InputError(f"{path} is no usearch index")
-    keys = np.sort(np.asarray(index.keys))
-    blocks = (index.get(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK))
-    return _spooled((np.asarray(block, np.float32) for block in blocks), len(keys)), [str(key) for key in keys.tolist()]
-
-
 READERS: Mapping[str, Callable[[Path], Matrix]] = {
     ".npy": _read_npy,
     ".parquet": _read_parquet,
-    ".faiss": _read_faiss,
-    ".index": _read_faiss,
-    ".usearch": _read_usearch,
 }
-
-
-def _package(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"reading this index needs {package}: pip install 'paraclip[index]'") from error
 
 
 def _spooled(blocks: Iterable[NDArray[np.floating]], rows: int) -> Gallery:

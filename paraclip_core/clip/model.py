@@ -90,6 +90,11 @@ def freeze_image_tower(clip: ClipModel) -> None:
             parameter.requires_grad_(False)
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that take gradients, by name: text tower and logit scale once the image tower is frozen."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def stay_in_eval(module: nn.Module) -> None:
     """Put a module in eval mode, and keep it there whatever `train()` says."""
     module.eval()

@@ -20,6 +20,9 @@ HELD_BYTES = 2 << 30
 SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
+RIGHT, WRONG = 0.5, 0.3
+"""Weights of the images marked as right and as wrong beside the query's 1, chosen by benchmarks/bench_feedback.py."""
+
 
 class Gallery(Protocol):
     """Image features, [n, d] of a floating dtype: an array, or anything that gives rows of one."""
@@ -137,3 +140,24 @@ def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list
     rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
     nearest: list[int] = rows[0].tolist()
     return [(searcher.ids[row], float(score)) for row, score in zip(nearest, scores[0], strict=True)]
+
+
+def refine(
+    query: NDArray[np.floating], positive: NDArray[np.floating], negative: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """The query, drawn towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
+
+    The sum of the marked images is divided by their number and one, so that a single mark, which says little, counts
+    half.
+
+    Args:
+        query: unit vector of the text or image that was searched for, [d].
+        positive: unit features of the images marked as right, [p, d].
+        negative: those of the images marked as wrong, [n, d].
+
+    Returns:
+        Unit vector, float32 [d]; the query itself where nothing is marked.
+    """
+    vector = np.asarray(query, np.float64)
+    vector = vector + RIGHT * positive.sum(0) / (len(positive) + 1) - WRONG * negative.sum(0) / (len(negative) + 1)
+    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)

@@ -69,17 +69,13 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
 
 
 def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    return top_k(_encoded(clip, texts), gallery, k)
-
-
-def _encoded(clip: ClipModel, texts: Ragged) -> NDArray[np.float32]:
-    """Embeddings in eval mode, float32 [n, d]; the model's mode stays as it was."""
+    """The nearest images of each text, encoded in eval mode; the model's mode stays as it was."""
     training = clip.model.training
     clip.model.eval()
     with torch.no_grad():
         embeddings = encode_ragged(clip, texts).float().cpu().numpy()
     clip.model.train(training)
-    return embeddings
+    return top_k(embeddings, gallery, k)
 
 
 def _percent(values: NDArray[np.float64]) -> float:
@@ -131,22 +127,15 @@ def choose_alpha(points: Sequence[Mapping[str, float]], rule: AlphaOptions) -> d
     # Recalls are rounded figures, so a drop of exactly the limit must not fail on its last binary digit.
     allowed = [point for point in points if point[RECALL] >= floor - 1e-9]
     within = f"{RECALL} is at most {rule.max_recall_drop:g} points below that of α = 0 (the base)"
-    if AO not in points[0]:
+    if AO in points[0]:
+        chosen = max(allowed, key=lambda point: (point[AO] + rule.recall_weight * point[RECALL], -point["alpha"]))
+        highest = f"{AO} + {rule.recall_weight:g} · {RECALL}" if rule.recall_weight else AO
+        words = f"highest {highest} on validation among the α whose {within}; the smaller α where two are equal"
+    else:
+        chosen = max(allowed, key=lambda point: point["alpha"])
         words = (
             f"highest α whose {within}; {AO} could not be looked at, because one image alone is held out for "
             "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
             "it is below 1)"
         )
-        return _chosen(points, max(allowed, key=lambda point: point["alpha"]), words)
-    chosen = max(allowed, key=lambda point: (_worth(point, rule), -point["alpha"]))
-    highest = f"{AO} + {rule.recall_weight:g} · {RECALL}" if rule.recall_weight else AO
-    words = f"highest {highest} on validation among the α whose {within}; the smaller α where two are equal"
-    return _chosen(points, chosen, words)
-
-
-def _worth(figures: Mapping[str, float], rule: AlphaOptions) -> float:
-    return figures[AO] + rule.recall_weight * figures[RECALL]
-
-
-def _chosen(points: Sequence[Mapping[str, float]], chosen: Mapping[str, float], rule: str) -> dict[str, Any]:
-    return {"alphas": [dict(point) for point in points], "chosen": chosen["alpha"], "rule": rule}
+    return {"alphas": [dict(point) for point in points], "chosen": chosen["alpha"], "rule": words}

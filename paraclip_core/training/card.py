@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -24,131 +23,102 @@ tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
 model = CLIPModel.from_pretrained("PATH_OF_THIS_FOLDER")
 processor = CLIPProcessor.from_pretrained("PATH_OF_THIS_FOLDER")
 """,
-    "sentence-transformers": """from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("PATH_OF_THIS_FOLDER")
-vectors = model.encode(["a dog on a beach"], normalize_embeddings=True)
-""",
     "onnx": """import onnxruntime
-import open_clip
 
-ids = open_clip.SimpleTokenizer()(["a dog on a beach"]).numpy()  # int64 [batch, length], see text_model.json
-session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
-(vectors,) = session.run(None, {"input_ids": ids})
-""",
-    "onnx, other tokens": """import onnxruntime
-
-ids = ...  # int64 [batch, length]: made as text_model.json says, by the tokenizer in this folder
+ids = ...  # int64 [batch, length], by the tokenizer that text_model.json names
 session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,
 }
-LIBRARIES = {"hf": "transformers", "sentence-transformers": "sentence-transformers", "onnx": "onnx"}
-CURVE_POINTS = 12
+LIBRARIES = {"open_clip": "open_clip", "hf": "transformers", "onnx": "onnx"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReleaseCard:
-    """The README.md of a release: what the model is, its origin, how to load it."""
+def release_card(
+    *,
+    title: str,
+    summary: str,
+    base: str,
+    image_tower_hash: str,
+    licences: Mapping[str, int],
+    sources: Mapping[str, int],
+    options: Mapping[str, Any],
+    paraphraser: str | None = None,
+    figures: Sequence[Mapping[str, float]] = (),
+    base_model: str | None = None,
+    revision: str | None = None,
+    weights: str | None = None,
+) -> str:
+    """The README.md of a release: what the model is, its origin, how to load it.
 
-    title: str
-    summary: str
-    """What was done, in a sentence or two."""
-    base: str
-    """The model that it started from."""
-    image_tower_hash: str
-    """Equal before and after training."""
-    licences: Mapping[str, int]
-    """Training rows under each stated licence."""
-    options: Mapping[str, Any]
-    """Hyper-parameters."""
-    sources: Mapping[str, int] | None = None
-    """Training rows from each source."""
-    paraphraser: str | None = None
-    """Who wrote the paraphrases, where there are any."""
-    figures: Sequence[Mapping[str, float]] = ()
-    """Rows of the table of validation figures, all with the same columns."""
-    base_model: str | None = None
-    """The base's name on the Hugging Face hub, where it has one."""
-    revision: str | None = None
-    """The base's commit there, where it is known."""
-    weights: str | None = None
-    """Hash of the base's weights."""
-
-    def __str__(self) -> str:
-        """The card as Markdown."""
-        revision = f" at revision `{self.revision}`" if self.revision else ""
-        weights = f", weights `{self.weights}`" if self.weights else ""
-        options = [(name, json.dumps(value, sort_keys=True)) for name, value in self.options.items()]
-        parts = [
-            self._front_matter(),
-            f"# {self.title}\n\n{self.summary}\n\n- Base: `{self.base}`{revision}{weights}\n"
-            f"- Image tower: `{self.image_tower_hash}` before and after training, so image embeddings made with the "
-            "base stay valid.",
-            f"## Load\n\n```python\n{LOAD['open_clip']}```",
-            self._data(),
-            "## Options\n\n" + _table(("option", "value"), options),
-        ]
-        if self.figures:
-            rows = [tuple(f"{value:g}" for value in row.values()) for row in self.figures]
-            parts.append("## Validation, percent\n\n" + _table(tuple(self.figures[0]), rows))
-        return "\n\n".join(parts) + "\n"
-
-    def _front_matter(self) -> str:
-        head: dict[str, Any] = {
-            "library_name": "open_clip",
-            "pipeline_tag": "zero-shot-image-classification",
-            "license": "other",
-            "license_name": " ".join(", ".join(sorted(self.licences)).split()) or "unknown",
-            "tags": ["clip", "open_clip", "paraclip"],
-        }
-        if self.base_model is not None:
-            head |= {"base_model": self.base_model, "base_model_relation": "finetune"}
-        return _front_matter(head)
-
-    def _data(self) -> str:
-        parts = ["## Data", *([f"Paraphrases: {_cell(self.paraphraser)}."] if self.paraphraser else [])]
+    Args:
+        title: its name.
+        summary: what was done, in a sentence or two.
+        base: the model that it started from.
+        image_tower_hash: equal before and after training.
+        licences: training rows under each stated licence.
+        sources: training rows from each source.
+        options: hyper-parameters.
+        paraphraser: who wrote the paraphrases, where there are any.
+        figures: rows of the table of validation figures, all with the same columns.
+        base_model: the base's name on the Hugging Face hub, where it has one.
+        revision: the base's commit there, where it is known.
+        weights: hash of the base's weights.
+    """
+    head: dict[str, Any] = {
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "license": "other",
+        "license_name": " ".join(", ".join(sorted(licences)).split()) or "unknown",
+        "tags": ["clip", "open_clip", "paraclip"],
+    }
+    if base_model is not None:
+        head |= {"base_model": base_model, "base_model_relation": "finetune"}
+    origin = f"`{base}`" + (f" at revision `{revision}`" if revision else "")
+    origin += f", weights `{weights}`" if weights else ""
+    chosen = [(name, json.dumps(value, sort_keys=True)) for name, value in options.items()]
+    parts = [
+        _front_matter(head),
+        f"# {title}\n\n{summary}\n\n- Base: {origin}\n"
+        f"- Image tower: `{image_tower_hash}` before and after training, so image embeddings made with the "
+        "base stay valid.",
+        f"## Load\n\n```python\n{LOAD['open_clip']}```",
+        "## Data",
+        *([f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []),
         # Names from data files: `table` makes them inert.
-        parts.append(table(("licence as stated", "rows"), sorted(self.licences.items())))
-        if self.sources:
-            parts.append(table(("source", "rows"), sorted(self.sources.items())))
-        return "\n\n".join(parts)
+        table(("licence as stated", "rows"), sorted(licences.items())),
+        table(("source", "rows"), sorted(sources.items())),
+        "## Options\n\n" + _table(("option", "value"), chosen),
+    ]
+    if figures:
+        rows = [tuple(f"{value:g}" for value in row.values()) for row in figures]
+        parts.append("## Validation, percent\n\n" + _table(tuple(figures[0]), rows))
+    return "\n\n".join(parts) + "\n"
 
 
 def completed_card(
     card: str,
     *,
     layout: str = "open_clip",
-    own_tokens: bool = False,
     name: str = "tuned",
     comparison: Mapping[str, Any] | None = None,
-    log: Sequence[Mapping[str, Any]] = (),
     about: Mapping[str, Any] | None = None,
 ) -> str:
-    """A release's card for another layout, with the training's curve and the evaluation.
-
-    The figures also go into the front matter as the hub's `model-index`.
+    """A release's card for another layout, with the evaluation, whose figures become the hub's `model-index`, too.
 
     Args:
-        card: the text of a :class:`ReleaseCard`.
-        layout: open_clip, hf, onnx or sentence-transformers; decides how to load the model.
-        own_tokens: whether its tokens are others than CLIP's, or its context is shorter.
+        card: the text of a :func:`release_card`.
+        layout: open_clip, hf or onnx; decides how to load the model.
         name: the model's name in the index.
         comparison: an evaluation's ``comparison.json``.
-        log: lines of the training log, with `step` and `loss`.
         about: fields of the front matter that the publisher states: `language`, `datasets`, `license`.
     """
     head, body = _parted(card)
-    load = LOAD["onnx, other tokens"] if layout == "onnx" and own_tokens else LOAD[layout]
     for other in LOAD.values():  # the release may be an export
-        body = body.replace(other, load)
-    head["library_name"] = LIBRARIES.get(layout, "open_clip")
+        body = body.replace(other, LOAD[layout])
+    head["library_name"] = LIBRARIES[layout]
     head |= about or {}
     if "license" in (about or {}):
         head.pop("license_name", None)
-    curve = _curve(log)
-    if curve:
-        body += "\n## Training\n\n" + _table(("step", "loss"), curve) + "\n"
     if comparison is not None:
         head["metrics"] = list(dict.fromkeys(str(row["metric"]) for row in comparison["rows"]))
         head["model-index"] = [{"name": name, "results": _results(comparison["rows"])}]
@@ -160,14 +130,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for row in rows:
         facts, benchmark = describe_benchmark(row["kind"]), str(row["benchmark"])
-        result = results.setdefault(
-            benchmark,
-            {
-                "task": {"type": facts.hub_task, "name": facts.title},
-                "dataset": {"type": benchmark, "name": benchmark},
-                "metrics": [],
-            },
-        )
+        task, dataset = {"type": facts.hub_task, "name": facts.title}, {"type": benchmark, "name": benchmark}
+        result = results.setdefault(benchmark, {"task": task, "dataset": dataset, "metrics": []})
         name, unit = str(row["metric"]), metric_of(row["kind"], row["metric"]).unit
         label = f"{name}, {'percent' if unit == '%' else unit}"
         result["metrics"].append({"type": name, "name": label, "value": round(row["tuned"], 2)})
@@ -190,15 +154,6 @@ def _evaluation(comparison: Mapping[str, Any]) -> str:
     ]
     head = ("benchmark", "metric", "queries", "base", "this model", f"difference, {share} interval")
     return f"Percent. Verdict: {_cell(comparison['verdict'])} ({_cell(comparison['reason'])}).\n\n{_table(head, rows)}"
-
-
-def _curve(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    points = [(entry["step"], entry["loss"]) for entry in log if "step" in entry and "loss" in entry]
-    if not points:
-        return []
-    last = len(points) - 1
-    chosen = sorted({round(number * last / (CURVE_POINTS - 1)) for number in range(CURVE_POINTS)})
-    return [(str(points[place][0]), f"{points[place][1]:.4g}") for place in chosen]
 
 
 def _parted(card: str) -> tuple[dict[str, Any], str]:

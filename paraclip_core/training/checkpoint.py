@@ -1,8 +1,8 @@
 """What a training run leaves on disk: checkpoints that are whole or absent, and its log.
 
 A checkpoint is one safetensors file, ``step-00000120.safetensors``, renamed into place. Its header holds the run's
-facts and a digest over these and all tensors. The newest two are kept, so that one may be lost. A run is told from
-others by digests of its base and its data. The log's bytes do not depend on how often the run was killed.
+state and a digest over it and all tensors. The newest two are kept, so that one may be lost. A run is told from others
+by digests of its base and its data. The log's bytes do not depend on how often the run was killed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,6 @@ log = logging.getLogger(__name__)
 KEEP = 2
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """State after `step` steps."""
-
-    step: int
-    tensors: Mapping[str, Tensor]
-    facts: Mapping[str, Any]
-    """JSON-ready facts of the run."""
-
-
 class CheckpointFolder:
     """The checkpoints of one run."""
 
@@ -48,91 +37,75 @@ class CheckpointFolder:
         """Keep the newest checkpoints of the run `identity` in `folder`."""
         self._folder, self._identity = folder, identity
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and remove the oldest ones."""
-        facts = {"step": checkpoint.step, "identity": self._identity, "facts": dict(checkpoint.facts)}
-        self._write(self._path("step", checkpoint.step), checkpoint.tensors, facts)
-        for path in self._paths("step")[:-KEEP]:
-            _delete(path)
-
-    def newest(self) -> Checkpoint | None:
-        """The newest sound checkpoint; damaged ones are reported and removed. None where there is none."""
-        for leftover in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            remove_draft(leftover)
-        for path in reversed(self._paths("step")):
-            content = self._read(path)
-            if content is None:
-                _delete(path)
-                continue
-            meta, tensors = content
-            if meta["identity"] != self._identity:
-                raise TrainingError(
-                    f"{path} belongs to another run (its model, data or options differ); "
-                    f"delete {self._folder} to start anew"
-                )
-            return Checkpoint(int(meta["step"]), tensors, meta["facts"])
-        return None
-
-    def forget(self, step: int) -> None:
-        """Remove the checkpoint of this step."""
-        _delete(self._path("step", step))
-
-    def save_best(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the weights with the best validation so far; a checkpoint's facts name their step."""
-        self._write(self._path("best", step), tensors, {"step": step, "identity": self._identity, "facts": {}})
-
-    def load_best(self, step: int) -> Mapping[str, Tensor] | None:
-        """The weights kept by :meth:`save_best`, None where they are gone or damaged."""
-        path = self._path("best", step)
-        content = self._read(path) if path.exists() else None
-        return None if content is None else content[1]
-
-    def drop_best(self, keep: set[int]) -> None:
-        """Remove the best weights of every other step."""
-        for path in self._paths("best"):
-            if int(path.stem.split("-")[1]) not in keep:
-                _delete(path)
-
-    def _path(self, kind: str, step: int) -> Path:
-        return self._folder / f"{kind}-{step:08d}.safetensors"
-
-    def _paths(self, kind: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{kind}-*.safetensors"))
-
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint after `state["step"]` steps, with a JSON-ready state, and remove the oldest ones."""
         on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        meta = {"identity": self._identity, "state": dict(state)}
         header = {"paraclip": json.dumps({**meta, "digest": _digest(meta, on_cpu)}, sort_keys=True)}
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(on_cpu, path, header)
+        write_tensors(on_cpu, self._path(state["step"]), header)
+        for step in self._steps()[:-KEEP]:
+            self.delete(step)
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def sound_steps(self) -> Iterator[int]:
+        """Steps of the sound checkpoints, the newest first; damaged ones are reported and removed."""
+        for draft in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            remove_draft(draft)
+        for step in reversed(self._steps()):
+            try:
+                identity = self._read(step)[0]["identity"]
+            except ValueError as error:
+                log.warning("checkpoint %s is damaged (%s); the one before it is used", self._path(step), error)
+                self.delete(step)
+                continue
+            if identity != self._identity:
+                raise TrainingError(
+                    f"{self._path(step)} belongs to another run (its model, data or options differ); "
+                    f"delete {self._folder} to start anew"
+                )
+            yield step
+
+    def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """State and tensors of a sound checkpoint."""
+        meta, tensors = self._read(step)
+        return meta["state"], tensors
+
+    def delete(self, step: int) -> None:
+        """Remove the checkpoint of this step."""
+        path = self._path(step)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot delete the old checkpoint {path}: {error.strerror}; make its folder writable and run again"
+            ) from error
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}.safetensors"
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.stem.partition("-")[2]) for path in self._folder.glob("step-*.safetensors"))
+
+    def _read(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Header and tensors; ValueError of a damaged file."""
+        path = self._path(step)
         try:
             with path.open("rb"):  # safetensors hides the reason of an OSError
                 pass
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["paraclip"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if meta.pop("digest") == _digest(meta, tensors):
-                return meta, tensors
-            reason = "its digest differs"
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            sound = meta.pop("digest") == _digest(meta, tensors)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in FAILING:
                 raise TrainingError(
                     f"cannot read the checkpoint {path}: {error.strerror}; its disk or network folder is at fault, run "
-                    "again when it is mended, or delete the file to go on from the one before it"
+                    "again when it is fixed, or delete the file to resume from the one before it"
                 ) from error
-            reason = str(error)
-        log.warning("checkpoint %s is damaged (%s); going on from the one before it", path, reason)
-        return None
-
-
-def _delete(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot delete the old checkpoint {path}: {error.strerror}; make its folder writable and run again"
-        ) from error
+            raise ValueError(str(error)) from error
+        if not sound:
+            raise ValueError("its digest differs")
+        return meta, tensors
 
 
 def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -149,7 +122,7 @@ def _add_tensor(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of the names, shapes and bytes of all parameters but the image tower's."""
+    """Digest of names, dtypes, shapes and bytes of all parameters but the image tower's."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         if not name.startswith("visual."):

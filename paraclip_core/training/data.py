@@ -1,7 +1,8 @@
-"""Training rows on disk: ragged tokens and image rows as flat files, memory-mapped when they are read.
+"""What a step trains on: rows on disk, their order, and batches as arrays.
 
-Resident memory does not grow with the number of rows: they are appended as they stream past, and a batch touches only
-its own pages. A caption has a row for each of its rewrites, one after the other.
+Token lists and image rows lie in flat files that are mapped into memory, so resident memory does not grow with the
+number of rows. A caption has a row for each of its rewrites, one after the other. A batch is a pure function of the
+rows, the batch size, the seed and the step.
 """
 
 from __future__ import annotations
@@ -9,35 +10,43 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from paraclip_core.clip.packed import Ragged
+
+IMAGE = "image"
+"""The kind that is no text, beside the three of `TEXTS`."""
+CAPTION = "caption"
+TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
+"""The wordings of a row."""
 
 DONE = "rows.json"
 CAPTION_ID = "caption_id"
 STARTS = "starts"
 ID_BYTES = 16
+REWRITE_DRAWS, BANK_DRAWS = 2**128, 2**129
+"""Where Philox's numbers for rewrites and for the bank begin, far behind those for the order."""
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
-"""Token lists of some rows by kind, with the rows' ids, binary(16), under ``caption_id`` if they have any; and each
-row's row in the feature matrix."""
+"""Token lists of some rows by kind, with the captions' ids, binary(16), under ``caption_id``; and each row's row in the
+feature matrix."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one step trains on."""
+class ImageFeatures(Protocol):
+    """Stored image features: an array, or anything that gives rows of one."""
 
-    texts: Mapping[str, Ragged]
-    """Tokens by kind: caption, paraphrase_1, paraphrase_2."""
-    image_rows: NDArray[np.int64]
-    """Row of each image in the feature matrix, int64 [n]."""
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class TrainingRows:
     facts: Mapping[str, int] = field(default_factory=dict)
     """Counts from their collection."""
     ids: NDArray[np.uint8] | None = None
-    """Each row's caption id, [n, 16], if they were collected."""
+    """Each row's caption id, [n, 16]."""
     starts: NDArray[np.int64] | None = None
     """The first row of each caption, then the number of rows, [captions + 1]; None where each row is a caption."""
 
@@ -57,21 +66,9 @@ class TrainingRows:
         """Captions, which are the rows that an epoch sees."""
         return len(self.image_rows) if self.starts is None else len(self.starts) - 1
 
-    def take(self, indices: NDArray[np.int64], kinds: Sequence[str]) -> Batch:
-        """The rows at `indices`, with the texts of these kinds only."""
-        # Kinds that share their texts stay one object, so that they are encoded once.
-        shared = {id(self.texts[kind]): self.texts[kind] for kind in kinds}
-        taken = {key: texts.take(indices) for key, texts in shared.items()}
-        return Batch({kind: taken[id(self.texts[kind])] for kind in kinds}, np.asarray(self.image_rows[indices]))
-
-    def caption_ids(self, indices: NDArray[np.int64]) -> list[str]:
-        """Hexadecimal ids of the rows at `indices`; none if they were not collected."""
-        return [] if self.ids is None else [row.tobytes().hex() for row in self.ids[indices]]
-
     def as_captions(self) -> TrainingRows:
         """The control: the caption in place of every other text."""
-        kinds = ("caption", "paraphrase_1", "paraphrase_2")
-        return replace(self, texts=dict.fromkeys(kinds, self.texts["caption"]))
+        return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
 
 
 class CaptionStarts:
@@ -90,6 +87,12 @@ class CaptionStarts:
                 begins[0] = (values[0] != self._last).any()
             self._last = values[-1].copy()
         return begins
+
+
+def id_array(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object a row."""
+    values = np.frombuffer(ids.buffers()[1], np.uint8).reshape(-1, ID_BYTES)
+    return values[ids.offset : ids.offset + len(ids)]
 
 
 def spool_rows(
@@ -116,46 +119,37 @@ def spool_rows(
             done.write(json.dumps(dict(facts())))
             _sync(done)
         (folder / f".{DONE}").replace(folder / DONE)
-    image_rows = _mapped(folder / "image_rows.bin", np.int64)
-    texts = {
-        kind: Ragged(_mapped(folder / f"{kind}.tokens.bin", dtype), _mapped(folder / f"{kind}.offsets.bin", np.int64))
-        for kind in kinds
-    }
-    ids = folder / f"{CAPTION_ID}.bin"
-    caption_ids = _mapped(ids, np.uint8).reshape(-1, ID_BYTES) if ids.exists() else None
-    starts = _starts(folder / f"{STARTS}.bin", len(image_rows))
-    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), caption_ids, starts)
 
+    def mapped(name: str, kind: type[np.generic]) -> NDArray:
+        path = folder / f"{name}.bin"
+        # An empty file cannot be mapped.
+        return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
-def id_array(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object a row."""
-    values = np.frombuffer(ids.buffers()[1], np.uint8).reshape(-1, ID_BYTES)
-    return values[ids.offset : ids.offset + len(ids)]
+    texts = {kind: Ragged(mapped(f"{kind}.tokens", dtype), mapped(f"{kind}.offsets", np.int64)) for kind in kinds}
+    image_rows, starts = mapped("image_rows", np.int64), mapped(STARTS, np.int64)
+    ids = mapped(CAPTION_ID, np.uint8).reshape(-1, ID_BYTES)
+    several = starts if len(starts) < len(image_rows) + 1 else None
+    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), ids, several)
 
 
 def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtype: type[np.integer]) -> None:
     ends, rows, begins = dict.fromkeys(kinds, 0), 0, CaptionStarts()
+    names = ["image_rows", CAPTION_ID, STARTS, *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
     with ExitStack() as stack:
-        names = ["image_rows", *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
         for kind in kinds:
             files[f"{kind}.offsets"].write(np.zeros(1, np.int64).data)
         for texts, image_rows in batches:
             files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
-            if CAPTION_ID in texts:
-                for name in {CAPTION_ID, STARTS} - files.keys():
-                    files[name] = stack.enter_context((folder / f"{name}.bin").open("wb"))
-                ids = texts[CAPTION_ID]
-                files[CAPTION_ID].write(id_array(ids).data)
-                files[STARTS].write((rows + np.flatnonzero(begins(ids))).astype(np.int64).data)
+            files[CAPTION_ID].write(id_array(texts[CAPTION_ID]).data)
+            files[STARTS].write((rows + np.flatnonzero(begins(texts[CAPTION_ID]))).astype(np.int64).data)
             rows += len(image_rows)
             for kind in kinds:
                 ragged = Ragged.from_arrow(texts[kind])
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
-        if STARTS in files:
-            files[STARTS].write(np.array([rows], np.int64).data)
+        files[STARTS].write(np.array([rows], np.int64).data)
         for file in files.values():
             _sync(file)
 
@@ -166,12 +160,182 @@ def _sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def _starts(path: Path, rows: int) -> NDArray[np.int64] | None:
-    """The first row of each caption; None without ids, or where each row is a caption."""
-    starts = _mapped(path, np.int64) if path.exists() else None
-    return None if starts is None or len(starts) == rows + 1 else starts
+def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Permutation of the rows for one epoch, int64 [rows].
+
+    Rows are sorted by the raw output of the counter-based Philox generator, which numpy keeps stable (unlike its
+    shuffles).
+    """
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    return np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
 
 
-def _mapped(path: Path, dtype: type[np.generic]) -> NDArray:
-    # An empty file cannot be mapped.
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088).
+
+    A draw depends on seed, epoch and the caption's number alone: it is that output of SplitMix64 (Steele et al., 2014),
+    with a state that Philox gives for seed and epoch.
+
+    Args:
+        captions: numbers of n captions.
+        rewrites: how many rewrites each of them has, at least 1.
+        seed: seed of the run.
+        epoch: epoch, from 0.
+
+    Returns:
+        Numbers of rewrites, from 0, int64 [n].
+    """
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    state = np.uint64(np.random.Philox(counter=REWRITE_DRAWS, key=key).random_raw())
+    mixed = state + (captions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return ((mixed ^ mixed >> np.uint64(31)) % rewrites.astype(np.uint64)).astype(np.int64)
+
+
+class DataOrder:
+    """Batches of an endless run: every epoch is a new permutation without its last incomplete batch.
+
+    An epoch has each caption once, in one of its rewrites.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, starts: NDArray[np.int64] | None = None) -> None:
+        """Order `rows` captions; a batch is never larger than all of them.
+
+        `starts` has the first row of each caption and the number of all rows; without it each caption is one row.
+        """
+        self.rows, self.batch_size, self.seed, self.starts = rows, min(batch_size, rows), seed, starts
+        self.steps_per_epoch = rows // self.batch_size
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    def steps(self, epochs: float) -> int:
+        """Number of steps of `epochs` passes over the rows, at least one."""
+        return max(1, round(epochs * self.rows / self.batch_size))
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Rows of the batch at `step`, from 0; int64 [batch_size], whatever was asked for before."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_order(self.rows, self.seed, epoch))
+        captions = self._epoch[1][within * self.batch_size : (within + 1) * self.batch_size]
+        if self.starts is None:
+            return captions
+        first, after = (np.asarray(self.starts[captions + place]) for place in (0, 1))
+        return first + draw(captions, after - first, self.seed, epoch)
+
+
+def bank_of(rows: TrainingRows, bank: int, seed: int, step: int, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Feature rows of the images that a step ranks: its batch's and `bank` draws, each once and in order.
+
+    The draws are a function of (seed, step). An image is drawn as often as it has training rows.
+    """
+    key = np.array([seed % 2**64, step], np.uint64)
+    drawn = np.random.Philox(counter=BANK_DRAWS, key=key).random_raw(bank) % np.uint64(len(rows.image_rows))
+    return np.unique(np.concatenate([batch, rows.image_rows[drawn.astype(np.int64)]]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on."""
+
+    image_rows: NDArray[np.int64]
+    """Row of each image in the feature matrix, int64 [n]."""
+    tokens: Ragged
+    """The texts of every kind in a row; those that kinds share come once."""
+    parts: Mapping[str, slice]
+    """Each kind's n texts among them."""
+    features: NDArray[np.float32]
+    """Stored features of the images, [n, d]."""
+    keys: Mapping[str, NDArray[np.int64]]
+    """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images."""
+    ranked: NDArray[np.float32] | None = None
+    """Stored features of the images that rankings are compared over, [m, d]; None: rankings are not trained."""
+
+    def texts(self, kind: str) -> Ragged:
+        """The n texts of one kind."""
+        part = self.parts[kind]
+        return self.tokens.take(np.arange(part.start, part.stop))
+
+    def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
+        """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
+        return {IMAGE: _unit(self.features, texts.device)} | {kind: texts[part] for kind, part in self.parts.items()}
+
+    def gallery(self, device: torch.device) -> Tensor:
+        """Embeddings of the images that rankings are compared over, float32 [m, d]."""
+        assert self.ranked is not None
+        return _unit(self.ranked, device)
+
+    def key_tensors(self, device: torch.device) -> dict[str, Tensor]:
+        """The keys on a device."""
+        return {kind: torch.from_numpy(values).to(device) for kind, values in self.keys.items()}
+
+
+def _unit(features: NDArray[np.float32], device: torch.device) -> Tensor:
+    # Normalized again, because fp16 rounded them.
+    return normalize(torch.from_numpy(features).to(device), dim=-1)
+
+
+def make_batch(
+    rows: TrainingRows,
+    indices: NDArray[np.int64],
+    kinds: Sequence[str],
+    features: ImageFeatures,
+    image_keys: NDArray[np.int64],
+    ranked: NDArray[np.int64] | None = None,
+) -> Batch:
+    """The rows at `indices` with the texts of these kinds; `ranked` has the feature rows of images to rank."""
+    n, image_rows = len(indices), np.asarray(rows.image_rows[indices])
+    # Kinds that share their texts share their place, so that they are encoded once.
+    unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
+    places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
+    parts = {kind: places[id(rows.texts[kind])] for kind in kinds}
+    tokens = Ragged.concatenate([texts.take(indices) for texts in unique])
+    by_text = token_keys(tokens)
+    keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: np.asarray(image_keys[image_rows])}
+    gallery = None if ranked is None else np.asarray(features[ranked], np.float32)
+    return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys, gallery)
+
+
+def token_keys(tokens: Ragged) -> NDArray[np.int64]:
+    """A 64-bit key for each list of tokens, int64 [n]: equal lists have equal keys.
+
+    A multilinear hash, Σ weight[position] · (token + 1) mod 2⁶⁴ with fixed random weights. Texts with equal tokens
+    (letter case, cut ends) have one key.
+    """
+    lengths = np.diff(tokens.offsets)
+    if not len(tokens.values):
+        return np.zeros(len(lengths), np.int64)
+    positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
+    weights = np.random.Philox(key=np.array([0, 0], np.uint64)).random_raw(int(lengths.max()))
+    terms = (tokens.values.astype(np.uint64) + np.uint64(1)) * weights[positions]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
+    return (sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]]).view(np.int64)
+
+
+@contextmanager
+def prefetched(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Iterator[Batch]]:
+    """The batches of these steps; a thread makes the next one while the caller trains on one."""
+
+    def batches() -> Iterator[Batch]:
+        futures = (pool.submit(make, step) for step in steps)
+        coming = next(futures, None)
+        while coming is not None:
+            batch, coming = coming.result(), next(futures, None)
+            yield batch
+
+    with ThreadPoolExecutor(1, "batches") as pool:
+        yield batches()
+
+
+def save_batch(path: Path, rows: TrainingRows, indices: NDArray[np.int64], batch: Batch) -> None:
+    """Write a batch for inspection, as a NumPy archive.
+
+    It holds ``caption_ids`` (lower-case hexadecimal), ``rows`` (numbers among the training rows), ``image_rows`` (rows
+    of the feature matrix) and the tokens of each kind, ``<kind>_values`` and ``<kind>_offsets``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = [] if rows.ids is None else [row.tobytes().hex() for row in rows.ids[indices]]
+    arrays: dict[str, Any] = {"caption_ids": np.array(ids, str), "rows": indices, "image_rows": batch.image_rows}
+    for kind in batch.parts:
+        arrays |= {f"{kind}_values": batch.texts(kind).values, f"{kind}_offsets": batch.texts(kind).offsets}
+    np.savez(path, **arrays)

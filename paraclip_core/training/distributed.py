@@ -8,11 +8,10 @@ checkpoints do not depend on the number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,18 +62,12 @@ class Processes:
         for work in pending:
             work.wait()
 
-    def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Give every process the first one's tensors, in place."""
+    def first_ones(self, number: int) -> int:
+        """The first process's number."""
+        sent = torch.tensor(number, device=self.device)
         if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
-
-    def broadcast_facts(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The first process's facts."""
-        objects = [dict(facts)]
-        if self.count > 1:
-            dist.broadcast_object_list(objects, 0, device=torch.device(self.device))
-        return objects[0]
+            dist.broadcast(sent, 0)
+        return int(sent)
 
 
 ALONE = Processes()

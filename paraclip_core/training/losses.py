@@ -4,8 +4,11 @@ The published method sums three InfoNCE terms with equal weights: image against 
 paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
 
-Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks``
-trains rankings, see :mod:`paraclip_core.training.ranks`.
+Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
+rank consistency: every wording of a caption ranks images as the base does for the caption. Over the images of the batch
+and a bank of others, with p = softmax(T · base's caption · images) and q = softmax(T · wording · images), it is the
+mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al., ICML 2007). The contrastive losses draw single pairs
+together and leave rankings to follow; this one trains what AO@k and recall@k look at.
 """
 
 from __future__ import annotations
@@ -22,20 +25,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from paraclip_core.clip.encode import Precision, computed_tokens
-from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import LossWeights, RankOptions
-from paraclip_core.training.batches import IMAGE, Prepared
+from paraclip_core.clip.model import ClipModel, trained_parameters
+from paraclip_core.config import LossWeights
+from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.memory import GIB, anonymous_memory
-from paraclip_core.training.optimizer import trained_parameters
-from paraclip_core.training.ranks import rank_divergence
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
-DISTIL, RANKS, CAPTION = "distil", "ranks", "caption"
-TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
-"""The wordings that a row has."""
+RANK_CELLS = 1 << 22
+"""Similarities of one wording to images that are in memory at a time."""
+RANK_TEMPERATURE = 50.0
+"""Factor of the cosines in the softmaxes of rankings: the larger, the more the first ranks count."""
+DISTIL, RANKS = "distil", "ranks"
 LeftOut = Callable[[int, int], Tensor]
 """Mask of the entries that are no negatives, bool [stop - start, n], of the matrix's rows from start to stop."""
 
@@ -188,47 +191,75 @@ def contrastive_loss(
     return total, parts
 
 
-class Anchor:
-    """The base as it was when training began."""
+def rank_divergence(wordings: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
+    """Mean of KL(the teacher's ranking ‖ that of a wording) over rows and wordings.
 
-    def __init__(self, clip: ClipModel, distil: float, ranks: RankOptions | None = None) -> None:
-        """Copy what the terms need of the model as it is; a weight of 0 leaves a term out."""
-        self.distil, self.ranks = distil, ranks or RankOptions()
-        self._tower: ClipModel | None = None
-        if distil or self.ranks.weight:
-            # The image tower is large and stays the same, so it is shared.
-            self._tower = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
-            self._tower.model.requires_grad_(False)
-            self._tower.model.eval()
+    Similarities are computed some rows at a time, and gradients along with the value, so that memory does not grow with
+    rows · images. Gradients reach the wordings alone.
+
+    Args:
+        wordings: embeddings of each wording of the n captions, L2-normalized, float32 [n, d] each.
+        teacher: embeddings that rank as all wordings should, L2-normalized, float32 [n, d].
+        gallery: image features, L2-normalized, float32 [m, d].
+        temperature: factor of the cosines; the larger, the more the first ranks count.
+
+    Returns:
+        A scalar, in nats.
+    """
+    divergence = _RankDivergence.apply(teacher, gallery, temperature, *wordings)
+    assert isinstance(divergence, Tensor)
+    return divergence
+
+
+class _RankDivergence(torch.autograd.Function):
+    """The gradient by a wording's similarities T · wording · images is (q - p) / (rows · wordings)."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *wordings: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, count = max(1, RANK_CELLS // len(gallery)), len(teacher) * len(wordings)
+        total = teacher.new_zeros(())
+        gradients = [torch.empty_like(wording) for wording in wordings] if any(ctx.needs_input_grad) else []
+        scaled = temperature * gallery
+        for start in range(0, len(teacher), rows):
+            part = slice(start, start + rows)
+            targets = torch.log_softmax(teacher[part] @ scaled.T, 1)
+            shares = targets.exp()
+            for number, wording in enumerate(wordings):
+                logs = torch.log_softmax(wording[part] @ scaled.T, 1)
+                total += (shares * (targets - logs)).sum()
+                if gradients:
+                    gradients[number][part] = logs.exp_().sub_(shares) @ scaled
+        ctx.save_for_backward(*(gradient.div_(count) for gradient in gradients))
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return None, None, None, *(gradient * saved for saved in ctx.saved_tensors)
+
+
+class Anchor:
+    """The base as it was when training began, and the terms that look at it."""
+
+    def __init__(self, clip: ClipModel, distil: float, ranks: float) -> None:
+        """Copy the text tower as it is; `distil` and `ranks` are the terms' weights, 0 for none."""
+        self.distil, self.ranks = distil, ranks
+        # The image tower is large and stays the same, so it is shared.
+        self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
+        self.clip.model.requires_grad_(False)
+        self.clip.model.eval()
 
     def terms(
-        self,
-        prepared: Prepared,
-        embeddings: Mapping[str, Tensor],
-        precision: Precision,
-        most_bytes: float,
-        processes: Processes,
+        self, batch: Batch, embeddings: Mapping[str, Tensor], captions: Tensor
     ) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value, a scalar with history, of each term that looks at the base's embeddings, by name.
-
-        `precision`, `most_bytes` and `processes` are as :class:`CachedTexts` takes them.
-        """
-        if self._tower is None:
-            return {}
-        all_wordings = bool(self.ranks.weight) and self.ranks.teacher == "wordings"
-        tokens = prepared.tokens if all_wordings else prepared.batch.texts[CAPTION]
-        texts = CachedTexts(
-            self._tower, tokens, precision=precision, keep=False, most_bytes=most_bytes, processes=processes
-        )
-        base, terms = texts.embed(), {}
-        captions = base[prepared.parts[CAPTION]] if all_wordings else base
+        """Weight and value, a scalar with history, of each term by name; `captions` are the base's, float32 [n, d]."""
+        terms = {}
         if self.distil:
             terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * captions).sum(1)).mean())
-        if self.ranks.weight:
-            mean = torch.stack([base[prepared.parts[kind]] for kind in TEXTS]).mean(0) if all_wordings else captions
-            wordings, gallery = [embeddings[kind] for kind in TEXTS], prepared.gallery(base.device)
-            divergence = rank_divergence(wordings, normalize(mean, dim=-1), gallery, self.ranks.temperature)
-            terms[RANKS] = (self.ranks.weight, divergence)
+        if self.ranks:
+            wordings, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(captions.device)
+            teacher = normalize(captions, dim=-1)
+            terms[RANKS] = (self.ranks, rank_divergence(wordings, teacher, gallery, RANK_TEMPERATURE))
         return terms
 
 
@@ -246,11 +277,11 @@ class Objective:
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
-    def gradients(self, prepared: Prepared, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, batch: Batch, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
 
         Args:
-            prepared: the batch.
+            batch: the batch.
             seed: of the dropout, where the tower has any.
 
         Returns:
@@ -260,23 +291,20 @@ class Objective:
         scale, parameters = clip.model.get_parameter("logit_scale"), trained_parameters(clip.model)
         # The scale's gradient comes from the whole batch.
         tower = [parameter for parameter in parameters.values() if parameter is not scale]
-        most_bytes = self.taken + self.memory_gib * GIB
-        with touched_vocabulary(clip, prepared.tokens) as vocabulary:
-            texts = CachedTexts(
-                clip,
-                prepared.tokens,
-                precision=self.precision,
-                keep=self.fits(prepared),
-                most_bytes=most_bytes,
-                seed=seed,
-                processes=self.processes,
-            )
+        cached = partial(
+            CachedTexts,
+            precision=self.precision,
+            most_bytes=self.taken + self.memory_gib * GIB,
+            processes=self.processes,
+        )
+        with touched_vocabulary(clip, batch.tokens) as vocabulary:
+            texts = cached(clip, batch.tokens, keep=self.fits(batch), seed=seed)
             text_embeddings = texts.embed().requires_grad_()
-            embeddings = prepared.embeddings(text_embeddings)
-            loss, terms = contrastive_loss(embeddings, scale, self.pairs, prepared.key_tensors(clip.device))
+            embeddings = batch.embeddings(text_embeddings)
+            loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device))
             if anchor is not None:
-                held = anchor.terms(prepared, embeddings, self.precision, most_bytes, self.processes)
-                for name, (weight, value) in held.items():
+                captions = cached(anchor.clip, batch.texts(CAPTION), keep=False).embed()
+                for name, (weight, value) in anchor.terms(batch, embeddings, captions).items():
                     loss, terms = loss + weight * value, terms | {name: value.detach()}
             loss.backward()
             assert text_embeddings.grad is not None
@@ -284,7 +312,7 @@ class Objective:
         self.processes.sum_gradients(tower)
         return loss.detach(), terms
 
-    def fits(self, prepared: Prepared) -> bool:
+    def fits(self, batch: Batch) -> bool:
         """Whether this process's share of the batch can be kept for the backward pass."""
-        tokens = computed_tokens(self.clip, prepared.tokens) / self.processes.count
+        tokens = computed_tokens(self.clip, batch.tokens) / self.processes.count
         return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB

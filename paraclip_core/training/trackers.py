@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from paraclip_core.errors import ConfigError
 
@@ -27,7 +26,7 @@ class TrackedRun:
     """A run as trackers show it."""
 
     name: str
-    """Stays the same when the run goes on after a kill."""
+    """Stays the same when the run is resumed after a kill."""
     folder: Path
     """Parent of the folders of trackers that write files."""
     options: Mapping[str, Any]
@@ -35,11 +34,9 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """A tool that draws curves."""
+    """A tool that draws curves; it is made when training begins after `step` steps of the run."""
 
-    def begin(self, step: int) -> None:
-        """Drop figures after `step` steps, which a killed run may have logged: they come again."""
-        ...
+    def __init__(self, run: TrackedRun, step: int) -> None: ...
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Take the figures after `step` steps, by names such as ``loss`` or ``validation/ao@10``."""
@@ -51,113 +48,88 @@ class Tracker(Protocol):
 
 
 class FileTracker:
-    """JSON lines in ``<folder>/file/<run>.jsonl``."""
+    """JSON lines in ``<folder>/file/<run>.jsonl``; of a step that comes twice after a kill the later line counts."""
 
-    def __init__(self, run: TrackedRun) -> None:
-        """Append to the run's file."""
-        self._path = run.folder / "file" / f"{run.name}.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._opened()
-
-    def begin(self, step: int) -> None:
-        """Keep the complete lines of the first `step` steps."""
-        self._file.close()
-        with self._path.open("r+b") as file:
-            lines = file.readlines()
-            file.seek(0)
-            file.writelines(line for line in lines if _step(line) <= step)
-            file.truncate()
-        self._file = self._opened()
+    def __init__(self, run: TrackedRun, step: int) -> None:
+        path = run.folder / "file" / f"{run.name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Line by line, or a kill would take the steps before a checkpoint with it.
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self.close = self._file.close
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write a line."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _opened(self) -> TextIO:
-        # Line by line, or a kill would take the steps before a checkpoint with it.
-        return self._path.open("a", encoding="utf-8", buffering=1)
-
-
-def _step(line: bytes) -> float:
-    """A line's step, infinite for a damaged line."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, TypeError, KeyError):
-        return math.inf
 
 
 class TensorBoardTracker:
-    """Event files in ``<folder>/tensorboard/<run>``."""
+    """Event files in ``<folder>/tensorboard/<run>``; a later one hides the steps of earlier ones behind its first."""
 
-    def __init__(self, run: TrackedRun) -> None:
-        """Make the run's folder; `begin` opens the event file, because a writer cannot take back."""
-        self._module = _imported("torch.utils.tensorboard", "tensorboard")
-        self._run, self._folder = run, run.folder / "tensorboard" / run.name
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._writer: Any = None
-
-    def begin(self, step: int) -> None:
-        """Open an event file that makes TensorBoard hide later steps of earlier files."""
-        self._writer = self._module.SummaryWriter(str(self._folder), purge_step=step + 1)
-        options = json.dumps(self._run.options, indent=2, sort_keys=True)
-        self._writer.add_text("options", f"```json\n{options}\n```")
+    def __init__(self, run: TrackedRun, step: int) -> None:
+        module: Any = import_module("torch.utils.tensorboard")
+        self._writer = module.SummaryWriter(str(run.folder / "tensorboard" / run.name), purge_step=step + 1)
+        self._writer.add_text("options", f"```json\n{json.dumps(run.options, indent=2, sort_keys=True)}\n```")
+        self.close = self._writer.close
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a scalar for each figure."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Write what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
 
+class TrackioTracker:
+    """Trackio, or Weights & Biases, which has the same functions; both find server and account by themselves."""
 
-class WandbTracker:
-    """Weights & Biases, or Trackio, which has the same functions; both find server and account by themselves."""
+    package = "trackio"
 
-    def __init__(self, run: TrackedRun, package: str) -> None:
-        """Begin a run, or go on with it."""
-        self._module = _imported(package, package)
-        own = {"dir": str(run.folder), "id": run.name} if package == "wandb" else {}
-        if own:
-            run.folder.mkdir(parents=True, exist_ok=True)
-        self._module.init(project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **own)
+    def __init__(self, run: TrackedRun, step: int) -> None:
+        self._module: Any = import_module(self.package)
+        self.close = self._module.finish
+        self._module.init(
+            project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **self.arguments(run)
+        )
 
-    def begin(self, step: int) -> None:
-        """A service keeps what it has."""
+    def arguments(self, run: TrackedRun) -> dict[str, Any]:
+        """Further arguments of `init`."""
+        return {}
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Send the figures."""
         self._module.log(dict(figures), step=step)
 
-    def close(self) -> None:
-        """Finish the run."""
-        self._module.finish()
+
+class WandbTracker(TrackioTracker):
+    """Weights & Biases keeps a run by its id, and files in a folder."""
+
+    package = "wandb"
+
+    def arguments(self, run: TrackedRun) -> dict[str, Any]:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        return {"dir": str(run.folder), "id": run.name}
 
 
-OPENERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
+OPENERS: Mapping[str, Callable[[TrackedRun, int], Tracker]] = {
     "file": FileTracker,
     "tensorboard": TensorBoardTracker,
-    "trackio": lambda run: WandbTracker(run, "trackio"),
-    "wandb": lambda run: WandbTracker(run, "wandb"),
+    "trackio": TrackioTracker,
+    "wandb": WandbTracker,
 }
 
 
 class Trackers:
-    """Several trackers as one; none of them can stop the training."""
+    """Several trackers as one; none of them can stop the training once it has begun."""
 
-    def __init__(self, trackers: Mapping[str, Tracker] | None = None) -> None:
-        """Use `trackers`, by name."""
-        self._trackers = dict(trackers or {})
+    def __init__(self, names: Sequence[str] = (), run: TrackedRun | None = None) -> None:
+        """Trackers of a run, by name; they are opened by :meth:`begin`."""
+        check_trackers(names)
+        self._names, self._run = tuple(dict.fromkeys(names)), run
+        self._open: dict[str, Tracker] = {}
 
     def begin(self, step: int) -> None:
-        """See :meth:`Tracker.begin`."""
-        self._each(lambda tracker: tracker.begin(step))
+        """Open the trackers of a run that has taken `step` steps."""
+        for name in self._names:
+            assert self._run is not None
+            try:
+                self._open[name] = OPENERS[name](self._run, step)
+            except Exception as error:  # whatever a service's client raises
+                raise ConfigError(f"run.trackers: {name} cannot open {self._run.name}: {error}; take it out") from error
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """See :meth:`Tracker.log`."""
@@ -166,46 +138,19 @@ class Trackers:
     def close(self) -> None:
         """Close each tracker."""
         self._each(lambda tracker: tracker.close())
-        self._trackers = {}
+        self._open = {}
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
+        for name, tracker in list(self._open.items()):
             try:
                 call(tracker)
             except Exception as error:  # whatever a service's client raises
                 log.warning("tracker %s failed and is left alone from here: %s", name, error)
-                del self._trackers[name]
-
-
-def open_trackers(names: Sequence[str], run: TrackedRun) -> Trackers:
-    """Open the named trackers."""
-    opened: dict[str, Tracker] = {}
-    for name in dict.fromkeys(names):
-        try:
-            opened[name] = OPENERS[name](run)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a service's client raises
-            raise ConfigError(f"run.trackers: {name} cannot begin the run {run.name}: {error}; take it out") from error
-    return Trackers(opened)
+                del self._open[name]
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Check that the packages of trackers are installed, long before any of them is opened."""
     for name in names:
-        if OPENERS[name] is not FileTracker and find_spec(name) is None:
-            raise _not_installed(name)
-
-
-def _imported(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise _not_installed(package) from error
-
-
-def _not_installed(package: str) -> ConfigError:
-    return ConfigError(
-        f"run.trackers names a tracker that needs the package {package}, which is not installed; "
-        f"`pip install {package}` or take it out"
-    )
+        if name != "file" and find_spec(name) is None:
+            raise ConfigError(f"run.trackers names {name}, which is not installed; `pip install {name}` or take it out")

@@ -19,40 +19,35 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from paraclip_core.clip.model import ClipModel, freeze_image_tower
-from paraclip_core.clip.towers import text_tower
-from paraclip_core.config import OptimizerOptions, RankOptions, meaning
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
+from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
-from paraclip_core.training.batches import IMAGE, DataOrder, ImageFeatures, Prepared, prefetch_batches, save_batch
-from paraclip_core.training.checkpoint import (
-    Checkpoint,
-    CheckpointFolder,
-    TrainingLog,
-    data_digest,
-    rounded,
-    weights_digest,
+from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog, data_digest, rounded, weights_digest
+from paraclip_core.training.data import (
+    CAPTION,
+    IMAGE,
+    TEXTS,
+    Batch,
+    DataOrder,
+    ImageFeatures,
+    TrainingRows,
+    bank_of,
+    make_batch,
+    prefetched,
+    save_batch,
 )
-from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.losses import TEXTS, Anchor, Objective, Pair
+from paraclip_core.training.losses import Anchor, Objective, Pair
 from paraclip_core.training.memory import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
-from paraclip_core.training.optimizer import (
-    build_optimizer,
-    clamp_scale,
-    learning_rate,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-    trained_parameters,
-)
-from paraclip_core.training.ranks import gallery_of
 from paraclip_core.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
+BETAS, EPSILON = (0.9, 0.98), 1e-6
+MAX_LOGIT_SCALE = math.log(100)
 CLIP_NORM = 1.0
 """Largest gradient norm."""
 CHECKPOINT_SECONDS = 60.0
@@ -64,14 +59,14 @@ class TrainingJob:
     """Everything that a training run needs."""
 
     clip: ClipModel
-    """The model, on its device; parameters of its text tower that take gradients are trained in place."""
+    """The model, on its device; its text tower is trained in place."""
     rows: TrainingRows
     features: ImageFeatures
     """Stored features of the images, float16 [N, d]."""
     image_keys: NDArray[np.int64]
     """Equal for equal images, [N]."""
     pairs: tuple[Pair, ...]
-    options: OptimizerOptions
+    options: FinetuneOptions
     scratch: Path
     """Folder of the checkpoints."""
     log_path: Path
@@ -80,10 +75,8 @@ class TrainingJob:
     """Measures the model as it is, once an epoch, last after the last step."""
     keep_best: str | None = None
     """The figure of `validate` that chooses the weights; None: the last ones."""
-    distil: float = 0.0
-    """Weight of the distance to the base's caption embeddings, see :mod:`paraclip_core.training.losses`."""
-    ranks: RankOptions = field(default_factory=RankOptions)
-    """Rank consistency with the base, see :mod:`paraclip_core.training.ranks`."""
+    memory_gib: float | None = None
+    """Memory for what the backward pass needs of a batch; None: a third of what is free."""
     trackers: Trackers = field(default_factory=Trackers)
     """They get the figures of every step and validation, and are closed at the end."""
     processes: Processes = ALONE
@@ -106,7 +99,7 @@ class TrainingResult:
 
 
 def train(job: TrainingJob, progress: Progress = silent) -> TrainingResult:
-    """Train, going on from the newest checkpoint in the job's scratch folder."""
+    """Train, resuming from the newest checkpoint in the job's scratch folder."""
     keep_freed_memory()
     try:
         with deterministic():
@@ -116,212 +109,168 @@ def train(job: TrainingJob, progress: Progress = silent) -> TrainingResult:
 
 
 class _Run:
-    """State of one run between its steps."""
+    """One run: `state`, the weights and the optimizer are all that changes from step to step."""
 
     def __init__(self, job: TrainingJob) -> None:
-        self.job, self.options, self.device = job, job.options, job.clip.device
-        freeze_image_tower(job.clip)
-        self.order = DataOrder(len(job.rows), job.options.batch_size, job.options.seed, job.rows.starts)
-        self.steps = self.order.steps(job.options.epochs)
-        self.checks = max(1, round(job.options.epochs))
-        self.kinds = tuple(dict.fromkeys(k for pair in job.pairs for k in (pair.first, pair.second) if k != IMAGE))
-        needed = TEXTS if job.ranks.weight else ("caption",) if job.distil else ()
-        self.kinds = tuple(dict.fromkeys((*self.kinds, *needed)))
-        self.parameters = trained_parameters(job.clip.model)
-        self.logit_scale = job.clip.model.get_parameter("logit_scale")
-        self.optimizer = build_optimizer(job.clip.model, job.options.weight_decay)
+        self.job, self.options, clip = job, job.options, job.clip
+        freeze_image_tower(clip)
+        self.parameters = trained_parameters(clip.model)
+        self.optimizer = build_optimizer(clip.model, self.options.weight_decay)
+        self.order = DataOrder(len(job.rows), self.options.batch_size, self.options.seed, job.rows.starts)
+        self.steps = self.order.steps(self.options.epochs)
+        named = [kind for pair in job.pairs for kind in (pair.first, pair.second) if kind != IMAGE]
+        needed = TEXTS if self.options.ranks.weight else (CAPTION,) if self.options.distil else ()
+        self.kinds = tuple(dict.fromkeys([*named, *needed]))
+        anchored = self.options.distil or self.options.ranks.weight
         self.objective = Objective(
-            job.clip,
+            clip,
             job.pairs,
-            job.options.precision,
-            job.options.memory_gib or memory_for_batches(self.device, job.processes.count),
-            Anchor(job.clip, job.distil, job.ranks),
+            self.options.precision,
+            job.memory_gib or memory_for_batches(clip.device, job.processes.count),
+            Anchor(clip, self.options.distil, self.options.ranks.weight) if anchored else None,
             job.processes,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
-        self.best_step, self.best = 0, -math.inf
-        self.saved_best = 0
+        self.state: dict[str, Any] = {"step": 0, "log_bytes": 0, "best_step": 0, "best": None}
+        self.best_weights: dict[str, Tensor] = {}
         self.loss = math.nan
 
     def run(self, progress: Progress) -> TrainingResult:
-        first = self._resume()
-        self.job.trackers.begin(first)
-        start = time.monotonic()
-        self.job.clip.model.train()
-        self._loop(first, progress)
-        seconds = time.monotonic() - start
-        self._take_best()
-        self.job.clip.model.eval()
-        return TrainingResult(
-            steps=self.steps,
-            batch_size=self.order.batch_size,
-            loss=self.loss,
-            best_step=self.best_step or self.steps,
-            best=self.best if math.isfinite(self.best) else None,
-            samples_per_second=round((self.steps - first) * self.order.batch_size / max(seconds, 1e-9), 1),
-        )
-
-    def _loop(self, first: int, progress: Progress) -> None:
-        job, processes, steps = self.job, self.job.processes, range(first, self.steps)
-        ranks, seed = job.ranks, self.options.seed
-        gallery = gallery_of(job.rows.image_rows, ranks.bank, seed) if ranks.weight else None
-        # Only a packed tower's arithmetic is counted.
-        packed = text_tower(job.clip).packed
-        dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
-        rate = packed.matmul_rate(dtype) * processes.count if packed is not None else 0.0
-        listener = progress if processes.first else silent
-        throughput = Throughput(listener, self.steps, first, self.order.batch_size, rate)
-        saved = time.monotonic()
-        with (
-            sigterm_noticed() as terminated,
-            prefetch_batches(job.rows, self.order, self.kinds, job.features, job.image_keys, steps, gallery) as batches,
-        ):
-            for step in steps:
+        job, steps, processes = self.job, self.steps, self.job.processes
+        self._resume()
+        first, start = self.state["step"], time.monotonic()
+        job.trackers.begin(first)
+        job.clip.model.train()
+        throughput = Throughput(progress if processes.first else silent, steps, first, self.order.batch_size)
+        epochs, saved = max(1, round(self.options.epochs)), start
+        with sigterm_noticed() as terminated, prefetched(self._batch, range(first, steps)) as batches:
+            for step in range(first, steps):
                 with throughput.waiting():
-                    prepared = next(batches)
-                self._step(step, prepared)
-                if packed is not None:
-                    throughput.add_flops(packed.step_flops(prepared.tokens))
-                done = step + 1
-                if done * self.checks // self.steps > step * self.checks // self.steps:
+                    batch = next(batches)
+                self._step(step, batch)
+                done = self.state["step"] = step + 1
+                if done * epochs // steps > step * epochs // steps:
                     self._validate(done)
-                stopping = processes.any(terminated())
-                if done == self.steps or stopping or self._due(done, time.monotonic() - saved):
-                    self._save(done)
+                stopping, every = processes.any(terminated()), self.options.checkpoint_steps
+                due = time.monotonic() - saved >= CHECKPOINT_SECONDS or (every > 0 and done % every == 0)
+                if due or stopping or done == steps:
+                    self._save()
                     saved = time.monotonic()
                 if stopping:
-                    raise TrainingError(f"stopped by SIGTERM after step {done} of {self.steps}; run again to go on")
+                    raise TrainingError(f"stopped by SIGTERM after step {done} of {steps}; run again to resume")
                 throughput.report(done, loss=rounded(self.loss))
+        seconds = time.monotonic() - start
+        if self.best_weights:
+            self._copy_in(self.best_weights)
+        job.clip.model.eval()
+        return TrainingResult(
+            steps=steps,
+            batch_size=self.order.batch_size,
+            loss=self.loss,
+            best_step=self.state["best_step"] or steps,
+            best=self.state["best"],
+            samples_per_second=round((steps - first) * self.order.batch_size / max(seconds, 1e-9), 1),
+        )
 
-    def _step(self, step: int, prepared: Prepared) -> None:
-        options = self.options
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step, a pure function of its number."""
+        job, indices = self.job, self.order.batch(step)
+        ranked = None
+        if self.options.ranks.weight:
+            images = np.asarray(job.rows.image_rows[indices])
+            ranked = bank_of(job.rows, self.options.ranks.bank, self.options.seed, step, images)
+        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, ranked)
+
+    def _step(self, step: int, batch: Batch) -> None:
+        options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
         rate = learning_rate(step, self.steps, options.learning_rate, options.warmup)
-        set_learning_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self.objective.gradients(prepared, options.seed * 1_000_003 + step)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), CLIP_NORM)
+        loss, parts = self.objective.gradients(batch, options.seed * 1_000_003 + step)
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), CLIP_NORM))
         self.loss = float(loss)
-        if not math.isfinite(self.loss) or not math.isfinite(float(norm)):
-            raise self._diverged(step, prepared, float(norm))
+        if not math.isfinite(self.loss) or not math.isfinite(norm):
+            raise self._diverged(step, batch, norm)
         self.optimizer.step()
-        if self.logit_scale.requires_grad:
-            clamp_scale(self.logit_scale)
-        self._log_step(step + 1, parts, rate, float(norm))
-
-    def _log_step(self, done: int, parts: Mapping[str, Tensor], rate: float, norm: float) -> None:
+        clamp_scale(scale)
         self._write(
             {
-                "step": done,
-                "epoch": rounded(done * self.order.batch_size / self.order.rows),
+                "step": step + 1,
+                "epoch": rounded((step + 1) * self.order.batch_size / self.order.rows),
                 "loss": rounded(self.loss),
                 "losses": {name: rounded(float(part)) for name, part in parts.items()},
                 "learning_rate": rounded(rate),
                 "gradient_norm": rounded(norm),
-                "logit_scale": rounded(float(self.logit_scale.detach().exp())),
+                "logit_scale": rounded(float(scale.detach().exp())),
             }
         )
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self.job.processes.first:
-            self.log.write(line)
-            self.job.trackers.log(int(line["step"]), _flat(line))
 
     def _validate(self, done: int) -> None:
         if self.job.validate is None or not self.job.processes.first:
             return
         figures = dict(self.job.validate())
         self._write({"step": done, "validation": figures})
-        if self.job.keep_best is not None and figures[self.job.keep_best] > self.best:
-            self.best_step, self.best = done, figures[self.job.keep_best]
-            self.checkpoints.save_best(done, self.parameters)
+        best, figure = self.state["best"], None if self.job.keep_best is None else figures[self.job.keep_best]
+        if figure is not None and (best is None or figure > best):
+            self.state |= {"best_step": done, "best": figure}
+            self.best_weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def _due(self, done: int, seconds: float) -> bool:
-        every = self.options.checkpoint_steps
-        return seconds >= CHECKPOINT_SECONDS or (every > 0 and done % every == 0)
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self.job.processes.first:
+            self.log.write(line)
+            self.job.trackers.log(int(line["step"]), _flat(line))
 
-    def _save(self, done: int) -> None:
+    def _save(self) -> None:
         if not self.job.processes.first:
             return
+        self.state["log_bytes"] = self.log.sync()
         tensors = {f"model.{name}": parameter for name, parameter in self.parameters.items()}
-        tensors |= {f"adam.{name}": value for name, value in optimizer_tensors(self.optimizer, self.parameters).items()}
-        best = self.best if math.isfinite(self.best) else None
-        facts = {"log_bytes": self.log.sync(), "best_step": self.best_step, "best": best}
-        self.checkpoints.save(Checkpoint(done, tensors, facts))
-        # The checkpoint before this one is still there, and names its own best weights.
-        self.checkpoints.drop_best({self.best_step, self.saved_best})
-        self.saved_best = self.best_step
+        tensors |= {f"best.{name}": weights for name, weights in self.best_weights.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": value for name, value in moments.items()}
+        self.checkpoints.save(self.state, tensors)
 
-    def _resume(self) -> int:
-        """Restore the newest checkpoint whose log and best weights are there; returns its number of steps."""
-        processes = self.job.processes
-        checkpoint = self._newest() if processes.first else None
-        step = processes.broadcast_facts({"step": checkpoint.step if checkpoint else 0})["step"]
-        if checkpoint is not None:
-            self._restore(checkpoint)
-            log.info("going on after step %d of %d", step, self.steps)
-        if processes.count > 1:
-            self._share(resumed=step > 0)
-        return step
-
-    def _newest(self) -> Checkpoint | None:
-        while (checkpoint := self.checkpoints.newest()) is not None:
-            best_step = int(checkpoint.facts["best_step"])
-            has_best = best_step == 0 or self.checkpoints.load_best(best_step) is not None
-            if has_best and self.log.resume(int(checkpoint.facts["log_bytes"])):
-                return checkpoint
-            log.warning(
-                "the checkpoint of step %d has lost its log or its best weights; it is not used", checkpoint.step
-            )
-            self.checkpoints.forget(checkpoint.step)
-        self.log.resume(0)
-        return None
-
-    def _share(self, resumed: bool) -> None:
-        """Give the first process's state to the others."""
-        processes = self.job.processes
-        with torch.no_grad():
-            processes.broadcast(list(self.parameters.values()))
-        if not resumed:
+    def _resume(self) -> None:
+        """Restore the newest checkpoint whose log is there; every process reads the one that the first one chose."""
+        processes, step = self.job.processes, 0
+        if processes.first:
+            for step in self.checkpoints.sound_steps():
+                if self.log.resume(self.checkpoints.load(step)[0]["log_bytes"]):
+                    break
+                log.warning("the checkpoint of step %d has lost its log; it is not used", step)
+                self.checkpoints.delete(step)
+            else:
+                step = 0
+                self.log.resume(0)
+        step = processes.first_ones(step)
+        if not step:
             return
-        tensors = optimizer_tensors(self.optimizer, self.parameters)
-        shapes = processes.broadcast_facts({name: list(value.shape) for name, value in tensors.items()})
-        if not processes.first:
-            # AdamW's step counts are on the CPU unless it is fused on another device; restoring puts each in place.
-            tensors = {name: torch.zeros(shape, device=processes.device) for name, shape in shapes.items()}
-        processes.broadcast([tensors[name] for name in shapes])
-        if not processes.first:
-            restore_optimizer(self.optimizer, self.parameters, tensors)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        def part(kind: str) -> dict[str, Tensor]:
-            return {k.removeprefix(kind): v for k, v in checkpoint.tensors.items() if k.startswith(kind)}
-
-        self._copy_in(part("model."))
-        restore_optimizer(self.optimizer, self.parameters, part("adam."))
-        best = checkpoint.facts["best"]
-        self.best_step = self.saved_best = int(checkpoint.facts["best_step"])
-        self.best = -math.inf if best is None else float(best)
+        self.state, tensors = self.checkpoints.load(step)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor.to(self.job.clip.device) if part != "adam" else tensor
+        self._copy_in(parts["model"])
+        self.best_weights = parts["best"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["adam"].items():
+            number, _, moment = name.partition(".")
+            moments.setdefault(int(number), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        log.info("going on after step %d of %d", step, self.steps)
 
     @torch.no_grad()
     def _copy_in(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
 
-    def _take_best(self) -> None:
-        if self.best_step in (0, self.steps):
-            return
-        weights = self.checkpoints.load_best(self.best_step)
-        if weights is None:
-            raise TrainingError(
-                f"the best weights (step {self.best_step}) are gone from {self.job.scratch}; delete it and run again"
-            )
-        self._copy_in(weights)
-
-    def _diverged(self, step: int, prepared: Prepared, norm: float) -> TrainingError:
+    def _diverged(self, step: int, batch: Batch, norm: float) -> TrainingError:
         path = self.job.scratch / f"diverged-step-{step + 1:08d}.npz"
         if self.job.processes.first:
-            save_batch(path, self.job.rows, self.order.batch(step), prepared.batch)
+            save_batch(path, self.job.rows, self.order.batch(step), batch)
         return TrainingError(
             f"step {step + 1} of {self.steps}: loss {self.loss}, gradient norm {norm}; the batch is in {path}, its "
             "rows' caption_ids among it. Lower learning_rate, or use precision: fp32"
@@ -329,12 +278,32 @@ class _Run:
 
     def _identity(self) -> str:
         """Digest of the run, computed while the weights are those of the start."""
-        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
-        anchor = [self.job.distil, *([meaning(self.job.ranks)] if self.job.ranks.weight else [])]
-        run = [shapes, pairs, meaning(self.options), anchor, self.job.keep_best]
+        run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
         run += [weights_digest(self.job.clip.model), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """Fused AdamW with open_clip's betas over the trained parameters; only matrices decay."""
+    parameters = list(trained_parameters(model).values())
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear rise over the first `warmup` share of the steps, then half a cosine down to 0 (as open_clip's)."""
+    rising = int(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
+@torch.no_grad()
+def clamp_scale(logit_scale: Tensor) -> None:
+    """Keep the scale of the cosines between 1 and 100, in place."""
+    logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

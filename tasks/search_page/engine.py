@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.feedback import refine
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import HELD_BYTES, Searcher
+from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.training.alpha import interpolate
 from paraclip_core.training.memory import free_memory
 

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 EARLIER = 4
 """Finished artifacts whose features are looked at; a fifth one is hardly of the same images."""
 
+SHARD_IMAGES = 2048
+"""Images in a shard, the grain at which an interrupted stage resumes."""
+
 # The first caption of an image decides its place and its file. `spot` is the row's place among all parts.
 UNIQUE_IMAGES = """
     SELECT image_id, arg_min(image_path, spot) AS image_path, arg_min(images, spot) AS images
@@ -164,7 +167,7 @@ def _list_images(captions: Path, target: Path) -> int:
 
 def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, total: int) -> tuple[int, int]:
     """Encode what is not encoded yet; returns the number of shards, and of images that were encoded now."""
-    size, shard, encoded = ctx.settings.features.shard_images, -1, 0
+    size, shard, encoded = SHARD_IMAGES, -1, 0
     for shard, files in enumerate(_shards(images, size)):
         if not _part(ctx, "index", shard).exists():
             first = shard * size
@@ -244,7 +247,7 @@ def _options(run: Run) -> Mapping[str, Any]:
         tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
     else:
         tower = {"base": place_free_name(model.base)}
-    return {"image_tower": tower, "shard_images": run.settings.features.shard_images}
+    return {"image_tower": tower}
 
 
 def _sources(run: Run) -> Mapping[str, str]:

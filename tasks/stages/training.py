@@ -1,10 +1,8 @@
-"""The two stages that train a text tower; what they do is in `paraclip.tasks.training`, which imports torch."""
+"""The stages that train a text tower; what they do is in `paraclip.tasks.training.bodies`, which imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
@@ -17,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def _bootstrap_options(run: Run) -> dict[str, Any]:
-    return {"bootstrap": meaning(run.settings.bootstrap), "model": meaning(run.settings.model)}
+    settings = run.settings
+    return {
+        "bootstrap": meaning(settings.bootstrap),
+        "precision": settings.finetune.precision,
+        "model": meaning(settings.model),
+    }
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
@@ -45,15 +48,23 @@ def _control_options(run: Run) -> dict[str, Any]:
     return _options(_of_control(run.settings))
 
 
-def _train(module: str, ctx: StageContext) -> dict[str, Any]:
+def _bootstrap(ctx: StageContext) -> dict[str, Any]:
     # Imported in the stage's process: torch takes seconds, and planning a run does not need it.
-    return import_module(f"paraclip.tasks.training.{module}").run(ctx)
+    from paraclip.tasks.training.bodies import bootstrap
+
+    return bootstrap(ctx)
 
 
-def _train_control(ctx: StageContext) -> dict[str, Any]:
+def _finetune(ctx: StageContext) -> dict[str, Any]:
+    from paraclip.tasks.training.bodies import finetune  # imports torch, as above
+
+    return finetune(ctx)
+
+
+def _control(ctx: StageContext) -> dict[str, Any]:
     from paraclip.tasks.run.run import Run  # which knows every stage
 
-    return _train("finetune", replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
+    return _finetune(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
 BOOTSTRAP = Stage(
@@ -61,7 +72,7 @@ BOOTSTRAP = Stage(
     version=7,
     inputs=lambda settings: ("ingest", "features"),
     options=_bootstrap_options,
-    body=partial(_train, "bootstrap"),
+    body=_bootstrap,
     applies=lambda settings: settings.model.base == EMBEDDED,
     about="Train the embedded base model on image-caption pairs.",
     pool="gpu",
@@ -74,7 +85,7 @@ FINETUNE = Stage(
     version=8,
     inputs=_finetune_inputs,
     options=_finetune_options,
-    body=partial(_train, "finetune"),
+    body=_finetune,
     sources=base_sources,
     about="Tune the text tower on captions, paraphrases and image features.",
     pool="gpu",
@@ -87,7 +98,7 @@ CONTROL = Stage(
     version=FINETUNE.version,
     inputs=_finetune_inputs,
     options=_control_options,
-    body=_train_control,
+    body=_control,
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,
     about="Tune the text tower in the same way on captions alone.",

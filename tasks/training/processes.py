@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,14 @@ from paraclip.storage.artifacts import ArtifactStore, WorkFolder
 from paraclip.storage.files import convert_disk_errors
 from paraclip.tasks.run.run import Run, StageContext, settings_of
 from paraclip.tasks.run.status import StatusFile, polling, read_failure, relay_from
+from paraclip_core.clip.model import trained_parameters
 from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.distributed import joined
 from paraclip_core.training.memory import bound_kernel_cache
-from paraclip_core.training.optimizer import trained_parameters
-from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
+from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
 
     Args:
         ctx: the stage's context.
-        stage: its name; ``paraclip.tasks.training.<stage>.Preparation`` makes the job in each process.
+        stage: its name among the preparations of :mod:`paraclip.tasks.training.bodies`; each process makes its own job.
         job: the job as it was made here. Its model ends up with the trained weights, its rows are on disk already.
     """
     count = ctx.settings.run.processes
@@ -60,41 +59,37 @@ def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingR
             f"run.processes is {count}, but {torch.cuda.device_count()} CUDA devices are here; lower it, "
             "or set run.device to cpu"
         )
-    desk = ctx.work.scratch / "processes"
-    shutil.rmtree(desk, ignore_errors=True)  # what an earlier try left
-    desk.mkdir(parents=True)
+    folder = ctx.work.scratch / "processes"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier attempt
+    folder.mkdir(parents=True)
     # Why a process ended must find room where the disk of the root is full.
-    with TempDir() as answers, polling(relay_from(answers / "rank-0.json", ctx.progress), POLL_SECONDS):
-        (desk / "request.json").write_text(json.dumps({**_request(ctx, stage), "answers": str(answers)}))
-        _launch(desk, answers, count)
-    weights = load_file(desk / WEIGHTS)
+    with TempDir() as statuses, polling(relay_from(statuses / "rank-0.json", ctx.progress), POLL_SECONDS):
+        request = {
+            "parent": os.getpid(),
+            "stage": stage,
+            "settings": ctx.settings.model_dump(mode="json"),
+            "root": str(ctx.store.root),
+            "inputs": {name: artifact.fingerprint for name, artifact in ctx.inputs.items()},
+            "out": str(ctx.work.out),
+            "scratch": str(ctx.work.scratch),
+            "statuses": str(statuses),
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        _launch(folder, statuses, count)
+    weights = load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in trained_parameters(job.clip.model).items():
             parameter.copy_(weights[name])
-    return TrainingResult(**json.loads((desk / RESULT).read_text()))
+    return TrainingResult(**json.loads((folder / RESULT).read_text()))
 
 
 def _trackers(ctx: StageContext, stage: str, job: TrainingJob) -> Trackers:
-    names = ctx.settings.run.trackers
-    if not names:
-        return Trackers()
     name = f"{ctx.settings.name}-{stage}-{ctx.work.out.parent.name[:12]}"
-    return open_trackers(names, TrackedRun(name, ctx.store.root / "logs/trackers", meaning(job.options)))
+    run = TrackedRun(name, ctx.store.root / "logs/trackers", meaning(job.options))
+    return Trackers(ctx.settings.run.trackers, run)
 
 
-def _request(ctx: StageContext, stage: str) -> dict[str, Any]:
-    return {
-        "parent": os.getpid(),
-        "stage": stage,
-        "settings": ctx.settings.model_dump(mode="json"),
-        "root": str(ctx.store.root),
-        "inputs": {name: artifact.fingerprint for name, artifact in ctx.inputs.items()},
-        "out": str(ctx.work.out),
-        "scratch": str(ctx.work.scratch),
-    }
-
-
-def _launch(desk: Path, answers: Path, count: int) -> None:
+def _launch(folder: Path, statuses: Path, count: int) -> None:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -107,19 +102,19 @@ def _launch(desk: Path, answers: Path, count: int) -> None:
     )
     try:
         elastic_launch(config, sys.executable)(
-            "-P", "-m", "paraclip.tasks.training.processes", str(desk / "request.json")
+            "-P", "-m", "paraclip.tasks.training.processes", str(folder / "request.json")
         )
     except SignalException as error:
-        raise TrainingError(f"stopped by {error.sigval.name}; run again to go on") from error
+        raise TrainingError(f"stopped by {error.sigval.name}; run again to resume") from error
     except ChildFailedError as error:
-        for status in sorted(answers.glob("rank-*.json")):
+        for status in sorted(statuses.glob("rank-*.json")):
             if (failure := read_failure(status, TrainingError)) is not None:
                 raise failure from error
         failed = ", ".join(
             f"{rank} ({failure.signal_name() if failure.exitcode < 0 else f'code {failure.exitcode}'})"
             for rank, failure in sorted(error.failures.items())
         )
-        raise TrainingError(f"training process {failed} of {count} died; run again to go on") from error
+        raise TrainingError(f"training process {failed} of {count} died; run again to resume") from error
 
 
 def _main(request_path: Path) -> int:
@@ -127,10 +122,10 @@ def _main(request_path: Path) -> int:
     die_with(request["parent"])
     rank = int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s {rank}: %(message)s")
-    desk, status = request_path.parent, StatusFile(Path(request["answers"], f"rank-{rank}.json"))
+    status = StatusFile(Path(request["statuses"], f"rank-{rank}.json"))
     try:
-        with convert_disk_errors(desk):
-            _take_part(request, rank, desk, status)
+        with convert_disk_errors(request_path.parent):
+            _take_part(request, rank, request_path.parent, status)
     except ParaclipError as error:
         log.exception("training failed in process %d", rank)
         status.fail(error)
@@ -138,7 +133,9 @@ def _main(request_path: Path) -> int:
     return 0
 
 
-def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFile) -> None:
+def _take_part(request: dict[str, Any], rank: int, folder: Path, status: StatusFile) -> None:
+    from paraclip.tasks.training.bodies import PREPARATIONS  # which imports this module
+
     settings = settings_of(request["settings"])
     device = torch.device(settings.run.device if settings.run.device != "auto" else "cpu")
     if torch.cuda.is_available() and settings.run.device != "cpu":
@@ -150,18 +147,16 @@ def _take_part(request: dict[str, Any], rank: int, desk: Path, status: StatusFil
     torch.set_num_threads(max(1, threads // int(os.environ["WORLD_SIZE"])))
     store = ArtifactStore(request["root"])
     inputs = {name: artifact for name, value in request["inputs"].items() if (artifact := store.find(name, value))}
-    work = WorkFolder(Path(request["out"]), Path(request["scratch"]))
-    module = import_module(f"paraclip.tasks.training.{request['stage']}")
-    ctx = StageContext(Run(settings, store), inputs, work)
-    job: TrainingJob = module.Preparation(ctx).job(validates=rank == 0)
+    ctx = StageContext(Run(settings, store), inputs, WorkFolder(Path(request["out"]), Path(request["scratch"])))
+    job = PREPARATIONS[request["stage"]](ctx).job(validates=rank == 0)
     if rank == 0:
         job = replace(job, trackers=_trackers(ctx, request["stage"], job))
     with joined(device) as processes:
         result = train(replace(job, processes=processes), status.progress)
     if rank == 0:
         weights = {name: p.detach().cpu().contiguous() for name, p in trained_parameters(job.clip.model).items()}
-        write_tensors(weights, desk / WEIGHTS)
-        (desk / RESULT).write_text(json.dumps(asdict(result)))
+        write_tensors(weights, folder / WEIGHTS)
+        (folder / RESULT).write_text(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,8 +37,7 @@ VIT: dict[str, Any] = {
 }
 TEXTS = ["a dog on a beach", "a red car in the snow", "two cats in a room"]
 SMALL = (
-    "features.shard_images=16", "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32",
-    "run.threads=1",
+    "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32", "run.threads=1",
 )  # fmt: skip
 
 
@@ -160,12 +160,11 @@ def base(home: Path) -> Any:
     import torch
 
     from paraclip_core.clip.export import save_release
-    from paraclip_core.clip.load import build_model
     from paraclip_core.clip.model import ClipModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model: Any = build_model(VIT, {}, "base")
+        model: Any = drawn(VIT)
     clip = ClipModel(model.eval(), VIT, deepcopy(model.visual.preprocess_cfg), "base")
     save_release(clip, home / "base", "---\nlibrary_name: open_clip\n---\n# Base\n")
     return clip
@@ -192,7 +191,7 @@ def test_from_photos_to_other_software(
     assert outcome["verdict"] in ("promote", "hold")
     pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
     call(environment, home, "export", "trip", "open_clip", "--push", "me/holiday", "--dataset", "me/words", **pushed)
-    for layout in ("onnx", "sentence-transformers"):
+    for layout in ("onnx", "hf"):
         call(environment, home, "export", "trip", layout, "--format", layout)
     call(
         environment, home, "export-dataset", "words", *options, "--push", "me/words", "--model", "me/holiday", **pushed
@@ -223,9 +222,14 @@ def assert_same_rankings(home: Path) -> None:
     onnx: Any = onnxruntime.InferenceSession(home / "onnx" / "text_model.onnx")
     assert (ranking(onnx.run(None, {"input_ids": tokenizer(TEXTS).numpy()})[0], images) == expected).all()
 
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    other = library.SentenceTransformer(str(home / "sentence-transformers"), device="cpu")
-    assert (ranking(other.encode(TEXTS, normalize_embeddings=True), images) == expected).all()
+    from transformers import CLIPModel, CLIPProcessor
+
+    other: Any = CLIPModel.from_pretrained(home / "hf")
+    processor: Any = CLIPProcessor.from_pretrained(home / "hf")
+    words: Any = processor(text=TEXTS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found = other(**words, pixel_values=pixels[:1]).text_embeds.numpy()
+    assert (ranking(found, images) == expected).all()
 
 
 def ranking(texts: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -163,7 +163,7 @@ def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
     server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
     settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
     settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
-    settings["bootstrap"] |= {"epochs": 100, "checkpoint_steps": 5}
+    settings["bootstrap"] |= {"epochs": 100}
     settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
     return settings | {"name": "cancelled", "run": settings["run"] | {"placement": "inline"}}
 

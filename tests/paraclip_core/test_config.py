@@ -43,7 +43,7 @@ OPERATIONAL_OPTIONS = {
     "OpenAIOptions": "api_key_env base_url concurrency max_spend "
     "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries timeout_seconds "
     "tokens_per_minute",
-    **dict.fromkeys(("BootstrapOptions", "FinetuneOptions"), "checkpoint_steps memory_gib"),
+    "FinetuneOptions": "checkpoint_steps",
 }
 
 

@@ -27,20 +27,3 @@ def test_rate_and_waiting_are_of_the_time_since_the_last_word(monkeypatch: pytes
         (16, {"eta_seconds": 168, "loss": 3.0, "samples_per_second": 4.0, "data_wait_percent": 0.0}),
         (100, {"eta_seconds": 0, "loss": 4.0, "samples_per_second": 6720.0, "data_wait_percent": 0.0}),
     ]
-
-
-def test_share_of_the_matmul_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    told: list[dict] = []
-    shown = Throughput(lambda done, total, **facts: told.append(facts), 100, 0, 8, matmul_rate=200.0)
-    shown.add_flops(60.0)
-    shown.add_flops(40.0)
-    now = 2.0
-    shown.report(2)
-    now = 4.0
-    shown.report(4)  # nothing is known of these two steps
-    assert told == [
-        {"eta_seconds": 98, "samples_per_second": 8.0, "data_wait_percent": 0.0, "matmul_percent": 25.0},
-        {"eta_seconds": 96, "samples_per_second": 8.0, "data_wait_percent": 0.0},
-    ]

@@ -243,7 +243,6 @@ def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
     "override",
     [
         "finetune.distil=.inf",
-        "bootstrap.memory_gib=.inf",
         "paraphrase.gates.max_length_ratio=.inf",
         "evaluate.gate.max_drop={sts/spearman: .nan}",
         "evaluate.gate.max_drop={sts/spearman: .inf}",
@@ -255,7 +254,7 @@ def test_numbers_that_no_manifest_can_hold(override: str) -> None:
         load_settings(None, [override])
 
 
-@pytest.mark.parametrize("group", ["data.scenes", "paraphrase", "bootstrap", "finetune", "evaluate"])
+@pytest.mark.parametrize("group", ["data.scenes", "paraphrase", "finetune", "evaluate"])
 def test_seeds_that_no_table_or_generator_takes(group: str) -> None:
     for seed in (-(2**63), 2**63 - 1):
         load_settings(None, [f"{group}.seed={seed}"])

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel
 
 CONFIG: dict[str, Any] = {
@@ -41,7 +42,7 @@ def make_home(home: Path) -> None:
 def _release(folder: Path, shift: float) -> str:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model: Any = build_model(CONFIG, {}, "test")
+        model: Any = drawn(CONFIG)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.2)

@@ -41,8 +41,8 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         },
         "paraphrase": paraphrase,
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
-        "features": {"shard_images": 16, "batch_size": 8},
-        "bootstrap": {"epochs": 15, "batch_size": 16, "checkpoint_steps": 5, "precision": "fp32"},
+        "features": {"batch_size": 8},
+        "bootstrap": {"epochs": 15, "batch_size": 16},
         "finetune": {
             "epochs": 10,
             "batch_size": 4,

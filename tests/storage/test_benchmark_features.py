@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.features import BenchmarkFeatures
 from paraclip.storage.fingerprint import FileHashes
 
 NAMES = ("a.jpg", "b.jpg")

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage import features as features_module
 from paraclip.storage.features import INDEX, FeatureStore, IdIndex, shard_path, write_index, write_shard
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError
@@ -184,13 +183,3 @@ def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None])
 def test_an_id_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         IdIndex(pa.array(["a", "b", "a"]))
-
-
-def test_colliding_hashes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # No two strings are known that collide.
-    monkeypatch.setattr(features_module, "_hashes", lambda strings: np.zeros(len(strings), np.uint64))
-    index = IdIndex(pa.array(["a", "b", "c"]))
-    assert index.find(pa.array(["c", "x", None, "a"])).tolist() == [2, -1, -1, 0]
-    with pytest.raises(ValueError, match="twice"):
-        IdIndex(pa.array(["a", "b", "a"]))
-    assert IdIndex(pa.array(["a"])).find(pa.array(["b", "a"])).tolist() == [-1, 0]

@@ -199,11 +199,3 @@ def test_discarded_work_is_gone_everywhere_without_a_download(
     monkeypatch.setattr(other.remote, "download", lambda files: pytest.fail(f"downloads {files}"))
     remove(collect(other, unfinished=True).garbage, other)
     assert objects.names() == [] and not other.resumable("ingest", FP)
-
-
-@pytest.mark.usefixtures("hasty")
-def test_the_work_of_a_lost_machine_can_be_discarded(machine: Machine, objects: Objects) -> None:
-    interrupted(machine("one"), WORK)
-    objects.write(f"locks/ingest/{FP}/00000001", json.dumps(THEIRS).encode())
-    machine("two").discard("ingest", FP)
-    assert objects.names() == []

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.tasks.hub import published_card
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import build_model
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import canonical
 from paraclip_core.config import ModelOptions
@@ -75,7 +75,7 @@ def paraclip(hub: HubServer, home: Path, *arguments: str, token: str | None = No
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    clip: Any = build_model(CONFIG, {}, "test")
+    clip: Any = drawn(CONFIG)
     save_release(ClipModel(clip.eval(), CONFIG, dict(clip.visual.preprocess_cfg), "test"), tmp_path / "model", CARD)
     return tmp_path / "model"
 

@@ -1,8 +1,7 @@
-"""A causal text tower over a prefix trie, and how much arithmetic it does."""
+"""A causal text tower over a prefix trie."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paraclip_core.clip.packed.ragged import Ragged
-from paraclip_core.clip.packed.transformer import PackedTransformer, packs, weight_gradient
-from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, count_nodes, prefix_trie, trie_chunks
-
-RATE_ROWS = 2048
-"""Rows of the product that measures the machine's rate."""
+from paraclip_core.clip.packed.transformer import PackedTransformer, packs
+from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, prefix_trie, trie_chunks
 
 
 @dataclass(frozen=True)
@@ -68,35 +64,6 @@ class PackedTower:
         x = self.tower.token_embedding(tokens) + F.embedding(positions, table)
         return self.project(self.tower.ln_final(transformer(x, trie))).index_select(0, text_ends)
 
-    def step_flops(self, texts: Ragged) -> float:
-        """Floating-point operations of the linear layers for texts that are embedded and trained on once.
-
-        A product of an n by k and a k by m matrix counts 2nkm; backward is two products for each of forward.
-        """
-        if not len(texts):
-            return 0.0
-        nodes = count_nodes(texts.take(alphabetical(texts)))
-        layers: Any = self.tower.transformer.resblocks
-        hidden = layers[0].mlp.c_fc.weight
-        qkv, block = layers[0].attn.in_proj_weight.numel(), hidden.shape[1] ** 2 + 2 * hidden.numel()
-        # The last layer computes queries, keys and values alone for all tokens.
-        return 6.0 * (nodes * (qkv * len(layers) + block * (len(layers) - 1)) + len(texts) * block)
-
-    def matmul_rate(self, dtype: torch.dtype) -> float:
-        """Floating-point operations a second of the widest layer, forward and backward, measured here."""
-        weight = self.tower.transformer.resblocks[0].mlp.c_fc.weight.detach().to(dtype)
-        x = torch.zeros(RATE_ROWS, weight.shape[1], dtype=dtype, device=weight.device)
-        best = 0.0
-        for _ in range(3):
-            _synchronize(weight.device)
-            start = time.perf_counter()
-            gradient = F.linear(x, weight)
-            torch.mm(gradient, weight)
-            weight_gradient(x, gradient)
-            _synchronize(weight.device)
-            best = max(best, 6 * x.numel() * len(weight) / max(time.perf_counter() - start, 1e-9))
-        return best
-
 
 def packed_tower(
     tower: Any, pool: str, end: int | None, pad: int, room: int, project: Callable[[Tensor], Tensor]
@@ -109,8 +76,3 @@ def packed_tower(
     ):
         return PackedTower(tower, pool, end, pad, room, project)
     return None
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -67,11 +67,6 @@ def trie_chunks(texts: Ragged, budget: int) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def count_nodes(texts: Ragged) -> int:
-    """Number of nodes of the trie of sorted texts."""
-    return len(texts.values) - int(_shared(texts.padded(pad=-1), texts.lengths).sum())
-
-
 def prefix_trie(texts: Ragged, slots: int = SLOTS) -> PrefixTrie:
     """The prefix trie of texts, none of them empty.
 

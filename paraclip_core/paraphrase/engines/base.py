@@ -16,7 +16,7 @@ from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 
 if TYPE_CHECKING:
-    from paraclip_core.training.batches import ImageFeatures
+    from paraclip_core.training.data import ImageFeatures
 
 SMALL_BYTES = 16 * 1024 * 1024
 """Files above this size are hashed by `HashFiles`, which may remember."""

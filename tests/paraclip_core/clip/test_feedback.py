@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paraclip_core.clip.feedback import refine
+from paraclip_core.clip.search import refine
 
 RNG = np.random.default_rng(0)
 

@@ -69,33 +69,6 @@ def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_p
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
 
 
-def test_the_log_says_which_activation_a_file_gets(
-    known: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    quick = f"{ARCHITECTURE}-quickgelu"
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, quick, {**known.model_cfg, "quick_gelu": True})
-    file = tmp_path / "w.safetensors"
-    save_file(known.model.state_dict(), file)
-    for reference, told in (
-        (f"{ARCHITECTURE}:{file}", f"{ARCHITECTURE} has GELU"),
-        (f"{quick}:{file}", f"{quick} has QuickGELU"),
-    ):
-        caplog.clear()
-        with caplog.at_level("INFO", "paraclip_core.clip.load"):
-            clip = load_clip(reference)
-        assert [told in message for message in caplog.messages] == [True]
-        assert bool(clip.model_cfg.get("quick_gelu")) is ("QuickGELU" in told)
-
-
-def test_the_older_layout_of_custom_text_models(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = tiny(custom_text=True)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, clip.model_cfg)
-    tensors = {name.removeprefix("text."): tensor for name, tensor in clip.model.state_dict().items()}
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
-    save_file(tensors, tmp_path / "w.safetensors")
-    same(load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}"), clip)
-
-
 def _openai_archive(clip: ClipModel, path: Path) -> None:
     """As OpenAI published its models: traced, in half precision, with three numbers as buffers and no mask."""
     model: Any = clip.model
@@ -124,7 +97,7 @@ def test_openais_archives_are_converted_once(known: ClipModel, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     _openai_archive(known, tmp_path / "archive.pt")
     page = (Path(__file__).parents[3] / "docs/tuned-model.md").read_text("utf-8").partition("## OpenAI's own files")[2]
-    with pytest.raises(ModelError, match=r"archive\.pt is damaged, or holds more .*docs/tuned-model\.md"):
+    with pytest.raises(ModelError, match=r"archive\.pt .* docs/tuned-model\.md"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'archive.pt'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is leaving TorchScript
@@ -170,9 +143,6 @@ def test_damaged_files_are_told(known: ClipModel, tmp_path: Path) -> None:
                 load_clip(f"{ARCHITECTURE}:{file}")
     with pytest.raises(ModelError, match="no weights file"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'absent.pt'}")
-    np.savez(tmp_path / "webli.npz", x=np.zeros(3))
-    with pytest.raises(ModelError, match="big_vision's format"):
-        load_clip(f"{ARCHITECTURE}:{tmp_path / 'webli.npz'}")
     with pytest.raises(ModelError, match="ARCHITECTURE:"):
         load_clip(str(tmp_path / "w.pt"))
     with pytest.raises(ModelError, match="no architecture 'Tiny-B-23'; did you mean"):
@@ -180,21 +150,10 @@ def test_damaged_files_are_told(known: ClipModel, tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_told(known: ClipModel, tiny: Tiny, tmp_path: Path) -> None:
-    tensors = known.model.state_dict()
-    for file, content, message in (
-        ("other.pt", tiny().model.state_dict(), "does not fit Tiny-B-32"),
-        ("laclip.pt", {**tensors, "image_projection": torch.zeros(2)}, "LAION-400M"),
-        ("list.pt", [1, 2], "holds a list"),
-        ("empty.pt", {"epoch": 3}, "no tensors by name"),
-    ):
+    for file, content in (("other.pt", tiny().model.state_dict()), ("list.pt", [1, 2]), ("empty.pt", {"epoch": 3})):
         torch.save(content, tmp_path / file)
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError, match="does not fit Tiny-B-32"):
             load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
-    # Another resolution would need the positional table stretched, which is another image tower.
-    stretched = {**tensors, "visual.positional_embedding": torch.zeros(17, 64)}
-    torch.save(stretched, tmp_path / "larger.pt")
-    with pytest.raises(ModelError, match="positional_embedding"):
-        load_clip(f"{ARCHITECTURE}:{tmp_path / 'larger.pt'}")
 
 
 def test_what_references_mean(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.clip.index import READERS, ImageIndex, read_index
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import InputError
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 NAMES = [f"photo {row}.jpg" for row in range(7)]
@@ -62,27 +62,6 @@ def test_a_folder_of_clip_retrieval(tmp_path: Path) -> None:
     index = read_index(tmp_path)
     assert same(index) and index.ids == NAMES
     assert np.array_equal(np.asarray(index.features[np.array([4, 0])]), ROWS[[4, 0]].astype(np.float16))
-
-
-def test_faiss_and_usearch(tmp_path: Path) -> None:
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
-    index = faiss.IndexFlatIP(4)
-    index.add(ROWS)
-    faiss.write_index(index, str(tmp_path / "index.faiss"))
-    assert same(read_index(tmp_path / "index.faiss"))
-    usearch = pytest.importorskip("usearch.index", reason="usearch is not installed")
-    other = usearch.Index(ndim=4, metric="cos", dtype="f32")
-    other.add(EVERY + 100, ROWS)
-    other.save(str(tmp_path / "index.usearch"))
-    found = read_index(tmp_path / "index.usearch")
-    assert same(found) and found.ids == [str(row + 100) for row in range(7)]
-
-
-def test_without_the_package_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    (tmp_path / "index.faiss").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"needs faiss-cpu: pip install 'paraclip\[index\]'"):
-        read_index(tmp_path / "index.faiss")
 
 
 def test_what_is_no_index_is_named(tmp_path: Path) -> None:

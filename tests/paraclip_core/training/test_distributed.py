@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
-OPTIONS = {"checkpoint_steps": 4, "batch_size": 13}
-ANCHORED = {"distil": 0.5, "ranks": {"weight": 0.5, "bank": 9}}
+OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5, "bank": 9}}
 
 
 def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
@@ -39,7 +38,7 @@ def losses(folder: Path) -> dict[int, float]:
 @pytest.fixture(scope="module")
 def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("alone")
-    job = tiny.tiny_job(folder, options=OPTIONS, **ANCHORED)
+    job = tiny.tiny_job(folder, options=OPTIONS)
     train(job)
     return folder, dict(job.clip.model.state_dict())
 
@@ -54,7 +53,7 @@ def assert_near(found: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> Non
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    ended = torchrun(folder, 2, **ANCHORED)
+    ended = torchrun(folder, 2)
     assert ended.returncode == 0, ended.stderr
     return folder
 
@@ -63,7 +62,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is left when the first of two processes is killed."""
     folder = tmp_path_factory.mktemp("killed")
-    died = torchrun(folder, 2, **ANCHORED, die=6)
+    died = torchrun(folder, 2, die=6)
     assert died.returncode != 0 and not (folder / "w.st").exists(), died.stderr
     # There is more than the checkpoint has, and it is done again.
     assert max(losses(folder)) == 28
@@ -90,7 +89,7 @@ def test_two_processes_draw_the_same_rewrites_as_one(tiny: ModuleType, tmp_path:
 def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     # By processes of which only the first one has read the checkpoint.
-    again = torchrun(tmp_path, 2, **ANCHORED)
+    again = torchrun(tmp_path, 2)
     assert again.returncode == 0, again.stderr
     assert [(folder / "validations").read_text() for folder in (together, tmp_path)] == ["9", "4"]
     for file in ("w.st", "training_log.jsonl"):
@@ -101,6 +100,6 @@ def test_a_run_goes_on_with_another_number_of_processes(
     killed: Path, tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    ended = torchrun(tmp_path, 1, **ANCHORED)
+    ended = torchrun(tmp_path, 1)
     assert ended.returncode == 0, ended.stderr
     assert_near(tmp_path, alone)

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paraclip_core.clip.encode import computed_tokens, encode_ragged, shares
-from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.encode import computed_tokens, encode_ragged
+from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
 from paraclip_core.clip.tokenizer import tokenize
-from paraclip_core.config import LossWeights, RankOptions
-from paraclip_core.training import grad_cache
-from paraclip_core.training.batches import Prepared, prepare
+from paraclip_core.config import LossWeights
+from paraclip_core.training import grad_cache, losses
+from paraclip_core.training.data import TEXTS, Batch, make_batch
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
 from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, named_pairs
 from paraclip_core.training.memory import deterministic
-from paraclip_core.training.optimizer import trained_parameters
 
-KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 TOWER_KINDS = (
     "clip", "eva", "pe", "worldwide", "coca", "roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "clipa",
     "mobileclip-s",
@@ -43,10 +41,10 @@ def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def batch(tiny: ModuleType, rows: int = 40) -> Prepared:
+def batch(tiny: ModuleType, rows: int = 40) -> Batch:
     stored, features = tiny.tiny_rows()
     images = np.arange(len(features))
-    return prepare(stored.take(np.arange(rows), KINDS), features, images, images[5:])
+    return make_batch(stored, np.arange(rows), TEXTS, features, images, images[5:])
 
 
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
@@ -66,7 +64,7 @@ def gradients(clip: ClipModel) -> dict[str, Tensor]:
     return found
 
 
-def plain(clip: ClipModel, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
     keys = prepared.key_tensors(clip.device)
     loss, _ = contrastive_loss(embeddings, clip.model.get_parameter("logit_scale"), PAIRS, keys)
@@ -95,21 +93,19 @@ def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[s
 
 
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
-@pytest.mark.parametrize("teacher", ["caption", "wordings"])
-def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teacher: str) -> None:
+def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "RANK_TEMPERATURE", 20)
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 0.0, RankOptions(weight=2, temperature=20, teacher=teacher))  # type: ignore[arg-type]
-    taught = KINDS if teacher == "wordings" else KINDS[:1]
+    anchor = Anchor(clip, 0.0, 2.0)
     with torch.no_grad():
-        embedded = torch.stack([encode_ragged(clip, prepared.batch.texts[kind]) for kind in taught])
-        base = functional.normalize(embedded.sum(0), dim=-1)
+        base = encode_ragged(clip, prepared.texts("caption"))
         clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
     targets = torch.softmax(20 * base @ prepared.gallery(clip.device).T, 1)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
     divergences = [
         functional.kl_div(torch.log_softmax(20 * embeddings[kind] @ prepared.gallery(clip.device).T, 1), targets,
                           reduction="batchmean")
-        for kind in KINDS
+        for kind in TEXTS
     ]  # fmt: skip
     keys, scale = prepared.key_tensors(clip.device), clip.model.get_parameter("logit_scale")
     expected = contrastive_loss(embeddings, scale, PAIRS, keys)[0] + 2 * torch.stack(divergences).mean()
@@ -127,7 +123,7 @@ def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, teach
 @pytest.mark.parametrize("anchored", [False, True])
 def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, RankOptions(weight=1)) if anchored else None
+    anchor = Anchor(clip, 1.0, 1.0) if anchored else None
     found = []
     for memory, fits in ((4.0, True), (1e-9, False)):
         objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
@@ -139,7 +135,7 @@ def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anc
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0)
+    anchor = Anchor(clip, 1.0, 0.0)
     trimmed: list[bool] = []
     monkeypatch.setattr(grad_cache, "free_heap", lambda: trimmed.append(True))
     monkeypatch.setattr(grad_cache, "anonymous_memory", lambda: 2 * 2**30)
@@ -194,85 +190,18 @@ def test_the_estimate_is_near_what_is_kept(
     assert needed / 2.5 < estimate < needed * 2.5
 
 
-def test_groups_are_of_what_is_computed(tiny: ModuleType) -> None:
-    tokens = batch(tiny).tokens
-    clip = clip_of(tiny)
-    texts = grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)
-    # Another cut would be other last bits.
-    mine = shares(clip, tokens, 1)[0]
-    until = np.cumsum(tokens.lengths[mine])
-    count = 2 * -(-int(until[-1]) // 128)
-    cuts = np.searchsorted(until, until[-1] * np.arange(1, count) / count)
-    assert [group.tolist() for group in texts._groups] == [group.tolist() for group in np.split(mine, cuts)]
-    padded = clip_of(tiny, no_causal_mask=True, pool_type="last")
-    texts = grad_cache.CachedTexts(padded, tokens, precision="fp32", keep=False)
-    sizes = [len(group) * padded.context_length for group in texts._groups]
-    assert sum(sizes) == computed_tokens(padded, tokens) and max(sizes) <= 64 + padded.context_length
-    assert computed_tokens(clip, tokens) == len(tokens.values)
-    assert computed_tokens(padded, tokens.take(np.zeros(0, np.int64))) == 0
-
-
-@pytest.mark.parametrize(("rows", "count"), [(10, 1), (40, 2)])
-def test_few_texts_are_one_group(tiny: ModuleType, rows: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
-    monkeypatch.setattr(grad_cache, "FEW_TOKENS", 300)
-    tokens = batch(tiny, rows).tokens
-    assert (len(tokens.values) > 300) == (count > 1)
-    assert len(grad_cache.CachedTexts(clip_of(tiny), tokens, precision="fp32", keep=False)._groups) == count
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
 def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
     tiny: ModuleType, precision: str, memory: float, cores: Callable[[int], None]
 ) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor, found = Anchor(clip, 1.0), []
+    anchor, found = Anchor(clip, 1.0, 0.0), []
     for count in (1, 2):
         cores(count)
         loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]
         found.append({"loss": loss, **gradients(clip)})
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
-
-
-def test_only_our_transformer_runs_side_by_side(tiny: ModuleType) -> None:
-    clip, tokens = clip_of(tiny), batch(tiny).tokens
-    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is side_by_side
-    # Dropout draws from the process's random numbers.
-    clip.model.get_submodule("transformer.resblocks.0").attn.dropout = 0.3  # type: ignore[assignment]
-    assert grad_cache.CachedTexts(clip, tokens, precision="fp32", keep=False)._each is in_turn
-
-
-def test_parameters_share_no_gradient() -> None:
-    first, second = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    for total in (1, 2):
-        given = torch.autograd.grad((first + second).sum(), [first, second])
-        grad_cache._add([first, second], given)
-        assert first.grad is not None and first.grad.tolist() == [total, total]
-        assert second.grad is not None and second.grad.tolist() == [total, total]
-
-
-def test_a_whole_batch_is_never_kept(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
-    clip = clip_of(tiny)
-    peaks = []
-    for rows in (20, 60):
-        live = peak = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal live, peak
-            live += tensor.numel()
-            peak = max(peak, live)
-            return tensor
-
-        prepared = batch(tiny, rows)
-        texts = grad_cache.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)
-        embeddings = texts.embed()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            before = live
-            texts.backward(torch.ones_like(embeddings), list(trained_parameters(clip.model).values()))
-        peaks.append((live - before) / len(texts._groups))
-    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
@@ -313,17 +242,6 @@ def test_a_table_that_scales_what_it_gives_still_does(towers: ModuleType, tmp_pa
         torch.testing.assert_close(table.weight.grad, whole)
 
 
-def test_results_come_in_order_whoever_ends_first(cores: Callable[[int], None]) -> None:
-    cores(2)
-
-    def work(number: int) -> int:
-        time.sleep(0.02 * (number % 2 == 0))
-        return number
-
-    assert list(side_by_side(work, 7)) == list(in_turn(work, 7)) == list(range(7))
-    assert list(side_by_side(work, 0)) == []
-
-
 def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) -> None:
     cores(4)
     met = threading.Barrier(STREAMS)
@@ -340,22 +258,6 @@ def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) ->
     thread.start()
     thread.join()
     assert later == [4]
-
-
-@pytest.mark.parametrize(("threads", "count"), [(1, 3), (2, 1)])
-def test_one_core_or_one_group_needs_no_thread(threads: int, count: int, cores: Callable[[int], None]) -> None:
-    cores(threads)
-    here = threading.current_thread()
-    assert list(side_by_side(lambda _: threading.current_thread() is here, count)) == [True] * count
-
-
-def test_no_more_are_begun_than_are_taken(cores: Callable[[int], None]) -> None:
-    cores(2)
-    begun: list[int] = []
-    results = side_by_side(lambda number: begun.append(number) or number, 9)
-    assert next(results) == 0
-    assert len(begun) <= STREAMS
-    assert list(results) == list(range(1, 9))
 
 
 def test_an_error_is_raised_when_the_others_have_ended(cores: Callable[[int], None]) -> None:

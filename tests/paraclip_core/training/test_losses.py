@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.nn import functional
@@ -18,9 +20,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.clip.model import freeze_image_tower
 from paraclip_core.config import LossWeights
-from paraclip_core.training.batches import prepare
-from paraclip_core.training.distributed import ALONE
-from paraclip_core.training.losses import Anchor, Pair, contrastive_loss, false_negatives, info_nce, named_pairs
+from paraclip_core.training import losses
+from paraclip_core.training.alpha import AO, RECALL, ValidationSet, measure
+from paraclip_core.training.data import TEXTS, make_batch
+from paraclip_core.training.losses import (
+    Anchor,
+    Pair,
+    contrastive_loss,
+    false_negatives,
+    info_nce,
+    named_pairs,
+    rank_divergence,
+)
 from paraclip_core.training.trainer import train
 
 KINDS = ("image", "caption", "paraphrase_1", "paraphrase_2")
@@ -180,39 +191,93 @@ def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
     assert found[0] == found[1]
 
 
-def distance(tiny: ModuleType, folder: Path, **changed: float) -> float:
-    """How far training moved the captions' embeddings (mean of 1 - cos)."""
-    job, base = tiny.tiny_job(folder, **changed), tiny.tiny_clip()
-    train(job)
-    texts = job.rows.texts["caption"]
-    with torch.no_grad():
-        return float(1 - (encode_ragged(job.clip, texts) * encode_ragged(base, texts)).sum(1).mean())
-
-
 def test_distillation_keeps_the_captions_where_they_are(tiny: ModuleType, tmp_path: Path) -> None:
-    free = distance(tiny, tmp_path / "free")
-    distilled = distance(tiny, tmp_path / "distil", distil=100.0)
-    last = [json.loads(line) for line in (tmp_path / "distil/training_log.jsonl").read_text().splitlines()][-2]
+    moved = {}
+    for distil in (0.0, 100.0):
+        job, base = tiny.tiny_job(tmp_path / str(distil), options={"distil": distil}), tiny.tiny_clip()
+        train(job)
+        texts = job.rows.texts["caption"]
+        with torch.no_grad():
+            apart = 1 - (encode_ragged(job.clip, texts) * encode_ragged(base, texts)).sum(1)
+        moved[distil] = float(apart.mean())
+    last = [json.loads(line) for line in (tmp_path / "100.0/training_log.jsonl").read_text().splitlines()][-2]
     assert last["loss"] == pytest.approx(sum(last["losses"].values()) + 99 * last["losses"]["distil"], rel=1e-4)
-    assert distilled < 0.5 * free
+    assert moved[100.0] < 0.5 * moved[0.0]
 
 
-def test_values_and_gradients_are_those_of_the_formulas(tiny: ModuleType) -> None:
+def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> None:
     clip = tiny.tiny_clip()
     freeze_image_tower(clip)
     rows, features = tiny.tiny_rows()
-    prepared = prepare(rows.take(np.arange(8), ("caption", "paraphrase_1")), features, np.arange(len(features)))
+    batch = make_batch(rows, np.arange(8), TEXTS[:2], features, np.arange(len(features)))
     clip.model.train()
-    anchor = Anchor(clip, 1.0)
-    assert anchor._tower is not None and not anchor._tower.model.training, "dropout would move what it holds on to"
+    anchor = Anchor(clip, 1.0, 0.0)
+    assert not anchor.clip.model.training, "dropout would move what it holds on to"
     clip.model.eval()
-    embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
-    # The base itself is nowhere away from itself.
-    weight, distance = anchor.terms(prepared, embeddings, "fp32", 0, ALONE)["distil"]
-    assert weight == 1.0 and float(distance.detach()) == pytest.approx(0.0, abs=1e-6)
     with torch.no_grad():
         clip.model.get_parameter("text_projection").add_(0.5)
-    embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
-    expected = 1 - (embeddings["caption"] * encode_ragged(tiny.tiny_clip(), prepared.batch.texts["caption"])).sum(1)
-    _, distance = anchor.terms(prepared, embeddings, "fp32", 0, ALONE)["distil"]
-    assert float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
+        base = encode_ragged(anchor.clip, batch.texts("caption"))
+    found = batch.embeddings(encode_ragged(clip, batch.tokens))
+    expected = 1 - (found["caption"] * encode_ragged(tiny.tiny_clip(), batch.texts("caption"))).sum(1)
+    weight, distance = anchor.terms(batch, found, base)["distil"]
+    assert weight == 1.0 and float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
+
+
+def unit(rows: int, seed: int, dim: int = 6, dtype: torch.dtype = torch.float32) -> Tensor:
+    return functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).to(dtype), dim=-1)
+
+
+def divergence_by_loop(wordings: list[Tensor], base: Tensor, gallery: Tensor, temperature: float) -> float:
+    def shares(text: Tensor) -> list[float]:
+        powers = [math.exp(temperature * float(text.detach().double() @ image.double())) for image in gallery]
+        return [power / sum(powers) for power in powers]
+
+    divergences = []
+    for wording in wordings:
+        for row, judge in zip(wording, base, strict=True):
+            divergences.append(sum(p * math.log(p / q) for p, q in zip(shares(judge), shares(row), strict=True)))
+    return sum(divergences) / len(divergences)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    rows=st.integers(1, 7), images=st.integers(1, 9), temperature=st.floats(0.5, 60), cells=st.sampled_from((1, 16, 99))
+)
+def test_rankings_have_the_value_and_gradient_of_the_definition(
+    rows: int, images: int, temperature: float, cells: int
+) -> None:
+    base, gallery = unit(rows, 0), unit(images, 1)
+    wordings = [unit(rows, seed).requires_grad_() for seed in (2, 3, 4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "RANK_CELLS", cells)
+        ours = rank_divergence(wordings, base, gallery, temperature)
+    expected = divergence_by_loop(wordings, base, gallery, temperature)
+    assert float(ours.detach()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    (3 * ours).backward()
+    again = [wording.detach().requires_grad_() for wording in wordings]
+    targets = torch.log_softmax(temperature * base @ gallery.T, 1)
+    plain = [
+        functional.kl_div(torch.log_softmax(temperature * wording @ gallery.T, 1), targets, reduction="batchmean",
+                          log_target=True)
+        for wording in again
+    ]  # fmt: skip
+    (sum(plain) / 3 * 3).backward()  # type: ignore[union-attr]  # three of them
+    for first, second in zip(wordings, again, strict=True):
+        torch.testing.assert_close(first.grad, second.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_training_moves_wordings_to_the_base_s_ranking(tiny: ModuleType, tmp_path: Path) -> None:
+    def trained(name: str, **changed: object) -> tuple[dict[str, float], list[float]]:
+        weights = LossWeights(image_paraphrase_2=0, paraphrase_1_paraphrase_2=0, caption_paraphrase_1=0.01)
+        options = {"epochs": 30.0, "batch_size": 20, **changed}
+        job = tiny.tiny_job(tmp_path / name, pairs=named_pairs(weights), keep_best=None, options=options)
+        texts, rows = job.rows.texts, job.rows.image_rows
+        held_out = ValidationSet(job.features, texts[TEXTS[0]], rows, texts[TEXTS[0]], texts[TEXTS[2]], rows)
+        train(job)
+        lines = map(json.loads, (tmp_path / name / "training_log.jsonl").read_text().splitlines())
+        return measure(job.clip, held_out), [line["losses"].get("ranks") for line in lines if "losses" in line]
+
+    without, _ = trained("without")
+    taught, divergences = trained("taught", ranks={"weight": 1, "bank": 15})
+    assert divergences[-1] < 0.5 * divergences[0]
+    assert taught[AO] > without[AO] + 5 and RECALL in taught

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 from paraclip_core.errors import ConfigError
-from paraclip_core.training.trackers import TrackedRun, Trackers, open_trackers
+from paraclip_core.training import trackers as trackers_module
+from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import train
 
 
 def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "file").mkdir()
-    (tmp_path / "file/r.jsonl").write_text('{"step": 2, "loss": 3.0}\n')  # of a run that was killed too early
-    trackers = open_trackers(["file", "file"], TrackedRun("r", tmp_path, {}))
+    trackers = Trackers(["file", "file"], TrackedRun("r", tmp_path, {}))
     train(tiny.tiny_job(tmp_path, trackers=trackers))
     lines = [json.loads(line) for line in (tmp_path / "file/r.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 46))
@@ -32,32 +31,11 @@ def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> Non
     assert any("validation/text_to_image_recall@10" in line for line in lines)
 
 
-def test_a_file_has_each_step_once_after_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "file/r.jsonl"
-
-    def told() -> list[int]:
-        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-
-    killed = open_trackers(["file"], TrackedRun("r", tmp_path, {}))
-    killed.begin(0)
-    for step in (1, 2, 3, 3, 4):
-        killed.log(step, {"loss": 1.0})
-    assert told() == [1, 2, 3, 3, 4], "a kill takes nothing away"
-    with path.open("a") as file:
-        file.write('{"step": 2, "lo')
-    resumed = open_trackers(["file"], TrackedRun("r", tmp_path, {}))
-    resumed.begin(3)
-    resumed.log(4, {"loss": 0.5})
-    assert told() == [1, 2, 3, 3, 4] and '{"step": 4, "loss": 0.5}' in path.read_text()
-    killed.close()
-    resumed.close()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     for steps in ((1, 2, 3), (3,)):  # a run that is resumed writes another file
-        trackers = open_trackers(["tensorboard"], TrackedRun("r", tmp_path, {"seed": 0}))
+        trackers = Trackers(["tensorboard"], TrackedRun("r", tmp_path, {"seed": 0}))
         trackers.begin(steps[0] - 1)
         for step in steps:
             trackers.log(step, {"loss": 1 / step})
@@ -69,26 +47,6 @@ def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
     assert [(event.step, round(event.value, 3)) for event in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
 
 
-def test_a_tracker_opens_one_event_file_and_only_once_it_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[dict[str, Any]] = []
-
-    def writer(folder: str, **more: Any) -> SimpleNamespace:
-        assert folder == str(tmp_path / "tensorboard/r")
-        opened.append(more)
-        return SimpleNamespace(add_text=lambda *_: None, add_scalar=lambda *_: None, close=lambda: None)
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer))
-    trackers = open_trackers(["tensorboard"], TrackedRun("r", tmp_path, {"seed": 0}))
-    assert opened == []
-    trackers.begin(4)
-    trackers.log(5, {"loss": 0.5})
-    trackers.close()
-    assert opened == [{"purge_step": 5}]
-    open_trackers(["tensorboard"], TrackedRun("r", tmp_path, {})).close()
-
-
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
 def test_services_get_project_name_and_figures(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
@@ -97,7 +55,9 @@ def test_services_get_project_name_and_figures(package: str, tmp_path: Path, mon
         return lambda *args, **named: calls.append((name, {**named, "args": args}))
 
     monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{n: noted(n) for n in ("init", "log", "finish")}))
-    trackers = open_trackers([package], TrackedRun("r", tmp_path, {"seed": 0}))
+    monkeypatch.setattr(trackers_module, "find_spec", lambda name: name)
+    trackers = Trackers([package], TrackedRun("r", tmp_path, {"seed": 0}))
+    trackers.begin(6)
     trackers.log(7, {"loss": 0.5})
     trackers.close()
     assert [name for name, _ in calls] == ["init", "log", "finish"]
@@ -108,9 +68,10 @@ def test_services_get_project_name_and_figures(package: str, tmp_path: Path, mon
 RESUMED = """
 import sys
 from pathlib import Path
-from paraclip_core.training.trackers import TrackedRun, open_trackers
+from paraclip_core.training.trackers import TrackedRun, Trackers
 for steps in ((1, 2), (3,)):
-    trackers = open_trackers([sys.argv[1]], TrackedRun("r", Path(sys.argv[2]), {"seed": 0}))
+    trackers = Trackers([sys.argv[1]], TrackedRun("r", Path(sys.argv[2]), {"seed": 0}))
+    trackers.begin(steps[0] - 1)
     for step in steps:
         trackers.log(step, {"loss": 1 / step})
     trackers.close()
@@ -144,16 +105,18 @@ def test_wandb_keeps_the_run_for_later_without_a_network(tmp_path: Path) -> None
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="`pip install wandb` or take it out"):
-        open_trackers(["wandb"], TrackedRun("r", tmp_path, {}))
+        Trackers(["wandb"], TrackedRun("r", tmp_path, {}))
 
 
-def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_fails_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[int] = []
 
     class Broken:
-        def begin(self, step: int) -> None:
+        def __init__(self, run: TrackedRun, step: int) -> None:
             pass
 
         def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -163,9 +126,11 @@ def test_a_tracker_that_fails_is_left_alone(caplog: pytest.LogCaptureFixture) ->
         def close(self) -> None:
             raise AssertionError("it was left alone")
 
-    trackers = Trackers({"broken": Broken()})
+    monkeypatch.setattr(trackers_module, "OPENERS", {"file": Broken})
+    trackers = Trackers(["file"], TrackedRun("r", tmp_path, {}))
+    trackers.begin(0)
     with caplog.at_level(logging.WARNING):
         trackers.log(1, {})
         trackers.log(2, {})
         trackers.close()
-    assert told == [1] and "tracker broken failed" in caplog.text and "no network" in caplog.text
+    assert told == [1] and "tracker file failed" in caplog.text and "no network" in caplog.text

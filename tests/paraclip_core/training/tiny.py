@@ -24,14 +24,13 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
-from paraclip_core.config import FinetuneOptions, LossWeights, RankOptions
+from paraclip_core.config import FinetuneOptions, LossWeights
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
-from paraclip_core.training.data import TrainingRows
+from paraclip_core.training.data import TEXTS, TrainingRows
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.trainer import TrainingJob, train
 
 VOCABULARY = 500
-KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
@@ -64,7 +63,7 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
     image_rows = np.arange(rows) % images
     names = random_state.randint(1, VOCABULARY - 2, (images, 10))
-    texts = {kind: tiny_texts((names[image_rows] + number) % (VOCABULARY - 2)) for number, kind in enumerate(KINDS)}
+    texts = {kind: tiny_texts((names[image_rows] + number) % (VOCABULARY - 2)) for number, kind in enumerate(TEXTS)}
     return TrainingRows(texts, image_rows), features
 
 
@@ -88,7 +87,6 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
         "validate": lambda: measure(clip, held_out),
         "keep_best": RECALL,
     }
-    changed["ranks"] = RankOptions.model_validate(changed.get("ranks", {}))
     return TrainingJob(**{**job, **changed})
 
 

@@ -48,7 +48,7 @@ def photos() -> list[bytes]:
 def _settings(root: Path, **source: Any) -> Settings:
     return Settings(
         data=DataOptions(root=str(root), sources=(SourceOptions(**source),)),
-        features=FeatureOptions(shard_images=4, batch_size=3),
+        features=FeatureOptions(batch_size=3),
         model=SMALL,
         run=RunOptions(device="cpu", threads=1),
     )

@@ -26,7 +26,7 @@ from paraclip_core.config import Settings
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird", "child", "ball")
 OTHER = {"dog": "hound", "cat": "kitten", "car": "vehicle", "boat": "ship", "child": "kid", "house": "home"}
-TRAINING: dict[str, Any] = {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3, "precision": "fp32"}
+TRAINING: dict[str, Any] = {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def settings() -> Settings:
             "model": {"text_width": 64, "text_layers": 1, "embed_dim": 32},
             "run": {"threads": 1, "device": "cpu"},
             "bootstrap": TRAINING,
-            "finetune": {**TRAINING, "epochs": 3.0, "learning_rate": 1e-3, "validation": 0.3},
+            "finetune": {**TRAINING, "epochs": 3.0, "learning_rate": 1e-3, "precision": "fp32", "validation": 0.3},
         }
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.stages.training import BOOTSTRAP
+from paraclip.tasks.training import bodies
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
@@ -37,9 +38,10 @@ def test_it_learns_and_its_release_loads_in_open_clip(
 
 
 def test_one_image_that_is_held_out_chooses_no_epoch(
-    run_stage: RunStage, sources: dict[str, Artifact], settings: Settings
+    run_stage: RunStage, sources: dict[str, Artifact], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = settings.bootstrap.model_copy(update={"validation": 1e-9, "epochs": 2.0})
+    monkeypatch.setattr(bodies, "BASE_HELD_OUT", 1e-9)
+    few = settings.bootstrap.model_copy(update={"epochs": 2.0})
     metrics = run_stage(BOOTSTRAP, sources, changed=settings.model_copy(update={"bootstrap": few})).manifest.metrics
     assert metrics["validation_images"] == 1
     assert metrics["best_step"] == metrics["steps"] > 2

@@ -18,7 +18,7 @@ from paraclip.tasks.stages.training import BOOTSTRAP
 from paraclip.tasks.training import processes
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
-from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder
+from paraclip_core.training.checkpoint import CheckpointFolder
 
 RunStage = Callable[..., Artifact]
 
@@ -51,7 +51,7 @@ def test_what_a_process_raises_is_raised_by_the_stage(
     run_stage: RunStage, sources: dict[str, Artifact], two: Settings, store: ArtifactStore
 ) -> None:
     folder = store.root / "work/bootstrap" / ("3" * 32) / "scratch/checkpoints"
-    CheckpointFolder(folder, "another run").save(Checkpoint(1, {"w": torch.zeros(1)}, {"best_step": 0}))
+    CheckpointFolder(folder, "another run").save({"step": 1}, {"w": torch.zeros(1)})
     with pytest.raises(TrainingError, match="belongs to another run"):
         run_stage(BOOTSTRAP, sources, "3" * 32, two)
 
@@ -65,7 +65,7 @@ def test_a_process_says_that_the_disk_is_full_where_there_is_room(
     monkeypatch.setattr(processes, "die_with", lambda parent: None)
     monkeypatch.setattr(processes, "_take_part", failing)
     monkeypatch.setenv("RANK", "1")
-    (tmp_path / "request.json").write_text(json.dumps({"parent": 1, "answers": str(tmp_path / "elsewhere")}))
+    (tmp_path / "request.json").write_text(json.dumps({"parent": 1, "statuses": str(tmp_path / "elsewhere")}))
     (tmp_path / "elsewhere").mkdir()
     assert processes._main(tmp_path / "request.json") == 1
     found = read_failure(tmp_path / "elsewhere/rank-1.json", TrainingError)
