@@ -191,5 +191,6 @@ if __name__ == "__main__":
         sys.exit("usage: python -m paraclip.flows.alerts URL [EVENT …]")
     try:
         pass_on(sys.argv[1], sys.argv[2:])
+        print(f"passed on by {_kind(sys.argv[1])}: {', '.join(sys.argv[2:] or [*EVENTS, *ALERTS])}")  # noqa: T201 (a command)
     except ConfigError as problem:
         sys.exit(str(problem))

@@ -125,7 +125,7 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         port: port of the server, on 127.0.0.1; the next one is that of the report pages.
         folder: working folder of the workers, which relative paths in settings start from.
         prefect_file: the deployments.
-        location: what the workers open as their root, where that is not `root` itself.
+        location: URL that the workers open as their root, where that is on an object store.
     """
     # Whichever link names it: a second stack would have the same database.
     root = root.resolve()
@@ -134,7 +134,11 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
         before = processes_of(root)
         running = {process.name for process in before}
         url = before[0].url if before else f"http://{HOST}:{port}"
-        environment = _environment(root, location or str(root), url, _password(root, before), folder)
+        # A link may lead elsewhere by the time that a run opens it.
+        location = location if location and "://" in location else str(root)
+        environment = _environment(root, location, url, _password(root, before), folder)
+        if before and _port_of(url) != str(port):
+            log.warning("what runs under %s stays at %s, whatever --port says", root, url)
         remedy = "`paraclip stop` ends what waits for a server there" if before else "choose another with --port"
         for name, address in ((SERVER, url), (PAGES, pages_url(url))):
             if name not in running:

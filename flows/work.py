@@ -69,6 +69,8 @@ def run_name() -> str:
     from prefect.runtime import flow_run
 
     parameters = flow_run.parameters
+    if own := [one.removeprefix("name=") for one in parameters.get("overrides") or () if one.startswith("name=")]:
+        return f"{flow_run.flow_name}-{own[-1]}"
     settings = parameters.get("settings")
     name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
     return f"{flow_run.flow_name}-{PurePosixPath(parameters.get('config') or name or Settings().name).stem}"

@@ -38,10 +38,12 @@ def serve(
         parts = [{"name": process.name, "pid": process.pid} for process in processes]
         print_json({"url": url, "pages": pages_url(url), "processes": parts})
         return
-    path, password = password_file(store.root), processes[0].password
-    if not path.exists() or path.read_text().strip() != password:
-        password = "USER:PASSWORD"  # the user's own, which no terminal needs to show
-    typer.echo(f"UI: {url}, reports: {pages_url(url)}, login of both: {password}")
+    # The password itself stays out of the terminal, whose output others may read.
+    path = password_file(store.root)
+    own = not path.exists() or path.read_text().strip() != processes[0].password
+    login = "your own" if own else f"the USER:PASSWORD in {path}"
+    typer.echo(f"UI: {url}, reports: {pages_url(url)}, login of both: {login}")
+    password = "USER:PASSWORD" if own else f'"$(cat {path})"'
     typer.echo(f"for prefect: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
