@@ -331,7 +331,7 @@ def test_an_interpolation_of_nothing_is_explained(
     kept_base = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics={"alpha": 0.0}))
     found = run(world, settings_with(folder), "alpha", finetune=kept_base)
     summary = json.loads((found.path / "summary.json").read_text())
-    assert summary["reason"].startswith("α = 0 was chosen: no interpolation with the trained weights passed the rule")
+    assert summary["reason"].startswith("the tuned model is the base (α = 0)")
     assert json.loads((found.path / "comparison.json").read_text())["reason"] == summary["reason"]
     assert summary["reason"].endswith(whole.manifest.metrics["reason"])
     assert "α" not in whole.manifest.metrics["reason"]
