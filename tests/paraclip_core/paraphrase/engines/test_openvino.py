@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -17,10 +16,8 @@ import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
-from paraclip_core.demo.smollm2 import chatml, gguf_file
+from paraclip_core.demo.smollm2 import gguf_file
 from paraclip_core.errors import EngineError
-from paraclip_core.lifetime import OWNER
-from paraclip_core.paraphrase.engines import openvino
 from paraclip_core.paraphrase.engines.base import Completion, Prompt
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
@@ -82,16 +79,6 @@ def test_answers_do_not_depend_on_what_is_computed_together(engine: OpenVinoEngi
     assert alone == answers[:3]
 
 
-def test_how_much_is_computed_at_once_changes_no_answer(
-    answers: list[Completion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = {"max_num_seqs": 3, "max_num_batched_tokens": 256, "cache_size": 1}
-    monkeypatch.setattr(openvino, "SCHEDULER", openvino.SCHEDULER | few)
-    engine = OpenVinoEngine()
-    assert engine.generate(prompts(CAPTIONS), SAMPLING) == answers
-    engine.close()
-
-
 def test_seeds_in_one_call_are_kept_apart(engine: OpenVinoEngine, answers: list[Completion]) -> None:
     mixed = engine.generate([*prompts(CAPTIONS[:1], seed=7), *prompts(CAPTIONS[:2])], SAMPLING)
     assert mixed[1:] == answers[:2]
@@ -101,22 +88,6 @@ def test_seeds_in_one_call_are_kept_apart(engine: OpenVinoEngine, answers: list[
 def test_greedy_decoding_gives_one_answer(engine: OpenVinoEngine) -> None:
     found = engine.generate(prompts(CAPTIONS[:1]), SamplingOptions(n=4, temperature=0, max_tokens=8))
     assert len(found[0].texts) == 1
-
-
-def test_no_caption_makes_a_control_token(engine: OpenVinoEngine) -> None:
-    tokeniser = engine._load().get_tokenizer()
-    start, end = (
-        tokeniser.encode(t, add_special_tokens=False).input_ids.data[0, 0] for t in ("<|im_start|>", "<|im_end|>")
-    )
-    harmless = chatml(prompt_for(OPTIONS, 1).messages("a dog"))
-    for text in CAPTIONS:
-        rendered = chatml(prompt_for(OPTIONS, 1).messages(text))
-        for token in (start, end):
-            counts = [
-                int((tokeniser.encode(t, add_special_tokens=False).input_ids.data == token).sum())
-                for t in (harmless, rendered)
-            ]
-            assert counts[0] == counts[1] > 0
 
 
 def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_that_may_not_be_written(
@@ -139,17 +110,6 @@ def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_
         engine.close()
     (copy,) = opened
     assert copy.name == gguf_file().name and copy != gguf_file() and not copy.parent.exists()
-
-
-def test_the_copy_has_an_owner_whose_death_frees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"GGUF")
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with openvino._writable(model) as copy:
-        assert copy.read_bytes() == b"GGUF"
-        with (copy.parent / OWNER).open() as owner, pytest.raises(BlockingIOError):
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not copy.parent.exists()
 
 
 def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
