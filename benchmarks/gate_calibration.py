@@ -27,10 +27,9 @@ from record import arguments
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, SamplingOptions
-from paraclip_core.engine_options import OpenAIOptions
+from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.base import Engine, Prompt
-from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
@@ -199,7 +198,10 @@ def main() -> None:
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
     parser.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server and its model")
     chosen = parser.parse_args()
-    judge = OpenAIEngine(chosen.judge[1], OpenAIOptions(base_url=chosen.judge[0])) if chosen.judge else None
+    judge = None
+    if chosen.judge:
+        server = OpenAIOptions(base_url=chosen.judge[0])
+        judge = make_engine(ParaphraseOptions(engine="openai", model=chosen.judge[1], openai=server))
     presets = Presets(SentenceEncoder(chosen.encoder), judge)
     names = ["capable", *([JUDGED] if judge else []), "small-model"]
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]

@@ -34,12 +34,10 @@ _SERVED = ("model", "the model's name at the server")
 _FILE = ("file.path", "the file with your paraphrases")
 
 ENGINES = {
-    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine.from_options", ("model", "precision")),
-    "transformers": EngineEntry(
-        f"{_IN}.transformers:TransformersEngine.from_options", ("model", "transformers"), _LOCAL
-    ),
-    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine.from_options", ("model", "vllm"), _HUB),
-    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine.from_options", ("model", "openai"), _SERVED),
+    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", ("model", "precision")),
+    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", ("model", "transformers"), _LOCAL),
+    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", ("model", "vllm"), _HUB),
+    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", ("model", "openai"), _SERVED),
     "file": EngineEntry(f"{_IN}.file:FileEngine", ("file",), _FILE),
     "mined": EngineEntry(f"{_IN}.mined:MinedEngine", ("mined",)),
 }

@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines.base import EngineContext, Prompt
 from paraclip_core.paraphrase.engines.vllm import VllmEngine
 from paraclip_core.paraphrase.prompts import prompt_for
 
@@ -21,9 +21,13 @@ TEMPLATE = prompt_for(ParaphraseOptions(), 1)
 SAMPLING = SamplingOptions(n=2, max_tokens=24)
 
 
+def engine_of(model: str, **own: Any) -> VllmEngine:
+    return VllmEngine(ParaphraseOptions(engine="vllm", model=model, vllm=VllmOptions(**own)), EngineContext())
+
+
 @pytest.fixture(scope="module")
 def engine(smollm2: str, vllm_options: dict[str, Any]) -> Iterator[VllmEngine]:
-    engine = VllmEngine(smollm2, VllmOptions(**vllm_options))
+    engine = engine_of(smollm2, **vllm_options)
     yield engine
     engine.close()
 
@@ -91,11 +95,10 @@ def test_a_killed_engine_is_an_error_and_the_next_call_starts_another(
 def test_the_check_finds_model_and_vllm(engine: VllmEngine, tmp_path: Path) -> None:
     engine.check()
     with pytest.raises(EngineError, match=r"no config\.json"):
-        VllmEngine(str(tmp_path), VllmOptions()).check()
+        engine_of(str(tmp_path)).check()
 
 
 def test_an_unknown_engine_argument_is_named(smollm2: str, vllm_options: dict[str, Any]) -> None:
-    options = VllmOptions.model_validate(vllm_options | {"extra": {"no_such_argument": 4}})
-    engine = VllmEngine(smollm2, options)
+    engine = engine_of(smollm2, **vllm_options | {"extra": {"no_such_argument": 4}})
     with pytest.raises(EngineError, match=r"did not start(.|\n)*unrecognized arguments: --no-such-argument"):
         engine.generate(prompts(["a dog"]), SAMPLING)

@@ -60,7 +60,7 @@ def make_engine(
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:
     """What the stages need to know about the engine with these options; no file is looked at."""
-    return _made(options, EngineContext(Path(), "auto", read_hashes)).facts
+    return _made(options, EngineContext()).facts
 
 
 def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:

@@ -25,6 +25,15 @@ HashFiles = Callable[[Iterable[Path]], Mapping[str, str]]
 """SHA-256 of each file, by its path; one that remembers need not read gigabytes each time."""
 
 
+def read_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, read now."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One request to an engine."""
@@ -70,11 +79,11 @@ class Corpus(Protocol):
 class EngineContext:
     """Where an engine works: what it needs besides the paraphrase options."""
 
-    data_root: Path
+    data_root: Path = Path()
     """Folder that relative paths of data are meant from."""
-    device: str
+    device: str = "auto"
     """A torch device, or `auto`."""
-    hash_files: HashFiles
+    hash_files: HashFiles = read_hashes
     """Hashes the weights of a model in a folder."""
     corpus: Corpus | None = None
     """Captions and features of the run; None where an engine is made outside of one."""
@@ -214,15 +223,6 @@ class MeasuredEngine(Protocol):
     def metrics(self) -> Mapping[str, Any]:
         """Figures for the manifest, after it was asked."""
         ...
-
-
-def read_hashes(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, read now."""
-    hashes = {}
-    for path in files:
-        with path.open("rb") as file:
-            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
 
 
 def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:

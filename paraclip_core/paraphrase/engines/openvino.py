@@ -13,21 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import (
-    Completion,
-    EngineContext,
-    EngineFacts,
-    HashFiles,
-    Prompt,
-    local_model,
-    read_hashes,
-)
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -50,19 +42,13 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(
-        self, model: str = "", precision: Literal["fp32", "bf16"] = "fp32", hash_files: HashFiles = read_hashes
-    ) -> None:
-        """Nothing is loaded yet; `model` is a file or folder, empty for the demo's."""
-        self._path, self._precision, self._hash_files = user_path(model) if model else None, precision, hash_files
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        """Nothing is loaded yet."""
+        self._path = user_path(options.model) if options.model else None
+        self._precision, self._hash_files = options.precision, context.hash_files
         self._model = ""
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()
-
-    @classmethod
-    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> OpenVinoEngine:
-        """The engine of the paraphrase options."""
-        return cls(options.model, options.precision, context.hash_files)
 
     @property
     def facts(self) -> EngineFacts:

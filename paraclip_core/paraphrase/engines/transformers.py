@@ -9,20 +9,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import (
-    Completion,
-    EngineContext,
-    EngineFacts,
-    HashFiles,
-    Prompt,
-    local_model,
-    read_hashes,
-)
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -39,25 +30,13 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str = "auto",
-        hash_files: HashFiles = read_hashes,
-        options: TransformersOptions | None = None,
-    ) -> None:
-        """`folder` holds config, weights and tokenizer; `device` is a torch device, or `auto`."""
-        self._folder, self._device, self._hash_files = folder, device, hash_files
-        self._options = options or TransformersOptions()
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        """Nothing is loaded yet."""
+        self._folder, self._options, self._context = user_path(options.model), options.transformers, context
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
         self._ends: list[int] = []
         """Tokens that end an answer of one line."""
-
-    @classmethod
-    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> TransformersEngine:
-        """The engine of the paraphrase options."""
-        return cls(user_path(options.model), context.device, context.hash_files, options.transformers)
 
     @property
     def facts(self) -> EngineFacts:
@@ -70,7 +49,7 @@ class TransformersEngine:
         if not self._model:
             dtype = self._options.dtype
             own = "" if dtype == "auto" else f"&dtype={dtype}"
-            self._model = f"{local_model(self._folder, self._hash_files)}?draws={DRAWS}{own}"
+            self._model = f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}{own}"
         return self._model
 
     def check(self) -> None:
@@ -150,7 +129,7 @@ class TransformersEngine:
 
             from paraclip_core.clip.model import pick_device
 
-            device = pick_device(self._device)
+            device = pick_device(self._context.device)
             log.info("loading %s", self._folder)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")

@@ -23,17 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions, VllmOptions
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines.base import (
-    Completion,
-    EngineContext,
-    EngineFacts,
-    HashFiles,
-    Prompt,
-    local_model,
-    read_hashes,
-)
+from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, RefusedError
 from paraclip_core.paths import user_path
 
@@ -69,32 +61,15 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(
-        self,
-        model: str,
-        options: VllmOptions,
-        device: str = "auto",
-        hash_files: HashFiles = read_hashes,
-        chunk: int = 256,
-    ) -> None:
-        """Nothing is started yet.
-
-        `model` is a folder or an id on the hub, `device` is `auto` or `cuda:N`, and `chunk` requests are under way at
-        once.
-        """
-        folder = user_path(model)
+    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+        """Nothing is started yet."""
+        folder = user_path(options.model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
-        self._name, self._options, self._device = model, options, device
-        self._hash_files, self._chunk = hash_files, chunk
+        self._name, self._options, self._chunk, self._context = options.model, options.vllm, options.chunk, context
         self._process: VllmProcess | None = None
         self._client: OpenAIEngine | None = None
         self._model = ""
-
-    @classmethod
-    def from_options(cls, options: ParaphraseOptions, context: EngineContext) -> VllmEngine:
-        """The engine of the paraphrase options."""
-        return cls(options.model, options.vllm, context.device, context.hash_files, options.chunk)
 
     @property
     def facts(self) -> EngineFacts:
@@ -114,7 +89,7 @@ class VllmEngine:
 
     def _identity(self) -> str:
         if self._folder is not None:
-            return local_model(self._folder, self._hash_files)
+            return local_model(self._folder, self._context.hash_files)
         if self._name.count("/") != 1 or self._name.startswith((".", "/", "~")):
             raise EngineError(
                 f"paraphrase.model: {self._name} is no folder; expected a Hugging Face folder, or ORGANIZATION/NAME"
@@ -161,20 +136,21 @@ class VllmEngine:
     def _start(self) -> OpenAIEngine:
         if self._client is None:
             log.info("starting vLLM for %s", self._name)
-            self._process = VllmProcess(self._python(), self._arguments(), _gpu(self._device))
+            self._process = VllmProcess(self._python(), self._arguments(), _gpu(self._context.device))
             try:
                 self._process.wait_until_ready()
             except BaseException:
                 self.close()
                 raise
-            options = OpenAIOptions(
+            server = OpenAIOptions(
                 base_url=self._process.url,
                 api_key_env="PARACLIP_NO_KEY",
                 timeout_seconds=3600,
                 retries=1,
                 concurrency=self._chunk,
             )
-            self._client = OpenAIEngine(SERVED, options, strict=True)
+            client = ParaphraseOptions(engine="openai", model=SERVED, openai=server)
+            self._client = OpenAIEngine(client, self._context, strict=True)
         return self._client
 
     def _python(self) -> str:

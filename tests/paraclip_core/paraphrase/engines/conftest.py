@@ -12,7 +12,8 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
     OpenAIServer,
 )
 
-from paraclip_core.config import OpenAIOptions
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions
+from paraclip_core.paraphrase.engines.base import EngineContext
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 
 
@@ -26,7 +27,8 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
         quick = {"base_url": openai_server.url, "retries": 3, "timeout_seconds": 60}
-        made.append(OpenAIEngine(model, OpenAIOptions(**(quick | options))))
+        chosen = ParaphraseOptions(engine="openai", model=model, openai=OpenAIOptions(**(quick | options)))
+        made.append(OpenAIEngine(chosen, EngineContext()))
         return made[-1]
 
     yield engine

@@ -14,7 +14,7 @@ from paraclip_core.clip import model as clip_model
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import SMALL_BYTES, Completion, Prompt, read_hashes
+from paraclip_core.paraphrase.engines.base import SMALL_BYTES, Completion, EngineContext, Prompt, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
 from paraclip_core.paraphrase.meaning import PACKAGE
 
@@ -49,12 +49,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def engine_of(folder: Path, device: str = "cpu", **own: Any) -> TransformersEngine:
+    options = ParaphraseOptions(engine="transformers", model=str(folder), transformers=TransformersOptions(**own))
+    return TransformersEngine(options, EngineContext(device=device))
+
+
 def ask(engine: TransformersEngine, texts: list[str], seed: int = 0, n: SamplingOptions = SAMPLING) -> list[Completion]:
     return engine.generate([Prompt((("user", text),), text, 1, seed) for text in texts], n)
 
 
 def test_answers_come_in_order_and_are_repeatable(folder: Path) -> None:
-    engine = TransformersEngine(folder, device="cpu")
+    engine = engine_of(folder)
     completions = ask(engine, TEXTS)
     assert [len(completion.texts) for completion in completions] == [2] * len(TEXTS)
     assert completions[1].prompt_tokens < completions[2].prompt_tokens < completions[0].prompt_tokens
@@ -71,17 +76,16 @@ def test_answers_come_in_order_and_are_repeatable(folder: Path) -> None:
 
 def test_greedy_decoding_gives_one_answer_that_no_batch_changes(folder: Path) -> None:
     greedy = SamplingOptions(n=4, temperature=0, max_tokens=4)
-    options = TransformersOptions(dtype="float32", batch_size=4)
-    both = ask(TransformersEngine(folder, device="cpu", options=options), ["a dog on the beach", "a cat"], n=greedy)
+    both = ask(engine_of(folder, dtype="float32", batch_size=4), ["a dog on the beach", "a cat"], n=greedy)
     assert [len(completion.texts) for completion in both] == [1, 1]
-    single = TransformersEngine(folder, device="cpu", options=TransformersOptions(batch_size=1))
+    single = engine_of(folder, batch_size=1)
     assert ask(single, ["a cat"], n=greedy) == both[1:]
 
 
 @pytest.mark.parametrize("role", ["text", "user", "examples"])
 def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    engine = TransformersEngine(folder, device="cpu")
+    engine = engine_of(folder)
     model, _ = engine._load()
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **way: asked.append(way) or generate(**way))
@@ -92,28 +96,28 @@ def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypat
 
 
 def test_the_model_id_follows_the_files(folder: Path, tmp_path: Path) -> None:
-    name, _, revision = TransformersEngine(folder).model.partition("@")
+    name, _, revision = engine_of(folder).model.partition("@")
     assert name == folder.name
     revision, _, drawing = revision.partition("?")
     assert len(revision) == 24
     assert drawing == "draws=3"
-    exact = TransformersEngine(folder, options=TransformersOptions(dtype="float32", batch_size=3)).model
+    exact = engine_of(folder, dtype="float32", batch_size=3).model
     assert exact == f"{folder.name}@{revision}?draws=3&dtype=float32"
     (tmp_path / "config.json").write_text("{}")
-    one = TransformersEngine(tmp_path).model
+    one = engine_of(tmp_path).model
     (tmp_path / "config.json").write_text("{ }")
-    assert TransformersEngine(tmp_path).model != one
+    assert engine_of(tmp_path).model != one
 
 
 def test_an_edit_in_the_middle_of_big_weights_is_another_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(SMALL_BYTES + 1))
-    one = TransformersEngine(tmp_path).model
+    one = engine_of(tmp_path).model
     with weights.open("r+b") as file:
         file.seek(SMALL_BYTES // 2)
         file.write(b"edit")
-    assert TransformersEngine(tmp_path).model != one
+    assert engine_of(tmp_path).model != one
 
 
 def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> None:
@@ -127,20 +131,20 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
         return read_hashes(seen)
 
     engine = make_engine(ParaphraseOptions(engine="transformers", model=str(tmp_path)), hash_files=remembered)
-    assert engine.model == TransformersEngine(tmp_path).model
+    assert engine.model == engine_of(tmp_path).model
     assert seen == [weights]
 
 
 def test_what_is_no_model_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"has no config\.json"):
-        TransformersEngine(tmp_path).check()
+        engine_of(tmp_path).check()
     with pytest.raises(EngineError, match="cannot read"):
-        _ = TransformersEngine(tmp_path / "nowhere").model
+        _ = engine_of(tmp_path / "nowhere").model
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     # Only what can be seen without loading it.
-    TransformersEngine(tmp_path).check()
+    engine_of(tmp_path).check()
     with pytest.raises(EngineError, match="cannot load"):
-        ask(TransformersEngine(tmp_path), ["a dog"])
+        ask(engine_of(tmp_path), ["a dog"])
 
 
 def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,4 +162,4 @@ def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("device", ["cuda:99", "xpu:99"])
 def test_a_device_that_is_not_here_is_told(folder: Path, device: str) -> None:
     with pytest.raises(ConfigError, match=rf"run\.device is '{device}'"):
-        ask(TransformersEngine(folder, device=device), TEXTS[:1])
+        ask(engine_of(folder, device), TEXTS[:1])

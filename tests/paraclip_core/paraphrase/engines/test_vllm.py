@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,8 +15,13 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines.base import EngineContext, Prompt
 from paraclip_core.paraphrase.engines.vllm import VllmEngine, _gpu
+
+
+def engine_of(model: str = "org/name", chunk: int = 8, **own: Any) -> VllmEngine:
+    options = ParaphraseOptions(engine="vllm", model=model, chunk=chunk, vllm=VllmOptions(**own))
+    return VllmEngine(options, EngineContext(device="cpu"))
 
 
 def prompt(text: str = "a dog", seed: int = 0) -> Prompt:
@@ -24,18 +30,18 @@ def prompt(text: str = "a dog", seed: int = 0) -> Prompt:
 
 def test_the_model_id_holds_what_changes_answers_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    plain = VllmEngine(str(tmp_path), VllmOptions()).model
+    plain = engine_of(str(tmp_path)).model
     assert plain.startswith(f"{tmp_path.name}@")
-    faster = VllmOptions(python="x", extra={"max_num_seqs": 3, "gpu_memory_utilization": 0.5, "enforce_eager": True})
-    assert VllmEngine(str(tmp_path), faster).model == plain
-    other = VllmOptions(dtype="bfloat16", extra={"rope_theta": 5})
-    assert VllmEngine(str(tmp_path), other).model.startswith(f"{plain}?dtype=bfloat16&extra=")
-    assert VllmEngine("org/name", VllmOptions(revision="abc")).model == "org/name@abc"
+    faster = {"max_num_seqs": 3, "gpu_memory_utilization": 0.5, "enforce_eager": True}
+    assert engine_of(str(tmp_path), python="x", extra=faster).model == plain
+    other = engine_of(str(tmp_path), dtype="bfloat16", extra={"rope_theta": 5})
+    assert other.model.startswith(f"{plain}?dtype=bfloat16&extra=")
+    assert engine_of(revision="abc").model == "org/name@abc"
     orders = [{"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}]
-    assert len({VllmEngine("org/name", VllmOptions(extra=extra)).model for extra in orders}) == 1
+    assert len({engine_of(extra=extra).model for extra in orders}) == 1
     for name in ("no-such-folder", "/no/such", "./a/b", "a/b/c", "x" * 300):
         with pytest.raises(EngineError, match="is no folder"):
-            _ = VllmEngine(name, VllmOptions()).model
+            _ = engine_of(name).model
 
 
 @pytest.mark.parametrize("name", ["dtype", "max_model_len", "model", "seed"])
@@ -120,12 +126,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def options(**vllm: object) -> ParaphraseOptions:
-    return ParaphraseOptions(engine="vllm", model="org/name", vllm=VllmOptions(**vllm))  # pyright: ignore[reportArgumentType]
-
-
 def test_a_missing_vllm_says_how_to_install_it() -> None:
-    engine = make_engine(options(python=sys.executable), device="cpu")
+    engine = engine_of(python=sys.executable)
     assert engine.generate([], SamplingOptions()) == []
     # This environment cannot hold vLLM: its FastAPI is too old for Prefect.
     with pytest.raises(EngineError, match=r"needs vLLM.*pip install vllm.*paraphrase\.vllm\.python"):
@@ -137,13 +139,13 @@ def test_a_process_that_dies_while_it_loads_is_a_failed_engine(tmp_path: Path) -
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho loading the weights\nkill -9 $$\n")
     python.chmod(0o755)
-    engine = VllmEngine("org/name", VllmOptions(python=str(python)), device="cpu")
+    engine = engine_of(python=str(python))
     with pytest.raises(EngineError, match=r"did not start: .* killed by signal 9.*out of memory(.|\n)*loading the wei"):
         engine.generate([prompt()], SamplingOptions())
 
 
 def test_the_server_answers_and_ends_with_the_engine(stand_in: str) -> None:
-    engine = VllmEngine("org/name", VllmOptions(python=stand_in, extra={"a_b": 4}), "cpu", chunk=8)
+    engine = engine_of(python=stand_in, extra={"a_b": 4})
     engine.check()
     texts = [f"photo {number}" for number in range(40)]
     completions = engine.generate([prompt(text) for text in texts], SamplingOptions(n=2))
@@ -158,7 +160,7 @@ def test_the_server_answers_and_ends_with_the_engine(stand_in: str) -> None:
 
 
 def test_when_the_server_dies_its_log_is_shown_and_answers_were_handed_over(stand_in: str) -> None:
-    engine = VllmEngine("org/name", VllmOptions(python=stand_in), "cpu", chunk=4)
+    engine = engine_of(chunk=4, python=stand_in)
     prompts = [prompt(f"photo {number}") for number in range(20)] + [prompt("die now")] + [prompt("z")] * 20
     numbers: set[int] = set()
     with pytest.raises(AwayError, match=r"failed on 41 prompts: .* killed by signal 9(.|\n)*I was told to"):
@@ -169,7 +171,7 @@ def test_when_the_server_dies_its_log_is_shown_and_answers_were_handed_over(stan
 
 
 def test_a_prompt_that_does_not_fit_stops_the_run(stand_in: str) -> None:
-    engine = VllmEngine("org/name", VllmOptions(python=stand_in, max_model_len=512), "cpu")
+    engine = engine_of(python=stand_in, max_model_len=512)
     with pytest.raises(EngineError, match=r"maximum context length.*; paraphrase\.vllm\.max_model_len is 512"):
         engine.generate([prompt(), prompt("too long")], SamplingOptions())
     engine.close()
@@ -191,6 +193,6 @@ def test_no_server_outlives_a_process_that_is_killed(stand_in: str) -> None:
 
 def test_wrong_options_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^paraphrase\.vllm\.python: /no/python cannot be run"):
-        make_engine(options(python="/no/python"), device="cpu").generate([prompt()], SamplingOptions())
+        engine_of(python="/no/python").generate([prompt()], SamplingOptions())
     with pytest.raises(ConfigError, match=r"needs paraphrase\.model"):
         make_engine(ParaphraseOptions(engine="vllm"))
