@@ -52,6 +52,8 @@ _started: list[Any] = []
 def prefect_server() -> Iterator[str]:
     """This process's server, started once and emptied for whoever enters; gives the API's address."""
     from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
@@ -73,6 +75,10 @@ def prefect_server() -> Iterator[str]:
     ):
         _empty(server.api_url)
         yield server.api_url
+        # What waits would be sent when the server may be gone.
+        with suppress(RuntimeError):
+            APILogWorker.instance().drain()
+        EventsWorker.drain_all()
 
 
 def _empty(url: str) -> None:
