@@ -293,7 +293,7 @@ def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, An
 
 
 def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int = 256) -> Figures:
-    """Run both steps undisturbed and disturbed in an empty folder, and compare; a kill that is too late does not count."""
+    """Run both steps undisturbed and disturbed in an empty folder, and compare; late kills do not count."""
     figures, rng = Figures(captions, 0, chunk), random.Random(seed)
     write_captions(folder, captions)
     expected = undisturbed(folder, chunk, figures)

@@ -56,7 +56,7 @@ def finished(shared_folder: Callable[[str, Callable[[Path], object]], Path]) -> 
             settings["evaluate"]["control"] = True
             (folder / "settings.json").write_text(json.dumps(settings))
             command = [sys.executable, "-c", RUN, json.dumps(settings), str(folder)]
-            done = subprocess.run(command, stdout=said, stderr=said, timeout=1200, check=False)
+            done = subprocess.run(command, stdout=said, stderr=said, timeout=3000, check=False)
         assert done.returncode == 0, (folder / "said.txt").read_text()
 
     folder = shared_folder("finished", fill)
