@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+VLLM_TESTS ?= tests/vllm
 LOWEST := build/lowest
 BIN := $(VENV)/bin
 PORT ?= 4200
@@ -19,12 +20,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-comp
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
 
-# Four workers share the tests, of which many wait for processes, the longest ones early; the real vLLM wants the cores
-# for itself and comes last. Its installation takes as long as the checks.
+# Three workers share the tests, of which many wait for processes, the longest ones early; the real vLLM wants the cores
+# for itself and comes last, with its engine alone. Its installation takes as long as the checks.
 test: $(VENV)/.dev
 	$(MAKE) -j 2 check vllm-if-possible
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
-	@if $(MAKE) -q $(VLLM)/.made; then $(MAKE) test-vllm; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	@if $(MAKE) -q $(VLLM)/.made; then $(MAKE) test-vllm VLLM_TESTS=tests/vllm/test_engine.py; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,7 +50,7 @@ test-containers: $(VENV)/.dev
 
 # Real vLLM on the CPU, the run's own server and another's, over the embedded model; a few minutes. Starting it keeps one core busy.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
-	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest tests/vllm -n 2 --dist loadfile --durations=5
+	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest $(VLLM_TESTS) -n 2 --dist loadfile --durations=5
 
 # The core's tests and a small demo at the lowest versions that pyproject.toml allows; by hand, and before a floor is
 # lowered. It downloads torch's usual build, some gigabytes.

@@ -2,15 +2,14 @@
 
     python benchmarks/ablations.py -c configs/demo.yaml --seeds 3
     python benchmarks/ablations.py -c configs/demo.yaml --variant 'lr 1e-3: finetune.learning_rate=1e-3'
-    python benchmarks/ablations.py -c configs/demo.yaml --validation --plot rates.svg --variant … --variant …
+    python benchmarks/ablations.py -c configs/demo.yaml --validation --variant … --variant …
 
 All variants share the earlier stages' artifacts, so that each costs a fine-tuning and an evaluation; what is finished
 is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds.
 *validation* is the gain in AO@10 on the training images that are held out for choosing α, at that α: a setting that is
 chosen by it, and not by the other columns, is judged on images that it was not chosen on.
 
-`--validation` fine-tunes alone and tables what each α gains on these held-out images; `--plot` draws it, AO@10 against
-recall@10.
+`--validation` fine-tunes alone and tables what each α gains on these held-out images.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
-from paraclip_core.report.plots import Line, line_chart
 from paraclip_core.settings import load_settings
 from paraclip_core.training.alpha import AO, RECALL
 
@@ -55,7 +53,6 @@ STANDARD = {
     "half the learning rate": [],
     "double the learning rate": [],
 }
-COLORS = "svg{--ink:#1f2328;--muted:#656d76;--rule:#d0d7de;--accent:#0969da;background:#fff}"
 METRICS = ("ao@10", "js@10", "text_to_image_recall@10", "rewording_text_to_image_recall@10", "spearman")
 
 
@@ -68,9 +65,6 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[], metavar="'NAME: a.b=c d.e=f'")
     parser.add_argument(
         "--validation", action="store_true", help="fine-tune alone, and table each α on held-out images"
-    )
-    parser.add_argument(
-        "--plot", type=Path, metavar="SVG", help="with --validation: AO@10 over recall@10, line by line"
     )
     chosen = parser.parse_args()
     base = load_settings(chosen.config, chosen.overrides, os.environ)
@@ -92,22 +86,17 @@ def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]
 
 def validate(chosen: argparse.Namespace, variants: dict[str, list[str]]) -> None:
     """Print what each α of each variant gains on held-out images, AO@10 and recall@10 in points, means over seeds."""
-    lines: list[Line] = []
+    heads: list[str] = []
     for name, overrides in variants.items():
         sweeps = [sweep_of(run_until("finetune", settings)) for settings in of_seeds(chosen, overrides)]
         gains = {figure: mean_gains(sweeps, figure) for figure in (AO, RECALL)}
         alphas = [point["alpha"] for point in sweeps[0]["alphas"]]
-        if not lines:
+        if not heads:
             heads = ["variant", "chosen", *(f"α = {alpha:g}" for alpha in alphas)]
             print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
         cells = [f"{ao:+.1f}, {recall:+.1f}" for ao, recall in zip(gains[AO], gains[RECALL], strict=True)]
         alphas_chosen = ", ".join(f"{sweep['chosen']:g}" for sweep in sweeps)
         print(f"| {name} | {alphas_chosen} | {' | '.join(cells)} |", flush=True)
-        lines.append(Line(name, gains[RECALL], gains[AO], points=True))
-    if chosen.plot:
-        svg = line_chart("agreement against recall", lines, f"{RECALL} on held-out images, points over the base", AO)
-        # The colors that the report page gives.
-        chosen.plot.write_text(svg.replace("\n", f"\n<style>{COLORS}</style>\n", 1))
 
 
 def mean_gains(sweeps: list[dict[str, Any]], figure: str) -> list[float]:

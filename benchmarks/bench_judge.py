@@ -4,7 +4,7 @@
 
 `judging_scales`: so many captions with two answers each are judged by one process and by two, with the gates of each
 preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and models
-loaded, before the clock starts. Verdicts must be the same bytes, and so must the artifacts that the stage makes.
+loaded, before the clock starts. Verdicts must be the same bytes.
 
 `stage_over_instant` and `engine_busy`: the stage asks an engine (`instant.py`) while other processes judge with the
 first preset, and the engine keeps the time between its calls. One engine answers at once; what it waits is compared
@@ -43,8 +43,6 @@ PROCESSES = (1, 2)
 WARM_ROWS = 32
 ALL_ROWS = 1 << 30
 """More than a pool judges without processes."""
-ARTIFACT_CAPTIONS = 2600
-"""Enough of them for the stage to start processes."""
 SLOW_SECONDS, CHUNK = 0.5, 256
 
 
@@ -79,24 +77,13 @@ def judge_all(
         return time.perf_counter() - began, digest.hexdigest()
 
 
-def artifact_files(settings: Settings) -> object:
-    """Names, sizes and hashes of what the stage writes."""
-    stage_here("ingest", settings)
-    return stage_here("paraphrase_1", settings).manifest.files
-
-
 def scales(preset: str, captions: int, repeat: int) -> None:
     """Judge with each number of processes in turn, and compare bytes; record."""
     sampling, gates = {"n": 2}, {"preset": preset}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_captions(folder / "captions.txt", range(ARTIFACT_CAPTIONS))
-        runs = [instant_run(folder, f"root-{n}", threads=n, sampling=sampling, gates=gates) for n in PROCESSES]
-        one, two = map(artifact_files, runs)
-        if one != two:
-            raise SystemExit(f"{preset}: the artifact depends on the number of processes")
-    spec = judge_spec(Run(runs[0]).paraphraser, 1, CONTEXT_LENGTH)
-    warm, blocks = blocks_of(runs[0], captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(runs[0], 0, captions, BLOCK_ROWS)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = instant_run(Path(folder), sampling=sampling, gates=gates)
+        spec = judge_spec(Run(settings).paraphraser, 1, CONTEXT_LENGTH)
+    warm, blocks = blocks_of(settings, captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(settings, 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()
     for _ in range(repeat):
@@ -110,41 +97,30 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     record("judging_scales", both, "captions/s", f"one process, {preset} gates, target {SCALE}", both / alone)
 
 
-def ask_all(captions: int, **options: float | bool | str) -> tuple[Instant, float]:
-    """The engine after the stage's rounds over so many captions, and the seconds until all is asked and judged."""
+def ask_all(captions: int, **options: float | bool | str) -> Instant:
+    """The engine after the stage's rounds over so many captions."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_captions(folder / "captions.txt", range(captions))
         settings = instant_run(folder, options=options, chunk=CHUNK)
         ingested = stage_here("ingest", settings)
-        began = time.perf_counter()
         with paraphrasing(Run(settings), 1, ingested, folder / "scratch", silent) as rounds:
             rounds.run()
             assert isinstance(rounds.engine, Instant) and rounds.counts.judged == captions
-        return rounds.engine, time.perf_counter() - began
+        return rounds.engine
 
 
 def waits(preset: str, captions: int) -> None:
     """How long an engine waits for the stage while answers are judged; record."""
-    beside, seconds = ask_all(captions, gates=preset)
-    after, _ = ask_all(captions, gates=preset, shares_cores=True)
+    beside = ask_all(captions, gates=preset)
+    after = ask_all(captions, gates=preset, shares_cores=True)
     idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
     asked = captions / (sum(beside.busy) + idle)
-    print(json.dumps({"captions": captions, "seconds": seconds, **waited(beside)}))
-    print(json.dumps({"judged": "after all is asked", **waited(after)}))
     record("stage_over_instant", asked, "captions asked/s", "the same with nothing judged meanwhile", idle_after / idle)
-    slow, seconds = ask_all(captions, gates=preset, seconds=SLOW_SECONDS)
+    slow = ask_all(captions, gates=preset, seconds=SLOW_SECONDS)
     busy, idle = sum(slow.busy), sum(slow.idle[1:])
-    print(json.dumps({"captions": captions, "seconds": seconds, **waited(slow)}))
     against = f"always, {SLOW_SECONDS:g} s for {CHUNK} requests, target {BUSY:g}"
     record("engine_busy", 100 * busy / (busy + idle), "% of the time", against, busy / (busy + idle))
-
-
-def waited(engine: Instant) -> dict[str, float]:
-    """Seconds of an engine's calls, of the time before the second one, and between all later ones."""
-    figures = {"busy": sum(engine.busy), "idle_after_first": engine.idle[0], "idle": sum(engine.idle[1:])}
-    longest = max(engine.idle[1:])
-    return {name: round(value, 4) for name, value in (figures | {"longest_idle": longest}).items()}
 
 
 def main() -> None:

@@ -81,18 +81,12 @@ class Figures:
     """Requests that the server was sent in the disturbed run."""
     twice: int = 0
     """Those that it had been sent before."""
-    most_twice: int = 0
-    """The most between two starts of the worker."""
     cached_rows: int = 0
     cached_keys: int = 0
     """Rows and different keys of the disturbed run's answers cache."""
     parts_ahead: int = 0
     """Kills that left parts which their table did not know."""
-    in_transaction: int = 0
-    """Kills that left the log of the DuckDB file behind: it was being written."""
-    restarts: int = 0
-    undisturbed_seconds: float = 0.0
-    disturbed_seconds: float = 0.0
+    seconds: float = 0.0
 
     @property
     def good(self) -> bool:
@@ -170,7 +164,6 @@ class Killer:
         self._pool = ThreadPoolExecutor(1)
         self._run: Future[list[dict[str, Any]]] | None = None
         self._dead: set[int] = set()
-        self._before = (0, 0)
 
     def kill_all(self, plan: list[tuple[str, float]], expected: int) -> list[dict[str, Any]]:
         """Carry out the kills, of which each waits for its share of the expected requests, and finish the run."""
@@ -182,7 +175,6 @@ class Killer:
                 self._figures.kills += 1
                 self._figures.kinds[kind] = self._figures.kinds.get(kind, 0) + 1
         self._until(lambda: False)
-        self._note_cost()
         return self._running().result()
 
     def _kill(self, kind: str) -> bool:
@@ -211,7 +203,6 @@ class Killer:
 
     def _end(self, worker: int, victim: int) -> bool:
         """Kill a process; whether the stage ended by that."""
-        in_transaction = (self._cache / "answers.duckdb.wal").exists()
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         with suppress(ParaclipError):
@@ -220,13 +211,11 @@ class Killer:
         if self._running().exception() is None:
             return False
         self._run = None
-        self._figures.in_transaction += in_transaction
         self._figures.parts_ahead += self._parts_ahead() > 0
         return True
 
     def _running(self) -> Future[list[dict[str, Any]]]:
         if self._run is None:
-            self._note_cost()
             self._run = self._pool.submit(run_stages, self._settings)
         return self._run
 
@@ -239,7 +228,6 @@ class Killer:
                     return
                 if not isinstance(run.exception(), ParaclipError):
                     run.result()
-                self._figures.restarts += 1
                 self._run = None
             if true():
                 return
@@ -283,14 +271,6 @@ class Killer:
                 indexed = {name for (name,) in con.execute(names).fetchall()}
         return len({name for name in parts if name.endswith(".parquet")} - indexed)
 
-    def _note_cost(self) -> None:
-        """What was sent twice since the last start of the worker."""
-        counts = self._server.counts()
-        asked, distinct = sum(counts.values()), len(counts)
-        then_asked, then_distinct = self._before
-        self._before = asked, distinct
-        self._figures.most_twice = max(self._figures.most_twice, asked - then_asked - (distinct - then_distinct))
-
 
 def cached(root: Path) -> tuple[int, int]:
     """Rows and different keys in a root's answers cache."""
@@ -301,12 +281,10 @@ def cached(root: Path) -> tuple[int, int]:
 def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, Any]]:
     """The artifacts of a run that nothing disturbs."""
     server = CountingServer(folder / "undisturbed.log")
-    began = time.monotonic()
     try:
         artifacts = run_stages(settings_of(folder, "undisturbed", server.url, chunk))
     finally:
         server.kill()
-    figures.undisturbed_seconds = round(time.monotonic() - began, 1)
     counts = server.counts()
     if sum(counts.values()) != len(counts):
         raise SystemExit("the undisturbed run asked for something twice")
@@ -315,15 +293,7 @@ def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, An
 
 
 def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int = 256) -> Figures:
-    """Run both steps undisturbed and disturbed in an empty folder, and compare.
-
-    Args:
-        folder: holds captions, roots and logs of the servers afterwards.
-        captions: how many.
-        kills: how many; those that come too late are not counted.
-        seed: of what is killed when.
-        chunk: `paraphrase.chunk`.
-    """
+    """Run both steps undisturbed and disturbed in an empty folder, and compare; late kills do not count."""
     figures, rng = Figures(captions, 0, chunk), random.Random(seed)
     write_captions(folder, captions)
     expected = undisturbed(folder, chunk, figures)
@@ -340,7 +310,7 @@ def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int =
         artifacts = killer.kill_all(kill_plan(kills, rng), figures.distinct - figures.carried)
     finally:
         server.kill()
-    figures.disturbed_seconds = round(time.monotonic() - began, 1)
+    figures.seconds = round(time.monotonic() - began, 1)
     counts = server.counts()
     figures.same_bytes = artifacts == expected
     figures.asked, figures.distinct_seen = sum(counts.values()), len(counts)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,11 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # No test uses blocks; to make them known takes a new server a second.
 os.environ.setdefault("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "false")
+# Of a server that Prefect starts by itself, on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "900")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# As in a stage's process. oneDNN reads it at the first computation, and else keeps a gigabyte of kernels.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 # A shell's background job ignores SIGINT, and so would every process that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -34,6 +41,22 @@ settings.register_profile("patient", max_examples=60, deadline=None, suppress_he
 settings.load_profile("patient")
 
 
+def pytest_sessionfinish() -> None:
+    """End the Prefect servers of this process, which the end of an xdist worker would leave running."""
+    if prefect := sys.modules.get("prefect.server.api.server"):
+        for server in list(prefect.SubprocessASGIServer._instances.values()):
+            server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _give_memory_back() -> Iterator[None]:
+    """What a module has freed, which `train` lets the C library keep, goes back to the system."""
+    yield
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder with real captions, images and benchmarks (PARACLIP_DATA); tests that need it skip without it."""
@@ -41,6 +64,26 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set PARACLIP_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives the session's folder of a name, which whoever is first fills for all of xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def give(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, finished = base / name, base / f"{name}.finished"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                finished.touch()
+        return folder
+
+    return give
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 HOUSE = Path(__file__).parents[2] / "benchmarks" / "house.py"
 spec = importlib.util.spec_from_file_location("benchmark_house", HOUSE)
@@ -14,8 +12,8 @@ house = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(house)
 
 
-def test_every_line_of_the_product_is_of_one_kind(run_benchmark: Callable[..., list[Any]]) -> None:
-    (figures,) = run_benchmark("house.py", "--json")
+def test_every_line_of_the_product_is_of_one_kind() -> None:
+    figures = house.measure(house.HOME)
     assert sum(figures["kinds"].values()) == figures["product"]["lines"] > 10_000
     assert figures["options"] > 50
 

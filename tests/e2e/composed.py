@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from served import Api, free_port
+from served import ENDED, REPOSITORY, Api, free_port
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-REPOSITORY = Path(__file__).parents[2]
 IMAGE = "paraclip-test"
 """The image, and the project, that tests build and remove."""
-ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 NEXT = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
 """What the UI's Retry asks for."""
 SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())

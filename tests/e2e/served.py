@@ -1,26 +1,41 @@
-"""`paraclip serve` and `paraclip stop` around a test, the server's API, and the processes that there are."""
+"""`paraclip serve` and `paraclip stop` around a test, what it runs there, and the server's API, pages and processes."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+from PIL import Image
+
 from paraclip.flows.local_stack import password_file
 
+REPOSITORY = Path(__file__).parents[2]
 BUSY = 503
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
+COLORS = {"red": 0xDC1E1E, "blue": 0x1E1EDC, "green": 0x1EC81E, "white": 0xF0F0F0}
+COLORS |= {"black": 0x0A0A0A, "gray": 0x808080, "orange": 0xFA9614, "purple": 0x961EA0}
+THINGS = {"ball": "sphere", "dog": "puppy", "car": "vehicle", "tree": "plant"}
+THINGS |= {"house": "home", "boat": "vessel", "cup": "mug", "hat": "cap"}
+HELD_OUT = 3
+"""Every third image is in the split that is evaluated."""
 
 
 class Api:
@@ -53,18 +68,22 @@ class Api:
             request.add_header("Prefect-Csrf-Token", self.call(f"csrf-token?client={client}", None, patience)["token"])
         for wait in (*patience, 0):
             try:
-                with urllib.request.urlopen(request, data, timeout=60, context=self.context) as answer:
-                    return json.load(answer)
+                with urllib.request.urlopen(request, data, timeout=60, context=self.context) as response:
+                    return json.load(response)
             except urllib.error.HTTPError as error:
                 # The database was locked; Prefect's own clients ask again, too.
                 if error.code != BUSY or not wait:
                     raise
             time.sleep(wait)
 
-    def run_deployment(self, name: str, settings: dict[str, Any], *overrides: str) -> str:
-        deployment = self.call(f"deployments/name/{name}/{name}")
-        parameters = {"settings": settings, "overrides": overrides}
-        return self.call(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
+    def deployment(self, name: str) -> str:
+        """The id of a deployment of the flow of its name."""
+        return self.call(f"deployments/name/{name}/{name}")["id"]
+
+    def run_deployment(self, name: str, settings: dict[str, Any] | None = None, *overrides: str) -> str:
+        """Start a run, with the deployment's own parameters where no settings are given; its id."""
+        parameters = {} if settings is None else {"parameters": {"settings": settings, "overrides": overrides}}
+        return self.call(f"deployments/{self.deployment(name)}/create_flow_run", parameters)["id"]
 
     def state(self, run: str) -> str:
         return self.call(f"flow_runs/{run}")["state"]["name"]
@@ -75,13 +94,65 @@ class Api:
         flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
         return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
 
+    def prefect(self, *arguments: str) -> str:
+        """What one of Prefect's own commands says."""
+        command = [sys.executable, "-W", "ignore", "-m", "prefect", *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **self.variables}, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
-def log_in(page: Any, api: Api) -> None:
-    """Tell the UI in a browser's page the password."""
-    page.goto(f"{api.url}/v2/dashboard")
-    page.locator("input[type=password]").fill(api.login)
-    page.keyboard.press("Enter")
-    page.locator("input[type=password]").wait_for(state="detached")
+    @contextmanager
+    def browser(self, *flags: str, logged_in: bool = True) -> Iterator[Any]:
+        """A page of a browser, which has told the UI the password."""
+        playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+        with playwright.sync_playwright() as play:
+            chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", *flags])
+            user, _, password = self.login.partition(":")
+            credentials = {"username": user, "password": password} if logged_in else None
+            page = chromium.new_context(http_credentials=credentials).new_page()
+            page.set_default_timeout(180_000)
+            if logged_in:
+                page.goto(f"{self.url}/v2/dashboard")
+                page.locator("input[type=password]").fill(self.login)
+                page.keyboard.press("Enter")
+                page.locator("input[type=password]").wait_for(state="detached")
+            yield page
+            chromium.close()
+
+    def press_retry(self, run: str) -> None:
+        """As a user would, in the UI."""
+        with self.browser() as page:
+            page.goto(f"{self.url}/v2/runs/flow-run/{run}")
+            page.get_by_role("button", name="Open menu").click()
+            page.get_by_role("menuitem", name="Retry").click()
+            page.get_by_role("alertdialog").get_by_role("button", name="Retry").click()
+            page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
+
+
+@contextmanager
+def web_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a page of another origin, which takes what is posted; and that, as JSON."""
+    posted: list[dict[str, Any]] = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}/", posted
+        http.shutdown()
 
 
 def free_port() -> int:
@@ -116,13 +187,13 @@ def serving(
         yield Api(f"http://127.0.0.1:{port}", password)
     finally:
         paraclip("stop", "--root", root, variables=variables)
-        left = [pid for pid in processes() if str(root) in environment_of(pid).get("PARACLIP_ROOT", "")]
-        assert not left, "`paraclip stop` left processes behind"
+        assert not of_stack(root), "`paraclip stop` left processes behind"
 
 
-def processes() -> list[int]:
-    """The pids of all processes."""
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+def of_stack(root: Path, part: str = "") -> list[int]:
+    """Processes below this root whose command line has `part`."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if part in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)]
 
 
 def environment_of(pid: int) -> dict[str, str]:
@@ -140,3 +211,72 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def declare(path: Path, *names: str, **changes: Any) -> Path:
+    """A file of some of the repository's deployments, with changes to the first one."""
+    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    by_name = {one["name"]: one for one in declared["deployments"]}
+    by_name[names[0]] |= changes
+    path.write_text(yaml.safe_dump(declared | {"deployments": [by_name[name] for name in names]}))
+    return path
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A whole file or none, for a run may read it at any moment."""
+    draft = path.with_suffix(".new")
+    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft.replace(path)
+
+
+def picture(color: str, number: int) -> Image.Image:
+    """A background of this color with a square whose place tells the thing."""
+    red, green, blue = (COLORS[color] >> shift & 255 for shift in (16, 8, 0))
+    image = Image.new("RGB", (32, 32), (red, green, blue))
+    left, top = 8 * (number % 4), 16 * (number // 4)
+    image.paste((255 - red, 30 * number, 255 - blue), (left, top, left + 8, top + 16))
+    return image
+
+
+def make_data(folder: Path) -> list[dict[str, Any]]:
+    """64 tiny images with a caption each, paraphrases of these and of more, and rewordings of what is held out."""
+    (folder / "images").mkdir(parents=True)
+    captions, paraphrases, rewordings = [], [], []
+    for number, (color, thing) in enumerate((c, t) for c in COLORS for t in THINGS):
+        image, caption, other = f"{number:02d}.png", f"a {color} {thing}", f"the {THINGS[thing]} is {color}"
+        picture(color, list(THINGS).index(thing)).save(folder / "images" / image)
+        held_out = number % HELD_OUT == 0
+        captions.append({"image": image, "caption": caption, "split": "val" if held_out else "train"})
+        for text in (caption, f"{caption} again"):
+            row = {"image": image, "caption": text, "paraphrase_1": f"one {color} {thing} outside"}
+            paraphrases.append(row | {"paraphrase_2": other})
+        if held_out:
+            rewordings.append({"image_id": image, "caption": caption, "rewording": other})
+    write_lines(folder / "captions.jsonl", captions)
+    write_lines(folder / "paraphrases.jsonl", paraphrases)
+    write_lines(folder / "rewordings.jsonl", rewordings)
+    return captions
+
+
+def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
+    """A run of seconds over :func:`make_data`, whose paraphrases are in a file."""
+    rewordings = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    return {
+        "name": name,
+        "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
+        "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "gates": {"preset": "off"}},
+        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
+        "bootstrap": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+        "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
+        "evaluate": {"benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
+        "run": {"threads": 1, "root": str(root)},
+    }
+
+
+def nightly_settings(root: Path, data: Path) -> dict[str, Any]:
+    """The same, trained until it has learned."""
+    settings = tiny_settings("nightly", root, data)
+    # α is chosen among rankings of the images held out, so they must be more than ten.
+    settings["bootstrap"] |= {"epochs": 20, "validation": 0.45}
+    settings["finetune"] |= {"learning_rate": 0.001, "validation": 0.45, "alpha": {"max_recall_drop": 100}}
+    return settings

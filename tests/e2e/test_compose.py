@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from composed import ENDED, IMAGE, SETTINGS, Compose, composed
-from served import Api
+from composed import IMAGE, SETTINGS, Compose, composed
+from served import ENDED, Api
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.containers, pytest.mark.timeout(5400)]

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from composed import ENDED, SETTINGS, Compose, composed
+from composed import SETTINGS, Compose, composed
+from served import ENDED
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.containers, pytest.mark.timeout(5400)]

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
-from served import Api, serving
+from served import Api, declare, make_data, nightly_settings, serving, write_lines
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
@@ -24,83 +23,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 
-REPOSITORY = Path(__file__).parents[2]
-COLOURS = {"red": 0xDC1E1E, "blue": 0x1E1EDC, "green": 0x1EC81E, "white": 0xF0F0F0}
-COLOURS |= {"black": 0x0A0A0A, "grey": 0x808080, "orange": 0xFA9614, "purple": 0x961EA0}
-THINGS = {"ball": "sphere", "dog": "puppy", "car": "vehicle", "tree": "plant"}
-THINGS |= {"house": "home", "boat": "vessel", "cup": "mug", "hat": "cap"}
-HELD_OUT = 3
-"""Every third image is in the split that is evaluated."""
-
-
-def picture(colour: str, number: int) -> Image.Image:
-    """A background of this colour with a square whose place tells the thing."""
-    red, green, blue = (COLOURS[colour] >> shift & 255 for shift in (16, 8, 0))
-    image = Image.new("RGB", (32, 32), (red, green, blue))
-    left, top = 8 * (number % 4), 16 * (number // 4)
-    image.paste((255 - red, 30 * number, 255 - blue), (left, top, left + 8, top + 16))
-    return image
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A whole file or none, for a run may read it at any moment."""
-    draft = path.with_suffix(".new")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draft.replace(path)
-
-
-def make_data(folder: Path) -> list[dict[str, Any]]:
-    """64 tiny images with a caption each, paraphrases of these and of more, and rewordings of what is held out."""
-    (folder / "images").mkdir(parents=True)
-    captions, paraphrases, rewordings = [], [], []
-    for number, (colour, thing) in enumerate((c, t) for c in COLOURS for t in THINGS):
-        image, caption, other = f"{number:02d}.png", f"a {colour} {thing}", f"the {THINGS[thing]} is {colour}"
-        picture(colour, list(THINGS).index(thing)).save(folder / "images" / image)
-        held_out = number % HELD_OUT == 0
-        captions.append({"image": image, "caption": caption, "split": "val" if held_out else "train"})
-        for text in (caption, f"{caption} again"):
-            row = {"image": image, "caption": text, "paraphrase_1": f"one {colour} {thing} outside"}
-            paraphrases.append(row | {"paraphrase_2": other})
-        if held_out:
-            rewordings.append({"image_id": image, "caption": caption, "rewording": other})
-    write_lines(folder / "captions.jsonl", captions)
-    write_lines(folder / "paraphrases.jsonl", paraphrases)
-    write_lines(folder / "rewordings.jsonl", rewordings)
-    return captions
-
-
-def every_minute(path: Path, root: Path, data: Path) -> Path:
-    """The repository's deployment of `regenerate`, with a tiny run and another cron line."""
-    settings = {
-        "name": "nightly",
-        "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
-        "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "gates": {"preset": "off"}},
-        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
-        # α is chosen among rankings of the images held out, so they must be more than ten.
-        "bootstrap": {"epochs": 20, "batch_size": 16, "precision": "fp32", "validation": 0.45},
-        "finetune": {
-            "epochs": 60,
-            "batch_size": 16,
-            "precision": "fp32",
-            "learning_rate": 0.001,
-            "validation": 0.45,
-            "alpha": {"max_recall_drop": 100},
-        },
-        "evaluate": {
-            "benchmarks": [
-                {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
-                {"name": "captions", "kind": "retrieval"},
-            ],
-        },
-        "run": {"threads": 1, "root": str(root)},
-    }
-    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-    nightly = next(d for d in declared["deployments"] if d["name"] == "regenerate")
-    nightly["parameters"] = {"settings": settings}
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    nightly["schedules"][0]["cron"] = "* * * * *"
-    path.write_text(yaml.safe_dump(declared | {"deployments": [nightly]}))
-    return path
+EVERY_MINUTE = {"cron": "* * * * *", "timezone": "UTC", "active": True}
 
 
 def finished(api: Api) -> list[dict[str, Any]]:
@@ -124,7 +47,11 @@ def newest(store: ArtifactStore, stage: str) -> Artifact:
 def test_cron_regenerates_what_is_new(tmp_path: Path) -> None:
     root, data = tmp_path / "root", tmp_path / "data"
     captions, store = make_data(data), ArtifactStore(root)
-    with serving(root, tmp_path, every_minute(tmp_path / "prefect.yaml", root, data)) as api:
+    parameters = {"settings": nightly_settings(root, data)}
+    file = declare(tmp_path / "prefect.yaml", "regenerate", parameters=parameters, schedules=[EVERY_MINUTE])
+    (nightly,) = yaml.safe_load(file.read_text())["deployments"]
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    with serving(root, tmp_path, file) as api:
         eventually(lambda: finished(api), "no firing has completed", 900)
         first = decision(root)
         assert first["moved"] and "its first model" in first["reason"]

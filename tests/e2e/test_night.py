@@ -12,18 +12,26 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
-from served import Api, free_port, log_in, paraclip, serving
-from test_cron import COLOURS, THINGS, every_minute, make_data, write_lines
+from served import (
+    COLORS,
+    ENDED,
+    REPOSITORY,
+    THINGS,
+    Api,
+    declare,
+    free_port,
+    make_data,
+    nightly_settings,
+    paraclip,
+    serving,
+    web_server,
+    write_lines,
+)
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 pytestmark = [
@@ -34,7 +42,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine"),
 ]
 
-REPOSITORY = Path(__file__).parents[2]
 KEY, PASSWORD = "sk-canary-0b7d3a915c", "canary-of-the-server-41"
 LOGIN = f"admin:{PASSWORD}"
 
@@ -42,20 +49,16 @@ LOGIN = f"admin:{PASSWORD}"
 def reworded(asked: dict[str, Any]) -> dict[str, Any]:
     """Step 1 says `one red ball outside` of `a red ball`, and step 2 `the sphere is red` of that."""
     words = re.findall(r"\w+", words_of(asked))
-    colour = next(word for word in reversed(words) if word in COLOURS)
+    color = next(word for word in reversed(words) if word in COLORS)
     thing = next(word for word in reversed(words) if word in THINGS)
-    text = f"the {THINGS[thing]} is {colour}" if "outside" in words else f"one {colour} {thing} outside"
+    text = f"the {THINGS[thing]} is {color}" if "outside" in words else f"one {color} {thing} outside"
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
 
 
-def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
-    """Deployments of a tiny nightly run that asks the server at `url`, and nothing on a clock."""
-    path = every_minute(tmp_path / "prefect.yaml", root, data)
-    declared = yaml.safe_load(path.read_text())
-    (nightly,) = declared["deployments"]
-    nightly["schedules"] = []
-    settings = nightly["parameters"]["settings"]
+def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:
+    """A tiny nightly run that asks the server at `url`."""
+    settings = nightly_settings(root, data)
     settings["paraphrase"] = {
         "engine": "openai",
         "model": "smol",
@@ -66,34 +69,10 @@ def nightly_file(tmp_path: Path, root: Path, data: Path, url: str) -> Path:
         "openai": {"base_url": url, "api_key_env": "CANARY_KEY", "concurrency": 2, "retries": 0},
     }
     # Five tokens an answer, 86 answers: 0.43 in all.
-    prices = {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}
-    settings["paraphrase"]["openai"] |= prices
+    settings["paraphrase"]["openai"] |= {"price_per_million_completion_tokens": 1000, "max_spend": 0.5}
     settings["run"] |= {"drift": {"limit": 0.5}}
     settings["finetune"]["epochs"] = 30
-    others = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
-    declared["deployments"] += [one for one in others if one["name"] in ("rollback", "watch")]
-    path.write_text(yaml.safe_dump(declared))
-    return path
-
-
-@contextmanager
-def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An address that takes alerts, and what came."""
-    posted: list[dict[str, Any]] = []
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/hook", posted
-        http.shutdown()
+    return settings
 
 
 class Night:
@@ -102,18 +81,11 @@ class Night:
     def __init__(self, api: Api, root: Path, posted: list[dict[str, Any]]) -> None:
         self.api, self.root, self.posted = api, root, posted
 
-    def command(self, *arguments: str) -> str:
-        environment = {**os.environ, **self.api.variables, "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-W", "ignore", "-m", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run as the docs say; gives its id."""
         before = {run["id"] for run in self.api.call("flow_runs/filter", {})}
         given = [part for name, value in parameters.items() for part in ("--param", f"{name}={json.dumps(value)}")]
-        self.command("prefect", "deployment", "run", f"{deployment}/{deployment}", *given)
+        self.api.prefect("deployment", "run", f"{deployment}/{deployment}", *given)
         (run,) = {run["id"] for run in self.api.call("flow_runs/filter", {})} - before
         return run
 
@@ -122,9 +94,8 @@ class Night:
 
     def ended(self, run: str, wanted: str) -> str:
         """The message of a run once it has ended, which must be as it should."""
-        final = ("Completed", "Failed", "Crashed", "Cancelled")
         state = eventually(
-            lambda: self.api.state(run) in final and self.api.call(f"flow_runs/{run}")["state"], run, 600
+            lambda: self.api.state(run) in ENDED and self.api.call(f"flow_runs/{run}")["state"], run, 600
         )
         assert state["name"] == wanted, state["message"]
         return state["message"] or ""
@@ -141,32 +112,9 @@ class Night:
         return alert
 
 
-@contextmanager
-def browser(night: Night) -> Iterator[Any]:
-    """A page of a browser that has logged in."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        context = chromium.new_context(http_credentials={"username": "admin", "password": PASSWORD})
-        page = context.new_page()
-        page.set_default_timeout(120_000)
-        log_in(page, night.api)
-        yield page
-        chromium.close()
-
-
-def retry(night: Night, run: str) -> None:
-    with browser(night) as page:
-        page.goto(f"{night.api.url}/v2/runs/flow-run/{run}")
-        page.get_by_role("button", name="Open menu").click()
-        page.get_by_role("menuitem", name="Retry").click()
-        page.get_by_role("alertdialog").get_by_role("button", name="Retry").click()
-        page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
-
-
 def look(night: Night, run: str) -> None:
     """Follow the link from the run's page to its report, and see that the form is short."""
-    with browser(night) as page:
+    with night.api.browser() as page:
         page.goto(f"{night.api.url}/v2/runs/flow-run/{run}")
         page.get_by_role("tab", name="Artifacts").click()
         page.get_by_text("nightly-report").first.click()
@@ -174,9 +122,8 @@ def look(night: Night, run: str) -> None:
         eventually(lambda: any("/nightly/report.html" in tab.url for tab in page.context.pages), "no report", 60)
         (report,) = [tab for tab in page.context.pages if "/nightly/report.html" in tab.url]
         report.get_by_text("rewordings").first.wait_for()
-        deployment = night.api.call("deployments/name/regenerate/regenerate")["id"]
         page = page.context.new_page()
-        page.goto(f"{night.api.url}/v2/deployments/deployment/{deployment}/run")
+        page.goto(f"{night.api.url}/v2/deployments/deployment/{night.api.deployment('regenerate')}/run")
         page.get_by_text("Distil").first.wait_for(timeout=120_000)
         assert page.locator("form input:visible, form textarea:visible, form [role=combobox]:visible").count() < 45
 
@@ -188,11 +135,14 @@ def holding(text: str, folder: Path) -> set[str]:
 def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     root, data, port = tmp_path / "root", tmp_path / "data", free_port()
     captions = make_data(data)
-    file = nightly_file(tmp_path, root, data, f"http://127.0.0.1:{port}/v1")
+    parameters = {"settings": settings_of(root, data, f"http://127.0.0.1:{port}/v1")}
+    names = ("regenerate", "rollback", "watch")
+    file = declare(tmp_path / "prefect.yaml", *names, parameters=parameters, schedules=[])
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
-    with receiver() as (hook, posted), serving(root, tmp_path, file, variables) as api:
+    with web_server() as (hook, posted), serving(root, tmp_path, file, variables) as api:
         night = Night(api, root, posted)
-        night.command("paraclip.flows.alerts", hook)
+        environment = {**os.environ, **api.variables, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([sys.executable, "-m", "paraclip.flows.alerts", hook], env=environment, check=True, timeout=300)
         run = _fails(night)
         with OpenAIServer(port=port) as engine:
             engine.answer = reworded
@@ -225,7 +175,7 @@ def _fails(night: Night) -> str:
 
 def _is_retried(night: Night, run: str) -> str:
     """The engine is back, and somebody presses Retry: the first model serves."""
-    retry(night, run)
+    night.api.press_retry(run)
     eventually(lambda: night.api.state(run) not in ("Failed", "AwaitingRetry"), "the retry did not begin", 120)
     message = night.ended(run, "Completed")
     assert "production: moved" in message and "its first model" in message

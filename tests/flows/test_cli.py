@@ -317,13 +317,16 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
 
 
 def test_rollback_as_a_flow(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
     from paraclip.flows.regenerate import rollback
 
     first, _ = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
     told(capsys, ["promote", "-c", str(first.config)])
     told(capsys, ["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
     monkeypatch.setenv("PARACLIP_ROOT", str(first.store.root))
-    assert rollback()["after"] == first.artifacts["finetune"].fingerprint
+    with prefect_server():
+        assert rollback()["after"] == first.artifacts["finetune"].fingerprint
     assert first.store.channel("production")["history"][-1]["flow_run"]
 
 

@@ -1,4 +1,4 @@
-"""A Prefect server of their own for a module's tests, which run flows in this process."""
+"""Prefect servers for tests that run flows in this process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import httpx
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 
@@ -41,14 +44,49 @@ def whole_server(home: Path) -> Iterator[str]:
         server.wait(60)
 
 
+_started: list[Any] = []
+"""Prefect's handle of this process's server, and the URL of its database."""
+
+
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """Prefect's own harness; gives the API's address."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+    """This process's server, started once and emptied for whoever enters; gives the API's address."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
-    with prefect_test_harness(server_startup_timeout=900):
-        yield PREFECT_API_URL.value()
+    if not _started:
+        folder = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
+        database = f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: database}):
+            server = SubprocessASGIServer(port=port)
+            server.start(timeout=900)
+        _started.extend((server, database))
+    server, database = _started
+    # Also for threads, whose context is that of the process.
+    with (
+        temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: database, PREFECT_API_URL: server.api_url}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
+        _empty(server.api_url)
+        yield server.api_url
+        # What waits would be sent when the server may be gone.
+        with suppress(RuntimeError):
+            APILogWorker.instance().drain()
+        EventsWorker.drain_all()
+
+
+def _empty(url: str) -> None:
+    """Delete automations, flows with their deployments and runs, pools and artifacts."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for kind, key in (("automations", "id"), ("flows", "id"), ("work_pools", "name"), ("artifacts", "id")):
+            for one in client.post(f"/{kind}/filter", json={}).raise_for_status().json():
+                client.delete(f"/{kind}/{one[key]}").raise_for_status()
 
 
 def runs_of(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.files import write_json
@@ -197,7 +198,8 @@ def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:
         assert in_flow_run()
         seen.extend(rollback(store, "production")["after"] for _ in range(2))
 
-    back()
+    with prefect_server():
+        back()
     last = history(channel(store))[-1]
     assert seen == [B, B] and served(store) == B and last.flow_run is not None
     rollback(store, "production")

@@ -1,0 +1,287 @@
+"""One local stack asked from many sides: a killed stage is retried in the UI, a cancelled one ends, pages of others run
+nothing, and Prefect's own commands work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
+from pyarrow.parquet import read_metadata
+from served import (
+    Api,
+    command_of,
+    declare,
+    make_data,
+    of_stack,
+    serving,
+    tiny_settings,
+    web_server,
+)
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.run.child import log_path
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Run
+from paraclip_core.settings import parse_settings
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
+
+BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
+REBOUND = "rebound.example"
+"""A name that leads to 127.0.0.1 by now, as an attacker's may after its page was loaded."""
+ATTACK = """async ([api, deployment, body, authorization]) => {
+  const ask = (path, options = {}) => {
+    const headers = {...(authorization && {Authorization: authorization}), ...options.headers};
+    return fetch(`${api}/${path}`, {...options, headers}).then(
+      async answer => [answer.status, await answer.text()], () => ["blocked", ""]);
+  };
+  const listen = path => new Promise(resolve => {
+    const socket = new WebSocket(`${api.replace("http", "ws")}/${path}`, ["prefect"]);
+    socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: ""}));
+    socket.onmessage = () => resolve("open");
+    socket.onclose = () => resolve("closed");
+  });
+  const [token, text] = await ask("csrf-token?client=attack");
+  const csrf = token === 200 && {"Prefect-Csrf-Client": "attack", "Prefect-Csrf-Token": JSON.parse(text).token};
+  const run = `deployments/${deployment}/create_flow_run`;
+  const post = {method: "POST", body, headers: {"Content-Type": "application/json", ...csrf}};
+  return {
+    read: (await ask("admin/version"))[0],
+    token,
+    run: (await ask(run, post))[0],
+    blind: (await ask(run, {method: "POST", body, mode: "no-cors"}))[0],
+    events: await listen("events/in"),
+    logs: await listen("logs/out"),
+  };
+}"""
+
+
+class Served(NamedTuple):
+    """A stack, the root of its runs, and their data."""
+
+    api: Api
+    root: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With what comes before fine-tuning made while the server starts."""
+    folder = tmp_path_factory.mktemp("served")
+    root, data = folder / "root", folder / "data"
+    make_data(data)
+    settings = parse_settings(killed_run(root, data))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(lambda: [run_stage(name, Run(settings)) for name in BEFORE])
+        scenes = {"scenes": {"images": 24}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+        few = {"name": "few", "data": scenes, "run": {"root": str(root)}}
+        names = ("scenes", "pipeline", "finetune", "evaluate", "report")
+        with serving(root, folder, declare(folder / "prefect.yaml", *names, parameters={"settings": few})) as api:
+            ahead.result()
+            yield Served(api, root, data)
+
+
+def killed_run(root: Path, data: Path) -> dict[str, Any]:
+    """A run whose fine-tuning takes long enough to be killed half-way."""
+    settings = tiny_settings("e2e", root, data)
+    settings["run"]["placement"] = "deployments"
+    settings["finetune"] |= {"batch_size": 8, "checkpoint_steps": 5}
+    return settings
+
+
+def stage_processes(root: Path) -> dict[str, int]:
+    """The children in which workers below this root carry out stages, by stage."""
+    pids = of_stack(root, "paraclip.tasks.run.child")
+    requests = {pid: json.loads(Path(command_of(pid).split()[-1]).read_text())["request"] for pid in pids}
+    return {request["draft"]["stage"]: pid for pid, request in requests.items()}
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_killed_stage_is_retried_in_the_ui(served: Served) -> None:
+    api, root, data = served
+    plain, store = killed_run(root, data), ArtifactStore(root)
+    made = {
+        path: path.stat().st_mtime_ns for stage in BEFORE for path in store.root.glob(f"artifacts/{stage}/*/*.json")
+    }
+
+    pipeline = api.run_deployment("pipeline", plain)
+    fingerprint = Run(parse_settings(plain), store).nodes["finetune"].fingerprint
+    work = store.work_path("finetune", fingerprint) / "scratch" / "checkpoints"
+    # Not any file: one that is being written does not count, and the killed run could not go on from it.
+    eventually(lambda: any(work.glob("step-*.safetensors")), "fine-tuning left no checkpoint")
+    child = stage_processes(root)["finetune"]
+    os.kill(parent_of(child), signal.SIGKILL)
+
+    eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 10)
+    eventually(lambda: api.state(pipeline) == "Failed", "the pipeline did not see that its stage was killed")
+    killed = [run for run in api.runs() if run["flow"] == "finetune"]
+    assert [run["state"]["name"] for run in killed] == ["Crashed"]
+
+    # Prefect looks for hooks in a process of its own, which must find the flow's modules.
+    assert "ModuleNotFoundError" not in (root / "logs" / "prefect-paraclip-gpu.log").read_text()
+
+    api.press_retry(pipeline)
+    eventually(lambda: api.state(pipeline) == "Completed", "the retried pipeline did not complete", 300)
+
+    runs = {run["flow"]: run for run in api.runs()}
+    assert len(runs) == len(api.runs()), "no stage has two runs"
+    assert runs["pipeline"]["run_count"] == 2
+    assert runs["finetune"]["id"] == killed[0]["id"] and runs["finetune"]["run_count"] == 2
+    assert not set(BEFORE) & set(runs), "finished stages started nothing"
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert [len(store.list(stage)) for stage in BEFORE] == [1] * len(BEFORE)
+    log = log_path(store, "finetune", fingerprint).read_text()
+    assert log.count(" starts in process ") == 2 and "going on after step" in log
+    assert (root / "results" / "e2e" / "report.html").is_file()
+    keys = {artifact["key"] for artifact in api.call("artifacts/latest/filter", {})}
+    assert {"e2e-stages", "e2e-comparison", "e2e-report", "e2e-finetune-progress"} <= keys
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_a_page_of_another_origin_runs_no_command(served: Served, tmp_path: Path) -> None:
+    api, target, before = served.api, tmp_path / "target", len(served.api.runs())
+    deployment = api.deployment("scenes")
+    body = json.dumps({"job_variables": {"command": f"touch {target}"}})
+    password = api.headers["Authorization"]
+    rebound = api.url.replace("127.0.0.1", REBOUND)
+    mapped = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"
+    with api.browser(mapped, logged_in=False) as page, web_server() as (elsewhere, _):
+
+        def attack(url: str, authorization: str = "") -> dict[str, Any]:
+            page.goto(url)
+            server = rebound if REBOUND in url else api.url
+            return page.evaluate(ATTACK, [f"{server}/api", deployment, body, authorization])
+
+        closed = {"events": "closed", "logs": "closed"}
+        blocked = dict.fromkeys(("read", "token", "run"), "blocked")
+        # What a blind request is answered, no page is told.
+        assert attack(elsewhere) == {**blocked, "blind": 0, **closed}
+        assert attack(elsewhere, password) == {**blocked, "blind": 0, **closed}
+        # Here is no other origin: the password alone counts.
+        assert attack(f"{rebound}/api/health") == {"read": 401, "token": 401, "run": 403, "blind": 403, **closed}
+        assert len(api.runs()) == before and not target.exists()
+        # Whoever has it may run commands: the attack would have done so.
+        allowed = {"read": 200, "token": 200, "run": 201, "blind": 403}
+        assert attack(f"{rebound}/api/health", password) == {**allowed, **closed}
+        eventually(target.exists, "the worker does not work")
+
+
+@pytest.mark.parametrize("login", ["", "Basic"])
+def test_a_blind_request_is_refused(served: Served, login: str) -> None:
+    """A form's, which a browser sends for any page without asking the server before."""
+    headers = {"Content-Type": "text/plain", "Origin": "http://elsewhere.example"}
+    if login:
+        headers["Authorization"] = served.api.headers["Authorization"]
+    url = f"{served.api.url}/api/deployments/{served.api.deployment('scenes')}/create_flow_run"
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=60)
+    assert refusal.value.code == 403 and "CSRF" in refusal.value.read().decode()
+
+
+def test_prefect_s_own_commands_work_with_what_serve_says(served: Served) -> None:
+    assert "Completed" in served.api.prefect("deployment", "run", "scenes/scenes", "--watch")
+
+
+def test_of_twelve_submissions_at_once_none_is_lost(served: Served) -> None:
+    """SQLite takes one writer at a time, and by default refuses most of the others at once."""
+    later = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
+    path = f"deployments/{served.api.deployment('scenes')}/create_flow_run"
+    with ThreadPoolExecutor(12) as threads:
+        runs = list(threads.map(lambda _: served.api.call(path, later, patience=())["id"], range(12)))
+    assert len(set(runs)) == 12
+
+
+CHUNK = 4
+"""Requests, all of which are asked at the same time."""
+
+
+def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
+    """A run that trains its base model while it asks a server."""
+    settings = tiny_settings("cancelled", root, data)
+    server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
+    settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
+    settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
+    settings["bootstrap"] |= {"epochs": 100}
+    settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
+    return settings
+
+
+@pytest.mark.nightly
+def test_a_cancel_stops_stages_side_by_side_and_the_next_run_goes_on(served: Served) -> None:
+    (stack, root, data), going = served, threading.Event()
+
+    def rows() -> int:
+        return sum(read_metadata(part).num_rows for part in (root / "cache" / "segments").rglob("*.parquet"))
+
+    before = rows()
+    with OpenAIServer() as engine:
+
+        def say_nothing(handler: Any) -> None:
+            going.wait(600)
+            handler.close_connection = True
+
+        def answer(asked: dict[str, Any]) -> dict[str, Any] | Fault:
+            return well(asked) if going.is_set() or engine.asked.index(asked) < CHUNK else say_nothing
+
+        engine.answer = answer
+        plain = side_by_side(root, data, engine.url)
+        run = stack.run_deployment("pipeline", plain)
+        fingerprint = Run(parse_settings(plain)).node("bootstrap").fingerprint
+        folder = ArtifactStore(root).work_path("bootstrap", fingerprint) / "scratch" / "checkpoints"
+        eventually(lambda: any(folder.glob("step-*.safetensors")), "no checkpoint")
+        children = eventually(lambda: len(both := stage_processes(root)) == 2 and both, "not side by side")
+        eventually(lambda: rows() == before + CHUNK, "no answers")
+        eventually(lambda: engine.under_way, "no requests")
+        # Short enough for a test, training waits here for its end.
+        os.kill(children["bootstrap"], signal.SIGSTOP)
+        checkpoints = set(folder.glob("step-*.safetensors"))
+        stack.prefect("flow-run", "cancel", run)
+        eventually(lambda: asked_to_end(children["bootstrap"]), "its end was not asked for")
+        os.kill(children["bootstrap"], signal.SIGCONT)
+        eventually(lambda: stack.state(run) == "Cancelled", "it is not cancelled")
+        assert not any(map(command_of, children.values()))
+        assert set(folder.glob("step-*.safetensors")) - checkpoints, "the last step was not saved"
+        ended = {"bootstrap": "Cancelled", "paraphrase_1": "Cancelled"}
+        eventually(lambda: ended.items() <= task_states(stack, run).items(), "the run's page says something else")
+
+        going.set()
+        later = stack.run_deployment("pipeline", plain)
+        eventually(lambda: stack.state(later) in ("Completed", "Failed", "Crashed"), "it did not end")
+        assert stack.state(later) == "Completed"
+        log = log_path(ArtifactStore(root), "bootstrap", fingerprint).read_text()
+        assert log.count(" starts in process ") == 2 and "going on after step" in log
+        assert set(engine.answered.values()) == {1}, "an answer was paid for twice"
+
+
+def task_states(api: Api, run: str) -> dict[str, str]:
+    tasks = api.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    return {task["name"]: task["state"]["name"] for task in tasks}
+
+
+def asked_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
