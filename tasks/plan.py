@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.files import storage_error
 from paraclip.storage.manifests import SOURCE
 from paraclip.tasks.amounts import Amount, amounts, units_of
 from paraclip.tasks.context import Run
@@ -82,7 +77,6 @@ def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPla
 
     Where captions are not ingested yet, the sources are read to count them.
     """
-    _expect_root(run.store.root)
     artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     for name in run.stages:
@@ -94,9 +88,8 @@ def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPla
     with TempDir("plan-") as scratch:
         captions = ingested_captions(run, artifacts, scratch) if "ingest" in run.stages else None
         sizes = count(run, artifacts, captions)
-        runs = _runs(run)
         stages = [
-            _plan(node, runs, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
+            _plan(node, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
             for name, node in run.nodes.items()
         ]
         notes = check(run, captions)
@@ -129,33 +122,17 @@ def _notes(run: Run, requests: int) -> list[str]:
     return notes
 
 
-def _expect_root(root: Path) -> None:
-    try:
-        if root.exists():
-            if not root.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            return
-        above = next(folder for folder in root.absolute().parents if folder.exists())
-        # Permissions do not tell everything: nobody makes a folder in /proc.
-        with TemporaryDirectory(prefix=".paraclip-", dir=above):
-            pass
-    except OSError as error:
-        raise storage_error(error, root) from error
-
-
-def _plan(
-    node: Node, runs: _Runs, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount
-) -> StagePlan:
+def _plan(node: Node, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount) -> StagePlan:
     name = node.name
     if artifact is not None:
         manifest = artifact.manifest
         return StagePlan(name, node.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, manifest.size(), "its manifest")
     state: State = "resumable" if store.resumable(name, node.fingerprint) else "to run"
     earlier = store.list(name)
-    why = (damage,) if damage else tuple(_reasons(node, earlier, runs))
+    why = (damage,) if damage else tuple(_reasons(node, earlier))
     # Another engine is another speed.
     alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
-    cost = estimate(node.stage, amount, alike)
+    seconds, size, basis = estimate(node.stage, amount, alike)
     return StagePlan(
         name,
         node.fingerprint,
@@ -164,46 +141,19 @@ def _plan(
         amount.rows,
         amount.requests,
         amount.tokens,
-        cost.seconds,
-        cost.bytes,
-        "; ".join(part for part in (cost.basis, amount.note) if part),
+        seconds,
+        size,
+        "; ".join(filter(None, (basis, amount.note))),
         amount.spend,
     )
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Whose the finished artifacts are, as far as a report says so."""
-
-    own: Mapping[str, str]
-    """Fingerprints of the last run of this name, by stage."""
-    others: Mapping[str, str]
-    """Fingerprint → name of another run."""
-
-
-def _runs(run: Run) -> _Runs:
-    own: dict[str, str] = {}
-    others: dict[str, str] = {}
-    for report in run.store.list("report"):
-        stages = {**report.manifest.inputs, "report": report.fingerprint}
-        name = report.manifest.options.get("name")
-        if name == run.settings.name:
-            own = stages
-        else:
-            others |= dict.fromkeys(stages.values(), str(name))
-    return _Runs(own, others)
-
-
-def _reasons(node: Node, earlier: list[Artifact], runs: _Runs) -> list[str]:
+def _reasons(node: Node, earlier: list[Artifact]) -> list[str]:
     if not earlier:
         return ["never ran under this root"]
-    own = [artifact for artifact in earlier if artifact.fingerprint == runs.own.get(node.name)]
-    candidates = own or [one for one in earlier if one.fingerprint not in runs.others] or earlier
     # The newest of the nearest: what a user changed last is what is asked about.
-    nearest = min(reversed(candidates), key=lambda artifact: len(differences(artifact, node)))
-    other = None if own else runs.others.get(nearest.fingerprint)
-    reasons = differences(nearest, node) or ["its artifact was deleted"]
-    return reasons if other is None else [f"a run of another name, {other!r}, is the nearest:", *reasons]
+    nearest = min((differences(artifact, node) for artifact in reversed(earlier)), key=len)
+    return nearest or ["its artifact was deleted"]
 
 
 def differences(artifact: Artifact, node: Node) -> list[str]:
@@ -282,42 +232,25 @@ DEFAULTS = {
 OTHERS = Rate(5, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """An estimate and where it comes from."""
-
-    seconds: float | None
-    bytes: int | None
-    basis: str
-
-
-def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
-    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
-    rate = DEFAULTS.get(stage.name, OTHERS)
-    fixed = FIXED_BYTES.get(stage.name, 0)
+def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, int | None, str]:
+    """Seconds, bytes and their basis of a stage for this amount of work; `earlier` are finished ones, oldest first."""
+    rate, fixed = DEFAULTS.get(stage.name, OTHERS), FIXED_BYTES.get(stage.name, 0)
     if amount.units is None:
-        return Cost(None, None, "unknown before the stages ahead of it are finished")
-    scaled = _scaled(stage, amount, amount.units, earlier[-1]) if earlier else None
-    if scaled is not None:
-        return scaled
-    written = amount.units if amount.rows is None or stage.name not in WRITES_ALL else amount.rows
-    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * written
-    return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
-
-
-def _scaled(stage: Stage, amount: Amount, units: float, earlier: Artifact) -> Cost | None:
-    manifest, rate = earlier.manifest, DEFAULTS.get(stage.name, OTHERS)
-    basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
-    before = units_of(stage, manifest.metrics)
-    if before is None or before == units:
-        # As much again, or nothing says how much it had to do: the same again is the best guess.
-        return Cost(manifest.wall_seconds, manifest.size(), basis)
-    if not before or units > MOST_GROWTH * before:
-        return None
-    # The start costs the same for any amount, so only what is above it grows.
-    start, fixed = min(rate.start, manifest.wall_seconds), min(FIXED_BYTES.get(stage.name, 0), manifest.size())
-    share = units / before
-    seconds = start + (manifest.wall_seconds - start) * share
-    rows = manifest.metrics.get(WRITES_ALL.get(stage.name, ""))
-    written = amount.rows / rows if rows and amount.rows is not None else share
-    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * written), basis)
+        return None, None, "unknown before the stages ahead of it are finished"
+    if earlier:
+        manifest = earlier[-1].manifest
+        basis, before = f"{manifest.stage}/{manifest.fingerprint[:12]}", units_of(stage, manifest.metrics)
+        if before is None or before == amount.units:
+            # As much again, or nothing says how much it had to do: the same again is the best guess.
+            return manifest.wall_seconds, manifest.size(), basis
+        if before and amount.units <= MOST_GROWTH * before:
+            # The start costs the same for any amount, so only what is above it grows.
+            start, least = min(rate.start, manifest.wall_seconds), min(fixed, manifest.size())
+            share = amount.units / before
+            seconds = start + (manifest.wall_seconds - start) * share
+            rows = manifest.metrics.get(WRITES_ALL.get(stage.name, ""))
+            written = amount.rows / rows if rows and amount.rows is not None else share
+            return round(seconds, 1), int(least + (manifest.size() - least) * written), basis
+    writes = amount.units if amount.rows is None or stage.name not in WRITES_ALL else amount.rows
+    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * writes
+    return round(seconds, 1), int(size), "defaults for two CPU cores"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import duckdb
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.parquet import iter_batches
+from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.parquet import iter_batches, parquet_files
 from paraclip.tasks.context import Run
 from paraclip.tasks.drift import check_drift
 from paraclip.tasks.stage import input_path
@@ -33,79 +34,75 @@ from paraclip_core.evaluation.intervals import GAIN, expected_half, images_neede
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 
-COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
-USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
-"""Captions that name an image."""
-LOOKED_UP, MOST_LOOKED_UP = 16, 1000
-"""Images of an archive that are looked up, of each batch of captions and of all."""
+LOOKED_UP = 1000
+"""Images of an archive that are looked up."""
+USABLE = """
+    CREATE VIEW captions AS
+    SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
+"""
+COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE usable) FROM captions GROUP BY ALL"
+EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
+SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
+# What a source holds itself was read with its captions.
+NAMED = """
+    SELECT images, image_path, min(source) FROM captions WHERE usable AND images <> source
+    GROUP BY images, image_path
+    QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
+    ORDER BY images, image_path
+"""
 
 
+@dataclass(frozen=True)
 class Census:
-    """Captions, counted by what training and evaluation need of them.
+    """Ingested captions, counted by what training and evaluation need of them."""
 
-    Memory grows with the captions of the evaluation split, as in evaluation, and with the images where a benchmark has
-    pairs of its own for them.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        """Count for these settings."""
-        evaluate = settings.evaluate
-        self.rows: Counter[tuple[str, str]] = Counter()
-        """Captions by source and split."""
-        self.with_image: Counter[tuple[str, str]] = Counter()
-        """Those that name an image."""
-        self.first_images: dict[str, dict[str, str]] = {}
-        """For each tar or folder some of the images that captions name in it, with the source that does."""
-        self._split = evaluate.split
-        self._others = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
-        self._ids: list[str] = []
-        self._captions: list[str] = []
-        self._images: list[pa.Array] = []
+    rows: Counter[tuple[str, str]]
+    """Captions by source and split."""
+    with_image: Counter[tuple[str, str]]
+    """Those that name an image."""
+    named_images: dict[str, dict[str, str]]
+    """For each tar or folder some of the images that captions name in it, with a source that does."""
+    stored: Stored
+    """What benchmarks will find, if every image can be read."""
 
     @property
     def splits(self) -> Counter[str]:
         """Captions of each split."""
         return _by(self.rows, 1)
 
-    @property
-    def stored(self) -> Stored:
-        """What benchmarks will find, if every image can be read."""
-        return Stored(Captions(self._ids, self._captions, self._split), self._pool)
-
     def without_image(self, split: str) -> Counter[str]:
         """Captions of a split that name no image, by source."""
         return _by(Counter({key: count for key, count in (self.rows - self.with_image).items() if key[1] == split}), 0)
 
-    def note(self, captions: pa.RecordBatch) -> None:
-        """Count a batch of ingested captions (schema `tables.CAPTIONS`)."""
-        table = pa.Table.from_batches([captions]).select(list(COLUMNS))
-        usable = table.filter(USABLE)
-        _count(table, self.rows)
-        _count(usable, self.with_image)
-        evaluated = table.filter((pc.field("split") == self._split) & pc.field("image_id").is_valid())
-        self._ids += evaluated["image_id"].to_pylist()
-        self._captions += evaluated["caption"].to_pylist()
-        searched = usable if self._others else usable.filter(pc.field("split") == self._split)
-        self._images.append(searched["image_id"].unique())
-        # What a source holds itself was read with its captions.
-        self._note_first(usable.filter(pc.field("images") != pc.field("source")))
 
-    def _note_first(self, usable: pa.Table) -> None:
-        for archive in usable["images"].unique().to_pylist():
-            names = self.first_images.setdefault(archive, {})
-            if len(names) < MOST_LOOKED_UP:
-                rows = usable.filter(pc.field("images") == archive)
-                source = rows["source"][0].as_py()
-                for name in rows["image_path"].unique().slice(0, LOOKED_UP).to_pylist():
-                    names.setdefault(name, source)
+def count_captions(settings: Settings, folder: Path) -> Census:
+    """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
+    evaluate, named = settings.evaluate, dict[str, dict[str, str]]()
+    every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
+        con.execute(USABLE)
+        counts = con.execute(COUNTS).fetchall()
+        evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
+        images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
+        for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
+            named.setdefault(archive, {})[name] = source
 
-    def _pool(self, image_ids: Sequence[str]) -> ImagePool:
-        named = pa.array(list(dict.fromkeys(image_ids)), pa.string())
-        ingested = pc.SetLookupOptions(pa.chunked_array(self._images, pa.string()))
-        ids = named.filter(pc.call_function("is_in", [named], ingested)).to_pylist()
+    def pool(image_ids: Sequence[str]) -> ImagePool:
+        ids = [image for image in dict.fromkeys(image_ids) if image in images]
         if not ids:
-            raise BenchmarkError(f"none of its {len(named)} images is among the ingested ones; are they the same?")
+            raise BenchmarkError(
+                f"none of its {len(set(image_ids))} images is among the ingested ones; are they the same?"
+            )
         return ImagePool(ids, _no_features)
+
+    captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
+    return Census(
+        Counter({(source, split): count for source, split, count, _ in counts}),
+        Counter({(source, split): count for source, split, _, count in counts}),
+        named,
+        Stored(captions, pool),
+    )
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -128,9 +125,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def _check(run: Run, folder: Path, planned: bool) -> list[str]:
     settings, scenes = run.settings, _finished(run, "scenes")
-    census, notices = Census(settings), []
-    for batch in iter_batches(folder / "captions", COLUMNS):
-        census.note(batch)
+    census, notices = count_captions(settings, folder / "captions"), []
     # Where nothing is accepted, ingest says why.
     if not census.rows:
         return []
@@ -216,7 +211,7 @@ def _shows(tasks: Sequence[Prepared]) -> list[str]:
 
 def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> list[str]:
     notices = []
-    for archive, names in census.first_images.items():
+    for archive, names in census.named_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
         if not holds_any(path, list(names)):
             name, source = next(iter(names.items()))
@@ -239,13 +234,6 @@ def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:
     for key, count in counts.items():
         sums[key[place]] += count
     return sums
-
-
-def _count(table: pa.Table, into: Counter[tuple[str, str]]) -> None:
-    groups = table.group_by(["source", "split"]).aggregate([([], "count_all")])
-    columns = (groups[name].to_pylist() for name in ("source", "split", "count_all"))
-    for source, split, count in zip(*columns, strict=True):
-        into[source, split] += count
 
 
 def _listed(counts: Counter[str]) -> str:
