@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from prefect import State, get_client, task
@@ -29,15 +29,13 @@ from paraclip.tasks.publish import (
     emit,
     in_flow_run,
     mark_decision,
-    measured_progress,
     near_cap,
     publish_markdown,
     publish_table,
     published_progress,
-    published_samples,
     report_note,
 )
-from paraclip.tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
+from paraclip.tasks.results import Result, comparison_rows, stage_row, why
 from paraclip.tasks.stage import Node
 from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
 from paraclip.tasks.status import both, shown_progress
@@ -82,7 +80,6 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
         seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
-        seen = both(seen, measured_progress(run.settings.name, name))
         shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
         carry_out = _paraphrase if name in STEPS else run_node
         artifact = carry_out(node, run, shown)
@@ -177,16 +174,15 @@ def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
     # Once a run: step 1 says it for both.
     if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
         log.warning("%s", warning)
-    shown = both(progress, published_samples(key, f"Latest answers of {name}"))
-    ask_in_shards(node, run, shown)
-    artifact = run_node(node, run, shown)
+    ask_in_shards(node, run, progress)
+    artifact = run_node(node, run, progress)
     if rows := finished_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
     return artifact
 
 
 def publish_result(settings: Settings, result: Result) -> None:
-    """Show the comparison, the worst pairs and the way to the report in the UI."""
+    """Show the comparison and the way to the report in the UI."""
     if not in_flow_run():
         return
     if result.summary:
@@ -195,10 +191,6 @@ def publish_result(settings: Settings, result: Result) -> None:
         rows = comparison_rows(result.summary)
         text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
-    for row in result.stages:
-        if row["stage"] == "evaluate" and (pairs := worst_pairs(Path(row["path"]))):
-            rows = [as_text(pair) for pair in pairs]
-            publish_table(artifact_key(settings.name, "worst-pairs"), rows, "Pairs whose two rankings agree least")
     if result.report and result.summary_path:
         note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))
         publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -302,29 +300,6 @@ def worker(server: str) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(60)
-
-
-def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
-    from prefect.utilities.services import stop_client_metrics_server
-
-    from paraclip.flows.stages import STAGE_FLOWS
-    from paraclip_core.settings import parse_settings
-
-    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
-        try:
-            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-                lines = answer.read().decode().splitlines()
-        finally:
-            stop_client_metrics_server()
-    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
-    assert any(line.startswith("prefect_") for line in lines)
 
 
 def tags_of(state: Any) -> set[str]:
