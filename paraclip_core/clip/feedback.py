@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong beside the query's 1, chosen on photographs (docs/experiments.md)."""
+"""Weights of the images marked as right and as wrong beside the query's 1, chosen on photographs."""
 
 
 def refine(

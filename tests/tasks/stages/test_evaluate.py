@@ -28,7 +28,7 @@ from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
+from paraclip_core.errors import BenchmarkError, InputError, ModelError
 from paraclip_core.evaluation.results import Measured, Sample, from_table
 from paraclip_core.evaluation.run import Candidate
 from paraclip_core.progress import Fact
@@ -311,16 +311,6 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
         with pytest.raises(BenchmarkError, match=reason):
             check_benchmarks(Run(settings_with(tmp_path, [benchmark]), store), artifacts)
     check_benchmarks(Run(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store), artifacts)
-
-
-def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:
-    benchmark = {"name": "few", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
-    store = ArtifactStore(tmp_path / "hashes")
-    with pytest.raises(
-        ConfigError, match=r"'few' searches the 8 held-out images of data\.scenes; expected at least 10"
-    ):
-        EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 30}), store))
-    assert EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 40}), store)) == {}
 
 
 def test_an_interpolation_of_nothing_is_explained(
