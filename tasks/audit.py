@@ -56,10 +56,7 @@ def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
     """Measure the models of a target; where base and tuned are one model, that one alone.
 
-    Args:
-        target: models and index.
-        entries: queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
-        device: auto, cpu, cuda or cuda:N.
+    `entries` are queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}

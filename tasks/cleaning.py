@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Left:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"stage": self.stage, "fingerprint": self.fingerprint, "why": self.why}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,9 @@ def collect(
 ) -> Collected:
     """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
 
-    What a stage or a run in progress needs stays, with everything that it was made from.
-
-    Args:
-        store: the store.
-        keep_days: what is younger stays, with everything that it was made from.
-        unfinished: unfinished work that nobody is writing counts as well.
-        keep_models: models of each channel's history that stay, besides the one that it serves.
+    What a stage or a run in progress needs, and what is younger than `keep_days`, stays with everything that it was
+    made from; `keep_models` of each channel's history stay besides the one that it serves. With `unfinished` work that
+    nobody is writing counts as well.
     """
     artifacts, used = _artifacts(store)
     young = datetime.now(UTC) - timedelta(days=keep_days)

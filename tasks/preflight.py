@@ -108,13 +108,8 @@ def count_captions(settings: Settings, folder: Path) -> Census:
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
     """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
 
-    Args:
-        run: the run.
-        captions: its captions, where ingest is not finished. Scenes that are not rendered are not looked at.
-        planned: say what the validation can show, too.
-
-    Returns:
-        What the user should hear before the run goes on.
+    `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not looked at. What the
+    validation can show is said where the run is `planned`. Gives what the user should hear before the run goes on.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []

@@ -367,15 +367,9 @@ def make_app(
     token: str | None = None,
     report: Path | None = None,
 ) -> FastAPI:
-    """The application.
+    """The application; `facts` are what the page says of models and index, `report` is the page of the model's run.
 
-    Args:
-        engine: ranks.
-        catalogue: names, captions and pictures.
-        marks: keeps feedback.
-        facts: what the page says of the models and the index.
-        token: asked of every request, by `?token=` once or `Authorization: Bearer`; None asks for nothing.
-        report: the page of the model's run.
+    With a `token` every request needs it, as `?token=` once or `Authorization: Bearer`.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
     _guard(app, token)
