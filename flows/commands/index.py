@@ -182,8 +182,6 @@ def audit(
         print_table(f"AO@{result.depth} by what changed", list(changed[0]), changed)
     if result.gain:
         say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
-    elif text := audits.expected_gain(result):
-        say(text)
     say(f"page: {out}")
     say_next("ui", *_same_index(model, root, base, features, ids, images))
 

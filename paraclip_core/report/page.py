@@ -222,12 +222,12 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def render_audit(
-    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], expected: str, facts: Mapping[str, Any]
+    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], facts: Mapping[str, Any]
 ) -> str:
     """The audit's page; every text is escaped.
 
-    `names` are what models are called on it, `thumbnails` JPEGs by image id where images are at hand, `expected` says
-    what a repair would bring, and `facts` how the audit was made.
+    `names` are what models are called on it, `thumbnails` JPEGs by image id where images are at hand, and `facts` how
+    the audit was made.
     """
     environment = page_environment()
     environment.filters["interval"] = _interval
@@ -242,7 +242,6 @@ def render_audit(
         worst=audit.pairs[:WORST],
         classes=classes if thumbnails else {},
         rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
-        expected=expected,
         facts=facts,
     )
 

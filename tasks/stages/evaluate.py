@@ -33,7 +33,6 @@ from paraclip_core.evaluation.results import (
     Provenance,
     from_arrays,
     result_json,
-    task_results,
     to_arrays,
     to_table,
 )
@@ -81,9 +80,6 @@ def write_evaluation(
             place = folder / "results" / model
             result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured, origin)
             write_json(place / f"{outcome.benchmark}.json", result)
-            if origin is not None:
-                for task, part in task_results(outcome.kind, model, names[model], measured, origin).items():
-                    write_json(place / outcome.benchmark / f"{task}.json", part)
         write_table(folder / "samples" / f"{outcome.benchmark}.parquet", to_table(outcome.base, outcome.tuned))
     for benchmark, table in evaluation.per_query.items():
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)

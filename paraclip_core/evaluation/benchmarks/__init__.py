@@ -156,8 +156,6 @@ class Benchmark:
     """CLIP_benchmark's name of the task; empty: the title."""
     mteb: bool = False
     """Whether results take mteb's shape; the first metric is the main score."""
-    mteb_parts: bool = False
-    """Whether the parts of the first metric are tasks of mteb, by its names."""
     hub_task: str = "image-text-retrieval"
     """The Hugging Face hub's name of the task, for model cards."""
     options: type[Options] | None = None
