@@ -30,26 +30,13 @@ from paraclip_core.progress import Progress, silent
 if TYPE_CHECKING:
     from paraclip.tasks.export import Layout
     from paraclip.tasks.image_index import SearchTarget
+    from paraclip.tasks.results import Result as RunResult
     from paraclip_core.clip.model import ClipModel
 
 __all__ = [
-    "Result",
-    "Settings",
-    "Table",
-    "audit",
-    "compare",
-    "evaluate",
-    "export",
-    "load",
-    "load_config",
-    "paraphrase",
-    "plan",
-    "run",
-    "search",
-    "silent",
-]
-
-Overrides = Sequence[str]
+    "Result", "Settings", "Table", "audit", "compare", "evaluate", "export", "load", "load_config", "paraphrase",
+    "plan", "run", "search", "silent",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,15 +47,9 @@ class Table:
     title: str = ""
 
     def to_pandas(self) -> Any:
-        """A data frame.
+        """A data frame."""
+        import pandas
 
-        Raises:
-            ConfigError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ConfigError("to_pandas() needs pandas: pip install pandas") from error
         return pandas.DataFrame.from_records([dict(row) for row in self.rows])
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
@@ -81,9 +62,12 @@ class Table:
         return "\n".join([self.title, *(str(dict(row)) for row in self.rows)]).strip()
 
     def _repr_html_(self) -> str:
+        def shown(value: Any) -> str:
+            return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
-        cells = ("".join(f"<td>{escape(_shown(row.get(name)))}</td>" for name in columns) for row in self.rows)
+        cells = ("".join(f"<td>{escape(shown(row.get(name)))}</td>" for name in columns) for row in self.rows)
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         return f"<p>{escape(self.title)}</p><table><tr>{head}</tr>{body}</table>"
 
@@ -110,11 +94,7 @@ class Result(Table):
         return {name: one["verdict"] for name, one in self.summary.get("comparisons", {}).items()}
 
 
-def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def load_config(config: str | Path | None = None, overrides: Overrides = ()) -> Settings:
+def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Settings from a YAML file, `PARACLIP_ROOT` and `a.b=value` lines over it; without a file, the defaults.
 
     Raises:
@@ -148,7 +128,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
-    from paraclip.tasks.results import check_run_name, comparison_rows, record_result, stage_row
+    from paraclip.tasks.results import check_run_name, record_result, stage_row
     from paraclip.tasks.run.dag import run_stage
     from paraclip.tasks.run.run import Run
 
@@ -165,9 +145,14 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             if progress is None:
                 _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
         outcome = record_result(wanted, rows, wanted.artifacts())
+    return _result(outcome, f"{settings.name}: {outcome.decision or 'nothing was evaluated'}")
+
+
+def _result(outcome: RunResult, title: str) -> Result:
+    from paraclip.tasks.results import comparison_rows
+
     figures = comparison_rows(outcome.summary) if outcome.summary else []
-    report = Path(outcome.report) if outcome.report else None
-    return Result(figures, f"{settings.name}: {outcome.decision or 'nothing was evaluated'}", outcome.summary, report)
+    return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)
 
 
 def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
@@ -184,8 +169,6 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.trial import try_captions
 
-    if isinstance(captions, str):
-        raise ConfigError(f"captions: got the text {captions[:60]!r}; expected a list of captions")
     trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
     rows: list[dict[str, Any]] = []
     for caption in trial.captions:
@@ -238,21 +221,16 @@ def evaluate(
     if request.is_pair:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
-    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
-    return Result(_rows_of_all(summary), title, summary, folder if report else None)
-
-
-def _rows_of_all(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model, figures in summary["models"].items():
         of = summary["comparisons"].get(model)
-        for benchmark, metrics in figures.items():
-            for metric, value in metrics.items():
-                delta = None if of is None else of["deltas"][benchmark][metric]
-                low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
-                row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
-                rows.append(row | {"delta": delta, "low": low, "high": high})
-    return rows
+        for benchmark, metric, value in ((b, m, v) for b, metrics in figures.items() for m, v in metrics.items()):
+            low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
+            row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
+            delta = None if of is None else of["deltas"][benchmark][metric]
+            rows.append(row | {"delta": delta, "low": low, "high": high})
+    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
+    return Result(rows, title, summary, folder if report else None)
 
 
 def compare(settings: Settings) -> Result:
@@ -261,7 +239,7 @@ def compare(settings: Settings) -> Result:
     Raises:
         ConfigError: the run is not finished.
     """
-    from paraclip.tasks.results import comparison_rows, gather_result, stage_row
+    from paraclip.tasks.results import gather_result, stage_row
     from paraclip.tasks.run.run import Run
 
     wanted = Run(settings)
@@ -270,8 +248,7 @@ def compare(settings: Settings) -> Result:
         raise ConfigError(f"the run {settings.name!r} has no evaluation under {settings.run.root}; call run() first")
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
     outcome = gather_result(wanted, rows, artifacts)
-    report = Path(outcome.report) if outcome.report else None
-    return Result(comparison_rows(outcome.summary), outcome.decision or "", outcome.summary, report)
+    return _result(outcome, outcome.decision or "")
 
 
 def search(
@@ -303,17 +280,10 @@ def search(
     from paraclip.tasks.image_index import search as nearest
 
     hits = nearest(_target(model, root, base, features, ids), query, count, device)
-    rows = [
-        {
-            "rank": one.rank,
-            "base": one.image_id,
-            "base_score": one.score,
-            "tuned": two.image_id,
-            "tuned_score": two.score,
-        }
-        for one, two in zip(hits["base"], hits["tuned"], strict=True)
-    ]
-    return Table(rows, query)
+    names = ("rank", "base", "base_score", "tuned", "tuned_score")
+    pairs = zip(hits["base"], hits["tuned"], strict=True)
+    cells = ((one.rank, one.image_id, one.score, two.image_id, two.score) for one, two in pairs)
+    return Table([dict(zip(names, row, strict=True)) for row in cells], query)
 
 
 def audit(
@@ -331,11 +301,7 @@ def audit(
         model: as for `search`.
         queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
             its rewording; by default captions of the index's images, or names of things that they show.
-        features: as for `search`.
-        ids: as for `search`.
-        base: as for `search`.
-        root: as for `search`.
-        device: as for `search`.
+        features, ids, base, root, device: as for `search`.
 
     Raises:
         ModelError: the index was made with another image tower.
@@ -391,8 +357,6 @@ def _target(
     from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
 
-    if not isinstance(model, str):
-        raise ConfigError(f"model: got {str(model)[:60]!r}; expected the name of a model, a channel or a folder")
     paths = [None if path is None else Path(path) for path in (features, ids)]
     return search_target(model, open_store(root), base, *paths)
 

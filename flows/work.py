@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from prefect import State, get_client, task
@@ -32,10 +32,9 @@ from paraclip.tasks.publish import (
     publish_markdown,
     publish_table,
     published_progress,
-    published_samples,
     report_note,
 )
-from paraclip.tasks.results import Result, comparison_rows, stage_row, why, worst_pairs
+from paraclip.tasks.results import Result, comparison_rows, stage_row, why
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.status import both, shown_progress
@@ -177,16 +176,15 @@ def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
     # Once a run: step 1 says it for both.
     if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
         log.warning("%s", warning)
-    shown = both(progress, published_samples(key, f"Latest answers of {name}"))
-    ask_in_shards(node, run, shown)
-    artifact = run_stage(node, run, shown)
+    ask_in_shards(node, run, progress)
+    artifact = run_stage(node, run, progress)
     if rows := finished_samples(artifact, STEPS[name]):
         publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
     return artifact
 
 
 def publish_result(settings: Settings, result: Result) -> None:
-    """Show the comparison, the worst pairs and the way to the report in the UI."""
+    """Show the comparison and the way to the report in the UI."""
     if not in_flow_run():
         return
     if result.summary:
@@ -195,10 +193,6 @@ def publish_result(settings: Settings, result: Result) -> None:
         rows = comparison_rows(result.summary)
         text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
-    for row in result.stages:
-        if row["stage"] == "evaluate" and (pairs := worst_pairs(Path(row["path"]))):
-            rows = [as_text(pair) for pair in pairs]
-            publish_table(artifact_key(settings.name, "worst-pairs"), rows, "Pairs whose two rankings agree least")
     if result.report and result.summary_path:
         note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))
         publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")

@@ -20,8 +20,6 @@ from paraclip_core.paraphrase.engines.base import PaidEngine
 
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
 """Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
-ENOUGH = 50
-"""Judged rows of the run itself that say more than another run's."""
 WORD_TOKENS = 60, 24
 """Of a request for one word: its prompt, and all its answers together; measured."""
 
@@ -99,9 +97,8 @@ class _Rates:
     completion_tokens: float = 0.0
 
 
-def _rates(run: Run, step: int, left: StepLeft) -> _Rates:
+def _rates(run: Run, step: int) -> _Rates:
     options, preset, stage = run.paraphraser.options, run.paraphraser.gates.preset, f"paraphrase_{step}"
-    judged = left.accepted + left.rejected
     alike = [
         artifact.manifest
         for artifact in run.store.list(stage)
@@ -115,9 +112,6 @@ def _rates(run: Run, step: int, left: StepLeft) -> _Rates:
     tokens = [metrics.get(name, 0) / generated if generated else 0.0 for name in ("prompt_tokens", "completion_tokens")]
     if preset == "off":
         return _Rates(1.0, f"all of {stage} accepted", *tokens)
-    if judged >= ENOUGH:
-        share = left.accepted / judged
-        return _Rates(share, f"{share:.0%} of {stage} accepted as of the {judged} rows with answers", *tokens)
     if alike:
         # Step 2 counts rewrites, of which a caption may have several.
         share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
@@ -139,7 +133,7 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     # A finished step 1 hands its rows on.
     handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
     first = left.get(1, StepLeft(handed_on, accepted=handed_on))
-    rates = _rates(run, 1, first), _rates(run, 2, left[2])
+    rates = _rates(run, 1), _rates(run, 2)
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
     # Of a caption that is accepted, as many rewrites as there may be.
     rewrites = min(options.keep, options.sampling.n)

@@ -30,10 +30,6 @@ QUERIES = 200
 SAMPLE = 10_000
 """Images that say which names fit an index."""
 
-GAP_CLOSED = (0.045, 0.10)
-"""Share of the distance to 100 that fine-tuning closed in AO@10 on photographs: with captions alone, and with
-rewordings by people (docs/experiments.md)."""
-
 
 def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None]) -> list[tuple[str, str]]:
     """Each query with its paraphrases by the engine of the settings; answers go to the generation cache."""
@@ -56,10 +52,7 @@ def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
     """Measure the models of a target; where base and tuned are one model, that one alone.
 
-    Args:
-        target: models and index.
-        entries: queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
-        device: auto, cpu, cuda or cuda:N.
+    `entries` are queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
@@ -94,25 +87,11 @@ def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -
     return [str(name) for name in names[np.argsort(-votes, kind="stable")][: min(QUERIES, int((votes > 0).sum()))]]
 
 
-def expected_gain(result: Audit) -> str:
-    """What a repair would bring, in words; empty where a repaired model was measured, or rules reworded."""
-    if result.gain or result.kinds:
-        return ""
-    before = result.figures["base"]["ao"].mean
-    low, high = (before + share * (100 - before) for share in GAP_CLOSED)
-    return (
-        f"On photographs, fine-tuning on captions and people's rewordings closed about {GAP_CLOSED[1]:.0%} of the "
-        f"distance to 100, and on captions alone about {GAP_CLOSED[0]:.0%}. At that rate AO@{result.depth} would go "
-        f"from {before:.1f} to between {low:.1f} and {high:.1f} here. It is an extrapolation from one data set; "
-        "`paraclip run` measures yours, with its captions-only control."
-    )
-
-
 def write_page(
     path: Path, result: Audit, target: SearchTarget, names: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
     """Write the audit's page, with pictures where the images are at hand."""
-    page = render_audit(result, names, _thumbnails(result, target.images), expected_gain(result), facts)
+    page = render_audit(result, names, _thumbnails(result, target.images), facts)
     write_atomic(path, lambda file: file.write(page.encode("utf-8", "replace")))
 
 

@@ -54,13 +54,9 @@ def collect(
 ) -> Collected:
     """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
 
-    What a stage or a run in progress on this machine needs stays, with everything that it was made from.
-
-    Args:
-        store: the store.
-        keep_days: what is younger stays, with everything that it was made from.
-        unfinished: unfinished work that nobody is writing counts as well.
-        keep_models: models of each channel's history that stay, besides the one that it serves.
+    What a stage or a run in progress on this machine needs, and what is younger than `keep_days`, stays with everything
+    that it was made from; `keep_models` of each channel's history stay besides the one that it serves. With
+    `unfinished` work that nobody is writing counts as well.
     """
     # First who makes what: what is not being made any more is then in the list.
     holders = store.holders()

@@ -87,21 +87,19 @@ def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) ->
 def compare_and_write(
     store: ArtifactStore, request: Request, out: Path | None, progress: Progress = silent
 ) -> tuple[Path, dict[str, Any]]:
-    """Compare, and write results, tables, summaries and pages.
+    """Compare, and write results, tables, summaries and pages; gives their folder and what its ``summary.json`` holds.
 
-    Args:
-        store: where names of models are looked up, and results go without `out`.
-        request: what is compared.
-        out: folder of the results.
-        progress: told now and then.
-
-    Returns:
-        The folder, and what its ``summary.json`` holds.
+    `store` is where names of models are looked up, and results go without `out`.
     """
     releases = {name: str(find_release(model, store)) for name, model in request.models.items()}
     names = {name: name_in(store, release) for name, release in releases.items()}
     hashes = FileHashes(store.cache / "source_hashes.json")
-    revisions = {chosen.name: _revision(chosen, hashes, request.split) for chosen in request.benchmarks}
+    revisions = {
+        b.name: benchmark_hash(
+            b.kind, user_path(b.path or ""), hashes, request.split, None if b.images is None else user_path(b.images)
+        )
+        for b in request.benchmarks
+    }
     folder = _made(out, store, request, revisions, releases, names, hashes)
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
     compared = compare_models(
@@ -128,11 +126,6 @@ def compare_and_write(
     return folder, whole
 
 
-def _revision(benchmark: BenchmarkOptions, hashes: FileHashes, split: str | None) -> str:
-    images = None if benchmark.images is None else user_path(benchmark.images)
-    return benchmark_hash(benchmark.kind, user_path(benchmark.path or ""), hashes, split, images)
-
-
 def _made(
     out: Path | None,
     store: ArtifactStore,
@@ -149,9 +142,8 @@ def _made(
         "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in request.benchmarks],
         "split": request.split,
         "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
+        "own": own_benchmarks(request.benchmarks),
     }
-    if own := own_benchmarks(request.benchmarks):
-        asked["own"] = own
     called = fingerprint("evaluate", RESULTS_VERSION, asked, dict(names))[:12]
     folder = (out or store.root / "results" / "evaluate" / called).absolute()
     try:

@@ -36,15 +36,9 @@ def check_push(repo: str) -> None:
 
 
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
-    """Push what `export` or `export-dataset` wrote; the repository is made if need be.
+    """Push what `export` or `export-dataset` wrote (Parquet in `data` makes it a data set); gives the address.
 
-    Args:
-        folder: the exported folder, with its card. A folder with Parquet in `data` becomes a data set.
-        repo: ``ORG/NAME``.
-        private: whether a new repository is one.
-
-    Returns:
-        The address of the repository.
+    The repository is made if need be, as a `private` one if so asked.
     """
     from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.parquet import iter_batches
+from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.parquet import iter_batches, parquet_files
 from paraclip.tasks.drift import check_drift
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
@@ -33,11 +36,6 @@ from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 
-COLUMNS = ("image_id", "image_path", "images", "caption", "split", "source")
-USABLE = pc.field("image_id").is_valid() & pc.field("image_path").is_valid() & pc.field("images").is_valid()
-"""Captions that name an image."""
-LOOKED_UP, MOST_LOOKED_UP = 16, 1000
-"""Images of an archive that are looked up, of each batch of captions and of all."""
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
 OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
@@ -50,89 +48,82 @@ ENGLISH, OTHERS = (
     )
 )
 """Function words that tell English from languages that are written in Latin letters, too."""
+LOOKED_UP = 1000
+"""Images of an archive that are looked up."""
+USABLE = """
+    CREATE VIEW captions AS
+    SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
+"""
+COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE usable) FROM captions GROUP BY ALL"
+EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
+SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
+# What a source holds itself was read with its captions.
+NAMED = """
+    SELECT images, image_path, min(source) FROM captions WHERE usable AND images <> source
+    GROUP BY images, image_path
+    QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
+    ORDER BY images, image_path
+"""
 
 
+@dataclass(frozen=True)
 class Census:
-    """Captions, counted by what training and evaluation need of them.
+    """Ingested captions, counted by what training and evaluation need of them."""
 
-    Memory grows with the captions of the evaluation split, as in evaluation, and with the images where a benchmark has
-    pairs of its own for them.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        """Count for these settings."""
-        evaluate = settings.evaluate
-        self.rows: Counter[tuple[str, str]] = Counter()
-        """Captions by source and split."""
-        self.with_image: Counter[tuple[str, str]] = Counter()
-        """Those that name an image."""
-        self.first_images: dict[str, dict[str, str]] = {}
-        """For each tar or folder some of the images that captions name in it, with the source that does."""
-        self.unread = 0
-        """Captions to be paraphrased that are hardly English: in another script, or with another language's words."""
-        self._split = evaluate.split
-        self._others = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
-        self._ids: list[str] = []
-        self._captions: list[str] = []
-        self._images: list[pa.Array] = []
+    rows: Counter[tuple[str, str]]
+    """Captions by source and split."""
+    with_image: Counter[tuple[str, str]]
+    """Those that name an image."""
+    named_images: dict[str, dict[str, str]]
+    """For each tar or folder some of the images that captions name in it, with a source that does."""
+    stored: Stored
+    """What benchmarks will find, if every image can be read."""
 
     @property
     def splits(self) -> Counter[str]:
         """Captions of each split."""
         return _by(self.rows, 1)
 
-    @property
-    def stored(self) -> Stored:
-        """What benchmarks will find, if every image can be read."""
-        return Stored(Captions(self._ids, self._captions, self._split), self._pool)
-
     def without_image(self, split: str) -> Counter[str]:
         """Captions of a split that name no image, by source."""
         return _by(Counter({key: count for key, count in (self.rows - self.with_image).items() if key[1] == split}), 0)
 
-    def note(self, captions: pa.RecordBatch) -> None:
-        """Count a batch of ingested captions (schema `tables.CAPTIONS`)."""
-        table = pa.Table.from_batches([captions]).select(list(COLUMNS))
-        usable = table.filter(USABLE)
-        _count(table, self.rows)
-        _count(usable, self.with_image)
-        self.unread += _not_english(table.filter(pc.field("split") == "train")["caption"])
-        evaluated = table.filter((pc.field("split") == self._split) & pc.field("image_id").is_valid())
-        self._ids += evaluated["image_id"].to_pylist()
-        self._captions += evaluated["caption"].to_pylist()
-        searched = usable if self._others else usable.filter(pc.field("split") == self._split)
-        self._images.append(searched["image_id"].unique())
-        # What a source holds itself was read with its captions.
-        self._note_first(usable.filter(pc.field("images") != pc.field("source")))
 
-    def _note_first(self, usable: pa.Table) -> None:
-        for archive in usable["images"].unique().to_pylist():
-            names = self.first_images.setdefault(archive, {})
-            if len(names) < MOST_LOOKED_UP:
-                rows = usable.filter(pc.field("images") == archive)
-                source = rows["source"][0].as_py()
-                for name in rows["image_path"].unique().slice(0, LOOKED_UP).to_pylist():
-                    names.setdefault(name, source)
+def count_captions(settings: Settings, folder: Path) -> Census:
+    """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
+    evaluate, named = settings.evaluate, dict[str, dict[str, str]]()
+    every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
+        con.execute(USABLE)
+        counts = con.execute(COUNTS).fetchall()
+        evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
+        images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
+        for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
+            named.setdefault(archive, {})[name] = source
 
-    def _pool(self, image_ids: Sequence[str]) -> ImagePool:
-        named = pa.array(list(dict.fromkeys(image_ids)), pa.string())
-        ingested = pc.SetLookupOptions(pa.chunked_array(self._images, pa.string()))
-        ids = named.filter(pc.call_function("is_in", [named], ingested)).to_pylist()
+    def pool(image_ids: Sequence[str]) -> ImagePool:
+        ids = [image for image in dict.fromkeys(image_ids) if image in images]
         if not ids:
-            raise BenchmarkError(f"none of its {len(named)} images is among the ingested ones; are they the same?")
+            raise BenchmarkError(
+                f"none of its {len(set(image_ids))} images is among the ingested ones; are they the same?"
+            )
         return ImagePool(ids, _no_features)
+
+    captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
+    return Census(
+        Counter({(source, split): count for source, split, count, _ in counts}),
+        Counter({(source, split): count for source, split, _, count in counts}),
+        named,
+        Stored(captions, pool),
+    )
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
     """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
 
-    Args:
-        run: the run.
-        captions: its captions, where ingest is not finished. Scenes that are not rendered are not looked at.
-        planned: say what the validation can show, too.
-
-    Returns:
-        What the user should hear before the run goes on.
+    `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not looked at. What the
+    validation can show is said where the run is `planned`. Gives what the user should hear before the run goes on.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
@@ -143,32 +134,18 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def _check(run: Run, folder: Path, planned: bool) -> list[str]:
     settings, scenes = run.settings, _finished(run, "scenes")
-    census, notices = Census(settings), []
-    for batch in iter_batches(folder / "captions", COLUMNS):
-        census.note(batch)
+    census, notices = count_captions(settings, folder / "captions"), []
     # Where nothing is accepted, ingest says why.
     if not census.rows:
         return []
     _check_training(census)
     _check_split(settings, census)
-    notices += _check_language(run, census)
+    notices += _check_language(run, census, folder)
     if settings.data.scenes is None or scenes is not None:
         notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
         tasks, _ = benchmark_tasks(settings, scenes, census.stored)
         notices += _shows(tasks) if planned else []
     return notices + check_drift(run)
-
-
-def _check_leakage(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
-    def archive(name: str) -> ImageArchive:
-        return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        return iter_batches(folder / "captions", SHARED_COLUMNS)
-
-    shared = find_shared(batches, shared_contents(batches, archive))
-    shared.check()
-    return shared.notices
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
@@ -202,31 +179,6 @@ def _check_training(census: Census) -> None:
             "be trained; name their tar or folder in data.sources[].images, or give webdataset tars or Parquet with a "
             "column of pictures"
         )
-
-
-def _not_english(captions: pa.ChunkedArray) -> int:
-    """How many captions are hardly English, by their letters and function words; a guess that errs with short ones."""
-    letters, english, others = (
-        pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
-        for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
-    )
-    foreign = pc.greater(others, english)
-    return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
-
-
-def _check_language(run: Run, census: Census) -> list[str]:
-    gates, facts = run.paraphraser.gates, run.paraphraser.facts
-    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
-        return []
-    least = max(NOTICED, round(NOTICED_SHARE * census.splits["train"]))
-    if census.unread < least:
-        return []
-    return [
-        f"about {census.unread} of {census.splits['train']} training captions are not in English, by their letters and "
-        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
-        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
-        "leave these captions out of data.sources"
-    ]
 
 
 def _check_split(settings: Settings, census: Census) -> None:
@@ -267,7 +219,7 @@ def _shows(tasks: Sequence[Prepared]) -> list[str]:
 
 def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> list[str]:
     notices = []
-    for archive, names in census.first_images.items():
+    for archive, names in census.named_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
         if not holds_any(path, list(names)):
             name, source = next(iter(names.items()))
@@ -292,13 +244,6 @@ def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:
     return sums
 
 
-def _count(table: pa.Table, into: Counter[tuple[str, str]]) -> None:
-    groups = table.group_by(["source", "split"]).aggregate([([], "count_all")])
-    columns = (groups[name].to_pylist() for name in ("source", "split", "count_all"))
-    for source, split, count in zip(*columns, strict=True):
-        into[source, split] += count
-
-
 def _listed(counts: Counter[str]) -> str:
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(4))
     return shown + (f" and {len(counts) - 4} more" if len(counts) > 4 else "")
@@ -306,3 +251,42 @@ def _listed(counts: Counter[str]) -> str:
 
 def _no_features(*_: object) -> Any:
     raise AssertionError("nothing is measured before any image has features")
+
+
+def _check_leakage(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
+    def archive(name: str) -> ImageArchive:
+        return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return iter_batches(folder / "captions", SHARED_COLUMNS)
+
+    shared = find_shared(batches, shared_contents(batches, archive))
+    shared.check()
+    return shared.notices
+
+
+def _not_english(captions: pa.Array) -> int:
+    """How many captions are hardly English, by their letters and function words; a guess that errs with short ones."""
+    letters, english, others = (
+        pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
+        for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
+    )
+    foreign = pc.greater(others, english)
+    return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
+
+
+def _check_language(run: Run, census: Census, folder: Path) -> list[str]:
+    gates, facts = run.paraphraser.gates, run.paraphraser.facts
+    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
+        return []
+    least = max(NOTICED, round(NOTICED_SHARE * census.splits["train"]))
+    batches = iter_batches(folder / "captions", ("caption", "split"))
+    unread = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
+    if unread < least:
+        return []
+    return [
+        f"about {unread} of {census.splits['train']} training captions are not in English, by their letters and "
+        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
+        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
+        "leave these captions out of data.sources"
+    ]

@@ -30,7 +30,6 @@ _near: set[str | None] = set()
 """Flow runs that have said so."""
 
 PROGRESS_SECONDS = 5.0
-SAMPLE_SECONDS = 15.0
 MARKUP = re.compile(
     r"""[\\`*~\[\]<>]                # code, emphasis, links, images, HTML
     | (?<![^\W_])_ | _(?![^\W_])    # emphasis, for which one inside a word is none
@@ -95,14 +94,7 @@ def publish_markdown(key: str, text: str, description: str) -> None:
 
 
 def emit(event: str, run: str, text: str, **facts: Any) -> None:
-    """Emit `paraclip.<event>` about a run, inside of a flow run; elsewhere nobody listens.
-
-    Args:
-        event: one of :data:`EVENTS`.
-        run: the run's name.
-        text: what happened, in one sentence.
-        facts: plain values.
-    """
+    """Emit `paraclip.<event>` (one of :data:`EVENTS`) about a run, inside of a flow run; elsewhere nobody listens."""
 
     def send() -> None:
         from prefect.events import emit_event
@@ -165,29 +157,6 @@ def near_cap(run: str, cap: float) -> Progress:
     return progress if cap else silent
 
 
-def measured_progress(run: str, stage: str) -> Progress:
-    """A progress whose latest figures are `paraclip_stage` in what Prometheus reads from a flow run's process.
-
-    Prefect serves it where PREFECT_CLIENT_METRICS_ENABLED is set.
-    """
-    if not in_flow_run():
-        return silent
-
-    def progress(done: int, total: int | None, **facts: Fact) -> None:
-        for name, value in {"done": done, "total": total, **facts}.items():
-            if isinstance(value, int | float):
-                _gauge().labels(run, stage, name).set(value)
-
-    return progress
-
-
-@cache
-def _gauge() -> Any:
-    from prometheus_client import Gauge
-
-    return Gauge("paraclip_stage", "How far a stage of a run is, its rates and its spend", ("run", "stage", "fact"))
-
-
 def published_progress(key: str, description: str) -> Progress:
     """A progress that is also seen in the UI, renewed every few seconds."""
     if not in_flow_run():
@@ -215,32 +184,33 @@ def published_progress(key: str, description: str) -> Progress:
     return progress
 
 
-def published_samples(key: str, description: str) -> Progress:
-    """A progress whose latest samples are shown as a table in the UI, as plain text, every 15 seconds."""
+def measured_progress(run: str, stage: str) -> Progress:
+    """A progress whose latest figures are `paraclip_stage` in what Prometheus reads from a flow run's process.
+
+    Prefect serves it where PREFECT_CLIENT_METRICS_ENABLED is set.
+    """
     if not in_flow_run():
         return silent
-    state: dict[str, Any] = {"rows": [], "last": 0.0}
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
-        now = time.monotonic()
-        if now - state["last"] < SAMPLE_SECONDS:
-            return
-        state["last"], rows = now, facts.get("samples")
-        if isinstance(rows, Sequence) and not isinstance(rows, str) and rows != state["rows"]:
-            state["rows"] = rows
-            publish_table(key, [as_text(row) for row in rows], description)
+        for name, value in {"done": done, "total": total, **facts}.items():
+            if isinstance(value, int | float):
+                _gauge().labels(run, stage, name).set(value)
 
     return progress
 
 
-def report_note(name: str, report: str, summary: str, pages: str | None = None) -> str:
-    """Markdown that leads to a run's report.
+@cache
+def _gauge() -> Any:
+    from prometheus_client import Gauge
 
-    Args:
-        name: the run's.
-        report: its file; the UI does not follow links to files.
-        summary: the file for machines.
-        pages: address at which the folder of all results is served, if it is.
+    return Gauge("paraclip_stage", "How far a stage of a run is, its rates and its spend", ("run", "stage", "fact"))
+
+
+def report_note(name: str, report: str, summary: str, pages: str | None = None) -> str:
+    """Markdown that leads to a run's report; `pages` is where the folder of all results is served, if it is.
+
+    The UI does not follow links to files.
     """
     files = f"the file `{report}`, for machines `{summary}`\n"
     if not pages:

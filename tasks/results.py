@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip.storage.manifests import SOURCE
-from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 ROWS = ("kept", "accepted", "rows", "images", "benchmarks")
 """Metrics that say how much a stage made, of which a manifest's first counts."""
-COLUMNS = ("caption", "rewording", "base_ao", "tuned_ao", "tuned_caption_top", "tuned_rewording_top")
 
 
 @dataclass(frozen=True)
@@ -55,16 +51,7 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "name": self.name,
-            "stages": self.stages,
-            "summary": self.summary,
-            "rows": self.rows,
-            "warning": self.warning,
-            "verdict": self.verdict,
-            "report": self.report,
-            "summary_path": self.summary_path,
-        }
+        return asdict(self) | {"verdict": self.verdict}
 
 
 def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
@@ -85,12 +72,15 @@ def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
-        report = folder / "report.html"
-        _copy(store.download(artifacts["report"]).path / "report.html", report)
+        report, page = folder / "report.html", store.download(artifacts["report"]).path / "report.html"
+        content = page.read_bytes()
+        write_atomic(report, lambda file: file.write(content))
     # What was only found, and not needed here, may still lie on an object store alone.
     where = {name: store.uri(artifact) for name, artifact in artifacts.items()}
     plain = [{**row, "path": where.get(row["stage"], row["path"])} for row in rows]
-    return Result(settings.name, plain, summary, totals, warning, _text(report), _text(summary_path))
+    return Result(
+        settings.name, plain, summary, totals, warning, report and str(report), summary_path and str(summary_path)
+    )
 
 
 def check_run_name(name: str, store: ArtifactStore) -> None:
@@ -122,21 +112,19 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     Where a control was measured, also the difference from it, `over_control`, and its interval.
     """
     rows = []
-    base, tuned = summary["models"]["base"], summary["models"]["tuned"]
-    for benchmark, metrics in base.items():
+    for benchmark, metrics in summary["models"]["base"].items():
         for metric, value in metrics.items():
-            other = tuned.get(benchmark, {}).get(metric)
-            interval = summary.get("intervals", {}).get(benchmark, {}).get(metric)
+            low, high = summary["intervals"][benchmark][metric]
             over = summary.get("over_control", {}).get(benchmark, {}).get(metric)
             rows.append(
                 {
                     "benchmark": benchmark,
                     "metric": metric,
                     "base": value,
-                    "tuned": other,
-                    "delta": summary.get("deltas", {}).get(benchmark, {}).get(metric),
-                    "low": None if interval is None else interval[0],
-                    "high": None if interval is None else interval[1],
+                    "tuned": summary["models"]["tuned"][benchmark][metric],
+                    "delta": summary["deltas"][benchmark][metric],
+                    "low": low,
+                    "high": high,
                     **({} if over is None else dict(zip(OVER_CONTROL, over, strict=True))),
                 }
             )
@@ -155,6 +143,8 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
     """A stage's row of the stage table: plain values, the same for people and machines."""
     metrics = artifact.manifest.metrics
+    rejected = metrics.get("rejected", 0)
+    reasons = dict(sorted(rejected.items(), key=lambda item: -item[1])) if isinstance(rejected, Mapping) else {}
     return {
         "stage": artifact.stage,
         "state": "cached" if cached else "made",
@@ -163,23 +153,11 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
         "made_in": artifact.manifest.wall_seconds,
         "bytes": artifact.manifest.size(),
         "rows": next((metrics[name] for name in ROWS if name in metrics), None),
-        "rejected": _rejected(metrics),
-        "reasons": _reasons(metrics),
+        "rejected": sum(reasons.values()) if reasons else rejected or 0,
+        "reasons": reasons,
         "inputs": {name: value for name, value in artifact.manifest.inputs.items() if not name.startswith(SOURCE)},
         "path": str(artifact.path),
     }
-
-
-def _rejected(metrics: Mapping[str, Any]) -> int:
-    """Rows that a stage put among its rejects."""
-    rejected = metrics.get("rejected", 0)
-    return sum(rejected.values()) if isinstance(rejected, Mapping) else int(rejected)
-
-
-def _reasons(metrics: Mapping[str, Any]) -> dict[str, int]:
-    """Rows that a stage rejected for each reason, the most frequent first; none where it does not count them."""
-    rejected = metrics.get("rejected", 0)
-    return dict(sorted(rejected.items(), key=lambda item: -item[1])) if isinstance(rejected, Mapping) else {}
 
 
 def why(summary: Mapping[str, Any]) -> str:
@@ -199,47 +177,3 @@ def untuned(metrics: Mapping[str, Any]) -> str | None:
         f"(alpha_sweep.json of finetune). {trained} were trained; more captions, or other finetune.epochs and "
         f"finetune.learning_rate, may change that"
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {source}: {error.strerror}") from error
-    write_atomic(target, lambda file: file.write(content))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def worst_pairs(evaluation: Path, count: int = 20) -> list[dict[str, Any]]:
-    """Rows of a table, the lowest average overlap (percent) first, with both ranked lists of image ids.
-
-    Args:
-        evaluation: folder of the evaluate artifact.
-        count: how many pairs; memory holds no more than these.
-    """
-    files = sorted((evaluation / "per_query").glob("*.parquet"))
-    worst = heapq.nsmallest(count, _pairs(files), key=lambda pair: pair[:3])
-    return [
-        {
-            "benchmark": name,
-            "caption": row["caption"],
-            "rewording": row["rewording"],
-            "base ao@10": round(100 * row["base_ao"], 1),
-            "tuned ao@10": round(100 * row["tuned_ao"], 1),
-            "images for the caption": ", ".join(row["tuned_caption_top"]),
-            "images for the rewording": ", ".join(row["tuned_rewording_top"]),
-        }
-        for _, name, _, row in worst
-    ]
-
-
-def _pairs(files: list[Path]) -> Iterator[tuple[float, str, int, dict[str, Any]]]:
-    for path in files:
-        number = 0
-        for batch in iter_batches(path, COLUMNS, batch_rows=4096):
-            for row in batch.to_pylist():
-                yield row["tuned_ao"], path.stem, number, row
-                number += 1

@@ -182,8 +182,6 @@ def audit(
         print_table(f"AO@{result.depth} by what changed", list(changed[0]), changed)
     if result.gain:
         say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
-    elif text := audits.expected_gain(result):
-        say(text)
     say(f"page: {out}")
     say_next("ui", *_same_index(model, root, base, features, ids, images))
 
@@ -211,10 +209,7 @@ def ui(
     from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
-    from paraclip.tasks.search_page.app import make_app
-    from paraclip.tasks.search_page.catalogue import Catalogue
-    from paraclip.tasks.search_page.engine import SearchEngine
-    from paraclip.tasks.search_page.marks import Marks
+    from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
 
     store = open_store(root)
     target = search_target(model, store, base, features, ids, images)

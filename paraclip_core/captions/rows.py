@@ -145,11 +145,7 @@ class Batcher:
 
 
 def as_key(value: object, what: str) -> str | None:
-    """A short text field: text and whole numbers as text, nothing and blanks as None.
-
-    Raises:
-        TypeError: it is something else; the text says what.
-    """
+    """A short text field: text and whole numbers as text, nothing and blanks as None; a TypeError for all else."""
     if value is None:
         return None
     if isinstance(value, str):

@@ -38,11 +38,11 @@ class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = CONTEXT_LENGTH, memo_pieces: int = _MEMO_PIECES) -> None:
-        """Cut texts to `context_length` ids; remember the ids of at most 2 `memo_pieces` pieces and as many words."""
+        """Cut texts to `context_length` ids; remember the ids of at most `memo_pieces` pieces and as many words."""
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
-        self._ids_of = _pieces(pairs, memo_pieces).__getitem__
+        self._ids_of = _pieces(pairs, memo_pieces)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one cleaned text: start … end, at most `context_length` of them, the end always last."""
@@ -92,39 +92,20 @@ class Tokenizer:
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(whole))
 
 
-class _Memo(dict[str, tuple[int, ...]]):
-    """Ids of recent texts; when it is full it becomes the old generation, from which hits are copied."""
-
-    def __init__(self, compute: Callable[[str], tuple[int, ...]], size: int) -> None:
-        super().__init__()
-        self._compute, self._size = compute, size
-        self._old: dict[str, tuple[int, ...]] = {}
-
-    def __missing__(self, text: str) -> tuple[int, ...]:
-        ids = self._old.get(text)
-        if ids is None:
-            ids = self._compute(text)
-        if len(text) <= _MEMO_LETTERS:
-            if len(self) >= self._size:
-                self._old = dict(self)
-                self.clear()
-            self[text] = ids
-        return ids
-
-
-def _pieces(pairs: BytePairs, size: int) -> _Memo:
+def _pieces(pairs: BytePairs, size: int) -> Callable[[str], tuple[int, ...]]:
     """Memo of blank-separated pieces over a memo of the pattern's words, of which new pieces mostly consist."""
     symbols = _byte_symbols()
 
+    @lru_cache(size)
     def of_word(word: str) -> tuple[int, ...]:
         return pairs.encode("".join([symbols[byte] for byte in word.encode()]))
 
-    word_ids = _Memo(of_word, size).__getitem__
-
     def of_piece(piece: str) -> tuple[int, ...]:
-        return tuple(chain.from_iterable(map(word_ids, _PATTERN.findall(piece))))
+        return tuple(chain.from_iterable(map(of_word, _PATTERN.findall(piece))))
 
-    return _Memo(of_piece, size)
+    remembered = lru_cache(size)(of_piece)
+    # A memo of long pieces could fill the memory.
+    return lambda piece: remembered(piece) if len(piece) <= _MEMO_LETTERS else of_piece(piece)
 
 
 def _pieces_of(lines: str) -> tuple[pa.DictionaryArray, NDArray[np.int64]]:

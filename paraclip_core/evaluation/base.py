@@ -175,12 +175,7 @@ def _encoded(
 
 
 def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Encode each distinct text once.
-
-    Returns:
-        Features float32 [u, d] of the distinct texts in the order of their first use, and for each text its row
-        there, int64 [n].
-    """
+    """Encode each distinct text once: features float32 [u, d] by first use, and for each text its row, int64 [n]."""
     rows: dict[str, int] = {}
     index = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), np.int64, len(texts))
     if not rows:

@@ -124,21 +124,6 @@ def result_json(
     return {**head, "task": row.task or row.title, "metrics": metrics, "language": language, **about}
 
 
-def task_results(
-    kind: str, model: str, pretrained: str, measured: Measured, provenance: Provenance
-) -> dict[str, dict[str, Any]]:
-    """Results of the tasks of a bundle in mteb's shape, by mteb's name; none of any other kind."""
-    if not find_benchmark(kind).mteb_parts:
-        return {}
-    about = {"model": model, "pretrained": pretrained, "versions": dict(provenance.versions)}
-    about |= {"protocol": dict(measured.notes)}
-    return {
-        task: _mteb_json(task, round(sample.statistic(), DIGITS) + 0.0, about, provenance)
-        for _, at, task, sample in ((*name.partition("@"), sample) for name, sample in measured.samples.items())
-        if at
-    }
-
-
 def mteb_name(kind: str, benchmark: str) -> str:
     """What mteb calls a benchmark of this name; its own name where mteb has none."""
     plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())

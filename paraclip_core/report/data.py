@@ -147,19 +147,14 @@ class ReportData:
 
 
 def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Count a run's rows on their way into training.
+    """Count a run's rows on their way into training, by what the manifest of each stage measured.
 
-    Args:
-        metrics: what the manifest of each stage measured, by the stage's name.
-
-    Returns:
-        `asked`: captions that step 1 looked at. `kept`: those of them with an accepted pair after step 2.
-        `rewrites`: rows of these captions, only where some have several. `trained_on`: captions in an epoch of
-        fine-tuning. What no manifest states is left out.
+    `asked`: captions that step 1 looked at. `kept`: those of them with an accepted pair after step 2. `rewrites`: rows
+    of these captions, only where some have several. `trained_on`: captions in an epoch of fine-tuning. What no manifest
+    states is left out.
     """
     first, second, tuned = (metrics.get(stage, {}) for stage in ("paraphrase_1", "paraphrase_2", "finetune"))
     totals = {"asked": first.get("captions"), "kept": second.get("accepted"), "trained_on": tuned.get("rows")}
-    # Manifests of earlier releases count captions alone: each had one row.
     if second.get("kept", 0) > second.get("accepted", 0):
         totals["rewrites"] = second["kept"]
     return {name: int(count) for name, count in totals.items() if count is not None}
@@ -185,12 +180,7 @@ def trained_on(totals: Mapping[str, int]) -> str | None:
 
 
 def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None:
-    """What to know and do where training had less than one batch; None where it had enough.
-
-    Args:
-        totals: the counts of :func:`row_totals`.
-        batch_size: ``finetune.batch_size``.
-    """
+    """What to know and do where training had less than one batch; None where it had enough."""
     if totals.get("trained_on", batch_size) >= batch_size:
         return None
     return (

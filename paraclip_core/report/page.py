@@ -65,12 +65,9 @@ def page_environment() -> Environment:
 
 
 def render_report(data: ReportData) -> str:
-    """Fill the template.
+    """The page, to be written as UTF-8: equal data gives equal bytes.
 
-    Every text is escaped; a content security policy forbids scripts and network besides. Equal data gives equal bytes.
-
-    Returns:
-        The page, to be written as UTF-8.
+    Every text is escaped; a content security policy forbids scripts and network besides.
     """
     environment = page_environment()
     environment.filters.update(share=_share, size=_size, compact=_compact)
@@ -225,19 +222,12 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def render_audit(
-    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], expected: str, facts: Mapping[str, Any]
+    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], facts: Mapping[str, Any]
 ) -> str:
-    """Fill the template; every text is escaped.
+    """The audit's page; every text is escaped.
 
-    Args:
-        audit: the figures.
-        names: model → how it is called on the page.
-        thumbnails: image id → JPEG, for the images that are shown; empty where none are at hand.
-        expected: what a repair would bring, in words.
-        facts: how the audit was made, by name.
-
-    Returns:
-        The page, to be written as UTF-8.
+    `names` are what models are called on it, `thumbnails` JPEGs by image id where images are at hand, and `facts` how
+    the audit was made.
     """
     environment = page_environment()
     environment.filters["interval"] = _interval
@@ -252,7 +242,6 @@ def render_audit(
         worst=audit.pairs[:WORST],
         classes=classes if thumbnails else {},
         rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
-        expected=expected,
         facts=facts,
     )
 

@@ -73,16 +73,10 @@ def line_chart(
     labels: Sequence[tuple[float, float, str]] = (),
     ring: int | None = None,
 ) -> str:
-    """Draw lines as an SVG element; equal arguments give equal bytes.
+    """Draw lines, the most important first, as an SVG element; equal arguments give equal bytes.
 
-    Args:
-        name: read out by screen readers.
-        lines: what to draw, the most important first.
-        x_label: name of the x axis.
-        y_label: name and unit of the y axis.
-        mark: an x value to mark with an upright line.
-        labels: texts beside places.
-        ring: which of the labels has a ring around its place.
+    `name` is read out by screen readers; `mark` is an x value with an upright line, `labels` are texts beside places,
+    and `ring` is which of them has a ring around its place.
     """
     drawn = [Line(line.label, *_thinned(line.x, line.y), line.points) for line in lines]
     legend, top = _legend(drawn) if len(drawn) > 1 else ([], 10.0)

@@ -1,23 +1,48 @@
-"""The search page and its HTTP interface (`/search`, `/feedback`, `/images/ROW`), described by `/openapi.json`."""
+"""The search page over one index, base beside tuned, and its HTTP interface (`/search`, `/feedback`, `/images/ROW`),
+described by `/openapi.json`."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import secrets
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from numpy.typing import NDArray
+from paraclip_core.clip.feedback import refine
+from PIL import ImageOps
 from pydantic import BaseModel, Field
 
-from paraclip.tasks.search_page.catalogue import Catalogue
-from paraclip.tasks.search_page.engine import BASE, Query, Ranking, SearchEngine
-from paraclip.tasks.search_page.marks import Marks
-from paraclip_core.errors import ParaclipError
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.files import parse_json, write_atomic
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.image_index import SearchTarget, load_models
+from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.search import HELD_BYTES, Searcher
+from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.paths import user_path
+from paraclip_core.training.alpha import interpolate
+from paraclip_core.training.memory import free_memory
 
 HERE = Path(__file__).parent
 LONGEST_QUERY = 2_000
@@ -39,6 +64,270 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
+BASE = 0.0
+"""The α of the base model; 1 is the tuned one."""
+HELD_SHARE = 0.5
+"""Share of the free memory that the index may take; a larger one is read from the disk at every search."""
+TEXTS = 20_000
+"""Texts whose embeddings stay in memory, some 2 kB each."""
+SIDE, QUALITY = 320, 80
+PICTURES = 4096
+"""Thumbnails that stay in memory, some 15 kB each."""
+LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows of the index, best first."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one request searches for: words, or an image of the index, by each of some models."""
+
+    alphas: tuple[float, ...]
+    wordings: tuple[str, ...]
+    """Texts that each model ranks images by; empty with `like`."""
+    count: int
+    """How many images each ranking has."""
+    like: int | None = None
+    """Row of the image to search with."""
+    within: NDArray[np.int64] | None = None
+    """Rows to search among; None: all."""
+    right: tuple[int, ...] = ()
+    """Rows of images marked as right, which rankings follow."""
+    wrong: tuple[int, ...] = ()
+
+
+class SearchEngine:
+    """Base and tuned model over one index."""
+
+    def __init__(self, target: SearchTarget, device: str = "cpu") -> None:
+        """Load both models once."""
+        free = free_memory(torch.device("cpu")) or 0
+        self.searcher = Searcher(target.index.features, target.index.ids, max(HELD_BYTES, int(HELD_SHARE * free)))
+        models = load_models(target, self.searcher, device)
+        self._base, self._tuned = models["base"], models["tuned"]
+        self.repaired = target.base != target.tuned
+        self._weights = {name: _text_weights(clip) for name, clip in models.items()}
+        self._blended: ClipModel | None = None
+        self._alpha = -1.0
+        self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
+        # One request at a time: the mixed model and the index fill the processor as it is.
+        self._lock = threading.Lock()
+
+    def search(self, query: Query) -> list[Ranking]:
+        """A ranking for each wording (or the image) by the model at each α, models outermost."""
+        with self._lock:
+            vectors = self._vectors(query)
+            if query.within is None:
+                rows, scores = self.searcher.nearest(vectors, query.count)
+                return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
+            scores = vectors @ self.searcher.rows(query.within).T
+            best = np.argsort(-scores, axis=1, kind="stable")[:, : query.count]
+            return [Ranking(query.within[places], row[places]) for places, row in zip(best, scores, strict=True)]
+
+    def _vectors(self, query: Query) -> NDArray[np.float32]:
+        """What each model searches with, float32 [alphas · wordings, d]; marks move it, see :func:`refine`."""
+        rows = self.searcher.rows
+        if query.like is not None:
+            embeddings = list(rows(np.full(len(query.alphas), query.like)))
+        else:
+            embeddings = [vector for alpha in query.alphas for vector in self._embed(alpha, query.wordings)]
+        if query.right or query.wrong:
+            right, wrong = rows(np.array(query.right, np.int64)), rows(np.array(query.wrong, np.int64))
+            embeddings = [refine(vector, right, wrong) for vector in embeddings]
+        return np.stack(embeddings)
+
+    def _embed(self, alpha: float, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Unit embeddings of texts by the model at α; those that are new are encoded at once."""
+        if missing := [text for text in dict.fromkeys(texts) if (alpha, text) not in self._texts]:
+            vectors = encode_texts(self._model(alpha), missing)
+            self._texts.update(((alpha, text), vector) for text, vector in zip(missing, vectors, strict=True))
+        embeddings = [self._texts[alpha, text] for text in texts]
+        while len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return embeddings
+
+    def _model(self, alpha: float) -> ClipModel:
+        if alpha in (BASE, 1.0):
+            return self._tuned if alpha == 1.0 else self._base
+        if self._blended is None:
+            self._blended = deepcopy(self._tuned)
+        if alpha != self._alpha:
+            parameters = dict(self._blended.model.named_parameters())
+            chosen = {name: parameters[name] for name in self._weights["tuned"]}
+            interpolate(chosen, self._weights["base"], self._weights["tuned"], alpha)
+            self._alpha = alpha
+        return self._blended
+
+
+def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:
+    """Every weight but the image tower's."""
+    return {
+        name: parameter.detach() for name, parameter in clip.model.named_parameters() if not name.startswith("visual.")
+    }
+
+
+class Catalogue:
+    """Images by their row in the index."""
+
+    def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
+        """Read a caption and the picture's place of each image."""
+        self.ids = target.index.ids
+        self._places: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
+        self.captions: pa.Array | None = None
+        self._archives: dict[str, ImageArchive | None] = {}
+        self._folders: list[str] = []
+        self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
+        self._paths: pa.Array | None = None
+        self._given = None if target.images is None else _archive_of(target.images, self.ids)
+        self._scenes = _scenes(target, store)
+        if target.captions is not None:
+            self._read(target)
+        self._lock = threading.Lock()
+        self.picture = lru_cache(PICTURES)(self._picture)
+
+    def row(self, image_id: str) -> int | None:
+        """The row of an image; None where the index has none of this id."""
+        return self._places.get(image_id)
+
+    def caption(self, row: int) -> str | None:
+        """A caption of the image; None where there is none."""
+        return None if self.captions is None else self.captions[row].as_py()
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the page can show pictures."""
+        return self._given is not None or bool(self._folders)
+
+    def matching(self, text: str) -> NDArray[np.int64] | None:
+        """Rows whose id or caption holds the text, whatever its case; None for all of them."""
+        if not text.strip():
+            return None
+        columns = [pa.array(self.ids, pa.string()), *([] if self.captions is None else [self.captions])]
+        options = pc.MatchSubstringOptions(text.strip(), ignore_case=True)
+        mask = np.zeros(len(self.ids), bool)
+        for column in columns:
+            mask |= np.asarray(pc.call_function("match_substring", [column], options).fill_null(False))
+        return np.flatnonzero(mask)
+
+    def _read(self, target: SearchTarget) -> None:
+        assert target.captions is not None
+        captions: list[str | None] = [None] * len(self.ids)
+        paths: list[str | None] = [None] * len(self.ids)
+        folders: dict[str, int] = {}
+        for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption", "images", "image_path"]):
+            for row in batch.to_pylist():
+                place = self._places.get(row["image_id"])
+                if place is None or captions[place] is not None:
+                    continue
+                captions[place] = row["caption"]
+                if row["images"] and row["image_path"]:
+                    paths[place] = row["image_path"]
+                    self._folder_of[place] = folders.setdefault(row["images"], len(folders))
+        self.captions, self._paths = pa.array(captions, pa.string()), pa.array(paths, pa.string())
+        self._folders = list(folders)
+
+    def _picture(self, row: int) -> bytes:
+        """A small JPEG of the image, without metadata."""
+        with self._lock:
+            archive, name = self._place(row)
+            image = archive.open(name)
+        small = ImageOps.contain(image, (SIDE, SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+    def _place(self, row: int) -> tuple[ImageArchive, str]:
+        if self._given is not None:
+            return self._given, self.ids[row]
+        folder = int(self._folder_of[row])
+        if self._paths is None or folder < 0:
+            raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
+        images = self._folders[folder]
+        if images not in self._archives:
+            path = self._scenes / images if self._scenes is not None else user_path(images)
+            self._archives[images] = ImageArchive(path) if path.exists() else None
+        archive = self._archives[images]
+        if archive is None:
+            raise InputError(f"the images {images} are not here; give --images")
+        return archive, self._paths[row].as_py()
+
+
+def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
+    archive = ImageArchive(images)
+    if not any(_holds(archive, name) for name in ids):
+        raise InputError(
+            f"{images} has none of the {len(ids)} images of the index (the first is {ids[0]!r}); expected their file "
+            "names as the index's ids, see --ids"
+        )
+    return archive
+
+
+def _holds(archive: ImageArchive, name: str) -> bool:
+    try:
+        archive.read(name)
+    except InputError:
+        return False
+    return True
+
+
+def _scenes(target: SearchTarget, store: ArtifactStore) -> Path | None:
+    """The artifact that holds the demo's pictures, where the captions come from it."""
+    fingerprint = None if target.captions is None else target.captions.manifest.inputs.get("scenes")
+    scenes = None if fingerprint is None else store.find("scenes", fingerprint)
+    return None if scenes is None else scenes.path
+
+
+class Marks:
+    """A log of marks in one folder, and a JSONL of captions made from it.
+
+    ``captions.jsonl`` has a row for each image that a query was right for: the query as its caption. It is a source for
+    ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def mark(self, query: str, image_id: str, value: int) -> None:
+        """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
+        row = {"query": query, "image_id": image_id, "mark": value, "at": round(time.time(), 3)}
+        with self._lock:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row, ensure_ascii=True) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+            self._write_captions()
+
+    def all(self) -> dict[tuple[str, str], int]:
+        """The last mark of each query and image; a line that a full disk cut short is left out."""
+        path = self._folder / LOG
+        marks: dict[tuple[str, str], int] = {}
+        if not path.exists():
+            return marks
+        for line in path.read_bytes().splitlines():
+            try:
+                row = parse_json(line)
+                marks[row["query"], row["image_id"]] = int(row["mark"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        return marks
+
+    def _write_captions(self) -> None:
+        rows = [
+            {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
+            for (query, image_id), value in self.all().items()
+            if value > 0 and query
+        ]
+        text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+        write_atomic(self._folder / CAPTIONS, lambda file: file.write(text.encode()))
+
 
 ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
 
@@ -78,15 +367,9 @@ def make_app(
     token: str | None = None,
     report: Path | None = None,
 ) -> FastAPI:
-    """The application.
+    """The application; `facts` are what the page says of models and index, `report` is the page of the model's run.
 
-    Args:
-        engine: ranks.
-        catalogue: names, captions and pictures.
-        marks: keeps feedback.
-        facts: what the page says of the models and the index.
-        token: asked of every request, by `?token=` once or `Authorization: Bearer`; None asks for nothing.
-        report: the page of the model's run.
+    With a `token` every request needs it, as `?token=` once or `Authorization: Bearer`.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
     _guard(app, token)
@@ -112,7 +395,7 @@ def make_app(
         """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
         if not asked.query.strip() and asked.like is None:
             raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
-        return _Search(engine, catalogue, asked).answer()
+        return _answer(engine, catalogue, asked)
 
     @app.post("/feedback")
     def feedback(given: Feedback) -> dict[str, Any]:
@@ -169,58 +452,47 @@ def _picture(catalogue: Catalogue, row: int) -> Response:
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
-class _Search:
+def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
     """One request, by both models."""
+    sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
+    wordings = (asked.query, *([asked.rewording] if asked.rewording.strip() else []))
+    query = Query(
+        alphas=tuple(sides.values()),
+        wordings=wordings if asked.like is None else (),
+        count=max(asked.count, DEPTH),
+        like=None if asked.like is None else _row(catalogue, asked.like),
+        within=catalogue.matching(asked.contains),
+        right=tuple(_row(catalogue, name) for name in asked.right),
+        wrong=tuple(_row(catalogue, name) for name in asked.wrong),
+    )
 
-    def __init__(self, engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> None:
-        self._engine, self._catalogue, self._asked = engine, catalogue, asked
-
-    def answer(self) -> dict[str, Any]:
-        asked, catalogue = self._asked, self._catalogue
-        sides = {"base": BASE, "tuned": asked.alpha} if self._engine.repaired else {"base": BASE}
-        wordings = [asked.query, *([asked.rewording] if asked.rewording.strip() else [])]
-        query = Query(
-            alphas=tuple(sides.values()),
-            wordings=tuple(wordings) if asked.like is None else (),
-            count=max(asked.count, DEPTH),
-            like=None if asked.like is None else _row(catalogue, asked.like),
-            within=catalogue.matching(asked.contains),
-            right=tuple(_row(catalogue, name) for name in asked.right),
-            wrong=tuple(_row(catalogue, name) for name in asked.wrong),
-        )
-        rankings = iter(self._engine.search(query))
-        of_each = len(query.wordings) or 1
-        return {name: self._side(*islice(rankings, of_each)) for name in sides}
-
-    def _side(self, ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
-        side: dict[str, Any] = {"hits": self._hits(ranking)}
-        return side if of_rewording is None else side | self._agreement(ranking, of_rewording)
-
-    def _agreement(self, first: Ranking, second: Ranking) -> dict[str, Any]:
-        depth = min(DEPTH, len(first.rows))
-        if not depth:
-            return {}
-        lists = first.rows[None, :depth], second.rows[None, :depth]
-        shared = set(second.rows[:depth].tolist())
-        return {
-            "depth": depth,
-            "ao": round(100 * float(average_overlap(*lists, k=depth)[0]), 1),
-            "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
-            "shared": [row for row in first.rows[:depth].tolist() if row in shared],
-            "rewording_hits": self._hits(second),
-        }
-
-    def _hits(self, ranking: Ranking) -> list[dict[str, Any]]:
-        rows: list[int] = ranking.rows[: self._asked.count].tolist()
+    def hits(ranking: Ranking) -> list[dict[str, Any]]:
         return [
             {
                 "row": row,
-                "image_id": self._catalogue.ids[row],
+                "image_id": catalogue.ids[row],
                 "score": round(float(score), 4),
-                "caption": self._catalogue.caption(row),
+                "caption": catalogue.caption(row),
             }
-            for row, score in zip(rows, ranking.scores, strict=False)
+            for row, score in zip(ranking.rows[: asked.count].tolist(), ranking.scores, strict=False)
         ]
+
+    def side(ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
+        if of_rewording is None or not (depth := min(DEPTH, len(ranking.rows))):
+            return {"hits": hits(ranking)}
+        lists = ranking.rows[None, :depth], of_rewording.rows[None, :depth]
+        shared = set(of_rewording.rows[:depth].tolist())
+        return {
+            "hits": hits(ranking),
+            "depth": depth,
+            "ao": round(100 * float(average_overlap(*lists, k=depth)[0]), 1),
+            "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
+            "shared": [row for row in ranking.rows[:depth].tolist() if row in shared],
+            "rewording_hits": hits(of_rewording),
+        }
+
+    rankings = iter(engine.search(query))
+    return {name: side(*islice(rankings, len(query.wordings) or 1)) for name in sides}
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:

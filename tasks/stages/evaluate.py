@@ -23,8 +23,7 @@ from paraclip.tasks.models import base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
-from paraclip_core.demo.scenes.plan import held_out_images
-from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.compare import compare, with_control
@@ -33,7 +32,6 @@ from paraclip_core.evaluation.results import (
     Provenance,
     from_arrays,
     result_json,
-    task_results,
     to_arrays,
     to_table,
 )
@@ -70,17 +68,10 @@ def write_evaluation(
     fingerprints: Mapping[str, str],
     provenance: Callable[[str, str], Provenance] | None = None,
 ) -> dict[str, Any]:
-    """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json`` into `folder`.
+    """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json``; returns the summary.
 
-    Args:
-        folder: where to write.
-        evaluation: what was measured.
-        names: the weights of `base` and of `tuned`: a fingerprint or a reference.
-        fingerprints: names of the artifacts or references that took part, for the summary.
-        provenance: that of a result, by benchmark and model; None where a manifest says it.
-
-    Returns:
-        The summary.
+    `names` are the weights of `base` and of `tuned`, `fingerprints` the artifacts or references that took part;
+    `provenance` is that of a result, by benchmark and model, where no manifest says it.
     """
     for outcome in evaluation.outcomes:
         for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
@@ -88,9 +79,6 @@ def write_evaluation(
             place = folder / "results" / model
             result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured, origin)
             write_json(place / f"{outcome.benchmark}.json", result)
-            if origin is not None:
-                for task, part in task_results(outcome.kind, model, names[model], measured, origin).items():
-                    write_json(place / outcome.benchmark / f"{task}.json", part)
         write_table(folder / "samples" / f"{outcome.benchmark}.parquet", to_table(outcome.base, outcome.tuned))
     for benchmark, table in evaluation.per_query.items():
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)
@@ -122,8 +110,6 @@ def _options(run: Run) -> dict[str, Any]:
 def _sources(run: Run) -> dict[str, str]:
     settings = run.settings
     check_names(settings.evaluate.benchmarks)
-    _check_scenes(settings)
-    _check_paths(settings)
     contents = own_benchmarks(settings.evaluate.benchmarks)
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
@@ -134,21 +120,6 @@ def _sources(run: Run) -> dict[str, str]:
         else:
             contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes, images=images)
     return contents
-
-
-def _check_paths(settings: Settings) -> None:
-    """Name everything at once that is not there."""
-    missing = [
-        f"{benchmark.name} ({place})"
-        for benchmark in settings.evaluate.benchmarks
-        if benchmark.path is not None and not benchmark.optional and not _from_scenes(settings, benchmark)
-        for place in (input_path(settings, benchmark.path), _images(settings, benchmark))
-        if place is not None and not place.exists()
-    ]
-    if len(missing) > 1:
-        raise BenchmarkError(
-            f"benchmarks are not there: {', '.join(missing)}; correct their paths or mark them `optional: true`"
-        )
 
 
 def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
@@ -165,39 +136,19 @@ def benchmark_hash(
 ) -> str:
     """Hash of all that a benchmark reads at `path`, of `split` where it has several, and at `images`."""
     contents = hashes.of(source_files(kind, path, split, images))
-    # With the folder's own name, which finds its images and is shown as the split.
-    named = {_place(Path(file), path, images): value for file, value in contents.items()}
+
+    def place(file: Path) -> str:
+        # With the folder's own name, which finds its images and is shown as the split.
+        if images is None or file.is_relative_to(path.parent):
+            return file.relative_to(path.parent).as_posix()
+        return f"images/{file.relative_to(images).as_posix()}"
+
+    named = {place(Path(file)): value for file, value in contents.items()}
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
 
-def _place(file: Path, path: Path, images: Path | None) -> str:
-    """What a file is called relative to the benchmark, or to its images where those lie elsewhere."""
-    if images is None or file.is_relative_to(path.parent):
-        return file.relative_to(path.parent).as_posix()
-    return f"images/{file.relative_to(images).as_posix()}"
-
-
-def _check_scenes(settings: Settings) -> None:
-    scenes = settings.data.scenes
-    if scenes is None or settings.evaluate.split != "val":
-        return
-    images = held_out_images(scenes)
-    for benchmark in settings.evaluate.benchmarks:
-        here = benchmark.path is None or _from_scenes(settings, benchmark)
-        if here and images < (fewest := find_benchmark(benchmark.kind).fewest_images):
-            raise ConfigError(
-                f"benchmark {benchmark.name!r} searches the {images} held-out images of data.scenes; expected at least "
-                f"{fewest}: raise data.scenes.images or data.scenes.held_out"
-            )
-
-
 def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
-    """Find benchmarks that evaluation could not use while no model is trained; images are known then.
-
-    Args:
-        run: the run.
-        inputs: the finished `ingest` and `features`.
-    """
+    """Find benchmarks that evaluation could not use while no model is trained; `inputs`: `ingest` and `features`."""
     settings = run.settings
     if not settings.evaluate.benchmarks:
         return
@@ -258,16 +209,7 @@ def _over_control(
 def benchmark_tasks(
     settings: Settings, scenes: Artifact | None, stored: Stored
 ) -> tuple[list[Prepared], dict[str, str]]:
-    """Read every benchmark of a run.
-
-    Args:
-        settings: the run's settings.
-        scenes: the rendered scenes, where the settings want some.
-        stored: captions of the evaluation split, and images.
-
-    Returns:
-        The benchmarks, and why others are left out, by name.
-    """
+    """Read every benchmark of a run; gives them, and why others are left out, by name."""
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:
         path = _path(settings, scenes, benchmark)

@@ -279,29 +279,6 @@ def worker(server: str) -> Iterator[None]:
         process.wait(60)
 
 
-def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
-    from prefect.utilities.services import stop_client_metrics_server
-
-    from paraclip.flows.stages import STAGE_FLOWS
-    from paraclip_core.settings import parse_settings
-
-    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
-        try:
-            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-                lines = answer.read().decode().splitlines()
-        finally:
-            stop_client_metrics_server()
-    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
-    assert any(line.startswith("prefect_") for line in lines)
-
-
 def tags_of(state: Any) -> set[str]:
     from prefect.client.orchestration import get_client
 
@@ -382,3 +359,26 @@ def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> 
     wait_until(lambda: len([m for m in posted if m["run"] == "costly"]) == 2, posted)
     near = [m for m in posted if m["run"] == "costly"]
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
+
+
+def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
+    from prefect.utilities.services import stop_client_metrics_server
+
+    from paraclip.flows.stages import STAGE_FLOWS
+    from paraclip_core.settings import parse_settings
+
+    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
+    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
+        try:
+            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                lines = answer.read().decode().splitlines()
+        finally:
+            stop_client_metrics_server()
+    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
+    assert any(line.startswith("prefect_") for line in lines)

@@ -79,9 +79,10 @@ def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
     stages = {stage["stage"]: stage for stage in planned["stages"]}
     assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
     images = stages["evaluate"]["rows"] // 2
-    assert f"validation: rewordings has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][0]
-    assert "so they are too few to tell" in planned["notes"][0]
-    assert planned["notes"][1].startswith("α is chosen on")
+    assert planned["notes"][0].startswith("1 of 61 images that were looked up")
+    assert f"validation: rewordings has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][1]
+    assert "so they are too few to tell" in planned["notes"][1]
+    assert planned["notes"][2].startswith("α is chosen on")
 
 
 @pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,17 +82,6 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     # Another prompt for step 1: nothing is known.
     new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
     assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
-
-
-def test_many_answers_of_the_run_say_how_many_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
-    left = {1: StepLeft(162, 62, accepted=45, rejected=55, new_inputs=62), 2: StepLeft(rows=45, missing=45)}
-    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
-    found = amounts(Run(settings, store), {"ingest": INGEST})
-    assert found["paraphrase_2"].rows == 45 + round(0.45 * 62)
-    assert "45% of paraphrase_1 accepted as of the 100 rows with answers" in found["paraphrase_2"].note
-    left[1] = replace(left[1], accepted=40, rejected=9)
-    assert "assumed" in amounts(Run(settings, store), {"ingest": INGEST})["paraphrase_2"].note
 
 
 def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(

@@ -333,14 +333,6 @@ def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: Artifact
     assert [path.name for path in tmp_path.iterdir()] == [LIST]
 
 
-def test_a_target_that_is_not_empty_is_refused(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty; choose a new folder"):
-        export_dataset(made, tmp_path / "out", store)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
-
-
 def test_what_it_was_made_from_is_named_where_it_is_gone(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     orphan = again(store, made, "9" * 32, inputs={"paraphrase_1": "0" * 32})
     with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32} .* run the same settings again"):

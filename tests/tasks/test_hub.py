@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -22,8 +20,6 @@ from paraclip.flows.cli import run_cli
 from paraclip.tasks.hub import published_card
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.reference import canonical
-from paraclip_core.config import ModelOptions
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
@@ -106,23 +102,6 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
     assert back.returncode == 0 and (tmp_path / "back" / "model.safetensors").is_file(), back.stderr
 
 
-def test_a_folder_that_was_exported_before_is_pushed(hub: HubServer, tmp_path: Path) -> None:
-    folder = tmp_path / "words"
-    (folder / "data").mkdir(parents=True)
-    pq.write_table(pa.table({"caption": ["a dog"]}), folder / "data" / "train-00000-of-00001.parquet")
-    (folder / "README.md").write_text("---\nlanguage: [en]\n---\nload_dataset('PATH_OF_THIS_FOLDER')\n")
-    done = paraclip(hub, tmp_path, "push", "words", "me/words", "--private", "--json")
-    assert json.loads(done.stdout) == {"pushed": f"{hub.url}/datasets/me/words"}, done.stderr
-    created = next(json.loads(each.body) for each in hub.requests if each.path == "/api/repos/create")
-    assert (created["type"], created.get("private") or created.get("visibility")) in [
-        ("dataset", True),
-        ("dataset", "private"),
-    ]
-    repo = hub.repos["dataset", "me/words"]
-    assert b"load_dataset('me/words')" in repo["README.md"]
-    assert secrets(hub, tmp_path) == []
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [("a b", "is no name on the hub"), ("x", "expected ORG/NAME"), ("me/x", "HF_HUB_OFFLINE is set")],
@@ -174,11 +153,6 @@ def test_captions_are_read_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     ]
     assert "InputError: hf://datasets/them/nothing cannot be fetched" in done.stderr
     assert not any("big.bin" in each.path for each in hub.requests), "only what is named is fetched"
-
-
-def test_addresses_of_models() -> None:
-    assert ModelOptions(base="hf://org/name").base == "hf-hub:org/name" == canonical("hf://org/name/")
-    assert canonical("ViT-B-32:openai") == "ViT-B-32:openai"
 
 
 def test_a_published_card_loads_from_the_hub() -> None:

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.preflight import Census, check_before_paying
+from paraclip.tasks.preflight import check_before_paying, count_captions
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.clip.images import holds_any
@@ -177,7 +178,7 @@ def test_an_image_that_is_missing_is_told_before_its_captions_are_paid_for(tmp_p
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
     (tmp_path / "pics" / "3.jpg").unlink()
     assert told(settings_of()).startswith(
-        "1 of 16 images that were looked up in pics are not there, the first is '3.jpg'"
+        "1 of 60 images that were looked up in pics are not there, the first is '3.jpg'"
     )
 
 
@@ -193,7 +194,7 @@ def test_images_that_are_not_where_they_should_be(tmp_path: Path, settings_of: M
         images = "pics.tar"
     message = told(settings_of({"path": "captions.csv", "images": images}, split="train"))
     assert re.match(
-        rf"InputError: .*/{images} has none of the 16 images that were looked up; the first is '0', ", message
+        rf"InputError: .*/{images} has none of the 60 images that were looked up; the first is '0', ", message
     )
     assert "as captions.csv names it. Correct data.sources[].images, or name the column" in message
 
@@ -230,7 +231,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
         with store.writing(name, nodes[name].fingerprint) as work:
             (work.out / "made.txt").touch()
             store.commit(nodes[name].draft, {}, 0.0)
-    monkeypatch.setattr("paraclip.tasks.preflight.Census", lambda *_: pytest.fail("captions were counted"))
+    monkeypatch.setattr("paraclip.tasks.preflight.count_captions", lambda *_: pytest.fail("captions were counted"))
     assert check_before_paying(Run(settings, store)) == []
 
 
@@ -245,17 +246,23 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     assert check_before_paying(Run(settings, store)) == []
 
 
-def test_few_of_many_images_are_looked_up(settings_of: Make) -> None:
-    size, census = 200, Census(settings_of())
-    for batch in range(100):
-        ids = [f"{batch}-{row // 5}.jpg" for row in range(size)]
-        made: dict[str, pa.Array] = {name: pa.array(ids) for name in ("image_id", "image_path", "caption")}
-        for name, value in (("images", "pics"), ("source", "captions.csv"), ("split", "train")):
-            made[name] = pa.repeat(pa.scalar(value), size)
-        census.note(pa.RecordBatch.from_pydict(made))
-    assert census.splits == {"train": 20_000} and not census.without_image("train")
-    looked_up = list(census.first_images["pics"])
-    assert looked_up[:17] == [*(f"0-{image}.jpg" for image in range(16)), "1-0.jpg"] and len(looked_up) == 1008
+def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> None:
+    size, count = 4000, 2500
+    columns = {name: pa.array([f"{row % count}.jpg" for row in range(size)]) for name in ("image_id", "image_path")}
+    columns |= {
+        "caption": columns["image_id"],
+        "images": pa.array(["pics"] * size),
+        "split": pa.array(["train"] * size),
+    }
+    write_table(
+        tmp_path / "captions" / "part-0.parquet", pa.table(columns | {"source": pa.array(["captions.csv"] * size)})
+    )
+    census = count_captions(settings_of(), tmp_path / "captions")
+    assert census.splits == {"train": size} and not census.without_image("train")
+    looked_up = list(census.named_images["pics"])
+    assert len(set(looked_up)) == 1000 and looked_up == list(
+        count_captions(settings_of(), tmp_path / "captions").named_images["pics"]
+    )
 
 
 def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
     from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured
 
-__all__ = [
-    "BENCHMARKS", "RECALL_DEPTHS", "Benchmark", "Metric", "Source", "Stored", "Task", "arrow_of",
-    "check_metric", "check_options", "describe_benchmark", "find_benchmark", "headline_metrics", "metric_of",
-    "recalls",
-]  # fmt: skip
-
 _IN = "paraclip_core.evaluation.benchmarks"
 BENCHMARKS = {
     "paraphrased_retrieval": f"{_IN}.paraphrased:PARAPHRASED_RETRIEVAL",
@@ -124,11 +118,7 @@ class Source:
     """Folder, tar or Parquet with the images, where they do not lie beside the path."""
 
     def need_path(self) -> Path:
-        """The path of a benchmark that has no other source.
-
-        Raises:
-            BenchmarkError: there is none.
-        """
+        """The path of a benchmark that has no other source."""
         if self.path is None:
             raise BenchmarkError("it needs a path to its published files")
         return self.path
@@ -162,14 +152,10 @@ class Benchmark:
     """Whether it searches images: the stored split's without a path; `notes["images"]` says how many."""
     searches_stored: bool = False
     """Whether it searches, with a path, any images that a run has ingested."""
-    fewest_images: int = 1
-    """In smaller pools it cannot be measured."""
     task: str = ""
     """CLIP_benchmark's name of the task; empty: the title."""
     mteb: bool = False
     """Whether results take mteb's shape; the first metric is the main score."""
-    mteb_parts: bool = False
-    """Whether the parts of the first metric are tasks of mteb, by its names."""
     hub_task: str = "image-text-retrieval"
     """The Hugging Face hub's name of the task, for model cards."""
     options: type[Options] | None = None
@@ -196,11 +182,7 @@ class Benchmark:
 
 
 def find_benchmark(kind: str) -> Benchmark:
-    """The row of a kind, ours or a user's own.
-
-    Raises:
-        ConfigError: the user's own cannot be used.
-    """
+    """The row of a kind, ours or a user's own."""
     where, expected = f"evaluate.benchmarks[].kind={kind}", "package.module:NAME, a Benchmark"
     benchmark = import_path(BENCHMARKS.get(kind, kind), where, expected)
     if not isinstance(benchmark, Benchmark):
@@ -235,11 +217,7 @@ def headline_metrics() -> list[str]:
 
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
-    """See that one of our kinds takes these options.
-
-    Raises:
-        ValueError: it does not; names the option.
-    """
+    """See that one of our kinds takes these options; a ValueError names the one that it does not."""
     taken = find_benchmark(kind).options
     if taken is None:
         raise ValueError(f"{kind} has no options")
@@ -251,12 +229,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 
 
 def check_metric(name: str) -> str:
-    """``kind/metric`` as it is.
-
-    Raises:
-        ValueError: no benchmark has such a metric.
-        ConfigError: a benchmark of the user's own cannot be used.
-    """
+    """``kind/metric`` as it is; a ValueError where no benchmark has such a metric."""
     kind, _, metric = name.partition("/")
     if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
         return name

@@ -242,7 +242,6 @@ PARAPHRASED_RETRIEVAL = Benchmark(
     aliases=("rewordings", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,
-    fewest_images=DEPTH,
     task="paraphrased_retrieval",
     options=PairOptions,
     needs_images=True,

@@ -244,6 +244,5 @@ STS7 = Benchmark(
     load=_load_seven,
     files=_seven_files,
     task="sts7",
-    mteb_parts=True,
     hub_task="sentence-similarity",
 )

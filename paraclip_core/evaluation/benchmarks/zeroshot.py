@@ -3,12 +3,11 @@
 A class is the mean of its templates' text features, each of length 1, scaled to length 1 again, as open_clip builds its
 classifier.
 
-Formats: a folder with a folder of images for each class (ImageNet's `val` by synsets, or any other); or
-CLIP_benchmark's webdataset, tars with an image and a ``.cls`` for each key beside ``classnames.txt``.
+The format is a folder with a folder of images for each class (ImageNet's `val` by synsets, or any other).
 
-Names: ``classnames.txt``, a line for each class in the order of the folders' names or of the numbers in ``.cls``; else
-for synsets open_clip's ImageNet names; else the folders' names. Templates: ``zeroshot_classification_templates.txt``,
-a line each with ``{c}`` for the class; else open_clip's 80 of OpenAI.
+Names: ``classnames.txt``, a line for each class in the order of the folders' names; else for synsets open_clip's
+ImageNet names; else the folders' names. Templates: ``zeroshot_classification_templates.txt``, a line each with ``{c}``
+for the class; else open_clip's 80 of OpenAI.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, archive_pool, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
@@ -52,21 +50,12 @@ class ClassifiedImages:
 def load(source: Source) -> Task:
     """Images, classes and templates."""
     path = source.need_path()
-    if not path.is_dir():
-        raise BenchmarkError(f"{path} is a file; expected a folder of classes, or of tars with .cls")
-    folders = _class_folders(path)
-    images = [*(_in_folders(path, folders) if folders else _in_tars(_tars(path, source.split)))]
+    folders = _class_folders(path) if path.is_dir() else []
+    images = [*_in_folders(path, folders)]
     if len(images) < 2:
-        raise BenchmarkError(
-            f"{path} has {len(images)} classified images; expected folders of images, or tars with .cls files"
-        )
+        raise BenchmarkError(f"{path} has {len(images)} classified images; expected a folder of images for each class")
     names, names_from = _names(path, [folder.name for folder in folders])
     labels = np.array([label for _, _, label in images], np.int64)
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise BenchmarkError(
-            f"{path}: an image is of class {labels.max() if labels.max() >= len(names) else labels.min()}, but "
-            f"{names_from} names {len(names)} classes, counted from 0"
-        )
     templates, templates_from = _templates(path)
     places = [(archive, name) for archive, name, _ in images]
     pool = archive_pool([f"{archive.name}/{name}" for archive, name in places], places)
@@ -89,36 +78,12 @@ def _in_folders(path: Path, folders: Sequence[Path]) -> Iterator[tuple[Path, str
                 yield path, f"{folder.name}/{file.name}", label
 
 
-def _tars(path: Path, split: str | None) -> list[Path]:
-    tars = [*path.glob("*.tar")] or [*(path / (split or "test")).glob("*.tar")]
-    return sorted(tars, key=lambda tar: (len(tar.name), tar.name))
-
-
-def _in_tars(tars: Sequence[Path]) -> Iterator[tuple[Path, str, int]]:
-    for tar in tars:
-        with ImageArchive(tar) as archive:
-            members = archive.names()
-            classes = {name[: -len(".cls")]: name for name in members if name.endswith(".cls")}
-            for name in members:
-                key = str(PurePosixPath(name).with_suffix(""))
-                if PurePosixPath(name).suffix.lower() in PICTURES and key in classes:
-                    content = archive.read(classes[key])
-                    try:
-                        label = int(content.decode().strip())
-                    except ValueError as error:
-                        what = f"{tar}: {classes[key]} holds {content[:40]!r}"
-                        raise BenchmarkError(f"{what}, expected the number of a class") from error
-                    yield tar, name, label
-
-
 def _names(path: Path, folders: Sequence[str]) -> tuple[list[str], str]:
     if (path / NAMES).is_file():
         names = _lines(path / NAMES)
-        if folders and len(names) != len(folders):
+        if len(names) != len(folders):
             raise BenchmarkError(f"{path / NAMES} has {len(names)} names for {len(folders)} folders of images")
         return names, NAMES
-    if not folders:
-        raise BenchmarkError(f"{path / NAMES} does not exist; expected a class's name on each line")
     if all(SYNSET.fullmatch(name) for name in folders):
         return _imagenet_names(path, folders), "open_clip's ImageNet names"
     return [name.replace("_", " ") for name in folders], "the folders' names"
@@ -188,9 +153,7 @@ def measure(images: ClassifiedImages, encoder: Encoder) -> Measured:
 
 def _files(path: Path, split: str | None) -> list[Path]:
     texts = [file for file in path.glob("*.txt") if file.is_file()]
-    if folders := _class_folders(path):
-        return sorted([*texts, *(path / name for _, name, _ in _in_folders(path, folders))])
-    return sorted([*texts, *_tars(path, split)])
+    return sorted([*texts, *(path / name for _, name, _ in _in_folders(path, _class_folders(path)))])
 
 
 ZEROSHOT_CLASSIFICATION = Benchmark(

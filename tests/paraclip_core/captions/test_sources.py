@@ -84,15 +84,6 @@ def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
 
 
-def test_captions_and_images_in_one_folder(tmp_path: Path) -> None:
-    (tmp_path / "data" / "deep").mkdir(parents=True)
-    for name in ("captions.csv", "deep/more.csv", "pic.jpg"):
-        (tmp_path / "data" / name).write_text("")
-    for images in ("data", "./data", "."):
-        found = [name for name, *_ in names(tmp_path, path="data", images=images)]
-        assert found == ["data/captions.csv", "data/deep/more.csv"]
-
-
 def test_the_shipped_webdataset_configuration_finds_its_shards(tmp_path: Path) -> None:
     (tmp_path / "laion400m").mkdir()
     for name in ("00000.tar", "00000.parquet", "00000_stats.json", "00001.tar"):
@@ -105,11 +96,6 @@ def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "readme.txt"):
         (tmp_path / name).write_text("a dog")
     assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
-
-
-def test_a_webdataset_holds_its_own_images(tmp_path: Path) -> None:
-    (tmp_path / "0.tar").write_text("")
-    assert names(tmp_path, path="./0.tar") == [("0.tar", "webdataset", "0.tar")]
 
 
 def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from paraclip_core.evaluation.results import (
     from_table,
     mteb_name,
     result_json,
-    task_results,
     to_arrays,
     to_table,
 )
@@ -59,14 +58,10 @@ def test_published_result_shapes() -> None:
     assert found["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
 
 
-def test_a_bundles_tasks_are_results_of_their_own() -> None:
+def test_a_bundle_is_one_result() -> None:
     hits = Sample(np.array([1.0, 0.0]), np.arange(2))
     measured = Measured({"spearman": hits, "spearman@STS12": hits, "spearman@SICK-R": hits}, {"texts": "raw"})
     provenance = Provenance("r" * 64, 1.5, {"torch": "2"})
-    tasks = task_results("sts7", "tuned", "abc", measured, provenance)
-    assert list(tasks) == ["STS12", "SICK-R"] and task_results("sts", "tuned", "abc", measured, provenance) == {}
-    found = tasks["STS12"]
-    assert (found["task_name"], found["dataset_revision"], found["evaluation_time"]) == ("STS12", "r" * 64, 1.5)
     whole = result_json("sts7", "all", "tuned", "abc", measured, provenance)
     assert whole["metrics"] == {"spearman": 0.5, "spearman@STS12": 0.5, "spearman@SICK-R": 0.5}
     assert (whole["versions"], whole["dataset_revision"]) == ({"torch": "2"}, "r" * 64)

@@ -98,7 +98,7 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "first"),
     [
-        ("data.scenes.images=31", "scenes"),
+        ("data.scenes.images=60", "scenes"),
         ("data.min_words=3", "ingest"),
         ("paraphrase.seed=1", "paraphrase_1"),
         ("bootstrap.epochs=1", "bootstrap"),

@@ -18,10 +18,7 @@ from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.audit import audit
 from paraclip.tasks.image_index import search, search_target
-from paraclip.tasks.search_page.app import make_app
-from paraclip.tasks.search_page.catalogue import Catalogue
-from paraclip.tasks.search_page.engine import SearchEngine
-from paraclip.tasks.search_page.marks import Marks
+from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip

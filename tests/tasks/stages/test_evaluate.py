@@ -22,15 +22,14 @@ from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.stage import carry_out
-from paraclip.tasks.stages import evaluate
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
-from paraclip_core.evaluation.results import Measured, Sample, from_table
+from paraclip_core.errors import BenchmarkError, InputError, ModelError
+from paraclip_core.evaluation.results import from_table
 from paraclip_core.evaluation.run import Candidate
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
@@ -206,15 +205,6 @@ def test_a_damaged_intermediate_is_measured_again(
     assert "is measured again" in caplog.text
 
 
-def test_an_intermediate_of_another_zip_version_is_measured_again(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", values=np.zeros(3))
-    raw = bytearray((tmp_path / "a.npz").read_bytes())
-    raw[raw.rindex(b"PK\x01\x02") + 6] = 255
-    (tmp_path / "a.npz").write_bytes(raw)
-    measured = Measured({"recall": Sample(np.zeros(3), np.arange(3))}, {})
-    assert evaluate._Kept(tmp_path.parent)(tmp_path.name, "a", lambda: measured) is measured
-
-
 def test_a_file_of_rewordings(
     world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path, tmp_path: Path
 ) -> None:
@@ -314,16 +304,6 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
     check_benchmarks(Run(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store), artifacts)
 
 
-def test_scenes_that_hold_out_too_few_are_found_before_anything_runs(tmp_path: Path) -> None:
-    benchmark = {"name": "few", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
-    store = ArtifactStore(tmp_path / "hashes")
-    with pytest.raises(
-        ConfigError, match=r"'few' searches the 8 held-out images of data\.scenes; expected at least 10"
-    ):
-        EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 30}), store))
-    assert EVALUATE.sources(Run(settings_with(tmp_path, [benchmark], scenes={"images": 40}), store)) == {}
-
-
 def test_an_interpolation_of_nothing_is_explained(
     world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path
 ) -> None:
@@ -369,19 +349,6 @@ def test_results_do_not_tell_where_a_local_base_lies(
     found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
     assert json.loads((found.path / "results/base/sts.json").read_text())["pretrained"] == "local"
     assert not any(str(base) in path.read_text() for path in found.path.rglob("*.json"))
-
-
-def test_a_folders_name_counts_because_results_show_it(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "hashes")
-
-    def seen(path: str) -> Any:
-        benchmark = {"name": "p", "kind": "paraphrased_retrieval", "path": path}
-        return EVALUATE.sources(Run(settings_with(tmp_path, [benchmark]), store))
-
-    for folder in ("here/pairs", "there/pairs", "there/others"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "pairs.jsonl").write_text('{"image_id": "1", "caption": "a dog", "rewording": "a hound"}')
-    assert seen("here/pairs") == seen("there/pairs") != seen("there/others")
 
 
 OWN = """

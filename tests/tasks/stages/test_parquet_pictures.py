@@ -149,12 +149,3 @@ def test_a_run_that_was_cut_off_goes_on_in_the_middle_of_a_row_group(
     resumed = carry_out(FEATURES, draft, Run(settings, store), {"ingest": ingest})
     assert _files(resumed) == _files(loose[1])
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
-
-
-def test_fingerprints_tell_of_pictures_alone(tmp_path: Path, photos: list[bytes]) -> None:
-    store = ArtifactStore(tmp_path / "hashes")
-    _by_pyarrow(tmp_path / "a.parquet", photos, [_texts(number) for number in range(IMAGES)])
-    content = hashlib.sha256((tmp_path / "a.parquet").read_bytes()).hexdigest()
-    assert INGEST.sources(Run(_settings(tmp_path, path="a.parquet"), store)) == {"a.parquet": f"pictures:{content}"}
-    assert INGEST.sources(Run(_settings(tmp_path, path="a.parquet", images="pics"), store)) == {"a.parquet": content}
-    assert FEATURES.sources(Run(_settings(tmp_path, path="a.parquet"), store)) == {}

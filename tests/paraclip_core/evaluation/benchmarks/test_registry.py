@@ -15,7 +15,6 @@ from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import (
     BENCHMARKS,
     Metric,
-    arrow_of,
     check_metric,
     describe_benchmark,
     find_benchmark,
@@ -57,11 +56,6 @@ def test_every_metric_says_which_way_is_better(kind: str) -> None:
         assert (metric.arrow == "↓") == metric.lower_is_better
 
 
-def test_arrows_by_name_alone() -> None:
-    names = ("ao@10", "spearman@STS12", "text_only_closeness@add_obj", "made_up")
-    assert [arrow_of(name) for name in names] == ["↑", "↑", "↓", ""]
-
-
 def test_every_kind_is_in_the_guide() -> None:
     table = GUIDE.read_text("utf-8").partition("## ")[0]
     assert [kind for kind in BENCHMARKS if f"`{kind}`" not in table] == []
@@ -93,19 +87,6 @@ def test_what_is_not_at_hand_any_more_has_a_name_at_least() -> None:
 def test_kinds_and_options_are_checked(kind: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BenchmarkOptions(name="x", kind=kind, options={"a": 1})
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("no_such_module:MINE", r"kind=no_such_module:MINE cannot be used: .*no_such_module.*PYTHONPATH"),
-        ("json:nothing", r"kind=json:nothing cannot be used: .*expected package\.module:NAME, a Benchmark"),
-        ("json:dumps", r"kind=json:dumps is no Benchmark"),
-    ],
-)
-def test_a_path_that_is_no_benchmark_is_told(kind: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        find_benchmark(kind)
 
 
 @pytest.mark.parametrize(
