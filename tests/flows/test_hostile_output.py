@@ -13,7 +13,6 @@ import pytest
 
 from paraclip.flows.cli import run_cli
 from paraclip.flows.commands.common import CONTROL, print_json, print_table, printable, say
-from paraclip.flows.commands.run import print_comparison
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.cache_tools import cache_stats
 from paraclip.storage.generations import GenerationStore
@@ -53,24 +52,6 @@ def test_texts_are_printable(capsys: Capture) -> None:
     check(capsys.readouterr().out)
     assert printable("a dog\ton the grass, Größe 4 – 猫 🐈") == "a dog\ton the grass, Größe 4 – 猫 🐈"
     assert all(unicodedata.category(char) != "Cc" or CONTROL.match(char) for char in map(chr, (0, 7, 8, 13, 27, 155)))
-
-
-def test_a_table_shows_hostile_cells_as_text(capsys: Capture) -> None:
-    print_table(TEXTS[0], ["text", "n"], [{"text": text, "n": number} for number, text in enumerate(TEXTS)])
-    shown = capsys.readouterr().out
-    check(shown)
-    assert "[bold red]a dog[/]" in shown
-
-
-def test_a_verdict_is_shown_safely(capsys: Capture) -> None:
-    hostile = "\x1b]0;owned\x07\u202e"
-    models = {"base": {}, "tuned": {}}
-    print_comparison(
-        {"models": models, "verdict": "hold", "reason": f"{hostile} fell by 2", "notes": [f"{hostile} out"]}
-    )
-    shown = capsys.readouterr().out
-    check(shown)
-    assert shown.count("owned") == 2 and "fell by 2" in shown and "note: " in shown
 
 
 def test_json_escapes_what_a_terminal_would_obey_and_stays_the_same_data(capsys: Capture) -> None:

@@ -22,12 +22,10 @@ UNKNOWN = {
     "plan": [
         "-c ABSENT",
         "--set nonsense=1",
-        "-c CONFIG --set run.root=~no-such-user/x",
-        "-c CONFIG --root ~no-such-user/x",
         "-c CONFIG --device nonsense",
     ],
     "paraphrase": ["a -c ABSENT", "a --set nonsense=1", "--file ABSENT"],
-    "requests export": ["NEW -c ABSENT", "NEW -c CONFIG --set run.root=~no-such-user/x"],
+    "requests export": ["NEW -c ABSENT"],
     "requests import": ["ABSENT -c CONFIG", "FILE -c ABSENT"],
     "evaluate": [
         "--base FILE --tuned FILE --benchmark nonsense=FILE",
@@ -36,7 +34,7 @@ UNKNOWN = {
         "--base ViT-B-33:openai --tuned FILE --benchmark stsb=FILE",
         "--base FILE --tuned ViT-B-32:nothing --benchmark stsb=FILE",
     ],
-    "promote": ["-c ABSENT", "-c CONFIG --channel ../x", "-c CONFIG --set run.root=~no-such-user/x"],
+    "promote": ["-c ABSENT", "-c CONFIG --channel ../x"],
     "search": ["dog --model nothing", "dog --model ABSENT", "dog --model ~no-such-user/x", "dog --model ingest/"],
     "ui": ["--model nothing", "--model ABSENT", "--model ~no-such-user/x", "--model ingest/"],
     "audit": ["--model nothing --queries FILE", "--model ingest/ --queries ABSENT"],
