@@ -55,7 +55,7 @@ ALERTS = {
         3600,
         RUNS,
         related=(OURS,),
-        # A run's name has its flow and its configuration in it: `watch` may fail every ten minutes.
+        # A run's name has its flow and its configuration in it: a schedule may fail every ten minutes.
         for_each=frozenset({"prefect.resource.name"}),
     ),
     "run.waiting": Alert(

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +31,7 @@ class Move:
     """Fingerprint of the ``finetune`` artifact that it serves from then on."""
     before: str | None = None
     by: str = "unknown"
-    """`run`, `promotion` or `rollback`; `unknown` for what is from before channels had a history."""
+    """`run`, `promotion` or `rollback`; `unknown` for what was done by hand."""
     at: str | None = None
     """UTC, ISO 8601."""
     who: str | None = None
@@ -47,16 +47,11 @@ class Move:
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
     """The moves that a channel's file holds, the oldest first; the last one led to the model that it serves."""
-    names, entries = {item.name for item in fields(Move)}, channel.get("history")
-    # What is no move is passed over: a file edited by hand must not block the way back.
-    entries = entries if isinstance(entries, list) else []
-    sound = [entry for entry in entries if isinstance(entry, dict) and entry.get("after")]
-    moves = [Move(**{name: value for name, value in entry.items() if name in names}) for entry in sound]
+    moves = [Move(**entry) for entry in channel.get("history", ())]
     served = channel.get("fingerprint")
     if served and (not moves or moves[-1].after != served):
-        # A file without a history tells its last move.
-        facts = {name: channel.get(name) for name in ("before", "verdict", "reason")}
-        moves.append(Move(served, by=channel.get("moved_by", "unknown"), stages=channel.get("stages", {}), **facts))
+        # A file that was written by hand.
+        moves.append(Move(served, stages=channel.get("stages", {})))
     return moves
 
 

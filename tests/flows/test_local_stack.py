@@ -49,7 +49,7 @@ def free_port() -> int:
 
 def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
     names = [deployment["name"] for deployment in declared["deployments"]]
-    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback", "watch")
+    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback")
     assert sorted(names) == sorted([*STAGES, *others])
     for deployment in declared["deployments"]:
         module, _, flow = deployment["entrypoint"].rpartition(".")
@@ -62,8 +62,8 @@ def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
 def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
     demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
     for deployment in declared["deployments"]:
-        if deployment["name"] in ("rollback", "watch"):
-            continue  # what a channel's file or another deployment holds is all that they need
+        if deployment["name"] == "rollback":
+            continue  # what a channel's file holds is all that it needs
         assert parse_settings(deployment["parameters"]["settings"]) == demo
 
 

@@ -154,23 +154,6 @@ def test_a_model_that_is_gone_is_refused(store: ArtifactStore) -> None:
     assert channel(store) == before
 
 
-def test_a_file_without_a_history(store: ArtifactStore) -> None:
-    stages = model(store, B)
-    old = {"stage": "finetune", "fingerprint": B, "verdict": "promote", "stages": stages, "moved_by": "promotion"}
-    store.set_channel("production", {**old, "before": A, "reason": "better"})
-    expected = Move(B, A, "promotion", verdict="promote", reason="better", stages=stages)
-    assert history(channel(store)) == [expected]
-    with pytest.raises(ArtifactError, match=f"the model {A} is gone"):
-        rollback(store, "production")
-    model(store, A)
-    assert rollback(store, "production")["after"] == A
-    assert [move.by for move in history(channel(store))] == [BY_PROMOTION, BY_ROLLBACK]
-    assert channel(store)["stages"] == {"finetune": A, "ingest": "1" + A[1:]}
-    store.set_channel("production", {"stage": "finetune"})
-    with pytest.raises(ArtifactError, match="names no model; restore or delete its file"):
-        rollback(store, "production")
-
-
 def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     promote(store, A, B, C)
