@@ -346,20 +346,6 @@ def roll_back(run: Any, variables: dict[str, str]) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        (["https://example.org", "run.faild"], "run.faild: no such event"),
-        (["nonsense://example.org"], "no address to send alerts to"),
-    ],
-)
-def test_what_cannot_work_is_refused(arguments: list[str], problem: str) -> None:
-    from paraclip.flows.alerts import pass_on
-
-    with pytest.raises(ConfigError, match=problem):
-        pass_on(arguments[0], arguments[1:])
-
-
 def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> None:
     from prefect import flow
 

@@ -203,11 +203,3 @@ def test_seats(gpus: int, options: Any, seats: dict[str, tuple[str, ...] | None]
     for names in taken.values():
         machine.leave(names or ())
     assert all(machine.take(STAGES[name], run) is not None for name in list(seats)[:1])
-
-
-def test_only_where_there_are_several_gpus_a_stage_is_told_which_is_its_own() -> None:
-    assert Seats(2).device(("cuda:1",), "auto") == "cuda:1"
-    assert Seats(1).device(("cuda:0",), "auto") == "auto"
-    assert Seats(2).device(("cuda:0", "cuda:1"), "auto") == "auto"
-    assert Seats(2).device(("cpu",), "auto") == "auto"
-    assert Seats(2).device(("cuda:1",), "cuda:1") == "cuda:1"

@@ -83,7 +83,7 @@ def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, capsys: Ca
             assert run_cli([*command, "--root", str(tmp_path), *more]) == 0
             check(capsys.readouterr().out)
     assert cache_stats(cache).keys == len(TEXTS)
-    for command in ("show", "lineage"):
+    for command in ("show",):
         for more in ([], ["--json"]):
             assert run_cli(["artifacts", command, "ffff", "--root", str(tmp_path), *more]) == 0
             check(capsys.readouterr().out)

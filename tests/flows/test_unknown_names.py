@@ -44,7 +44,6 @@ UNKNOWN = {
     "serve": ["--prefect-file ABSENT"],
     "artifacts ls": ["--root ABSENT", "--root ~no-such-user/x", "--stage nothing"],
     "artifacts show": ["nothing", "finetune/nothing", "nothing/nothing", "../x", "--root ABSENT x"],
-    "artifacts lineage": ["nothing", "--root ABSENT x"],
     "artifacts verify": ["nothing", "--root ABSENT"],
     "artifacts gc": ["--root ABSENT"],
     "channel show": ["nothing", "../x", "--root ABSENT x"],

@@ -82,15 +82,6 @@ def test_the_caption_is_one_column_or_several(given: str, columns: object) -> No
     assert meant == (list(columns) if isinstance(columns, tuple) else columns)
 
 
-@pytest.mark.parametrize("given", ["[]", "[0, 1]", "[a, null]"])
-def test_what_names_no_columns_is_told_once(given: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"columns\.caption: expected a column's name or a list of names, got "
-    ) as told:
-        load_settings(None, ["data.sources.0.path=x", f"data.sources.0.columns.caption={given}"])
-    assert str(told.value).count("expected") == 1
-
-
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
@@ -180,9 +171,7 @@ def test_a_missing_or_binary_file(tmp_path: Path) -> None:
     "override",
     [
         "paraphrase.openai.extra_body={since: 2024-01-01}",
-        "paraphrase.openai.extra_body={temperature: .nan}",
-        "paraphrase.vllm.extra={names: !!set {a, b}}",
-        "paraphrase.vllm.extra={key: !!binary aGVsbG8=}",
+        "paraphrase.openai.extra_body={names: !!set {a, b}}",
     ],
 )
 def test_fields_that_json_cannot_hold_are_found_before_anything_runs(override: str) -> None:
@@ -224,10 +213,7 @@ def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
     "override",
     [
         "finetune.distil=.inf",
-        "bootstrap.memory_gib=.inf",
-        "paraphrase.gates.max_length_ratio=.inf",
         "evaluate.gate.max_drop={sts/spearman: .nan}",
-        "evaluate.gate.max_drop={sts/spearman: .inf}",
         "finetune.alpha.grid=[.nan]",
     ],
 )
