@@ -36,9 +36,6 @@ def load_settings(
             that name comes; None takes the defaults.
         overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
         environ: environment to look into for PARACLIP_ROOT.
-
-    Raises:
-        ConfigError: naming every wrong option at once, with what was expected.
     """
     tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
@@ -55,11 +52,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED) -> Settings:
-    """Check a tree of plain values; `where` names its origin in errors.
-
-    Raises:
-        ConfigError: naming every wrong option at once, each with what was expected.
-    """
+    """Check a tree of plain values; a ConfigError names `where` it is from and every wrong option at once."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -80,17 +73,7 @@ def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Setti
 def deployed_settings(
     settings: Settings, config: str, overrides: Sequence[str], environ: Mapping[str, str]
 ) -> Settings:
-    """What the parameters of a deployment's run mean.
-
-    Args:
-        settings: the typed tree, unless `config` names a file.
-        config: YAML file: a path on the worker, which starts from its folder, an fsspec URL, or a shipped one's name.
-        overrides: ``a.b=value`` each, put over either.
-        environ: environment to look into for PARACLIP_ROOT.
-
-    Raises:
-        ConfigError: the file cannot be read, or an option is wrong.
-    """
+    """What the parameters of a deployment's run mean: `config` names a file in place of `settings`."""
     if config:
         return load_settings(config, overrides, environ)
     if overrides:
@@ -140,11 +123,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """The value of a YAML document; errors say the place and quote nothing, for the file may be any file of the worker.
-
-    Raises:
-        ValueError: it is no YAML.
-    """
+    """The value of a YAML document; errors say the place and quote nothing: the file may be any file of the worker."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

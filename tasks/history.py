@@ -78,14 +78,8 @@ def moved(
 ) -> dict[str, Any]:
     """What a channel's file holds after a move: a history longer by it, unless the channel serves this model already.
 
-    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result.
-
-    Args:
-        channel: what it held before, if it was there.
-        stages: fingerprint of each stage of the model's run.
-        verdict: the gate's, base against tuned.
-        by: :data:`BY_RUN`, :data:`BY_PROMOTION` or :data:`BY_ROLLBACK`.
-        reason: why, for people.
+    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the
+    fingerprint of each stage of the model's run.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]
@@ -145,15 +139,8 @@ def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
     """Move a channel to the model before the one that it serves, or to another one that is still there.
 
-    A second rollback goes one model further back. A flow run that is retried does not.
-
-    Args:
-        store: the store.
-        name: the channel.
-        to: start of the fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
-
-    Returns:
-        `moved`, `reason` and the fingerprints `before` and `after`.
+    A second rollback goes one model further back. A flow run that is retried does not. `to` is the start of the
+    fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
     """
     existing_channel(store, name)
     with store.channel_lock(name):
