@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from paraclip.flows.local_stack import POOLS, TAG
+from paraclip.flows.local_stack import OURS, POOLS, RUNS
 from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 from paraclip_core.errors import ConfigError
 
@@ -44,8 +44,6 @@ class Alert(NamedTuple):
     for_each: frozenset[str] = frozenset({"prefect.resource.id"})
 
 
-RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
-OURS = {"prefect.resource.id": f"prefect.tag.{TAG}"}
 ALERTS = {
     "run.failed": Alert(
         "event.resource.name ~ ' is ' ~ event.payload.validated_state.name ~ ': ' "

@@ -31,9 +31,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from paraclip.flows.alerts import OURS, RUNS
 from paraclip.flows.environment import check_server
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, POOLS, RUNS, TAG
 from paraclip.flows.logs import OWN_LOGGERS
 from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
